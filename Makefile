@@ -1,0 +1,52 @@
+# `make` alone lists the targets. Everything is installed into .venv, with the versions of constraints.txt.
+
+PYTHON ?= python3
+VENV   ?= .venv
+# Extras of setup.py for `make quickstart`, e.g. EXTRAS=cuda13 on a machine with an NVIDIA GPU.
+EXTRAS ?=
+# Further arguments for pytest, e.g. PYTEST_ARGS="-n 2 -k seam".
+PYTEST_ARGS ?=
+
+BIN       := $(VENV)/bin
+INSTALL   := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
+PACKAGING := setup.py pyproject.toml constraints.txt
+# Empty files that say what has been installed; they are remade when the packaging changes.
+INSTALLED := $(VENV)/.installed$(EXTRAS:%=-%)
+TESTABLE  := $(VENV)/.installed-dev
+PYTEST    := JAX_PLATFORMS=cpu TF_CPP_MIN_LOG_LEVEL=3 $(BIN)/python -m pytest $(PYTEST_ARGS)
+
+.DEFAULT_GOAL := help
+.PHONY: help quickstart test test-slow wheel clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+quickstart: $(INSTALLED)  ## install, then adapt the bundled frozen model to a task it cannot do (runs/quickstart)
+	$(BIN)/adalink quickstart
+
+test: $(TESTABLE)  ## install what the tests need, then run all but the slow ones
+	$(PYTEST) -m "not slow and not t5x"
+
+test-slow: $(TESTABLE)  ## the slow tests only
+	$(PYTEST) -m "slow and not t5x"
+
+wheel: $(BIN)/python  ## build the source distribution and the wheel into dist/
+	$(INSTALL) build
+	$(BIN)/python -m build
+
+clean:  ## remove the virtual environment and what was built; runs/ stays
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: $(PACKAGING) | $(BIN)/python
+	@echo "Installing adalink-jax into $(VENV): some minutes the first time (TensorFlow alone is about 600 MB)."
+	$(INSTALL) -e .
+	@touch $@
+
+$(VENV)/.installed-%: $(VENV)/.installed
+	@echo "Installing what the extra [$*] adds into $(VENV): some minutes the first time."
+	$(INSTALL) -e '.[$*]'
+	@touch $@

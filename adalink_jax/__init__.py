@@ -1,0 +1,30 @@
+"""AdaLink-JAX: adapt frozen T5- and PaLI-style encoder-decoders through their input embeddings.
+
+Names are resolved on first use, so that `import adalink_jax` (and `adalink --help`) costs nothing.
+"""
+
+import importlib
+
+from adalink_jax.version import __version__
+
+_HOMES = {
+    "AdaLink": "adapters",
+    "AdaLinkAdapter": "adapters",
+    "AdaptedModel": "adapters",
+    "PaLI": "models",
+    "T5": "models",
+    "T5Config": "models",
+    "ViTConfig": "models",
+}
+
+__all__ = ["__version__", *_HOMES]
+
+
+def __getattr__(name):
+    if name in _HOMES:
+        return getattr(importlib.import_module(f"adalink_jax.{_HOMES[name]}"), name)
+    raise AttributeError(f"module 'adalink_jax' has no attribute {name!r}")
+
+
+def __dir__():
+    return __all__

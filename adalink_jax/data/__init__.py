@@ -1,0 +1,11 @@
+"""Tasks, feature conversion, vocabularies, metrics. Only `seqio_tasks` and `seqio_source` import TensorFlow or seqio.
+
+The training loop knows one thing of this layer: an iterator of NumPy batches whose position can be saved and restored
+(`adalink_jax.data.iterators.BatchIterator`).
+"""
+
+from adalink_jax.data.feature_converter import FeatureConverter
+from adalink_jax.data.iterators import BatchIterator, EpochIterator, padded_batches
+from adalink_jax.data.tasks import DatasetConfig, Task, get_tasks
+
+__all__ = ["BatchIterator", "DatasetConfig", "EpochIterator", "FeatureConverter", "Task", "get_tasks", "padded_batches"]

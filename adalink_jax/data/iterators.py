@@ -1,0 +1,84 @@
+"""Iterators of NumPy batches whose position is one small state, valid on any number of hosts."""
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+from typing import Protocol
+
+import numpy as np
+
+from adalink_jax.data.feature_converter import FeatureConverter
+
+
+class BatchIterator(Protocol):
+    """What the training loop takes: endless batches, each a dict of arrays with the batch on axis 0."""
+
+    def __next__(self) -> dict[str, np.ndarray]: ...
+
+    def get_state(self) -> dict:
+        """The position, as JSON can hold it: the batch that `next` would give now."""
+
+    def set_state(self, state: dict) -> None:
+        """Goes to a position that `get_state` gave."""
+
+
+class EpochIterator:
+    """Full batches of a source, epoch after epoch, each shuffled by a seed of its own; an epoch's remainder is dropped.
+
+    Args:
+      examples: `(seed, start) -> iterable` of the examples of one epoch from number `start` on, in an order that depends
+        on `seed` alone.
+      converter: examples -> batch.
+      batch_size: rows of the global batch.
+      seed: with the epoch's number it gives the epoch's seed.
+
+    Raises:
+      ValueError: from `next`, if an epoch has fewer examples than a batch.
+    """
+
+    def __init__(
+        self, examples: Callable[[int, int], Iterable[dict]], converter: FeatureConverter, batch_size: int, seed: int
+    ):
+        self._examples, self._converter, self._batch_size, self._seed = examples, converter, batch_size, seed
+        self.set_state({"epoch": 0, "batch": 0})
+
+    def __iter__(self):
+        return self
+
+    def __next__(self) -> dict[str, np.ndarray]:
+        batch = self._take()
+        if batch is None:
+            if self._batch == 0:
+                raise ValueError(f"The data has fewer examples than the batch size, {self._batch_size}.")
+            self.set_state({"epoch": self._epoch + 1, "batch": 0})
+            batch = self._take()
+            if batch is None:
+                raise ValueError(f"The data has fewer examples than the batch size, {self._batch_size}.")
+        self._batch += 1
+        return self._converter(batch)
+
+    def _take(self):
+        if self._rows is None:
+            epoch_seed = int(np.random.SeedSequence([self._seed, self._epoch]).generate_state(1)[0] & 0x7FFFFFFF)
+            self._rows = iter(self._examples(epoch_seed, self._batch * self._batch_size))
+        rows = list(itertools.islice(self._rows, self._batch_size))
+        return rows if len(rows) == self._batch_size else None
+
+    def get_state(self) -> dict:
+        """`{"epoch": ..., "batch": ...}`."""
+        return {"epoch": self._epoch, "batch": self._batch}
+
+    def set_state(self, state: dict) -> None:
+        """Opens the epoch and skips to the batch, when the next one is asked for."""
+        self._epoch, self._batch, self._rows = int(state["epoch"]), int(state["batch"]), None
+
+
+def padded_batches(
+    examples: Iterable[dict], converter: FeatureConverter, batch_size: int
+) -> Iterator[tuple[dict[str, np.ndarray], list[dict]]]:
+    """Each example once, in order: `(batch, its examples)`; the last batch is padded to the one shape.
+
+    Rows beyond `len(examples)` are padding and have loss weight 0.
+    """
+    rows = iter(examples)
+    while chunk := list(itertools.islice(rows, batch_size)):
+        yield converter(chunk, batch_size), chunk

@@ -1,0 +1,65 @@
+"""seqio tasks and mixtures behind the `Task` protocol. TensorFlow never takes an accelerator."""
+
+import difflib
+import importlib
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import seqio
+import tensorflow as tf
+
+from adalink_jax.data.tasks import DatasetConfig
+
+for _kind in ("GPU", "TPU"):
+    tf.config.set_visible_devices([], _kind)
+
+SHIPPED_TASKS = "adalink_jax.data.seqio_tasks"
+
+
+class SeqioTask:
+    """A seqio task, or a mixture (which can be trained on, not scored)."""
+
+    def __init__(self, task: seqio.Task | seqio.Mixture, lengths):
+        self._task = task
+        features = task.output_features
+        self._lengths = {name: lengths.get(name) for name in features}
+        self._vocabulary = features["targets"].vocabulary
+        self.name = task.name
+        self.vocab_size = max(feature.vocabulary.vocab_size for feature in features.values())
+
+    def examples(self, split: str, seed: int | None = None, start: int = 0) -> Iterable[dict]:
+        """See `Task.examples`. The order is seqio's own for this seed."""
+        dataset = self._task.get_dataset(
+            self._lengths, split=split, shuffle=seed is not None, seed=seed, num_epochs=1, trim_output_features=True
+        )
+        return dataset.skip(start).prefetch(64).as_numpy_iterator()
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Predicted ids, up to the first EOS, as text."""
+        ids = np.asarray(ids).tolist()
+        eos = self._vocabulary.eos_id
+        return self._vocabulary.decode(ids[: ids.index(eos)] if eos in ids else ids)
+
+    def score(self, examples: Sequence[dict], predictions: Sequence[str]) -> dict[str, float]:
+        """The task's own metrics, after its own postprocessing."""
+        postprocess = self._task.postprocess_fn
+        targets = [postprocess(self.decode(ex["targets"]), example=ex, is_target=True) for ex in examples]
+        outputs = [postprocess(text, example=ex, is_target=False) for ex, text in zip(examples, predictions)]
+        scores = {}
+        for metric in self._task.metric_fns:
+            scores.update({name: float(value) for name, value in metric(targets, outputs).items()})
+        return scores
+
+
+def get_tasks(config: DatasetConfig) -> tuple[SeqioTask, list[SeqioTask]]:
+    """See `adalink_jax.data.get_tasks`."""
+    importlib.import_module(config.mixture_or_task_module or SHIPPED_TASKS)
+    name = config.mixture_or_task_name
+    known = [*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()]
+    if name not in known:
+        near = difflib.get_close_matches(name, known, 3) or sorted(known)
+        raise ValueError(f"There is no task or mixture {name!r} (MIXTURE_OR_TASK_NAME); nearest: {', '.join(near)}.")
+    found = seqio.get_mixture_or_task(name)
+    subtasks = seqio.get_subtasks(found)
+    lengths = config.task_feature_lengths
+    return SeqioTask(found, lengths), [SeqioTask(task, lengths) for task in subtasks]

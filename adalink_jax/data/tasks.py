@@ -1,0 +1,65 @@
+"""What a task is to the layers above: examples, a vocabulary, and a score of decoded strings."""
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Protocol
+
+import gin
+
+
+class Task(Protocol):
+    """A data set with splits `train`, `validation` and `test`.
+
+    Attributes:
+      name: unique name.
+      vocabulary: has `decode(ids) -> str`.
+      has_image: whether examples carry an `image`.
+    """
+
+    name: str
+
+    def examples(self, split: str, seed: int | None = None, start: int = 0) -> Iterable[dict]:
+        """Tokenised examples, `{"inputs": ids, "targets": ids, "image": ..., "inputs_pretokenized": str, ...}`.
+
+        Args:
+          split: which split.
+          seed: shuffles, by this alone; None keeps the order.
+          start: examples to skip.
+        """
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Predicted ids -> text."""
+
+    def score(self, examples: Sequence[dict], predictions: Sequence[str]) -> dict[str, float]:
+        """Metrics of the predictions for `examples`."""
+
+
+@gin.configurable
+@dataclasses.dataclass(frozen=True)
+class DatasetConfig:
+    """Which data a run reads (t5x's names).
+
+    Attributes:
+      mixture_or_task_name: a registered seqio task or mixture.
+      task_feature_lengths: `{"inputs": L, "targets": T}`, in tokens.
+      batch_size: rows of the global batch.
+      mixture_or_task_module: imported first, so that its tasks are registered; None for the shipped ones.
+      seed: seed of the order of the training examples.
+    """
+
+    mixture_or_task_name: str
+    task_feature_lengths: Mapping[str, int]
+    batch_size: int
+    mixture_or_task_module: str | None = None
+    seed: int = 0
+
+
+def get_tasks(config: DatasetConfig) -> tuple[Task, list[Task]]:
+    """The task or mixture to train on, and the tasks in it to evaluate. Needs seqio, and so TensorFlow.
+
+    Raises:
+      ValueError: if there is no such task, with the nearest names.
+    """
+    from adalink_jax.data import seqio_source
+
+    return seqio_source.get_tasks(config)

@@ -1,0 +1,8 @@
+"""Backbones: T5, the vision tower, PaLI; the seam's structs; decoding. They know nothing of adapters."""
+
+from adalink_jax.models.pali import PaLI
+from adalink_jax.models.seam import Encoded, Inputs
+from adalink_jax.models.t5 import T5, T5Config
+from adalink_jax.models.vit import ViT, ViTConfig
+
+__all__ = ["Encoded", "Inputs", "PaLI", "T5", "T5Config", "ViT", "ViTConfig"]

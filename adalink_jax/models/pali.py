@@ -1,0 +1,39 @@
+"""PaLI-style encoder-decoder: a T5 whose encoder reads visual tokens before the text (Chen et al., 2023).
+
+    images -> ViT (`vision/`) -> one linear map to D (`projection/`) -> [visual tokens ; text tokens] -> T5
+"""
+
+import gin
+import jax
+import jax.numpy as jnp
+
+from adalink_jax.models import layers
+from adalink_jax.models.seam import Inputs
+from adalink_jax.models.t5 import T5
+from adalink_jax.models.vit import ViT, ViTConfig
+
+
+@gin.configurable
+class PaLI(T5):
+    """A T5 with a vision tower. `config` is the language model's."""
+
+    vision_config: ViTConfig
+
+    def setup(self):
+        super().setup()
+        self.vision = ViT(self.vision_config)
+        self.projection = layers.Dense(
+            self.config.emb_dim, ("vision_embed", "embed"), self.config.dtype, use_bias=True
+        )
+
+    def abstract_batch(self, batch_size: int, inputs: int, targets: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """As T5's, and the images."""
+        shape = (batch_size, *self.vision_config.image_size, self.vision_config.channels)
+        images = {"images": jax.ShapeDtypeStruct(shape, jnp.float32)}
+        return super().abstract_batch(batch_size, inputs, targets) | images
+
+    def embed(self, batch: dict, train: bool = False) -> Inputs:
+        """As T5's, with `images` float32 [B, height, width, channels] in [-1, 1] -> image [B, N, D]."""
+        image = self.projection(self.vision(batch["images"], train))
+        mask = jnp.ones(image.shape[:2], bool)
+        return super().embed(batch, train).replace(image=image, image_mask=mask)

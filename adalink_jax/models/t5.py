@@ -1,0 +1,220 @@
+"""T5 encoder-decoder (1.0, 1.1, mT5, ByT5, UL2 by configuration), with the parameter names of t5x.
+
+Reference: Raffel et al., 2020; t5x's `examples/t5/network.py` for names and initialisation. Attention has no 1/sqrt(K) at
+run time. `embed`, `encode` and `decode` are the backbone's side of the seam (`adalink_jax.models.seam`).
+"""
+
+import dataclasses
+
+import flax.linen as nn
+import gin
+import jax
+import jax.numpy as jnp
+
+from adalink_jax.models import layers
+from adalink_jax.models.seam import Encoded, Inputs
+from adalink_jax.models.stack import run_layers
+from adalink_jax.parallel import constrain
+
+
+@gin.configurable
+@dataclasses.dataclass(frozen=True)
+class T5Config:
+    """Sizes and settings of a T5 (t5x's names).
+
+    Attributes:
+      vocab_size: V, rows of the embedding table.
+      emb_dim: D.
+      num_heads: H.
+      head_dim: K.
+      mlp_dim: F.
+      num_encoder_layers: layers of the encoder.
+      num_decoder_layers: layers of the decoder.
+      mlp_activations: one name (plain) or two (gated) of `relu`, `gelu`, `silu`, `linear`.
+      logits_via_embedding: tie the logits to the embedding table (T5 1.0); they are then scaled by D^-0.5.
+      dropout_rate: dropout of attention weights, hidden units and residual branches while training.
+      dtype: dtype of the activations, "float32" or "bfloat16"; parameters are float32.
+      scan_layers: one compiled layer for the whole stack, parameters stacked on axis 0.
+      remat: "none", "full" or "dots": what the backward pass recomputes.
+    """
+
+    vocab_size: int
+    emb_dim: int
+    num_heads: int
+    head_dim: int
+    mlp_dim: int
+    num_encoder_layers: int
+    num_decoder_layers: int
+    mlp_activations: tuple[str, ...] = ("gelu", "linear")
+    logits_via_embedding: bool = False
+    dropout_rate: float = 0.0
+    dtype: str = "float32"
+    scan_layers: bool = False
+    remat: str = "none"
+
+
+def _attention(config: T5Config, deterministic: bool, name: str) -> layers.Attention:
+    return layers.Attention(
+        config.num_heads, config.head_dim, config.dropout_rate, config.dtype, deterministic,
+        query_init=nn.initializers.normal((config.emb_dim * config.head_dim) ** -0.5),
+        features=config.emb_dim, name=name,
+    )  # fmt: skip
+
+
+class _Residual(nn.Module):
+    """What encoder and decoder layers share: pre-norm and dropout around each sublayer."""
+
+    config: T5Config
+    deterministic: bool
+
+    def norm(self, x, name):
+        return layers.RMSNorm(self.config.dtype, name=name)(x)
+
+    def drop(self, x):
+        return nn.Dropout(self.config.dropout_rate, broadcast_dims=(-2,))(x, deterministic=self.deterministic)
+
+    def mlp(self, x):
+        cfg = self.config
+        y = self.norm(x, "pre_mlp_layer_norm")
+        y = layers.MlpBlock(
+            cfg.mlp_dim, cfg.mlp_activations, cfg.dropout_rate, cfg.dtype, self.deterministic, name="mlp"
+        )(y)
+        return constrain(x + self.drop(y), "batch", "length", "embed")
+
+
+class EncoderLayer(_Residual):
+    """Self-attention and MLP. x [B, S, D], bias [B, H, S, S]."""
+
+    @nn.compact
+    def __call__(self, x, _, bias):
+        y = self.norm(x, "pre_attention_layer_norm")
+        attention = _attention(self.config, self.deterministic, "attention")
+        x = x + self.drop(attention(y, attention.project(y), bias))
+        return self.mlp(x), None
+
+
+class DecoderLayer(_Residual):
+    """Causal self-attention, attention to the encoder, MLP.
+
+    x [B, T, D]; cache None, or one layer's `{"self": KeyValues, "cross": KeyValues | None}` with T = 1. The first cached
+    step finds `cross` None and fills it: the encoder's keys and values are computed once an example.
+    """
+
+    @nn.compact
+    def __call__(self, x, cache, encoded, self_bias, cross_bias, index):
+        y = self.norm(x, "pre_self_attention_layer_norm")
+        attention = _attention(self.config, self.deterministic, "self_attention")
+        kv = attention.project(y)
+        if cache is not None:
+            kv = cache["self"].put(kv, index)
+        x = x + self.drop(attention(y, kv, self_bias))
+
+        y = self.norm(x, "pre_cross_attention_layer_norm")
+        attention = _attention(self.config, self.deterministic, "encoder_decoder_attention")
+        cross = cache["cross"] if cache is not None and cache["cross"] is not None else attention.project(encoded)
+        x = x + self.drop(attention(y, cross, cross_bias))
+        return self.mlp(x), None if cache is None else {"self": kv, "cross": cross}
+
+
+class Encoder(nn.Module):
+    """Embeddings [B, S, D] and their mask [B, S] -> states [B, S, D]."""
+
+    config: T5Config
+
+    @nn.compact
+    def __call__(self, x, mask, deterministic: bool):
+        cfg = self.config
+        positions = jnp.arange(x.shape[1])
+        relative = layers.RelativePositionBias(cfg.num_heads, bidirectional=True, name="relpos_bias")
+        bias = relative(positions, positions) + layers.mask_to_bias(mask)[:, None, None, :]
+        x = nn.Dropout(cfg.dropout_rate, broadcast_dims=(-2,))(x, deterministic=deterministic)
+        x, _ = run_layers(
+            EncoderLayer, cfg, x, None, bias, num_layers=cfg.num_encoder_layers, deterministic=deterministic
+        )
+        x = layers.RMSNorm(cfg.dtype, name="encoder_norm")(x)
+        return nn.Dropout(cfg.dropout_rate, broadcast_dims=(-2,))(x, deterministic=deterministic)
+
+
+class Decoder(nn.Module):
+    """Target embeddings [B, T, D] -> states [B, T, D] or, untied, logits [B, T, V]; with a cache T is 1."""
+
+    config: T5Config
+
+    @nn.compact
+    def __call__(self, x, encoded: Encoded, cache, deterministic: bool):
+        cfg = self.config
+        relative = layers.RelativePositionBias(cfg.num_heads, bidirectional=False, name="relpos_bias")
+        index = jnp.zeros((), jnp.int32) if cache is None else cache["index"]
+        queries = jnp.arange(x.shape[1]) + index
+        keys = queries if cache is None else jnp.arange(cache["layers"]["self"].key.shape[2])
+        causal = layers.mask_to_bias(keys[None, :] <= queries[:, None])
+        self_bias = relative(queries, keys) + causal[None, None]
+        cross_bias = layers.mask_to_bias(encoded.mask)[:, None, None, :]
+        x = nn.Dropout(cfg.dropout_rate, broadcast_dims=(-2,))(x, deterministic=deterministic)
+        x, per_layer = run_layers(
+            DecoderLayer, cfg, x, None if cache is None else cache["layers"],
+            encoded.states, self_bias, cross_bias, index,
+            num_layers=cfg.num_decoder_layers, deterministic=deterministic,
+        )  # fmt: skip
+        x = layers.RMSNorm(cfg.dtype, name="decoder_norm")(x)
+        x = nn.Dropout(cfg.dropout_rate, broadcast_dims=(-2,))(x, deterministic=deterministic)
+        if not cfg.logits_via_embedding:
+            x = layers.Dense(cfg.vocab_size, ("embed", "vocab"), cfg.dtype, name="logits_dense")(x)
+        return x, None if cache is None else {"layers": per_layer, "index": index + x.shape[1]}
+
+
+@gin.configurable
+class T5(nn.Module):
+    """A T5, as a backbone: it offers the seam's methods and knows nothing of adapters."""
+
+    config: T5Config
+
+    def setup(self):
+        cfg = self.config
+        self.token_embedder = layers.Embed(cfg.vocab_size, cfg.emb_dim, cfg.dtype)
+        self.encoder = Encoder(cfg)
+        self.decoder = Decoder(cfg)
+
+    def abstract_batch(self, batch_size: int, inputs: int, targets: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shapes of the features that this backbone reads, for `inputs` = L and `targets` = T tokens."""
+        ids = lambda length: jax.ShapeDtypeStruct((batch_size, length), jnp.int32)
+        return {
+            "encoder_input_tokens": ids(inputs),
+            "decoder_input_tokens": ids(targets),
+            "decoder_target_tokens": ids(targets),
+            "decoder_loss_weights": jax.ShapeDtypeStruct((batch_size, targets), jnp.float32),
+        }
+
+    def embed(self, batch: dict, train: bool = False) -> Inputs:
+        """`encoder_input_tokens` int32 [B, L] (0 is padding) -> text [B, L, D] and its mask."""
+        tokens = batch["encoder_input_tokens"]
+        return Inputs(text=self.token_embedder(tokens), text_mask=tokens > 0)
+
+    def embed_target(self, tokens: jax.Array) -> jax.Array:
+        """Decoder input ids [B, T] -> [B, T, D]."""
+        return self.token_embedder(tokens)
+
+    def encode(self, inputs: Inputs, train: bool = False) -> Encoded:
+        """Embeddings -> states [B, S, D]; visual tokens stand before the text (PaLI)."""
+        parts = [(inputs.image, inputs.image_mask), (inputs.text, inputs.text_mask)]
+        parts = [part for part in parts if part[0] is not None]
+        x = jnp.concatenate([x for x, _ in parts], axis=1)
+        mask = jnp.concatenate([mask for _, mask in parts], axis=1)
+        return Encoded(self.encoder(x, mask, deterministic=not train), mask)
+
+    def decode(self, encoded: Encoded, target: jax.Array, cache=None, train: bool = False):
+        """Target embeddings [B, T, D] -> float32 logits [B, T, V], and the cache after this step (None without one)."""
+        x, cache = self.decoder(target, encoded, cache, deterministic=not train)
+        if self.config.logits_via_embedding:
+            x = self.token_embedder.attend(x * self.config.emb_dim**-0.5)
+        return constrain(x.astype(jnp.float32), "batch", "length", "vocab"), cache
+
+    def empty_cache(self, batch_size: int, max_length: int) -> dict:
+        """The cache before the first decoding step: self-attention [layers, B, max_length, H, K], all zeros."""
+        cfg = self.config
+        shape = (cfg.num_decoder_layers, batch_size, max_length, cfg.num_heads, cfg.head_dim)
+        zeros = jnp.zeros(shape, cfg.dtype)
+        return {
+            "layers": {"self": layers.KeyValues(zeros, zeros), "cross": None},
+            "index": jnp.zeros((), jnp.int32),
+        }

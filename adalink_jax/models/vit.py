@@ -1,0 +1,95 @@
+"""A vision transformer (Dosovitskiy et al., 2021; SigLIP's form: no class token, learned positions, final norm)."""
+
+import dataclasses
+
+import flax.linen as nn
+import gin
+import jax.numpy as jnp
+
+from adalink_jax.models import layers
+from adalink_jax.models.stack import run_layers
+from adalink_jax.parallel import constrain
+
+
+@gin.configurable
+@dataclasses.dataclass(frozen=True)
+class ViTConfig:
+    """Sizes of a vision tower.
+
+    Attributes:
+      image_size: (height, width) in pixels.
+      channels: colour channels.
+      patch_size: side of a square patch; must divide both sides of the image.
+      emb_dim, num_heads, mlp_dim, num_layers: as in T5Config; head width is emb_dim / num_heads.
+      dropout_rate, dtype, scan_layers, remat: as in T5Config.
+    """
+
+    image_size: tuple[int, int]
+    patch_size: int
+    emb_dim: int
+    num_heads: int
+    mlp_dim: int
+    num_layers: int
+    channels: int = 3
+    dropout_rate: float = 0.0
+    dtype: str = "float32"
+    scan_layers: bool = False
+    remat: str = "none"
+
+    @property
+    def num_tokens(self) -> int:
+        """N: visual tokens of one image."""
+        return (self.image_size[0] // self.patch_size) * (self.image_size[1] // self.patch_size)
+
+
+class ViTLayer(nn.Module):
+    """Pre-norm self-attention and MLP, with biases. x [B, N, width]."""
+
+    config: ViTConfig
+    deterministic: bool
+
+    @nn.compact
+    def __call__(self, x, _):
+        cfg = self.config
+        head_dim = cfg.emb_dim // cfg.num_heads
+        drop = lambda y: nn.Dropout(cfg.dropout_rate)(y, deterministic=self.deterministic)
+        attention = layers.Attention(
+            cfg.num_heads, head_dim, cfg.dropout_rate, cfg.dtype, self.deterministic,
+            scale=head_dim**-0.5, use_bias=True, features=cfg.emb_dim, name="attention",
+        )  # fmt: skip
+        y = layers.LayerNorm(cfg.dtype, name="pre_attention_layer_norm")(x)
+        x = x + drop(attention(y, attention.project(y)))
+        y = layers.LayerNorm(cfg.dtype, name="pre_mlp_layer_norm")(x)
+        y = layers.MlpBlock(
+            cfg.mlp_dim, ("gelu",), cfg.dropout_rate, cfg.dtype, self.deterministic, use_bias=True, name="mlp"
+        )(y)
+        return constrain(x + drop(y), "batch", "length", "embed"), None
+
+
+class ViT(nn.Module):
+    """Images [B, height, width, channels], float32 in [-1, 1] -> visual tokens [B, N, emb_dim].
+
+    Raises:
+      ValueError: if the images are not of the configured size, or patches do not tile them.
+    """
+
+    config: ViTConfig
+
+    @nn.compact
+    def __call__(self, images, train: bool = False):
+        cfg = self.config
+        expected = (*cfg.image_size, cfg.channels)
+        if images.shape[1:] != expected:
+            raise ValueError(f"The vision tower takes images of {expected}, these are {images.shape[1:]}.")
+        (height, width), p = cfg.image_size, cfg.patch_size
+        if height % p or width % p:
+            raise ValueError(f"Patches of {p} pixels do not tile images of {height} x {width}.")
+        x = images.reshape(-1, height // p, p, width // p, p, cfg.channels).transpose(0, 1, 3, 2, 4, 5)
+        x = x.reshape(x.shape[0], cfg.num_tokens, p * p * cfg.channels)  # row-major patches, pixels row-major
+        x = layers.Dense(cfg.emb_dim, ("patch", "embed"), cfg.dtype, use_bias=True, name="patch_embedding")(x)
+        positions = layers.param(
+            self, "pos_embedding", nn.initializers.normal(0.02), (cfg.num_tokens, cfg.emb_dim), ("position", "embed")
+        )
+        x = constrain(x + positions.astype(cfg.dtype), "batch", "length", "embed")
+        x, _ = run_layers(ViTLayer, cfg, x, None, num_layers=cfg.num_layers, deterministic=not train)
+        return layers.LayerNorm(cfg.dtype, name="encoder_norm")(x).astype(jnp.dtype(cfg.dtype))

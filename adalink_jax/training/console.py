@@ -1,0 +1,118 @@
+"""What a run shows while it works: tables, a progress bar with the time left, plain lines where there is no terminal."""
+
+import contextlib
+import time
+from collections.abc import Callable
+
+from rich.console import Console as RichConsole
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from adalink_jax.training import tables
+from adalink_jax.training.evaluation import Result
+from adalink_jax.training.setup import Parameters
+
+LINE_EVERY_SECONDS = 15  # without a terminal
+
+
+class Console:
+    """Use it as a context; the progress bar ends with it."""
+
+    def __init__(self, model_dir: str):
+        self._model_dir = model_dir
+        self._out = RichConsole(highlight=False)
+        self._bar = Progress(
+            TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("loss {task.fields[loss]:.4f}"),
+            TextColumn("{task.fields[rate]:,.0f} examples/s"), TimeElapsedColumn(), TextColumn("left"),
+            TimeRemainingColumn(elapsed_when_finished=False), console=self._out, transient=False,
+        )  # fmt: skip
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._bar.stop()
+
+    def parameters(self, params: Parameters) -> None:
+        """The table of trainable and frozen parameters, and where their values come from."""
+        self._out.print(tables.parameter_table(params.trainable, params.frozen))
+        for part, source in params.sources.items():
+            self._out.print(f"{part}: {source}")
+
+    def resumed(self, step: int) -> None:
+        """The run goes on."""
+        self._out.print(f"Going on from step {step} in {self._model_dir}.")
+
+    def already_done(self, summary: dict) -> None:
+        """The run had been finished before."""
+        self._out.print(
+            f"{self._model_dir} holds this run, finished at step {summary['steps']}; delete the folder, or give another "
+            f"MODEL_DIR, to run it again."
+        )
+        self._out.print_json(data={key: value for key, value in summary.items() if key != "scores"})
+
+    @contextlib.contextmanager
+    def working(self, what: str):
+        """Says what takes a moment."""
+        if self._bar.live.is_started or not self._out.is_terminal:
+            yield
+        else:
+            with self._out.status(what):
+                yield
+
+    def scores(self, step: int, split: str, scores: dict[str, float]) -> None:
+        """One line of scores."""
+        shown = "  ".join(f"{name} {value:.4f}" for name, value in scores.items())
+        self._out.print(f"step {step:>6}  {split}: {shown}")
+
+    def progress(self, first: int, total: int, also: Callable) -> Callable[[int, dict, float], None]:
+        """A callback for each step's metrics that draws the bar, or prints a line now and then, and calls `also`."""
+        bar = self._bar.add_task("training", total=total, completed=first, loss=float("nan"), rate=0.0)
+        printed = started = time.monotonic()
+
+        def show(step: int, metrics: dict, rate: float) -> None:
+            nonlocal printed
+            if self._out.is_terminal:
+                self._bar.start()
+                self._bar.update(bar, completed=step, loss=metrics["loss"], rate=rate)
+            elif time.monotonic() - printed > LINE_EVERY_SECONDS or step in (first + 1, total):
+                printed = time.monotonic()
+                left = (printed - started) / (step - first) * (total - step)
+                self._out.print(
+                    f"step {step}/{total}  loss {metrics['loss']:.4f}  {rate:,.0f} examples/s  {left:.0f} s left"
+                )
+            also(step, metrics, rate)
+
+        return show
+
+    def finished(self, summary: dict, before: Result, after: Result, written: list[tuple[str, str]]) -> None:
+        """Predictions, scores, files, and what to type next."""
+        self._bar.stop()
+        table = Table(title="Predictions on test", title_justify="left")
+        for heading in ("input", "target", "frozen says", "adapted says"):
+            table.add_column(heading)
+        for old, new in list(zip(before.samples, after.samples))[:8]:
+            right = new["prediction"] == new["target"]
+            style = "green" if right else "red"
+            table.add_row(new["inputs"], new["target"], old["prediction"], f"[{style}]{new['prediction']}[/]")
+        self._out.print(table)
+        for name, value in summary.items():
+            if name.startswith(("frozen_", "adapted_")):
+                self._out.print(f"[bold]{name.replace('_', ' ')}[/] on test: [bold]{value:.4f}[/]")
+        self._out.print(
+            f"{summary['trainable']:,} trained, {summary['frozen']:,} frozen parameters; best step {summary['step']} of "
+            f"{summary['steps']}; {summary['seconds']:.0f} s"
+        )
+        files = Table(title=f"Written to {self._model_dir}", title_justify="left", show_header=False, box=None)
+        for row in written:
+            files.add_row(*row)
+        self._out.print(files)
+        config = f"--gin_file={self._model_dir}/config.gin"
+        self._out.print("\nTo try next:", style="bold")
+        commands = [f"tensorboard --logdir {self._model_dir}/tensorboard", f"adalink params {config}"]
+        if any(name == "adapter/" for name, _ in written):
+            commands.insert(
+                0, f"""adalink eval {config} --gin.INITIAL_ADAPTER_PATH="'{self._model_dir}/adapter'" """.strip()
+            )
+        for command in commands:
+            self._out.print(f"  {command}", soft_wrap=True, markup=False)

@@ -1,0 +1,86 @@
+"""Scores through real decoding: every example of a split exactly once, whatever the batch size."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import jax
+import numpy as np
+
+from adalink_jax import parallel
+from adalink_jax.data import FeatureConverter, Task, padded_batches
+from adalink_jax.training import partition
+
+
+@dataclasses.dataclass
+class Result:
+    """Scores of one split.
+
+    Attributes:
+      scores: metric -> value; with several tasks also `task/metric`, and `metric` is then their mean.
+      samples: the first examples with their predictions, `{"inputs", "target", "prediction", "image" (or absent)}`.
+    """
+
+    scores: dict[str, float]
+    samples: list[dict]
+
+
+class Evaluator:
+    """Greedy decoding and the tasks' own metrics.
+
+    Args:
+      model: an `AdaptedModel`.
+      tasks: each is scored by its own metrics.
+      converter: examples -> features.
+      batch_size: rows a compiled batch; the last is padded, and its padding is not counted.
+      mesh: where the batches go.
+    """
+
+    def __init__(self, model, tasks: Sequence[Task], converter: FeatureConverter, batch_size: int, mesh):
+        self._tasks, self._converter, self._batch_size, self._mesh = tasks, converter, batch_size, mesh
+        length = converter.task_feature_lengths["targets"]
+
+        def generate(trainable, frozen, batch):
+            params = partition.merge(trainable, frozen)
+            return model.apply({"params": params}, batch, length, method="generate")
+
+        self._generate = jax.jit(generate)
+
+    def __call__(
+        self, trainable: dict, frozen: dict, split: str, num_samples: int = 0, between: Callable[[], None] = lambda: None
+    ) -> Result:
+        """Scores `split`.
+
+        Args:
+          trainable: with `frozen`, all parameters.
+          frozen: see there.
+          split: a split of every task.
+          num_samples: how many examples to return, spread over the tasks.
+          between: called between batches (it may raise to stop).
+        """
+        per_task, samples = {}, []
+        for task in self._tasks:
+            examples, predictions = [], []
+            for batch, rows in padded_batches(task.examples(split), self._converter, self._batch_size):
+                between()
+                batch.pop("decoder_input_tokens")  # decoding sees the inputs only
+                ids = np.asarray(self._generate(trainable, frozen, parallel.put_batch(batch, self._mesh)))
+                predictions += [task.decode(row) for row in ids[: len(rows)]]
+                examples += rows
+            per_task[task.name] = task.score(examples, predictions)
+            share = -(-num_samples // len(self._tasks))
+            samples += [_sample(task, *pair) for pair in list(zip(examples, predictions))[:share]]
+        return Result(_combine(per_task), samples[:num_samples])
+
+
+def _sample(task: Task, example: dict, prediction: str) -> dict:
+    text = lambda name: np.asarray(example[f"{name}_pretokenized"]).item().decode()
+    sample = {"inputs": text("inputs"), "target": text("targets"), "prediction": prediction}
+    return sample | ({"image": example["image"]} if "image" in example else {})
+
+
+def _combine(per_task: dict[str, dict[str, float]]) -> dict[str, float]:
+    metrics = sorted(set().union(*per_task.values()))
+    mean = {m: float(np.mean([scores[m] for scores in per_task.values() if m in scores])) for m in metrics}
+    if len(per_task) == 1:
+        return mean
+    return mean | {f"{task}/{m}": value for task, scores in per_task.items() for m, value in scores.items()}

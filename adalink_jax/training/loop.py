@@ -1,0 +1,106 @@
+"""The training loop. It knows an iterator of batches and callables, and no task, file format or library of data."""
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable
+
+import jax
+
+from adalink_jax import parallel
+from adalink_jax.data import BatchIterator
+from adalink_jax.training.step import TrainState
+
+
+class NotFinite(ArithmeticError):
+    """The loss of a step is NaN or infinite."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Period:
+    """Something that happens after every `every`-th step and after the last one (0: after the last one only)."""
+
+    every: int
+    action: Callable[[TrainState], None]
+
+    def due(self, step: int, total: int) -> bool:
+        """Whether it happens after `step` of `total`."""
+        return step == total or (self.every > 0 and step % self.every == 0)
+
+
+def run_loop(
+    train_step: Callable,
+    state: TrainState,
+    frozen: dict,
+    batches: BatchIterator,
+    *,
+    mesh,
+    total_steps: int,
+    on_metrics: Callable[[int, dict[str, float], float], None],
+    after_steps: list[Period],
+    stop: Callable[[], bool] = lambda: False,
+    profile: tuple[int, int] | None = None,
+    profile_dir: str = "",
+) -> TrainState:
+    """Trains from `state.step` to `total_steps`.
+
+    The device works one step ahead: a step's metrics are read after the next one was dispatched. They are always read
+    before anything in `after_steps` happens, so nothing is saved after a loss that is not finite.
+
+    Args:
+      train_step: compiled `(state, frozen, batch) -> (state, metrics)`; the state is donated.
+      state: where to start.
+      frozen: passed to each step, never changed.
+      batches: at the position that belongs to `state`.
+      mesh: where batches go.
+      total_steps: the last step.
+      on_metrics: called for each step with `(step, metrics, examples per second)`.
+      after_steps: what else happens, in this order.
+      stop: asked after each step; True ends the loop early, with the state of that step.
+      profile: `(first, last)` steps of a profiler window.
+      profile_dir: where its trace goes.
+
+    Returns:
+      The state of the last step made.
+
+    Raises:
+      NotFinite: names the first step whose loss is not finite.
+    """
+    step = int(state.step)
+    pending, mark = None, time.perf_counter()
+
+    def read_pending():
+        nonlocal pending, mark
+        if pending is None:
+            return
+        at, rows, metrics = pending
+        pending = None
+        metrics = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        if not math.isfinite(metrics["loss"]):
+            raise NotFinite(f"The loss of step {at} is {metrics['loss']}.")
+        now = time.perf_counter()
+        on_metrics(at, metrics, rows / (now - mark))
+        mark = now
+
+    while step < total_steps:
+        if profile and step + 1 == profile[0]:
+            jax.profiler.start_trace(profile_dir)
+        batch = next(batches)
+        rows = len(next(iter(batch.values())))
+        state, metrics = train_step(state, frozen, parallel.put_batch(batch, mesh))
+        step += 1
+        read_pending()
+        pending = (step, rows, metrics)
+        if profile and step == profile[1]:
+            jax.block_until_ready(state)
+            jax.profiler.stop_trace()
+        due = [period for period in after_steps if period.due(step, total_steps)]
+        if due:
+            read_pending()
+            for period in due:
+                period.action(state)
+            mark = time.perf_counter()
+        if stop():
+            break
+    read_pending()
+    return state

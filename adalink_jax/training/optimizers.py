@@ -1,0 +1,108 @@
+"""Optimizers and schedules for gin. The transformations are optax's; what is ours is how gin names them.
+
+Every optimizer keeps its current learning rate in its state (`optax.inject_hyperparams`), so what is logged is what was
+applied.
+"""
+
+from collections.abc import Callable, Mapping
+
+import gin
+import jax.numpy as jnp
+import optax
+
+from adalink_jax.models import paths
+from adalink_jax.training import partition
+
+LearningRate = float | Callable
+
+
+@gin.configurable
+def constant(value: float) -> Callable:
+    """The same learning rate at every step."""
+    return optax.constant_schedule(value)
+
+
+@gin.configurable
+def warmup_cosine(peak: float, total_steps: int, warmup_steps: int = 0, end: float = 0.0) -> Callable:
+    """Linear from 0 to `peak` in `warmup_steps`, then half a cosine to `end` at `total_steps`."""
+    return optax.warmup_cosine_decay_schedule(0.0, peak, warmup_steps, total_steps, end)
+
+
+@gin.configurable
+def warmup_rsqrt(peak: float, warmup_steps: int) -> Callable:
+    """Linear from 0 to `peak` in `warmup_steps`, then `peak * sqrt(warmup_steps / step)` (T5's decay).
+
+    Raises:
+      ValueError: for `warmup_steps` below 1.
+    """
+    if warmup_steps < 1:
+        raise ValueError(f"warmup_rsqrt.warmup_steps is {warmup_steps}; it must be at least 1.")
+    return lambda step: peak * jnp.minimum(step / warmup_steps, jnp.sqrt(warmup_steps / jnp.maximum(step, 1)))
+
+
+def _with_logged_rate(make: Callable, learning_rate: LearningRate, clip_norm: float | None):
+    optimizer = optax.inject_hyperparams(make)(learning_rate=learning_rate)
+    return optimizer if clip_norm is None else optax.chain(optax.clip_by_global_norm(clip_norm), optimizer)
+
+
+@gin.configurable
+def adamw(
+    learning_rate: LearningRate,
+    weight_decay: float = 0.0,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-8,
+    clip_norm: float | None = None,
+) -> optax.GradientTransformation:
+    """AdamW (Loshchilov and Hutter, 2019), optionally after clipping the trainable gradients' global norm."""
+    make = lambda learning_rate: optax.adamw(learning_rate, b1, b2, eps, weight_decay=weight_decay)
+    return _with_logged_rate(make, learning_rate, clip_norm)
+
+
+@gin.configurable
+def adafactor(
+    learning_rate: LearningRate,
+    decay_rate: float = 0.8,
+    multiply_by_parameter_scale: bool = False,
+    weight_decay: float | None = None,
+    clip_norm: float | None = None,
+) -> optax.GradientTransformation:
+    """Adafactor (Shazeer and Stern, 2018) without momentum; T5's and prompt tuning's optimizer."""
+    make = lambda learning_rate: optax.adafactor(
+        learning_rate,
+        decay_rate=decay_rate,
+        multiply_by_parameter_scale=multiply_by_parameter_scale,
+        weight_decay_rate=weight_decay,
+    )
+    return _with_logged_rate(make, learning_rate, clip_norm)
+
+
+@gin.configurable
+def grouped(
+    default: optax.GradientTransformation, groups: Mapping[str, optax.GradientTransformation]
+) -> optax.GradientTransformation:
+    """Groups of parameters with optimizers, and so learning rates, of their own.
+
+    Args:
+      default: for all leaves that no group takes.
+      groups: expression -> optimizer, such as `{'adapter/image/.*': @image/adamw()}`. The first that matches wins.
+
+    Raises:
+      ValueError: from `init`, if an expression matches no trainable leaf (see `partition.matching`).
+    """
+
+    def labels(tree):
+        picked = partition.matching(list(groups), partition.leaf_names(tree), "grouped.groups")
+        label = lambda name: next((e for e, names in zip(groups, picked) if name in names), "default")
+        return paths.unflatten({name: label(name) for name in paths.flatten(tree)})
+
+    return optax.partition({**groups, "default": default}, labels)
+
+
+def learning_rates(opt_state) -> dict[str, float]:
+    """`{"learning_rate": ...}`, or one a group: `learning_rate/<expression>`; of the step just made."""
+    rates = {}
+    for path, hyperparams in optax.tree_utils.tree_get_all_with_path(opt_state, "hyperparams"):
+        group = next((key.key for key in path if hasattr(key, "key")), None)  # optax.partition's states are in a dict
+        rates["learning_rate" if group is None else f"learning_rate/{group}"] = hyperparams["learning_rate"]
+    return rates

@@ -1,0 +1,85 @@
+"""The files that a run leaves in its folder, besides checkpoints and metrics."""
+
+import importlib.metadata
+import json
+
+import numpy as np
+from etils import epath
+
+from adalink_jax import checkpoints
+from adalink_jax.training import pictures, tables
+from adalink_jax.training.evaluation import Result
+from adalink_jax.training.setup import Parameters, Setup
+
+SUMMARY, BEFORE = "summary.json", "before.json"
+count = tables.count
+
+
+def write_start(folder: epath.Path, params: Parameters, config: str) -> None:
+    """`config.gin` and `model-info.txt`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.gin").write_text(config)
+    (folder / "model-info.txt").write_text(tables.model_info(params.trainable, params.frozen))
+
+
+def write_before(folder: epath.Path, result: Result) -> None:
+    """Scores and samples of the model before its first step, for a run that is resumed."""
+    samples = [{**s, "image": np.asarray(s["image"]).tolist()} if "image" in s else s for s in result.samples]
+    (folder / BEFORE).write_text(json.dumps({"scores": result.scores, "samples": samples}))
+
+
+def read_before(folder: epath.Path) -> Result | None:
+    """What `write_before` wrote; None if it has not."""
+    if not (folder / BEFORE).exists():
+        return None
+    found = json.loads((folder / BEFORE).read_text())
+    samples = [{**s, "image": np.array(s["image"], np.float32)} if "image" in s else s for s in found["samples"]]
+    return Result(found["scores"], samples)
+
+
+def read_summary(folder: epath.Path) -> dict | None:
+    """`summary.json` of a finished run; None if there is none."""
+    return json.loads((folder / SUMMARY).read_text()) if (folder / SUMMARY).exists() else None
+
+
+def write_end(
+    folder: epath.Path, setup: Setup, params: Parameters, trainable: dict, before: Result, after: Result, summary: dict
+) -> list[tuple[str, str]]:
+    """What leaves the run: the adapter (or the whole model, if the backbone was trained), the picture, `summary.json`.
+
+    Returns:
+      `(file, what it is)` for people.
+    """
+    about = {
+        "task": summary["task"],
+        "step": summary["step"],
+        "metrics": {name: value for name, value in summary.items() if name.startswith(("frozen_", "adapted_"))},
+        "versions": {name: importlib.metadata.version(name) for name in ("jax", "flax", "optax")},
+    }
+    adapter = {**params.frozen.get("adapter", {}), **trainable.get("adapter", {})}
+    written = []
+    if "backbone" in trainable:
+        from adalink_jax.training.partition import merge
+
+        whole = merge(trainable, params.frozen)
+        checkpoints.save_base(folder / "model", whole["backbone"], name=folder.name, about=about)
+        written.append(("model/", "the trained base model; INITIAL_CHECKPOINT_PATH takes it"))
+    elif adapter:
+        module = setup.model.adapter
+        settings = {k: v for k, v in vars(module).items() if not k.startswith("_") and k not in ("parent", "name")}
+        about |= {"method": type(module).__name__, "settings": settings, "base": params.base}
+        checkpoints.save_adapter(folder / "adapter", adapter, about)
+        size = sum(f.stat().length for f in (folder / "adapter").iterdir())
+        written.append(("adapter/", f"the adapter, {size / 1000:.0f} kB; INITIAL_ADAPTER_PATH takes it"))
+    if "image" in after.samples[0]:
+        title = f"{summary['task']}: " + ", ".join(f"{k.replace('_', ' ')} {v:.3f}" for k, v in about["metrics"].items())
+        pictures.draw_samples(folder / "samples.png", after.samples, [s["prediction"] for s in before.samples], title)
+        written.append(("samples.png", "sample images with the predictions"))
+    (folder / SUMMARY).write_text(json.dumps(summary, indent=2) + "\n")
+    return written + [
+        (SUMMARY, "scores, counts, seconds"),
+        ("metrics.jsonl", "every metric by step"),
+        ("tensorboard/", "the same for TensorBoard"),
+        ("config.gin", "the configuration as it was used"),
+        ("model-info.txt", "every parameter: shape, dtype, sharding, trained or frozen"),
+    ]

@@ -1,0 +1,271 @@
+"""A whole training run: everything is checked first; then load, evaluate, train, evaluate, write.
+
+A run can be killed at any moment and started again by the same command: it goes on from its newest checkpoint and ends,
+on the same machine and devices, with the same bits as one that was never killed.
+"""
+
+import dataclasses
+import time
+from collections.abc import Callable
+
+import gin
+import jax
+import jax.numpy as jnp
+import optax
+from etils import epath
+
+from adalink_jax import parallel
+from adalink_jax.data import BatchIterator, EpochIterator, FeatureConverter, get_tasks
+from adalink_jax.training import outputs
+from adalink_jax.training.console import Console
+from adalink_jax.training.evaluation import Evaluator, Result
+from adalink_jax.training.interrupt import Interrupted, StopRequest
+from adalink_jax.training.loop import NotFinite, Period, run_loop
+from adalink_jax.training.metric_writer import MetricWriter
+from adalink_jax.training.run_checkpoints import CheckpointConfig, RunCheckpoints
+from adalink_jax.training.setup import Parameters, Setup, load_parameters, split_abstract
+from adalink_jax.training.step import TrainState, check_batch, make_train_step
+
+NUM_SAMPLES = 12
+# Settings that may have another value when a run goes on: they change no result, or only how far the run goes.
+MAY_CHANGE = ("train.model_dir", "train.total_steps", "train.eval_period", "train.log_period", "train.profile_steps",
+              "CheckpointConfig.", "evaluate.")  # fmt: skip
+
+
+@gin.configurable
+def train(
+    setup: Setup,
+    optimizer: optax.GradientTransformation,
+    model_dir: str,
+    total_steps: int,
+    *,
+    checkpoints: CheckpointConfig | None = None,
+    eval_period: int = 0,
+    metric: str = "accuracy",
+    microbatches: int = 1,
+    log_period: int = 50,
+    profile_steps: tuple[int, int] | None = None,
+    settings: dict[str, str] | None = None,
+    config_text: Callable[[], str] = lambda: "",
+) -> dict:
+    """Makes a training run, or goes on with one.
+
+    Args:
+      setup: model, data, sources of the parameters.
+      optimizer: for the trainable tree.
+      model_dir: folder of the run.
+      total_steps: steps to train.
+      checkpoints: when they are written and kept.
+      eval_period: steps between evaluations on `validation` (0: only before and after).
+      metric: the validation metric that chooses the best step; higher is better.
+      microbatches: parts that a batch is cut into, one after the other, to save memory.
+      log_period: steps between logged training metrics.
+      profile_steps: `(first, last)` step of a profiler window, whose trace goes to `model_dir/profile`.
+      settings: flat `{setting: value}`: a run goes on only under the same ones (but for those in `MAY_CHANGE`).
+      config_text: gives the text of `config.gin`; called when everything has been configured.
+
+    Returns:
+      What `summary.json` holds.
+
+    Raises:
+      ValueError, CheckpointError: for bad settings and files, before anything is compiled or overwritten.
+      NotFinite: if the loss of a step is NaN or infinite.
+      Interrupted: after a stop was asked for and the state was saved.
+    """
+    started = time.time()
+    mesh, rules = parallel.make_mesh(), parallel.logical_axis_rules()
+    if not setup.trainable:
+        raise ValueError("Nothing is trainable: add --gin_file=gin/adapters/adalink.gin, or set TRAINABLE.")
+    split_abstract(setup.model, setup.trainable)
+    check_batch(setup.dataset.batch_size, microbatches, parallel.data_axis_size(mesh))
+    task, eval_tasks = get_tasks(setup.dataset)
+    checkpoints = checkpoints or CheckpointConfig()
+    identity = {name: value for name, value in (settings or {}).items() if not name.startswith(MAY_CHANGE)}
+
+    with parallel.use_mesh(mesh, rules), StopRequest() as stop, Console(model_dir) as console:
+        folder = epath.Path(model_dir)
+        newest = RunCheckpoints(folder / "checkpoints", checkpoints.keep, identity)
+        best = RunCheckpoints(folder / "best", 1, identity)
+        facts = newest.facts()
+        if (newest.latest_step() or 0) >= total_steps and (summary := outputs.read_summary(folder)):
+            console.already_done(summary)
+            return summary
+        params = load_parameters(setup, mesh, rules)
+        console.parameters(params)
+        state = jax.device_put(TrainState(jnp.int32(0), params.trainable, optimizer.init(params.trainable)))
+        if facts:
+            state = newest.restore(state)
+            console.resumed(int(state.step))
+        converter = FeatureConverter(setup.dataset.task_feature_lengths)
+        batches = EpochIterator(
+            lambda seed, start: task.examples("train", seed, start), converter,
+            setup.dataset.batch_size, setup.dataset.seed,
+        )  # fmt: skip
+        if facts:
+            batches.set_state(facts["data_position"])
+        outputs.write_start(folder, params, config_text())
+        run = Run(
+            setup, params, folder, newest, best, MetricWriter(folder, resumed_at=int(state.step)), console, stop, batches,
+            Evaluator(setup.model, eval_tasks, converter, setup.dataset.batch_size, mesh), metric,
+        )  # fmt: skip
+        step_fn = make_train_step(setup.model, optimizer, seed=setup.random_seed, microbatches=microbatches)
+        first = int(state.step)
+        if first and eval_period and first % eval_period == 0:
+            run.evaluate(state)  # the run was killed between a checkpoint and the evaluation of the same step
+        before = run.score_before(state)
+        try:
+            state = run_loop(
+                jax.jit(step_fn, donate_argnums=0), state, params.frozen, batches,
+                mesh=mesh, total_steps=total_steps, stop=stop.requested,
+                on_metrics=console.progress(first, total_steps, run.log_every(log_period)),
+                after_steps=[Period(checkpoints.period, run.save), Period(eval_period, run.evaluate)],
+                profile=profile_steps, profile_dir=str(folder / "profile"),
+            )  # fmt: skip
+        except NotFinite as e:
+            newest.wait()
+            raise NotFinite(f"{e} Training stopped; {_newest(newest)}; lower the learning rate, or clip gradients.") from e
+        run.evaluate(state)
+        after = run.score_chosen(state)
+        if stop.requested():
+            run.save(state)
+            newest.wait()
+            raise Interrupted(f"Stopped after step {int(state.step)} and saved; the same command goes on from there.")
+        return run.finish(state, before, after, time.time() - started)
+
+
+def _newest(checkpoints: RunCheckpoints) -> str:
+    step = checkpoints.latest_step()
+    return "no checkpoint had been written" if step is None else f"the newest checkpoint is of step {step}"
+
+
+@dataclasses.dataclass
+class Run:
+    """The parts of a run in progress, and what happens around its steps. Evaluations give up when a stop is asked for."""
+
+    setup: Setup
+    params: Parameters
+    folder: epath.Path
+    newest: RunCheckpoints
+    best: RunCheckpoints
+    writer: MetricWriter
+    console: Console
+    stop: StopRequest
+    batches: BatchIterator
+    evaluator: Evaluator
+    metric: str
+
+    def save(self, state: TrainState) -> None:
+        """Writes a checkpoint, with the position of the data."""
+        self.newest.save(state, data_position=self.batches.get_state())
+
+    def evaluate(self, state: TrainState) -> None:
+        """Scores `validation`, unless this step was scored before, and keeps the state if it is the best so far."""
+        step = int(state.step)
+        if self.writer.has(step, f"validation/{self.metric}"):
+            return
+        result = self._score(state.trainable, "validation")
+        if result is None:
+            return
+        score = self._selected(result)
+        known = self.best.facts().get("score")
+        if known is None or score > known:
+            self.best.save(state, score=score)
+        self.writer.write(step, _tagged("validation", result))
+        self.console.scores(step, "validation", result.scores)
+
+    def score_before(self, state: TrainState) -> Result | None:
+        """Scores of the model as it was before its first step, from the run's own file if it was resumed."""
+        known = outputs.read_before(self.folder)
+        if known is not None:
+            return known
+        if int(state.step):
+            raise ValueError(f"{self.folder} lost {outputs.BEFORE}; start the run in another MODEL_DIR.")
+        self.evaluate(state)
+        result = self._score(state.trainable, "test")
+        if result is not None:
+            outputs.write_before(self.folder, result)
+            self.writer.write(0, _tagged("test", result))
+            self.console.scores(0, "test", result.scores)
+        return result
+
+    def score_chosen(self, like: TrainState) -> tuple[TrainState, Result] | None:
+        """The state with the best validation score, and its scores on `test`, measured once, at the end."""
+        if self.stop.requested():
+            return None
+        self.best.wait()
+        chosen = self.best.restore(like)
+        result = self._score(chosen.trainable, "test")
+        return None if result is None else (chosen, result)
+
+    def finish(self, state: TrainState, before: Result, after: tuple[TrainState, Result], seconds: float) -> dict:
+        """Writes what leaves the run."""
+        chosen, result = after
+        step = int(chosen.step)
+        self.newest.wait()
+        self.writer.write(int(state.step), _tagged("test", result))
+        self.writer.close()
+        summary = {
+            f"frozen_{self.metric}": before.scores[self.metric],
+            f"adapted_{self.metric}": result.scores[self.metric],
+            "seconds": round(seconds, 1),
+            "trainable": outputs.count(self.params.trainable),
+            "frozen": outputs.count(self.params.frozen),
+            "step": step,
+            "steps": int(state.step),
+            "base": self.params.base,
+            "task": self.setup.dataset.mixture_or_task_name,
+            "scores": result.scores,
+        }
+        written = outputs.write_end(self.folder, self.setup, self.params, chosen.trainable, before, result, summary)
+        self.console.finished(summary, before, result, written)
+        return summary
+
+    def log_every(self, period: int) -> Callable[[int, dict, float], None]:
+        """Writes a step's training metrics when it is a multiple of `period`."""
+
+        def log(step: int, metrics: dict, examples_per_second: float) -> None:
+            if step % period == 0:
+                rows = {f"train/{name}": value for name, value in metrics.items()}
+                self.writer.write(step, rows | {"train/examples_per_second": examples_per_second})
+
+        return log
+
+    def _score(self, trainable, split: str) -> Result | None:
+        try:
+            with self.console.working(f"evaluating {split}"):
+                return self.evaluator(trainable, self.params.frozen, split, NUM_SAMPLES, self.stop.check)
+        except Interrupted:
+            return None
+
+    def _selected(self, result: Result) -> float:
+        if self.metric not in result.scores:
+            raise ValueError(f"train.metric is {self.metric!r}; the task has {', '.join(sorted(result.scores))}.")
+        return result.scores[self.metric]
+
+
+def _tagged(split: str, result: Result) -> dict[str, float]:
+    return {f"{split}/{name}": value for name, value in result.scores.items()}
+
+
+@gin.configurable
+def evaluate(setup: Setup, split: str = "test") -> dict[str, float]:
+    """Scores a base model, with an adapter or without, on a split.
+
+    Args:
+      setup: `initial_checkpoint_path` and, for an adapted model, `initial_adapter_path`; a fresh AdaLink is the identity.
+      split: "train", "validation" or "test".
+
+    Returns:
+      metric -> value.
+
+    Raises:
+      ValueError, CheckpointError: for bad settings and files.
+    """
+    mesh, rules = parallel.make_mesh(), parallel.logical_axis_rules()
+    check_batch(setup.dataset.batch_size, 1, parallel.data_axis_size(mesh))
+    _, tasks = get_tasks(setup.dataset)
+    with parallel.use_mesh(mesh, rules):
+        params = load_parameters(setup, mesh, rules)
+        converter = FeatureConverter(setup.dataset.task_feature_lengths)
+        evaluator = Evaluator(setup.model, tasks, converter, setup.dataset.batch_size, mesh)
+        return evaluator(params.trainable, params.frozen, split).scores

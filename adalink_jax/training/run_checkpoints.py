@@ -1,0 +1,142 @@
+"""Checkpoints of a run, for resuming: the trainable state and the data's position, never the frozen base.
+
+Orbax writes them in the background: `checkpoints/` keeps the newest, `best/` the one with the best validation metric.
+Each carries a digest of every leaf, checked on restore, and the run's identity: the settings that must not change when
+it is resumed.
+"""
+
+import dataclasses
+
+import gin
+import jax
+import orbax.checkpoint as ocp
+from etils import epath
+
+from adalink_jax.checkpoints import CheckpointError, digests
+from adalink_jax.models import paths
+from adalink_jax.training.step import TrainState
+
+
+@gin.configurable
+@dataclasses.dataclass(frozen=True)
+class CheckpointConfig:
+    """When checkpoints are written and which are kept (t5x's names).
+
+    Attributes:
+      period: steps between checkpoints. One more is written at the end and at an interruption.
+      keep: how many of the newest are kept; the best by validation metric is kept besides.
+    """
+
+    period: int = 1000
+    keep: int = 2
+
+
+def _as_tree(state: TrainState) -> dict:
+    """Plain nested dicts, as Orbax and the digests want them; the optimizer's state by position."""
+    opt_leaves = jax.tree.leaves(state.opt_state)
+    return {"step": state.step, "trainable": state.trainable, "opt": {str(i): x for i, x in enumerate(opt_leaves)}}
+
+
+def _from_tree(tree: dict, like: TrainState) -> TrainState:
+    treedef = jax.tree.structure(like.opt_state)
+    leaves = [tree["opt"][str(i)] for i in range(len(tree["opt"]))]
+    return TrainState(tree["step"], tree["trainable"], jax.tree.unflatten(treedef, leaves))
+
+
+class RunCheckpoints:
+    """One folder of checkpoints.
+
+    Args:
+      folder: `MODEL_DIR/checkpoints` (the newest) or `MODEL_DIR/best`.
+      keep: how many of the newest are kept.
+      identity: `{setting: value}`, JSON-able; a checkpoint whose identity differs is refused.
+    """
+
+    def __init__(self, folder: str, keep: int, identity: dict):
+        self.folder = epath.Path(folder).resolve()
+        self._identity = identity
+        self._manager = ocp.CheckpointManager(
+            self.folder,
+            options=ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True),
+            item_names=("state", "meta"),
+        )
+
+    def latest_step(self) -> int | None:
+        """The newest step that was written whole."""
+        return self._manager.latest_step()
+
+    def save(self, state: TrainState, **facts) -> None:
+        """Writes the state in the background, with JSON-able `facts` (`data_position`, `score`).
+
+        A step that is there already is left as it is.
+        """
+        step = int(state.step)
+        if step in self._manager.all_steps():
+            return
+        tree = _as_tree(state)
+        meta = {"digests": digests(tree), "identity": self._identity, **facts}
+        self._manager.save(
+            step, args=ocp.args.Composite(state=ocp.args.StandardSave(tree), meta=ocp.args.JsonSave(meta)), force=True
+        )
+
+    def facts(self) -> dict:
+        """The newest checkpoint's facts; {} where there is none.
+
+        Raises:
+          CheckpointError: if the checkpoint cannot be read, or is of a run of other settings (which are named).
+        """
+        step = self.latest_step()
+        if step is None:
+            return {}
+        meta = self._read(step, meta=ocp.args.JsonRestore())["meta"]
+        self._compare_identity(meta["identity"])
+        return meta
+
+    def restore(self, like: TrainState) -> TrainState:
+        """The newest state.
+
+        Args:
+          like: a state of the same shapes, dtypes and shardings (abstract or not).
+
+        Raises:
+          CheckpointError: if a file is damaged or a digest differs.
+        """
+        step, meta = self.latest_step(), self.facts()
+        as_abstract = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
+        abstract = jax.tree.map(as_abstract, _as_tree(like))
+        tree = self._read(step, state=ocp.args.StandardRestore(abstract))["state"]
+        wrong = [name for name, digest in digests(tree).items() if meta["digests"].get(name) != digest]
+        if wrong:
+            raise CheckpointError(self._damaged(step, f"the digest of {wrong[0]} differs"))
+        return _from_tree(tree, like)
+
+    def _read(self, step: int, **items):
+        try:
+            return self._manager.restore(step, args=ocp.args.Composite(**items))
+        except Exception as e:  # Orbax, tensorstore and JSON each have errors of their own for a damaged file
+            raise CheckpointError(self._damaged(step, str(e).split("\n")[0][:200])) from e
+
+    def _damaged(self, step: int, why: str) -> str:
+        others = [s for s in self._manager.all_steps() if s != step]
+        remedy = f"resume from step {max(others)}" if others else "start afresh"
+        return f"The checkpoint {self.folder / str(step)} cannot be used ({why}); delete that folder to {remedy}."
+
+    def _compare_identity(self, found: dict) -> None:
+        changed = [
+            f"{key} {found.get(key)} there, {self._identity.get(key)} here"
+            for key in sorted(found.keys() | self._identity.keys())
+            if found.get(key) != self._identity.get(key)
+        ]
+        if changed:
+            raise CheckpointError(
+                f"{self.folder.parent} holds a run of another configuration ({'; '.join(changed[:5])}); "
+                f"give another MODEL_DIR, or the settings of that run."
+            )
+
+    def wait(self) -> None:
+        """Returns when all that was saved is on disk."""
+        self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Finishes pending writes."""
+        self._manager.close()

@@ -1,0 +1,140 @@
+"""From a configuration to arrays in their places: which model, which leaves are trained, where each value comes from.
+
+Invariant: every leaf has one stated source - a checkpoint, an adapter file, or random initialisation that was asked for -
+and a frozen leaf is never random.
+"""
+
+import dataclasses
+from typing import Any
+
+import gin
+import jax
+import jax.numpy as jnp
+
+from adalink_jax import checkpoints, parallel
+from adalink_jax.adapters import AdaptedModel
+from adalink_jax.data import DatasetConfig
+from adalink_jax.models import paths
+from adalink_jax.training import partition
+
+
+@gin.configurable
+@dataclasses.dataclass(frozen=True)
+class Setup:
+    """What training, evaluation and planning share.
+
+    Attributes:
+      model: backbone and adapter.
+      trainable: expressions for whole paths of the leaves to train (`adapter/.*`); all others are frozen.
+      dataset: the data; None where the caller brings batches.
+      initial_checkpoint_path: the base model: a folder or `bundled:NAME`. None starts from random weights, which only
+        a run that trains the whole backbone may.
+      initial_adapter_path: an adapter folder to start from; None starts a fresh one.
+      allow_other_base: take an adapter that was trained on another base.
+      frozen_dtype: dtype in which frozen leaves are stored, "float32" or "bfloat16".
+      random_seed: seed of fresh leaves and of dropout.
+    """
+
+    model: AdaptedModel
+    trainable: tuple[str, ...] = ()
+    dataset: DatasetConfig | None = None
+    initial_checkpoint_path: str | None = None
+    initial_adapter_path: str | None = None
+    allow_other_base: bool = False
+    frozen_dtype: str = "float32"
+    random_seed: int = 0
+
+
+def abstract_params(model: AdaptedModel):
+    """The parameters' shapes and logical axes (`nn.LogicallyPartitioned` leaves); nothing is allocated."""
+    return jax.eval_shape(lambda: _init(model, 0))
+
+
+def _init(model, seed):
+    batch = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), model.backbone.abstract_batch(1, 1, 1))
+    return model.init(jax.random.key(seed), batch)["params"]
+
+
+def split_abstract(model: AdaptedModel, trainable: tuple[str, ...]):
+    """`(trainable, frozen)` trees of shapes. An empty `trainable` freezes everything."""
+    tree = parallel.unbox(abstract_params(model))
+    return partition.split(tree, trainable) if trainable else ({}, tree)
+
+
+@dataclasses.dataclass
+class Parameters:
+    """Arrays in their places.
+
+    Attributes:
+      trainable, frozen: the two trees.
+      base: `name` and `fingerprint` of the backbone; None when it starts from random weights.
+      sources: unscanned leaf name's top folder -> where its values came from, for people.
+    """
+
+    trainable: dict
+    frozen: dict
+    base: dict | None
+    sources: dict[str, str]
+
+
+def load_parameters(setup: Setup, mesh, rules) -> Parameters:
+    """Reads or makes every leaf of `setup.model`, on `mesh`.
+
+    Raises:
+      ValueError: for expressions that match nothing, and a frozen backbone without a checkpoint.
+      CheckpointError: for files that do not fit.
+    """
+    boxed = abstract_params(setup.model)
+    shardings = paths.flatten(parallel.param_shardings(boxed, mesh, rules))
+    shapes = paths.flatten(parallel.unbox(boxed))
+    trainable, _ = split_abstract(setup.model, setup.trainable)
+    trained = paths.flatten(trainable).keys()
+    wanted = {k: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=shardings[k]) for k, x in shapes.items()}
+    backbone = {k for k in wanted if k.startswith("backbone/")}
+    adapter = wanted.keys() - backbone
+
+    values: dict[str, Any] = {}
+    sources, base = {}, None
+    if setup.initial_checkpoint_path is not None:
+        tree, about = checkpoints.load_base(
+            setup.initial_checkpoint_path,
+            partition.select(wanted, backbone)["backbone"],
+            dtype=lambda name: "float32" if f"backbone/{name}" in trained else setup.frozen_dtype,
+        )
+        values |= paths.flatten({"backbone": tree})
+        base = {"name": about["name"], "fingerprint": about["fingerprint"]}
+        sources["backbone"] = f"{setup.initial_checkpoint_path} ({about['fingerprint'][:12]})"
+    elif backbone <= trained:
+        sources["backbone"] = f"random initialisation, seed {setup.random_seed}"
+    else:
+        raise ValueError(
+            f"{len(backbone - trained)} backbone parameters are frozen but there is no base model to take them from; "
+            f"set INITIAL_CHECKPOINT_PATH."
+        )
+    if adapter and setup.initial_adapter_path is not None:
+        if base is None:
+            raise ValueError("INITIAL_ADAPTER_PATH is set, but there is no base; set INITIAL_CHECKPOINT_PATH as well.")
+        tree, _ = checkpoints.load_adapter(
+            setup.initial_adapter_path, partition.select(wanted, adapter)["adapter"],
+            base["fingerprint"], setup.allow_other_base,
+        )  # fmt: skip
+        values |= paths.flatten({"adapter": tree})
+        sources["adapter"] = setup.initial_adapter_path
+    elif adapter:
+        sources["adapter"] = f"fresh, seed {setup.random_seed}"
+    values |= _initialise(setup, {k: wanted[k] for k in wanted.keys() - values.keys()})
+    return Parameters(
+        partition.select(values, trained), partition.select(values, values.keys() - trained), base, sources
+    )
+
+
+def _initialise(setup: Setup, wanted: dict) -> dict:
+    """Random values for `wanted` only; the compiler drops the rest of the model's initialisation."""
+    if not wanted:
+        return {}
+
+    def fresh():
+        leaves = paths.flatten(parallel.unbox(_init(setup.model, setup.random_seed)))
+        return {name: leaves[name] for name in wanted}
+
+    return jax.jit(fresh, out_shardings={name: leaf.sharding for name, leaf in wanted.items()})()

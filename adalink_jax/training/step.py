@@ -1,0 +1,115 @@
+"""The training step. Gradients exist for the trainable tree only: the frozen one is an argument, never differentiated."""
+
+from collections.abc import Callable
+
+import flax.struct
+import gin
+import jax
+import jax.numpy as jnp
+import optax
+
+from adalink_jax.training import optimizers, partition
+
+
+@flax.struct.dataclass
+class TrainState:
+    """All that changes while training: step (int32), the trainable tree, the optimizer's state."""
+
+    step: jax.Array
+    trainable: dict
+    opt_state: optax.OptState
+
+
+@gin.configurable
+def cross_entropy(logits, targets, weights, z_loss: float = 0.0, label_smoothing: float = 0.0):
+    """Sum of weighted cross-entropies, and the sum of weights (t5x's definition).
+
+    Args:
+      logits: float32 [B, T, V].
+      targets: int32 [B, T].
+      weights: float32 [B, T].
+      z_loss: factor of log(Z)^2, added to each token's loss.
+      label_smoothing: mass spread evenly over the wrong tokens; the loss's minimum is kept at 0.
+    """
+    log_z = jax.nn.logsumexp(logits, axis=-1)
+    loss = log_z - jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+    if label_smoothing:
+        rest = logits.shape[-1] - 1
+        low = label_smoothing / rest
+        wrong = logits.shape[-1] * log_z - logits.sum(-1) - loss  # summed over all tokens but the target
+        floor = -((1 - label_smoothing) * jnp.log(1 - label_smoothing) + rest * low * jnp.log(low))
+        loss = (1 - label_smoothing) * loss + low * wrong - floor
+    loss = loss + z_loss * jnp.square(log_z)
+    return jnp.sum(loss * weights), jnp.sum(weights)
+
+
+def make_train_step(
+    model, optimizer: optax.GradientTransformation, *, seed: int = 0, microbatches: int = 1
+) -> Callable[[TrainState, dict, dict], tuple[TrainState, dict]]:
+    """`(state, frozen, batch) -> (state, metrics)`, to be compiled with the state donated.
+
+    The loss is the mean over all weighted tokens of the global batch, however it is cut into microbatches: losses,
+    weights and gradients are summed, and divided once.
+
+    Args:
+      model: `model.apply({"params": ...}, batch, train=True, rngs=...)` -> logits float32 [B, T, V].
+      optimizer: for the trainable tree.
+      seed: of dropout; the step's number is folded in.
+      microbatches: parts that the batch's rows are cut into, one after the other; it must divide B.
+
+    Returns:
+      metrics: float32 scalars `loss`, `grad_norm` (of the trainable tree), `tokens` (sum of weights), learning rates.
+    """
+
+    def loss_fn(trainable, frozen, batch, rng):
+        params = partition.merge(trainable, frozen)
+        logits = model.apply({"params": params}, batch, train=True, rngs={"dropout": rng})
+        return cross_entropy(logits, batch["decoder_target_tokens"], batch["decoder_loss_weights"])
+
+    summed_grads = jax.value_and_grad(loss_fn, has_aux=True)
+
+    def accumulate(state, frozen, batch, rng):
+        if microbatches == 1:
+            return summed_grads(state.trainable, frozen, batch, rng)
+        # Row r goes to microbatch r % microbatches: every device keeps the rows that it already has.
+        parts = jax.tree.map(lambda x: x.reshape(-1, microbatches, *x.shape[1:]).swapaxes(0, 1), batch)
+
+        def add(total, part):
+            rng, batch = part
+            return jax.tree.map(jnp.add, total, summed_grads(state.trainable, frozen, batch, rng)), None
+
+        zero = jnp.zeros((), jnp.float32)
+        start = ((zero, zero), jax.tree.map(jnp.zeros_like, state.trainable))
+        return jax.lax.scan(add, start, (jax.random.split(rng, microbatches), parts))[0]
+
+    def train_step(state: TrainState, frozen: dict, batch: dict):
+        rng = jax.random.fold_in(jax.random.key(seed), state.step)
+        (loss, tokens), grads = accumulate(state, frozen, batch, rng)
+        tokens = jnp.maximum(tokens, 1.0)
+        grads = jax.tree.map(lambda g: g / tokens, grads)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.trainable)
+        metrics = {
+            "loss": loss / tokens,
+            "grad_norm": optax.global_norm(grads),
+            "tokens": tokens,
+            **optimizers.learning_rates(opt_state),
+        }
+        trainable = optax.apply_updates(state.trainable, updates)
+        return TrainState(state.step + 1, trainable, opt_state), metrics
+
+    return train_step
+
+
+def check_batch(batch_size: int, microbatches: int, data_devices: int) -> None:
+    """Refuses a batch that cannot be cut evenly.
+
+    Raises:
+      ValueError: names the sizes and the nearest batch size that would do.
+    """
+    unit = microbatches * data_devices
+    if microbatches < 1 or batch_size < 1 or batch_size % unit:
+        nearest = max(1, round(batch_size / max(unit, 1))) * unit
+        raise ValueError(
+            f"BATCH_SIZE = {batch_size} does not divide over {data_devices} devices of the data axis x {microbatches} "
+            f"microbatches; the nearest that does is {nearest}."
+        )

@@ -1,0 +1,72 @@
+"""Tables for people: what is trained and what is frozen, and `model-info.txt`."""
+
+import dataclasses
+
+import numpy as np
+from clu import parameter_overview
+from rich.table import Table
+
+from adalink_jax.models import paths
+
+
+def _size(leaf) -> int:
+    return int(np.prod(leaf.shape, dtype=np.int64))
+
+
+def count(tree) -> int:
+    """Number of parameters of a (possibly abstract) tree."""
+    return sum(map(_size, paths.flatten(tree).values()))
+
+
+def leaves(trainable, frozen) -> list[dict]:
+    """Every unscanned leaf: `{"name", "shape", "dtype", "size", "trainable"}`, sorted by name."""
+    rows = []
+    for tree, is_trainable in ((trainable, True), (frozen, False)):
+        for name, leaf in paths.flatten(tree).items():
+            names = paths.unscanned_names(name, leaf.shape)
+            shape = leaf.shape if names == [name] else leaf.shape[1:]
+            size = int(np.prod(shape, dtype=np.int64))
+            rows += [
+                {"name": n, "shape": list(shape), "dtype": str(leaf.dtype), "size": size, "trainable": is_trainable}
+                for n in names
+            ]
+    return sorted(rows, key=lambda row: row["name"])
+
+
+def parameter_table(trainable, frozen) -> Table:
+    """Parameters by part of the model, trainable beside frozen."""
+    parts: dict[str, list[int]] = {}
+    for tree, column in ((trainable, 0), (frozen, 1)):
+        for name, leaf in paths.flatten(tree).items():
+            parts.setdefault("/".join(name.split("/")[:2]), [0, 0])[column] += _size(leaf)
+    table = Table(title="Parameters", title_justify="left")
+    for heading in ("part", "trainable", "frozen"):
+        table.add_column(heading, justify="left" if heading == "part" else "right")
+    show = lambda n: f"{n:,}" if n else "-"
+    for part, row in sorted(parts.items()):
+        table.add_row(part, *map(show, row))
+    sums = [sum(row[i] for row in parts.values()) for i in (0, 1)]
+    table.add_section()
+    table.add_row("all", *map(show, sums), style="bold")
+    table.caption = f"{sums[0]:,} of {sum(sums):,} parameters are trained: {sums[0] / max(1, sum(sums)):.4%}"
+    return table
+
+
+@dataclasses.dataclass
+class _InfoRow:
+    name: str
+    shape: tuple
+    dtype: str
+    sharding: str
+    trained: str
+
+
+def model_info(trainable, frozen) -> str:
+    """Text of `model-info.txt`: every array in memory with shape, dtype, sharding, and whether it is trained."""
+    rows = [
+        _InfoRow(name, leaf.shape, str(leaf.dtype), str(tuple(leaf.sharding.spec)), trained)
+        for tree, trained in ((trainable, "trainable"), (frozen, "frozen"))
+        for name, leaf in paths.flatten(tree).items()
+    ]
+    totals = f"trainable {count(trainable):,}\nfrozen    {count(frozen):,}\n"
+    return parameter_overview.make_table(sorted(rows, key=lambda row: row.name)) + "\n" + totals

@@ -1,0 +1,78 @@
+"""Packaging of AdaLink-JAX.
+
+The folders `gin/` and `launch/` stand at the top of the repository, where people look for them, and ship inside
+the package: `adalink_jax/gin/**` and `adalink_jax/launch/**` in a wheel. Neither is a Python package, and neither may
+become one: a `gin/__init__.py` would shadow gin-config.
+
+The ranges below say what the code is written for; `constraints.txt` names the one set of versions that is tested.
+"""
+
+import pathlib
+import re
+
+from setuptools import find_packages, setup
+
+ROOT = pathlib.Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "adalink_jax" / "version.py").read_text())[1]
+README = ROOT / "README.md"
+
+# seqio needs tensorflow-text, which is not built for Windows. All that does not read a seqio task works without.
+HAS_SEQIO = 'sys_platform != "win32"'
+
+HF = ["huggingface_hub>=1.0", "transformers>=5.0,<6"]
+
+setup(
+    name="adalink-jax",
+    version=VERSION,
+    description="Adapt frozen T5- and PaLI-style encoder-decoders through their input embeddings, in JAX.",
+    long_description=README.read_text(encoding="utf-8") if README.exists() else "",
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    keywords=["jax", "flax", "parameter-efficient fine-tuning", "AdaLink", "T5", "PaLI"],
+    classifiers=[
+        "Intended Audience :: Science/Research",
+        "Programming Language :: Python :: 3.11",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+    python_requires=">=3.11",
+    packages=[*find_packages(include=["adalink_jax", "adalink_jax.*"]), "adalink_jax.gin", "adalink_jax.launch"],
+    package_dir={"adalink_jax.gin": "gin", "adalink_jax.launch": "launch"},
+    package_data={
+        "adalink_jax": ["assets/**"],
+        "adalink_jax.gin": ["**/*.gin"],
+        "adalink_jax.launch": ["**"],
+    },
+    install_requires=[
+        # The JAX family: a new minor version may rename things.
+        "jax>=0.10.0,<0.11",
+        "flax>=0.12.6,<0.13",
+        "optax>=0.2.6,<0.3",
+        "orbax-checkpoint>=0.12.0,<0.13",
+        "clu>=0.0.12",
+        "etils[epath]>=1.12",
+        "numpy>=2.0,<3",
+        "safetensors>=0.5",
+        # Configuration and data.
+        "gin-config>=0.5.0,<0.6",
+        f"seqio>=0.0.20,<0.1; {HAS_SEQIO}",
+        f"tensorflow-datasets>=4.9.9,<5; {HAS_SEQIO}",
+        "scikit-learn>=1.5,<2",
+        "pillow>=11",
+        # What a run shows.
+        "tensorboard>=2.21,<3",
+        "matplotlib>=3.9,<4",
+        "rich>=13.7",
+    ],
+    extras_require={
+        "tpu": ["jax[tpu]"],
+        "cuda12": ["jax[cuda12]"],
+        "cuda13": ["jax[cuda13]"],
+        # Compiles for a TPU where there is none. The range is that of the jax versions above.
+        "plan": ["libtpu>=0.0.40,<0.0.43"],
+        "hf": HF,
+        # The references of the parity tests (torch, transformers) and what builds and tests the package.
+        "dev": [*HF, "torch==2.13.0", "pytest>=9.0,<10", "pytest-xdist>=3.6", "build>=1.2"],
+    },
+    entry_points={"console_scripts": ["adalink = adalink_jax.cli.main:main"]},
+)

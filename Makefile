@@ -42,7 +42,7 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.installed: $(PACKAGING) | $(BIN)/python
-	@echo "Installing adalink-jax into $(VENV): some minutes the first time (TensorFlow alone is about 600 MB)."
+	@echo "Installing adalink-jax into $(VENV): some minutes the first time (3.4 GB, half of it TensorFlow)."
 	$(INSTALL) -e .
 	@touch $@
 

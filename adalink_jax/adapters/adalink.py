@@ -11,6 +11,7 @@ import gin
 import jax
 import jax.numpy as jnp
 
+from adalink_jax.errors import UserError
 from adalink_jax.models.seam import ENCODER_KINDS, KINDS, Inputs
 
 PHI = {"identity": lambda x: x, "relu": nn.relu, "gelu": nn.gelu, "silu": nn.silu}
@@ -25,7 +26,7 @@ class AdaLink(nn.Module):
       scale: factor of the residual.
 
     Raises:
-      ValueError: for a rank below 1 or a phi that does not exist.
+      UserError: for a rank below 1 or a phi that does not exist.
     """
 
     rank: int = 64
@@ -35,13 +36,11 @@ class AdaLink(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         if self.rank < 1:
-            raise ValueError(f"AdaLink's rank is {self.rank}; it must be at least 1.")
+            raise UserError(f"AdaLink's rank is {self.rank}; it must be at least 1.")
         if self.phi not in PHI:
-            raise ValueError(f"AdaLink's phi is {self.phi!r}; it must be one of {', '.join(PHI)}.")
+            raise UserError(f"AdaLink's phi is {self.phi!r}; it must be one of {', '.join(PHI)}.")
         width = x.shape[-1]
-        down_init = nn.with_logical_partitioning(
-            nn.initializers.normal(width**-0.5), ("adapter_embed", "adapter_rank")
-        )
+        down_init = nn.with_logical_partitioning(nn.initializers.normal(width**-0.5), ("adapter_embed", "adapter_rank"))
         up_init = nn.with_logical_partitioning(nn.initializers.zeros, ("adapter_rank", "adapter_embed"))
         down = self.param("down", down_init, (width, self.rank), jnp.float32)
         up = self.param("up", up_init, (self.rank, width), jnp.float32)
@@ -61,7 +60,7 @@ class AdaLinkAdapter(nn.Module):
       share: one pair, named `shared`, for all kinds.
 
     Raises:
-      ValueError: for a kind that does not exist.
+      UserError: for a kind that does not exist.
     """
 
     rank: int = 64
@@ -75,7 +74,7 @@ class AdaLinkAdapter(nn.Module):
         """Adapts the kinds that are present; shapes and dtypes stay."""
         unknown = [kind for kind in self.kinds or () if kind not in KINDS]
         if unknown or self.kinds == ():
-            raise ValueError(f"AdaLinkAdapter.kinds is {self.kinds!r}; it takes some of {KINDS}, or None.")
+            raise UserError(f"AdaLinkAdapter.kinds is {self.kinds!r}; it takes some of {KINDS}, or None.")
         pairs, adapted = {}, {}
         for kind in self.kinds or ENCODER_KINDS:
             x = getattr(inputs, kind)

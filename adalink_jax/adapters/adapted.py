@@ -4,6 +4,7 @@ import flax.linen as nn
 import gin
 import jax
 
+from adalink_jax.errors import UserError
 from adalink_jax.models import decoding
 from adalink_jax.models.seam import ENCODER_KINDS, Encoded, Inputs
 
@@ -57,7 +58,7 @@ class AdaptedModel(nn.Module):
         if self.is_initializing() and wanted:
             missing = [kind for kind in wanted if kind in ENCODER_KINDS and getattr(inputs, kind) is None]
             if missing:
-                raise ValueError(
+                raise UserError(
                     f"{type(self.adapter).__name__}.kinds asks for {missing[0]!r}, but {type(self.backbone).__name__} "
                     f"has no such input."
                 )

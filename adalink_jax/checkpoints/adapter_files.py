@@ -11,7 +11,7 @@ from etils import epath
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from adalink_jax.checkpoints.errors import CheckpointError
+from adalink_jax.errors import CheckpointError
 from adalink_jax.models import paths
 from adalink_jax.version import __version__
 

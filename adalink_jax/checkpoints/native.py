@@ -14,8 +14,8 @@ from etils import epath
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from adalink_jax.checkpoints.errors import CheckpointError
 from adalink_jax.checkpoints.fingerprint import fingerprint
+from adalink_jax.errors import CheckpointError
 from adalink_jax.models import paths
 
 WEIGHTS, CONFIG = "model.safetensors", "base_config.json"

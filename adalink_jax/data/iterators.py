@@ -7,6 +7,7 @@ from typing import Protocol
 import numpy as np
 
 from adalink_jax.data.feature_converter import FeatureConverter
+from adalink_jax.errors import UserError
 
 
 class BatchIterator(Protocol):
@@ -32,7 +33,7 @@ class EpochIterator:
       seed: with the epoch's number it gives the epoch's seed.
 
     Raises:
-      ValueError: from `next`, if an epoch has fewer examples than a batch.
+      UserError: from `next`, if an epoch has fewer examples than a batch.
     """
 
     def __init__(
@@ -48,11 +49,11 @@ class EpochIterator:
         batch = self._take()
         if batch is None:
             if self._batch == 0:
-                raise ValueError(f"The data has fewer examples than the batch size, {self._batch_size}.")
+                raise UserError(f"The data has fewer examples than the batch size, {self._batch_size}.")
             self.set_state({"epoch": self._epoch + 1, "batch": 0})
             batch = self._take()
             if batch is None:
-                raise ValueError(f"The data has fewer examples than the batch size, {self._batch_size}.")
+                raise UserError(f"The data has fewer examples than the batch size, {self._batch_size}.")
         self._batch += 1
         return self._converter(batch)
 

@@ -2,13 +2,15 @@
 
 from collections.abc import Sequence
 
+from adalink_jax.errors import UserError
+
 
 def accuracy(targets: Sequence[str], predictions: Sequence[str]) -> dict[str, float]:
     """Share of predictions in [0, 1] that equal their target, character for character.
 
     Raises:
-      ValueError: if there are no targets, or not one prediction for each.
+      UserError: if there are no targets, or not one prediction for each.
     """
     if not targets or len(targets) != len(predictions):
-        raise ValueError(f"accuracy needs one prediction a target; it got {len(predictions)} for {len(targets)}.")
+        raise UserError(f"accuracy needs one prediction a target; it got {len(predictions)} for {len(targets)}.")
     return {"accuracy": sum(t == p for t, p in zip(targets, predictions)) / len(targets)}

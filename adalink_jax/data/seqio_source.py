@@ -9,6 +9,7 @@ import seqio
 import tensorflow as tf
 
 from adalink_jax.data.tasks import DatasetConfig
+from adalink_jax.errors import UserError
 
 for _kind in ("GPU", "TPU"):
     tf.config.set_visible_devices([], _kind)
@@ -58,7 +59,7 @@ def get_tasks(config: DatasetConfig) -> tuple[SeqioTask, list[SeqioTask]]:
     known = [*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()]
     if name not in known:
         near = difflib.get_close_matches(name, known, 3) or sorted(known)
-        raise ValueError(f"There is no task or mixture {name!r} (MIXTURE_OR_TASK_NAME); nearest: {', '.join(near)}.")
+        raise UserError(f"There is no task or mixture {name!r} (MIXTURE_OR_TASK_NAME); nearest: {', '.join(near)}.")
     found = seqio.get_mixture_or_task(name)
     subtasks = seqio.get_subtasks(found)
     lengths = config.task_feature_lengths

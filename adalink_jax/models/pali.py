@@ -1,6 +1,6 @@
 """PaLI-style encoder-decoder: a T5 whose encoder reads visual tokens before the text (Chen et al., 2023).
 
-    images -> ViT (`vision/`) -> one linear map to D (`projection/`) -> [visual tokens ; text tokens] -> T5
+images -> ViT (`vision/`) -> one linear map to D (`projection/`) -> [visual tokens ; text tokens] -> T5
 """
 
 import gin
@@ -22,9 +22,7 @@ class PaLI(T5):
     def setup(self):
         super().setup()
         self.vision = ViT(self.vision_config)
-        self.projection = layers.Dense(
-            self.config.emb_dim, ("vision_embed", "embed"), self.config.dtype, use_bias=True
-        )
+        self.projection = layers.Dense(self.config.emb_dim, ("vision_embed", "embed"), self.config.dtype, use_bias=True)
 
     def abstract_batch(self, batch_size: int, inputs: int, targets: int) -> dict[str, jax.ShapeDtypeStruct]:
         """As T5's, and the images."""

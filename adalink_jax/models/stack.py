@@ -9,6 +9,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from adalink_jax.errors import UserError
+
 REMAT_POLICIES = {
     "full": None,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
@@ -30,7 +32,7 @@ def run_layers(layer_type: type[nn.Module], config, x, per_layer, *shared, num_l
     """
     if config.remat != "none":
         if config.remat not in REMAT_POLICIES:
-            raise ValueError(f"remat={config.remat!r} is none of {['none', *REMAT_POLICIES]}.")
+            raise UserError(f"remat={config.remat!r} is none of {['none', *REMAT_POLICIES]}.")
         layer_type = nn.remat(layer_type, prevent_cse=not config.scan_layers, policy=REMAT_POLICIES[config.remat])
     if config.scan_layers:
         stack = nn.scan(

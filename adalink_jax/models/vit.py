@@ -6,6 +6,7 @@ import flax.linen as nn
 import gin
 import jax.numpy as jnp
 
+from adalink_jax.errors import UserError
 from adalink_jax.models import layers
 from adalink_jax.models.stack import run_layers
 from adalink_jax.parallel import constrain
@@ -70,7 +71,7 @@ class ViT(nn.Module):
     """Images [B, height, width, channels], float32 in [-1, 1] -> visual tokens [B, N, emb_dim].
 
     Raises:
-      ValueError: if the images are not of the configured size, or patches do not tile them.
+      UserError: if the images are not of the configured size, or patches do not tile them.
     """
 
     config: ViTConfig
@@ -80,10 +81,10 @@ class ViT(nn.Module):
         cfg = self.config
         expected = (*cfg.image_size, cfg.channels)
         if images.shape[1:] != expected:
-            raise ValueError(f"The vision tower takes images of {expected}, these are {images.shape[1:]}.")
+            raise UserError(f"The vision tower takes images of {expected}, these are {images.shape[1:]}.")
         (height, width), p = cfg.image_size, cfg.patch_size
         if height % p or width % p:
-            raise ValueError(f"Patches of {p} pixels do not tile images of {height} x {width}.")
+            raise UserError(f"Patches of {p} pixels do not tile images of {height} x {width}.")
         x = images.reshape(-1, height // p, p, width // p, p, cfg.channels).transpose(0, 1, 3, 2, 4, 5)
         x = x.reshape(x.shape[0], cfg.num_tokens, p * p * cfg.channels)  # row-major patches, pixels row-major
         x = layers.Dense(cfg.emb_dim, ("patch", "embed"), cfg.dtype, use_bias=True, name="patch_embedding")(x)

@@ -12,5 +12,15 @@ from adalink_jax.parallel.sharding import (
     use_mesh,
 )
 
-__all__ = ["batch_sharding", "constrain", "data_axis_size", "logical_axis_rules", "make_mesh", "param_shardings", "put_batch",
-           "replicated", "unbox", "use_mesh"]
+__all__ = [
+    "batch_sharding",
+    "constrain",
+    "data_axis_size",
+    "logical_axis_rules",
+    "make_mesh",
+    "param_shardings",
+    "put_batch",
+    "replicated",
+    "unbox",
+    "use_mesh",
+]

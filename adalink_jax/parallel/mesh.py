@@ -5,6 +5,8 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh
 
+from adalink_jax.errors import UserError
+
 AXES = ("data", "model")
 
 
@@ -17,13 +19,13 @@ def make_mesh(data: int = -1, model: int = 1) -> Mesh:
       model: devices that split the heads, the MLP and the vocabulary (tensor parallelism).
 
     Raises:
-      ValueError: if the product is not the number of devices that JAX sees.
+      UserError: if the product is not the number of devices that JAX sees.
     """
     count = jax.device_count()
     if data == -1 and model > 0 and count % model == 0:
         data = count // model
     if data < 1 or model < 1 or data * model != count:
-        raise ValueError(
+        raise UserError(
             f"The mesh data={data} x model={model} does not cover the {count} devices that JAX sees; "
             f"set make_mesh.data and make_mesh.model so that their product is {count}."
         )

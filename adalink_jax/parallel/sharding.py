@@ -12,6 +12,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from adalink_jax.errors import UserError
+
 # A rule applies only if its mesh axis is still free in that array, so `embed` may follow `batch` onto `data`:
 # activations [batch, length, embed] keep their batch there, kernels [embed, mlp] are split (FSDP).
 TENSOR_PARALLEL = (
@@ -21,7 +23,17 @@ TENSOR_PARALLEL = (
     ("heads", "model"),
     ("joined_kv", "model"),
 )
-REPLICATED_NAMES = ("kv", "length", "layers", "relpos_buckets", "patch", "position", "vision_embed", "adapter_embed", "adapter_rank")
+REPLICATED_NAMES = (
+    "kv",
+    "length",
+    "layers",
+    "relpos_buckets",
+    "patch",
+    "position",
+    "vision_embed",
+    "adapter_embed",
+    "adapter_rank",
+)
 
 
 @gin.configurable
@@ -78,7 +90,7 @@ def param_shardings(boxed, mesh: Mesh, rules):
     """Shardings of a tree of `nn.LogicallyPartitioned` abstract leaves, in the same (unboxed) structure.
 
     Raises:
-      ValueError: if a dimension does not divide over its mesh axis; the sentence names the parameter and the sizes.
+      UserError: if a dimension does not divide over its mesh axis; the sentence names the parameter and the sizes.
     """
     specs = nn.get_partition_spec(boxed)
     leaves = unbox(boxed)
@@ -88,13 +100,11 @@ def param_shardings(boxed, mesh: Mesh, rules):
         for dim, axis in enumerate(resolved):
             if axis is not None and leaf.shape[dim] % mesh.shape[axis]:
                 name = "/".join(str(k.key) for k in path)
-                raise ValueError(
+                raise UserError(
                     f"{name} {tuple(leaf.shape)}: dimension {dim} ({spec[dim]}) of size {leaf.shape[dim]} does not "
                     f"divide over the {mesh.shape[axis]} devices of mesh axis {axis!r}; "
                     f"use a divisor of {leaf.shape[dim]}."
                 )
         return NamedSharding(mesh, resolved)
 
-    return jax.tree_util.tree_map_with_path(
-        place, specs, leaves, is_leaf=lambda node: isinstance(node, PartitionSpec)
-    )
+    return jax.tree_util.tree_map_with_path(place, specs, leaves, is_leaf=lambda node: isinstance(node, PartitionSpec))

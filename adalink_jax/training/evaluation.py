@@ -46,7 +46,12 @@ class Evaluator:
         self._generate = jax.jit(generate)
 
     def __call__(
-        self, trainable: dict, frozen: dict, split: str, num_samples: int = 0, between: Callable[[], None] = lambda: None
+        self,
+        trainable: dict,
+        frozen: dict,
+        split: str,
+        num_samples: int = 0,
+        between: Callable[[], None] = lambda: None,
     ) -> Result:
         """Scores `split`.
 

@@ -9,11 +9,8 @@ import jax
 
 from adalink_jax import parallel
 from adalink_jax.data import BatchIterator
+from adalink_jax.errors import NotFinite
 from adalink_jax.training.step import TrainState
-
-
-class NotFinite(ArithmeticError):
-    """The loss of a step is NaN or infinite."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,6 +10,7 @@ import gin
 import jax.numpy as jnp
 import optax
 
+from adalink_jax.errors import UserError
 from adalink_jax.models import paths
 from adalink_jax.training import partition
 
@@ -33,10 +34,10 @@ def warmup_rsqrt(peak: float, warmup_steps: int) -> Callable:
     """Linear from 0 to `peak` in `warmup_steps`, then `peak * sqrt(warmup_steps / step)` (T5's decay).
 
     Raises:
-      ValueError: for `warmup_steps` below 1.
+      UserError: for `warmup_steps` below 1.
     """
     if warmup_steps < 1:
-        raise ValueError(f"warmup_rsqrt.warmup_steps is {warmup_steps}; it must be at least 1.")
+        raise UserError(f"warmup_rsqrt.warmup_steps is {warmup_steps}; it must be at least 1.")
     return lambda step: peak * jnp.minimum(step / warmup_steps, jnp.sqrt(warmup_steps / jnp.maximum(step, 1)))
 
 
@@ -88,7 +89,7 @@ def grouped(
       groups: expression -> optimizer, such as `{'adapter/image/.*': @image/adamw()}`. The first that matches wins.
 
     Raises:
-      ValueError: from `init`, if an expression matches no trainable leaf (see `partition.matching`).
+      UserError: from `init`, if an expression matches no trainable leaf (see `partition.matching`).
     """
 
     def labels(tree):

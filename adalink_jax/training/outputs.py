@@ -72,7 +72,9 @@ def write_end(
         size = sum(f.stat().length for f in (folder / "adapter").iterdir())
         written.append(("adapter/", f"the adapter, {size / 1000:.0f} kB; INITIAL_ADAPTER_PATH takes it"))
     if "image" in after.samples[0]:
-        title = f"{summary['task']}: " + ", ".join(f"{k.replace('_', ' ')} {v:.3f}" for k, v in about["metrics"].items())
+        title = f"{summary['task']}: " + ", ".join(
+            f"{k.replace('_', ' ')} {v:.3f}" for k, v in about["metrics"].items()
+        )
         pictures.draw_samples(folder / "samples.png", after.samples, [s["prediction"] for s in before.samples], title)
         written.append(("samples.png", "sample images with the predictions"))
     (folder / SUMMARY).write_text(json.dumps(summary, indent=2) + "\n")

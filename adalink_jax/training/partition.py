@@ -7,6 +7,7 @@ or saves a frozen one. Expressions match whole unscanned paths (`backbone/encode
 import re
 from collections.abc import Iterable, Sequence
 
+from adalink_jax.errors import UserError
 from adalink_jax.models import paths
 
 
@@ -19,19 +20,19 @@ def matching(expressions: Sequence[str], names: dict[str, list[str]], purpose: s
       purpose: what the expressions are for, for the error.
 
     Raises:
-      ValueError: if an expression is malformed, matches nothing, or picks some layers of a scanned stack.
+      UserError: if an expression is malformed, matches nothing, or picks some layers of a scanned stack.
     """
     picked = []
     for expression in expressions:
         try:
             pattern = re.compile(expression)
         except re.error as e:
-            raise ValueError(f"{purpose}: {expression!r} is not a regular expression ({e}).") from e
+            raise UserError(f"{purpose}: {expression!r} is not a regular expression ({e}).") from e
         mine = set()
         for leaf, unscanned in names.items():
             hits = [name for name in unscanned if pattern.fullmatch(name)]
             if hits and len(hits) < len(unscanned):
-                raise ValueError(
+                raise UserError(
                     f"{purpose}: {expression!r} picks {len(hits)} of the {len(unscanned)} layers of {leaf}, which is one "
                     f"array while layers are scanned; set SCAN_LAYERS = False to pick single layers."
                 )
@@ -39,7 +40,7 @@ def matching(expressions: Sequence[str], names: dict[str, list[str]], purpose: s
                 mine.add(leaf)
         if not mine:
             tops = sorted({name.split("/")[0] + "/..." for each in names.values() for name in each})
-            raise ValueError(
+            raise UserError(
                 f"{purpose}: {expression!r} matches no parameter; it must match a whole path, and paths here look like "
                 f"{', '.join(tops)} (`adalink params` lists them)."
             )
@@ -56,7 +57,7 @@ def split(tree, expressions: Sequence[str]):
     """`(trainable, frozen)`: two nested dicts without a common leaf.
 
     Raises:
-      ValueError: see `matching`.
+      UserError: see `matching`.
     """
     chosen = set().union(*matching(expressions, leaf_names(tree), "TRAINABLE"))
     leaves = paths.flatten(tree)

@@ -16,11 +16,12 @@ from etils import epath
 
 from adalink_jax import parallel
 from adalink_jax.data import BatchIterator, EpochIterator, FeatureConverter, get_tasks
+from adalink_jax.errors import NotFinite, Stopped, UserError
 from adalink_jax.training import outputs
 from adalink_jax.training.console import Console
 from adalink_jax.training.evaluation import Evaluator, Result
 from adalink_jax.training.interrupt import Interrupted, StopRequest
-from adalink_jax.training.loop import NotFinite, Period, run_loop
+from adalink_jax.training.loop import Period, run_loop
 from adalink_jax.training.metric_writer import MetricWriter
 from adalink_jax.training.run_checkpoints import CheckpointConfig, RunCheckpoints
 from adalink_jax.training.setup import Parameters, Setup, load_parameters, split_abstract
@@ -68,14 +69,14 @@ def train(
       What `summary.json` holds.
 
     Raises:
-      ValueError, CheckpointError: for bad settings and files, before anything is compiled or overwritten.
+      UserError, CheckpointError: for bad settings and files, before anything is compiled or overwritten.
       NotFinite: if the loss of a step is NaN or infinite.
-      Interrupted: after a stop was asked for and the state was saved.
+      Stopped: after a stop was asked for and the state was saved.
     """
     started = time.time()
     mesh, rules = parallel.make_mesh(), parallel.logical_axis_rules()
     if not setup.trainable:
-        raise ValueError("Nothing is trainable: add --gin_file=gin/adapters/adalink.gin, or set TRAINABLE.")
+        raise UserError("Nothing is trainable: add --gin_file=gin/adapters/adalink.gin, or set TRAINABLE.")
     split_abstract(setup.model, setup.trainable)
     check_batch(setup.dataset.batch_size, microbatches, parallel.data_axis_size(mesh))
     task, eval_tasks = get_tasks(setup.dataset)
@@ -123,13 +124,15 @@ def train(
             )  # fmt: skip
         except NotFinite as e:
             newest.wait()
-            raise NotFinite(f"{e} Training stopped; {_newest(newest)}; lower the learning rate, or clip gradients.") from e
+            raise NotFinite(
+                f"{e} Training stopped; {_newest(newest)}; lower the learning rate, or clip gradients."
+            ) from e
         run.evaluate(state)
         after = run.score_chosen(state)
         if stop.requested():
             run.save(state)
             newest.wait()
-            raise Interrupted(f"Stopped after step {int(state.step)} and saved; the same command goes on from there.")
+            raise Stopped(f"Stopped after step {int(state.step)} and saved; the same command goes on from there.")
         return run.finish(state, before, after, time.time() - started)
 
 
@@ -179,7 +182,7 @@ class Run:
         if known is not None:
             return known
         if int(state.step):
-            raise ValueError(f"{self.folder} lost {outputs.BEFORE}; start the run in another MODEL_DIR.")
+            raise UserError(f"{self.folder} lost {outputs.BEFORE}; start the run in another MODEL_DIR.")
         self.evaluate(state)
         result = self._score(state.trainable, "test")
         if result is not None:
@@ -239,7 +242,7 @@ class Run:
 
     def _selected(self, result: Result) -> float:
         if self.metric not in result.scores:
-            raise ValueError(f"train.metric is {self.metric!r}; the task has {', '.join(sorted(result.scores))}.")
+            raise UserError(f"train.metric is {self.metric!r}; the task has {', '.join(sorted(result.scores))}.")
         return result.scores[self.metric]
 
 
@@ -259,7 +262,7 @@ def evaluate(setup: Setup, split: str = "test") -> dict[str, float]:
       metric -> value.
 
     Raises:
-      ValueError, CheckpointError: for bad settings and files.
+      UserError, CheckpointError: for bad settings and files.
     """
     mesh, rules = parallel.make_mesh(), parallel.logical_axis_rules()
     check_batch(setup.dataset.batch_size, 1, parallel.data_axis_size(mesh))

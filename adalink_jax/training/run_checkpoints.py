@@ -12,8 +12,8 @@ import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
-from adalink_jax.checkpoints import CheckpointError, digests
-from adalink_jax.models import paths
+from adalink_jax.checkpoints import digests
+from adalink_jax.errors import CheckpointError
 from adalink_jax.training.step import TrainState
 
 

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from adalink_jax import checkpoints, parallel
 from adalink_jax.adapters import AdaptedModel
 from adalink_jax.data import DatasetConfig
+from adalink_jax.errors import UserError
 from adalink_jax.models import paths
 from adalink_jax.training import partition
 
@@ -81,7 +82,7 @@ def load_parameters(setup: Setup, mesh, rules) -> Parameters:
     """Reads or makes every leaf of `setup.model`, on `mesh`.
 
     Raises:
-      ValueError: for expressions that match nothing, and a frozen backbone without a checkpoint.
+      UserError: for expressions that match nothing, and a frozen backbone without a checkpoint.
       CheckpointError: for files that do not fit.
     """
     boxed = abstract_params(setup.model)
@@ -107,13 +108,13 @@ def load_parameters(setup: Setup, mesh, rules) -> Parameters:
     elif backbone <= trained:
         sources["backbone"] = f"random initialisation, seed {setup.random_seed}"
     else:
-        raise ValueError(
+        raise UserError(
             f"{len(backbone - trained)} backbone parameters are frozen but there is no base model to take them from; "
             f"set INITIAL_CHECKPOINT_PATH."
         )
     if adapter and setup.initial_adapter_path is not None:
         if base is None:
-            raise ValueError("INITIAL_ADAPTER_PATH is set, but there is no base; set INITIAL_CHECKPOINT_PATH as well.")
+            raise UserError("INITIAL_ADAPTER_PATH is set, but there is no base; set INITIAL_CHECKPOINT_PATH as well.")
         tree, _ = checkpoints.load_adapter(
             setup.initial_adapter_path, partition.select(wanted, adapter)["adapter"],
             base["fingerprint"], setup.allow_other_base,

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from adalink_jax.errors import UserError
 from adalink_jax.training import optimizers, partition
 
 
@@ -104,12 +105,12 @@ def check_batch(batch_size: int, microbatches: int, data_devices: int) -> None:
     """Refuses a batch that cannot be cut evenly.
 
     Raises:
-      ValueError: names the sizes and the nearest batch size that would do.
+      UserError: names the sizes and the nearest batch size that would do.
     """
     unit = microbatches * data_devices
     if microbatches < 1 or batch_size < 1 or batch_size % unit:
         nearest = max(1, round(batch_size / max(unit, 1))) * unit
-        raise ValueError(
+        raise UserError(
             f"BATCH_SIZE = {batch_size} does not divide over {data_devices} devices of the data axis x {microbatches} "
             f"microbatches; the nearest that does is {nearest}."
         )

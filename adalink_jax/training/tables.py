@@ -1,6 +1,7 @@
 """Tables for people: what is trained and what is frozen, and `model-info.txt`."""
 
 import dataclasses
+import re
 
 import numpy as np
 from clu import parameter_overview
@@ -49,6 +50,21 @@ def parameter_table(trainable, frozen) -> Table:
     table.add_section()
     table.add_row("all", *map(show, sums), style="bold")
     table.caption = f"{sums[0]:,} of {sum(sums):,} parameters are trained: {sums[0] / max(1, sum(sums)):.4%}"
+    return table
+
+
+def leaf_table(trainable, frozen) -> Table:
+    """Every leaf, equal layers on one line, under the names that `TRAINABLE` matches."""
+    grouped: dict[str, list[dict]] = {}
+    for row in leaves(trainable, frozen):
+        grouped.setdefault(re.sub(r"layers_\d+", "layers_*", row["name"]), []).append(row)
+    table = Table(title="Leaves", title_justify="left")
+    for heading in ("name", "shape", "count", "trained"):
+        table.add_column(heading, justify="right" if heading == "count" else "left")
+    for name, rows in grouped.items():
+        trained = sum(row["trainable"] for row in rows)
+        shape = " x ".join(map(str, rows[0]["shape"]))
+        table.add_row(name, shape, str(len(rows)), "all" if trained == len(rows) else str(trained or "-"))
     return table
 
 

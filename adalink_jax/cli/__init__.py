@@ -1,0 +1,1 @@
+"""The commands. Nothing is imported here, so that `adalink --help` is instant."""

@@ -1,0 +1,70 @@
+"""The `adalink` command: finds the subcommand, imports what it needs, and prints errors in one sentence."""
+
+import difflib
+import os
+import sys
+
+COMMANDS = {
+    "quickstart": "adapt the bundled frozen model to a task it cannot do; needs nothing but this package",
+    "train": "train an adapter (or a model), or go on with a run: --gin_file=... --gin.NAME=value",
+    "eval": "score a base model, with an adapter or without",
+    "params": "count trainable and frozen parameters of any configuration, without allocating them",
+}
+
+USAGE = """usage: adalink COMMAND [--gin_file=FILE ...] [--gin.NAME=VALUE ...] [options]
+
+Adapt frozen T5- and PaLI-style encoder-decoders through their input embeddings.
+
+commands:
+{commands}
+
+`adalink COMMAND --help` tells more of one. Strings in --gin flags carry quotes of their own: --gin.MODEL_DIR="'runs/x'"
+"""
+
+USER_ERROR, STOPPED = 2, 130
+
+
+def usage() -> str:
+    """The text of `adalink --help`."""
+    width = max(map(len, COMMANDS))
+    return USAGE.format(commands="\n".join(f"  {name:<{width}}  {text}" for name, text in COMMANDS.items()))
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs one command; returns its exit status: 0, 2 for bad input, 130 for a run that was stopped and saved."""
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(usage())
+        return 0
+    if argv[0] == "--version":
+        from adalink_jax.version import __version__
+
+        print(f"adalink-jax {__version__}")
+        return 0
+    name, *rest = argv
+    if name not in COMMANDS:
+        near = difflib.get_close_matches(name, COMMANDS, 1)
+        hint = f"; did you mean `adalink {near[0]}`?" if near else f"; there are: {', '.join(COMMANDS)}."
+        print(f"error: there is no command {name!r}{hint}", file=sys.stderr)
+        return USER_ERROR
+    # TensorFlow only reads data here, and has much to say while it is imported.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+    from adalink_jax.cli import commands
+    from adalink_jax.errors import Stopped, UserError
+
+    try:
+        return getattr(commands, name)(rest)
+    except UserError as e:
+        print(f"error: {commands.message_of(e)}", file=sys.stderr)
+        return USER_ERROR
+    except Stopped as e:
+        print(commands.message_of(e), file=sys.stderr)
+        return e.status
+    except KeyboardInterrupt:
+        print("Stopped at once.", file=sys.stderr)
+        return STOPPED
+
+
+if __name__ == "__main__":
+    sys.exit(main())

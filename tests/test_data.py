@@ -1,0 +1,148 @@
+"""Data: positions that can be saved, digits that never leak across splits, features, vocabularies, uneven batches."""
+
+import numpy as np
+import pytest
+
+from adalink_jax.data import EpochIterator, FeatureConverter, digits, padded_batches
+from adalink_jax.data.metrics import accuracy
+from adalink_jax.data.vocabularies import ByteVocabulary
+from adalink_jax.errors import UserError
+
+LENGTHS = {"inputs": 6, "targets": 4}
+
+
+def numbered(count):
+    """Examples whose input is their number, in an order that depends on the seed."""
+
+    def examples(seed, start):
+        order = np.random.default_rng(seed).permutation(count)[start:]
+        return ({"inputs": [i + 3, 1], "targets": [i + 3, 1]} for i in order)
+
+    return examples
+
+
+def make(count=10, batch_size=4, seed=0):
+    return EpochIterator(numbered(count), FeatureConverter(LENGTHS), batch_size, seed)
+
+
+def test_a_restored_position_gives_the_same_batches():
+    steady, batches = make(), []
+    states = []
+    for _ in range(7):  # 2 batches an epoch: crosses epochs
+        states.append(steady.get_state())
+        batches.append(next(steady))
+    for position in (0, 3, 4, 6):
+        resumed = make()
+        resumed.set_state(states[position])
+        for expected in batches[position:]:
+            np.testing.assert_equal(next(resumed), expected)
+
+
+def test_epochs_are_shuffled_differently_and_hold_each_example_once():
+    iterator = make(count=8)
+    epochs = [np.concatenate([next(iterator)["encoder_input_tokens"][:, 0] for _ in range(2)]) for _ in range(2)]
+    for epoch in epochs:
+        assert sorted(epoch) == list(range(3, 11))
+    assert list(epochs[0]) != list(epochs[1])
+
+
+def test_another_seed_gives_another_order():
+    assert (next(make(seed=1))["encoder_input_tokens"] != next(make(seed=2))["encoder_input_tokens"]).any()
+
+
+def test_fewer_examples_than_a_batch_is_an_error():
+    with pytest.raises(UserError, match="fewer examples than the batch size, 4"):
+        next(make(count=3))
+
+
+def test_features_are_t5x_s():
+    batch = FeatureConverter(LENGTHS)([{"inputs": [5, 6, 1], "targets": [7, 8, 9, 10, 1]}], batch_size=2)
+    np.testing.assert_array_equal(batch["encoder_input_tokens"], [[5, 6, 1, 0, 0, 0], [0] * 6])
+    np.testing.assert_array_equal(batch["decoder_target_tokens"], [[7, 8, 9, 10], [0] * 4])  # cut
+    np.testing.assert_array_equal(batch["decoder_input_tokens"], [[0, 7, 8, 9], [0] * 4])
+    np.testing.assert_array_equal(batch["decoder_loss_weights"], [[1, 1, 1, 1], [0] * 4])
+
+
+def test_an_uneven_last_batch_holds_every_example_once():
+    examples = [{"inputs": [i + 3], "targets": [i + 3]} for i in range(10)]
+    batches = list(padded_batches(examples, FeatureConverter(LENGTHS), 4))
+    assert {batch["encoder_input_tokens"].shape for batch, _ in batches} == {(4, 6)}
+    assert [row["inputs"][0] for _, rows in batches for row in rows] == list(range(3, 13))
+    assert sum(batch["decoder_loss_weights"].sum() for batch, _ in batches) == 10
+
+
+def test_digit_images_are_split_before_scenes_are_composed():
+    tiles = {}
+    for split in digits.SCENES:
+        scenes = digits.compose("digits_read", split)["image"]
+        cut = scenes.reshape(-1, 8, digits.NUM_DIGITS, 8).transpose(0, 2, 1, 3).reshape(-1, 64)
+        tiles[split] = {tile.tobytes() for tile in cut}
+    assert len(tiles["train"]) > 1000
+    assert not tiles["train"] & tiles["validation"]
+    assert not tiles["train"] & tiles["test"]
+    assert not tiles["validation"] & tiles["test"]
+
+
+def test_answers_follow_from_the_digits_shown():
+    read, reverse, total = (digits.compose(f"digits_{name}", "test") for name in ("read", "reverse", "sum"))
+    np.testing.assert_array_equal(read["image"], reverse["image"])
+    for a, b, c in zip(read["targets"], reverse["targets"], total["targets"]):
+        assert a.split() == b.split()[::-1]
+        assert int(c) == sum(map(int, a.split()))
+
+
+def test_shifted_images_show_the_same_digits():
+    plain, inverted, rotated = (digits.compose(f"digits_{name}", "test") for name in ("read", "inverted", "rotated"))
+    np.testing.assert_array_equal(plain["targets"], inverted["targets"])
+    np.testing.assert_allclose(inverted["image"], -plain["image"])
+    np.testing.assert_array_equal(rotated["image"][0, :, :8, 0], np.rot90(plain["image"][0, :, :8, 0]))
+
+
+def test_byte_vocabulary_equals_seqio_s():
+    seqio = pytest.importorskip("seqio")
+    ours, theirs = ByteVocabulary(), seqio.ByteVocabulary()
+    for text in ("read the digits", "Zürich – 日本"):
+        assert ours.encode(text) == list(theirs.encode(text))
+        assert ours.decode(ours.encode(text)) == text
+    assert ours.vocab_size == theirs.vocab_size
+    assert ours.decode([*ours.encode("a"), 1, *ours.encode("b")]) == "a"
+
+
+def test_accuracy_counts_exact_matches():
+    assert accuracy(["a", "b", "c", "d"], ["a", "B", "c", ""]) == {"accuracy": 0.5}
+    with pytest.raises(UserError, match="one prediction a target"):
+        accuracy(["a"], [])
+
+
+@pytest.fixture(scope="module")
+def instruct():
+    pytest.importorskip("seqio")
+    from adalink_jax.data import DatasetConfig, get_tasks
+
+    return get_tasks(DatasetConfig("digits_instruct", {"inputs": 24, "targets": 4}, 8))
+
+
+def test_a_seqio_mixture_is_deterministic_and_can_be_entered_anywhere(instruct):
+    mixture, _ = instruct
+    take = lambda seed, start: [bytes(ex["inputs"]) for ex, _ in zip(mixture.examples("train", seed, start), range(8))]
+    assert take(3, 0)[5:] == take(3, 5)[:3]
+    assert take(3, 0) != take(4, 0)
+    assert len(set(take(3, 0))) > 1  # several questions
+
+
+def test_seqio_tasks_are_scored_on_decoded_text(instruct):
+    _, tasks = instruct
+    assert sorted(task.name for task in tasks) == sorted(digits.INSTRUCT)
+    task = next(task for task in tasks if task.name == "digits_sum")
+    examples = [ex for ex, _ in zip(task.examples("test"), range(20))]
+    right = [task.decode(ex["targets"]) for ex in examples]
+    assert task.score(examples, right) == {"accuracy": 1.0}
+    assert task.score(examples, ["x", *right[1:]]) == {"accuracy": 0.95}
+    assert examples[0]["image"].shape == digits.SCENE_SHAPE
+
+
+def test_an_unknown_task_is_answered_with_the_nearest(instruct):
+    from adalink_jax.data import DatasetConfig, get_tasks
+
+    with pytest.raises(UserError, match="digits_reverse"):
+        get_tasks(DatasetConfig("digit_revers", {"inputs": 24, "targets": 4}, 8))

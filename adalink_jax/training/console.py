@@ -7,9 +7,10 @@ from collections.abc import Callable
 from rich.console import Console as RichConsole
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from adalink_jax.training import tables
-from adalink_jax.training.evaluation import Result
+from adalink_jax.training.evaluation import Result, printable
 from adalink_jax.training.setup import Parameters
 
 LINE_EVERY_SECONDS = 15  # without a terminal
@@ -89,12 +90,13 @@ class Console:
         """Predictions, scores, files, and what to type next."""
         self._bar.stop()
         table = Table(title="Predictions on test", title_justify="left")
-        for heading in ("input", "target", "frozen says", "adapted says"):
+        for heading in ("input", "target", "before", "after"):
             table.add_column(heading)
         for old, new in list(zip(before.samples, after.samples))[:8]:
             right = new["prediction"] == new["target"]
             style = "green" if right else "red"
-            table.add_row(new["inputs"], new["target"], old["prediction"], f"[{style}]{new['prediction']}[/]")
+            cells = (new["inputs"], new["target"], old["prediction"])
+            table.add_row(*map(Text, map(printable, cells)), Text(printable(new["prediction"]), style))
         self._out.print(table)
         for name, value in summary.items():
             if name.startswith(("frozen_", "adapted_")):

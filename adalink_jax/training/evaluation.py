@@ -77,6 +77,11 @@ class Evaluator:
         return Result(_combine(per_task), samples[:num_samples])
 
 
+def printable(text: str) -> str:
+    """`text` with a dot for each character that cannot be shown (an untrained model writes any byte)."""
+    return "".join(c if c.isprintable() else "\N{MIDDLE DOT}" for c in text)
+
+
 def _sample(task: Task, example: dict, prediction: str) -> dict:
     text = lambda name: np.asarray(example[f"{name}_pretokenized"]).item().decode()
     sample = {"inputs": text("inputs"), "target": text("targets"), "prediction": prediction}

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from etils import epath
 from matplotlib.figure import Figure
 
+from adalink_jax.training.evaluation import printable
+
 GREEN, RED, GREY = "#1a7f37", "#cf222e", "#57606a"
 
 
@@ -14,7 +16,7 @@ def draw_samples(path: str, samples: Sequence[dict], before: Sequence[str], titl
     Args:
       path: the file.
       samples: `Result.samples` with an `image`, float32 [height, width, 1 or 3] in [-1, 1].
-      before: for each sample what the frozen model said.
+      before: for each sample what the model said before it was trained.
       title: one line above all.
     """
     columns = 4
@@ -29,7 +31,8 @@ def draw_samples(path: str, samples: Sequence[dict], before: Sequence[str], titl
         axis.imshow(image.squeeze(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
         axis.set_title(sample["inputs"], fontsize=10, color=GREY)
         right = sample["prediction"] == sample["target"]
-        lines = [(f"adapted: {sample['prediction']}", GREEN if right else RED), (f"frozen: {old}", GREY)]
+        lines = [(f"after: {printable(sample['prediction'])}", GREEN if right else RED)]
+        lines.append((f"before: {printable(old)}", GREY))
         if not right:
             lines.insert(1, (f"right: {sample['target']}", GREY))
         for i, (text, colour) in enumerate(lines):

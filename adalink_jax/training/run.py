@@ -88,6 +88,7 @@ def train(
         newest = RunCheckpoints(folder / "checkpoints", checkpoints.keep, identity)
         best = RunCheckpoints(folder / "best", 1, identity)
         facts = newest.facts()
+        best.facts()  # refuses a run of other settings that was killed before its first checkpoint
         if (newest.latest_step() or 0) >= total_steps and (summary := outputs.read_summary(folder)):
             console.already_done(summary)
             return summary

@@ -6,6 +6,7 @@ it is resumed.
 """
 
 import dataclasses
+import functools
 
 import gin
 import jax
@@ -54,16 +55,17 @@ class RunCheckpoints:
 
     def __init__(self, folder: str, keep: int, identity: dict):
         self.folder = epath.Path(folder).resolve()
-        self._identity = identity
-        self._manager = ocp.CheckpointManager(
-            self.folder,
-            options=ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True),
-            item_names=("state", "meta"),
-        )
+        self._keep, self._identity = keep, identity
+
+    @functools.cached_property
+    def _manager(self) -> ocp.CheckpointManager:
+        """Opened, and the folder made, when it is first needed: a run that is refused leaves nothing behind."""
+        options = ocp.CheckpointManagerOptions(max_to_keep=self._keep, enable_async_checkpointing=True)
+        return ocp.CheckpointManager(self.folder, options=options, item_names=("state", "meta"))
 
     def latest_step(self) -> int | None:
         """The newest step that was written whole."""
-        return self._manager.latest_step()
+        return self._manager.latest_step() if self.folder.exists() else None
 
     def save(self, state: TrainState, **facts) -> None:
         """Writes the state in the background, with JSON-able `facts` (`data_position`, `score`).
@@ -136,7 +138,3 @@ class RunCheckpoints:
     def wait(self) -> None:
         """Returns when all that was saved is on disk."""
         self._manager.wait_until_finished()
-
-    def close(self) -> None:
-        """Finishes pending writes."""
-        self._manager.close()

@@ -85,6 +85,8 @@ def load_parameters(setup: Setup, mesh, rules) -> Parameters:
       UserError: for expressions that match nothing, and a frozen backbone without a checkpoint.
       CheckpointError: for files that do not fit.
     """
+    if setup.frozen_dtype not in ("float32", "bfloat16"):
+        raise UserError(f"FROZEN_DTYPE is {setup.frozen_dtype!r}; it must be 'float32' or 'bfloat16'.")
     boxed = abstract_params(setup.model)
     shardings = paths.flatten(parallel.param_shardings(boxed, mesh, rules))
     shapes = paths.flatten(parallel.unbox(boxed))

@@ -1,0 +1,220 @@
+"""Whole runs through the command line: what they write, and that being killed, stopped or misused loses nothing."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+pytest.importorskip("seqio")
+
+from adalink_jax.cli.main import main  # noqa: E402
+
+STEPS, PERIOD = 24, 6
+
+
+def flags(model_dir, **macros):
+    macros = {"TRAIN_STEPS": STEPS, "EVAL_PERIOD": 12, "CHECKPOINT_PERIOD": PERIOD, "BATCH_SIZE": 40, "RANK": 4} | macros
+    return [f"--gin.MODEL_DIR='{model_dir}'", *(f"--gin.{name}={value!r}" for name, value in macros.items())]
+
+
+def quickstart(model_dir, **macros):
+    return main(["quickstart", *flags(model_dir, **macros)])
+
+
+def start(model_dir, **macros):
+    command = [sys.executable, "-m", "adalink_jax", "quickstart", *flags(model_dir, **macros)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=dict(os.environ))
+
+
+def wait_for(condition, process, seconds=240):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def rows(model_dir):
+    return [json.loads(row) for row in (model_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+def contents(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    model_dir = tmp_path_factory.mktemp("runs") / "finished"
+    assert quickstart(model_dir) == 0
+    return model_dir
+
+
+def test_a_run_leaves_what_it_promises(finished):
+    from PIL import Image
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    summary = json.loads((finished / "summary.json").read_text())
+    assert summary["trainable"] == 2 * 2 * 64 * 4
+    assert summary["frozen"] == 337_536
+    assert 0 <= summary["frozen_accuracy"] < 0.1
+    assert summary["seconds"] > 0
+    assert (finished / "adapter" / "adapter_model.safetensors").stat().st_size < 10_000
+    about = json.loads((finished / "adapter" / "adapter_config.json").read_text())["adalink"]
+    assert about["method"] == "AdaLinkAdapter" and about["settings"]["rank"] == 4
+    assert about["base"]["name"] == "pali_nano_instruct"
+
+    found = rows(finished)
+    assert [row["step"] for row in found if "validation/accuracy" in row] == [0, 12, 24]
+    assert all(math.isfinite(row["train/loss"]) for row in found if "train/loss" in row)
+    events = EventAccumulator(str(finished / "tensorboard"))
+    events.Reload()
+    assert [event.step for event in events.Scalars("validation/accuracy")] == [0, 12, 24]
+
+    info = (finished / "model-info.txt").read_text()
+    line = next(line for line in info.splitlines() if "adapter/image/down" in line)
+    assert "(64, 4)" in line and "float32" in line and "trainable" in line
+    assert "frozen    337,536" in info
+    assert Image.open(finished / "samples.png").size[0] > 500
+
+
+def test_no_frozen_leaf_is_in_a_checkpoint(finished):
+    size = sum(len(data) for data in contents(finished / "checkpoints").values())
+    assert size < 337_536 * 4 / 2
+
+
+def test_eval_of_the_written_adapter_gives_the_run_s_score(finished, capsys):
+    summary = json.loads((finished / "summary.json").read_text())
+    config = f"--gin_file={finished}/config.gin"
+    assert main(["eval", config, "--json", f"--gin.INITIAL_ADAPTER_PATH='{finished}/adapter'"]) == 0
+    assert json.loads(capsys.readouterr().out)["accuracy"] == summary["adapted_accuracy"]
+    assert main(["eval", config, "--json"]) == 0  # a fresh AdaLink: the frozen model
+    assert json.loads(capsys.readouterr().out)["accuracy"] == summary["frozen_accuracy"]
+
+
+def test_the_last_uneven_batch_counts_every_example_once(capsys):
+    task = ["--gin_file=gin/runs/quickstart.gin", "--gin.MIXTURE_OR_TASK_NAME='digits_read'", "--json"]
+    scores = []
+    for batch_size in (1000, 96):  # 1,000 scenes: one batch, or ten and a part
+        assert main(["eval", *task, f"--gin.BATCH_SIZE={batch_size}"]) == 0
+        scores.append(json.loads(capsys.readouterr().out)["accuracy"])
+    assert scores[0] == scores[1] > 0.9
+    assert round(scores[0] * 1000) == pytest.approx(scores[0] * 1000)  # 1,000 examples were counted, no padding
+
+
+def test_a_finished_run_is_left_alone(finished, capsys):
+    before = contents(finished)
+    assert quickstart(finished) == 0
+    assert "finished at step 24" in capsys.readouterr().out
+    assert contents(finished) == before
+
+
+def test_a_killed_and_resumed_run_ends_with_the_same_bits(finished, tmp_path):
+    killed = tmp_path / "killed"
+    process = start(killed)
+    wait_for(lambda: (killed / "checkpoints" / str(2 * PERIOD)).exists(), process)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert not (killed / "summary.json").exists()
+
+    process = start(killed)
+    out, err = process.communicate(timeout=240)
+    assert process.returncode == 0, err
+    assert "Going on from step" in out
+    assert contents(killed / "adapter")[next(iter(contents(killed / "adapter")))]
+    name = "adapter_model.safetensors"
+    assert (killed / "adapter" / name).read_bytes() == (finished / "adapter" / name).read_bytes()
+    steps = [row["step"] for row in rows(killed) if "validation/accuracy" in row]
+    assert steps == [0, 12, 24]  # no row twice, none lost
+
+
+def test_a_stopped_run_saves_and_says_how_to_go_on(tmp_path):
+    model_dir = tmp_path / "stopped"
+    process = start(model_dir, TRAIN_STEPS=100_000, CHECKPOINT_PERIOD=100_000)
+    wait_for(lambda: (model_dir / "before.json").exists(), process)
+    time.sleep(3)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 130, err
+    assert "Stopped after step" in err and "the same command goes on from there" in err
+    assert "Traceback" not in err
+    saved = [int(path.name) for path in (model_dir / "checkpoints").iterdir()]
+    assert len(saved) == 1 and f"step {saved[0]} " in err
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(tmp_path, capsys):
+    assert quickstart(tmp_path / "nan", LEARNING_RATE=1e30, WARMUP_STEPS=0) == 3
+    err = capsys.readouterr().err
+    assert "The loss of step 2 is nan" in err and "no checkpoint had been written" in err
+    assert not (tmp_path / "nan" / "adapter").exists()
+
+
+def test_a_folder_with_another_configuration_is_refused_and_kept(finished, capsys):
+    before = contents(finished)
+    assert quickstart(finished, BATCH_SIZE=80) == 2
+    err = capsys.readouterr().err
+    assert "another configuration" in err and "DatasetConfig.batch_size 40 there, 80 here" in err
+    assert contents(finished) == before
+
+
+@pytest.mark.parametrize("how", ["truncated", "flipped"])
+def test_a_damaged_checkpoint_is_refused_and_kept(finished, tmp_path, capsys, how):
+    import shutil
+
+    model_dir = tmp_path / how
+    shutil.copytree(finished, model_dir)
+    (model_dir / "summary.json").unlink()
+    files = [p for p in (model_dir / "checkpoints" / str(STEPS) / "state").rglob("*") if p.is_file() and "/d/" in str(p)]
+    for path in files:
+        data = bytearray(path.read_bytes())
+        if how == "truncated":
+            data = data[: len(data) // 2]
+        else:
+            data[len(data) // 2] ^= 1
+        path.write_bytes(data)
+    before = contents(model_dir)
+    assert quickstart(model_dir) == 2
+    err = capsys.readouterr().err
+    assert f"checkpoints/{STEPS} cannot be used" in err
+    assert "delete that folder to resume from step 18" in err
+    assert contents(model_dir) == before
+
+
+def test_an_adapter_of_another_base_is_refused(finished, tmp_path, capsys):
+    adapter = str(finished / "adapter")
+    raw = {"INITIAL_CHECKPOINT_PATH": "bundled:pali_nano_raw", "INITIAL_ADAPTER_PATH": adapter}
+    assert quickstart(tmp_path / "other", **raw) == 2
+    err = capsys.readouterr().err
+    assert "trained on another base: pali_nano_instruct" in err and "ALLOW_OTHER_BASE" in err
+
+
+def test_a_warm_start_begins_where_the_adapter_ended(finished, tmp_path):
+    summary = json.loads((finished / "summary.json").read_text())
+    assert quickstart(tmp_path / "warm", INITIAL_ADAPTER_PATH=str(finished / "adapter"), TRAIN_STEPS=1) == 0
+    warm = json.loads((tmp_path / "warm" / "summary.json").read_text())
+    assert warm["frozen_accuracy"] == summary["adapted_accuracy"]
+
+
+@pytest.mark.parametrize("macros, words", [
+    ({"TRAINABLE": ("adapter/imagee/.*",)}, ["'adapter/imagee/.*' matches no parameter", "whole path"]),
+    ({"TRAINABLE": ()}, ["Nothing is trainable"]),
+    ({"BATCH_SIZE": 50, "MICROBATCHES": 4}, ["BATCH_SIZE = 50 does not divide", "52"]),
+    ({"INITIAL_CHECKPOINT_PATH": "nowhere"}, ["nowhere is no native base model"]),
+    ({"INITIAL_CHECKPOINT_PATH": None}, ["frozen", "set INITIAL_CHECKPOINT_PATH"]),
+    ({"MIXTURE_OR_TASK_NAME": "digits_revers"}, ["no task or mixture 'digits_revers'", "digits_reverse"]),
+    ({"KINDS": ("audio",)}, ["AdaLinkAdapter.kinds", "audio"]),
+    ({"RANK": 0}, ["rank is 0"]),
+    ({"FROZEN_DTYPE": "float3"}, ["FROZEN_DTYPE", "float3"]),
+])  # fmt: skip
+def test_bad_settings_are_answered_in_one_sentence_and_nothing_is_written(tmp_path, capsys, macros, words):
+    model_dir = tmp_path / "bad"
+    assert quickstart(model_dir, **macros) == 2
+    err = capsys.readouterr().err
+    for word in words:
+        assert word in err
+    assert err.count("\n") == 1
+    assert not any(path.is_file() for path in model_dir.rglob("*"))

@@ -5,6 +5,7 @@ that was written.
 """
 
 import json
+import os
 import pathlib
 from collections.abc import Callable
 
@@ -30,6 +31,7 @@ def resolve(path: str) -> epath.Path:
     Raises:
       CheckpointError: if there is no such folder or it holds no native base model.
     """
+    path = os.fspath(path)
     if path.startswith(BUNDLED):
         folder = epath.Path(_ASSETS) / path.removeprefix(BUNDLED)
         known = sorted(p.parent.name for p in _ASSETS.glob(f"*/{CONFIG}"))

@@ -6,6 +6,8 @@ from typing import Protocol
 
 import gin
 
+from adalink_jax.errors import UserError
+
 
 class Task(Protocol):
     """A data set with splits `train`, `validation` and `test`.
@@ -58,8 +60,10 @@ def get_tasks(config: DatasetConfig) -> tuple[Task, list[Task]]:
     """The task or mixture to train on, and the tasks in it to evaluate. Needs seqio, and so TensorFlow.
 
     Raises:
-      ValueError: if there is no such task, with the nearest names.
+      UserError: if seqio is not installed, or there is no such task, with the nearest names.
     """
-    from adalink_jax.data import seqio_source
-
+    try:
+        from adalink_jax.data import seqio_source
+    except ModuleNotFoundError as e:
+        raise UserError(f"seqio tasks need seqio and TensorFlow, and {e.name} is missing: pip install seqio.") from e
     return seqio_source.get_tasks(config)

@@ -103,7 +103,7 @@ def grouped(
 def learning_rates(opt_state) -> dict[str, float]:
     """`{"learning_rate": ...}`, or one a group: `learning_rate/<expression>`; of the step just made."""
     rates = {}
-    for path, hyperparams in optax.tree_utils.tree_get_all_with_path(opt_state, "hyperparams"):
+    for path, hyperparams in optax.tree.get_all_with_path(opt_state, "hyperparams"):
         group = next((key.key for key in path if hasattr(key, "key")), None)  # optax.partition's states are in a dict
         rates["learning_rate" if group is None else f"learning_rate/{group}"] = hyperparams["learning_rate"]
     return rates

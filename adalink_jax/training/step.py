@@ -91,7 +91,7 @@ def make_train_step(
         updates, opt_state = optimizer.update(grads, state.opt_state, state.trainable)
         metrics = {
             "loss": loss / tokens,
-            "grad_norm": optax.global_norm(grads),
+            "grad_norm": optax.tree.norm(grads),
             "tokens": tokens,
             **optimizers.learning_rates(opt_state),
         }

@@ -60,7 +60,7 @@ def leaf_table(trainable, frozen) -> Table:
         grouped.setdefault(re.sub(r"layers_\d+", "layers_*", row["name"]), []).append(row)
     table = Table(title="Leaves", title_justify="left")
     for heading in ("name", "shape", "count", "trained"):
-        table.add_column(heading, justify="right" if heading == "count" else "left")
+        table.add_column(heading, justify="right" if heading == "count" else "left", overflow="fold")
     for name, rows in grouped.items():
         trained = sum(row["trainable"] for row in rows)
         shape = " x ".join(map(str, rows[0]["shape"]))

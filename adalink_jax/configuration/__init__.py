@@ -1,0 +1,20 @@
+"""gin in t5x's habits: flags, files, and checks that leave no setting misspelt, unset or unused.
+
+Imports nothing of the project but its errors, and no numerical library.
+"""
+
+from adalink_jax.configuration.checks import check_all_used
+from adalink_jax.configuration.files import gin_root
+from adalink_jax.configuration.flags import GinFlags, parse_flags
+from adalink_jax.configuration.load import bindings, load, operative_config, original_message
+
+__all__ = [
+    "GinFlags",
+    "bindings",
+    "check_all_used",
+    "gin_root",
+    "load",
+    "operative_config",
+    "original_message",
+    "parse_flags",
+]

@@ -1,0 +1,119 @@
+"""Checks of a parsed configuration: nothing misspelt, nothing unset, nothing unused.
+
+The functions headed "inside gin" are the only ones that look behind gin's public interface: it offers no way to list
+macros, references and configurables.
+"""
+
+import difflib
+import inspect
+from collections.abc import Iterable, Iterator
+
+import gin
+from gin import config as gin_config
+
+from adalink_jax.configuration.flags import GinFlags
+from adalink_jax.errors import UserError
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """`"; nearest: A, B"`, or nothing."""
+    near = difflib.get_close_matches(name, sorted(names), 3, cutoff=0.5)
+    return f"; nearest: {', '.join(near)}" if near else ""
+
+
+# --- inside gin ---
+
+
+def _configurables() -> dict[str, object]:
+    return {key.split(".")[-1]: value.wrapped for key, value in gin_config._REGISTRY.items()}
+
+
+def _config() -> dict[tuple[str, str], dict]:
+    return gin_config._CONFIG
+
+
+def _is_macro(selector: str) -> bool:
+    return selector == "gin.macro"
+
+
+def macros_set() -> dict[str, object]:
+    """Macro -> value, of all that are set."""
+    return {scope: value["value"] for (scope, selector), value in _config().items() if _is_macro(selector)}
+
+
+def references(value) -> Iterator[gin_config.ConfigurableReference]:
+    """References inside a value, of macros and of configurables."""
+    for part in gin_config._iterate_flattened_values(value):
+        if isinstance(part, gin_config.ConfigurableReference):
+            yield part
+
+
+def macro_name(reference) -> str | None:
+    """The macro that a reference is of; None for another configurable."""
+    return reference.scoped_selector.rpartition("/")[0] if _is_macro(reference.config_key[1]) else None
+
+
+def _consumed() -> set[tuple[str, str]]:
+    return {(key[1], name) for key, values in gin_config._OPERATIVE_CONFIG.items() for name in values}
+
+
+# --- checks ---
+
+
+def explain_unknown(name: str) -> str | None:
+    """Why the binding `scope/function.parameter` cannot be; None if it can."""
+    function, _, parameter = name.split("/")[-1].rpartition(".")
+    known = _configurables()
+    short = function.split(".")[-1]
+    if short not in known:
+        return f"{name} is set, but there is nothing called {function}{nearest(function, known)}."
+    takes = [p for p in inspect.signature(known[short]).parameters if p not in ("self", "parent", "name")]
+    if parameter not in takes:
+        return f"{name} is set, but {function} takes no {parameter}{nearest(parameter, takes)}; it takes {', '.join(takes)}."
+    return None
+
+
+def check_macros(flags: GinFlags, require_all: bool) -> None:
+    """Every macro that is used is set, and every macro that is set is used.
+
+    Args:
+      flags: the command line's own macros must be used; those of files as well if `require_all`.
+      require_all: also refuse what is left at `%gin.REQUIRED`. False for commands that need a part of a configuration.
+
+    Raises:
+      UserError: names the macros, and the nearest.
+    """
+    known = macros_set()
+    used_by: dict[str, str] = {}
+    for (scope, selector), parameters in _config().items():
+        for parameter, value in parameters.items():
+            user = scope if _is_macro(selector) else f"{selector.split('.')[-1]}.{parameter}"
+            for reference in references(value):
+                if (name := macro_name(reference)) is not None:
+                    used_by.setdefault(name, user)
+    for name, user in used_by.items():
+        if name not in known and name != "gin.REQUIRED" and require_all:
+            raise UserError(f"{user} uses %{name}, which is set nowhere{nearest(name, known)}; set --gin.{name}=...")
+    typed = [name for name, _ in flags.bindings if "." not in name]
+    for name in [*typed, *(known if require_all else ())]:
+        if name not in used_by:
+            raise UserError(f"{name} is set, but nothing refers to it{nearest(name, used_by)}.")
+    if require_all and (unset := [name for name, value in known.items() if _is_required(value)]):
+        raise UserError(f"Not set: {', '.join(unset)}; add {' '.join(f'--gin.{name}=VALUE' for name in unset)}.")
+
+
+def _is_required(value) -> bool:
+    return value is gin.REQUIRED or any(r.scoped_selector.startswith("gin.REQUIRED") for r in references(value))
+
+
+def check_all_used(flags: GinFlags) -> None:
+    """Every parameter set on the command line was consumed by something that was built.
+
+    Raises:
+      UserError: names the first that was not.
+    """
+    consumed = _consumed()
+    for name, text in flags.bindings:
+        function, _, parameter = name.split("/")[-1].rpartition(".")
+        if function and not any(key.split(".")[-1] == function.split(".")[-1] and p == parameter for key, p in consumed):
+            raise UserError(f"--gin.{name}={text} is set, but nothing in this run uses {function}.")

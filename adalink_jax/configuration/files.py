@@ -1,0 +1,37 @@
+"""Where gin files are found: as typed, in the search paths, or as shipped."""
+
+import difflib
+import os
+import pathlib
+from collections.abc import Sequence
+
+from adalink_jax.errors import UserError
+
+_PACKAGE = pathlib.Path(__file__).resolve().parent.parent
+
+
+def gin_root() -> pathlib.Path:
+    """The folder of the shipped gin files: inside an installed package, or beside it in a checkout."""
+    inside = _PACKAGE / "gin"  # looked for first: beside an installed package, `gin` is gin-config itself
+    return inside if inside.is_dir() else _PACKAGE.parent / "gin"
+
+
+def roots(search_paths: Sequence[str]) -> list[str]:
+    """The folders that a relative name is looked for in; names of shipped files begin with `gin/`."""
+    return ["", *(os.path.expanduser(path) for path in search_paths), str(gin_root().parent)]
+
+
+def find(name: str, search_paths: Sequence[str]) -> str:
+    """The path of the gin file called `name`.
+
+    Raises:
+      UserError: if there is none; with the nearest shipped ones.
+    """
+    tried = [os.path.join(root, os.path.expanduser(name)) for root in roots(search_paths)]
+    for path in tried:
+        if os.path.isfile(path):
+            return path
+    shipped = sorted(str(path.relative_to(gin_root().parent)) for path in gin_root().rglob("*.gin"))
+    near = difflib.get_close_matches(name, shipped, 3) or difflib.get_close_matches(f"gin/{name}", shipped, 3)
+    hint = f"nearest shipped files: {', '.join(near)}" if near else f"shipped files lie in {gin_root()}"
+    raise UserError(f"There is no gin file {name}; {hint}.")

@@ -1,0 +1,85 @@
+"""Parsing gin files and flags into gin's configuration, with every failure in one sentence."""
+
+from collections.abc import Sequence
+
+import gin
+from gin import config as gin_config
+
+from adalink_jax.configuration import checks, files
+from adalink_jax.configuration.flags import GinFlags
+from adalink_jax.errors import UserError
+
+
+def load(flags: GinFlags, extra_files: Sequence[str] = (), require_all: bool = True) -> None:
+    """Replaces gin's configuration by that of the files and flags, checked and locked.
+
+    Args:
+      flags: files in the order typed, later ones winning, then the bindings.
+      extra_files: parsed before the typed ones.
+      require_all: see `checks.check_macros`.
+
+    Raises:
+      UserError: for a missing file, a syntax error, an unknown configurable or parameter, a macro unset or unused.
+    """
+    gin.clear_config()
+    for root in files.roots(flags.search_paths)[1:]:
+        gin.add_config_file_search_path(root)
+    paths = [files.find(name, flags.search_paths) for name in (*extra_files, *flags.files)]
+    for name, _ in flags.bindings:
+        if "." in name and (problem := checks.explain_unknown(name)):
+            raise UserError(problem)
+    texts = [f"{name} = {text}" for name, text in flags.bindings]
+    try:
+        # Configurables that a reference names must exist; %MACROs may still be set by a later file.
+        gin.parse_config_files_and_bindings(paths, texts, finalize_config=False)
+    except SyntaxError as e:
+        raise UserError(f"{e.filename or 'The command line'}, line {e.lineno}: {e.msg}: {(e.text or '').strip()}") from e
+    except (ValueError, OSError, ImportError) as e:
+        raise UserError(_explain(e)) from e
+    checks.check_macros(flags, require_all)
+    gin_config._set_config_is_locked(True)  # gin.finalize() would refuse macros that a partial configuration leaves open
+
+
+def _explain(error: Exception) -> str:
+    """gin's message and place, on one line; with the nearest names where a binding is unknown."""
+    first, *rest = [line.strip() for line in str(error).split("\n") if line.strip() and line.strip() != "^"]
+    place = next((line.removeprefix("In ").replace('file "', "").replace('",', ",") for line in rest if "line" in line), "")
+    statement = rest[-1] if place else ""
+    problem = checks.explain_unknown(statement.split("=")[0].strip()) if "=" in statement else None
+    return f"{place}: {problem or first}" if place else problem or first
+
+
+def original_message(error: BaseException) -> str:
+    """An error's own sentence, without the places that gin appends while the error passes through it."""
+    return str(error).split("\n")[0]
+
+
+def operative_config() -> str:
+    """The settings that were used so far, as text that gin parses again: a run's `config.gin`."""
+    return gin.operative_config_str()
+
+
+def bindings() -> dict[str, str]:
+    """The whole configuration as `{"scope/function.parameter": literal}`, with macros replaced by their values.
+
+    Two configurations mean the same if these are equal, whatever macros they are written with.
+    """
+    macros = checks.macros_set()
+
+    def literal(value):
+        if isinstance(value, gin_config.ConfigurableReference):
+            name = checks.macro_name(value)
+            return literal(macros[name]) if name in macros else repr(value)
+        if isinstance(value, dict):
+            return "{" + ", ".join(f"{literal(k)}: {literal(v)}" for k, v in value.items()) + "}"
+        if isinstance(value, (list, tuple)):
+            inner = ", ".join(map(literal, value)) + ("," if len(value) == 1 and isinstance(value, tuple) else "")
+            return f"[{inner}]" if isinstance(value, list) else f"({inner})"
+        return repr(value)
+
+    out = {}
+    for (scope, selector), parameters in checks._config().items():
+        if not checks._is_macro(selector):
+            prefix = f"{scope}/" if scope else ""
+            out |= {f"{prefix}{selector.split('.')[-1]}.{name}": literal(v) for name, v in parameters.items()}
+    return dict(sorted(out.items()))

@@ -1,0 +1,97 @@
+"""The commands as people type them: help, counts of any configuration, and answers to what cannot be meant."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from adalink_jax.cli.main import COMMANDS, main
+
+T5_1_1 = {"small": 76_961_152, "base": 247_577_856, "large": 783_150_080, "xl": 2_849_757_184, "xxl": 11_135_332_352}
+
+
+def counts(capsys, *flags):
+    assert main(["params", "--json", *flags]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("size, total", T5_1_1.items())
+def test_parameters_of_t5_1_1_are_the_published_ones(capsys, size, total):
+    found = counts(capsys, f"--gin_file=gin/models/t5_1_1_{size}.gin")
+    assert (found["total"], found["trainable"], found["frozen"]) == (total, 0, total)
+    assert sum(leaf["size"] for leaf in found["leaves"]) == total
+
+
+def test_an_adapter_s_parameters_are_counted_beside_the_frozen_ones(capsys):
+    found = counts(capsys, "--gin_file=gin/models/t5_1_1_xxl.gin", "--gin_file=gin/adapters/adalink.gin")
+    assert found["trainable"] == 2 * 4096 * 64
+    assert found["frozen"] == T5_1_1["xxl"]
+    assert [leaf["name"] for leaf in found["leaves"] if leaf["trainable"]] == ["adapter/text/down", "adapter/text/up"]
+
+
+def test_the_order_of_model_and_adapter_files_does_not_matter(capsys):
+    files = ["--gin_file=gin/models/pali_nano.gin", "--gin_file=gin/adapters/adalink.gin"]
+    assert counts(capsys, *files) == counts(capsys, *files[::-1])
+
+
+def test_a_run_file_counts_too(capsys):
+    assert counts(capsys, "--gin_file=gin/runs/quickstart.gin")["trainable"] == 2 * 2 * 64 * 16
+
+
+def test_pali_nano_divides_over_eight_devices(capsys):
+    found = counts(capsys, "--gin_file=gin/models/pali_nano.gin")
+    widths = {size for leaf in found["leaves"] if "kernel" in leaf["name"] or "embedding" in leaf["name"] for size in leaf["shape"]}
+    assert all(size % 8 == 0 for size in widths)
+
+
+def test_help_has_a_line_for_each_command_and_imports_nothing_heavy():
+    code = (
+        "import sys; from adalink_jax.cli.main import main; main(['--help']); "
+        "print([m for m in ('jax', 'flax', 'gin', 'numpy', 'rich') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    for name, text in COMMANDS.items():
+        assert f"  {name:<10}  {text}" in done.stdout
+    assert done.stdout.strip().endswith("[]"), done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_each_command_has_help(capsys, command):
+    with pytest.raises(SystemExit) as stop:
+        main([command, "--help"])
+    assert stop.value.code == 0
+    assert "example:" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("argv, words", [
+    (["trian"], ["no command 'trian'", "`adalink train`"]),
+    (["params", "--gin_file=gin/models/t5_1_1_xxxl.gin"], ["t5_1_1_xxxl.gin", "t5_1_1_xxl"]),
+    (["params", "--gin_file=gin/models/pali_nano.gin", "--gin.T5Config.emb_dimm=3"], ["emb_dimm", "emb_dim"]),
+    (["params", "--gin_file=gin/models/pali_nano.gin", "--gin.T5Confg.emb_dim=3"], ["T5Confg", "T5Config"]),
+    (["quickstart", "--gin.MODEL_DIR=runs/x"], ["""--gin.MODEL_DIR="'runs/x'\""""]),
+    (["quickstart", "--gin.TRIAN_STEPS=99"], ["TRIAN_STEPS", "TRAIN_STEPS"]),
+    (["train", "--gin_file=gin/runs/finetune.gin", "--gin_file=gin/models/pali_nano.gin"],
+     ["MODEL_DIR", "TRAIN_STEPS", "INITIAL_CHECKPOINT_PATH"]),
+    (["quickstart", "--gin.make_mesh.model=3"], ["model=3", "1 devices"]),
+])  # fmt: skip
+def test_what_cannot_be_meant_is_answered_in_one_sentence(capsys, argv, words):
+    assert main(argv) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: ") and err.count("\n") == 1, err
+    for word in words:
+        assert word in err
+
+
+def test_a_setting_of_something_that_the_run_does_not_use_is_an_error(capsys, tmp_path):
+    pytest.importorskip("seqio")
+    argv = ["quickstart", f"--gin.MODEL_DIR='{tmp_path}/run'", "--gin.adafactor.decay_rate=0.5"]
+    assert main(argv) == 2
+    err = capsys.readouterr().err
+    assert "adafactor.decay_rate" in err and "nothing in this run uses" in err
+    assert not (tmp_path / "run").exists()
+
+
+def test_python_m_is_the_same_command():
+    done = subprocess.run([sys.executable, "-m", "adalink_jax.train"], capture_output=True, text=True)
+    assert done.returncode == 2 and "--gin_file" in done.stderr

@@ -19,9 +19,9 @@ from adalink_jax.data import digits
 
 METHODS = {
     "AdaLink": ["--gin_file=gin/adapters/adalink.gin", "--gin.RANK=16"],
+    "full fine-tuning": ["--gin_file=gin/adapters/full.gin"],
     "AdaLink, image only": ["--gin_file=gin/adapters/adalink.gin", "--gin.RANK=16", "--gin.KINDS=('image',)"],
     "AdaLink, text only": ["--gin_file=gin/adapters/adalink.gin", "--gin.RANK=16", "--gin.KINDS=('text',)"],
-    "full fine-tuning": ["--gin_file=gin/adapters/full.gin"],
 }
 TRIALS = {"AdaLink": (0.003, 0.01, 0.03), "full fine-tuning": (0.0003, 0.001, 0.003)}
 BASES = ("pali_nano_instruct", "pali_nano_raw")
@@ -74,8 +74,14 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=400)
     options = parser.parse_args()
     out = options.out.resolve()
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()
-    cells = [(base, task, method) for base in BASES for task in digits.ADAPTATION for method in METHODS]
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    cells = [(base, task, method) for method in METHODS for base in BASES for task in digits.ADAPTATION]
     with Progress(*columns) as progress:
         bar = progress.add_task("runs", total=sum(map(len, TRIALS.values())) + len(cells))
         rates = {}
@@ -99,7 +105,9 @@ def main() -> None:
                 "trainable": summary["trainable"],
             })  # fmt: skip
             progress.advance(bar)
-    (out / "adaptation.json").write_text(json.dumps({"rates": rates, "steps": options.steps, "cells": results}, indent=1))
+    (out / "adaptation.json").write_text(
+        json.dumps({"rates": rates, "steps": options.steps, "cells": results}, indent=1)
+    )
     (out / "adaptation.md").write_text(table(results, rates, options.steps))
     print((out / "adaptation.md").read_text())
 

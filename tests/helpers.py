@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 
-from adalink_jax import T5, PaLI, T5Config, ViTConfig
+from adalink_jax import PaLI, T5Config, ViTConfig
 
 VOCAB = 64
 

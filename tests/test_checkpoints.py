@@ -124,7 +124,9 @@ def test_leaves_that_are_missing_left_over_or_misshapen_are_named(params, base):
     with pytest.raises(CheckpointError, match="the model does not, 1: projection/bias"):
         load_base(base, paths.unflatten(left_over))
     kernel = wanted["projection/kernel"]
-    misshapen = dict(wanted) | {"projection/kernel": jax.ShapeDtypeStruct((3, 3), kernel.dtype, sharding=kernel.sharding)}
+    misshapen = dict(wanted) | {
+        "projection/kernel": jax.ShapeDtypeStruct((3, 3), kernel.dtype, sharding=kernel.sharding)
+    }
     with pytest.raises(CheckpointError, match=r"another shape 1: projection/kernel .*\(3, 3\)"):
         load_base(base, paths.unflatten(misshapen))
 
@@ -177,9 +179,9 @@ def test_a_damaged_adapter_is_refused(params, adapter):
 
 
 def test_an_adapter_of_another_rank_or_with_nan_is_refused(params, tmp_path, adapter):
-    other = init(
-        AdaptedModel(tiny_pali(), AdaLinkAdapter(rank=2)), random_batch(tiny_pali(), 2, 6, 4, seed=0), 0
-    )["adapter"]
+    other = init(AdaptedModel(tiny_pali(), AdaLinkAdapter(rank=2)), random_batch(tiny_pali(), 2, 6, 4, seed=0), 0)[
+        "adapter"
+    ]
     with pytest.raises(CheckpointError, match="use its method and settings"):
         load_adapter(adapter, abstract(other), "f" * 64)
     about = {"method": "AdaLinkAdapter", "settings": {}, "base": {"name": "tiny", "fingerprint": "f" * 64}}

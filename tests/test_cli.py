@@ -41,7 +41,12 @@ def test_a_run_file_counts_too(capsys):
 
 def test_pali_nano_divides_over_eight_devices(capsys):
     found = counts(capsys, "--gin_file=gin/models/pali_nano.gin")
-    widths = {size for leaf in found["leaves"] if "kernel" in leaf["name"] or "embedding" in leaf["name"] for size in leaf["shape"]}
+    widths = {
+        size
+        for leaf in found["leaves"]
+        if "kernel" in leaf["name"] or "embedding" in leaf["name"]
+        for size in leaf["shape"]
+    }
     assert all(size % 8 == 0 for size in widths)
 
 

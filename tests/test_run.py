@@ -18,7 +18,14 @@ STEPS, PERIOD = 24, 6
 
 
 def flags(model_dir, **macros):
-    macros = {"TRAIN_STEPS": STEPS, "EVAL_PERIOD": 12, "CHECKPOINT_PERIOD": PERIOD, "BATCH_SIZE": 40, "RANK": 4} | macros
+    macros = {
+        "TRAIN_STEPS": STEPS,
+        "EVAL_PERIOD": 12,
+        "CHECKPOINT_PERIOD": PERIOD,
+        "BATCH_SIZE": 40,
+        "RANK": 4,
+        "WARMUP_STEPS": 5,
+    } | macros
     return [f"--gin.MODEL_DIR='{model_dir}'", *(f"--gin.{name}={value!r}" for name, value in macros.items())]
 
 
@@ -79,7 +86,8 @@ def test_a_run_leaves_what_it_promises(finished):
     line = next(line for line in info.splitlines() if "adapter/image/down" in line)
     assert "(64, 4)" in line and "float32" in line and "trainable" in line
     assert "frozen    337,536" in info
-    assert Image.open(finished / "samples.png").size[0] > 500
+    with Image.open(finished / "samples.png") as picture:
+        assert picture.format == "PNG" and picture.size[0] > 500
 
 
 def test_no_frozen_leaf_is_in_a_checkpoint(finished):
@@ -125,7 +133,6 @@ def test_a_killed_and_resumed_run_ends_with_the_same_bits(finished, tmp_path):
     out, err = process.communicate(timeout=240)
     assert process.returncode == 0, err
     assert "Going on from step" in out
-    assert contents(killed / "adapter")[next(iter(contents(killed / "adapter")))]
     name = "adapter_model.safetensors"
     assert (killed / "adapter" / name).read_bytes() == (finished / "adapter" / name).read_bytes()
     steps = [row["step"] for row in rows(killed) if "validation/accuracy" in row]
@@ -147,7 +154,7 @@ def test_a_stopped_run_saves_and_says_how_to_go_on(tmp_path):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(tmp_path, capsys):
-    assert quickstart(tmp_path / "nan", LEARNING_RATE=1e30, WARMUP_STEPS=0) == 3
+    assert quickstart(tmp_path / "nan", LEARNING_RATE=3e38, WARMUP_STEPS=0) == 3
     err = capsys.readouterr().err
     assert "The loss of step 2 is nan" in err and "no checkpoint had been written" in err
     assert not (tmp_path / "nan" / "adapter").exists()
@@ -161,6 +168,7 @@ def test_a_folder_with_another_configuration_is_refused_and_kept(finished, capsy
     assert contents(finished) == before
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Orbax's own, of reads it gave up
 @pytest.mark.parametrize("how", ["truncated", "flipped"])
 def test_a_damaged_checkpoint_is_refused_and_kept(finished, tmp_path, capsys, how):
     import shutil
@@ -168,7 +176,9 @@ def test_a_damaged_checkpoint_is_refused_and_kept(finished, tmp_path, capsys, ho
     model_dir = tmp_path / how
     shutil.copytree(finished, model_dir)
     (model_dir / "summary.json").unlink()
-    files = [p for p in (model_dir / "checkpoints" / str(STEPS) / "state").rglob("*") if p.is_file() and "/d/" in str(p)]
+    files = [
+        p for p in (model_dir / "checkpoints" / str(STEPS) / "state").rglob("*") if p.is_file() and "/d/" in str(p)
+    ]
     for path in files:
         data = bytearray(path.read_bytes())
         if how == "truncated":
@@ -194,7 +204,10 @@ def test_an_adapter_of_another_base_is_refused(finished, tmp_path, capsys):
 
 def test_a_warm_start_begins_where_the_adapter_ended(finished, tmp_path):
     summary = json.loads((finished / "summary.json").read_text())
-    assert quickstart(tmp_path / "warm", INITIAL_ADAPTER_PATH=str(finished / "adapter"), TRAIN_STEPS=1) == 0
+    assert (
+        quickstart(tmp_path / "warm", INITIAL_ADAPTER_PATH=str(finished / "adapter"), TRAIN_STEPS=1, WARMUP_STEPS=0)
+        == 0
+    )
     warm = json.loads((tmp_path / "warm" / "summary.json").read_text())
     assert warm["frozen_accuracy"] == summary["adapted_accuracy"]
 
@@ -202,12 +215,13 @@ def test_a_warm_start_begins_where_the_adapter_ended(finished, tmp_path):
 @pytest.mark.parametrize("macros, words", [
     ({"TRAINABLE": ("adapter/imagee/.*",)}, ["'adapter/imagee/.*' matches no parameter", "whole path"]),
     ({"TRAINABLE": ()}, ["Nothing is trainable"]),
-    ({"BATCH_SIZE": 50, "MICROBATCHES": 4}, ["BATCH_SIZE = 50 does not divide", "52"]),
+    ({"BATCH_SIZE": 50, "MICROBATCHES": 4}, ["BATCH_SIZE = 50 does not divide", "48"]),
     ({"INITIAL_CHECKPOINT_PATH": "nowhere"}, ["nowhere is no native base model"]),
     ({"INITIAL_CHECKPOINT_PATH": None}, ["frozen", "set INITIAL_CHECKPOINT_PATH"]),
     ({"MIXTURE_OR_TASK_NAME": "digits_revers"}, ["no task or mixture 'digits_revers'", "digits_reverse"]),
     ({"KINDS": ("audio",)}, ["AdaLinkAdapter.kinds", "audio"]),
     ({"RANK": 0}, ["rank is 0"]),
+    ({"WARMUP_STEPS": 24}, ["WARMUP_STEPS", "24", "must be shorter"]),
     ({"FROZEN_DTYPE": "float3"}, ["FROZEN_DTYPE", "float3"]),
 ])  # fmt: skip
 def test_bad_settings_are_answered_in_one_sentence_and_nothing_is_written(tmp_path, capsys, macros, words):

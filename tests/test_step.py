@@ -12,7 +12,7 @@ from adalink_jax import AdaLinkAdapter, AdaptedModel
 from adalink_jax.errors import UserError
 from adalink_jax.models import paths
 from adalink_jax.training import optimizers, partition
-from adalink_jax.training.step import TrainState, check_batch, cross_entropy, make_train_step
+from adalink_jax.training.step import CrossEntropy, TrainState, check_batch, make_train_step
 
 
 def make(expressions=("adapter/.*",), optimizer=None, scan_layers=False, batch_size=8, dropout=0.0, **step_options):
@@ -64,9 +64,7 @@ def test_the_adapter_step_computes_no_gradient_of_a_frozen_leaf():
     def flops(expressions):
         trainable, frozen = partition.split(params, expressions)
         optimizer = optimizers.adamw(0.01)
-        state = TrainState(
-            jax.ShapeDtypeStruct((), jnp.int32), trainable, jax.eval_shape(optimizer.init, trainable)
-        )
+        state = TrainState(jax.ShapeDtypeStruct((), jnp.int32), trainable, jax.eval_shape(optimizer.init, trainable))
         step = jax.jit(make_train_step(model, optimizer))
         return step.lower(state, frozen, batch).compile().cost_analysis()["flops"]
 
@@ -111,7 +109,7 @@ def test_label_smoothing_and_z_loss_are_t5x_s():
     np.put_along_axis(soft, targets[..., None], 1 - smoothing, axis=-1)
     expected = optax.softmax_cross_entropy(logits, soft) + (soft * np.log(soft)).sum(-1)
     expected = expected + z_loss * jax.nn.logsumexp(logits, axis=-1) ** 2
-    total, weight = cross_entropy(logits, jnp.asarray(targets), weights, z_loss=z_loss, label_smoothing=smoothing)
+    total, weight = CrossEntropy(z_loss, smoothing)(logits, jnp.asarray(targets), weights)
     np.testing.assert_allclose(total, expected.sum(), rtol=1e-5)
     assert weight == 6
 
@@ -163,7 +161,10 @@ def test_the_logged_learning_rate_is_the_applied_one():
 
 
 def test_expressions_match_whole_unscanned_paths():
-    tree = {"backbone": {"encoder": {"layers_0": {"w": jnp.zeros(2)}, "layers_1": {"w": jnp.zeros(2)}}}, "adapter": {"up": jnp.zeros(1)}}
+    tree = {
+        "backbone": {"encoder": {"layers_0": {"w": jnp.zeros(2)}, "layers_1": {"w": jnp.zeros(2)}}},
+        "adapter": {"up": jnp.zeros(1)},
+    }
     trainable, frozen = partition.split(tree, ["backbone/encoder/layers_1/.*", "adapter/.*"])
     assert set(paths.flatten(trainable)) == {"adapter/up", "backbone/encoder/layers_1/w"}
     assert set(paths.flatten(frozen)) == {"backbone/encoder/layers_0/w"}

@@ -73,7 +73,9 @@ def test_training_on_numpy_batches(tmp_path):
 
 
 def test_a_seqio_task_says_what_is_missing():
-    code = BLOCK + "from adalink_jax.cli.main import main; sys.exit(main(['quickstart', \"--gin.MODEL_DIR='/nowhere'\"]))"
+    code = (
+        BLOCK + "from adalink_jax.cli.main import main; sys.exit(main(['quickstart', \"--gin.MODEL_DIR='/nowhere'\"]))"
+    )
     done = run(code)
     assert done.returncode == 2, done.stderr
     assert "seqio" in done.stderr and "pip install" in done.stderr and "Traceback" not in done.stderr

@@ -9,6 +9,10 @@ from adalink_jax import configuration
 
 message_of = configuration.original_message
 
+MODEL = {"Setup.model": "a model's file, such as --gin_file=gin/models/pali_nano.gin"}
+DATA = {"Setup.dataset": "a task's file, such as --gin_file=gin/tasks/digits.gin"}
+RUN = {"train.setup": "a run's file, such as --gin_file=gin/runs/finetune.gin"}
+
 
 def _parser(name: str, text: str, example: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
@@ -56,13 +60,14 @@ def train(argv: list[str], name: str = "train", files: tuple[str, ...] = ()) -> 
         flags = flags.binding("MODEL_DIR", repr(options.model_dir))
     _register()
     configuration.load(flags, extra_files=files)
+    configuration.require(MODEL | DATA | RUN)
     from adalink_jax.training import run
 
     def config_text() -> str:
         configuration.check_all_used(flags)
         return configuration.operative_config()
 
-    run.train(settings=configuration.bindings(), config_text=config_text)
+    run.train(settings=configuration.used_settings, config_text=config_text)
     return 0
 
 
@@ -84,6 +89,7 @@ def eval(argv: list[str]) -> int:
     options = parser.parse_args(rest)
     _register()
     configuration.load(flags, require_all=False)
+    configuration.require(MODEL | DATA)
     from adalink_jax.training import run
     from adalink_jax.training.setup import Setup
 
@@ -109,6 +115,7 @@ def params(argv: list[str]) -> int:
     options = parser.parse_args(rest)
     _register()
     configuration.load(flags, require_all=False)
+    configuration.require(MODEL)
     from rich.console import Console
 
     from adalink_jax.adapters import AdaptedModel

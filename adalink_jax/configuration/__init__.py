@@ -6,7 +6,7 @@ Imports nothing of the project but its errors, and no numerical library.
 from adalink_jax.configuration.checks import check_all_used
 from adalink_jax.configuration.files import gin_root
 from adalink_jax.configuration.flags import GinFlags, parse_flags
-from adalink_jax.configuration.load import bindings, load, operative_config, original_message
+from adalink_jax.configuration.load import bindings, load, operative_config, original_message, require, used_settings
 
 __all__ = [
     "GinFlags",
@@ -17,4 +17,6 @@ __all__ = [
     "operative_config",
     "original_message",
     "parse_flags",
+    "require",
+    "used_settings",
 ]

@@ -28,17 +28,24 @@ def _configurables() -> dict[str, object]:
     return {key.split(".")[-1]: value.wrapped for key, value in gin_config._REGISTRY.items()}
 
 
-def _config() -> dict[tuple[str, str], dict]:
+def config() -> dict[tuple[str, str], dict]:
+    """`(scope, selector)` -> parameter -> value, of all that is bound."""
     return gin_config._CONFIG
 
 
-def _is_macro(selector: str) -> bool:
+def operative_config() -> dict[tuple[str, str], dict]:
+    """The same of all that was used so far, defaults included."""
+    return gin_config._OPERATIVE_CONFIG
+
+
+def is_macro(selector: str) -> bool:
+    """Whether a selector is that of gin's macros."""
     return selector == "gin.macro"
 
 
 def macros_set() -> dict[str, object]:
     """Macro -> value, of all that are set."""
-    return {scope: value["value"] for (scope, selector), value in _config().items() if _is_macro(selector)}
+    return {scope: value["value"] for (scope, selector), value in config().items() if is_macro(selector)}
 
 
 def references(value) -> Iterator[gin_config.ConfigurableReference]:
@@ -50,11 +57,11 @@ def references(value) -> Iterator[gin_config.ConfigurableReference]:
 
 def macro_name(reference) -> str | None:
     """The macro that a reference is of; None for another configurable."""
-    return reference.scoped_selector.rpartition("/")[0] if _is_macro(reference.config_key[1]) else None
+    return reference.scoped_selector.rpartition("/")[0] if is_macro(reference.config_key[1]) else None
 
 
 def _consumed() -> set[tuple[str, str]]:
-    return {(key[1], name) for key, values in gin_config._OPERATIVE_CONFIG.items() for name in values}
+    return {(key[1], name) for key, values in operative_config().items() for name in values}
 
 
 # --- checks ---
@@ -85,9 +92,9 @@ def check_macros(flags: GinFlags, require_all: bool) -> None:
     """
     known = macros_set()
     used_by: dict[str, str] = {}
-    for (scope, selector), parameters in _config().items():
+    for (scope, selector), parameters in config().items():
         for parameter, value in parameters.items():
-            user = scope if _is_macro(selector) else f"{selector.split('.')[-1]}.{parameter}"
+            user = scope if is_macro(selector) else f"{selector.split('.')[-1]}.{parameter}"
             for reference in references(value):
                 if (name := macro_name(reference)) is not None:
                     used_by.setdefault(name, user)
@@ -115,5 +122,7 @@ def check_all_used(flags: GinFlags) -> None:
     consumed = _consumed()
     for name, text in flags.bindings:
         function, _, parameter = name.split("/")[-1].rpartition(".")
-        if function and not any(key.split(".")[-1] == function.split(".")[-1] and p == parameter for key, p in consumed):
+        if function and not any(
+            key.split(".")[-1] == function.split(".")[-1] and p == parameter for key, p in consumed
+        ):
             raise UserError(f"--gin.{name}={text} is set, but nothing in this run uses {function}.")

@@ -33,17 +33,23 @@ def load(flags: GinFlags, extra_files: Sequence[str] = (), require_all: bool = T
         # Configurables that a reference names must exist; %MACROs may still be set by a later file.
         gin.parse_config_files_and_bindings(paths, texts, finalize_config=False)
     except SyntaxError as e:
-        raise UserError(f"{e.filename or 'The command line'}, line {e.lineno}: {e.msg}: {(e.text or '').strip()}") from e
+        raise UserError(
+            f"{e.filename or 'The command line'}, line {e.lineno}: {e.msg}: {(e.text or '').strip()}"
+        ) from e
     except (ValueError, OSError, ImportError) as e:
         raise UserError(_explain(e)) from e
     checks.check_macros(flags, require_all)
-    gin_config._set_config_is_locked(True)  # gin.finalize() would refuse macros that a partial configuration leaves open
+    gin_config._set_config_is_locked(
+        True
+    )  # gin.finalize() would refuse macros that a partial configuration leaves open
 
 
 def _explain(error: Exception) -> str:
     """gin's message and place, on one line; with the nearest names where a binding is unknown."""
     first, *rest = [line.strip() for line in str(error).split("\n") if line.strip() and line.strip() != "^"]
-    place = next((line.removeprefix("In ").replace('file "', "").replace('",', ",") for line in rest if "line" in line), "")
+    place = next(
+        (line.removeprefix("In ").replace('file "', "").replace('",', ",") for line in rest if "line" in line), ""
+    )
     statement = rest[-1] if place else ""
     problem = checks.explain_unknown(statement.split("=")[0].strip()) if "=" in statement else None
     return f"{place}: {problem or first}" if place else problem or first
@@ -60,10 +66,34 @@ def operative_config() -> str:
 
 
 def bindings() -> dict[str, str]:
-    """The whole configuration as `{"scope/function.parameter": literal}`, with macros replaced by their values.
+    """What is bound, as `{"scope/function.parameter": literal}`, with macros replaced by their values."""
+    return _flat(checks.config())
 
-    Two configurations mean the same if these are equal, whatever macros they are written with.
+
+def used_settings() -> dict[str, str]:
+    """What was used so far, defaults included, in the form of `bindings`.
+
+    Two runs mean the same if these are equal, whatever macros and files they were written with.
     """
+    return _flat(checks.operative_config())
+
+
+def require(needed: dict[str, str]) -> None:
+    """Refuses a configuration that lacks a part.
+
+    Args:
+      needed: parameter that must be bound -> what binds it, for the error.
+
+    Raises:
+      UserError: names the part.
+    """
+    bound = bindings()
+    for parameter, remedy in needed.items():
+        if parameter not in bound:
+            raise UserError(f"The configuration sets no {parameter}; add {remedy}.")
+
+
+def _flat(config: dict) -> dict[str, str]:
     macros = checks.macros_set()
 
     def literal(value):
@@ -78,8 +108,8 @@ def bindings() -> dict[str, str]:
         return repr(value)
 
     out = {}
-    for (scope, selector), parameters in checks._config().items():
-        if not checks._is_macro(selector):
+    for (scope, selector), parameters in config.items():
+        if not checks.is_macro(selector):
             prefix = f"{scope}/" if scope else ""
             out |= {f"{prefix}{selector.split('.')[-1]}.{name}": literal(v) for name, v in parameters.items()}
     return dict(sorted(out.items()))

@@ -1,6 +1,10 @@
 """What a task is to the layers above: examples, a vocabulary, and a score of decoded strings."""
 
+import contextlib
 import dataclasses
+import os
+import sys
+import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
@@ -63,7 +67,26 @@ def get_tasks(config: DatasetConfig) -> tuple[Task, list[Task]]:
       UserError: if seqio is not installed, or there is no such task, with the nearest names.
     """
     try:
-        from adalink_jax.data import seqio_source
+        with _quiet():
+            from adalink_jax.data import seqio_source
     except ModuleNotFoundError as e:
         raise UserError(f"seqio tasks need seqio and TensorFlow, and {e.name} is missing: pip install seqio.") from e
     return seqio_source.get_tasks(config)
+
+
+@contextlib.contextmanager
+def _quiet():
+    """Holds back what native code writes to stderr; TensorFlow greets on being imported, whatever its log level."""
+    sys.stderr.flush()
+    shown = os.dup(2)
+    with tempfile.TemporaryFile() as held:
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            held.seek(0)
+            os.write(shown, held.read())
+            raise
+        finally:
+            os.dup2(shown, 2)
+            os.close(shown)

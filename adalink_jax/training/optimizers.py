@@ -25,7 +25,16 @@ def constant(value: float) -> Callable:
 
 @gin.configurable
 def warmup_cosine(peak: float, total_steps: int, warmup_steps: int = 0, end: float = 0.0) -> Callable:
-    """Linear from 0 to `peak` in `warmup_steps`, then half a cosine to `end` at `total_steps`."""
+    """Linear from 0 to `peak` in `warmup_steps`, then half a cosine to `end` at `total_steps`.
+
+    Raises:
+      UserError: if the warm-up leaves no step for the cosine.
+    """
+    if not 0 <= warmup_steps < total_steps:
+        raise UserError(
+            f"warmup_cosine.warmup_steps (WARMUP_STEPS) is {warmup_steps} and total_steps (TRAIN_STEPS) is "
+            f"{total_steps}; the warm-up must be shorter."
+        )
     return optax.warmup_cosine_decay_schedule(0.0, peak, warmup_steps, total_steps, end)
 
 

@@ -21,7 +21,7 @@ def draw_samples(path: str, samples: Sequence[dict], before: Sequence[str], titl
     """
     columns = 4
     rows = -(-len(samples) // columns)
-    figure = Figure(figsize=(2.9 * columns, 2.6 * rows + 0.8), layout="constrained", dpi=110)
+    figure = Figure(figsize=(2.9 * columns, 2.15 * rows + 0.6), layout="constrained", dpi=110)
     figure.suptitle(title, fontsize=13, fontweight="bold")
     grid = figure.subplots(rows, columns, squeeze=False)
     for axis in grid.flat:

@@ -25,12 +25,12 @@ from adalink_jax.training.loop import Period, run_loop
 from adalink_jax.training.metric_writer import MetricWriter
 from adalink_jax.training.run_checkpoints import CheckpointConfig, RunCheckpoints
 from adalink_jax.training.setup import Parameters, Setup, load_parameters, split_abstract
-from adalink_jax.training.step import TrainState, check_batch, make_train_step
+from adalink_jax.training.step import CrossEntropy, TrainState, check_batch, make_train_step
 
 NUM_SAMPLES = 12
 # Settings that may have another value when a run goes on: they change no result, or only how far the run goes.
 MAY_CHANGE = ("train.model_dir", "train.total_steps", "train.eval_period", "train.log_period", "train.profile_steps",
-              "CheckpointConfig.", "evaluate.")  # fmt: skip
+              "train.checkpoints", "CheckpointConfig.", "make_mesh.", "logical_axis_rules.")  # fmt: skip
 
 
 @gin.configurable
@@ -40,13 +40,14 @@ def train(
     model_dir: str,
     total_steps: int,
     *,
+    loss: CrossEntropy | None = None,
     checkpoints: CheckpointConfig | None = None,
     eval_period: int = 0,
     metric: str = "accuracy",
     microbatches: int = 1,
     log_period: int = 50,
     profile_steps: tuple[int, int] | None = None,
-    settings: dict[str, str] | None = None,
+    settings: Callable[[], dict[str, str]] = dict,
     config_text: Callable[[], str] = lambda: "",
 ) -> dict:
     """Makes a training run, or goes on with one.
@@ -56,14 +57,16 @@ def train(
       optimizer: for the trainable tree.
       model_dir: folder of the run.
       total_steps: steps to train.
-      checkpoints: when they are written and kept.
+      loss: by default the cross-entropy, with gin's settings.
+      checkpoints: when they are written and kept; by default with gin's settings.
       eval_period: steps between evaluations on `validation` (0: only before and after).
       metric: the validation metric that chooses the best step; higher is better.
       microbatches: parts that a batch is cut into, one after the other, to save memory.
       log_period: steps between logged training metrics.
       profile_steps: `(first, last)` step of a profiler window, whose trace goes to `model_dir/profile`.
-      settings: flat `{setting: value}`: a run goes on only under the same ones (but for those in `MAY_CHANGE`).
-      config_text: gives the text of `config.gin`; called when everything has been configured.
+      settings: gives `{setting: value}` when all is configured; a run goes on only under the same ones (but for those in
+        `MAY_CHANGE`).
+      config_text: gives the text of `config.gin` when all is configured.
 
     Returns:
       What `summary.json` holds.
@@ -80,8 +83,8 @@ def train(
     split_abstract(setup.model, setup.trainable)
     check_batch(setup.dataset.batch_size, microbatches, parallel.data_axis_size(mesh))
     task, eval_tasks = get_tasks(setup.dataset)
-    checkpoints = checkpoints or CheckpointConfig()
-    identity = {name: value for name, value in (settings or {}).items() if not name.startswith(MAY_CHANGE)}
+    loss, checkpoints = loss or CrossEntropy(), checkpoints or CheckpointConfig()
+    identity = {name: value for name, value in settings().items() if not name.startswith(MAY_CHANGE)}
 
     with parallel.use_mesh(mesh, rules), StopRequest() as stop, Console(model_dir) as console:
         folder = epath.Path(model_dir)
@@ -110,7 +113,7 @@ def train(
             setup, params, folder, newest, best, MetricWriter(folder, resumed_at=int(state.step)), console, stop, batches,
             Evaluator(setup.model, eval_tasks, converter, setup.dataset.batch_size, mesh), metric,
         )  # fmt: skip
-        step_fn = make_train_step(setup.model, optimizer, seed=setup.random_seed, microbatches=microbatches)
+        step_fn = make_train_step(setup.model, optimizer, loss=loss, seed=setup.random_seed, microbatches=microbatches)
         first = int(state.step)
         if first and eval_period and first % eval_period == 0:
             run.evaluate(state)  # the run was killed between a checkpoint and the evaluation of the same step
@@ -251,7 +254,6 @@ def _tagged(split: str, result: Result) -> dict[str, float]:
     return {f"{split}/{name}": value for name, value in result.scores.items()}
 
 
-@gin.configurable
 def evaluate(setup: Setup, split: str = "test") -> dict[str, float]:
     """Scores a base model, with an adapter or without, on a split.
 

@@ -1,5 +1,7 @@
 """The training step. Gradients exist for the trainable tree only: the frozen one is an argument, never differentiated."""
 
+import dataclasses
+import math
 from collections.abc import Callable
 
 import flax.struct
@@ -22,30 +24,39 @@ class TrainState:
 
 
 @gin.configurable
-def cross_entropy(logits, targets, weights, z_loss: float = 0.0, label_smoothing: float = 0.0):
+@dataclasses.dataclass(frozen=True)
+class CrossEntropy:
     """Sum of weighted cross-entropies, and the sum of weights (t5x's definition).
 
-    Args:
-      logits: float32 [B, T, V].
-      targets: int32 [B, T].
-      weights: float32 [B, T].
+    Attributes:
       z_loss: factor of log(Z)^2, added to each token's loss.
       label_smoothing: mass spread evenly over the wrong tokens; the loss's minimum is kept at 0.
     """
-    log_z = jax.nn.logsumexp(logits, axis=-1)
-    loss = log_z - jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
-    if label_smoothing:
-        rest = logits.shape[-1] - 1
-        low = label_smoothing / rest
-        wrong = logits.shape[-1] * log_z - logits.sum(-1) - loss  # summed over all tokens but the target
-        floor = -((1 - label_smoothing) * jnp.log(1 - label_smoothing) + rest * low * jnp.log(low))
-        loss = (1 - label_smoothing) * loss + low * wrong - floor
-    loss = loss + z_loss * jnp.square(log_z)
-    return jnp.sum(loss * weights), jnp.sum(weights)
+
+    z_loss: float = 0.0
+    label_smoothing: float = 0.0
+
+    def __call__(self, logits: jax.Array, targets: jax.Array, weights: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """logits float32 [B, T, V], targets int32 [B, T], weights float32 [B, T] -> two float32 scalars."""
+        log_z = jax.nn.logsumexp(logits, axis=-1)
+        loss = log_z - jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+        if self.label_smoothing:
+            rest = logits.shape[-1] - 1
+            high, low = 1 - self.label_smoothing, self.label_smoothing / rest
+            wrong = logits.shape[-1] * log_z - logits.sum(-1) - loss  # summed over all tokens but the target
+            floor = -(high * math.log(high) + rest * low * math.log(low))
+            loss = high * loss + low * wrong - floor
+        loss = loss + self.z_loss * jnp.square(log_z)
+        return jnp.sum(loss * weights), jnp.sum(weights)
 
 
 def make_train_step(
-    model, optimizer: optax.GradientTransformation, *, seed: int = 0, microbatches: int = 1
+    model,
+    optimizer: optax.GradientTransformation,
+    *,
+    loss: Callable = CrossEntropy(),
+    seed: int = 0,
+    microbatches: int = 1,
 ) -> Callable[[TrainState, dict, dict], tuple[TrainState, dict]]:
     """`(state, frozen, batch) -> (state, metrics)`, to be compiled with the state donated.
 
@@ -55,6 +66,7 @@ def make_train_step(
     Args:
       model: `model.apply({"params": ...}, batch, train=True, rngs=...)` -> logits float32 [B, T, V].
       optimizer: for the trainable tree.
+      loss: `(logits, targets, weights) -> (sum of losses, sum of weights)`.
       seed: of dropout; the step's number is folded in.
       microbatches: parts that the batch's rows are cut into, one after the other; it must divide B.
 
@@ -65,7 +77,7 @@ def make_train_step(
     def loss_fn(trainable, frozen, batch, rng):
         params = partition.merge(trainable, frozen)
         logits = model.apply({"params": params}, batch, train=True, rngs={"dropout": rng})
-        return cross_entropy(logits, batch["decoder_target_tokens"], batch["decoder_loss_weights"])
+        return loss(logits, batch["decoder_target_tokens"], batch["decoder_loss_weights"])
 
     summed_grads = jax.value_and_grad(loss_fn, has_aux=True)
 
@@ -85,12 +97,12 @@ def make_train_step(
 
     def train_step(state: TrainState, frozen: dict, batch: dict):
         rng = jax.random.fold_in(jax.random.key(seed), state.step)
-        (loss, tokens), grads = accumulate(state, frozen, batch, rng)
+        (loss_sum, tokens), grads = accumulate(state, frozen, batch, rng)
         tokens = jnp.maximum(tokens, 1.0)
         grads = jax.tree.map(lambda g: g / tokens, grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.trainable)
         metrics = {
-            "loss": loss / tokens,
+            "loss": loss_sum / tokens,
             "grad_norm": optax.tree.norm(grads),
             "tokens": tokens,
             **optimizers.learning_rates(opt_state),

@@ -87,7 +87,9 @@ def test_an_unknown_remat_policy_is_named():
 def test_decoding_with_a_cache_equals_decoding_without(backbone, scan_layers):
     model, params, batch = make(backbone, scan_layers=scan_layers)
     length = 9
-    ids = jax.jit(lambda params, batch: model.apply({"params": params}, batch, length, method="generate"))(params, batch)
+    ids = jax.jit(lambda params, batch: model.apply({"params": params}, batch, length, method="generate"))(
+        params, batch
+    )
     without = np.zeros((6, length + 1), np.int32)
     encoded = model.apply({"params": params}, batch, method="encode")
     decode = jax.jit(lambda ids: model.apply({"params": params}, encoded, ids, method="decode")[0])
@@ -184,7 +186,9 @@ def test_parameters_have_t5x_s_names():
         for stack in blocks:
             at = f"{stack}/layers_{i}"
             expected |= {f"{at}/pre_{norm}_layer_norm/scale": (32,) for norm in norms[stack]}
-            expected |= {f"{at}/{b}/{m}/kernel": (32, 32) for b in blocks[stack] for m in ("query", "key", "value", "out")}
+            expected |= {
+                f"{at}/{b}/{m}/kernel": (32, 32) for b in blocks[stack] for m in ("query", "key", "value", "out")
+            }
             expected |= {f"{at}/mlp/{m}/kernel": (32, 64) for m in ("wi_0", "wi_1")} | {f"{at}/mlp/wo/kernel": (64, 32)}
     found = paths.flatten(make("T5")[1]["backbone"])
     assert {name: leaf.shape for name, leaf in found.items()} == expected

@@ -12,6 +12,7 @@ import hashlib
 import jax
 import jax.numpy as jnp
 
+from adalink_jax import parallel
 from adalink_jax.models import paths
 
 
@@ -43,7 +44,7 @@ def _named_checksums(tree, rounded: bool) -> dict[str, str]:
     pending = {}
     for name, leaf in paths.flatten(tree).items():
         names = paths.unscanned_names(name, leaf.shape)
-        pending[name] = names, leaf.shape, _leaf_checksums(leaf, names != [name], rounded)
+        pending[name] = names, leaf.shape, parallel.settle(_leaf_checksums(leaf, names != [name], rounded))
     out = {}
     for name, (names, shape, sums) in pending.items():
         shape = shape if names == [name] else shape[1:]

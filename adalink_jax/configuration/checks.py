@@ -24,7 +24,8 @@ def nearest(name: str, names: Iterable[str]) -> str:
 # --- inside gin ---
 
 
-def _configurables() -> dict[str, object]:
+def configurables() -> dict[str, object]:
+    """Short name -> function or class, of all that gin knows."""
     return {key.split(".")[-1]: value.wrapped for key, value in gin_config._REGISTRY.items()}
 
 
@@ -70,7 +71,7 @@ def _consumed() -> set[tuple[str, str]]:
 def explain_unknown(name: str) -> str | None:
     """Why the binding `scope/function.parameter` cannot be; None if it can."""
     function, _, parameter = name.split("/")[-1].rpartition(".")
-    known = _configurables()
+    known = configurables()
     short = function.split(".")[-1]
     if short not in known:
         return f"{name} is set, but there is nothing called {function}{nearest(function, known)}."

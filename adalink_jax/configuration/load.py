@@ -1,5 +1,8 @@
 """Parsing gin files and flags into gin's configuration, with every failure in one sentence."""
 
+import logging
+import re
+import tokenize
 from collections.abc import Sequence
 
 import gin
@@ -22,13 +25,15 @@ def load(flags: GinFlags, extra_files: Sequence[str] = (), require_all: bool = T
       UserError: for a missing file, a syntax error, an unknown configurable or parameter, a macro unset or unused.
     """
     gin.clear_config()
-    for root in files.roots(flags.search_paths)[1:]:
-        gin.add_config_file_search_path(root)
+    for root in files.roots(flags.search_paths):
+        if root not in gin_config._LOCATION_PREFIXES:  # gin keeps those of earlier calls
+            gin.add_config_file_search_path(root)
     paths = [files.find(name, flags.search_paths) for name in (*extra_files, *flags.files)]
     for name, _ in flags.bindings:
         if "." in name and (problem := checks.explain_unknown(name)):
             raise UserError(problem)
     texts = [f"{name} = {text}" for name, text in flags.bindings]
+    logging.disable(logging.ERROR)  # gin logs each place where an included file is not
     try:
         # Configurables that a reference names must exist; %MACROs may still be set by a later file.
         gin.parse_config_files_and_bindings(paths, texts, finalize_config=False)
@@ -36,8 +41,14 @@ def load(flags: GinFlags, extra_files: Sequence[str] = (), require_all: bool = T
         raise UserError(
             f"{e.filename or 'The command line'}, line {e.lineno}: {e.msg}: {(e.text or '').strip()}"
         ) from e
+    except tokenize.TokenError as e:
+        raise UserError(
+            f"A bracket or a string is left open in {' or '.join(paths)}, or in a file that it includes."
+        ) from e
     except (ValueError, OSError, ImportError) as e:
         raise UserError(_explain(e)) from e
+    finally:
+        logging.disable(logging.NOTSET)
     checks.check_macros(flags, require_all)
     gin_config._set_config_is_locked(
         True
@@ -52,6 +63,8 @@ def _explain(error: Exception) -> str:
     )
     statement = rest[-1] if place else ""
     problem = checks.explain_unknown(statement.split("=")[0].strip()) if "=" in statement else None
+    if problem is None and (reference := re.search(r"No configurable matching reference '@(?:\w+/)*([\w.]+)", first)):
+        problem = f"there is nothing called {reference[1]}{checks.nearest(reference[1], checks.configurables())}."
     return f"{place}: {problem or first}" if place else problem or first
 
 

@@ -8,6 +8,7 @@ from adalink_jax.parallel.sharding import (
     param_shardings,
     put_batch,
     replicated,
+    settle,
     unbox,
     use_mesh,
 )
@@ -21,6 +22,7 @@ __all__ = [
     "param_shardings",
     "put_batch",
     "replicated",
+    "settle",
     "unbox",
     "use_mesh",
 ]

@@ -80,6 +80,15 @@ def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     return {name: put(x) for name, x in batch.items()}
 
 
+def settle(arrays):
+    """Returns `arrays`, ready where they must be: collectives of virtual CPU devices share a pool of threads, in which two
+    programs in flight can wait for each other for ever. Elsewhere nothing is waited for.
+    """
+    if jax.default_backend() == "cpu" and jax.device_count() > 1:
+        jax.block_until_ready(arrays)
+    return arrays
+
+
 def unbox(boxed):
     """A tree of plain leaves from one of `nn.LogicallyPartitioned` leaves."""
     is_box = lambda leaf: isinstance(leaf, nn.LogicallyPartitioned)

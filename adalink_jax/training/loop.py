@@ -84,7 +84,7 @@ def run_loop(
             jax.profiler.start_trace(profile_dir)
         batch = next(batches)
         rows = len(next(iter(batch.values())))
-        state, metrics = train_step(state, frozen, parallel.put_batch(batch, mesh))
+        state, metrics = parallel.settle(train_step(state, frozen, parallel.put_batch(batch, mesh)))
         step += 1
         read_pending()
         pending = (step, rows, metrics)

@@ -1,0 +1,153 @@
+"""gin files and flags: what is parsed, and one sentence for everything that cannot be meant."""
+
+import gin
+import pytest
+
+from adalink_jax import configuration
+from adalink_jax.configuration import GinFlags
+from adalink_jax.errors import UserError
+
+
+@gin.configurable
+def brew(beans: str, grams: float = 18.0, water=None):
+    """Stands for a configurable of the package."""
+    return {"beans": beans, "grams": grams, "water": water}
+
+
+@gin.configurable
+def kettle(degrees: int = 93):
+    return degrees
+
+
+@pytest.fixture(autouse=True)
+def clean():
+    yield
+    gin.clear_config()
+
+
+@pytest.fixture
+def file(tmp_path):
+    def write(text, name="coffee.gin"):
+        (tmp_path / name).write_text(text)
+        return str(tmp_path / name)
+
+    return write
+
+
+def load(path, *argv, **options):
+    flags, _ = configuration.parse_flags([f"--gin_file={path}", *argv])
+    configuration.load(flags, **options)
+    return flags
+
+
+COFFEE = """
+BEANS = 'arabica'
+DEGREES = 90
+brew.beans = %BEANS
+brew.water = @kettle()
+kettle.degrees = %DEGREES
+"""
+
+
+def test_flags_are_taken_out_and_the_rest_is_left():
+    argv = [
+        "--json",
+        "--gin_file=a.gin",
+        "--gin_file",
+        "b.gin",
+        "--gin.X=1",
+        "--gin_bindings=f.y = 2",
+        "--gin_search_paths=p,q",
+    ]
+    flags, rest = configuration.parse_flags(argv)
+    assert flags == GinFlags(("a.gin", "b.gin"), (("X", "1"), ("f.y", "2")), ("p", "q"))
+    assert rest == ["--json"]
+
+
+def test_the_command_line_wins_and_files_in_order(file):
+    load(file(COFFEE), "--gin.DEGREES=80", "--gin.brew.grams=20")
+    assert brew() == {"beans": "arabica", "grams": 20, "water": 80}
+
+
+def test_files_are_found_in_the_search_paths_and_as_shipped(file, tmp_path):
+    file(COFFEE)
+    load("coffee.gin", f"--gin_search_paths={tmp_path}")
+    assert brew()["water"] == 90
+    assert (configuration.gin_root() / "runs" / "quickstart.gin").is_file()
+
+
+def test_what_was_used_is_written_so_that_it_can_be_read_again(file):
+    load(file(COFFEE), "--gin.DEGREES=80")
+    brew()
+    used, text = configuration.used_settings(), configuration.operative_config()
+    assert used["brew.beans"] == "'arabica'" and used["brew.grams"] == "18.0" and used["kettle.degrees"] == "80"
+    load(file(text, "again.gin"))
+    assert brew()["water"] == 80
+    assert configuration.used_settings() == used
+
+
+def test_a_setting_that_nothing_used_is_an_error(file):
+    flags = load(file("brew.beans = 'robusta'"), "--gin.kettle.degrees=70")
+    brew()
+    with pytest.raises(UserError, match="--gin.kettle.degrees=70 is set, but nothing in this run uses kettle"):
+        configuration.check_all_used(flags)
+    kettle()
+    configuration.check_all_used(flags)
+
+
+@pytest.mark.parametrize("text, argv, words", [
+    ("brew.bean = 'x'", [], ["coffee.gin, line 1", "brew takes no bean", "nearest: beans"]),
+    ("brw.beans = 'x'", [], ["nothing called brw", "nearest: brew"]),
+    ("brew.water = @ketle()", [], ["line 1", "nothing called ketle", "nearest: kettle"]),
+    ("brew.beans = 'x", [], ["coffee.gin"]),
+    ("brew.grams = (1,\n2", [], ["left open in", "coffee.gin"]),
+    ("brew.beans = %BEAN", [], ["brew.beans uses %BEAN, which is set nowhere", "--gin.BEAN="]),
+    ("BEANS = 'a'\nbrew.beans = %BEAN", [], ["nearest: BEANS"]),
+    ("BEANS = 'a'", [], ["BEANS is set, but nothing refers to it"]),
+    ("BEANS = %gin.REQUIRED\nbrew.beans = %BEANS", [], ["Not set: BEANS", "--gin.BEANS=VALUE"]),
+    ("include 'gin/nothing.gin'", [], ["line 1", "gin/nothing.gin"]),
+    ("import no_such_module", [], ["line 1", "no_such_module"]),
+    (COFFEE, ["--gin.DEGRES=80"], ["DEGRES is set, but nothing refers to it", "nearest: DEGREES"]),
+    (COFFEE, ["--gin.brew.gram=1"], ["brew takes no gram", "grams"]),
+    (COFFEE, ["--gin.BEANS=runs/x"], ["""--gin.BEANS="'runs/x'\""""]),
+    (COFFEE, ["--gin.BEANS=gs://bucket/x"], ["""--gin.BEANS="'gs://bucket/x'\""""]),
+    (COFFEE, ["--gin.DEGREES=(1, 2"], ["--gin.DEGREES=(1, 2 cannot be read as a Python literal"]),
+    (COFFEE, ["--gin.DEGREES"], ["--gin.DEGREES needs a value"]),
+])  # fmt: skip
+def test_what_cannot_be_meant_is_one_sentence(file, text, argv, words):
+    with pytest.raises(UserError) as error:
+        load(file(text), *argv)
+    assert "\n" not in str(error.value)
+    for word in words:
+        assert word in str(error.value)
+
+
+def test_a_file_that_is_not_there_is_answered_with_the_nearest():
+    with pytest.raises(
+        UserError, match="no gin file gin/runs/quikstart.gin; nearest shipped files: gin/runs/quickstart"
+    ):
+        load("gin/runs/quikstart.gin")
+
+
+@pytest.mark.parametrize(
+    "value", ["True", "None", "3e-4", "('image',)", "{'a': 1}", "%OTHER", "@kettle()", "'runs/x'", '"x"']
+)
+def test_literals_macros_and_references_pass(value):
+    assert configuration.parse_flags([f"--gin.X={value}"])[0].bindings == (("X", value),)
+
+
+def test_commands_that_need_a_part_leave_the_rest_open(file):
+    load(file("BEANS = %gin.REQUIRED\nbrew.beans = %BEANS"), require_all=False)
+    with pytest.raises(UserError, match="sets no kettle.degrees; add a kettle"):
+        configuration.require({"kettle.degrees": "a kettle"})
+
+
+def test_an_error_that_passes_through_gin_keeps_its_own_words(file):
+    @gin.configurable("spill")
+    def spill(cup=None):
+        raise UserError("The cup is full.")
+
+    load(file("brew.beans = 'x'\nbrew.water = @spill()\nspill.cup = 1"))
+    with pytest.raises(UserError) as error:
+        brew()
+    assert configuration.original_message(error.value) == "The cup is full."

@@ -1,0 +1,76 @@
+"""The same training on any mesh: eight virtual devices, in a process of its own, against one."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from adalink_jax import parallel
+from adalink_jax.errors import UserError
+
+PROGRAM = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import jax
+import jax.numpy as jnp
+import numpy as np
+from helpers import random_batch, tiny_pali
+
+from adalink_jax import AdaLinkAdapter, AdaptedModel, checkpoints, parallel
+from adalink_jax.models import paths
+from adalink_jax.training import optimizers, setup
+from adalink_jax.training.step import TrainState, make_train_step
+
+assert jax.device_count() == 8
+jax.config.update("jax_default_matmul_precision", "highest")
+model = AdaptedModel(tiny_pali(num_heads=8, head_dim=4), AdaLinkAdapter(rank=4))
+batch = random_batch(model.backbone, 8, 6, 4, seed=0)
+config = setup.Setup(model, trainable=("adapter/.*", "backbone/.*"))
+optimizer = optimizers.adamw(1e-3)
+
+
+def train(shape, fsdp):
+    mesh = jax.make_mesh(shape, ("data", "model"), devices=jax.devices()[: shape[0] * shape[1]],
+                         axis_types=(jax.sharding.AxisType.Auto,) * 2)
+    rules = parallel.logical_axis_rules(fsdp=fsdp)
+    with parallel.use_mesh(mesh, rules):
+        leaves = setup.load_parameters(config, mesh, rules).trainable
+        kernel = leaves["backbone"]["encoder"]["layers_0"]["mlp"]["wi_0"]["kernel"]
+        expected = (32 // (shape[0] if fsdp else 1), 64 // shape[1])
+        assert kernel.addressable_shards[0].data.shape == expected, kernel.sharding
+        mark = checkpoints.fingerprint(leaves["backbone"])
+        state = TrainState(jnp.int32(0), leaves, optimizer.init(leaves))
+        step, losses = jax.jit(make_train_step(model, optimizer)), []
+        for _ in range(4):
+            state, metrics = parallel.settle(step(state, {}, parallel.put_batch(batch, mesh)))
+            losses.append(float(metrics["loss"]))
+        return mark, losses, {k: np.asarray(v) for k, v in paths.flatten(state.trainable["adapter"]).items()}
+
+
+mark, losses, adapter = train((1, 1), False)
+for shape, fsdp in (((8, 1), True), ((2, 4), False), ((2, 4), True), ((1, 8), False)):
+    other_mark, other_losses, other_adapter = train(shape, fsdp)
+    assert other_mark == mark, "initial weights or fingerprint depend on the mesh"
+    np.testing.assert_allclose(other_losses, losses, rtol=1e-5, err_msg=str((shape, fsdp)))
+    for name in adapter:
+        np.testing.assert_allclose(other_adapter[name], adapter[name], atol=1e-5, err_msg=str((shape, fsdp, name)))
+print("meshes agree")
+"""
+
+
+def test_every_mesh_gives_the_losses_of_one_device():
+    env = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    here = os.path.dirname(__file__)
+    done = subprocess.run([sys.executable, "-c", PROGRAM, here], capture_output=True, text=True, env=env)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "meshes agree" in done.stdout
+
+
+def test_a_mesh_that_does_not_cover_the_devices_is_an_error():
+    with pytest.raises(UserError, match="data=2 x model=3 does not cover the 1 devices"):
+        parallel.make_mesh(data=2, model=3)
+
+
+def test_a_mesh_is_made_for_one_device_too():
+    assert dict(parallel.make_mesh().shape) == {"data": 1, "model": 1}

@@ -1,0 +1,71 @@
+"""The README keeps its word: its code runs, and what it names exists."""
+
+import pathlib
+import re
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+TEXT = (ROOT / "README.md").read_text()
+
+
+def test_the_library_example_runs_and_is_the_identity_at_first():
+    import jax
+    import jax.numpy as jnp
+
+    (code,) = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+    assert len([line for line in code.splitlines() if line.strip()]) <= 12
+    names = {}
+    exec(code, names)
+    params, ids = names["params"], jnp.arange(16)[None]
+    up = params["AdaLink_0"]["up"]
+    leaf = getattr(up, "value", up)
+    assert leaf.shape == (8, 64) and not leaf.any()
+    assert names["Classifier"]().apply({"params": jax.tree.map(lambda x: x, params)}, ids).shape == (1, 2)
+
+
+def test_files_and_folders_that_are_named_exist():
+    named = set(re.findall(r"(?<![\w/'])(?:gin|tests|docs|adalink_jax|benchmarks)/[\w./]+", TEXT))
+    assert len(named) > 10
+    for name in named:
+        assert (ROOT / name).exists(), name
+
+
+def test_make_targets_that_are_named_exist():
+    makefile = (ROOT / "Makefile").read_text()
+    targets = set(re.findall(r"\bmake ([a-z-]+)\b", "\n".join(re.findall(r"`[^`]*`|^    .*$", TEXT, re.MULTILINE))))
+    assert {"quickstart", "test"} <= targets
+    for target in targets:
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+
+
+def test_commands_that_are_shown_parse():
+    from adalink_jax import configuration
+    from adalink_jax.cli.main import COMMANDS
+
+    shown = [line.strip() for line in TEXT.replace("\\\n", " ").splitlines() if line.startswith("    adalink ")]
+    assert len(shown) >= 4
+    import shlex
+
+    for line in shown:
+        _, command, *argv = shlex.split(line)
+        assert command in COMMANDS
+        flags, rest = configuration.parse_flags(argv)
+        assert not rest, line
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "gin").rglob("*.gin")), ids=lambda p: p.stem)
+def test_every_shipped_gin_file_loads(path):
+    from adalink_jax import configuration
+    from adalink_jax.cli import commands
+
+    commands._register()
+    flags, _ = configuration.parse_flags([f"--gin_file={path}"])
+    configuration.load(flags, require_all=False)
+
+
+def test_no_class_is_documented_nowhere():
+    import adalink_jax
+
+    for name in adalink_jax.__all__:
+        assert name == "__version__" or getattr(adalink_jax, name).__doc__

@@ -93,6 +93,10 @@ def test_a_setting_that_nothing_used_is_an_error(file):
         configuration.check_all_used(flags)
     kettle()
     configuration.check_all_used(flags)
+    flags = load(file("brew.beans = 'robusta'"), "--gin.morning/kettle.degrees=70")
+    kettle()
+    with pytest.raises(UserError, match="nothing in this run uses morning/kettle"):
+        configuration.check_all_used(flags)
 
 
 @pytest.mark.parametrize("text, argv, words", [
@@ -101,7 +105,12 @@ def test_a_setting_that_nothing_used_is_an_error(file):
     ("brew.water = @ketle()", [], ["line 1", "nothing called ketle", "nearest: kettle"]),
     ("brew.beans = 'x", [], ["coffee.gin"]),
     ("brew.grams = (1,\n2", [], ["left open in", "coffee.gin"]),
-    ("brew.beans = %BEAN", [], ["brew.beans uses %BEAN, which is set nowhere", "--gin.BEAN="]),
+    ("brew.beans = %BEAN\nbrew.water = %W", [], ["%BEAN (used by brew.beans)", "%W (used by", "--gin.BEAN=VALUE --gin.W="]),
+    ("A = %B\nB = %A\nbrew.beans = %A", [], ["macro A refers to itself"]),
+    ("brew.beans = %gin.REQUIRED", [], ["Not set: brew.beans", "--gin.brew.beans=VALUE"]),
+    ("brew.beans = runs/x", [], ["coffee.gin, line 1"]),
+    (COFFEE, ["--gin.BEANS=false"], ["--gin.BEANS=False"]),
+    (COFFEE, ["--gin.BEANS", "--json"], ["--gin.BEANS needs a value"]),
     ("BEANS = 'a'\nbrew.beans = %BEAN", [], ["nearest: BEANS"]),
     ("BEANS = 'a'", [], ["BEANS is set, but nothing refers to it"]),
     ("BEANS = %gin.REQUIRED\nbrew.beans = %BEANS", [], ["Not set: BEANS", "--gin.BEANS=VALUE"]),

@@ -61,10 +61,6 @@ def macro_name(reference) -> str | None:
     return reference.scoped_selector.rpartition("/")[0] if is_macro(reference.config_key[1]) else None
 
 
-def _consumed() -> set[tuple[str, str]]:
-    return {(key[1], name) for key, values in operative_config().items() for name in values}
-
-
 # --- checks ---
 
 
@@ -93,21 +89,40 @@ def check_macros(flags: GinFlags, require_all: bool) -> None:
     """
     known = macros_set()
     used_by: dict[str, str] = {}
+    required = []
     for (scope, selector), parameters in config().items():
         for parameter, value in parameters.items():
             user = scope if is_macro(selector) else f"{selector.split('.')[-1]}.{parameter}"
+            if _is_required(value):
+                required.append(user)
             for reference in references(value):
-                if (name := macro_name(reference)) is not None:
+                name = macro_name(reference)
+                if name is not None and name != user:  # a macro that refers to itself alone is not used
                     used_by.setdefault(name, user)
-    for name, user in used_by.items():
-        if name not in known and name != "gin.REQUIRED" and require_all:
-            raise UserError(f"{user} uses %{name}, which is set nowhere{nearest(name, known)}; set --gin.{name}=...")
+    _check_cycles(known)
+    unset = [name for name in used_by if name not in known and name != "gin.REQUIRED"]
+    if unset and require_all:
+        told = ", ".join(f"%{name} (used by {used_by[name]}{nearest(name, known)})" for name in unset)
+        raise UserError(f"Set nowhere: {told}; add {' '.join(f'--gin.{name}=VALUE' for name in unset)}.")
     typed = [name for name, _ in flags.bindings if "." not in name]
     for name in [*typed, *(known if require_all else ())]:
         if name not in used_by:
             raise UserError(f"{name} is set, but nothing refers to it{nearest(name, used_by)}.")
-    if require_all and (unset := [name for name, value in known.items() if _is_required(value)]):
-        raise UserError(f"Not set: {', '.join(unset)}; add {' '.join(f'--gin.{name}=VALUE' for name in unset)}.")
+    if required and require_all:
+        raise UserError(f"Not set: {', '.join(required)}; add {' '.join(f'--gin.{name}=VALUE' for name in required)}.")
+
+
+def _check_cycles(known: dict[str, object]) -> None:
+    refers_to = {name: [macro_name(r) for r in references(value)] for name, value in known.items()}
+    for start in known:
+        reached, frontier = set(), [start]
+        while frontier:
+            for name in refers_to.get(frontier.pop(), ()):
+                if name == start:
+                    raise UserError(f"The macro {start} refers to itself; give it a value.")
+                if name is not None and name not in reached:
+                    reached.add(name)
+                    frontier.append(name)
 
 
 def _is_required(value) -> bool:
@@ -120,10 +135,14 @@ def check_all_used(flags: GinFlags) -> None:
     Raises:
       UserError: names the first that was not.
     """
-    consumed = _consumed()
+    consumed = {(*key, name) for key, values in operative_config().items() for name in values}
     for name, text in flags.bindings:
-        function, _, parameter = name.split("/")[-1].rpartition(".")
-        if function and not any(
-            key.split(".")[-1] == function.split(".")[-1] and p == parameter for key, p in consumed
-        ):
-            raise UserError(f"--gin.{name}={text} is set, but nothing in this run uses {function}.")
+        path, _, parameter = name.rpartition(".")
+        scope, _, function = path.rpartition("/")
+        mine = lambda used_scope, selector, p, scope=scope, function=function, parameter=parameter: (
+            p == parameter
+            and (selector == function or selector.endswith(f".{function}"))
+            and used_scope.startswith(scope)
+        )
+        if path and not any(mine(*used) for used in consumed):
+            raise UserError(f"--gin.{name}={text} is set, but nothing in this run uses {path}.")

@@ -45,7 +45,7 @@ def parse_flags(argv: Sequence[str]) -> tuple[GinFlags, list[str]]:
         if flag in (_FILE, _BINDINGS, _PATHS) or flag.startswith(_BINDING):
             if not equals:
                 value = next(arguments, None)
-                if value is None:
+                if value is None or value.startswith("--"):
                     raise UserError(f"{flag} needs a value: {flag}=...")
         if flag == _FILE:
             files.append(value)
@@ -71,6 +71,9 @@ def _check_value(name: str, text: str) -> None:
     try:
         ast.literal_eval(plain)
     except (ValueError, SyntaxError) as e:
+        if text in ("true", "false", "none", "null"):
+            right = {"true": "True", "false": "False"}.get(text, "None")
+            raise UserError(f"{_BINDING}{name}={text} must be {_BINDING}{name}={right}.") from e
         if re.match(r"[\w~./$-]", text) and not re.search(r"['\"]", text):
             typed = f"""{_BINDING}{name}="'{text}'\""""
             raise UserError(f"{text!r} is a string and needs quotes inside the shell's: {typed}") from e

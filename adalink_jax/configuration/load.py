@@ -1,5 +1,7 @@
 """Parsing gin files and flags into gin's configuration, with every failure in one sentence."""
 
+import collections
+import importlib.util  # noqa: F401  gin's reader of included files uses it without importing it
 import logging
 import re
 import tokenize
@@ -38,9 +40,8 @@ def load(flags: GinFlags, extra_files: Sequence[str] = (), require_all: bool = T
         # Configurables that a reference names must exist; %MACROs may still be set by a later file.
         gin.parse_config_files_and_bindings(paths, texts, finalize_config=False)
     except SyntaxError as e:
-        raise UserError(
-            f"{e.filename or 'The command line'}, line {e.lineno}: {e.msg}: {(e.text or '').strip()}"
-        ) from e
+        place = f"{e.filename or 'The command line'}, line {e.lineno}"
+        raise UserError(f"{place}: {' '.join(str(e.msg).split())}: {(e.text or '').strip()}") from e
     except tokenize.TokenError as e:
         raise UserError(
             f"A bracket or a string is left open in {' or '.join(paths)}, or in a file that it includes."
@@ -50,9 +51,8 @@ def load(flags: GinFlags, extra_files: Sequence[str] = (), require_all: bool = T
     finally:
         logging.disable(logging.NOTSET)
     checks.check_macros(flags, require_all)
-    gin_config._set_config_is_locked(
-        True
-    )  # gin.finalize() would refuse macros that a partial configuration leaves open
+    # gin.finalize() would lock it too, but refuses macros that a partial configuration leaves open.
+    gin_config._set_config_is_locked(True)
 
 
 def _explain(error: Exception) -> str:
@@ -121,8 +121,11 @@ def _flat(config: dict) -> dict[str, str]:
         return repr(value)
 
     out = {}
+    short = collections.Counter((scope, selector.split(".")[-1]) for scope, selector in config)
     for (scope, selector), parameters in config.items():
         if not checks.is_macro(selector):
-            prefix = f"{scope}/" if scope else ""
-            out |= {f"{prefix}{selector.split('.')[-1]}.{name}": literal(v) for name, v in parameters.items()}
+            name = selector.split(".")[-1]
+            name = selector if short[scope, name] > 1 else name  # two modules may have one name
+            prefix = f"{scope}/{name}" if scope else name
+            out |= {f"{prefix}.{parameter}": literal(value) for parameter, value in parameters.items()}
     return dict(sorted(out.items()))

@@ -48,7 +48,8 @@ class Console:
         """The run had been finished before."""
         self._out.print(
             f"{self._model_dir} holds this run, finished at step {summary['steps']}; delete the folder, or give another "
-            f"MODEL_DIR, to run it again."
+            f"MODEL_DIR, to run it again.",
+            soft_wrap=True,
         )
         self._out.print_json(data={key: value for key, value in summary.items() if key != "scores"})
 

@@ -25,7 +25,7 @@ setup(
     name="adalink-jax",
     version=VERSION,
     description="Adapt frozen T5- and PaLI-style encoder-decoders through their input embeddings, in JAX.",
-    long_description=README.read_text(encoding="utf-8") if README.exists() else "",
+    long_description=README.read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     license_files=["LICENSE"],

@@ -62,6 +62,7 @@ def test_every_shipped_gin_file_loads(path):
     commands._register()
     flags, _ = configuration.parse_flags([f"--gin_file={path}"])
     configuration.load(flags, require_all=False)
+    assert configuration.bindings()
 
 
 def test_no_class_is_documented_nowhere():

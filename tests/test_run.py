@@ -202,14 +202,13 @@ def test_an_adapter_of_another_base_is_refused(finished, tmp_path, capsys):
     assert "trained on another base: pali_nano_instruct" in err and "ALLOW_OTHER_BASE" in err
 
 
-def test_a_warm_start_begins_where_the_adapter_ended(finished, tmp_path):
+def test_a_warm_start_begins_where_the_adapter_ended_and_the_profiler_sees_its_window(finished, tmp_path):
     summary = json.loads((finished / "summary.json").read_text())
-    assert (
-        quickstart(tmp_path / "warm", INITIAL_ADAPTER_PATH=str(finished / "adapter"), TRAIN_STEPS=1, WARMUP_STEPS=0)
-        == 0
-    )
+    more = {"INITIAL_ADAPTER_PATH": str(finished / "adapter"), "TRAIN_STEPS": 3, "WARMUP_STEPS": 0}
+    assert quickstart(tmp_path / "warm", **more, **{"train.profile_steps": (2, 3)}) == 0
     warm = json.loads((tmp_path / "warm" / "summary.json").read_text())
     assert warm["frozen_accuracy"] == summary["adapted_accuracy"]
+    assert list((tmp_path / "warm" / "profile").rglob("*.xplane.pb"))
 
 
 @pytest.mark.parametrize("macros, words", [

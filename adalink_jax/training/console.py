@@ -73,13 +73,16 @@ class Console:
         printed = started = time.monotonic()
 
         def show(step: int, metrics: dict, rate: float) -> None:
-            nonlocal printed
+            nonlocal printed, started
             if self._out.is_terminal:
                 self._bar.start()
                 self._bar.update(bar, completed=step, loss=metrics["loss"], rate=rate)
-            elif time.monotonic() - printed > LINE_EVERY_SECONDS or step in (first + 1, total):
+            elif step == first + 1:  # compiled just now: no speed to speak of
+                printed = started = time.monotonic()
+                self._out.print(f"step {step}/{total}  loss {metrics['loss']:.4f}")
+            elif time.monotonic() - printed > LINE_EVERY_SECONDS or step == total:
                 printed = time.monotonic()
-                left = (printed - started) / (step - first) * (total - step)
+                left = (printed - started) / (step - first - 1) * (total - step)
                 self._out.print(
                     f"step {step}/{total}  loss {metrics['loss']:.4f}  {rate:,.0f} examples/s  {left:.0f} s left"
                 )

@@ -53,7 +53,7 @@ def run_loop(
       total_steps: the last step.
       on_metrics: called for each step with `(step, metrics, examples per second)`.
       after_steps: what else happens, in this order.
-      stop: asked after each step; True ends the loop early, with the state of that step.
+      stop: asked before each step; True ends the loop early, with the state of the last whole step.
       profile: `(first, last)` steps of a profiler window.
       profile_dir: where its trace goes.
 
@@ -79,25 +79,46 @@ def run_loop(
         on_metrics(at, metrics, rows / (now - mark))
         mark = now
 
-    while step < total_steps:
-        if profile and step + 1 == profile[0]:
-            jax.profiler.start_trace(profile_dir)
-        batch = next(batches)
-        rows = len(next(iter(batch.values())))
-        state, metrics = parallel.settle(train_step(state, frozen, parallel.put_batch(batch, mesh)))
-        step += 1
-        read_pending()
-        pending = (step, rows, metrics)
-        if profile and step == profile[1]:
-            jax.block_until_ready(state)
-            jax.profiler.stop_trace()
-        due = [period for period in after_steps if period.due(step, total_steps)]
-        if due:
+    with _Profiler(profile, profile_dir) as profiler:
+        while step < total_steps and not stop():
+            profiler.before(step + 1)
+            batch = next(batches)
+            rows = len(next(iter(batch.values())))
+            state, metrics = parallel.settle(train_step(state, frozen, parallel.put_batch(batch, mesh)))
+            step += 1
             read_pending()
-            for period in due:
-                period.action(state)
-            mark = time.perf_counter()
-        if stop():
-            break
+            pending = (step, rows, metrics)
+            profiler.after(step, state)
+            due = [period for period in after_steps if period.due(step, total_steps)]
+            if due:
+                read_pending()
+                for period in due:
+                    period.action(state)
+                mark = time.perf_counter()
     read_pending()
     return state
+
+
+class _Profiler:
+    """Traces the steps from `window[0]` to `window[1]`, or to the end of the loop."""
+
+    def __init__(self, window: tuple[int, int] | None, folder: str):
+        self._window, self._folder, self._tracing = window or (0, 0), folder, False
+
+    def __enter__(self):
+        return self
+
+    def before(self, step: int) -> None:
+        if step == self._window[0]:
+            jax.profiler.start_trace(self._folder)
+            self._tracing = True
+
+    def after(self, step: int, state: TrainState) -> None:
+        if self._tracing and step == self._window[1]:
+            jax.block_until_ready(state)
+            self.__exit__()
+
+    def __exit__(self, *_):
+        if self._tracing:
+            jax.profiler.stop_trace()
+            self._tracing = False

@@ -4,13 +4,13 @@ import json
 import time
 
 from etils import epath
-from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
 
 class MetricWriter:
-    """Appends to `MODEL_DIR/metrics.jsonl` and to TensorBoard events in `MODEL_DIR/tensorboard`.
+    """Appends to `MODEL_DIR/metrics.jsonl` and to TensorBoard events in `MODEL_DIR/tensorboard`; use it as a context.
 
     Args:
       model_dir: the run's folder.
@@ -24,6 +24,9 @@ class MetricWriter:
         self._rows = [row for row in rows if _step(row) <= resumed_at]
         self._path.write_text("".join(row + "\n" for row in self._rows))
         self._events = EventFileWriter(str(folder / "tensorboard"))
+        if resumed_at:  # TensorBoard then drops what was written of later steps
+            start = Event(wall_time=time.time(), step=resumed_at + 1, session_log=SessionLog(status=SessionLog.START))
+            self._events.add_event(start)
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Writes `values`, by tag, for `step`."""
@@ -38,8 +41,10 @@ class MetricWriter:
         """Whether `tag` was written for `step`."""
         return any(tag in row and json.loads(row)["step"] == step for row in self._rows)
 
-    def close(self) -> None:
-        """Flushes and closes both."""
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
         self._events.close()
 
 

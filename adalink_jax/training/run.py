@@ -57,8 +57,8 @@ def train(
       optimizer: for the trainable tree.
       model_dir: folder of the run.
       total_steps: steps to train.
-      loss: by default the cross-entropy, with gin's settings.
-      checkpoints: when they are written and kept; by default with gin's settings.
+      loss: by default the cross-entropy.
+      checkpoints: when they are written and kept.
       eval_period: steps between evaluations on `validation` (0: only before and after).
       metric: the validation metric that chooses the best step; higher is better.
       microbatches: parts that a batch is cut into, one after the other, to save memory.
@@ -78,71 +78,62 @@ def train(
     """
     started = time.time()
     mesh, rules = parallel.make_mesh(), parallel.logical_axis_rules()
-    if not setup.trainable:
-        raise UserError("Nothing is trainable: add --gin_file=gin/adapters/adalink.gin, or set TRAINABLE.")
-    split_abstract(setup.model, setup.trainable)
-    check_batch(setup.dataset.batch_size, microbatches, parallel.data_axis_size(mesh))
-    task, eval_tasks = get_tasks(setup.dataset)
-    loss, checkpoints = loss or CrossEntropy(), checkpoints or CheckpointConfig()
+    task, eval_tasks = _check(setup, microbatches, mesh)
+    loss, checkpoints = loss or CrossEntropy(), checkpoints or CheckpointConfig()  # with gin's settings
     identity = {name: value for name, value in settings().items() if not name.startswith(MAY_CHANGE)}
+    folder = epath.Path(model_dir)
+    newest = RunCheckpoints(folder / "checkpoints", checkpoints.keep, identity)
+    best = RunCheckpoints(folder / "best", 1, identity)
 
     with parallel.use_mesh(mesh, rules), StopRequest() as stop, Console(model_dir) as console:
-        folder = epath.Path(model_dir)
-        newest = RunCheckpoints(folder / "checkpoints", checkpoints.keep, identity)
-        best = RunCheckpoints(folder / "best", 1, identity)
         facts = newest.facts()
         best.facts()  # refuses a run of other settings that was killed before its first checkpoint
         if (newest.latest_step() or 0) >= total_steps and (summary := outputs.read_summary(folder)):
             console.already_done(summary)
             return summary
         params = load_parameters(setup, mesh, rules)
-        console.parameters(params)
         state = jax.device_put(TrainState(jnp.int32(0), params.trainable, optimizer.init(params.trainable)))
-        if facts:
-            state = newest.restore(state)
-            console.resumed(int(state.step))
+        console.parameters(params)
         converter = FeatureConverter(setup.dataset.task_feature_lengths)
         batches = EpochIterator(
             lambda seed, start: task.examples("train", seed, start), converter,
             setup.dataset.batch_size, setup.dataset.seed,
         )  # fmt: skip
         if facts:
+            state = newest.restore(state)
             batches.set_state(facts["data_position"])
+            console.resumed(int(state.step))
         outputs.write_start(folder, params, config_text())
-        run = Run(
-            setup, params, folder, newest, best, MetricWriter(folder, resumed_at=int(state.step)), console, stop, batches,
-            Evaluator(setup.model, eval_tasks, converter, setup.dataset.batch_size, mesh), metric,
-        )  # fmt: skip
-        step_fn = make_train_step(setup.model, optimizer, loss=loss, seed=setup.random_seed, microbatches=microbatches)
-        first = int(state.step)
-        if first and eval_period and first % eval_period == 0:
-            run.evaluate(state)  # the run was killed between a checkpoint and the evaluation of the same step
-        before = run.score_before(state)
-        try:
-            state = run_loop(
-                jax.jit(step_fn, donate_argnums=0), state, params.frozen, batches,
-                mesh=mesh, total_steps=total_steps, stop=stop.requested,
-                on_metrics=console.progress(first, total_steps, run.log_every(log_period)),
+        evaluator = Evaluator(setup.model, eval_tasks, converter, setup.dataset.batch_size, mesh)
+        with MetricWriter(folder, resumed_at=int(state.step)) as writer:
+            run = Run(setup, params, folder, newest, best, writer, console, stop, batches, evaluator, metric)
+            if eval_period and int(state.step) % eval_period == 0:
+                run.evaluate(state)  # also where the run was killed between a checkpoint and its evaluation
+            before = run.score_before(state)
+            step_fn = make_train_step(
+                setup.model, optimizer, loss=loss, seed=setup.random_seed, microbatches=microbatches
+            )
+            state = run.train(
+                jax.jit(step_fn, donate_argnums=0), state, mesh=mesh, total_steps=total_steps,
+                on_metrics=console.progress(int(state.step), total_steps, run.log_every(log_period)),
                 after_steps=[Period(checkpoints.period, run.save), Period(eval_period, run.evaluate)],
                 profile=profile_steps, profile_dir=str(folder / "profile"),
             )  # fmt: skip
-        except NotFinite as e:
-            newest.wait()
-            raise NotFinite(
-                f"{e} Training stopped; {_newest(newest)}; lower the learning rate, or clip gradients."
-            ) from e
-        run.evaluate(state)
-        after = run.score_chosen(state)
-        if stop.requested():
-            run.save(state)
-            newest.wait()
-            raise Stopped(f"Stopped after step {int(state.step)} and saved; the same command goes on from there.")
-        return run.finish(state, before, after, time.time() - started)
+            after = run.score_chosen(state)
+            if stop.requested():
+                run.save(state)
+                newest.wait()
+                raise Stopped(f"Stopped after step {int(state.step)} and saved; the same command goes on from there.")
+            return run.finish(state, before, after, time.time() - started)
 
 
-def _newest(checkpoints: RunCheckpoints) -> str:
-    step = checkpoints.latest_step()
-    return "no checkpoint had been written" if step is None else f"the newest checkpoint is of step {step}"
+def _check(setup: Setup, microbatches: int, mesh):
+    """Refuses what can be refused before anything is read; gives the tasks to train on and to evaluate."""
+    if not setup.trainable:
+        raise UserError("Nothing is trainable: add --gin_file=gin/adapters/adalink.gin, or set TRAINABLE.")
+    split_abstract(setup.model, setup.trainable)
+    check_batch(setup.dataset.batch_size, microbatches, parallel.data_axis_size(mesh))
+    return get_tasks(setup.dataset)
 
 
 @dataclasses.dataclass
@@ -160,6 +151,22 @@ class Run:
     batches: BatchIterator
     evaluator: Evaluator
     metric: str
+
+    def train(self, step_fn: Callable, state: TrainState, **options) -> TrainState:
+        """`run_loop` from `state` on, then an evaluation of its last state.
+
+        Raises:
+          NotFinite: says what the newest checkpoint is, and what may help.
+        """
+        try:
+            state = run_loop(step_fn, state, self.params.frozen, self.batches, stop=self.stop.requested, **options)
+        except NotFinite as e:
+            self.newest.wait()
+            step = self.newest.latest_step()
+            newest = "no checkpoint had been written" if step is None else f"the newest checkpoint is of step {step}"
+            raise NotFinite(f"{e} Training stopped; {newest}; lower the learning rate, or clip gradients.") from e
+        self.evaluate(state)
+        return state
 
     def save(self, state: TrainState) -> None:
         """Writes a checkpoint, with the position of the data."""
@@ -210,7 +217,6 @@ class Run:
         step = int(chosen.step)
         self.newest.wait()
         self.writer.write(int(state.step), _tagged("test", result))
-        self.writer.close()
         summary = {
             f"frozen_{self.metric}": before.scores[self.metric],
             f"adapted_{self.metric}": result.scores[self.metric],

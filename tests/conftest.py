@@ -5,3 +5,14 @@ import os
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ.pop("XLA_FLAGS", None)
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import gin  # noqa: E402
+import pytest  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def no_settings_of_other_tests():
+    """What a command configured would otherwise be the default of every object that a later test makes."""
+    gin.clear_config()
+    yield
+    gin.clear_config()

@@ -19,12 +19,6 @@ def kettle(degrees: int = 93):
     return degrees
 
 
-@pytest.fixture(autouse=True)
-def clean():
-    yield
-    gin.clear_config()
-
-
 @pytest.fixture
 def file(tmp_path):
     def write(text, name="coffee.gin"):

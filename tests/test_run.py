@@ -114,6 +114,20 @@ def test_the_last_uneven_batch_counts_every_example_once(capsys):
     assert round(scores[0] * 1000) == pytest.approx(scores[0] * 1000)  # 1,000 examples were counted, no padding
 
 
+def test_a_trained_model_and_its_adapter_are_both_written_and_belong_together(tmp_path, capsys):
+    model_dir = tmp_path / "both"
+    trainable = ("adapter/image/up", "backbone/projection/.*")
+    assert quickstart(model_dir, TRAIN_STEPS=2, WARMUP_STEPS=1, TRAINABLE=trainable) == 0
+    summary = json.loads((model_dir / "summary.json").read_text())
+    assert summary["trainable"] == 4 * 64 + 64 * 64 + 64
+    argv = ["eval", f"--gin_file={model_dir}/config.gin", "--json", f"--gin.INITIAL_ADAPTER_PATH='{model_dir}/adapter'"]
+    capsys.readouterr()
+    assert main([*argv, f"--gin.INITIAL_CHECKPOINT_PATH='{model_dir}/model'"]) == 0
+    assert json.loads(capsys.readouterr().out)["accuracy"] == summary["adapted_accuracy"]
+    assert main(argv) == 2  # the adapter is not for the base that the run began with
+    assert "trained on another base: both" in capsys.readouterr().err
+
+
 def test_a_finished_run_is_left_alone(finished, capsys):
     before = contents(finished)
     assert quickstart(finished) == 0

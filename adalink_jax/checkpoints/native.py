@@ -48,7 +48,7 @@ def resolve(path: str) -> epath.Path:
     return folder
 
 
-def save_base(folder: str, params, name: str, about: dict) -> None:
+def save_base(folder: str, params, name: str, about: dict) -> dict:
     """Writes the backbone's tree `params` (float32) as a native base model.
 
     Args:
@@ -56,6 +56,9 @@ def save_base(folder: str, params, name: str, about: dict) -> None:
       params: nested dict, scanned or not.
       name: the base's name, such as "pali_nano".
       about: JSON-able facts to keep beside it (task, step, metrics, versions).
+
+    Returns:
+      What it wrote to `base_config.json`, with the `fingerprint`.
     """
     folder = epath.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -70,6 +73,7 @@ def save_base(folder: str, params, name: str, about: dict) -> None:
         **about,
     }
     (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    return config
 
 
 def load_base(path: str, abstract, dtype: Callable[[str], str] = lambda name: "float32"):

@@ -1,5 +1,6 @@
 """The files that a run leaves in its folder, besides checkpoints and metrics."""
 
+import dataclasses
 import importlib.metadata
 import json
 
@@ -7,11 +8,12 @@ import numpy as np
 from etils import epath
 
 from adalink_jax import checkpoints
-from adalink_jax.training import pictures, tables
+from adalink_jax.training import partition, pictures, tables
 from adalink_jax.training.evaluation import Result
 from adalink_jax.training.setup import Parameters, Setup
 
 SUMMARY, BEFORE = "summary.json", "before.json"
+FLAX_FIELDS = ("parent", "name")
 count = tables.count
 
 
@@ -45,7 +47,7 @@ def read_summary(folder: epath.Path) -> dict | None:
 def write_end(
     folder: epath.Path, setup: Setup, params: Parameters, trainable: dict, before: Result, after: Result, summary: dict
 ) -> list[tuple[str, str]]:
-    """What leaves the run: the adapter (or the whole model, if the backbone was trained), the picture, `summary.json`.
+    """What leaves the run: the model if the backbone was trained, the adapter, the picture, `summary.json`.
 
     Returns:
       `(file, what it is)` for people.
@@ -56,19 +58,16 @@ def write_end(
         "metrics": {name: value for name, value in summary.items() if name.startswith(("frozen_", "adapted_"))},
         "versions": {name: importlib.metadata.version(name) for name in ("jax", "flax", "optax")},
     }
-    adapter = {**params.frozen.get("adapter", {}), **trainable.get("adapter", {})}
-    written = []
+    whole, base, written = partition.merge(trainable, params.frozen), params.base, []
     if "backbone" in trainable:
-        from adalink_jax.training.partition import merge
-
-        whole = merge(trainable, params.frozen)
-        checkpoints.save_base(folder / "model", whole["backbone"], name=folder.name, about=about)
+        base = checkpoints.save_base(folder / "model", whole["backbone"], name=folder.name, about=about)
         written.append(("model/", "the trained base model; INITIAL_CHECKPOINT_PATH takes it"))
-    elif adapter:
+    if "adapter" in whole:
         module = setup.model.adapter
-        settings = {k: v for k, v in vars(module).items() if not k.startswith("_") and k not in ("parent", "name")}
-        about |= {"method": type(module).__name__, "settings": settings, "base": params.base}
-        checkpoints.save_adapter(folder / "adapter", adapter, about)
+        settings = {x.name: getattr(module, x.name) for x in dataclasses.fields(module) if x.name not in FLAX_FIELDS}
+        base = {key: base[key] for key in ("name", "fingerprint")}
+        about |= {"method": type(module).__name__, "settings": settings, "base": base}
+        checkpoints.save_adapter(folder / "adapter", whole["adapter"], about)
         size = sum(f.stat().length for f in (folder / "adapter").iterdir())
         written.append(("adapter/", f"the adapter, {size / 1000:.0f} kB; INITIAL_ADAPTER_PATH takes it"))
     if "image" in after.samples[0]:

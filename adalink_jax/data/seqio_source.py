@@ -2,13 +2,12 @@
 
 import difflib
 import importlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import seqio
 import tensorflow as tf
 
-from adalink_jax.data.tasks import DatasetConfig
 from adalink_jax.errors import UserError
 
 for _kind in ("GPU", "TPU"):
@@ -52,15 +51,16 @@ class SeqioTask:
         return scores
 
 
-def get_tasks(config: DatasetConfig) -> tuple[SeqioTask, list[SeqioTask]]:
-    """See `adalink_jax.data.get_tasks`."""
-    importlib.import_module(config.mixture_or_task_module or SHIPPED_TASKS)
-    name = config.mixture_or_task_name
+def get_tasks(name: str, module: str | None, lengths: Mapping[str, int]) -> tuple[SeqioTask, list[SeqioTask]]:
+    """The task or mixture `name`, and the tasks in it; `module` (None: the shipped one) registers them.
+
+    Raises:
+      UserError: if there is no such task, with the nearest names.
+    """
+    importlib.import_module(module or SHIPPED_TASKS)
     known = [*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()]
     if name not in known:
         near = difflib.get_close_matches(name, known, 3) or sorted(known)
         raise UserError(f"There is no task or mixture {name!r} (MIXTURE_OR_TASK_NAME); nearest: {', '.join(near)}.")
     found = seqio.get_mixture_or_task(name)
-    subtasks = seqio.get_subtasks(found)
-    lengths = config.task_feature_lengths
-    return SeqioTask(found, lengths), [SeqioTask(task, lengths) for task in subtasks]
+    return SeqioTask(found, lengths), [SeqioTask(task, lengths) for task in seqio.get_subtasks(found)]

@@ -18,11 +18,11 @@ class Task(Protocol):
 
     Attributes:
       name: unique name.
-      vocabulary: has `decode(ids) -> str`.
-      has_image: whether examples carry an `image`.
+      vocab_size: one more than the largest id in its examples.
     """
 
     name: str
+    vocab_size: int
 
     def examples(self, split: str, seed: int | None = None, start: int = 0) -> Iterable[dict]:
         """Tokenised examples, `{"inputs": ids, "targets": ids, "image": ..., "inputs_pretokenized": str, ...}`.
@@ -71,7 +71,9 @@ def get_tasks(config: DatasetConfig) -> tuple[Task, list[Task]]:
             from adalink_jax.data import seqio_source
     except ModuleNotFoundError as e:
         raise UserError(f"seqio tasks need seqio and TensorFlow, and {e.name} is missing: pip install seqio.") from e
-    return seqio_source.get_tasks(config)
+    return seqio_source.get_tasks(
+        config.mixture_or_task_name, config.mixture_or_task_module, config.task_feature_lengths
+    )
 
 
 @contextlib.contextmanager

@@ -132,8 +132,19 @@ def _check(setup: Setup, microbatches: int, mesh):
     if not setup.trainable:
         raise UserError("Nothing is trainable: add --gin_file=gin/adapters/adalink.gin, or set TRAINABLE.")
     split_abstract(setup.model, setup.trainable)
+    return _check_data(setup, microbatches, mesh)
+
+
+def _check_data(setup: Setup, microbatches: int, mesh):
     check_batch(setup.dataset.batch_size, microbatches, parallel.data_axis_size(mesh))
-    return get_tasks(setup.dataset)
+    task, eval_tasks = get_tasks(setup.dataset)
+    rows = setup.model.backbone.config.vocab_size
+    if task.vocab_size > rows:
+        raise UserError(
+            f"The vocabulary of {task.name} has {task.vocab_size} ids and the model's embedding only {rows} rows; "
+            f"use a task with the model's vocabulary."
+        )
+    return task, eval_tasks
 
 
 @dataclasses.dataclass
@@ -274,8 +285,7 @@ def evaluate(setup: Setup, split: str = "test") -> dict[str, float]:
       UserError, CheckpointError: for bad settings and files.
     """
     mesh, rules = parallel.make_mesh(), parallel.logical_axis_rules()
-    check_batch(setup.dataset.batch_size, 1, parallel.data_axis_size(mesh))
-    _, tasks = get_tasks(setup.dataset)
+    _, tasks = _check_data(setup, 1, mesh)
     with parallel.use_mesh(mesh, rules):
         params = load_parameters(setup, mesh, rules)
         converter = FeatureConverter(setup.dataset.task_feature_lengths)

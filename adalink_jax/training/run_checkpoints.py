@@ -7,6 +7,7 @@ it is resumed.
 
 import dataclasses
 import functools
+import logging
 
 import gin
 import jax
@@ -116,6 +117,8 @@ class RunCheckpoints:
         try:
             return self._manager.restore(step, args=ocp.args.Composite(**items))
         except Exception as e:  # Orbax, tensorstore and JSON each have errors of their own for a damaged file
+            # The reads of other leaves fail as well, unheard, and would be complained of when Python ends.
+            logging.getLogger("asyncio").setLevel(logging.CRITICAL)
             raise CheckpointError(self._damaged(step, str(e).split("\n")[0][:200])) from e
 
     def _damaged(self, step: int, why: str) -> str:

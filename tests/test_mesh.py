@@ -19,6 +19,7 @@ from helpers import random_batch, tiny_pali
 
 from adalink_jax import AdaLinkAdapter, AdaptedModel, checkpoints, parallel
 from adalink_jax.models import paths
+from adalink_jax.models.decoding import BeamSearch, Sampling
 from adalink_jax.training import optimizers, setup
 from adalink_jax.training.step import TrainState, make_train_step
 
@@ -55,6 +56,26 @@ for shape, fsdp in (((8, 1), True), ((2, 4), False), ((2, 4), True), ((1, 8), Fa
     np.testing.assert_allclose(other_losses, losses, rtol=1e-5, err_msg=str((shape, fsdp)))
     for name in adapter:
         np.testing.assert_allclose(other_adapter[name], adapter[name], atol=1e-5, err_msg=str((shape, fsdp, name)))
+
+
+def decode(shape, decoding):
+    mesh = jax.make_mesh(shape, ("data", "model"), devices=jax.devices()[: shape[0] * shape[1]],
+                         axis_types=(jax.sharding.AxisType.Auto,) * 2)
+    rules = parallel.logical_axis_rules()
+    with parallel.use_mesh(mesh, rules):
+        params = setup.load_parameters(config, mesh, rules).trainable
+        features = {name: batch[name] for name in ("encoder_input_tokens", "images")}
+        generate = jax.jit(lambda params, batch: model.apply(
+            {"params": params}, batch, 6, decoding, jax.random.key(0), method="generate"))
+        return jax.tree.map(np.asarray, parallel.settle(generate(params, parallel.put_batch(features, mesh))))
+
+
+for decoding in (Sampling(), Sampling(1.0, num_decodes=2), BeamSearch(3)):
+    one = decode((1, 1), decoding)
+    for shape in ((8, 1), (2, 4)):
+        other = decode(shape, decoding)
+        np.testing.assert_array_equal(other.ids, one.ids, err_msg=str((shape, decoding)))
+        np.testing.assert_allclose(other.scores, one.scores, rtol=1e-4, err_msg=str((shape, decoding)))
 print("meshes agree")
 """
 

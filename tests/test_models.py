@@ -87,7 +87,7 @@ def test_an_unknown_remat_policy_is_named():
 def test_decoding_with_a_cache_equals_decoding_without(backbone, scan_layers):
     model, params, batch = make(backbone, scan_layers=scan_layers)
     length = 9
-    ids = jax.jit(lambda params, batch: model.apply({"params": params}, batch, length, method="generate"))(
+    ids = jax.jit(lambda params, batch: model.apply({"params": params}, batch, length, method="generate").ids[:, 0])(
         params, batch
     )
     without = np.zeros((6, length + 1), np.int32)
@@ -122,7 +122,7 @@ def test_nothing_follows_the_end_of_a_row():
     def step(tokens, index):
         return jax.nn.one_hot(script[:, index], 10)[:, None], index + 1
 
-    ids = decoding.greedy(step, jnp.int32(0), 3, 4)
+    ids = decoding.Sampling()(step, jnp.int32(0), 3, 4).ids[:, 0]
     np.testing.assert_array_equal(ids, [[5, 1, 0, 0], [4, 6, 8, 9], [1, 0, 0, 0]])
 
 

@@ -3,9 +3,10 @@
 import flax.linen as nn
 import gin
 import jax
+import jax.numpy as jnp
 
 from adalink_jax.errors import UserError
-from adalink_jax.models import decoding
+from adalink_jax.models.decoding import Decoded, Decoding, Sampling
 from adalink_jax.models.seam import ENCODER_KINDS, Encoded, Inputs
 
 
@@ -46,12 +47,32 @@ class AdaptedModel(nn.Module):
         """Teacher forcing: the batch's features and `decoder_input_tokens` [B, T] -> logits float32 [B, T, V]."""
         return self.decode(self.encode(batch, train), batch["decoder_input_tokens"], train=train)[0]
 
-    def generate(self, batch: dict, max_length: int) -> jax.Array:
-        """Greedy decoding with a cache -> ids int32 [B, max_length], padded after EOS."""
+    def generate(self, batch: dict, max_length: int, decoding: Decoding = Sampling(), key=None) -> Decoded:  # noqa: B008
+        """Decoding with a cache; `Sampling()` is greedy.
+
+        Args:
+          batch: features of the encoder.
+          max_length: T, tokens of an output at most, with its EOS.
+          decoding: `Sampling` or `BeamSearch`.
+          key: random key, where the decoding draws.
+
+        Returns:
+          ids int32 [B, N, T], padded after their end, and scores [B, N]; the best first.
+        """
         encoded = self.encode(batch)
         size = encoded.mask.shape[0]
-        cache = self.backbone.empty_cache(size, max_length)
-        return decoding.greedy(lambda ids, cache: self.decode(encoded, ids, cache), cache, size, max_length)
+
+        def step(ids, cache):
+            mask = jnp.repeat(encoded.mask, ids.shape[0] // size, axis=0)
+            return self.decode(encoded.replace(mask=mask), ids, cache)
+
+        return decoding(step, self.backbone.empty_cache(size, max_length), size, max_length, key)
+
+    def score(self, batch: dict) -> jax.Array:
+        """Log-likelihoods of `decoder_target_tokens`, each weighted by its `decoder_loss_weights`: float32 [B]."""
+        log_p = jax.nn.log_softmax(self(batch))
+        targets = batch["decoder_target_tokens"][..., None]
+        return jnp.sum(jnp.take_along_axis(log_p, targets, axis=-1)[..., 0] * batch["decoder_loss_weights"], axis=-1)
 
     def _check_kinds(self, inputs: Inputs) -> None:
         wanted = getattr(self.adapter, "kinds", None)

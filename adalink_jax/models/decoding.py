@@ -1,37 +1,290 @@
-"""Greedy decoding with a key/value cache. Knows no model: it is given one step."""
+"""Decoding with a key/value cache: greedy, sampling, beam search. Knows no model: it is given one step.
 
+Letters: B batch, N decodes (beams or samples) an input, T tokens, V vocabulary. Every method finishes a decode at EOS or
+at a stop string, writes PAD behind it, and returns the best decode first.
+"""
+
+import dataclasses
 from collections.abc import Callable
+from typing import Protocol
 
+import flax.struct
+import gin
 import jax
 import jax.numpy as jnp
 
+from adalink_jax.errors import UserError
+from adalink_jax.models.stopping import StopStrings
+
 BOS, EOS, PAD = 0, 1, 0  # T5 starts the decoder with the padding id
+NEGATIVE = -1.0e7  # log-likelihood of what may not be chosen; t5x's value
+FINISHING = ("t5x", "transformers")
 
 
-def greedy(step: Callable, cache, batch_size: int, max_length: int) -> jax.Array:
-    """Decodes until every row has ended or `max_length` tokens are out.
+@flax.struct.dataclass
+class Decoded:
+    """What decoding gives.
 
-    Args:
-      step: `(tokens [B, 1], cache) -> (logits [B, 1, V], cache)`. The cache's structure may change at the first call
-        only (it fills the cross-attention's keys and values then).
-      cache: the empty cache, of at least `max_length` positions.
-
-    Returns:
-      int32 [B, max_length]: tokens up to and including EOS, then PAD.
+    Attributes:
+      ids: int32 [B, N, T], tokens up to and including EOS, then PAD; the best decode first.
+      scores: float32 [B, N]; the method says what they are.
     """
 
-    def advance(tokens, ended, cache):
-        logits, cache = step(tokens, cache)
-        new = jnp.where(ended, PAD, jnp.argmax(logits[:, -1], axis=-1).astype(jnp.int32))
-        return new, ended | (new == EOS), cache
+    ids: jax.Array
+    scores: jax.Array
 
-    def body(state):
-        i, out, last, ended, cache = state
-        new, ended, cache = advance(last[:, None], ended, cache)
-        return i + 1, out.at[:, i].set(new), new, ended, cache
 
-    start = jnp.full((batch_size, 1), BOS, jnp.int32)
-    new, ended, cache = advance(start, jnp.zeros(batch_size, bool), cache)
-    out = jnp.full((batch_size, max_length), PAD, jnp.int32).at[:, 0].set(new)
-    keep_going = lambda state: (state[0] < max_length) & ~jnp.all(state[3])
-    return jax.lax.while_loop(keep_going, body, (jnp.int32(1), out, new, ended, cache))[1]
+class Decoding(Protocol):
+    """A way of decoding: `__call__(step, cache, batch_size, max_length, key) -> Decoded`.
+
+    Args:
+      step: `(tokens [rows, 1], cache) -> (logits float32 [rows, 1, V], cache)`. The cache's structure may change at the
+        first call only, which has B rows (the cross-attention's keys and values are filled then). Later calls have N rows
+        an input.
+      cache: the empty cache of B rows, with at least `max_length` positions. Arrays in it have the rows on axis 1, or no
+        axes; those under a key `cross` are the same for all decodes of an input.
+      batch_size: B.
+      max_length: T.
+      key: random key; None where nothing is drawn.
+    """
+
+    stop: StopStrings | None
+
+    def __call__(self, step: Callable, cache, batch_size: int, max_length: int, key=None) -> Decoded: ...
+
+
+def _check(min_length: int, max_length: int, **at_least_one: int) -> None:
+    for name, value in at_least_one.items():
+        if value < 1:
+            raise UserError(f"{name} is {value}; it must be at least 1.")
+    if not 0 <= min_length < max_length:
+        raise UserError(f"min_length is {min_length}; it must be less than the {max_length} tokens of an output.")
+
+
+def _repeat(cache, times: int):
+    """Each row of the cache `times` times."""
+    return jax.tree.map(lambda x: jnp.repeat(x, times, axis=1) if jnp.ndim(x) else x, cache)
+
+
+def _reorder(cache, index):
+    """The rows `index` of the cache; rows change places only among the decodes of one input."""
+
+    def rows(path, x):
+        same = jnp.ndim(x) == 0 or any(getattr(key, "key", None) == "cross" for key in path)
+        return x if same else jnp.take(x, index, axis=1)
+
+    return jax.tree_util.tree_map_with_path(rows, cache)
+
+
+def _ends(stop: StopStrings | None, state: jax.Array, vocab_size: int) -> jax.Array:
+    """Which next tokens finish a decode: bool [..., V], for the states [...] of the stop strings' automaton."""
+    eos = jnp.arange(vocab_size) == EOS
+    return jnp.broadcast_to(eos, (*state.shape, vocab_size)) if stop is None else eos | stop.ends(state, vocab_size)
+
+
+def _advance(stop: StopStrings | None, state: jax.Array, tokens: jax.Array) -> jax.Array:
+    return state if stop is None else stop.advance(state, tokens)
+
+
+@gin.configurable
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+    """Token after token: the likeliest (temperature 0, greedy, the default) or a random one.
+
+    Temperature, top-k and top-p apply in this order, as in `transformers`; 0 and 1.0 switch the last two off. A decode's
+    score is its log-likelihood under the model itself (temperature 1, nothing cut off), EOS included.
+
+    Attributes:
+      temperature: divides the logits; 0 takes the likeliest token.
+      top_k: keep the k likeliest tokens; 0 keeps all.
+      top_p: keep the fewest likeliest tokens whose probabilities sum to at least this; 1.0 keeps all.
+      num_decodes: N, independent samples of each input; sorted by score.
+      min_length: tokens that stand before EOS at least.
+      stop: strings that finish a decode.
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    num_decodes: int = 1
+    min_length: int = 0
+    stop: StopStrings | None = None
+
+    def __call__(self, step, cache, batch_size, max_length, key=None):
+        """See `Decoding`."""
+        _check(self.min_length, max_length, num_decodes=self.num_decodes)
+        if self.temperature < 0 or not 0 < self.top_p <= 1 or self.top_k < 0:
+            raise UserError("Sampling needs temperature >= 0, top_k >= 0 and 0 < top_p <= 1.")
+        greedy = self.temperature == 0
+        if greedy and (self.num_decodes > 1 or self.top_k or self.top_p < 1):
+            raise UserError("num_decodes, top_k and top_p need a temperature above 0: greedy decoding has one output.")
+        if not greedy and key is None:
+            raise UserError("Sampling with a temperature needs a random key.")
+        rows = batch_size * self.num_decodes
+
+        def choose(logits, i, state, ended, total):
+            """Next tokens of the rows, [rows]; their automaton state, whether they ended, their scores."""
+            log_p = jax.nn.log_softmax(logits)
+            ends = _ends(self.stop, state, logits.shape[-1])
+            logits = jnp.where(ends & (i < self.min_length), NEGATIVE, logits)
+            if greedy:
+                new = jnp.argmax(logits, axis=-1)
+            else:
+                kept = filter_logits(logits, self.temperature, self.top_k, self.top_p)
+                new = jax.random.categorical(jax.random.fold_in(key, i), kept)
+            new = jnp.where(ended, PAD, new.astype(jnp.int32))
+            picked = lambda x: jnp.take_along_axis(x, new[:, None], axis=-1)[:, 0]
+            total = total + jnp.where(ended, 0.0, picked(log_p))
+            return new, _advance(self.stop, state, new), ended | picked(ends), total
+
+        def body(carry):
+            i, out, last, state, ended, total, cache = carry
+            logits, cache = step(last[:, None], cache)
+            new, state, ended, total = choose(logits[:, -1], i, state, ended, total)
+            return i + 1, out.at[:, i].set(new), new, state, ended, total, cache
+
+        logits, cache = step(jnp.full((batch_size, 1), BOS, jnp.int32), cache)
+        logits, cache = jnp.repeat(logits[:, -1], self.num_decodes, axis=0), _repeat(cache, self.num_decodes)
+        zeros = jnp.zeros(rows, jnp.int32)
+        new, state, ended, total = choose(logits, 0, zeros, zeros > 0, zeros.astype(jnp.float32))
+        out = jnp.full((rows, max_length), PAD, jnp.int32).at[:, 0].set(new)
+        carry = (jnp.int32(1), out, new, state, ended, total, cache)
+        carry = jax.lax.while_loop(lambda c: (c[0] < max_length) & ~jnp.all(c[4]), body, carry)
+        ids = carry[1].reshape(batch_size, self.num_decodes, max_length)
+        scores, order = jax.lax.top_k(carry[5].reshape(batch_size, -1), self.num_decodes)
+        return Decoded(jnp.take_along_axis(ids, order[..., None], axis=1), scores)
+
+
+def filter_logits(logits: jax.Array, temperature: float, top_k: int, top_p: float) -> jax.Array:
+    """Logits [rows, V] over the temperature, with `NEGATIVE` for tokens outside top-k and top-p; see `Sampling`."""
+    logits = logits / temperature
+    if 0 < top_k < logits.shape[-1]:
+        logits = jnp.where(logits < jax.lax.top_k(logits, top_k)[0][:, -1:], NEGATIVE, logits)
+    if top_p < 1:
+        ordered = jnp.sort(logits, axis=-1, descending=True)
+        before = jnp.cumsum(jax.nn.softmax(ordered), axis=-1) - jax.nn.softmax(ordered)
+        least = jnp.min(jnp.where(before < top_p, ordered, jnp.inf), axis=-1, keepdims=True)
+        logits = jnp.where(logits < least, NEGATIVE, logits)
+    return logits
+
+
+@gin.configurable
+@dataclasses.dataclass(frozen=True)
+class BeamSearch:
+    """Beam search with one of two finishing rules. `n` is a decode's length with its EOS.
+
+    | | `t5x` (`t5x.decoding.beam_search`) | `transformers` (`early_stopping=False`) |
+    |---|---|---|
+    | score | log-likelihood / ((5 + n) / 6)^alpha | log-likelihood / n^alpha |
+    | may finish | what ends among the 2 N likeliest candidates | only among the N likeliest |
+    | stops when | no live beam can beat the worst of N finished ones, at any length | ... at its present length |
+    | cut at T | ranked, by log-likelihood, only where nothing finished | ranked among the finished ones |
+
+    Attributes:
+      num_decodes: N, beams.
+      alpha: exponent of the length penalty; 0 ranks by log-likelihood.
+      finishing: "t5x" or "transformers".
+      min_length: tokens that stand before EOS at least.
+      stop: strings that finish a decode.
+    """
+
+    num_decodes: int = 4
+    alpha: float = 0.6
+    finishing: str = "t5x"
+    min_length: int = 0
+    stop: StopStrings | None = None
+
+    def _penalty(self, length):
+        length = jnp.asarray(length, jnp.float32)
+        return ((5.0 + length) / 6.0 if self.finishing == "t5x" else length) ** self.alpha
+
+    def __call__(self, step, cache, batch_size, max_length, key=None):
+        """See `Decoding`."""
+        _check(self.min_length, max_length, num_decodes=self.num_decodes)
+        if self.finishing not in FINISHING:
+            raise UserError(f"BeamSearch.finishing is {self.finishing!r}; it must be one of {', '.join(FINISHING)}.")
+        beams, t5x = self.num_decodes, self.finishing == "t5x"
+
+        def search(logits, s: "_Beams", cache):
+            """One more token for every beam. `logits` [B, live beams, V]; `cache` has B * live beams rows."""
+            live, vocab = logits.shape[1:]
+            if live * vocab < 2 * beams:
+                raise UserError(f"{beams} beams need a vocabulary of at least {2 * beams} tokens; it has {vocab}.")
+            ends = _ends(self.stop, s.automaton[:, :live], vocab)
+            log_p = jnp.where(ends & (s.length < self.min_length), NEGATIVE, jax.nn.log_softmax(logits))
+            log_p = (log_p + s.live_log_p[:, :live, None]).reshape(batch_size, -1)
+            log_p, flat = jax.lax.top_k(log_p, 2 * beams)
+            parent, token = flat // vocab, (flat % vocab).astype(jnp.int32)
+            at = lambda x, index: jnp.take_along_axis(x, index.reshape(*index.shape, *(1,) * (x.ndim - 2)), axis=1)
+            ids = at(s.live_ids, parent).at[:, :, s.length].set(token)
+            length = s.length + 1
+            ended = jnp.take_along_axis(ends.reshape(batch_size, -1), flat, axis=1)
+            if not t5x:
+                ended = ended | (length == max_length)
+
+            # Live: the best that did not end.
+            live_log_p, chosen = jax.lax.top_k(log_p + jnp.where(ended, NEGATIVE, 0.0), beams)
+            from_beam = at(parent, chosen)
+            if live == beams:
+                cache = _reorder(cache, (from_beam + beams * jnp.arange(batch_size)[:, None]).reshape(-1))
+            else:  # the first token: all beams start from the same row
+                cache = _repeat(cache, beams)
+            automaton = _advance(self.stop, at(s.automaton[:, :live], from_beam), at(token, chosen))
+
+            # Finished: the best of the old and the new.
+            may_finish = ended
+            if not t5x:
+                may_finish = ended & (jnp.arange(2 * beams) < beams) & s.open[:, None]
+            scores = log_p / self._penalty(length) + jnp.where(may_finish, 0.0, NEGATIVE)
+            scores, kept = jax.lax.top_k(jnp.concatenate([s.scores, scores], axis=1), beams)
+            finished = at(jnp.concatenate([s.finished, may_finish], axis=1), kept)
+            done_ids = at(jnp.concatenate([s.ids, ids], axis=1), kept)
+
+            # Open: a live beam may still get among the finished ones.
+            reachable = live_log_p[:, 0] / self._penalty(max_length + 1 if t5x else length)
+            beaten = jnp.all(finished, axis=1) & (
+                (scores[:, -1] > reachable) if t5x else (scores[:, -1] >= reachable)
+            )  # fmt: skip
+            still_open = ~beaten if t5x else s.open & ~beaten
+            new = _Beams(length, at(ids, chosen), live_log_p, automaton, done_ids, scores, finished, still_open)
+            return new, cache
+
+        def body(carry):
+            s, cache = carry
+            last = jax.lax.dynamic_index_in_dim(s.live_ids, s.length - 1, axis=2)
+            logits, cache = step(last.reshape(-1, 1), cache)
+            return search(logits.reshape(batch_size, beams, -1), s, cache)
+
+        start = _Beams.start(batch_size, beams, max_length)
+        logits, cache = step(jnp.full((batch_size, 1), BOS, jnp.int32), cache)
+        carry = search(logits, start, cache)
+        keep_going = lambda carry: (carry[0].length < max_length) & jnp.any(carry[0].open)
+        s, _ = jax.lax.while_loop(keep_going, body, carry)
+        any_finished = jnp.any(s.finished, axis=1, keepdims=True)
+        ids = jnp.where(any_finished[..., None], s.ids, s.live_ids)
+        return Decoded(ids, jnp.where(any_finished, s.scores, s.live_log_p))
+
+
+@flax.struct.dataclass
+class _Beams:
+    """State of a beam search: `length` tokens are out. Beams stand best first.
+
+    live_ids [B, N, T], live_log_p [B, N], automaton int32 [B, N] (of the stop strings), ids [B, N, T], scores [B, N] and
+    finished bool [B, N] of the finished pool, open bool [B].
+    """
+
+    length: jax.Array
+    live_ids: jax.Array
+    live_log_p: jax.Array
+    automaton: jax.Array
+    ids: jax.Array
+    scores: jax.Array
+    finished: jax.Array
+    open: jax.Array
+
+    @classmethod
+    def start(cls, batch_size: int, beams: int, max_length: int) -> "_Beams":
+        zeros = jnp.zeros((batch_size, beams), jnp.int32)
+        ids = jnp.full((batch_size, beams, max_length), PAD, jnp.int32)
+        low = jnp.full((batch_size, beams), NEGATIVE, jnp.float32)
+        return cls(jnp.int32(0), ids, zeros * 1.0, zeros, ids, low, zeros > 0, jnp.ones(batch_size, bool))

@@ -8,6 +8,7 @@ import numpy as np
 
 from adalink_jax import parallel
 from adalink_jax.data import FeatureConverter, Task, padded_batches
+from adalink_jax.models.decoding import Decoding
 from adalink_jax.training import partition
 
 
@@ -25,7 +26,7 @@ class Result:
 
 
 class Evaluator:
-    """Greedy decoding and the tasks' own metrics.
+    """Decoding and the tasks' own metrics.
 
     Args:
       model: an `AdaptedModel`.
@@ -33,15 +34,20 @@ class Evaluator:
       converter: examples -> features.
       batch_size: rows a compiled batch; the last is padded, and its padding is not counted.
       mesh: where the batches go.
+      decoding: how outputs are made; the best of several counts.
     """
 
-    def __init__(self, model, tasks: Sequence[Task], converter: FeatureConverter, batch_size: int, mesh):
+    def __init__(
+        self, model, tasks: Sequence[Task], converter: FeatureConverter, batch_size: int, mesh, decoding: Decoding
+    ):
         self._tasks, self._converter, self._batch_size, self._mesh = tasks, converter, batch_size, mesh
+        self._stop = decoding.stop
         length = converter.task_feature_lengths["targets"]
 
         def generate(trainable, frozen, batch):
             params = partition.merge(trainable, frozen)
-            return model.apply({"params": params}, batch, length, method="generate")
+            key = jax.random.key(0)  # drawn from only if the decoding samples
+            return model.apply({"params": params}, batch, length, decoding, key, method="generate").ids[:, 0]
 
         self._generate = jax.jit(generate)
 
@@ -69,12 +75,16 @@ class Evaluator:
                 between()
                 batch.pop("decoder_input_tokens")  # decoding sees the inputs only
                 ids = np.asarray(self._generate(trainable, frozen, parallel.put_batch(batch, self._mesh)))
-                predictions += [task.decode(row) for row in ids[: len(rows)]]
+                predictions += [self._text(task, row) for row in ids[: len(rows)]]
                 examples += rows
             per_task[task.name] = task.score(examples, predictions)
             share = -(-num_samples // len(self._tasks))
             samples += [_sample(task, *pair) for pair in list(zip(examples, predictions))[:share]]
         return Result(_combine(per_task), samples[:num_samples])
+
+    def _text(self, task: Task, ids: np.ndarray) -> str:
+        text = task.decode(ids)
+        return text if self._stop is None else self._stop.cut(text)
 
 
 def printable(text: str) -> str:

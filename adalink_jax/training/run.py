@@ -104,7 +104,7 @@ def train(
             batches.set_state(facts["data_position"])
             console.resumed(int(state.step))
         outputs.write_start(folder, params, config_text())
-        evaluator = Evaluator(setup.model, eval_tasks, converter, setup.dataset.batch_size, mesh)
+        evaluator = Evaluator(setup.model, eval_tasks, converter, setup.dataset.batch_size, mesh, setup.decoding)
         with MetricWriter(folder, resumed_at=int(state.step)) as writer:
             run = Run(setup, params, folder, newest, best, writer, console, stop, batches, evaluator, metric)
             if eval_period and int(state.step) % eval_period == 0:
@@ -289,5 +289,5 @@ def evaluate(setup: Setup, split: str = "test") -> dict[str, float]:
     with parallel.use_mesh(mesh, rules):
         params = load_parameters(setup, mesh, rules)
         converter = FeatureConverter(setup.dataset.task_feature_lengths)
-        evaluator = Evaluator(setup.model, tasks, converter, setup.dataset.batch_size, mesh)
+        evaluator = Evaluator(setup.model, tasks, converter, setup.dataset.batch_size, mesh, setup.decoding)
         return evaluator(params.trainable, params.frozen, split).scores

@@ -16,6 +16,7 @@ from adalink_jax.adapters import AdaptedModel
 from adalink_jax.data import DatasetConfig
 from adalink_jax.errors import UserError
 from adalink_jax.models import paths
+from adalink_jax.models.decoding import Decoding, Sampling
 from adalink_jax.training import partition
 
 
@@ -34,6 +35,7 @@ class Setup:
       allow_other_base: take an adapter that was trained on another base.
       frozen_dtype: dtype in which frozen leaves are stored, "float32" or "bfloat16".
       random_seed: seed of fresh leaves and of dropout.
+      decoding: how outputs are made in evaluation: `Sampling` (by default greedy) or `BeamSearch`.
     """
 
     model: AdaptedModel
@@ -44,6 +46,7 @@ class Setup:
     allow_other_base: bool = False
     frozen_dtype: str = "float32"
     random_seed: int = 0
+    decoding: Decoding = Sampling()  # noqa: RUF009
 
 
 def abstract_params(model: AdaptedModel):

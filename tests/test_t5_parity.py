@@ -8,17 +8,31 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from adalink_jax import T5, AdaptedModel, T5Config, ViTConfig  # noqa: E402
+from adalink_jax import T5, AdaptedModel, T5Config, ViTConfig, checkpoints, parallel  # noqa: E402
+from adalink_jax.checkpoints import open_source, t5_sizes  # noqa: E402
 from adalink_jax.models import Inputs, ViT, paths  # noqa: E402
+from adalink_jax.models.decoding import BeamSearch, Sampling  # noqa: E402
 from adalink_jax.models.layers import relative_position_bucket  # noqa: E402
+from adalink_jax.training.setup import Setup, load_parameters  # noqa: E402
 
-VOCAB, D, H, K, F, LAYERS = 96, 32, 4, 12, 48, 2  # K is not D / H
+VOCAB, D, H, F = 96, 32, 4, 48
+# transformers' class and settings of each form; a head width that is not D / H, stacks of different depth for ByT5.
 FORMS = {
-    "T5 1.0": {"feed_forward_proj": "relu", "tied": True},
-    "T5 1.1": {"feed_forward_proj": "gated-gelu", "tied": False},
-    "UL2": {"feed_forward_proj": "gated-silu", "tied": False},
+    "T5 1.0": ("T5", {"feed_forward_proj": "relu", "tie_word_embeddings": True, "d_kv": 12}),
+    "T5 1.1": ("T5", {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False, "d_kv": 12}),
+    "UL2": ("T5", {"feed_forward_proj": "gated-silu", "tie_word_embeddings": False, "d_kv": 256}),
+    "mT5": ("MT5", {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False, "d_kv": 8}),
+    "ByT5": (
+        "T5",
+        {
+            "feed_forward_proj": "gated-gelu",
+            "tie_word_embeddings": False,
+            "d_kv": 10,
+            "num_layers": 4,
+            "vocab_size": 384,
+        },
+    ),
 }
-ACTIVATIONS = {"relu": ("relu",), "gated-gelu": ("gelu", "linear"), "gated-silu": ("silu", "linear")}
 
 
 @pytest.fixture(autouse=True)
@@ -27,69 +41,63 @@ def exact_matmuls():
         yield
 
 
-def reference(form, seed=0):
-    """A transformers T5 with weights large enough to matter; an untied head has a matrix of its own."""
-    torch.manual_seed(seed)
-    config = transformers.T5Config(
-        vocab_size=VOCAB, d_model=D, d_kv=K, d_ff=F, num_layers=LAYERS, num_decoder_layers=LAYERS, num_heads=H,
-        feed_forward_proj=form["feed_forward_proj"], tie_word_embeddings=form["tied"], dropout_rate=0.0,
-        decoder_start_token_id=0, pad_token_id=0, eos_token_id=1,
+def make_reference(form):
+    """A transformers model with weights large enough to matter, whose outputs differ and half of which end.
+
+    An untied head gets a matrix of its own: transformers 5 ties it in a freshly made T5, whatever the config says.
+    """
+    kind, settings = FORMS[form]
+    tied = settings["tie_word_embeddings"]
+    torch.manual_seed(0 if tied else 2)  # seeds whose outputs are as the tests want them
+    config = getattr(transformers, f"{kind}Config")(
+        **{"vocab_size": VOCAB, "d_model": D, "d_ff": F, "num_layers": 2, "num_decoder_layers": 2, "num_heads": H,
+           "dropout_rate": 0.0, "decoder_start_token_id": 0, "pad_token_id": 0, "eos_token_id": 1, **settings}
     )  # fmt: skip
-    model = transformers.T5ForConditionalGeneration(config).eval()
-    if not form["tied"]:
-        model.lm_head.weight = torch.nn.Parameter(torch.randn(VOCAB, D) * 0.3)
+    model = getattr(transformers, f"{kind}ForConditionalGeneration")(config).eval()
+    if not tied:
+        model.lm_head.weight = torch.nn.Parameter(torch.randn(config.vocab_size, D) * 0.3)
     for name, leaf in model.named_parameters():
         if "layer_norm" in name:
             leaf.data = 1 + 0.2 * torch.randn_like(leaf)
-        elif "shared" in name:
-            leaf.data = torch.randn_like(leaf)
-        elif "relative_attention_bias" in name:
+        elif "shared" in name or "relative_attention_bias" in name:
             leaf.data = torch.randn_like(leaf)
         elif "lm_head" not in name:
             strong = "EncDecAttention" in name and name.endswith(("v.weight", "o.weight"))  # outputs follow inputs
             leaf.data = torch.randn_like(leaf) * leaf.shape[-1] ** -0.5 * (3.0 if strong else 1.0)
+            if name.endswith(".q.weight") and not tied:
+                leaf.data *= 2 * config.d_kv**-0.5  # T5 keeps 1/sqrt(K) in the weights
+    with torch.no_grad():
+        model.lm_head.weight[1] *= 16.0 if tied else 7.0  # EOS
     return model
 
 
-def ours(model, form):
-    """The same weights under our names."""
-    state = {name: np.asarray(leaf.detach()) for name, leaf in model.state_dict().items()}
-    leaves = {"token_embedder/embedding": state["shared.weight"]}
-    attention = {"q": "query", "k": "key", "v": "value", "o": "out"}
-    sublayers = {
-        "encoder": [("SelfAttention", "attention", "attention")],
-        "decoder": [
-            ("SelfAttention", "self_attention", "self_attention"),
-            ("EncDecAttention", "encoder_decoder_attention", "cross_attention"),
-        ],
-    }
-    mlp = ("wi", "wo") if form["feed_forward_proj"] == "relu" else ("wi_0", "wi_1", "wo")
-    for stack, blocks in sublayers.items():
-        leaves[f"{stack}/{stack}_norm/scale"] = state[f"{stack}.final_layer_norm.weight"]
-        bias = f"{stack}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
-        leaves[f"{stack}/relpos_bias/rel_embedding"] = state[bias].T
-        for i in range(LAYERS):
-            at, theirs = f"{stack}/layers_{i}", f"{stack}.block.{i}.layer"
-            for j, (block, name, norm) in enumerate(blocks):
-                leaves[f"{at}/pre_{norm}_layer_norm/scale"] = state[f"{theirs}.{j}.layer_norm.weight"]
-                for q, query in attention.items():
-                    leaves[f"{at}/{name}/{query}/kernel"] = state[f"{theirs}.{j}.{block}.{q}.weight"].T
-            last = f"{theirs}.{len(blocks)}"
-            leaves[f"{at}/pre_mlp_layer_norm/scale"] = state[f"{last}.layer_norm.weight"]
-            for matrix in mlp:
-                leaves[f"{at}/mlp/{matrix}/kernel"] = state[f"{last}.DenseReluDense.{matrix}.weight"].T
-    if not form["tied"]:
-        leaves["decoder/logits_dense/kernel"] = state["lm_head.weight"].T
-    config = T5Config(
-        VOCAB, D, H, K, F, LAYERS, LAYERS, ACTIVATIONS[form["feed_forward_proj"]], logits_via_embedding=form["tied"]
-    )
-    return AdaptedModel(T5(config)), {"backbone": paths.unflatten(leaves)}
+@pytest.fixture(scope="module", params=FORMS)
+def pair(request, tmp_path_factory):
+    """The reference, our model with the weights of the folder that the reference saved, and that folder."""
+    theirs = make_reference(request.param)
+    folder = tmp_path_factory.mktemp("hf")
+    theirs.save_pretrained(folder)
+    model, params = ours(folder)
+    return theirs, model, params, folder
 
 
-def tokens(rows, length, seed=0):
+def ours(folder, **overrides):
+    """The model that a folder holds, loaded."""
+    source = open_source(folder)
+    sizes = t5_sizes({name: leaf.shape for name, leaf in source.leaves.items()})
+    sizes.pop("gated")
+    model = AdaptedModel(T5(T5Config(**sizes, **source.settings, **overrides)))
+    mesh, rules = parallel.make_mesh(), parallel.logical_axis_rules()
+    with parallel.use_mesh(mesh, rules):
+        loaded = load_parameters(Setup(model, initial_checkpoint_path=str(folder)), mesh, rules)
+    return model, loaded.frozen
+
+
+def tokens(rows, length, seed=0, vocab_size=VOCAB):
     rng = np.random.default_rng(seed)
-    ids = rng.integers(2, VOCAB, (rows, length)).astype(np.int64)
+    ids = rng.integers(2, vocab_size, (rows, length)).astype(np.int64)
     lengths = rng.integers(2, length + 1, rows)
+    lengths[0] = length
     ids[np.arange(rows), lengths - 1] = 1
     ids[np.arange(length) >= lengths[:, None]] = 0
     return ids
@@ -100,55 +108,91 @@ def assert_close(mine, theirs, tolerance=1e-4):
     np.testing.assert_allclose(np.asarray(mine), theirs, rtol=0, atol=tolerance * theirs.std())
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_logits_and_the_gradient_of_the_input_embeddings(form):
-    model = reference(FORMS[form])
-    mine, params = ours(model, FORMS[form])
-    inputs, targets = tokens(5, 20), tokens(5, 7, seed=1)
+def test_logits_loss_likelihood_and_the_gradient_of_the_input_embeddings(pair):
+    theirs, model, params, _ = pair
+    inputs, targets = tokens(5, 150), tokens(5, 150, seed=1)  # distances beyond the last bucket's border
     shifted = np.pad(targets[:, :-1], ((0, 0), (1, 0)))
-    embeddings = model.shared(torch.tensor(inputs)).detach().requires_grad_()
-    logits = model(
+    embeddings = theirs.shared(torch.tensor(inputs)).detach().requires_grad_()
+    logits = theirs(
         inputs_embeds=embeddings, attention_mask=torch.tensor(inputs > 0), decoder_input_ids=torch.tensor(shifted)
     ).logits
     labels = torch.tensor(targets)
-    loss = torch.nn.functional.cross_entropy(logits.reshape(-1, VOCAB), labels.reshape(-1), ignore_index=0)
+    losses = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=0, reduction="none")
+    loss = losses.sum() / (labels > 0).sum()
     loss.backward()
 
-    batch = {"encoder_input_tokens": inputs, "decoder_input_tokens": shifted}
-    assert_close(mine.apply({"params": params}, batch), logits.detach())
+    batch = {"encoder_input_tokens": inputs, "decoder_input_tokens": shifted, "decoder_target_tokens": targets}
+    batch["decoder_loss_weights"] = (targets > 0).astype(np.float32)
+    assert_close(model.apply({"params": params}, batch), logits.detach())
+    scores = model.apply({"params": params}, batch, method="score")
+    np.testing.assert_allclose(scores, -losses.detach().reshape(labels.shape).sum(1).numpy(), rtol=1e-4)
 
     def ours_loss(text):
-        bound = mine.backbone.bind({"params": params["backbone"]})
+        bound = model.backbone.bind({"params": params["backbone"]})
         encoded = bound.encode(Inputs(text=text, text_mask=jnp.asarray(inputs > 0)))
         out, _ = bound.decode(encoded, bound.embed_target(shifted))
         log_p = jnp.take_along_axis(jax.nn.log_softmax(out), targets[..., None], axis=-1)[..., 0]
         return -jnp.sum(jnp.where(targets > 0, log_p, 0)) / np.sum(targets > 0)
 
-    value, gradient = jax.value_and_grad(ours_loss)(jnp.asarray(embeddings.detach()))
+    value, gradient = jax.value_and_grad(ours_loss)(jnp.asarray(embeddings.detach().numpy()))
     np.testing.assert_allclose(value, loss.item(), rtol=1e-4)
-    assert_close(gradient, embeddings.grad)
+    assert_close(gradient, embeddings.grad.numpy())
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_greedy_outputs(form):
-    model = reference(FORMS[form])
-    # Favour EOS, so that outputs end by themselves at different lengths.
+def generate_both(pair, inputs, length, decoding, **settings):
+    """Ids of both, [rows, decodes, length]; our scores and theirs."""
+    theirs, model, params, _ = pair
     with torch.no_grad():
-        model.lm_head.weight[1] *= 16.0 if FORMS[form]["tied"] else 5.0
-    mine, params = ours(model, FORMS[form])
-    inputs, length = tokens(64, 12, seed=2), 40
-    theirs = model.generate(
-        torch.tensor(inputs),
-        attention_mask=torch.tensor(inputs > 0),
-        max_new_tokens=length,
-        do_sample=False,
-        num_beams=1,
-    ).numpy()[:, 1:]
-    theirs = np.pad(theirs, ((0, 0), (0, length - theirs.shape[1])))
-    decoded = mine.apply({"params": params}, {"encoder_input_tokens": inputs.astype(np.int32)}, length, method="generate")
-    np.testing.assert_array_equal(decoded.ids[:, 0], theirs)
-    assert len({tuple(row) for row in theirs.tolist()}) >= 30
-    assert (theirs == 1).any(axis=1).sum() >= 32
+        out = theirs.generate(
+            torch.tensor(inputs), attention_mask=torch.tensor(inputs > 0), max_new_tokens=length, do_sample=False,
+            return_dict_in_generate=True, output_scores=True, **settings,
+        )  # fmt: skip
+    ids = out.sequences.numpy()[:, 1:]
+    ids = np.pad(ids, ((0, 0), (0, length - ids.shape[1]))).reshape(len(inputs), -1, length)
+    ids = np.where(np.cumsum(ids == 1, axis=-1) - (ids == 1) > 0, 0, ids)  # its beam search pads with EOS
+    features = {"encoder_input_tokens": inputs.astype(np.int32)}
+    run = jax.jit(lambda params: model.apply({"params": params}, features, length, decoding, method="generate"))
+    return run(params), ids, getattr(out, "sequences_scores", None)
+
+
+def test_greedy_outputs(pair):
+    inputs = tokens(64, 12, seed=2)
+    decoded, theirs, _ = generate_both(pair, inputs, 40, Sampling(), num_beams=1)
+    np.testing.assert_array_equal(decoded.ids, theirs)
+    assert len({tuple(row) for row in theirs[:, 0].tolist()}) >= 30
+    assert (theirs == 1).any(axis=-1).sum() >= 32
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.6, 1.0])
+def test_beam_search_with_the_finishing_rule_of_transformers(pair, alpha):
+    inputs = tokens(100, 12, seed=3)
+    decoded, theirs, scores = generate_both(
+        pair, inputs, 12, BeamSearch(3, alpha, "transformers"), num_beams=3, num_return_sequences=3,
+        length_penalty=alpha, early_stopping=False,
+    )  # fmt: skip
+    np.testing.assert_array_equal(decoded.ids, theirs)
+    assert_close(decoded.scores.ravel(), scores.numpy())
+    cut = (theirs != 1).all(axis=-1)
+    assert 0 < cut.sum() < cut.size  # some beams are cut at the end, some are not
+
+
+def test_minimum_length(pair):
+    inputs = tokens(40, 12, seed=4)
+    for settings, decoding in (
+        ({"num_beams": 1}, Sampling(min_length=6)),
+        ({"num_beams": 3, "num_return_sequences": 3, "length_penalty": 1.0},
+         BeamSearch(3, 1.0, "transformers", min_length=6)),
+    ):  # fmt: skip
+        decoded, theirs, _ = generate_both(pair, inputs, 12, decoding, min_new_tokens=6, **settings)
+        np.testing.assert_array_equal(decoded.ids, theirs)
+
+
+def test_scanned_and_unrolled_forms_agree(pair):
+    _, model, params, folder = pair
+    scanned, stacked = ours(folder, scan_layers=True)
+    batch = {"encoder_input_tokens": tokens(5, 20), "decoder_input_tokens": tokens(5, 20, seed=1)}
+    assert_close(scanned.apply({"params": stacked}, batch), model.apply({"params": params}, batch))
+    assert checkpoints.fingerprint(stacked["backbone"]) == checkpoints.fingerprint(params["backbone"])
 
 
 @pytest.mark.parametrize("bidirectional", [True, False])

@@ -1,7 +1,20 @@
-"""Files of parameters: native base models, adapter folders, and the fingerprint that ties the two together."""
+"""Files of parameters: base models of every format, adapter folders, and the fingerprint that ties the two together."""
 
 from adalink_jax.checkpoints.adapter_files import load_adapter, save_adapter
+from adalink_jax.checkpoints.architecture import settings_of, t5_sizes
 from adalink_jax.checkpoints.fingerprint import digests, fingerprint
-from adalink_jax.checkpoints.native import load_base, save_base
+from adalink_jax.checkpoints.load import Base, load_base, open_source
+from adalink_jax.checkpoints.native import save_base
 
-__all__ = ["digests", "fingerprint", "load_adapter", "load_base", "save_adapter", "save_base"]
+__all__ = [
+    "Base",
+    "digests",
+    "fingerprint",
+    "load_adapter",
+    "load_base",
+    "open_source",
+    "save_adapter",
+    "save_base",
+    "settings_of",
+    "t5_sizes",
+]

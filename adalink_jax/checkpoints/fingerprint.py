@@ -8,6 +8,7 @@ one value changes both sums.
 
 import functools
 import hashlib
+from collections.abc import Iterable
 
 import jax
 import jax.numpy as jnp
@@ -40,9 +41,9 @@ def _leaf_checksums(x, layers: bool, rounded: bool):
     return jax.vmap(_checksum)(_bits(x)) if layers else _checksum(_bits(x))[None]
 
 
-def _named_checksums(tree, rounded: bool) -> dict[str, str]:
+def _named_checksums(leaves: Iterable[tuple[str, jax.Array]], rounded: bool) -> dict[str, str]:
     pending = {}
-    for name, leaf in paths.flatten(tree).items():
+    for name, leaf in leaves:
         names = paths.unscanned_names(name, leaf.shape)
         pending[name] = names, leaf.shape, parallel.settle(_leaf_checksums(leaf, names != [name], rounded))
     out = {}
@@ -55,16 +56,21 @@ def _named_checksums(tree, rounded: bool) -> dict[str, str]:
 
 def digests(tree) -> dict[str, str]:
     """Unscanned name -> shape and checksum of the exact bits of every leaf (dtypes of 1, 2 or 4 bytes)."""
-    return _named_checksums(tree, rounded=False)
+    return _named_checksums(paths.flatten(tree).items(), rounded=False)
 
 
 def fingerprint(params) -> str:
     """SHA-256 (hex) of a base model's weights rounded to bfloat16, under their unscanned names.
 
-    The same for float32 and bfloat16 copies, scanned and unrolled, any sharding.
+    The same for float32 and bfloat16 copies, scanned and unrolled, any sharding, any format of file.
 
     Args:
       params: the backbone's tree (names without the leading `backbone/`).
     """
-    lines = [f"{name} {value}" for name, value in _named_checksums(params, rounded=True).items()]
+    return fingerprint_of(paths.flatten(params).items())
+
+
+def fingerprint_of(leaves: Iterable[tuple[str, jax.Array]]) -> str:
+    """`fingerprint` of named leaves, which are asked for one after the other."""
+    lines = [f"{name} {value}" for name, value in _named_checksums(leaves, rounded=True).items()]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()

@@ -23,3 +23,7 @@ class ByteVocabulary:
             if 3 <= i < 259:
                 out.append(i - 3)
         return out.decode("utf-8", errors="ignore")
+
+    def token_bytes(self) -> list[bytes]:
+        """The UTF-8 that each id adds to an output."""
+        return [bytes([i - 3]) if i >= 3 else b"" for i in range(self.vocab_size)]

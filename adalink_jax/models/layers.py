@@ -172,12 +172,12 @@ def mask_to_bias(mask: jax.Array) -> jax.Array:
 
 
 class RelativePositionBias(nn.Module):
-    """T5's relative position bias, one table [H, buckets] a stack (Raffel et al., 2020, section 2.1)."""
+    """T5's relative position bias, a table [H, buckets] (Raffel et al., 2020, section 2.1)."""
 
     num_heads: int
     bidirectional: bool
-    num_buckets: int = 32
-    max_distance: int = 128
+    num_buckets: int
+    max_distance: int
 
     @nn.compact
     def __call__(self, query_positions, key_positions):

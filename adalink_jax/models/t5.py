@@ -32,6 +32,10 @@ class T5Config:
       num_decoder_layers: layers of the decoder.
       mlp_activations: one name (plain) or two (gated) of `relu`, `gelu`, `silu`, `linear`.
       logits_via_embedding: tie the logits to the embedding table (T5 1.0); they are then scaled by D^-0.5.
+      relpos_num_buckets: relative-position buckets.
+      relpos_max_distance: distance from which on all positions share a bucket.
+      relpos_per_layer: every layer has a relative-position table of its own (t5x's scanned networks) instead of one a
+        stack.
       dropout_rate: dropout of attention weights, hidden units and residual branches while training.
       dtype: dtype of the activations, "float32" or "bfloat16"; parameters are float32.
       scan_layers: one compiled layer for the whole stack, parameters stacked on axis 0.
@@ -47,6 +51,9 @@ class T5Config:
     num_decoder_layers: int
     mlp_activations: tuple[str, ...] = ("gelu", "linear")
     logits_via_embedding: bool = False
+    relpos_num_buckets: int = 32
+    relpos_max_distance: int = 128
+    relpos_per_layer: bool = False
     dropout_rate: float = 0.0
     dtype: str = "float32"
     scan_layers: bool = False
@@ -61,11 +68,23 @@ def _attention(config: T5Config, deterministic: bool, name: str) -> layers.Atten
     )  # fmt: skip
 
 
+def _relative_bias(config: T5Config, bidirectional: bool) -> layers.RelativePositionBias:
+    return layers.RelativePositionBias(
+        config.num_heads, bidirectional, config.relpos_num_buckets, config.relpos_max_distance, name="relpos_bias"
+    )
+
+
 class _Residual(nn.Module):
     """What encoder and decoder layers share: pre-norm and dropout around each sublayer."""
 
     config: T5Config
     deterministic: bool
+
+    def add_relative(self, bias, positions, bidirectional):
+        """`bias` with the layer's own relative positions, if it has a table; `positions` are queries' and keys'."""
+        if not self.config.relpos_per_layer:
+            return bias
+        return bias + _relative_bias(self.config, bidirectional)(*positions)
 
     def norm(self, x, name):
         return layers.RMSNorm(self.config.dtype, name=name)(x)
@@ -83,10 +102,11 @@ class _Residual(nn.Module):
 
 
 class EncoderLayer(_Residual):
-    """Self-attention and MLP. x [B, S, D], bias [B, H, S, S]."""
+    """Self-attention and MLP. x [B, S, D], bias broadcasts to [B, H, S, S]."""
 
     @nn.compact
-    def __call__(self, x, _, bias):
+    def __call__(self, x, _, bias, positions):
+        bias = self.add_relative(bias, positions, bidirectional=True)
         y = self.norm(x, "pre_attention_layer_norm")
         attention = _attention(self.config, self.deterministic, "attention")
         x = x + self.drop(attention(y, attention.project(y), bias))
@@ -101,7 +121,8 @@ class DecoderLayer(_Residual):
     """
 
     @nn.compact
-    def __call__(self, x, cache, encoded, self_bias, cross_bias, index):
+    def __call__(self, x, cache, encoded, self_bias, positions, cross_bias, index):
+        self_bias = self.add_relative(self_bias, positions, bidirectional=False)
         y = self.norm(x, "pre_self_attention_layer_norm")
         attention = _attention(self.config, self.deterministic, "self_attention")
         kv = attention.project(y)
@@ -124,12 +145,13 @@ class Encoder(nn.Module):
     @nn.compact
     def __call__(self, x, mask, deterministic: bool):
         cfg = self.config
-        positions = jnp.arange(x.shape[1])
-        relative = layers.RelativePositionBias(cfg.num_heads, bidirectional=True, name="relpos_bias")
-        bias = relative(positions, positions) + layers.mask_to_bias(mask)[:, None, None, :]
+        positions = (jnp.arange(x.shape[1]),) * 2
+        bias = layers.mask_to_bias(mask)[:, None, None, :]
+        if not cfg.relpos_per_layer:
+            bias = _relative_bias(cfg, bidirectional=True)(*positions) + bias
         x = nn.Dropout(cfg.dropout_rate, broadcast_dims=(-2,))(x, deterministic=deterministic)
         x, _ = run_layers(
-            EncoderLayer, cfg, x, None, bias, num_layers=cfg.num_encoder_layers, deterministic=deterministic
+            EncoderLayer, cfg, x, None, bias, positions, num_layers=cfg.num_encoder_layers, deterministic=deterministic
         )
         x = layers.RMSNorm(cfg.dtype, name="encoder_norm")(x)
         return nn.Dropout(cfg.dropout_rate, broadcast_dims=(-2,))(x, deterministic=deterministic)
@@ -143,17 +165,17 @@ class Decoder(nn.Module):
     @nn.compact
     def __call__(self, x, encoded: Encoded, cache, deterministic: bool):
         cfg = self.config
-        relative = layers.RelativePositionBias(cfg.num_heads, bidirectional=False, name="relpos_bias")
         index = jnp.zeros((), jnp.int32) if cache is None else cache["index"]
         queries = jnp.arange(x.shape[1]) + index
         keys = queries if cache is None else jnp.arange(cache["layers"]["self"].key.shape[2])
-        causal = layers.mask_to_bias(keys[None, :] <= queries[:, None])
-        self_bias = relative(queries, keys) + causal[None, None]
+        self_bias = layers.mask_to_bias(keys[None, :] <= queries[:, None])[None, None]
+        if not cfg.relpos_per_layer:
+            self_bias = _relative_bias(cfg, bidirectional=False)(queries, keys) + self_bias
         cross_bias = layers.mask_to_bias(encoded.mask)[:, None, None, :]
         x = nn.Dropout(cfg.dropout_rate, broadcast_dims=(-2,))(x, deterministic=deterministic)
         x, per_layer = run_layers(
             DecoderLayer, cfg, x, None if cache is None else cache["layers"],
-            encoded.states, self_bias, cross_bias, index,
+            encoded.states, self_bias, (queries, keys), cross_bias, index,
             num_layers=cfg.num_decoder_layers, deterministic=deterministic,
         )  # fmt: skip
         x = layers.RMSNorm(cfg.dtype, name="decoder_norm")(x)

@@ -36,9 +36,7 @@ class Console:
 
     def parameters(self, params: Parameters) -> None:
         """The table of trainable and frozen parameters, and where their values come from."""
-        self._out.print(tables.parameter_table(params.trainable, params.frozen))
-        for part, source in params.sources.items():
-            self._out.print(f"{part}: {source}")
+        self._out.print(tables.parameter_table(params.trainable, params.frozen, params.sources))
 
     def resumed(self, step: int) -> None:
         """The run goes on."""

@@ -60,7 +60,8 @@ def write_end(
     }
     whole, base, written = partition.merge(trainable, params.frozen), params.base, []
     if "backbone" in trainable:
-        base = checkpoints.save_base(folder / "model", whole["backbone"], name=folder.name, about=about)
+        settings = {"settings": checkpoints.settings_of(setup.model.backbone.config)}
+        base = checkpoints.save_base(folder / "model", whole["backbone"], name=folder.name, about=about | settings)
         written.append(("model/", "the trained base model; INITIAL_CHECKPOINT_PATH takes it"))
     if "adapter" in whole:
         module = setup.model.adapter

@@ -5,6 +5,7 @@ and a frozen leaf is never random.
 """
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import gin
@@ -29,8 +30,10 @@ class Setup:
       model: backbone and adapter.
       trainable: expressions for whole paths of the leaves to train (`adapter/.*`); all others are frozen.
       dataset: the data; None where the caller brings batches.
-      initial_checkpoint_path: the base model: a folder or `bundled:NAME`. None starts from random weights, which only
-        a run that trains the whole backbone may.
+      initial_checkpoint_path: the base model: a folder (native, Hugging Face, t5x), `hf://OWNER/NAME[@revision]` or
+        `bundled:NAME`; or a mapping from parts of the model to such, see `checkpoints.load_base`. None starts from random
+        weights, which only a run that trains the whole backbone may.
+      checkpoint_renames: `(regular expression, replacement)` for the names of a base that is none of ours.
       initial_adapter_path: an adapter folder to start from; None starts a fresh one.
       allow_other_base: take an adapter that was trained on another base.
       frozen_dtype: dtype in which frozen leaves are stored, "float32" or "bfloat16".
@@ -41,7 +44,8 @@ class Setup:
     model: AdaptedModel
     trainable: tuple[str, ...] = ()
     dataset: DatasetConfig | None = None
-    initial_checkpoint_path: str | None = None
+    initial_checkpoint_path: str | Mapping[str, str | None] | None = None
+    checkpoint_renames: tuple[tuple[str, str | None], ...] = ()
     initial_adapter_path: str | None = None
     allow_other_base: bool = False
     frozen_dtype: str = "float32"
@@ -72,7 +76,7 @@ class Parameters:
     Attributes:
       trainable, frozen: the two trees.
       base: `name` and `fingerprint` of the backbone; None when it starts from random weights.
-      sources: unscanned leaf name's top folder -> where its values came from, for people.
+      sources: part of the model (the first two folders of the leaves' names) -> where its values came from, for people.
     """
 
     trainable: dict
@@ -102,23 +106,27 @@ def load_parameters(setup: Setup, mesh, rules) -> Parameters:
     values: dict[str, Any] = {}
     sources, base = {}, None
     if setup.initial_checkpoint_path is not None:
-        tree, about = checkpoints.load_base(
+        loaded = checkpoints.load_base(
             setup.initial_checkpoint_path,
             partition.select(wanted, backbone)["backbone"],
             dtype=lambda name: "float32" if f"backbone/{name}" in trained else setup.frozen_dtype,
+            renames=setup.checkpoint_renames,
+            config=setup.model.backbone.config,
         )
-        values |= paths.flatten({"backbone": tree})
-        base = {"name": about["name"], "fingerprint": about["fingerprint"]}
-        sources["backbone"] = f"{setup.initial_checkpoint_path} ({about['fingerprint'][:12]})"
-    elif backbone <= trained:
-        sources["backbone"] = f"random initialisation, seed {setup.random_seed}"
-    else:
+        values |= paths.flatten({"backbone": loaded.params})
+        base = {"name": loaded.name, "fingerprint": loaded.fingerprint}
+        sources |= {f"backbone/{part}": where for part, where in loaded.sources.items()}
+    elif setup.checkpoint_renames:
+        raise UserError("CHECKPOINT_RENAMES is set, but there is no base; set INITIAL_CHECKPOINT_PATH as well.")
+    fresh = backbone - values.keys()
+    if fresh - trained:
         raise UserError(
-            f"{len(backbone - trained)} backbone parameters are frozen but there is no base model to take them from; "
-            f"set INITIAL_CHECKPOINT_PATH."
+            f"{len(fresh - trained)} backbone parameters, such as {min(fresh - trained)}, are frozen but there is no base "
+            f"model to take them from; set INITIAL_CHECKPOINT_PATH, or train them (TRAINABLE)."
         )
+    sources |= {"/".join(name.split("/")[:2]): f"random initialisation, seed {setup.random_seed}" for name in fresh}
     if adapter and setup.initial_adapter_path is not None:
-        if base is None:
+        if base is None or base["fingerprint"] is None:
             raise UserError("INITIAL_ADAPTER_PATH is set, but there is no base; set INITIAL_CHECKPOINT_PATH as well.")
         tree, _ = checkpoints.load_adapter(
             setup.initial_adapter_path, partition.select(wanted, adapter)["adapter"],

@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from collections.abc import Mapping
 
 import numpy as np
 from clu import parameter_overview
@@ -34,18 +35,30 @@ def leaves(trainable, frozen) -> list[dict]:
     return sorted(rows, key=lambda row: row["name"])
 
 
-def parameter_table(trainable, frozen) -> Table:
-    """Parameters by part of the model, trainable beside frozen."""
+def parameter_table(trainable, frozen, sources: Mapping[str, str] | None = None) -> Table:
+    """Parameters by part of the model, trainable beside frozen; with `sources`, where the values come from.
+
+    Args:
+      trainable, frozen: the two trees.
+      sources: part (`backbone/encoder`, or `adapter` for all of it) -> text.
+    """
     parts: dict[str, list[int]] = {}
+    dtypes: dict[str, set[str]] = {}
     for tree, column in ((trainable, 0), (frozen, 1)):
         for name, leaf in paths.flatten(tree).items():
-            parts.setdefault("/".join(name.split("/")[:2]), [0, 0])[column] += _size(leaf)
+            part = "/".join(name.split("/")[:2])
+            parts.setdefault(part, [0, 0])[column] += _size(leaf)
+            dtypes.setdefault(part, set()).add(str(leaf.dtype))
     table = Table(title="Parameters", title_justify="left")
     for heading in ("part", "trainable", "frozen"):
         table.add_column(heading, justify="left" if heading == "part" else "right")
+    if sources is not None:
+        table.add_column("stored as")
+        table.add_column("from", overflow="fold")
     show = lambda n: f"{n:,}" if n else "-"
     for part, row in sorted(parts.items()):
-        table.add_row(part, *map(show, row))
+        cells = (", ".join(sorted(dtypes[part])), sources.get(part) or sources[part.split("/")[0]]) if sources else ()
+        table.add_row(part, *map(show, row), *cells)
     sums = [sum(row[i] for row in parts.values()) for i in (0, 1)]
     table.add_section()
     table.add_row("all", *map(show, sums), style="bold")

@@ -1,0 +1,89 @@
+"""safetensors files read by ranges and written as a stream, local or remote, without holding them in memory.
+
+Format: 8 bytes, the header's length n (little endian); n bytes of JSON, `{name: {"dtype", "shape", "data_offsets"}}`;
+the values. (The `safetensors` package maps or holds whole files and takes local paths only.)
+"""
+
+import json
+import struct
+from collections.abc import Mapping
+
+import ml_dtypes
+import numpy as np
+from etils import epath
+
+from adalink_jax.checkpoints.source import Index, Leaf
+from adalink_jax.errors import CheckpointError
+
+DTYPES = {
+    "F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16,
+    "I64": np.int64, "I32": np.int32, "I16": np.int16, "I8": np.int8, "U8": np.uint8, "BOOL": np.bool_,
+}  # fmt: skip
+NAMES = {np.dtype(dtype): name for name, dtype in DTYPES.items()}
+_MAX_HEADER = 100_000_000  # the format's own limit
+
+
+def read_leaves(path: epath.Path) -> dict[str, Leaf]:
+    """The file's tensors by name.
+
+    Raises:
+      CheckpointError: for a file that is cut short or damaged.
+    """
+    damaged = lambda why: CheckpointError(f"{path} is damaged or cut short ({why}); copy or write it again.")
+    size = path.stat().length
+    with path.open("rb") as file:
+        start = file.read(8)
+        length = struct.unpack("<Q", start)[0] if len(start) == 8 else _MAX_HEADER + 1
+        if length > min(_MAX_HEADER, size - 8):
+            raise damaged("it has no header")
+        try:
+            header = json.loads(file.read(length))
+            header.pop("__metadata__", None)
+            leaves = {name: _leaf(path, name, entry, 8 + length) for name, entry in header.items()}
+            end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
+        except (ValueError, KeyError, TypeError, AttributeError) as e:
+            raise damaged(f"its header cannot be read: {e}") from e
+    if size != 8 + length + end:
+        raise damaged(f"it has {size:,} bytes, its header says {8 + length + end:,}")
+    return leaves
+
+
+def _leaf(path: epath.Path, name: str, entry: dict, base: int) -> Leaf:
+    dtype, shape = np.dtype(DTYPES[entry["dtype"]]), tuple(entry["shape"])
+    begin, end = entry["data_offsets"]
+    if end - begin != dtype.itemsize * int(np.prod(shape, dtype=np.int64)):
+        raise ValueError(f"{name} has {end - begin} bytes for shape {shape}")
+    row = dtype.itemsize * int(np.prod(shape[1:], dtype=np.int64))
+
+    def read(index: Index) -> np.ndarray:
+        first, last = (index[0].start, index[0].stop) if index else (0, 1)
+        with path.open("rb") as file:
+            file.seek(base + begin + first * row)
+            values = np.frombuffer(file.read((last - first) * row), dtype)
+        return values.reshape(last - first, *shape[1:])[(slice(None), *index[1:])] if index else values.reshape(())
+
+    return Leaf(shape, dtype, name, read, (1, *shape[1:]) if shape else ())
+
+
+def write_leaves(path: epath.Path, leaves: Mapping[str, Leaf], dtype: Mapping[str, np.dtype]) -> None:
+    """Writes `leaves` under their names, each in its dtype, one after the other."""
+    header, offset = {"__metadata__": {"format": "pt"}}, 0
+    for name, leaf in leaves.items():
+        length = leaf.size * np.dtype(dtype[name]).itemsize
+        entry = {"dtype": NAMES[np.dtype(dtype[name])], "shape": list(leaf.shape)}
+        header[name] = {**entry, "data_offsets": [offset, offset + length]}
+        offset += length
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for name, leaf in leaves.items():
+            for block in _rows(leaf):
+                file.write(leaf.read(block).astype(dtype[name]).tobytes())
+
+
+def _rows(leaf: Leaf):
+    """Blocks in the order of the file: by rows where the leaf allows it, else the whole."""
+    blocks = list(leaf.blocks())
+    in_order = all(b[1:] == tuple(slice(0, n) for n in leaf.shape[1:]) for b in blocks)
+    return blocks if in_order else [tuple(slice(0, n) for n in leaf.shape)]

@@ -1,0 +1,208 @@
+"""t5x's checkpoints: the legacy format (msgpack and zarr, every public T5), Orbax, and stacks scanned on axis 1.
+
+    checkpoint_N/checkpoint                          msgpack {"version": 3, "optimizer": {"target": ..., "state": ...}}
+    checkpoint_N/target.encoder....kernel/           a zarr array for each large leaf; small leaves are in the msgpack
+    checkpoint_N/state/                              Orbax: arrays called target.encoder....kernel, in OCDBT or folders
+
+Arrays are read with tensorstore, piece by piece; a chunk that is missing or damaged is an error, not zeros.
+"""
+
+import re
+from collections.abc import Mapping
+
+import msgpack
+import numpy as np
+import tensorstore as ts
+from etils import epath
+from flax import serialization
+
+from adalink_jax.checkpoints.source import Leaf, Source, from_array, layer
+from adalink_jax.errors import CheckpointError
+
+FILE, STATE = "checkpoint", "state"
+VERSION = 3
+_CHUNK_BYTES = 64 * 2**20
+_INLINE_BYTES = 64 * 2**10  # leaves of one axis and tables up to this size stand in the msgpack
+
+
+def is_legacy(folder: epath.Path) -> bool:
+    """Whether `folder` is a legacy checkpoint."""
+    return (folder / FILE).is_file()
+
+
+def orbax_folder(folder: epath.Path) -> epath.Path | None:
+    """The folder of Orbax's arrays in or at `folder`, or None."""
+    for at in (folder / STATE, folder):
+        if (at / "manifest.ocdbt").exists() or (at / "_METADATA").exists():
+            return at
+    return None
+
+
+def open_legacy(folder: epath.Path, path: str) -> Source:
+    """Opens a legacy checkpoint (`version` 2 and later)."""
+    try:
+        contents = serialization.msgpack_restore((folder / FILE).read_bytes())
+        target = contents["optimizer"]["target"]
+        step = int(contents["optimizer"]["state"]["step"])
+    except (msgpack.UnpackException, ValueError, KeyError, TypeError) as e:
+        raise CheckpointError(
+            f"{path}/{FILE} is no checkpoint of t5x, or is cut short ({type(e).__name__}: {e}); copy it again."
+        ) from e
+    leaves = {}
+    for name, value in _flatten(target).items():
+        if isinstance(value, Mapping):
+            array = value["kvstore"].get("path") or value.get("path")
+            if array.startswith("/") or ".." in array.split("/"):
+                raise CheckpointError(f"{path} names an array outside of its folder, {array!r}; refused.")
+            leaf = _zarr(_kvstore(folder / array), array, path)
+            if leaf.shape != tuple(value["metadata"]["shape"]):
+                raise CheckpointError(f"{path}: {array} has shape {leaf.shape}, not the one that {FILE} states.")
+            leaves[name] = leaf
+        else:
+            leaves[name] = from_array(np.asarray(value), f"{FILE}: {name}")
+    return Source("t5x checkpoint (msgpack and zarr)", path, _name(folder, step), unscanned(leaves), folder)
+
+
+def open_orbax(folder: epath.Path, path: str) -> Source:
+    """Opens a checkpoint that t5x, or anyone, wrote with Orbax; `folder` is the one of its arrays."""
+    if (folder / "manifest.ocdbt").exists():
+        base = {"driver": "ocdbt", "base": _kvstore(folder)}
+        try:
+            keys = [key.decode() for key in ts.KvStore.open(base).result().list().result()]
+        except ValueError as e:
+            raise CheckpointError(f"{path} is damaged or cut short ({_first_line(e)}); copy it again.") from e
+        arrays = {key.rsplit("/", 1)[0]: key for key in keys if key.endswith(("/.zarray", "/zarr.json"))}
+        stores = {name: {**base, "path": f"{name}/"} for name in arrays}
+    else:
+        arrays = {at.name: ".zarray" for at in folder.iterdir() if (at / ".zarray").exists()}
+        stores = {name: _kvstore(folder / name) for name in arrays}
+    prefix = "target." if any(name.startswith("target.") for name in arrays) else ""
+    leaves = {
+        name.removeprefix(prefix).replace(".", "/"): _zarr(stores[name], name, path, arrays[name].endswith(".json"))
+        for name in sorted(arrays)
+        if name.startswith(prefix)
+    }
+    at = folder.parent if folder.name == STATE else folder
+    step = re.search(r"\d+$", at.name)
+    name = _name(at, int(step[0]) if step else None)
+    return Source("t5x checkpoint (Orbax)", path, name, unscanned(leaves), folder)
+
+
+def _name(folder: epath.Path, step: int | None) -> str:
+    model = folder.parent.name if re.fullmatch(r"checkpoint_\d+", folder.name) else folder.name
+    return model if step is None else f"{model}@{step}"
+
+
+def _flatten(tree: Mapping, prefix: str = "") -> dict:
+    out = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and not {"driver", "kvstore"} <= value.keys():
+            out |= _flatten(value, f"{prefix}{key}/")
+        else:
+            out[f"{prefix}{key}"] = value
+    return dict(sorted(out.items()))
+
+
+def _kvstore(path: epath.Path) -> dict:
+    text = str(path)
+    if text.startswith("gs://"):
+        bucket, _, rest = text.removeprefix("gs://").partition("/")
+        return {"driver": "gcs", "bucket": bucket, "path": f"{rest}/"}
+    return {"driver": "file", "path": f"{text}/"}
+
+
+def _zarr(kvstore: dict, origin: str, path: str, zarr3: bool = False) -> Leaf:
+    damaged = lambda e: CheckpointError(f"{path}: the array {origin} is damaged or cut short ({_first_line(e)}).")
+    spec = {"driver": "zarr3" if zarr3 else "zarr", "kvstore": kvstore, "fill_missing_data_reads": False}
+    try:
+        array = ts.open(spec, read=True).result()
+    except ValueError as e:
+        raise damaged(e) from e
+
+    def read(index):
+        try:
+            return array[index].read().result()
+        except ValueError as e:
+            raise damaged(e) from e
+
+    return Leaf(tuple(array.shape), array.dtype.numpy_dtype, origin, read, tuple(array.chunk_layout.read_chunk.shape))
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).split("\n")[0][:200]
+
+
+def unscanned(leaves: dict[str, Leaf]) -> dict[str, Leaf]:
+    """Leaves of t5x's scanned networks (`encoder/encoder/...`, layers on axis 1) under the names of the unscanned ones.
+
+    There every layer has a relative-position table of its own; where all are equal they become the stack's one.
+    """
+    out = {}
+    for name, leaf in leaves.items():
+        stack = next((s for s in ("encoder", "decoder") if name.startswith(f"{s}/{s}/")), None)
+        if stack is None:
+            out[name] = leaf
+            continue
+        inner = name.removeprefix(f"{stack}/{stack}/")
+        rest = (leaf.shape[0], *leaf.shape[2:])
+        if len(rest) == 3:  # kernels of attention: [D, H, K], or out's [H, K, D]
+            rest = (rest[0] * rest[1], rest[2]) if inner.endswith("out/kernel") else (rest[0], rest[1] * rest[2])
+        for i in range(leaf.shape[1]):
+            out[f"{stack}/layers_{i}/{inner}"] = layer(leaf, i, 1, rest)
+    for stack in ("encoder", "decoder"):
+        tables = {n: x.whole() for n, x in out.items() if re.fullmatch(rf"{stack}/layers_\d+/relpos_bias/.*", n)}
+        first = next(iter(tables.values()), None)
+        if tables and all(np.array_equal(table, first) for table in tables.values()):
+            for name in tables:
+                del out[name]
+            out[f"{stack}/relpos_bias/rel_embedding"] = from_array(first, f"{stack}/{stack}/relpos_bias/rel_embedding")
+    return dict(sorted(out.items()))
+
+
+def write(folder: epath.Path, source: Source, dtype: str | None) -> None:
+    """Writes `source` as a legacy checkpoint, which t5x of any year restores.
+
+    Args:
+      folder: `checkpoint_N`; its parent is made if absent.
+      source: a T5.
+      dtype: of the arrays; None keeps the source's.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    target: dict = {}
+    for name, leaf in source.leaves.items():
+        *parents, last = name.split("/")
+        node = target
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        stored = np.dtype(_np_dtype(dtype)) if dtype else leaf.dtype
+        small = leaf.size * stored.itemsize <= _INLINE_BYTES and not name.endswith("kernel")
+        node[last] = leaf.whole().astype(stored) if small else _write_array(folder, name, leaf, stored)
+    step = re.fullmatch(r"checkpoint_(\d+)", folder.name)
+    state = {"step": np.int32(step[1] if step else 0), "param_states": {}}
+    contents = {"version": VERSION, "optimizer": {"target": target, "state": state}}
+    (folder / FILE).write_bytes(serialization.to_bytes(contents))
+
+
+def _write_array(folder: epath.Path, name: str, leaf: Leaf, dtype: np.dtype) -> dict:
+    where = f"target.{name.replace('/', '.')}"
+    rows = max(1, _CHUNK_BYTES // (dtype.itemsize * leaf.size // leaf.shape[0]))
+    chunks = [min(rows, leaf.shape[0]), *leaf.shape[1:]]
+    names = {"float32": "<f4", "float16": "<f2", "bfloat16": "bfloat16"}
+    metadata = {
+        "shape": list(leaf.shape),
+        "chunks": chunks,
+        "dtype": names[dtype.name],
+        "compressor": {"id": "gzip", "level": 1},
+    }
+    spec = {"driver": "zarr", "kvstore": _kvstore(folder / where), "metadata": metadata}
+    array = ts.open(spec, create=True, delete_existing=True).result()
+    for start in range(0, leaf.shape[0], chunks[0]):
+        rows = slice(start, min(start + chunks[0], leaf.shape[0]))
+        array[rows].write(leaf.read((rows, *(slice(0, n) for n in leaf.shape[1:]))).astype(dtype)).result()
+    return {"driver": "zarr", "kvstore": {"driver": "file", "path": where}, "metadata": metadata}
+
+
+def _np_dtype(name: str):
+    import ml_dtypes
+
+    return ml_dtypes.bfloat16 if name == "bfloat16" else name

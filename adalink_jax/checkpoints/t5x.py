@@ -180,7 +180,7 @@ def write(folder: epath.Path, source: Source, dtype: str | None) -> None:
     step = re.fullmatch(r"checkpoint_(\d+)", folder.name)
     state = {"step": np.int32(step[1] if step else 0), "param_states": {}}
     contents = {"version": VERSION, "optimizer": {"target": target, "state": state}}
-    (folder / FILE).write_bytes(serialization.to_bytes(contents))
+    (folder / FILE).write_bytes(serialization.msgpack_serialize(contents))
 
 
 def _write_array(folder: epath.Path, name: str, leaf: Leaf, dtype: np.dtype) -> dict:

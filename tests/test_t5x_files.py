@@ -1,0 +1,40 @@
+"""t5x's checkpoints: the real file, a round trip through our writer, and damage."""
+
+import pathlib
+import shutil
+
+import numpy as np
+import pytest
+from etils import epath
+
+from adalink_jax.checkpoints import open_source, t5x
+from adalink_jax.errors import CheckpointError
+
+REAL = pathlib.Path(__file__).parents[2] / "shared/data/ckpt_t5x_tiny_test/prompt_tuning_test_t5_1_1_tiny/checkpoint_3"
+needs_real = pytest.mark.skipif(not REAL.exists(), reason="the real t5x checkpoint is not on this machine")
+
+
+@needs_real
+def test_every_parameter_of_the_real_file_comes_back_through_our_writer(tmp_path):
+    source = open_source(REAL)
+    in_arrays = [leaf.size for leaf in source.leaves.values() if not leaf.origin.startswith("checkpoint: ")]
+    assert sum(in_arrays) == 257_792
+    assert sum(leaf.size for leaf in source.leaves.values()) == 257_856  # with what the msgpack holds itself
+    t5x.write(epath.Path(tmp_path / "checkpoint_3"), source, None)
+    again = open_source(tmp_path / "checkpoint_3")
+    assert again.leaves.keys() == source.leaves.keys()
+    for name, leaf in source.leaves.items():
+        np.testing.assert_array_equal(again.leaves[name].whole(), leaf.whole(), err_msg=name)
+
+
+@needs_real
+@pytest.mark.parametrize("how", ["missing", "truncated"])
+def test_a_damaged_chunk_is_an_error_not_zeros(tmp_path, how):
+    folder = shutil.copytree(REAL, tmp_path / "checkpoint_3", copy_function=shutil.copyfile)
+    chunk = folder / "target.token_embedder.embedding" / "3.0"
+    if how == "missing":
+        chunk.unlink()
+    else:
+        chunk.write_bytes(chunk.read_bytes()[:100])
+    with pytest.raises(CheckpointError, match="target.token_embedder.embedding is damaged"):
+        open_source(folder).leaves["token_embedder/embedding"].whole()

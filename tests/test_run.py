@@ -231,7 +231,7 @@ def test_a_warm_start_begins_where_the_adapter_ended_and_the_profiler_sees_its_w
     ({"TRAINABLE": ("adapter/imagee/.*",)}, ["'adapter/imagee/.*' matches no parameter", "whole path"]),
     ({"TRAINABLE": ()}, ["Nothing is trainable"]),
     ({"BATCH_SIZE": 50, "MICROBATCHES": 4}, ["BATCH_SIZE = 50 does not divide", "48"]),
-    ({"INITIAL_CHECKPOINT_PATH": "nowhere"}, ["nowhere is no native base model"]),
+    ({"INITIAL_CHECKPOINT_PATH": "nowhere"}, ["There is no folder nowhere"]),
     ({"INITIAL_CHECKPOINT_PATH": None}, ["frozen", "set INITIAL_CHECKPOINT_PATH"]),
     ({"MIXTURE_OR_TASK_NAME": "digits_revers"}, ["no task or mixture 'digits_revers'", "digits_reverse"]),
     ({"KINDS": ("audio",)}, ["AdaLinkAdapter.kinds", "audio"]),

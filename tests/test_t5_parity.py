@@ -93,9 +93,9 @@ def ours(folder, **overrides):
     return model, loaded.frozen
 
 
-def tokens(rows, length, seed=0, vocab_size=VOCAB):
+def tokens(rows, length, seed=0):
     rng = np.random.default_rng(seed)
-    ids = rng.integers(2, vocab_size, (rows, length)).astype(np.int64)
+    ids = rng.integers(2, VOCAB, (rows, length)).astype(np.int64)
     lengths = rng.integers(2, length + 1, rows)
     lengths[0] = length
     ids[np.arange(rows), lengths - 1] = 1

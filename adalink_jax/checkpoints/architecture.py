@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from adalink_jax.errors import CheckpointError
 
 Shapes = Mapping[str, tuple[int, ...]]
-VISION = ("vision/", "projection/")
 
 
 def is_t5(names) -> bool:
@@ -64,8 +63,7 @@ def check_settings(stated: Mapping, config, path: str) -> None:
     for field, value in stated.items():
         if mine[field] != value:
             raise CheckpointError(
-                f"{path} has {field} = {value!r} and the model {mine[field]!r}; use the gin model that "
-                f"`adalink inspect` names."
+                f"{path} has {field} = {value!r} and the model {mine[field]!r}; set T5Config.{field}."
             )
 
 

@@ -9,7 +9,6 @@ import json
 import os
 import re
 
-import ml_dtypes
 import numpy as np
 from etils import epath
 
@@ -177,7 +176,7 @@ def _torch_leaves(file: epath.Path) -> dict[str, Leaf]:
 
     def leaf(name, tensor):
         bits = tensor.dtype == torch.bfloat16
-        dtype = np.dtype(ml_dtypes.bfloat16 if bits else str(tensor.dtype).removeprefix("torch."))
+        dtype = np.dtype(str(tensor.dtype).removeprefix("torch."))
         view = (tensor.view(torch.int16) if bits else tensor).detach().numpy()
         grain = (1, *view.shape[1:]) if view.shape else ()
         return Leaf(view.shape, dtype, name, lambda index: view[index].view(dtype), grain)
@@ -288,7 +287,7 @@ def write(folder: epath.Path, source: Source, config: dict, extra: dict[str, Lea
     for name, leaf in source.leaves.items():
         turn = name.endswith("/kernel") or name.endswith("rel_embedding")
         tensors[hf_name(name)] = transposed(leaf) if turn else leaf
-    dtype = np.dtype(ml_dtypes.bfloat16 if config["dtype"] == "bfloat16" else config["dtype"])
+    dtype = np.dtype(config["dtype"])
     shards, size = [{}], 0
     for name in sorted(tensors):
         length = tensors[name].size * dtype.itemsize

@@ -1,7 +1,7 @@
 """Base models from wherever they are: recognised by looking, every leaf from exactly one source, straight to its place.
 
-Invariant: after a load every leaf of the model that was not named as fresh comes from a file, and none of a file's leaves
-is left over.
+Invariant: after a load every leaf of the model that was not named as fresh comes from a file, and no leaf of a file, or of
+the part of it that was asked for, is left over.
 """
 
 import dataclasses
@@ -11,7 +11,6 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 
 import jax
-import ml_dtypes
 import numpy as np
 from etils import epath
 
@@ -122,7 +121,9 @@ def load_base(
     for part, where in by_part.items():
         if where is None:
             continue
-        source = opened.setdefault(where, open_source(where))
+        if where not in opened:
+            opened[where] = open_source(where)
+        source = opened[where]
         leaves = rename(source.leaves, renames, where) if part is None or part == LANGUAGE else source.leaves
         mine = {name: leaf for name, leaf in leaves.items() if _part_of(name, by_part) == part}
         architecture.check_fit(
@@ -153,7 +154,7 @@ def rename(leaves: Mapping[str, Leaf], renames: Renames, path: str) -> dict[str,
     """Leaves under other names, for bases that are none of ours.
 
     Args:
-      leaves: under the names that `adalink inspect` shows.
+      leaves: under t5x's names where the checkpoint is a T5, else under its own.
       renames: `(regular expression, replacement)`; the first that matches a whole name is applied. A replacement of None
         leaves the leaf out.
       path: for errors.
@@ -183,7 +184,7 @@ def rename(leaves: Mapping[str, Leaf], renames: Renames, path: str) -> dict[str,
     unused = [expression for expression, _ in renames if expression not in used]
     if unused:
         raise CheckpointError(
-            f"CHECKPOINT_RENAMES: {unused[0]!r} matches no leaf of {path} (`adalink inspect` lists them)."
+            f"CHECKPOINT_RENAMES: {unused[0]!r} matches no leaf of {path}; they are called {', '.join(list(leaves)[:3])}, ..."
         )
     return out
 
@@ -215,7 +216,7 @@ def _parts(by_part: Mapping, shapes: Mapping) -> dict:
 
 def _place(wanted, parts: list[Leaf], stacked: bool, dtype: str) -> jax.Array:
     """One leaf in memory, from its leaves in files; each device gets its own part, which alone is read."""
-    np_dtype = np.dtype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
+    np_dtype = np.dtype(dtype)
 
     def read(index):
         index = tuple(slice(*i.indices(n)[:2]) for i, n in zip(index, wanted.shape))

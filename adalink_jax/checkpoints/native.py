@@ -7,7 +7,6 @@ import json
 from collections.abc import Mapping
 
 import jax
-import ml_dtypes
 import numpy as np
 from etils import epath
 
@@ -68,7 +67,7 @@ def write(folder: epath.Path, source: Source, dtype: str | None) -> dict:
 
 def _write(folder: epath.Path, leaves: Mapping[str, Leaf], name: str, about: dict, mark: str, dtype: str | None):
     folder.mkdir(parents=True, exist_ok=True)
-    stored = np.dtype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype) if dtype else None
+    stored = np.dtype(dtype) if dtype else None
     dtypes = {key: stored or leaf.dtype for key, leaf in leaves.items()}
     safetensors_file.write_leaves(folder / WEIGHTS, leaves, dtypes)
     config = {

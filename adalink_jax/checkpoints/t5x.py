@@ -18,6 +18,7 @@ from flax import serialization
 
 from adalink_jax.checkpoints.source import Leaf, Source, from_array, layer
 from adalink_jax.errors import CheckpointError
+from adalink_jax.models import paths
 
 FILE, STATE = "checkpoint", "state"
 VERSION = 3
@@ -168,18 +169,14 @@ def write(folder: epath.Path, source: Source, dtype: str | None) -> None:
       dtype: of the arrays; None keeps the source's.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    target: dict = {}
+    target = {}
     for name, leaf in source.leaves.items():
-        *parents, last = name.split("/")
-        node = target
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        stored = np.dtype(_np_dtype(dtype)) if dtype else leaf.dtype
+        stored = np.dtype(dtype) if dtype else leaf.dtype
         small = leaf.size * stored.itemsize <= _INLINE_BYTES and not name.endswith("kernel")
-        node[last] = leaf.whole().astype(stored) if small else _write_array(folder, name, leaf, stored)
+        target[name] = leaf.whole().astype(stored) if small else _write_array(folder, name, leaf, stored)
     step = re.fullmatch(r"checkpoint_(\d+)", folder.name)
     state = {"step": np.int32(step[1] if step else 0), "param_states": {}}
-    contents = {"version": VERSION, "optimizer": {"target": target, "state": state}}
+    contents = {"version": VERSION, "optimizer": {"target": paths.unflatten(target), "state": state}}
     (folder / FILE).write_bytes(serialization.msgpack_serialize(contents))
 
 
@@ -200,9 +197,3 @@ def _write_array(folder: epath.Path, name: str, leaf: Leaf, dtype: np.dtype) -> 
         rows = slice(start, min(start + chunks[0], leaf.shape[0]))
         array[rows].write(leaf.read((rows, *(slice(0, n) for n in leaf.shape[1:]))).astype(dtype)).result()
     return {"driver": "zarr", "kvstore": {"driver": "file", "path": where}, "metadata": metadata}
-
-
-def _np_dtype(name: str):
-    import ml_dtypes
-
-    return ml_dtypes.bfloat16 if name == "bfloat16" else name

@@ -37,6 +37,8 @@ class Console:
     def parameters(self, params: Parameters) -> None:
         """The table of trainable and frozen parameters, and where their values come from."""
         self._out.print(tables.parameter_table(params.trainable, params.frozen, params.sources))
+        if params.base is not None and params.base["fingerprint"] is not None:
+            self._out.print(f"base: {params.base['name']}, fingerprint {params.base['fingerprint'][:12]}")
 
     def resumed(self, step: int) -> None:
         """The run goes on."""

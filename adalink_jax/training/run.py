@@ -94,17 +94,13 @@ def train(
         params = load_parameters(setup, mesh, rules)
         state = jax.device_put(TrainState(jnp.int32(0), params.trainable, optimizer.init(params.trainable)))
         console.parameters(params)
-        converter = FeatureConverter(setup.dataset.task_feature_lengths)
-        batches = EpochIterator(
-            lambda seed, start: task.examples("train", seed, start), converter,
-            setup.dataset.batch_size, setup.dataset.seed,
-        )  # fmt: skip
+        batches = _batches(setup, task)
         if facts:
             state = newest.restore(state)
             batches.set_state(facts["data_position"])
             console.resumed(int(state.step))
         outputs.write_start(folder, params, config_text())
-        evaluator = Evaluator(setup.model, eval_tasks, converter, setup.dataset.batch_size, mesh, setup.decoding)
+        evaluator = _evaluator(setup, eval_tasks, mesh)
         with MetricWriter(folder, resumed_at=int(state.step)) as writer:
             run = Run(setup, params, folder, newest, best, writer, console, stop, batches, evaluator, metric)
             if eval_period and int(state.step) % eval_period == 0:
@@ -145,6 +141,17 @@ def _check_data(setup: Setup, microbatches: int, mesh):
             f"use a task with the model's vocabulary."
         )
     return task, eval_tasks
+
+
+def _batches(setup: Setup, task) -> EpochIterator:
+    converter = FeatureConverter(setup.dataset.task_feature_lengths)
+    examples = lambda seed, start: task.examples("train", seed, start)
+    return EpochIterator(examples, converter, setup.dataset.batch_size, setup.dataset.seed)
+
+
+def _evaluator(setup: Setup, tasks, mesh) -> Evaluator:
+    converter = FeatureConverter(setup.dataset.task_feature_lengths)
+    return Evaluator(setup.model, tasks, converter, setup.dataset.batch_size, mesh, setup.decoding)
 
 
 @dataclasses.dataclass
@@ -288,6 +295,4 @@ def evaluate(setup: Setup, split: str = "test") -> dict[str, float]:
     _, tasks = _check_data(setup, 1, mesh)
     with parallel.use_mesh(mesh, rules):
         params = load_parameters(setup, mesh, rules)
-        converter = FeatureConverter(setup.dataset.task_feature_lengths)
-        evaluator = Evaluator(setup.model, tasks, converter, setup.dataset.batch_size, mesh, setup.decoding)
-        return evaluator(params.trainable, params.frozen, split).scores
+        return _evaluator(setup, tasks, mesh)(params.trainable, params.frozen, split).scores

@@ -8,7 +8,14 @@ import pytest
 
 from adalink_jax.cli.main import COMMANDS, main
 
-T5_1_1 = {"small": 76_961_152, "base": 247_577_856, "large": 783_150_080, "xl": 2_849_757_184, "xxl": 11_135_332_352}
+PUBLISHED = {
+    "t5_1_0_small": 60_506_624, "t5_1_0_base": 222_903_552, "t5_1_0_large": 737_668_096,
+    "t5_1_0_3b": 2_851_598_336, "t5_1_0_11b": 11_307_321_344,
+    "t5_1_1_small": 76_961_152, "t5_1_1_base": 247_577_856, "t5_1_1_large": 783_150_080,
+    "t5_1_1_xl": 2_849_757_184, "t5_1_1_xxl": 11_135_332_352,
+    "flan_t5_xl": 2_849_757_184, "mt5_small": 300_176_768, "mt5_xxl": 12_921_057_280,
+    "byt5_small": 299_637_760, "byt5_xxl": 12_906_899_328, "ul2_20b": 19_591_209_984,
+}  # fmt: skip
 
 
 def counts(capsys, *flags):
@@ -16,9 +23,9 @@ def counts(capsys, *flags):
     return json.loads(capsys.readouterr().out)
 
 
-@pytest.mark.parametrize("size, total", T5_1_1.items())
-def test_parameters_of_t5_1_1_are_the_published_ones(capsys, size, total):
-    found = counts(capsys, f"--gin_file=gin/models/t5_1_1_{size}.gin")
+@pytest.mark.parametrize("model, total", PUBLISHED.items())
+def test_parameters_are_the_published_ones(capsys, model, total):
+    found = counts(capsys, f"--gin_file=gin/models/{model}.gin")
     assert (found["total"], found["trainable"], found["frozen"]) == (total, 0, total)
     assert sum(leaf["size"] for leaf in found["leaves"]) == total
 
@@ -26,7 +33,7 @@ def test_parameters_of_t5_1_1_are_the_published_ones(capsys, size, total):
 def test_an_adapter_s_parameters_are_counted_beside_the_frozen_ones(capsys):
     found = counts(capsys, "--gin_file=gin/models/t5_1_1_xxl.gin", "--gin_file=gin/adapters/adalink.gin")
     assert found["trainable"] == 2 * 4096 * 64
-    assert found["frozen"] == T5_1_1["xxl"]
+    assert found["frozen"] == PUBLISHED["t5_1_1_xxl"]
     assert [leaf["name"] for leaf in found["leaves"] if leaf["trainable"]] == ["adapter/text/down", "adapter/text/up"]
 
 

@@ -5,7 +5,6 @@ import pytest
 
 from adalink_jax.data import EpochIterator, FeatureConverter, digits, padded_batches
 from adalink_jax.data.metrics import accuracy
-from adalink_jax.data.vocabularies import ByteVocabulary
 from adalink_jax.errors import UserError
 
 LENGTHS = {"inputs": 6, "targets": 4}
@@ -96,16 +95,6 @@ def test_shifted_images_show_the_same_digits():
     np.testing.assert_array_equal(plain["targets"], inverted["targets"])
     np.testing.assert_allclose(inverted["image"], -plain["image"])
     np.testing.assert_array_equal(rotated["image"][0, :, :8, 0], np.rot90(plain["image"][0, :, :8, 0]))
-
-
-def test_byte_vocabulary_equals_seqio_s():
-    seqio = pytest.importorskip("seqio")
-    ours, theirs = ByteVocabulary(), seqio.ByteVocabulary()
-    for text in ("read the digits", "Zürich – 日本"):
-        assert ours.encode(text) == list(theirs.encode(text))
-        assert ours.decode(ours.encode(text)) == text
-    assert ours.vocab_size == theirs.vocab_size
-    assert ours.decode([*ours.encode("a"), 1, *ours.encode("b")]) == "a"
 
 
 def test_accuracy_counts_exact_matches():

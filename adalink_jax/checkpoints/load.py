@@ -31,6 +31,13 @@ _KNOWN = (
 Renames = Sequence[tuple[str, str | None]]
 
 
+def folder_of(path: str) -> epath.Path:
+    """Where a path that a user gave is: local or remote, `bundled:NAME`, or `hf://OWNER/NAME[@revision]`, downloaded."""
+    if path.startswith(BUNDLED):
+        return _bundled(path)
+    return hugging_face.download(path) if path.startswith(hugging_face.HUB) else epath.Path(path).expanduser()
+
+
 def open_source(path: str) -> Source:
     """Opens the checkpoint at `path`, whatever it is.
 
@@ -38,9 +45,7 @@ def open_source(path: str) -> Source:
       CheckpointError: if there is nothing, or nothing known, or it is damaged.
     """
     path = os.fspath(path)
-    if path.startswith(BUNDLED):
-        return native.open_folder(_bundled(path), path)
-    folder = hugging_face.download(path) if path.startswith(hugging_face.HUB) else epath.Path(path).expanduser()
+    folder = folder_of(path)
     if folder.name == t5x.FILE and folder.is_file():
         folder = folder.parent
     if not folder.is_dir():

@@ -7,5 +7,17 @@ The training loop knows one thing of this layer: an iterator of NumPy batches wh
 from adalink_jax.data.feature_converter import FeatureConverter
 from adalink_jax.data.iterators import BatchIterator, EpochIterator, padded_batches
 from adalink_jax.data.tasks import DatasetConfig, Task, get_tasks
+from adalink_jax.data.vocabularies import ByteVocabulary, SentencePieceVocabulary, load_vocabulary
 
-__all__ = ["BatchIterator", "DatasetConfig", "EpochIterator", "FeatureConverter", "Task", "get_tasks", "padded_batches"]
+__all__ = [
+    "BatchIterator",
+    "ByteVocabulary",
+    "DatasetConfig",
+    "EpochIterator",
+    "FeatureConverter",
+    "SentencePieceVocabulary",
+    "Task",
+    "get_tasks",
+    "load_vocabulary",
+    "padded_batches",
+]

@@ -1,10 +1,21 @@
-"""Vocabularies without TensorFlow; ids equal those of the seqio vocabulary of the same name."""
+"""Vocabularies without TensorFlow; ids and text equal those of the seqio vocabulary of the same name."""
 
+import functools
+import json
 from collections.abc import Iterable
 
+import gin
+from etils import epath
+
+from adalink_jax.checkpoints import folder_of
+from adalink_jax.errors import UserError
+
 PAD, EOS, UNK = 0, 1, 2
+BYTES = "bytes"
+SENTENCEPIECE_FILE = "spiece.model"
 
 
+@gin.configurable
 class ByteVocabulary:
     """UTF-8 bytes, as ByT5 has them (Xue et al., 2022): pad 0, EOS 1, unknown 2, byte b is id b + 3. 259 ids."""
 
@@ -27,3 +38,101 @@ class ByteVocabulary:
     def token_bytes(self) -> list[bytes]:
         """The UTF-8 that each id adds to an output."""
         return [bytes([i - 3]) if i >= 3 else b"" for i in range(self.vocab_size)]
+
+
+@gin.configurable
+class SentencePieceVocabulary:
+    """A SentencePiece model with T5's extra ids at its end (Raffel et al., 2020): `<extra_id_0>` is the last id.
+
+    Attributes:
+      vocab_size: pieces and extra ids; T5's is 32,100, which its models pad to 32,128 rows.
+    """
+
+    def __init__(self, path: str, extra_ids: int = 100):
+        """Args:
+          path: a SentencePiece model (`spiece.model`), local or remote.
+          extra_ids: sentinels to append; a model that has them as pieces already, as mT5's, gets none.
+
+        Raises:
+          UserError: if there is no such file, or it is no SentencePiece model.
+        """
+        self._model = _load_sentencepiece(str(path), extra_ids)
+        self.vocab_size = self._model.GetPieceSize()
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of `text`, without EOS."""
+        return self._model.EncodeAsIds(text)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text up to the first EOS; ids beyond the vocabulary read as unknown."""
+        out = []
+        for i in map(int, ids):
+            if i == EOS:
+                break
+            out.append(i if i < self.vocab_size else UNK)
+        return self._model.DecodeIds(out)
+
+    def token_bytes(self) -> list[bytes]:
+        """The UTF-8 that each id adds to an output; a space before the first word too, which `decode` leaves out."""
+        model = self._model
+
+        def added(i):
+            if model.IsControl(i):
+                return b""
+            if model.IsByte(i):
+                return bytes([int(model.IdToPiece(i)[3:5], 16)])  # <0x41>
+            text = " \u2047 " if model.IsUnknown(i) else model.IdToPiece(i).replace("\u2581", " ")
+            return text.encode()
+
+        return [added(i) for i in range(self.vocab_size)]
+
+
+Vocabulary = ByteVocabulary | SentencePieceVocabulary
+
+
+@functools.cache
+def _load_sentencepiece(path: str, extra_ids: int):
+    import sentencepiece
+    from sentencepiece import sentencepiece_model_pb2
+
+    if not epath.Path(path).is_file():
+        raise UserError(f"There is no SentencePiece model {path}.")
+    try:
+        proto = sentencepiece_model_pb2.ModelProto.FromString(epath.Path(path).read_bytes())
+    except Exception as e:  # protobuf's error class depends on its implementation
+        raise UserError(f"{path} is damaged, or no SentencePiece model.") from e
+    pieces = {piece.piece.removeprefix("\u2581") for piece in proto.pieces}
+    if "<extra_id_0>" not in pieces:
+        for i in reversed(range(extra_ids)):
+            proto.pieces.add(piece=f"\u2581<extra_id_{i}>", score=0.0, type=proto.SentencePiece.USER_DEFINED)
+    model = sentencepiece.SentencePieceProcessor()
+    try:
+        model.LoadFromSerializedProto(proto.SerializeToString())
+    except RuntimeError as e:
+        raise UserError(f"{path} is damaged, or no SentencePiece model.") from e
+    if (model.pad_id(), model.eos_id(), model.unk_id()) != (PAD, EOS, UNK):
+        raise UserError(f"{path} is no T5's: pad, EOS and unknown must be 0, 1 and 2.")
+    return model
+
+
+def load_vocabulary(path: str) -> Vocabulary:
+    """The vocabulary at `path`.
+
+    Args:
+      path: "bytes"; a SentencePiece model; or a checkpoint's folder, `hf://OWNER/NAME` included, that holds one.
+
+    Raises:
+      UserError: if there is none.
+    """
+    path = str(path)
+    if path == BYTES:
+        return ByteVocabulary()
+    folder = folder_of(path)
+    if not folder.is_dir():
+        return SentencePieceVocabulary(folder)
+    if (folder / SENTENCEPIECE_FILE).exists():
+        return SentencePieceVocabulary(folder / SENTENCEPIECE_FILE)
+    config = folder / "tokenizer_config.json"
+    if config.exists() and json.loads(config.read_text()).get("tokenizer_class") == "ByT5Tokenizer":
+        return ByteVocabulary()
+    raise UserError(f"{path} holds no {SENTENCEPIECE_FILE}; give the vocabulary's path, or {BYTES!r} for UTF-8 bytes.")

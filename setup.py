@@ -39,7 +39,7 @@ setup(
     packages=[*find_packages(include=["adalink_jax", "adalink_jax.*"]), "adalink_jax.gin", "adalink_jax.launch"],
     package_dir={"adalink_jax.gin": "gin", "adalink_jax.launch": "launch"},
     package_data={
-        "adalink_jax": ["assets/**"],
+        "adalink_jax": ["assets/**", "interop/templates/**"],
         "adalink_jax.gin": ["**/*.gin"],
         "adalink_jax.launch": ["**"],
     },

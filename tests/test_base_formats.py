@@ -63,7 +63,7 @@ def scanned_tree(params):
 def write(kind, source, params, folder):
     host = jax.device_get(params)
     if kind == "native bfloat16":
-        native.write(epath.Path(folder), source, "bfloat16")
+        native.write(epath.Path(folder), source, "bfloat16", fingerprint(params))
     elif kind == "t5x legacy":
         t5x.write(epath.Path(folder), source, None)
     elif kind.startswith("t5x Orbax"):

@@ -57,9 +57,9 @@ def test_commands_that_are_shown_parse():
 @pytest.mark.parametrize("path", sorted((ROOT / "gin").rglob("*.gin")), ids=lambda p: p.stem)
 def test_every_shipped_gin_file_loads(path):
     from adalink_jax import configuration
-    from adalink_jax.cli import commands
+    from adalink_jax.cli.arguments import register
 
-    commands._register()
+    register()
     flags, _ = configuration.parse_flags([f"--gin_file={path}"])
     configuration.load(flags, require_all=False)
     assert configuration.bindings()

@@ -9,7 +9,7 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 from adalink_jax import T5, AdaptedModel, T5Config, ViTConfig, checkpoints, parallel  # noqa: E402
-from adalink_jax.checkpoints import open_source, t5_sizes  # noqa: E402
+from adalink_jax.checkpoints import open_source, t5_fields  # noqa: E402
 from adalink_jax.models import Inputs, ViT, paths  # noqa: E402
 from adalink_jax.models.decoding import BeamSearch, Sampling  # noqa: E402
 from adalink_jax.models.layers import relative_position_bucket  # noqa: E402
@@ -84,9 +84,7 @@ def pair(request, tmp_path_factory):
 def ours(folder, **overrides):
     """The model that a folder holds, loaded."""
     source = open_source(folder)
-    sizes = t5_sizes({name: leaf.shape for name, leaf in source.leaves.items()})
-    sizes.pop("gated")
-    model = AdaptedModel(T5(T5Config(**sizes, **source.settings, **overrides)))
+    model = AdaptedModel(T5(T5Config(**t5_fields(source), **overrides)))
     mesh, rules = parallel.make_mesh(), parallel.logical_axis_rules()
     with parallel.use_mesh(mesh, rules):
         loaded = load_parameters(Setup(model, initial_checkpoint_path=str(folder)), mesh, rules)

@@ -2,5 +2,7 @@
 
 from adalink_jax.adapters.adalink import AdaLink, AdaLinkAdapter
 from adalink_jax.adapters.adapted import AdaptedModel
+from adalink_jax.adapters.folding import fold_text
+from adalink_jax.adapters.registry import make_adapter
 
-__all__ = ["AdaLink", "AdaLinkAdapter", "AdaptedModel"]
+__all__ = ["AdaLink", "AdaLinkAdapter", "AdaptedModel", "fold_text", "make_adapter"]

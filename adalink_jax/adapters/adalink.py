@@ -6,6 +6,8 @@
 arithmetic is in x's dtype. 2 * D * R parameters a pair.
 """
 
+from typing import ClassVar
+
 import flax.linen as nn
 import gin
 import jax
@@ -68,6 +70,7 @@ class AdaLinkAdapter(nn.Module):
     scale: float = 1.0
     kinds: tuple[str, ...] | None = None
     share: bool = False
+    per_token: ClassVar[bool] = True  # maps each embedding alone, wherever it stands: `fold_text` takes it
 
     @nn.compact
     def __call__(self, inputs: Inputs) -> Inputs:

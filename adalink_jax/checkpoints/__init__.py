@@ -1,21 +1,32 @@
 """Files of parameters: base models of every format, adapter folders, and the fingerprint that ties the two together."""
 
-from adalink_jax.checkpoints.adapter_files import load_adapter, save_adapter
-from adalink_jax.checkpoints.architecture import settings_of, t5_sizes
-from adalink_jax.checkpoints.fingerprint import digests, fingerprint
+from adalink_jax.checkpoints.adapter_files import load_adapter, read_adapter, save_adapter
+from adalink_jax.checkpoints.architecture import check_fit, check_settings, settings_of, t5_fields, t5_sizes
+from adalink_jax.checkpoints.convert import FORMATS, PASSES, convert
+from adalink_jax.checkpoints.fingerprint import digests, fingerprint, fingerprint_of_source
 from adalink_jax.checkpoints.load import Base, folder_of, load_base, open_source
 from adalink_jax.checkpoints.native import save_base
+from adalink_jax.checkpoints.source import counted
 
 __all__ = [
+    "FORMATS",
+    "PASSES",
     "Base",
+    "check_fit",
+    "check_settings",
+    "convert",
+    "counted",
     "digests",
     "fingerprint",
+    "fingerprint_of_source",
     "folder_of",
     "load_adapter",
     "load_base",
     "open_source",
+    "read_adapter",
     "save_adapter",
     "save_base",
     "settings_of",
+    "t5_fields",
     "t5_sizes",
 ]

@@ -40,6 +40,41 @@ def save_adapter(folder: str, adapter, about: dict) -> None:
     (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
+def read_adapter(folder: str) -> tuple[dict[str, np.ndarray], dict]:
+    """An adapter's leaves by name, and its `adalink` fields, whatever its method and base.
+
+    Raises:
+      CheckpointError: for a folder that is no adapter, a damaged file, values that are not finite.
+    """
+    path, folder = folder, epath.Path(folder).expanduser()
+    for name in (CONFIG, WEIGHTS):
+        if not (folder / name).exists():
+            raise CheckpointError(f"{path} is no adapter: it has no {name} (a run writes one as `adapter/`).")
+    try:
+        about = json.loads((folder / CONFIG).read_text())["adalink"]
+        if about["format_version"] > FORMAT_VERSION:
+            raise CheckpointError(f"{path} was written by a newer version ({about['version']}); update adalink-jax.")
+        about["base"]["name"], about["base"]["fingerprint"]
+        with safe_open(folder / WEIGHTS, framework="numpy") as file:
+            found = {key: file.get_tensor(key) for key in file.keys()}
+    except (SafetensorError, json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as e:
+        raise CheckpointError(f"The adapter {path} is damaged or cut short ({e}); copy or train it again.") from e
+    for name, leaf in found.items():
+        if not np.isfinite(leaf.astype(np.float32)).all():
+            raise CheckpointError(f"The adapter {path} holds values that are not finite, in {name}.")
+    return found, about
+
+
+def check_base(path: str, about: dict, base_fingerprint: str) -> None:
+    """Refuses an adapter that was trained on another base."""
+    base = about["base"]
+    if base["fingerprint"] != base_fingerprint:
+        raise CheckpointError(
+            f"The adapter {path} was trained on another base: {base['name']} {base['fingerprint'][:12]}, this one is "
+            f"{base_fingerprint[:12]}; load that base, or set ALLOW_OTHER_BASE = True for a transfer experiment."
+        )
+
+
 def load_adapter(folder: str, abstract, base_fingerprint: str, allow_other_base: bool = False):
     """Reads an adapter for a given base.
 
@@ -55,33 +90,15 @@ def load_adapter(folder: str, abstract, base_fingerprint: str, allow_other_base:
     Raises:
       CheckpointError: for a folder that is no adapter, a damaged file, another method or rank, another base.
     """
-    path, folder = folder, epath.Path(folder)
-    for name in (CONFIG, WEIGHTS):
-        if not (folder / name).exists():
-            raise CheckpointError(f"{path} is no adapter: it has no {name} (a run writes one as `adapter/`).")
-    try:
-        about = json.loads((folder / CONFIG).read_text())["adalink"]
-        if about["format_version"] > FORMAT_VERSION:
-            raise CheckpointError(f"{path} was written by a newer version ({about['version']}); update adalink-jax.")
-        base = about["base"]
-        with safe_open(folder / WEIGHTS, framework="numpy") as file:
-            found = {key: file.get_tensor(key) for key in file.keys()}
-    except (SafetensorError, json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as e:
-        raise CheckpointError(f"The adapter {path} is damaged or cut short ({e}); copy or train it again.") from e
-    if base["fingerprint"] != base_fingerprint and not allow_other_base:
-        raise CheckpointError(
-            f"The adapter {path} was trained on another base: {base['name']} {base['fingerprint'][:12]}, this one is "
-            f"{base_fingerprint[:12]}; load that base, or set ALLOW_OTHER_BASE = True for a transfer experiment."
-        )
+    found, about = read_adapter(folder)
+    if not allow_other_base:
+        check_base(folder, about, base_fingerprint)
     wanted = paths.flatten(abstract)
     shapes = lambda leaves: {name: tuple(leaf.shape) for name, leaf in leaves.items()}
     if shapes(found) != shapes(wanted):
         raise CheckpointError(
-            f"The adapter {path} is {shapes(found)} and this run's is {shapes(wanted)}: "
+            f"The adapter {folder} is {shapes(found)} and this run's is {shapes(wanted)}: "
             f"use its method and settings ({about.get('method')}, {about.get('settings')})."
         )
-    for name, leaf in found.items():
-        if not np.isfinite(leaf.astype(np.float32)).all():
-            raise CheckpointError(f"The adapter {path} holds values that are not finite, in {name}.")
     leaves = {name: jax.device_put(found[name].astype(leaf.dtype), leaf.sharding) for name, leaf in wanted.items()}
     return paths.unflatten(leaves), about

@@ -46,6 +46,13 @@ def t5_sizes(shapes: Shapes) -> dict:
     }
 
 
+def t5_fields(source) -> dict:
+    """The fields of the `T5Config` of an opened checkpoint; `mlp_activations` is missing where the format says nothing."""
+    sizes = t5_sizes(source.shapes)
+    sizes.pop("gated", None)
+    return sizes | source.settings
+
+
 def settings_of(config) -> dict:
     """The fields of a `T5Config` that shapes do not show and that decide the numbers."""
     return {"mlp_activations": tuple(config.mlp_activations), "relpos_max_distance": config.relpos_max_distance}

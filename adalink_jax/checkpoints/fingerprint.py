@@ -70,6 +70,11 @@ def fingerprint(params) -> str:
     return fingerprint_of(paths.flatten(params).items())
 
 
+def fingerprint_of_source(source) -> str:
+    """`fingerprint` of an opened checkpoint, one leaf in memory at a time."""
+    return fingerprint_of((name, leaf.whole()) for name, leaf in source.leaves.items())
+
+
 def fingerprint_of(leaves: Iterable[tuple[str, jax.Array]]) -> str:
     """`fingerprint` of named leaves, which are asked for one after the other."""
     lines = [f"{name} {value}" for name, value in _named_checksums(leaves, rounded=True).items()]

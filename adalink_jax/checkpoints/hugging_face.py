@@ -73,7 +73,11 @@ def t5x_name(name: str) -> str | None:
 
 
 def hf_name(name: str) -> str:
-    """The inverse of `t5x_name`."""
+    """The inverse of `t5x_name`.
+
+    Raises:
+      CheckpointError: for a leaf that no Hugging Face T5 has.
+    """
     whole = {
         "token_embedder/embedding": TABLE,
         "decoder/logits_dense/kernel": "lm_head.weight",
@@ -82,6 +86,9 @@ def hf_name(name: str) -> str:
     }
     if name in whole:
         return whole[name]
+    missing = CheckpointError(f"A Hugging Face T5 has no place for {name}; convert to native or t5x.")
+    if not re.fullmatch(r"(encoder|decoder)/(relpos_bias|layers_\d+/(?!relpos_bias)\w+)/.*", name):
+        raise missing
     stack, layer, block, *rest = name.split("/")
     if layer == "relpos_bias":
         return f"{stack}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
@@ -92,7 +99,7 @@ def hf_name(name: str) -> str:
         if block == ours:
             back = {ours: theirs for theirs, ours in _ATTENTION.items()} if theirs != "DenseReluDense" else {}
             return f"{at}.{number}.{theirs}.{back.get(rest[0], rest[0])}.weight"
-    raise KeyError(name)
+    raise missing
 
 
 def download(path: str) -> epath.Path:
@@ -242,11 +249,18 @@ def _equal(a: Leaf, b: Leaf) -> bool:
     return a.shape == b.shape and all(np.array_equal(a.read(block), b.read(block)) for block in a.blocks())
 
 
+def copy_vocabulary(source: Source, folder: epath.Path) -> None:
+    """Copies the files of the source's tokenizer, those that it has."""
+    for name in VOCABULARY_FILES:
+        if (source.folder / name).exists():
+            (source.folder / name).copy(folder / name, overwrite=True)
+
+
 def config_of(source: Source, activations: tuple[str, ...], dtype: str) -> dict:
     """The `config.json` of a T5: the source's own, or one made from its sizes."""
     if source.config.get("model_type") in T5_TYPES:
         return {**source.config, "dtype": dtype}
-    sizes = t5_sizes({name: leaf.shape for name, leaf in source.leaves.items()})
+    sizes = t5_sizes(source.shapes)
     tied = sizes["logits_via_embedding"]
     return {
         "architectures": ["T5ForConditionalGeneration"],
@@ -282,11 +296,11 @@ def write(folder: epath.Path, source: Source, config: dict, extra: dict[str, Lea
       config: `config.json`; its `dtype` is that of the weights.
       extra: further tensors under Hugging Face's names (a folded encoder table).
     """
-    folder.mkdir(parents=True, exist_ok=True)
     tensors = dict(extra or {})
     for name, leaf in source.leaves.items():
         turn = name.endswith("/kernel") or name.endswith("rel_embedding")
         tensors[hf_name(name)] = transposed(leaf) if turn else leaf
+    folder.mkdir(parents=True, exist_ok=True)
     dtype = np.dtype(config["dtype"])
     shards, size = [{}], 0
     for name in sorted(tensors):
@@ -304,7 +318,5 @@ def write(folder: epath.Path, source: Source, config: dict, extra: dict[str, Lea
         total = sum(leaf.size * dtype.itemsize for leaf in tensors.values())
         index = {"metadata": {"total_size": total}, "weight_map": where}
         (folder / f"{SAFE}.index.json").write_text(json.dumps(index, indent=2) + "\n")
-    for name in VOCABULARY_FILES:
-        if (source.folder / name).exists():
-            (source.folder / name).copy(folder / name, overwrite=True)
+    copy_vocabulary(source, folder)
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")

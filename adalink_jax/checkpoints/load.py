@@ -114,11 +114,7 @@ def load_base(
     """
     wanted = paths.flatten(abstract)
     names = {name: paths.unscanned_names(name, leaf.shape) for name, leaf in wanted.items()}
-    shapes = {
-        each: tuple(leaf.shape if names[name] == [name] else leaf.shape[1:])
-        for name, leaf in wanted.items()
-        for each in names[name]
-    }
+    shapes = paths.unscanned_shapes(wanted)
     by_part = dict(path) if isinstance(path, Mapping) else {None: path}
     parts = _parts(by_part, shapes)
     found: dict[str, Leaf] = {}

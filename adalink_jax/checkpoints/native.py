@@ -11,7 +11,7 @@ import numpy as np
 from etils import epath
 
 from adalink_jax.checkpoints import safetensors_file
-from adalink_jax.checkpoints.fingerprint import fingerprint, fingerprint_of
+from adalink_jax.checkpoints.fingerprint import fingerprint
 from adalink_jax.checkpoints.source import Leaf, Source, from_array
 from adalink_jax.errors import CheckpointError
 from adalink_jax.models import paths
@@ -58,10 +58,9 @@ def save_base(folder: str, params, name: str, about: dict) -> dict:
     return _write(epath.Path(folder), leaves, name, about, fingerprint(params), None)
 
 
-def write(folder: epath.Path, source: Source, dtype: str | None) -> dict:
-    """Writes `source` as a native base model, in `dtype` (None keeps each leaf's own); see `save_base`."""
+def write(folder: epath.Path, source: Source, dtype: str | None, mark: str) -> dict:
+    """Writes `source`, whose fingerprint is `mark`, as a native base model, in `dtype` (None keeps each leaf's own)."""
     about = {"settings": source.settings, "converted_from": source.kind}
-    mark = fingerprint_of((name, leaf.whole()) for name, leaf in source.leaves.items())
     return _write(folder, source.leaves, source.name, about, mark, dtype)
 
 

@@ -38,6 +38,11 @@ class Leaf:
         """Number of values."""
         return int(np.prod(self.shape, dtype=np.int64))
 
+    @property
+    def nbytes(self) -> int:
+        """Its bytes in the file's dtype."""
+        return self.size * self.dtype.itemsize
+
     def whole(self) -> np.ndarray:
         """All of it."""
         return self.read(tuple(slice(0, n) for n in self.shape))
@@ -68,6 +73,20 @@ class Leaf:
 def from_array(array: np.ndarray, origin: str) -> Leaf:
     """A leaf that is in memory already."""
     return Leaf(array.shape, array.dtype, origin, lambda index: array[index], array.shape)
+
+
+def counted(source: "Source", on_bytes: Callable[[int], None]) -> "Source":
+    """`source`, that tells how many bytes of values each read gave."""
+
+    def watch(leaf):
+        def read(index):
+            values = leaf.read(index)
+            on_bytes(values.nbytes)
+            return values
+
+        return dataclasses.replace(leaf, read=read)
+
+    return dataclasses.replace(source, leaves={name: watch(leaf) for name, leaf in source.leaves.items()})
 
 
 def transposed(leaf: Leaf) -> Leaf:
@@ -113,3 +132,18 @@ class Source:
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)
     fingerprint: str | None = None
     config: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Name -> shape."""
+        return {name: leaf.shape for name, leaf in self.leaves.items()}
+
+    @property
+    def parameters(self) -> int:
+        """Number of values."""
+        return sum(leaf.size for leaf in self.leaves.values())
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the values in the files' dtypes."""
+        return sum(leaf.nbytes for leaf in self.leaves.values())

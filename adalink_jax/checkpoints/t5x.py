@@ -7,6 +7,7 @@
 Arrays are read with tensorstore, piece by piece; a chunk that is missing or damaged is an error, not zeros.
 """
 
+import os
 import re
 from collections.abc import Mapping
 
@@ -109,7 +110,7 @@ def _kvstore(path: epath.Path) -> dict:
     if text.startswith("gs://"):
         bucket, _, rest = text.removeprefix("gs://").partition("/")
         return {"driver": "gcs", "bucket": bucket, "path": f"{rest}/"}
-    return {"driver": "file", "path": f"{text}/"}
+    return {"driver": "file", "path": f"{os.path.abspath(text)}/"}  # tensorstore takes no `..`
 
 
 def _zarr(kvstore: dict, origin: str, path: str, zarr3: bool = False) -> Leaf:

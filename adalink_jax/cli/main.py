@@ -1,6 +1,7 @@
 """The `adalink` command: finds the subcommand, imports what it needs, and prints errors in one sentence."""
 
 import difflib
+import importlib
 import os
 import sys
 
@@ -9,6 +10,14 @@ COMMANDS = {
     "train": "train an adapter (or a model), or go on with a run: --gin_file=... --gin.NAME=value",
     "eval": "score a base model, with an adapter or without",
     "params": "count trainable and frozen parameters of any configuration, without allocating them",
+    "inspect": "say what a base model's checkpoint is: leaves, sizes, fingerprint, which shipped model fits",
+    "convert": "write a base model in another format: native, Hugging Face, t5x",
+    "verify-base": "compare a base model's logits and outputs with those of transformers",
+    "export": "write an adapter for transformers: folded into a Hugging Face folder, or hooked in by a few lines of torch",
+}
+_MODULES = {
+    "runs": ("quickstart", "train", "eval", "params"),
+    "checkpoints": ("inspect", "convert", "verify-base", "export"),
 }
 
 USAGE = """usage: adalink COMMAND [--gin_file=FILE ...] [--gin.NAME=VALUE ...] [options]
@@ -50,16 +59,18 @@ def main(argv: list[str] | None = None) -> int:
     # TensorFlow only reads data here, and has much to say while it is imported.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-    from adalink_jax.cli import commands
+    from adalink_jax.configuration import original_message
     from adalink_jax.errors import Stopped, UserError
 
+    home = next(module for module, names in _MODULES.items() if name in names)
     try:
-        return getattr(commands, name)(rest)
+        command = getattr(importlib.import_module(f"adalink_jax.cli.{home}"), name.replace("-", "_"))
+        return command(rest)
     except UserError as e:
-        print(f"error: {commands.message_of(e)}", file=sys.stderr)
+        print(f"error: {original_message(e)}", file=sys.stderr)
         return USER_ERROR
     except Stopped as e:
-        print(commands.message_of(e), file=sys.stderr)
+        print(original_message(e), file=sys.stderr)
         return e.status
     except KeyboardInterrupt:
         print("Stopped at once.", file=sys.stderr)

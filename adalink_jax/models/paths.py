@@ -35,6 +35,15 @@ def unscanned_names(name: str, shape: tuple[int, ...]) -> list[str]:
     return ["/".join([*parts[:at], f"{SCANNED}_{i}", *parts[at + 1 :]]) for i in range(shape[0])]
 
 
+def unscanned_shapes(leaves: dict) -> dict[str, tuple[int, ...]]:
+    """Shapes under the names that files use, of `{name: leaf}` in memory."""
+    out = {}
+    for name, leaf in leaves.items():
+        names = unscanned_names(name, leaf.shape)
+        out |= dict.fromkeys(names, tuple(leaf.shape if names == [name] else leaf.shape[1:]))
+    return out
+
+
 def unscan(leaves: dict) -> dict:
     """`{name: array}` with each scanned leaf cut into its layers, under the names that files use."""
     out = {}

@@ -1,50 +1,18 @@
-"""What each command does: parse flags and gin files, call one function, print."""
+"""Commands on configurations: train, evaluate, count. Each parses its flags and gin files, calls one function, prints."""
 
-import argparse
 import ast
 import json
-import logging
 
 from adalink_jax import configuration
+from adalink_jax.cli.arguments import MODEL, gin_parser, register
 
-message_of = configuration.original_message
-
-MODEL = {"Setup.model": "a model's file, such as --gin_file=gin/models/pali_nano.gin"}
 DATA = {"Setup.dataset": "a task's file, such as --gin_file=gin/tasks/digits.gin"}
 RUN = {"train.setup": "a run's file, such as --gin_file=gin/runs/finetune.gin"}
 
 
-def _parser(name: str, text: str, example: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog=f"adalink {name}",
-        description=text,
-        epilog=f"example:\n  {example}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    gin = parser.add_argument_group("configuration (t5x's flags)")
-    gin.add_argument("--gin_file", metavar="FILE", help="a gin file, as typed or as shipped (gin/...); repeatable")
-    gin.add_argument(
-        "--gin.NAME", metavar="VALUE", help="sets a macro (TRAIN_STEPS) or a parameter (adamw.b2); repeatable"
-    )
-    gin.add_argument("--gin_search_paths", metavar="DIRS", help="further folders for gin files, comma-separated")
-    return parser
-
-
-def _register() -> None:
-    """Imports every module with configurables, so that gin knows them before files are parsed."""
-    from absl import logging as absl_logging
-
-    from adalink_jax import adapters, data, models, parallel  # noqa: F401
-    from adalink_jax.training import optimizers, run  # noqa: F401
-
-    absl_logging.set_verbosity(absl_logging.ERROR)
-    logging.getLogger("absl").setLevel(logging.ERROR)
-
-
 def train(argv: list[str], name: str = "train", files: tuple[str, ...] = ()) -> int:
     """`adalink train`, and with files of its own `adalink quickstart`."""
-    parser = _parser(
+    parser = gin_parser(
         name,
         "Train what TRAINABLE names, or go on with the run in MODEL_DIR.\n"
         "Run files (gin/runs/*.gin) say at their head what must be set.",
@@ -58,7 +26,7 @@ def train(argv: list[str], name: str = "train", files: tuple[str, ...] = ()) -> 
         parser.error("give at least one --gin_file, such as --gin_file=gin/runs/quickstart.gin")
     if getattr(options, "model_dir", None):
         flags = flags.binding("MODEL_DIR", repr(options.model_dir))
-    _register()
+    register()
     configuration.load(flags, extra_files=files)
     configuration.require(MODEL | DATA | RUN)
     from adalink_jax.training import run
@@ -78,7 +46,7 @@ def quickstart(argv: list[str]) -> int:
 
 def eval(argv: list[str]) -> int:
     """`adalink eval`."""
-    parser = _parser(
+    parser = gin_parser(
         "eval",
         "Score a base model, with an adapter (INITIAL_ADAPTER_PATH) or without. A run's config.gin is a good start.",
         "adalink eval --gin_file=runs/quickstart/config.gin --gin.INITIAL_ADAPTER_PATH=\"'runs/quickstart/adapter'\"",
@@ -87,7 +55,7 @@ def eval(argv: list[str]) -> int:
     parser.add_argument("--json", action="store_true", help="print the scores as one JSON object")
     flags, rest = configuration.parse_flags(argv)
     options = parser.parse_args(rest)
-    _register()
+    register()
     configuration.load(flags, require_all=False)
     configuration.require(MODEL | DATA)
     from adalink_jax.training import run
@@ -105,7 +73,7 @@ def eval(argv: list[str]) -> int:
 
 def params(argv: list[str]) -> int:
     """`adalink params`."""
-    parser = _parser(
+    parser = gin_parser(
         "params",
         "Count parameters, trainable and frozen. Nothing is allocated: 11 B parameters take seconds.",
         "adalink params --gin_file=gin/models/t5_1_1_xxl.gin --gin_file=gin/adapters/adalink.gin --json",
@@ -113,7 +81,7 @@ def params(argv: list[str]) -> int:
     parser.add_argument("--json", action="store_true", help="total, trainable, frozen, and every leaf")
     flags, rest = configuration.parse_flags(argv)
     options = parser.parse_args(rest)
-    _register()
+    register()
     configuration.load(flags, require_all=False)
     configuration.require(MODEL)
     from rich.console import Console

@@ -1,0 +1,54 @@
+"""What the commands share: parsers, t5x's flags, the registration of everything that gin may name, a bar for long reads."""
+
+import argparse
+import contextlib
+import logging
+from collections.abc import Callable, Iterator
+
+MODEL = {"Setup.model": "a model's file, such as --gin_file=gin/models/pali_nano.gin"}
+
+
+def plain_parser(name: str, text: str, example: str) -> argparse.ArgumentParser:
+    """A parser with the help that every command has."""
+    return argparse.ArgumentParser(
+        prog=f"adalink {name}",
+        description=text,
+        epilog=f"example:\n  {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+
+
+def gin_parser(name: str, text: str, example: str) -> argparse.ArgumentParser:
+    """A parser whose help shows t5x's flags, which `configuration.parse_flags` takes out of the arguments before."""
+    parser = plain_parser(name, text, example)
+    gin = parser.add_argument_group("configuration (t5x's flags)")
+    gin.add_argument("--gin_file", metavar="FILE", help="a gin file, as typed or as shipped (gin/...); repeatable")
+    gin.add_argument(
+        "--gin.NAME", metavar="VALUE", help="sets a macro (TRAIN_STEPS) or a parameter (adamw.b2); repeatable"
+    )
+    gin.add_argument("--gin_search_paths", metavar="DIRS", help="further folders for gin files, comma-separated")
+    return parser
+
+
+def register() -> None:
+    """Imports every module with configurables, so that gin knows them before files are parsed."""
+    from absl import logging as absl_logging
+
+    from adalink_jax import adapters, data, models, parallel  # noqa: F401
+    from adalink_jax.training import optimizers, run  # noqa: F401
+
+    absl_logging.set_verbosity(absl_logging.ERROR)
+    logging.getLogger("absl").setLevel(logging.ERROR)
+
+
+@contextlib.contextmanager
+def bytes_bar(what: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A bar with rate and time left, on stderr, that vanishes; gives the function to call with the bytes done."""
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+    columns = (TextColumn(what), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(what, total=total)
+        yield lambda n: bar.advance(task, n)

@@ -1,0 +1,232 @@
+"""Commands on checkpoints: look at one, convert one, compare one with transformers."""
+
+import dataclasses
+import json
+import re
+import sys
+
+from adalink_jax import checkpoints, configuration
+from adalink_jax.cli import shipped
+from adalink_jax.cli.arguments import bytes_bar, gin_parser, plain_parser, register
+from adalink_jax.errors import CheckpointError
+
+
+def inspect(argv: list[str]) -> int:
+    """`adalink inspect`."""
+    parser = plain_parser(
+        "inspect",
+        "What a base model's checkpoint is: its format, leaves, sizes, dtypes, fingerprint, and which shipped gin file\n"
+        "describes it. Values are read only for the fingerprint.",
+        "adalink inspect hf://google/flan-t5-small",
+    )
+    parser.add_argument("path", help="a folder (native, Hugging Face, t5x), hf://OWNER/NAME[@revision] or bundled:NAME")
+    parser.add_argument("--json", action="store_true", help="print all of it, with every leaf, as one JSON object")
+    parser.add_argument("--no_fingerprint", action="store_true", help="read no values")
+    options = parser.parse_args(argv)
+    register()
+    source = checkpoints.open_source(options.path)
+    mark = None
+    if not options.no_fingerprint:
+        with bytes_bar("fingerprint", source.nbytes) as on_bytes:
+            mark = checkpoints.fingerprint_of_source(checkpoints.counted(source, on_bytes))
+        if source.fingerprint not in (None, mark):
+            raise CheckpointError(
+                f"{options.path} does not have the fingerprint that it names; copy or write it again."
+            )
+    facts = {
+        "path": options.path,
+        "kind": source.kind,
+        "name": source.name,
+        "parameters": source.parameters,
+        "bytes": source.nbytes,
+        "dtypes": sorted({leaf.dtype.name for leaf in source.leaves.values()}),
+        "sizes": checkpoints.t5_fields(source),
+        "fits": list(shipped.fitting_models(source)),
+        "fingerprint": mark,
+    }
+    if options.json:
+        leaves = {
+            name: {"shape": leaf.shape, "dtype": leaf.dtype.name, "origin": leaf.origin}
+            for name, leaf in source.leaves.items()
+        }
+        print(json.dumps(facts | {"leaves": leaves}))
+        return 0
+    from rich import filesize
+
+    _print_leaves(source)
+    sizes = facts["sizes"] or "no T5: its leaves keep their own names, and CHECKPOINT_RENAMES gives them ours"
+    if isinstance(sizes, dict):
+        sizes = ", ".join(f"{key} {value}" for key, value in sizes.items())
+    none = "no shipped model; write its T5Config into a gin file of your own"
+    _print_facts(
+        ("kind", source.kind),
+        ("name", source.name),
+        ("parameters", f"{source.parameters:,}"),
+        ("stored as", f"{', '.join(facts['dtypes'])}, {filesize.decimal(source.nbytes)}"),
+        ("sizes", sizes),
+        ("fits", ", ".join(facts["fits"]) or none),
+        ("fingerprint", mark or "not computed"),
+    )
+    return 0
+
+
+def convert(argv: list[str]) -> int:
+    """`adalink convert`."""
+    parser = gin_parser(
+        "convert",
+        "Write a base model in another format, leaf by leaf, and compare what was written with the source.\n"
+        + "\n".join(f"  {name:<7} {text}" for name, text in checkpoints.FORMATS.items()),
+        "adalink convert hf://google/flan-t5-small bases/flan_t5_small --to native --dtype bfloat16",
+    )
+    parser.add_argument("source", help="a folder (native, Hugging Face, t5x), hf://OWNER/NAME or bundled:NAME")
+    parser.add_argument("destination", help="a new folder; for t5x best called checkpoint_N, N its step")
+    parser.add_argument("--to", required=True, choices=tuple(checkpoints.FORMATS))
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="of the values; by default the source's")
+    flags, rest = configuration.parse_flags(argv)
+    options = parser.parse_args(rest)
+    register()
+    source = checkpoints.open_source(options.source)
+    if flags.files or options.to == "hf":
+        source = dataclasses.replace(source, settings=shipped.completed_settings(source, flags))
+        configuration.check_all_used(flags)
+    with bytes_bar(f"to {options.to}", checkpoints.PASSES * source.nbytes) as on_bytes:
+        mark = checkpoints.convert(source, options.destination, options.to, options.dtype, on_bytes)
+    _print_facts(
+        ("wrote", f"{options.destination}: {checkpoints.FORMATS[options.to]}"),
+        ("from", f"{options.source}: {source.kind}"),
+        ("parameters", f"{source.parameters:,}"),
+        ("fingerprint", mark),
+        ("read back", "the same fingerprint"),
+    )
+    return 0
+
+
+def verify_base(argv: list[str]) -> int:
+    """`adalink verify-base`; status 1 where the numbers differ."""
+    parser = gin_parser(
+        "verify-base",
+        "Compare a base model with transformers in float32, on 20 prompts: the largest difference of the logits along\n"
+        "transformers' greedy outputs, and the greedy outputs themselves. Memory for one copy in float32 is needed.",
+        "adalink verify-base hf://google/flan-t5-small",
+    )
+    parser.add_argument("path", help="a folder (native, Hugging Face, t5x) or hf://OWNER/NAME[@revision]")
+    parser.add_argument("--reference", metavar="HF", help="Hugging Face folder of the same model; PATH, if it is one")
+    parser.add_argument("--vocabulary", metavar="PATH", help="a spiece.model, or 'bytes'; by default the reference's")
+    flags, rest = configuration.parse_flags(argv)
+    options = parser.parse_args(rest)
+    register()
+    from adalink_jax import interop
+    from adalink_jax.data import load_vocabulary
+
+    source = checkpoints.open_source(options.path)
+    if not checkpoints.t5_sizes(source.shapes):
+        raise CheckpointError(f"{options.path} is no T5 ({source.kind}); only those can be compared.")
+    if options.reference is None and not source.config:
+        raise CheckpointError(
+            f"{options.path} is a {source.kind}; give the Hugging Face folder of the same model with --reference."
+        )
+    source = dataclasses.replace(source, settings=shipped.completed_settings(source, flags))
+    configuration.check_all_used(flags)
+    reference = options.reference or options.path
+    vocabulary = load_vocabulary(options.vocabulary or reference)
+    rows = interop.verify_base(source, reference, vocabulary)
+    _print_comparison(rows)
+    same, largest = sum(row.ours == row.reference for row in rows), max(row.difference for row in rows)
+    agrees = same == len(rows) and largest <= interop.TOLERANCE
+    _print_facts(
+        ("logits", f"largest difference {largest:.1e} of their spread (allowed: {interop.TOLERANCE:.0e})"),
+        ("outputs", f"{same} of {len(rows)} greedy outputs are the same"),
+        ("so", f"{options.path} {'gives' if agrees else 'does NOT give'} the numbers of transformers with {reference}"),
+    )
+    return 0 if agrees else 1
+
+
+def export(argv: list[str]) -> int:
+    """`adalink export`."""
+    parser = gin_parser(
+        "export",
+        "Write a text adapter for transformers.\n"
+        "  hf     the base as a Hugging Face folder with the adapter folded into the encoder's embedding table\n"
+        "  torch  the adapter, and a file of PyTorch that hooks it into the base and switches between several",
+        "adalink export runs/mine/adapter exports/mine --to hf --base hf://google/flan-t5-small",
+    )
+    parser.add_argument("adapter", help="an adapter's folder, as a run writes it")
+    parser.add_argument("destination", help="a new folder")
+    parser.add_argument("--to", required=True, choices=("hf", "torch"))
+    parser.add_argument("--base", metavar="PATH", help="hf: the base that the adapter was trained on")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="hf: of all values; by default the base's")
+    flags, rest = configuration.parse_flags(argv)
+    options = parser.parse_args(rest)
+    if (options.to == "hf") != (options.base is not None) or (options.to == "torch" and (options.dtype or flags.files)):
+        parser.error("--to hf needs --base; --to torch takes neither --base nor --dtype nor gin files")
+    register()
+    from adalink_jax import interop
+
+    if options.to == "torch":
+        interop.export_hook(options.adapter, options.destination)
+        _print_facts(
+            ("wrote", options.destination),
+            ("use", f"README.md there shows how; {interop.HOOK_MODULE} is the file to import"),
+        )
+        return 0
+    source = checkpoints.open_source(options.base)
+    source = dataclasses.replace(source, settings=shipped.completed_settings(source, flags))
+    configuration.check_all_used(flags)
+    with bytes_bar("to hf", 2 * source.nbytes) as on_bytes:
+        found = interop.export_folded(options.adapter, source, options.destination, options.dtype, on_bytes)
+    _print_facts(
+        ("wrote", f"{options.destination}: the base with the folded adapter, for transformers 5"),
+        ("logits", f"the adapter changes them by {found['adapter']:.1e} of their spread, the stored table's rounding by "
+                   f"{found['rounding']:.1e}"),
+        ("check", f"python {options.destination}/self_check.py (with the transformers that serves it)"),
+    )  # fmt: skip
+    return 0
+
+
+def _print_comparison(rows) -> None:
+    from rich import box
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD)
+    for heading in ("prompt", "transformers", "adalink-jax", "difference"):
+        table.add_column(heading, justify="right" if heading == "difference" else "left", overflow="fold")
+    for row in rows:
+        ours = "the same" if row.ours == row.reference else row.ours
+        table.add_row(escape(row.prompt), escape(row.reference), escape(ours), f"{row.difference:.1e}")
+    _console().print(table)
+
+
+def _console():
+    """Wide enough for the names of leaves where the output is no terminal."""
+    from rich.console import Console
+
+    return Console(highlight=False, width=None if sys.stdout.isatty() else 120)
+
+
+def _print_facts(*rows: tuple[str, str]) -> None:
+    from rich.table import Table
+
+    table = Table.grid(padding=(0, 2))
+    table.add_column(no_wrap=True, style="bold")
+    table.add_column(overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    _console().print(table)
+
+
+def _print_leaves(source) -> None:
+    """Every leaf, equal layers on one line."""
+    from rich import box
+    from rich.table import Table
+
+    grouped: dict[tuple, int] = {}
+    for name, leaf in source.leaves.items():
+        key = (re.sub(r"layers_\d+", "layers_*", name), " x ".join(map(str, leaf.shape)), leaf.dtype.name)
+        grouped[key] = grouped.get(key, 0) + 1
+    table = Table(title=source.path, title_justify="left", box=box.SIMPLE_HEAD)
+    for heading in ("name", "shape", "stored as", "count"):
+        table.add_column(heading, justify="right" if heading == "count" else "left", overflow="fold")
+    for row, count in grouped.items():
+        table.add_row(*row, str(count))
+    _console().print(table)

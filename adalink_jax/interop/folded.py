@@ -1,0 +1,114 @@
+"""A base with a folded text adapter as an ordinary Hugging Face folder, with a check that it was loaded with the adapter.
+
+shared.weight                  the base's table, for the decoder (and for tied logits)
+encoder.embed_tokens.weight    the folded table
+"""
+
+import pathlib
+import string
+from collections.abc import Callable
+
+import jax
+import numpy as np
+from etils import epath
+
+from adalink_jax.adapters import fold_text, make_adapter
+from adalink_jax.checkpoints import counted, fingerprint_of_source, hugging_face, read_adapter, safetensors_file
+from adalink_jax.checkpoints.adapter_files import check_base
+from adalink_jax.checkpoints.convert import check_destination
+from adalink_jax.checkpoints.source import Source, from_array
+from adalink_jax.errors import UserError
+from adalink_jax.interop.language_model import load_language_model
+from adalink_jax.models import Inputs, paths
+
+TEMPLATES = pathlib.Path(__file__).parent / "templates"
+TABLE, ENCODER_TABLE = "token_embedder/embedding", "encoder.embed_tokens.weight"
+_LENGTHS = 12, 6  # of the self-check's input and target
+
+
+def export_folded(
+    adapter: str,
+    source: Source,
+    folder: str,
+    dtype: str | None = None,
+    on_bytes: Callable[[int], None] = lambda n: None,
+) -> dict[str, float]:
+    """Writes the folder.
+
+    Args:
+      adapter: an adapter's folder.
+      source: its base; its settings hold `mlp_activations`.
+      folder: a new or an empty one.
+      dtype: "float32" or "bfloat16", of all values; None keeps the base's.
+      on_bytes: told the bytes of values that were read, in all twice the source's.
+
+    Returns:
+      As shares of the spread of the logits of one input: `rounding`, what the stored table differs from the adapter by,
+      and `adapter`, what the adapter changes.
+
+    Raises:
+      CheckpointError: for files that do not fit each other, and a folder that is not empty.
+      UserError: for an adapter that cannot be folded.
+    """
+    path = check_destination(folder)
+    leaves, about = read_adapter(adapter)
+    for name in source.leaves:
+        hugging_face.hf_name(name)
+    source_read = counted(source, on_bytes)
+    check_base(adapter, about, fingerprint_of_source(source_read))
+    module, params = make_adapter(about["method"], about["settings"]), paths.unflatten(leaves)
+    table = source.leaves[TABLE].whole()
+    exact = fold_text(module, params, table)
+    stored = np.dtype(dtype) if dtype else table.dtype
+    folded = exact.astype(stored)
+    config = hugging_face.config_of(source, source.settings["mlp_activations"], stored.name)
+    hugging_face.write(path, source_read, config, {ENCODER_TABLE: from_array(folded, ENCODER_TABLE)})
+
+    inputs, targets = _example(len(table))
+    model, weights = load_language_model(source, "bfloat16" if stored.name == "bfloat16" else "float32")
+    expected, unrounded, plain = (
+        _logits(model, weights, rows[inputs], targets) for rows in (folded, exact, table.astype(stored))
+    )
+    check = {"input_ids": inputs, "decoder_input_ids": targets, "logits": expected, "base_logits": plain}
+    tensors = {name: from_array(value, name) for name, value in check.items()}
+    safetensors_file.write_leaves(
+        path / "self_check.safetensors", tensors, {name: leaf.dtype for name, leaf in tensors.items()}
+    )
+    distance = lambda a: float(np.abs(a - expected).max() / expected.std())
+    found = {"rounding": distance(unrounded), "adapter": distance(plain)}
+    if found["adapter"] == 0:
+        raise UserError(f"The adapter {adapter} changes nothing: it was never trained.")
+    (path / "self_check.py").write_text((TEMPLATES / "self_check.py").read_text())
+    fill_template("folded_README.md", path / "README.md", about, adapter=f"{found['adapter']:.2g}", dtype=stored.name)
+    return found
+
+
+def fill_template(name: str, path: epath.Path, about: dict, **facts: str) -> None:
+    """Writes a model card: the template's `$name`s stand for an adapter's facts."""
+    score = ", ".join(f"{metric} {value:.3f}" for metric, value in sorted(about.get("metrics", {}).items()))
+    text = string.Template((TEMPLATES / name).read_text()).substitute(
+        base=about["base"]["name"], fingerprint=about["base"]["fingerprint"][:12], method=about["method"],
+        settings=", ".join(f"{k} {v}" for k, v in about["settings"].items()), task=about.get("task", "unknown"),
+        score=score or "none recorded", **facts,
+    )  # fmt: skip
+    path.write_text(text)
+
+
+def _example(vocab_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Ids of an input and of a decoder's input, int64 [1, L] and [1, T]: spread over the vocabulary, EOS at the end."""
+    rng = np.random.default_rng(0)
+    inputs, targets = (rng.integers(3, vocab_size, (1, length)) for length in _LENGTHS)
+    inputs[:, -1], targets[:, 0] = 1, 0
+    return inputs, targets
+
+
+def _logits(model, weights, text: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """Logits float32 [1, T, V] of embedded inputs [1, L, D]."""
+
+    def run(weights, text):
+        backbone = model.backbone.bind({"params": weights["backbone"]})
+        encoded = backbone.encode(Inputs(text=text, text_mask=np.ones(text.shape[:2], bool)))
+        return backbone.decode(encoded, backbone.embed_target(targets))[0]
+
+    with jax.default_matmul_precision("highest"):
+        return np.asarray(jax.jit(run)(weights, text.astype(np.float32)))

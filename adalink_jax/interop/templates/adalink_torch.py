@@ -1,0 +1,49 @@
+"""AdaLink adapters on a T5 of transformers: load several, switch between them, switch them off. Needs torch, safetensors.
+
+y = x + scale * phi(x @ down) @ up          on the encoder's input embeddings only
+"""
+
+import functools
+import inspect
+import json
+import pathlib
+
+import safetensors.torch
+import torch
+
+PHI = {
+    "identity": lambda x: x,
+    "relu": torch.relu,
+    "gelu": functools.partial(torch.nn.functional.gelu, approximate="tanh"),
+    "silu": torch.nn.functional.silu,
+}
+
+
+class AdaLinks:
+    def __init__(self, model):
+        """Hooks into `model`, an encoder-decoder of transformers; until `switch` it is the base as it was."""
+        self.adapters, self.active = {}, None
+        self.encoder = model.get_encoder()
+        self.handle = self.encoder.register_forward_pre_hook(self._adapt, with_kwargs=True)
+
+    def load(self, name, folder):
+        """Reads the adapter in `folder` and calls it `name`."""
+        folder = pathlib.Path(folder)
+        settings = json.loads((folder / "adapter_config.json").read_text())["adalink"]["settings"]
+        leaves = safetensors.torch.load_file(folder / "adapter_model.safetensors")
+        pair = "shared" if settings["share"] else "text"
+        self.adapters[name] = leaves[f"{pair}/down"], leaves[f"{pair}/up"], PHI[settings["phi"]], settings["scale"]
+
+    def switch(self, name):
+        """Uses the adapter `name` from now on; None switches all off."""
+        self.active = None if name is None else self.adapters[name]
+
+    def _adapt(self, encoder, args, kwargs):
+        if self.active is None:
+            return None
+        kwargs = dict(zip(inspect.signature(encoder.forward).parameters, args)) | kwargs
+        ids, x = kwargs.pop("input_ids", None), kwargs.pop("inputs_embeds", None)
+        x = encoder.embed_tokens(ids) if x is None else x
+        down, up, phi, scale = self.active
+        down, up = down.to(x), up.to(x)
+        return (), kwargs | {"inputs_embeds": x + scale * (phi(x @ down) @ up)}

@@ -8,6 +8,7 @@ import pytest
 from helpers import init, random_batch, tiny_pali, tiny_t5
 
 from adalink_jax import T5, AdaLink, AdaLinkAdapter, AdaptedModel, T5Config
+from adalink_jax.adapters import fold_text
 from adalink_jax.errors import UserError
 from adalink_jax.models import paths
 from adalink_jax.models.seam import Inputs
@@ -92,3 +93,36 @@ def test_the_paper_s_count():
 def test_settings_that_cannot_be_are_named(backbone, options, words):
     with pytest.raises(UserError, match=words):
         abstract_params(AdaptedModel(BACKBONES[backbone](), AdaLinkAdapter(**options)))
+
+
+@pytest.mark.parametrize("phi", PHI)
+@pytest.mark.parametrize("share", [False, True])
+def test_a_text_adapter_folds_into_the_encoder_s_table(phi, share):
+    adapter = AdaLinkAdapter(rank=4, phi=phi, scale=0.5, share=share)
+    model = AdaptedModel(T5(tiny_t5()), adapter)
+    batch = random_batch(model.backbone, 4, 6, 5, seed=0)
+    params = init(model, batch)
+    params["adapter"] = jax.tree.map(
+        lambda x: x + 0.1 * jnp.sin(jnp.arange(x.size)).reshape(x.shape), params["adapter"]
+    )
+    with jax.default_matmul_precision("highest"):
+        adapted = model.apply({"params": params}, batch, method="encode").states
+        table = fold_text(adapter, params["adapter"], np.asarray(params["backbone"]["token_embedder"]["embedding"]))
+        inputs = Inputs(
+            text=jnp.asarray(table[batch["encoder_input_tokens"]]), text_mask=batch["encoder_input_tokens"] > 0
+        )
+        folded = model.backbone.apply({"params": params["backbone"]}, inputs, method="encode").states
+    np.testing.assert_allclose(folded, adapted, rtol=0, atol=1e-5 * float(jnp.std(adapted)))
+
+
+def test_what_is_no_function_of_the_token_does_not_fold():
+    class Shift(nn.Module):
+        @nn.compact
+        def __call__(self, inputs):
+            return inputs.replace(text=jnp.roll(inputs.text, 1, axis=1))
+
+    table = np.zeros((8, 4), np.float32)
+    with pytest.raises(UserError, match="Shift cannot be folded"):
+        fold_text(Shift(), {}, table)
+    with pytest.raises(UserError, match="adapts text, target; only an adapter of the text alone"):
+        fold_text(AdaLinkAdapter(kinds=("text", "target")), {}, table)

@@ -86,7 +86,7 @@ def hf_name(name: str) -> str:
     }
     if name in whole:
         return whole[name]
-    missing = CheckpointError(f"A Hugging Face T5 has no place for {name}; convert to native or t5x.")
+    missing = CheckpointError(f"A Hugging Face T5 has no place for {name}; such a model stays native or t5x's.")
     if not re.fullmatch(r"(encoder|decoder)/(relpos_bias|layers_\d+/(?!relpos_bias)\w+)/.*", name):
         raise missing
     stack, layer, block, *rest = name.split("/")

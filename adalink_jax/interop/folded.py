@@ -59,6 +59,8 @@ def export_folded(
     module, params = make_adapter(about["method"], about["settings"]), paths.unflatten(leaves)
     table = source.leaves[TABLE].whole()
     exact = fold_text(module, params, table)
+    if np.array_equal(exact, table):
+        raise UserError(f"The adapter {adapter} changes nothing: it was never trained.")
     stored = np.dtype(dtype) if dtype else table.dtype
     folded = exact.astype(stored)
     config = hugging_face.config_of(source, source.settings["mlp_activations"], stored.name)
@@ -76,8 +78,6 @@ def export_folded(
     )
     distance = lambda a: float(np.abs(a - expected).max() / expected.std())
     found = {"rounding": distance(unrounded), "adapter": distance(plain)}
-    if found["adapter"] == 0:
-        raise UserError(f"The adapter {adapter} changes nothing: it was never trained.")
     (path / "self_check.py").write_text((TEMPLATES / "self_check.py").read_text())
     fill_template("folded_README.md", path / "README.md", about, adapter=f"{found['adapter']:.2g}", dtype=stored.name)
     return found

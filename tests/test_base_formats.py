@@ -1,5 +1,6 @@
 """One T5 in every format that a base model may have: the same leaves, the same fingerprint; damage and misfits are named."""
 
+import dataclasses
 import json
 import re
 import shutil
@@ -12,7 +13,7 @@ from etils import epath
 from helpers import init, random_batch, tiny_pali, tiny_t5
 
 from adalink_jax import T5, AdaptedModel, parallel
-from adalink_jax.checkpoints import fingerprint, hugging_face, load_base, native, open_source, save_base, t5x
+from adalink_jax.checkpoints import convert, fingerprint, hugging_face, load_base, native, open_source, save_base, t5x
 from adalink_jax.checkpoints.source import from_array
 from adalink_jax.errors import CheckpointError
 from adalink_jax.models import paths
@@ -248,3 +249,16 @@ def test_damaged_folders_are_named(params, base, tmp_path, monkeypatch):
     (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps({}))
     with pytest.raises(CheckpointError, match="is an adapter, not a base model"):
         open_source(tmp_path / "adapter")
+
+
+def test_a_conversion_that_reads_back_otherwise_is_an_error(base, tmp_path, monkeypatch):
+    write = t5x.write
+
+    def broken(folder, source, dtype):
+        name = "encoder/layers_1/mlp/wo/kernel"
+        leaf = from_array(source.leaves[name].whole() * 1.01, name)
+        write(folder, dataclasses.replace(source, leaves=source.leaves | {name: leaf}), dtype)
+
+    monkeypatch.setattr(t5x, "write", broken)
+    with pytest.raises(CheckpointError, match="does not read back as"):
+        convert(open_source(base), tmp_path / "checkpoint_1", "t5x")

@@ -221,6 +221,12 @@ def test_hooked_adapters_give_our_numbers_and_switch(phi, base, tmp_path, capsys
         for name in ("one", "two", "one"):
             hook.switch(name)
             assert_close(made[name][0], their_logits(base[1], inputs, targets))
+        with torch.no_grad():  # given embeddings, it adapts those
+            embedded = base[1](
+                inputs_embeds=base[1].shared(torch.tensor(inputs)), attention_mask=torch.tensor(inputs > 0),
+                decoder_input_ids=torch.tensor(targets),
+            )  # fmt: skip
+        assert_close(made["one"][0], embedded.logits.numpy())
         with torch.no_grad():
             theirs = base[1].generate(
                 torch.tensor(inputs), attention_mask=torch.tensor(inputs > 0), max_new_tokens=12, do_sample=False

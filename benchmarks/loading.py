@@ -23,6 +23,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
+from rich import box  # noqa: E402
 from rich.console import Console  # noqa: E402
 from rich.progress import track  # noqa: E402
 from rich.table import Table  # noqa: E402
@@ -99,7 +100,7 @@ def main() -> None:
         for to, dtype in track(FORMATS.items(), "writing", console=Console(stderr=True)):
             if not (folder / to).exists():
                 checkpoints.convert(source, folder / to, to, dtype)
-        table = Table(title=f"Host memory while loading {source.parameters:,} parameters, MB", title_justify="left")
+        table = Table(title=f"Host memory while loading {source.parameters:,} parameters, MB", box=box.MARKDOWN)
         for heading in (
             "from",
             "file",

@@ -5,6 +5,7 @@ the part of it that was asked for, is left over.
 """
 
 import dataclasses
+import mmap
 import os
 import pathlib
 import re
@@ -221,7 +222,7 @@ def _place(wanted, parts: list[Leaf], stacked: bool, dtype: str) -> jax.Array:
 
     def read(index):
         index = tuple(slice(*i.indices(n)[:2]) for i, n in zip(index, wanted.shape))
-        out = np.empty([i.stop - i.start for i in index], np_dtype)
+        out = _from_the_system([i.stop - i.start for i in index], np_dtype)
         if stacked:
             for row, i in enumerate(range(index[0].start, index[0].stop)):
                 parts[i].fill(out[row], index[1:])
@@ -230,3 +231,9 @@ def _place(wanted, parts: list[Leaf], stacked: bool, dtype: str) -> jax.Array:
         return out
 
     return jax.make_array_from_callback(wanted.shape, wanted.sharding, read)
+
+
+def _from_the_system(shape: list[int], dtype: np.dtype) -> np.ndarray:
+    """An array of zeros whose memory goes back to the system with it; freed blocks of malloc's heap are kept."""
+    size = int(np.prod(shape, dtype=np.int64))
+    return np.frombuffer(mmap.mmap(-1, max(1, size * dtype.itemsize)), dtype, size).reshape(shape)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-BLOCK_BYTES = 32 * 2**20  # of the file's values, held beside the array that is being filled
+BLOCK_BYTES = 4 * 2**20  # of the file's values, held beside the array that is being filled
 
 Index = tuple[slice, ...]
 

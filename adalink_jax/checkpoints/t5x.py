@@ -23,7 +23,7 @@ from adalink_jax.models import paths
 
 FILE, STATE = "checkpoint", "state"
 VERSION = 3
-_CHUNK_BYTES = 64 * 2**20
+_CHUNK_BYTES = 16 * 2**20  # a reader holds a chunk three times over: packed, unpacked, copied
 _INLINE_BYTES = 64 * 2**10  # leaves of one axis and tables up to this size stand in the msgpack
 
 

@@ -74,7 +74,7 @@ def write(kind, source, params, folder):
         ocp.Checkpointer(handler).save(folder / "state", state)
     else:
         config = hugging_face.config_of(source, ("gelu", "linear"), "bfloat16" if "bfloat16" in kind else "float32")
-        hugging_face.write(epath.Path(folder), source, config)
+        hugging_face.write(epath.Path(folder), source, config, config["dtype"])
 
 
 FORMATS = ("native bfloat16", "t5x legacy", "t5x Orbax", "t5x Orbax, folders", "t5x Orbax, scanned",
@@ -222,7 +222,7 @@ def test_a_folded_folder_is_no_base(params, base, tmp_path):
     table = source.leaves["token_embedder/embedding"]
     extra = {"encoder.embed_tokens.weight": from_array(table.whole() + 1, "folded")}
     hugging_face.write(
-        epath.Path(tmp_path), source, hugging_face.config_of(source, ("gelu", "linear"), "float32"), extra
+        epath.Path(tmp_path), source, hugging_face.config_of(source, ("gelu", "linear"), "float32"), extra=extra
     )
     with pytest.raises(CheckpointError, match="encoder.embed_tokens.weight is not shared.weight"):
         open_source(tmp_path)

@@ -5,6 +5,7 @@ import runpy
 import shutil
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -15,10 +16,17 @@ from references import make_reference, tokens  # noqa: E402
 from safetensors.numpy import load_file, save_file  # noqa: E402
 from test_t5_parity import assert_close, ours  # noqa: E402
 
-from adalink_jax import AdaLinkAdapter, AdaptedModel  # noqa: E402
+from adalink_jax import AdaLinkAdapter, AdaptedModel, configuration, parallel  # noqa: E402
 from adalink_jax.adapters.adalink import PHI  # noqa: E402
 from adalink_jax.checkpoints import fingerprint, open_source, save_adapter  # noqa: E402
+from adalink_jax.checkpoints.source import Leaf, Source  # noqa: E402
+from adalink_jax.cli import shipped  # noqa: E402
+from adalink_jax.cli.arguments import register  # noqa: E402
 from adalink_jax.cli.main import main  # noqa: E402
+from adalink_jax.data import ByteVocabulary  # noqa: E402
+from adalink_jax.interop import verify_base  # noqa: E402
+from adalink_jax.models import paths  # noqa: E402
+from adalink_jax.training.setup import abstract_params  # noqa: E402
 
 RANK = 4
 
@@ -104,6 +112,9 @@ def test_inspect_tells_the_shipped_model_that_fits(capsys):
     assert facts["fits"] == ["gin/models/pali_nano.gin"]
     assert facts["parameters"] == 337_536 and facts["bytes"] == 4 * 337_536
     assert facts["leaves"]["projection/kernel"]["shape"] == [64, 64]
+    assert (
+        json.loads(run(capsys, "inspect", "bundled:pali_nano_raw", "--json", "--no_fingerprint"))["fingerprint"] is None
+    )
     shown = run(capsys, "inspect", "bundled:pali_nano_instruct")
     assert "337,536" in shown and facts["fingerprint"] in shown and "decoder/layers_*/mlp/wi_0/kernel" in shown
     assert inspected(capsys, "bundled:pali_nano_raw")["fingerprint"] != facts["fingerprint"]
@@ -121,6 +132,41 @@ def test_conversions_that_cannot_be_done_are_refused_before_anything_is_written(
     assert not there.exists()
     told = run(capsys, "convert", base[0], tmp_path / "checkpoint_1", "--to", "native", status=2)
     assert "is not empty" in told and (tmp_path / "checkpoint_1" / "checkpoint").exists()
+    assert "Nothing can be written to hf://me/model" in run(
+        capsys, "convert", base[0], "hf://me/model", "--to", "hf", status=2
+    )
+    told = run(capsys, "convert", base[0], tmp_path / "checkpoint_1" / "checkpoint" / "x", "--to", "hf", status=2)
+    assert "cannot be made" in told
+
+
+def test_a_t5x_checkpoint_of_a_published_size_needs_no_gin_file(tmp_path):
+    """Its activations are those of the shipped model that it fits."""
+    register()
+    for name, activations in (
+        ("t5_1_0_small", ("relu",)),
+        ("flan_t5_xl", ("gelu", "linear")),
+        ("ul2_20b", ("silu", "linear")),
+    ):
+        flags, _ = configuration.parse_flags([f"--gin_file=gin/models/{name}.gin"])
+        tree = parallel.unbox(abstract_params(AdaptedModel(shipped.configured_backbone(flags))))["backbone"]
+        shapes = paths.unscanned_shapes(paths.flatten(tree))
+        leaves = {key: Leaf(shape, np.dtype("float32"), key, None, shape) for key, shape in shapes.items()}
+        source = Source("t5x checkpoint", name, name, leaves, tmp_path)
+        assert shipped.completed_settings(source, configuration.GinFlags())["mlp_activations"] == activations
+        assert f"gin/models/{name}.gin" in shipped.fitting_models(source)
+
+
+def test_values_keep_the_dtypes_that_they_have(base, tmp_path, capsys):
+    mixed = shutil.copytree(base[0], tmp_path / "mixed")
+    leaves = load_file(mixed / "model.safetensors")
+    wide = "encoder.block.0.layer.1.DenseReluDense.wo.weight"
+    leaves = {name: leaf if name == wide else leaf.astype("bfloat16") for name, leaf in leaves.items()}
+    save_file(leaves, mixed / "model.safetensors", {"format": "pt"})
+    run(capsys, "convert", mixed, tmp_path / "out", "--to", "hf")
+    assert {name: leaf.dtype for name, leaf in load_file(tmp_path / "out" / "model.safetensors").items()} == {
+        name: leaf.dtype for name, leaf in leaves.items()
+    }
+    assert inspected(capsys, tmp_path / "out")["dtypes"] == ["bfloat16", "float32"]
 
 
 def test_verify_base_tells_the_same_numbers_from_others(byt5, tmp_path, capsys):
@@ -138,11 +184,53 @@ def test_verify_base_tells_the_same_numbers_from_others(byt5, tmp_path, capsys):
     assert "does NOT give the numbers" in told
 
 
-def test_what_verify_base_needs_is_said(byt5, tmp_path, capsys):
+def test_outputs_that_only_read_alike_are_not_the_same(byt5, monkeypatch):
+    rows = verify_base(open_source(byt5), str(byt5), ByteVocabulary())
+    assert all(row.same for row in rows) and len({row.difference for row in rows}) > 10
+    generate = AdaptedModel.generate
+
+    def other(self, *args, **kw):  # ids beyond the bytes read as nothing
+        decoded = generate(self, *args, **kw)
+        return decoded.replace(ids=jnp.full_like(decoded.ids, 300))
+
+    monkeypatch.setattr(AdaptedModel, "generate", other)
+    assert not any(row.same for row in verify_base(open_source(byt5), str(byt5), ByteVocabulary()))
+
+
+def test_what_verify_base_needs_is_said(base, byt5, tmp_path, capsys):
     assert "holds no spiece.model" in run(capsys, "verify-base", byt5, status=2)
     run(capsys, "convert", byt5, tmp_path / "native", "--to", "native")
     assert "with --reference" in run(capsys, "verify-base", tmp_path / "native", status=2)
     assert "is no T5" in run(capsys, "verify-base", write_other_model(tmp_path / "bert"), status=2)
+    bytes_ = ("--vocabulary", "bytes")
+    told = run(capsys, "verify-base", byt5, "--reference", tmp_path / "nowhere", status=2)
+    assert "There is no folder" in told
+    told = run(capsys, "verify-base", byt5, "--reference", tmp_path / "native", *bytes_, status=2)
+    assert "is no Hugging Face folder but a native base model" in told
+    told = run(capsys, "verify-base", base[0], *bytes_, status=2)
+    assert "The vocabulary has ids up to" in told
+    told = run(capsys, "verify-base", base[0], "--reference", byt5, "--vocabulary", spiece_of(tmp_path), status=2)
+    assert "does not fit this model: it has vocab_size 96 (model: 384)" in told
+    with pytest.raises(SystemExit):
+        main(["verify-base", str(byt5), "--gin.NOTHING=3"])
+    assert "--gin.NOTHING needs --gin_file" in capsys.readouterr().err
+
+
+def spiece_of(folder):
+    """A vocabulary of few ids."""
+    import sentencepiece
+
+    (folder / "corpus.txt").write_text("a b c d e f g h i j k\n" * 50)
+    sentencepiece.SentencePieceTrainer.Train(
+        input=str(folder / "corpus.txt"), model_prefix=str(folder / "spiece"), vocab_size=16, pad_id=0, eos_id=1,
+        unk_id=2, bos_id=-1, minloglevel=2,
+    )  # fmt: skip
+    from sentencepiece import sentencepiece_model_pb2
+
+    proto = sentencepiece_model_pb2.ModelProto.FromString((folder / "spiece.model").read_bytes())
+    proto.pieces.add(piece="<extra_id_0>", score=0.0, type=proto.SentencePiece.USER_DEFINED)  # no other extra ids
+    (folder / "spiece.model").write_bytes(proto.SerializeToString())
+    return folder / "spiece.model"
 
 
 def write_other_model(folder):
@@ -249,11 +337,20 @@ def test_adapters_that_cannot_be_exported_are_refused(base, byt5, tmp_path, caps
     make_adapter(tmp_path / "target", base, kinds=("text", "target"))
     for to in ((*there, base[0]), ("--to", "torch")):
         told = run(capsys, "export", tmp_path / "target", tmp_path / "out", *to, status=2)
-        assert "text, target" in told or "of the text alone" in told
+        assert "only one of the text alone" in told
+    make_adapter(tmp_path / "rank", base, rank=RANK + 1)
+    told = run(capsys, "export", tmp_path / "rank", tmp_path / "out", "--to", "torch", status=2)
+    assert "AdaLinkAdapter of its settings has" in told and "it is damaged" in told
+    make_adapter(tmp_path / "setting", base, colour="red")
+    told = run(capsys, "export", tmp_path / "setting", tmp_path / "out", "--to", "torch", status=2)
+    assert "AdaLinkAdapter has no setting 'colour'; it has kinds, phi, rank, scale, share" in told
     told = run(capsys, "export", base[0], tmp_path / "out", "--to", "torch", status=2)
     assert "is no adapter" in told
     make_adapter(tmp_path / "fresh", base, up=0.0)
     assert "changes nothing" in run(capsys, "export", tmp_path / "fresh", tmp_path / "out", *there, base[0], status=2)
+    make_adapter(tmp_path / "faint", base, up=1e-4)
+    faint = ("export", tmp_path / "faint", tmp_path / "out", *there, base[0], "--dtype", "bfloat16")
+    assert "the folded table rounds away what the adapter" in run(capsys, *faint, status=2)
     assert not (tmp_path / "out").exists()
     with pytest.raises(SystemExit):
         main(["export", str(tmp_path / "adapter"), str(tmp_path / "out"), "--to", "hf"])

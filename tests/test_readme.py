@@ -47,6 +47,10 @@ SHOWN = [
 ]
 
 
+def test_commands_are_shown():
+    assert len(SHOWN) >= 10
+
+
 @pytest.mark.parametrize("line", SHOWN)
 def test_commands_that_are_shown_parse(line, monkeypatch):
     """Each goes as far as its own parser."""

@@ -114,7 +114,7 @@ def test_a_folder_s_vocabulary_is_found(spiece, tmp_path):
 def test_what_is_no_vocabulary_is_named(spiece, tmp_path):
     with pytest.raises(UserError, match="holds no spiece.model; give the vocabulary's path, or 'bytes'"):
         load_vocabulary(tmp_path)
-    with pytest.raises(UserError, match="There is no SentencePiece model .*nowhere.model"):
+    with pytest.raises(UserError, match="There is no folder or SentencePiece model .*nowhere.model"):
         load_vocabulary(tmp_path / "nowhere.model")
     (tmp_path / "cut.model").write_bytes(spiece.read_bytes()[:500])
     (tmp_path / "text.model").write_bytes(b"no model at all")

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from adalink_jax.errors import UserError
-from adalink_jax.models.seam import Inputs
+from adalink_jax.models.seam import KINDS, Inputs
 
 _ROWS = 8192  # at once
 
@@ -23,12 +23,13 @@ def fold_text(adapter: nn.Module, params, table: np.ndarray) -> np.ndarray:
       table: the base's embeddings [V, D].
 
     Raises:
-      UserError: if the adapter cannot be folded, or leaves more than the text's embeddings changed.
+      UserError: if the adapter cannot be folded, or adapts more than the text. (A shared pair of all kinds is taken for
+        the text's: whether there are images is the backbone's to say.)
     """
     name = type(adapter).__name__
     if not getattr(adapter, "per_token", False):
         raise UserError(f"{name} cannot be folded: it does more than map each token's embedding.")
-    kinds = adapter.kinds or ("text",)
+    kinds = adapter.kinds or tuple(sorted(params.keys() & set(KINDS))) or ("text",)
     if kinds != ("text",):
         raise UserError(
             f"{name} adapts {', '.join(kinds)}; only an adapter of the text alone can be folded into a table."

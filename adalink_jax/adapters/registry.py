@@ -1,5 +1,6 @@
 """Methods by the names that adapter files give them."""
 
+import dataclasses
 from collections.abc import Mapping
 
 import flax.linen as nn
@@ -10,12 +11,18 @@ from adalink_jax.errors import UserError
 METHODS = {"AdaLinkAdapter": AdaLinkAdapter}
 
 
-def make_adapter(method: str, settings: Mapping) -> nn.Module:
+def make_adapter(method: str | None, settings: Mapping) -> nn.Module:
     """The module of an adapter file's `method` and `settings`.
 
     Raises:
-      UserError: for a method that is none of this version's.
+      UserError: for a method or a setting that is none of this version's.
     """
     if method not in METHODS:
         raise UserError(f"There is no method {method!r}; this version has {', '.join(METHODS)}.")
+    fields = {field.name for field in dataclasses.fields(METHODS[method])}
+    unknown = sorted(settings.keys() - fields)
+    if unknown:
+        raise UserError(
+            f"{method} has no setting {unknown[0]!r}; it has {', '.join(sorted(fields - {'parent', 'name'}))}."
+        )
     return METHODS[method](**{k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()})

@@ -65,13 +65,13 @@ def read_adapter(folder: str) -> tuple[dict[str, np.ndarray], dict]:
     return found, about
 
 
-def check_base(path: str, about: dict, base_fingerprint: str) -> None:
-    """Refuses an adapter that was trained on another base."""
+def check_base(path: str, about: dict, base_fingerprint: str, remedy: str) -> None:
+    """Refuses an adapter that was trained on another base; `remedy` ends the sentence."""
     base = about["base"]
     if base["fingerprint"] != base_fingerprint:
         raise CheckpointError(
             f"The adapter {path} was trained on another base: {base['name']} {base['fingerprint'][:12]}, this one is "
-            f"{base_fingerprint[:12]}; load that base, or set ALLOW_OTHER_BASE = True for a transfer experiment."
+            f"{base_fingerprint[:12]}; {remedy}."
         )
 
 
@@ -92,7 +92,8 @@ def load_adapter(folder: str, abstract, base_fingerprint: str, allow_other_base:
     """
     found, about = read_adapter(folder)
     if not allow_other_base:
-        check_base(folder, about, base_fingerprint)
+        remedy = "load that base, or set ALLOW_OTHER_BASE = True for a transfer experiment"
+        check_base(folder, about, base_fingerprint, remedy)
     wanted = paths.flatten(abstract)
     shapes = lambda leaves: {name: tuple(leaf.shape) for name, leaf in leaves.items()}
     if shapes(found) != shapes(wanted):

@@ -257,9 +257,20 @@ def copy_vocabulary(source: Source, folder: epath.Path) -> None:
 
 
 def config_of(source: Source, activations: tuple[str, ...], dtype: str) -> dict:
-    """The `config.json` of a T5: the source's own, or one made from its sizes."""
+    """The `config.json` of a T5: the source's own, or one made from its sizes.
+
+    Raises:
+      CheckpointError: for a leaf or activations that no Hugging Face T5 has.
+    """
+    for name in source.leaves:
+        hf_name(name)
     if source.config.get("model_type") in T5_TYPES:
-        return {**source.config, "dtype": dtype}
+        return {key: value for key, value in source.config.items() if key != "torch_dtype"} | {"dtype": dtype}
+    feed_forward = [name for name, value in ACTIVATIONS.items() if value == activations]
+    if not feed_forward:
+        raise CheckpointError(
+            f"{source.path} has the activations {activations}; a Hugging Face T5 has one of {list(ACTIVATIONS.values())}."
+        )
     sizes = t5_sizes(source.shapes)
     tied = sizes["logits_via_embedding"]
     return {
@@ -272,7 +283,7 @@ def config_of(source: Source, activations: tuple[str, ...], dtype: str) -> dict:
         "num_heads": sizes["num_heads"],
         "num_layers": sizes["num_encoder_layers"],
         "num_decoder_layers": sizes["num_decoder_layers"],
-        "feed_forward_proj": next(name for name, value in ACTIVATIONS.items() if value == activations),
+        "feed_forward_proj": feed_forward[0],
         "relative_attention_num_buckets": sizes["relpos_num_buckets"],
         "relative_attention_max_distance": source.settings.get("relpos_max_distance", 128),
         "layer_norm_epsilon": 1e-6,
@@ -287,13 +298,16 @@ def config_of(source: Source, activations: tuple[str, ...], dtype: str) -> dict:
     }
 
 
-def write(folder: epath.Path, source: Source, config: dict, extra: dict[str, Leaf] | None = None) -> None:
+def write(
+    folder: epath.Path, source: Source, config: dict, dtype: str | None = None, extra: dict[str, Leaf] | None = None
+) -> None:
     """Writes a T5 as a Hugging Face folder, in files of at most `SHARD_BYTES`.
 
     Args:
       folder: made if absent.
       source: a T5 with one relative-position table a stack.
-      config: `config.json`; its `dtype` is that of the weights.
+      config: `config.json`.
+      dtype: of all values; None keeps each leaf's own.
       extra: further tensors under Hugging Face's names (a folded encoder table).
     """
     tensors = dict(extra or {})
@@ -301,10 +315,10 @@ def write(folder: epath.Path, source: Source, config: dict, extra: dict[str, Lea
         turn = name.endswith("/kernel") or name.endswith("rel_embedding")
         tensors[hf_name(name)] = transposed(leaf) if turn else leaf
     folder.mkdir(parents=True, exist_ok=True)
-    dtype = np.dtype(config["dtype"])
+    dtypes = {name: np.dtype(dtype) if dtype else leaf.dtype for name, leaf in tensors.items()}
     shards, size = [{}], 0
     for name in sorted(tensors):
-        length = tensors[name].size * dtype.itemsize
+        length = tensors[name].size * dtypes[name].itemsize
         if shards[-1] and size + length > SHARD_BYTES:
             shards, size = [*shards, {}], 0
         shards[-1][name], size = tensors[name], size + length
@@ -312,10 +326,10 @@ def write(folder: epath.Path, source: Source, config: dict, extra: dict[str, Lea
         f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))
     ]  # fmt: skip
     for file, shard in zip(files, shards):
-        safetensors_file.write_leaves(folder / file, shard, dict.fromkeys(shard, dtype))
+        safetensors_file.write_leaves(folder / file, shard, dtypes)
     if len(files) > 1:
         where = {name: file for file, shard in zip(files, shards) for name in shard}
-        total = sum(leaf.size * dtype.itemsize for leaf in tensors.values())
+        total = sum(leaf.size * dtypes[name].itemsize for name, leaf in tensors.items())
         index = {"metadata": {"total_size": total}, "weight_map": where}
         (folder / f"{SAFE}.index.json").write_text(json.dumps(index, indent=2) + "\n")
     copy_vocabulary(source, folder)

@@ -32,11 +32,18 @@ _KNOWN = (
 Renames = Sequence[tuple[str, str | None]]
 
 
-def folder_of(path: str) -> epath.Path:
-    """Where a path that a user gave is: local or remote, `bundled:NAME`, or `hf://OWNER/NAME[@revision]`, downloaded."""
+def folder_of(path: str, must_exist: bool = False) -> epath.Path:
+    """Where a path that a user gave is: local or remote, `bundled:NAME`, or `hf://OWNER/NAME[@revision]`, downloaded.
+
+    Raises:
+      CheckpointError: if it cannot be had, or, where it `must_exist`, is no folder.
+    """
     if path.startswith(BUNDLED):
         return _bundled(path)
-    return hugging_face.download(path) if path.startswith(hugging_face.HUB) else epath.Path(path).expanduser()
+    folder = hugging_face.download(path) if path.startswith(hugging_face.HUB) else epath.Path(path).expanduser()
+    if must_exist and not folder.is_dir():
+        raise CheckpointError(f"There is no folder {path}; give {_KNOWN}.")
+    return folder
 
 
 def open_source(path: str) -> Source:

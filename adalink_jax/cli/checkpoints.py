@@ -5,6 +5,8 @@ import json
 import re
 import sys
 
+import numpy as np
+
 from adalink_jax import checkpoints, configuration
 from adalink_jax.cli import shipped
 from adalink_jax.cli.arguments import bytes_bar, gin_parser, plain_parser, register
@@ -82,8 +84,7 @@ def convert(argv: list[str]) -> int:
     parser.add_argument("destination", help="a new folder; for t5x best called checkpoint_N, N its step")
     parser.add_argument("--to", required=True, choices=tuple(checkpoints.FORMATS))
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="of the values; by default the source's")
-    flags, rest = configuration.parse_flags(argv)
-    options = parser.parse_args(rest)
+    flags, options = _parse(parser, argv)
     register()
     source = checkpoints.open_source(options.source)
     if flags.files or options.to == "hf":
@@ -112,8 +113,7 @@ def verify_base(argv: list[str]) -> int:
     parser.add_argument("path", help="a folder (native, Hugging Face, t5x) or hf://OWNER/NAME[@revision]")
     parser.add_argument("--reference", metavar="HF", help="Hugging Face folder of the same model; PATH, if it is one")
     parser.add_argument("--vocabulary", metavar="PATH", help="a spiece.model, or 'bytes'; by default the reference's")
-    flags, rest = configuration.parse_flags(argv)
-    options = parser.parse_args(rest)
+    flags, options = _parse(parser, argv)
     register()
     from adalink_jax import interop
     from adalink_jax.data import load_vocabulary
@@ -128,10 +128,11 @@ def verify_base(argv: list[str]) -> int:
     source = dataclasses.replace(source, settings=shipped.completed_settings(source, flags))
     configuration.check_all_used(flags)
     reference = options.reference or options.path
+    checkpoints.folder_of(reference, must_exist=True)
     vocabulary = load_vocabulary(options.vocabulary or reference)
     rows = interop.verify_base(source, reference, vocabulary)
     _print_comparison(rows)
-    same, largest = sum(row.ours == row.reference for row in rows), max(row.difference for row in rows)
+    same, largest = sum(row.same for row in rows), float(np.max([row.difference for row in rows]))
     agrees = same == len(rows) and largest <= interop.TOLERANCE
     _print_facts(
         ("logits", f"largest difference {largest:.1e} of their spread (allowed: {interop.TOLERANCE:.0e})"),
@@ -146,7 +147,8 @@ def export(argv: list[str]) -> int:
     parser = gin_parser(
         "export",
         "Write a text adapter for transformers.\n"
-        "  hf     the base as a Hugging Face folder with the adapter folded into the encoder's embedding table\n"
+        "  hf     the base as a Hugging Face folder with the adapter folded into the encoder's embedding table; computes\n"
+        "         the logits of one input for its self-check, and needs memory for one copy of the base\n"
         "  torch  the adapter, and a file of PyTorch that hooks it into the base and switches between several",
         "adalink export runs/mine/adapter exports/mine --to hf --base hf://google/flan-t5-small",
     )
@@ -155,8 +157,7 @@ def export(argv: list[str]) -> int:
     parser.add_argument("--to", required=True, choices=("hf", "torch"))
     parser.add_argument("--base", metavar="PATH", help="hf: the base that the adapter was trained on")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="hf: of all values; by default the base's")
-    flags, rest = configuration.parse_flags(argv)
-    options = parser.parse_args(rest)
+    flags, options = _parse(parser, argv)
     if (options.to == "hf") != (options.base is not None) or (options.to == "torch" and (options.dtype or flags.files)):
         parser.error("--to hf needs --base; --to torch takes neither --base nor --dtype nor gin files")
     register()
@@ -192,9 +193,17 @@ def _print_comparison(rows) -> None:
     for heading in ("prompt", "transformers", "adalink-jax", "difference"):
         table.add_column(heading, justify="right" if heading == "difference" else "left", overflow="fold")
     for row in rows:
-        ours = "the same" if row.ours == row.reference else row.ours
+        ours = "the same" if row.same else row.ours
         table.add_row(escape(row.prompt), escape(row.reference), escape(ours), f"{row.difference:.1e}")
     _console().print(table)
+
+
+def _parse(parser, argv: list[str]):
+    """gin's flags and the command's own; a setting needs a model's file to be a setting of."""
+    flags, rest = configuration.parse_flags(argv)
+    if flags.bindings and not flags.files:
+        parser.error(f"--gin.{flags.bindings[0][0]} needs --gin_file with the model's file")
+    return flags, parser.parse_args(rest)
 
 
 def _console():
@@ -205,28 +214,30 @@ def _console():
 
 
 def _print_facts(*rows: tuple[str, str]) -> None:
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table.grid(padding=(0, 2))
     table.add_column(no_wrap=True, style="bold")
     table.add_column(overflow="fold")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(escape, row))
     _console().print(table)
 
 
 def _print_leaves(source) -> None:
     """Every leaf, equal layers on one line."""
     from rich import box
+    from rich.markup import escape
     from rich.table import Table
 
     grouped: dict[tuple, int] = {}
     for name, leaf in source.leaves.items():
         key = (re.sub(r"layers_\d+", "layers_*", name), " x ".join(map(str, leaf.shape)), leaf.dtype.name)
         grouped[key] = grouped.get(key, 0) + 1
-    table = Table(title=source.path, title_justify="left", box=box.SIMPLE_HEAD)
+    table = Table(title=escape(source.path), title_justify="left", box=box.SIMPLE_HEAD)
     for heading in ("name", "shape", "stored as", "count"):
         table.add_column(heading, justify="right" if heading == "count" else "left", overflow="fold")
-    for row, count in grouped.items():
-        table.add_row(*row, str(count))
+    for (name, shape, dtype), count in grouped.items():
+        table.add_row(escape(name), shape, dtype, str(count))
     _console().print(table)

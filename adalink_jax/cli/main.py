@@ -40,7 +40,11 @@ def usage() -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs one command; returns its exit status: 0, 2 for bad input, 130 for a run that was stopped and saved."""
+    """Runs one command.
+
+    Returns:
+      The exit status: 0; 1 for numbers that differ (verify-base); 2 for bad input; 130 for a run that was stopped and saved.
+    """
     argv = sys.argv[1:] if argv is None else argv
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(usage())

@@ -26,6 +26,8 @@ def check_model(source: Source, backbone) -> None:
 def fitting_models(source: Source) -> dict[str, dict]:
     """Shipped model files that `source` fits -> the settings that they add to its shapes."""
     sizes, out = t5_sizes(source.shapes), {}
+    if not sizes:
+        return out
     for file in sorted((configuration.gin_root() / "models").glob("*.gin")):
         name = f"gin/models/{file.name}"
         flags, _ = configuration.parse_flags([f"--gin_file={name}"])

@@ -128,11 +128,16 @@ def load_vocabulary(path: str) -> Vocabulary:
     if path == BYTES:
         return ByteVocabulary()
     folder = folder_of(path)
-    if not folder.is_dir():
+    if folder.is_file():
         return SentencePieceVocabulary(folder)
+    if not folder.is_dir():
+        raise UserError(f"There is no folder or SentencePiece model {path}.")
     if (folder / SENTENCEPIECE_FILE).exists():
         return SentencePieceVocabulary(folder / SENTENCEPIECE_FILE)
     config = folder / "tokenizer_config.json"
-    if config.exists() and json.loads(config.read_text()).get("tokenizer_class") == "ByT5Tokenizer":
-        return ByteVocabulary()
+    try:
+        if config.exists() and json.loads(config.read_text()).get("tokenizer_class") == "ByT5Tokenizer":
+            return ByteVocabulary()
+    except (json.JSONDecodeError, UnicodeDecodeError) as e:
+        raise UserError(f"{config} is damaged or cut short ({e}); copy it again.") from e
     raise UserError(f"{path} holds no {SENTENCEPIECE_FILE}; give the vocabulary's path, or {BYTES!r} for UTF-8 bytes.")

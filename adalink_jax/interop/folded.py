@@ -12,14 +12,15 @@ import jax
 import numpy as np
 from etils import epath
 
-from adalink_jax.adapters import fold_text, make_adapter
-from adalink_jax.checkpoints import counted, fingerprint_of_source, hugging_face, read_adapter, safetensors_file
+from adalink_jax.adapters import fold_text
+from adalink_jax.checkpoints import counted, fingerprint_of_source, hugging_face, safetensors_file
 from adalink_jax.checkpoints.adapter_files import check_base
 from adalink_jax.checkpoints.convert import check_destination
 from adalink_jax.checkpoints.source import Source, from_array
 from adalink_jax.errors import UserError
 from adalink_jax.interop.language_model import load_language_model
-from adalink_jax.models import Inputs, paths
+from adalink_jax.interop.text_adapter import read_text_adapter
+from adalink_jax.models import Inputs
 
 TEMPLATES = pathlib.Path(__file__).parent / "templates"
 TABLE, ENCODER_TABLE = "token_embedder/embedding", "encoder.embed_tokens.weight"
@@ -39,7 +40,7 @@ def export_folded(
       adapter: an adapter's folder.
       source: its base; its settings hold `mlp_activations`.
       folder: a new or an empty one.
-      dtype: "float32" or "bfloat16", of all values; None keeps the base's.
+      dtype: "float32" or "bfloat16", of all values; None keeps each of the base's, and gives the folded table its own's.
       on_bytes: told the bytes of values that were read, in all twice the source's.
 
     Returns:
@@ -48,44 +49,50 @@ def export_folded(
 
     Raises:
       CheckpointError: for files that do not fit each other, and a folder that is not empty.
-      UserError: for an adapter that cannot be folded.
+      UserError: for an adapter that cannot be folded, or whose effect is lost when the table is rounded.
     """
     path = check_destination(folder)
-    leaves, about = read_adapter(adapter)
-    for name in source.leaves:
-        hugging_face.hf_name(name)
-    source_read = counted(source, on_bytes)
-    check_base(adapter, about, fingerprint_of_source(source_read))
-    module, params = make_adapter(about["method"], about["settings"]), paths.unflatten(leaves)
+    module, params, about = read_text_adapter(adapter)
     table = source.leaves[TABLE].whole()
+    stored = np.dtype(dtype) if dtype else table.dtype
+    config = hugging_face.config_of(source, source.settings["mlp_activations"], stored.name)
+    source_read = counted(source, on_bytes)
+    check_base(adapter, about, fingerprint_of_source(source_read), "give that one with --base")
     exact = fold_text(module, params, table)
     if np.array_equal(exact, table):
-        raise UserError(f"The adapter {adapter} changes nothing: it was never trained.")
-    stored = np.dtype(dtype) if dtype else table.dtype
+        raise UserError(f"The adapter {adapter} changes nothing: it is the identity, as a fresh one is.")
     folded = exact.astype(stored)
-    config = hugging_face.config_of(source, source.settings["mlp_activations"], stored.name)
-    hugging_face.write(path, source_read, config, {ENCODER_TABLE: from_array(folded, ENCODER_TABLE)})
-
-    inputs, targets = _example(len(table))
-    model, weights = load_language_model(source, "bfloat16" if stored.name == "bfloat16" else "float32")
-    expected, unrounded, plain = (
-        _logits(model, weights, rows[inputs], targets) for rows in (folded, exact, table.astype(stored))
-    )
-    check = {"input_ids": inputs, "decoder_input_ids": targets, "logits": expected, "base_logits": plain}
+    check, found = _self_check(source, dtype, table.astype(stored), folded, exact)
+    if found["rounding"] > 0.1 * found["adapter"]:
+        raise UserError(
+            f"Stored as {stored.name}, the folded table rounds away what the adapter {adapter} does; give --dtype float32."
+        )
+    hugging_face.write(path, source_read, config, dtype, {ENCODER_TABLE: from_array(folded, ENCODER_TABLE)})
     tensors = {name: from_array(value, name) for name, value in check.items()}
     safetensors_file.write_leaves(
         path / "self_check.safetensors", tensors, {name: leaf.dtype for name, leaf in tensors.items()}
     )
-    distance = lambda a: float(np.abs(a - expected).max() / expected.std())
-    found = {"rounding": distance(unrounded), "adapter": distance(plain)}
     (path / "self_check.py").write_text((TEMPLATES / "self_check.py").read_text())
     fill_template("folded_README.md", path / "README.md", about, adapter=f"{found['adapter']:.2g}", dtype=stored.name)
     return found
 
 
+def _self_check(source: Source, dtype: str | None, table, folded, exact) -> tuple[dict, dict[str, float]]:
+    """The tensors of the self-check, and what `export_folded` returns."""
+    inputs, targets = _example(len(table))
+    all_bfloat16 = all(leaf.dtype.name == "bfloat16" for leaf in source.leaves.values())
+    weights = "bfloat16" if dtype == "bfloat16" or (dtype is None and all_bfloat16) else "float32"
+    model, weights = load_language_model(source, weights)
+    expected, unrounded, plain = (_logits(model, weights, rows[inputs], targets) for rows in (folded, exact, table))
+    distance = lambda a: float(np.abs(a - expected).max() / expected.std())
+    check = {"input_ids": inputs, "decoder_input_ids": targets, "logits": expected, "base_logits": plain}
+    return check, {"rounding": distance(unrounded), "adapter": distance(plain)}
+
+
 def fill_template(name: str, path: epath.Path, about: dict, **facts: str) -> None:
     """Writes a model card: the template's `$name`s stand for an adapter's facts."""
-    score = ", ".join(f"{metric} {value:.3f}" for metric, value in sorted(about.get("metrics", {}).items()))
+    metrics = {k: v for k, v in about.get("metrics", {}).items() if isinstance(v, (int, float))}
+    score = ", ".join(f"{metric} {value:.3f}" for metric, value in sorted(metrics.items()))
     text = string.Template((TEMPLATES / name).read_text()).substitute(
         base=about["base"]["name"], fingerprint=about["base"]["fingerprint"][:12], method=about["method"],
         settings=", ".join(f"{k} {v}" for k, v in about["settings"].items()), task=about.get("task", "unknown"),

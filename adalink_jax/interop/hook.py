@@ -2,11 +2,10 @@
 
 from etils import epath
 
-from adalink_jax.adapters import make_adapter
-from adalink_jax.checkpoints import read_adapter
 from adalink_jax.checkpoints.convert import check_destination
 from adalink_jax.errors import UserError
 from adalink_jax.interop.folded import TEMPLATES, fill_template
+from adalink_jax.interop.text_adapter import read_text_adapter
 
 MODULE = "adalink_torch.py"
 
@@ -19,11 +18,12 @@ def export_hook(adapter: str, folder: str) -> None:
       UserError: for an adapter of more than the text.
     """
     path = check_destination(folder)
-    leaves, about = read_adapter(adapter)
-    module = make_adapter(about["method"], about["settings"])
-    pairs = {name.split("/")[0] for name in leaves}
-    if not getattr(module, "per_token", False) or (module.kinds or ("text",)) != ("text",) or "image" in pairs:
-        raise UserError(f"The adapter {adapter} has {', '.join(sorted(pairs))}; the hook takes one of the text alone.")
+    module, _, about = read_text_adapter(adapter)
+    if module.share and module.kinds is None:
+        raise UserError(
+            f"The adapter {adapter} has one pair for all kinds of input, and does not say whether images are among them; "
+            f"export it with --to hf, or train it with KINDS = ('text',)."
+        )
     path.mkdir(parents=True, exist_ok=True)
     for file in epath.Path(adapter).expanduser().iterdir():
         if file.name.startswith("adapter_"):

@@ -5,10 +5,10 @@ import dataclasses
 import jax
 import numpy as np
 
-from adalink_jax.checkpoints import folder_of
+from adalink_jax.checkpoints import check_fit, folder_of, open_source
 from adalink_jax.checkpoints.source import Source
 from adalink_jax.data.vocabularies import EOS, PAD, Vocabulary
-from adalink_jax.errors import UserError
+from adalink_jax.errors import CheckpointError, UserError
 from adalink_jax.interop.language_model import load_language_model
 from adalink_jax.models.decoding import Sampling
 
@@ -48,12 +48,14 @@ class Comparison:
       prompt: the text.
       reference: what `transformers` decodes greedily.
       ours: what this package does.
+      same: whether the two have the same ids, up to EOS.
       difference: the largest of its logits along the reference's output, as a share of all logits' standard deviation.
     """
 
     prompt: str
     reference: str
     ours: str
+    same: bool
     difference: float
 
 
@@ -66,9 +68,13 @@ def verify_base(source: Source, reference: str, vocabulary: Vocabulary) -> list[
       vocabulary: of both.
 
     Raises:
-      UserError: if `transformers` or PyTorch is missing, or the reference is none of its folders.
+      CheckpointError: if the reference is damaged, no Hugging Face folder, or of another shape.
+      UserError: for another model's vocabulary, and if `transformers` or PyTorch is missing.
     """
-    ids = _encode(vocabulary)
+    ids, rows = _encode(vocabulary), source.leaves["token_embedder/embedding"].shape[0]
+    if ids.max() >= rows:
+        raise UserError(f"The vocabulary has ids up to {ids.max()} and the embedding of {source.path} {rows} rows.")
+    check_fit(source.shapes, _open_reference(reference).shapes, source.path)
     outputs, theirs = _reference(reference, ids)
     model, params = load_language_model(source)
     batch = {"encoder_input_tokens": ids}
@@ -77,14 +83,21 @@ def verify_base(source: Source, reference: str, vocabulary: Vocabulary) -> list[
         logits = jax.jit(model.apply)({"params": params}, batch | {"decoder_input_tokens": shifted})
         generate = jax.jit(lambda p: model.apply({"params": p}, batch, _OUTPUT_LENGTH, Sampling(), method="generate"))
         decoded = np.asarray(generate(params).ids)[:, 0]
-    if logits.shape != theirs.shape:
-        raise UserError(f"{source.path} has {logits.shape[-1]} logits and {reference} {theirs.shape[-1]}.")
     real = outputs != PAD  # positions up to the output's end
     differences = np.where(real, np.abs(np.asarray(logits) - theirs).max(-1), 0).max(-1) / theirs[real].std()
     return [
-        Comparison(PROMPTS[i], vocabulary.decode(outputs[i]), vocabulary.decode(decoded[i]), float(differences[i]))
-        for i in range(len(PROMPTS))
+        Comparison(
+            prompt, vocabulary.decode(theirs), vocabulary.decode(mine), bool((theirs == mine).all()), float(difference)
+        )
+        for prompt, theirs, mine, difference in zip(PROMPTS, outputs, decoded, differences)
     ]
+
+
+def _open_reference(path: str) -> Source:
+    source = open_source(path)
+    if not source.config:
+        raise CheckpointError(f"The reference {path} is no Hugging Face folder but a {source.kind}.")
+    return source
 
 
 def _encode(vocabulary: Vocabulary) -> np.ndarray:

@@ -20,8 +20,9 @@ PHI = {
 
 
 class AdaLinks:
+    """Adapters by name on one model, an encoder-decoder of transformers; until `switch` it is the base as it was."""
+
     def __init__(self, model):
-        """Hooks into `model`, an encoder-decoder of transformers; until `switch` it is the base as it was."""
         self.adapters, self.active = {}, None
         self.encoder = model.get_encoder()
         self.handle = self.encoder.register_forward_pre_hook(self._adapt, with_kwargs=True)

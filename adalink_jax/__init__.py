@@ -11,6 +11,8 @@ _HOMES = {
     "AdaLink": "adapters",
     "AdaLinkAdapter": "adapters",
     "AdaptedModel": "adapters",
+    "Chain": "adapters",
+    "PromptTuning": "adapters",
     "PaLI": "models",
     "T5": "models",
     "T5Config": "models",

@@ -2,7 +2,18 @@
 
 from adalink_jax.adapters.adalink import AdaLink, AdaLinkAdapter
 from adalink_jax.adapters.adapted import AdaptedModel
+from adalink_jax.adapters.chain import Chain
 from adalink_jax.adapters.folding import fold_text
-from adalink_jax.adapters.registry import make_adapter
+from adalink_jax.adapters.prompt_tuning import PromptTuning
+from adalink_jax.adapters.registry import describe_adapter, make_adapter
 
-__all__ = ["AdaLink", "AdaLinkAdapter", "AdaptedModel", "fold_text", "make_adapter"]
+__all__ = [
+    "AdaLink",
+    "AdaLinkAdapter",
+    "AdaptedModel",
+    "Chain",
+    "PromptTuning",
+    "describe_adapter",
+    "fold_text",
+    "make_adapter",
+]

@@ -5,7 +5,7 @@
     encoded = backbone.encode(inputs)
     logits, cache = backbone.decode(encoded, target, cache)
 
-Letters: B batch, L text length, N visual tokens, S encoder length (N + L), T target length, D model width, V vocabulary.
+Letters: B batch, P prompt length, L text length, N visual tokens, S encoder length (P + N + L), T target length, D model width, V vocabulary.
 """
 
 import flax.struct
@@ -20,6 +20,8 @@ class Inputs:
     """Embeddings on their way into the model. A kind that is absent is None.
 
     Attributes:
+      prompt: soft prompt, [B, P, D]; it comes from an adapter, and stands before all other inputs of the encoder.
+      prompt_mask: bool [B, P].
       image: visual tokens, [B, N, D], in the activation dtype.
       image_mask: bool [B, N], True where there is a token.
       text: embedded input tokens, [B, L, D].
@@ -27,6 +29,8 @@ class Inputs:
       target: embedded decoder inputs, [B, T, D]; they pass the seam alone, in training and at each decoding step.
     """
 
+    prompt: jax.Array | None = None
+    prompt_mask: jax.Array | None = None
     image: jax.Array | None = None
     image_mask: jax.Array | None = None
     text: jax.Array | None = None

@@ -217,8 +217,12 @@ class T5(nn.Module):
         return self.token_embedder(tokens)
 
     def encode(self, inputs: Inputs, train: bool = False) -> Encoded:
-        """Embeddings -> states [B, S, D]; visual tokens stand before the text (PaLI)."""
-        parts = [(inputs.image, inputs.image_mask), (inputs.text, inputs.text_mask)]
+        """Embeddings -> states [B, S, D]; a prompt stands before visual tokens (PaLI), and those before the text."""
+        parts = [
+            (inputs.prompt, inputs.prompt_mask),
+            (inputs.image, inputs.image_mask),
+            (inputs.text, inputs.text_mask),
+        ]
         parts = [part for part in parts if part[0] is not None]
         x = jnp.concatenate([x for x, _ in parts], axis=1)
         mask = jnp.concatenate([mask for _, mask in parts], axis=1)

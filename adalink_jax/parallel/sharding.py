@@ -1,7 +1,8 @@
 """Logical axis names -> mesh axes.
 
 Invariant: modules name their axes (`embed`, `heads`, ...) and never a mesh axis; the rules here are the only place
-where the two meet. Names are t5x's; the adapter's own (`adapter_embed`, `adapter_rank`) are replicated by default.
+where the two meet. Names are t5x's; the adapter's own (`adapter_embed`, `adapter_rank`, `adapter_length`) are
+replicated by default.
 """
 
 import contextlib
@@ -33,6 +34,7 @@ REPLICATED_NAMES = (
     "vision_embed",
     "adapter_embed",
     "adapter_rank",
+    "adapter_length",
 )
 
 

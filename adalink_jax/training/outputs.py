@@ -1,6 +1,5 @@
 """The files that a run leaves in its folder, besides checkpoints and metrics."""
 
-import dataclasses
 import importlib.metadata
 import json
 
@@ -8,12 +7,12 @@ import numpy as np
 from etils import epath
 
 from adalink_jax import checkpoints
+from adalink_jax.adapters import describe_adapter
 from adalink_jax.training import partition, pictures, tables
 from adalink_jax.training.evaluation import Result
 from adalink_jax.training.setup import Parameters, Setup
 
 SUMMARY, BEFORE = "summary.json", "before.json"
-FLAX_FIELDS = ("parent", "name")
 count = tables.count
 
 
@@ -64,10 +63,8 @@ def write_end(
         base = checkpoints.save_base(folder / "model", whole["backbone"], name=folder.name, about=about | settings)
         written.append(("model/", "the trained base model; INITIAL_CHECKPOINT_PATH takes it"))
     if "adapter" in whole:
-        module = setup.model.adapter
-        settings = {x.name: getattr(module, x.name) for x in dataclasses.fields(module) if x.name not in FLAX_FIELDS}
         base = {key: base[key] for key in ("name", "fingerprint")}
-        about |= {"method": type(module).__name__, "settings": settings, "base": base}
+        about |= describe_adapter(setup.model.adapter) | {"base": base}
         checkpoints.save_adapter(folder / "adapter", whole["adapter"], about)
         size = sum(f.stat().length for f in (folder / "adapter").iterdir())
         written.append(("adapter/", f"the adapter, {size / 1000:.0f} kB; INITIAL_ADAPTER_PATH takes it"))

@@ -1,0 +1,24 @@
+"""Input adapters one after the other."""
+
+import flax.linen as nn
+import gin
+
+from adalink_jax.models.seam import Inputs
+
+
+@gin.configurable
+class Chain(nn.Module):
+    """`adapters[0]` first. Leaves are called `adapters_0/...`, `adapters_1/...`.
+
+    AdaLink and a prompt together are ADePT (Tang et al., 2025) without its biases: a bottleneck that all tokens share, and a
+    short prompt.
+    """
+
+    adapters: tuple[nn.Module, ...]
+
+    @nn.compact
+    def __call__(self, inputs: Inputs) -> Inputs:
+        """Each gets what the one before it gave."""
+        for adapter in self.adapters:
+            inputs = adapter(inputs)
+        return inputs

@@ -46,7 +46,7 @@ def fitting_models(source: Source) -> dict[str, dict]:
 
 
 def completed_settings(source: Source, flags: configuration.GinFlags) -> dict:
-    """The settings that shapes do not show: stated by the checkpoint, else by gin files, else by the shipped model it fits.
+    """The settings that shapes do not show: by gin files, else stated by the checkpoint, else by the shipped model it fits.
 
     Raises:
       CheckpointError: if none of them tells, or the gin files are another model's.

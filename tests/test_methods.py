@@ -9,7 +9,17 @@ import numpy as np
 import pytest
 from helpers import init, random_batch, tiny_pali, tiny_t5
 
-from adalink_jax import T5, AdaLinkAdapter, AdaptedModel, Chain, PromptTuning, parallel
+from adalink_jax import (
+    T5,
+    AdaLinkAdapter,
+    AdaptedModel,
+    Chain,
+    LoRA,
+    NormTuning,
+    PositionOffsets,
+    PromptTuning,
+    parallel,
+)
 from adalink_jax.adapters import describe_adapter, make_adapter
 from adalink_jax.adapters.registry import METHODS
 from adalink_jax.checkpoints import load_adapter, save_adapter
@@ -29,6 +39,12 @@ CASES = {  # module, and its leaves with a text model
         lambda: Chain((AdaLinkAdapter(rank=4, phi="relu", share=True), PromptTuning(length=3))),
         ["adapters_0/shared/down", "adapters_0/shared/up", "adapters_1/prompt"],
     ),
+    "dept": (
+        lambda: Chain((PositionOffsets(length=8, rank=4), PromptTuning(length=3))),
+        ["adapters_0/down", "adapters_0/up", "adapters_1/prompt"],
+    ),
+    "lora": (lambda: LoRA(rank=4), None),
+    "norm_tuning": (lambda: NormTuning(), None),
 }
 pytestmark = pytest.mark.parametrize("backbone", BACKBONES)
 each = pytest.mark.parametrize("method", CASES)
@@ -51,13 +67,17 @@ def make(backbone, method):
 
 
 def test_every_method_has_a_case(backbone):
-    assert {type(module()).__name__ for module, _ in CASES.values()} == METHODS.keys()
+    used = lambda module: {type(module).__name__}.union(*map(used, getattr(module, "adapters", ())))
+    assert set().union(*(used(module()) for module, _ in CASES.values())) == METHODS.keys()
 
 
 @each
 def test_its_leaves(backbone, method):
     _, params, _ = make(backbone, method)
     found = list(paths.flatten(params["adapter"]))
+    if CASES[method][1] is None:
+        assert all(name.startswith(("decoder/layers_", "encoder/")) or "norm/" in name for name in found) and found
+        return
     kinds = ["image/down", "image/up"] if (backbone, method) == ("PaLI", "adalink") else []
     assert found == kinds + CASES[method][1]
 
@@ -102,14 +122,9 @@ def test_it_changes_the_outputs(backbone, method):
 def test_scanned_and_unrolled_models_agree(backbone, method):
     model, params, batch = make(backbone, method)
     scanned = AdaptedModel(BACKBONES[backbone](scan_layers=True), model.adapter)
-    shapes = paths.flatten(parallel.unbox(abstract_params(scanned))["backbone"])
-    leaves = paths.flatten(params["backbone"])
-    stacked = {
-        name: leaves[name] if name in leaves else jnp.stack([leaves[n] for n in paths.unscanned_names(name, x.shape)])
-        for name, x in shapes.items()
-    }
+    shapes = paths.flatten(parallel.unbox(abstract_params(scanned)))
+    stacked = paths.unflatten(paths.rescan(paths.flatten(params), shapes))
     expected = jax.jit(model.apply)({"params": params}, batch)
-    stacked = {"backbone": paths.unflatten(stacked), "adapter": params["adapter"]}
     found = jax.jit(scanned.apply)({"params": stacked}, batch)
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * float(jnp.std(expected)))
 

@@ -1,10 +1,11 @@
-"""A backbone and an input adapter, joined at the seam. Its parameters are `{"backbone": ..., "adapter": ...}`."""
+"""A backbone and an adapter, joined. Its parameters are `{"backbone": ..., "adapter": ...}`."""
 
 import flax.linen as nn
 import gin
 import jax
 import jax.numpy as jnp
 
+from adalink_jax.adapters.layer_adapter import LayerAdapter
 from adalink_jax.errors import UserError
 from adalink_jax.models.decoding import Decoded, Decoding, Sampling
 from adalink_jax.models.seam import ENCODER_KINDS, Encoded, Inputs
@@ -12,40 +13,46 @@ from adalink_jax.models.seam import ENCODER_KINDS, Encoded, Inputs
 
 @gin.configurable
 class AdaptedModel(nn.Module):
-    """`backbone` with its input embeddings passed through `adapter`.
+    """`backbone` with its input embeddings passed through `adapter`, or with `adapter` in its layers.
 
-    Both sides of the adapter are fenced (`optimization_barrier`): the compiler may not fuse it into the backbone, whose
+    Both sides of an input adapter are fenced (`optimization_barrier`): the compiler may not fuse it into the backbone, whose
     program, and whose every bit, is therefore the same with any adapter or none.
 
     Attributes:
       backbone: T5 or PaLI.
-      adapter: an input adapter, `Inputs -> Inputs`; None leaves the backbone as it is.
+      adapter: an input adapter, `Inputs -> Inputs`; or a `LayerAdapter`; None leaves the backbone as it is.
     """
 
     backbone: nn.Module
     adapter: nn.Module | None = None
 
     def adapt(self, inputs: Inputs) -> Inputs:
-        """`inputs` through the adapter, inside the fence."""
+        """`inputs` through the input adapter, inside the fence."""
         inputs = jax.lax.optimization_barrier(inputs)
-        if self.adapter is not None:
+        if self.adapter is not None and not isinstance(self.adapter, LayerAdapter):
             inputs = jax.lax.optimization_barrier(self.adapter(inputs))
         return inputs
 
     def encode(self, batch: dict, train: bool = False) -> Encoded:
-        """Features (`encoder_input_tokens`, `images`) -> encoder states."""
-        inputs = self.backbone.embed(batch, train)
+        """Features (`encoder_input_tokens`, `images`; for a bank `adapter_index`) -> encoder states."""
+        index = batch.get("adapter_index")
+        inputs = self._run("embed", batch, train, index=index)
         self._check_kinds(inputs)
-        return self.backbone.encode(self.adapt(inputs), train)
+        encoded = self._run("encode", self.adapt(inputs.replace(adapter_index=index)), train, index=index)
+        return encoded.replace(adapter_index=index)
 
     def decode(self, encoded: Encoded, tokens: jax.Array, cache=None, train: bool = False):
         """Decoder input ids [B, T] -> (logits float32 [B, T, V], cache)."""
-        target = self.adapt(Inputs(target=self.backbone.embed_target(tokens))).target
-        return self.backbone.decode(encoded, target, cache, train)
+        index = encoded.adapter_index
+        target = Inputs(target=self._run("embed_target", tokens, index=index), adapter_index=index)
+        return self._run("decode", encoded, self.adapt(target).target, cache, train, index=index)
 
     def __call__(self, batch: dict, train: bool = False) -> jax.Array:
         """Teacher forcing: the batch's features and `decoder_input_tokens` [B, T] -> logits float32 [B, T, V]."""
-        return self.decode(self.encode(batch, train), batch["decoder_input_tokens"], train=train)[0]
+        logits = self.decode(self.encode(batch, train), batch["decoder_input_tokens"], train=train)[0]
+        if self.is_initializing() and isinstance(self.adapter, LayerAdapter):
+            self.adapter(nn.meta.unbox(self.backbone.variables["params"]))  # makes its leaves
+        return logits
 
     def generate(self, batch: dict, max_length: int, decoding: Decoding = Sampling(), key=None) -> Decoded:  # noqa: B008
         """Decoding with a cache; `Sampling()` is greedy.
@@ -63,8 +70,9 @@ class AdaptedModel(nn.Module):
         size = encoded.mask.shape[0]
 
         def step(ids, cache):
-            mask = jnp.repeat(encoded.mask, ids.shape[0] // size, axis=0)
-            return self.decode(encoded.replace(mask=mask), ids, cache)
+            rows = lambda x: None if x is None else jnp.repeat(x, ids.shape[0] // size, axis=0)
+            mine = encoded.replace(mask=rows(encoded.mask), adapter_index=rows(encoded.adapter_index))
+            return self.decode(mine, ids, cache)
 
         return decoding(step, self.backbone.empty_cache(size, max_length), size, max_length, key)
 
@@ -73,6 +81,16 @@ class AdaptedModel(nn.Module):
         log_p = jax.nn.log_softmax(self(batch))
         targets = batch["decoder_target_tokens"][..., None]
         return jnp.sum(jnp.take_along_axis(log_p, targets, axis=-1)[..., 0] * batch["decoder_loss_weights"], axis=-1)
+
+    def _run(self, method: str, *args, index):
+        """One of the backbone's methods. A `LayerAdapter` gives it other variables and stands around its layers' calls."""
+        if not isinstance(self.adapter, LayerAdapter) or self.is_initializing():
+            return getattr(self.backbone, method)(*args)
+        backbone, variables = self.backbone.unbind()
+        changed = self.adapter(variables["params"], *(() if index is None else (index,)))
+        rngs = {"dropout": self.make_rng("dropout")} if self.has_rng("dropout") else {}
+        with nn.intercept_methods(self.adapter.intercept):
+            return backbone.apply({**variables, **changed}, *args, method=method, rngs=rngs)
 
     def _check_kinds(self, inputs: Inputs) -> None:
         wanted = getattr(self.adapter, "kinds", None)

@@ -44,7 +44,10 @@ class PromptTuning(nn.Module):
         init = nn.with_logical_partitioning(uniform, ("adapter_length", "adapter_embed"))
         prompt = self.param("prompt", init, (self.length, like.shape[-1]), jnp.float32).astype(like.dtype)
         prompt = jnp.broadcast_to(prompt, (like.shape[0], *prompt.shape))
-        mask = jnp.ones(prompt.shape[:2], bool)
+        own = self.get_variable(
+            "padding", "prompt", jnp.ones(self.length, bool)
+        )  # False: of a longer prompt of its bank
+        mask = jnp.broadcast_to(own, prompt.shape[:2])
         if inputs.prompt is not None:
             prompt = jnp.concatenate([prompt, inputs.prompt], axis=1)
             mask = jnp.concatenate([mask, inputs.prompt_mask], axis=1)

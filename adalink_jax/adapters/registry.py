@@ -7,10 +7,15 @@ import flax.linen as nn
 
 from adalink_jax.adapters.adalink import AdaLinkAdapter
 from adalink_jax.adapters.chain import Chain
+from adalink_jax.adapters.lora import LoRA
+from adalink_jax.adapters.norm_tuning import NormTuning
+from adalink_jax.adapters.position_offsets import PositionOffsets
 from adalink_jax.adapters.prompt_tuning import PromptTuning
 from adalink_jax.errors import UserError
 
-METHODS = {"AdaLinkAdapter": AdaLinkAdapter, "Chain": Chain, "PromptTuning": PromptTuning}
+METHODS = {
+    method.__name__: method for method in (AdaLinkAdapter, Chain, LoRA, NormTuning, PositionOffsets, PromptTuning)
+}
 _FLAX_FIELDS = {"parent", "name"}
 
 

@@ -29,7 +29,8 @@ def save_adapter(folder: str, adapter, about: dict) -> None:
     """
     folder = epath.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    leaves = {name: np.ascontiguousarray(leaf) for name, leaf in paths.flatten(jax.device_get(adapter)).items()}
+    leaves = paths.unscan(paths.flatten(jax.device_get(adapter)))
+    leaves = {name: np.ascontiguousarray(leaf) for name, leaf in leaves.items()}
     save_file(leaves, folder / WEIGHTS)
     config = {
         "peft_type": "ADALINK",
@@ -95,11 +96,12 @@ def load_adapter(folder: str, abstract, base_fingerprint: str, allow_other_base:
         remedy = "load that base, or set ALLOW_OTHER_BASE = True for a transfer experiment"
         check_base(folder, about, base_fingerprint, remedy)
     wanted = paths.flatten(abstract)
-    shapes = lambda leaves: {name: tuple(leaf.shape) for name, leaf in leaves.items()}
-    if shapes(found) != shapes(wanted):
+    shapes = {name: tuple(leaf.shape) for name, leaf in found.items()}
+    if shapes != paths.unscanned_shapes(wanted):
         raise CheckpointError(
-            f"The adapter {folder} is {shapes(found)} and this run's is {shapes(wanted)}: "
+            f"The adapter {folder} is {shapes} and this run's is {paths.unscanned_shapes(wanted)}: "
             f"use its method and settings ({about.get('method')}, {about.get('settings')})."
         )
-    leaves = {name: jax.device_put(found[name].astype(leaf.dtype), leaf.sharding) for name, leaf in wanted.items()}
+    whole = paths.rescan(found, wanted)
+    leaves = {name: jax.device_put(whole[name].astype(leaf.dtype), leaf.sharding) for name, leaf in wanted.items()}
     return paths.unflatten(leaves), about

@@ -3,7 +3,13 @@
 In memory a stack of layers may be one array under `layers`; its name in files is one name a layer, `layers_0`, ... .
 """
 
+import re
+from collections.abc import Sequence
+
 import jax
+import numpy as np
+
+from adalink_jax.errors import UserError
 
 SCANNED = "layers"
 
@@ -54,3 +60,52 @@ def unscan(leaves: dict) -> dict:
         else:
             out.update({each: leaf[i] for i, each in enumerate(names)})
     return out
+
+
+def rescan(leaves: dict, wanted: dict) -> dict[str, np.ndarray]:
+    """The inverse of `unscan`: NumPy arrays under the names in memory, for `wanted`, `{name in memory: leaf}`."""
+    names = {name: unscanned_names(name, leaf.shape) for name, leaf in wanted.items()}
+    whole = lambda name: leaves[name] if names[name] == [name] else np.stack([leaves[each] for each in names[name]])
+    return {name: whole(name) for name in wanted}
+
+
+def matching(expressions: Sequence[str], names: dict[str, list[str]], purpose: str) -> list[set[str]]:
+    """For each expression the leaves it picks, by their names in memory.
+
+    Args:
+      expressions: regular expressions for `re.fullmatch`.
+      names: leaf in memory -> its unscanned names (several for a scanned stack).
+      purpose: what the expressions are for, for the error.
+
+    Raises:
+      UserError: if an expression is malformed, matches nothing, or picks some layers of a scanned stack.
+    """
+    picked = []
+    for expression in expressions:
+        try:
+            pattern = re.compile(expression)
+        except re.error as e:
+            raise UserError(f"{purpose}: {expression!r} is not a regular expression ({e}).") from e
+        mine = set()
+        for leaf, unscanned in names.items():
+            hits = [name for name in unscanned if pattern.fullmatch(name)]
+            if hits and len(hits) < len(unscanned):
+                raise UserError(
+                    f"{purpose}: {expression!r} picks {len(hits)} of the {len(unscanned)} layers of {leaf}, which is one "
+                    f"array while layers are scanned; set SCAN_LAYERS = False to pick single layers."
+                )
+            if hits:
+                mine.add(leaf)
+        if not mine:
+            tops = sorted({name.split("/")[0] + "/..." for each in names.values() for name in each})
+            raise UserError(
+                f"{purpose}: {expression!r} matches no parameter; it must match a whole path, and paths here look like "
+                f"{', '.join(tops)} (`adalink params` lists them)."
+            )
+        picked.append(mine)
+    return picked
+
+
+def leaf_names(tree) -> dict[str, list[str]]:
+    """Names in memory -> unscanned names, for a (possibly abstract) nested dict."""
+    return {name: unscanned_names(name, leaf.shape) for name, leaf in flatten(tree).items()}

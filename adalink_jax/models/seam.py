@@ -27,6 +27,7 @@ class Inputs:
       text: embedded input tokens, [B, L, D].
       text_mask: bool [B, L].
       target: embedded decoder inputs, [B, T, D]; they pass the seam alone, in training and at each decoding step.
+      adapter_index: int32 [B], for a bank of adapters: which one serves the row.
     """
 
     prompt: jax.Array | None = None
@@ -36,11 +37,13 @@ class Inputs:
     text: jax.Array | None = None
     text_mask: jax.Array | None = None
     target: jax.Array | None = None
+    adapter_index: jax.Array | None = None
 
 
 @flax.struct.dataclass
 class Encoded:
-    """What the decoder attends to: states [B, S, D] and their mask, bool [B, S]."""
+    """What the decoder attends to: states [B, S, D] and their mask, bool [B, S]; and the rows' adapters, int32 [B] or None."""
 
     states: jax.Array
     mask: jax.Array
+    adapter_index: jax.Array | None = None

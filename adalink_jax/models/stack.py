@@ -37,7 +37,7 @@ def run_layers(layer_type: type[nn.Module], config, x, per_layer, *shared, num_l
     if config.scan_layers:
         stack = nn.scan(
             layer_type,
-            variable_axes={"params": 0},
+            variable_axes={"params": 0, "adapter": 0},
             split_rngs={"params": True, "dropout": True},
             in_axes=(0,) + (nn.broadcast,) * len(shared),
             out_axes=0,

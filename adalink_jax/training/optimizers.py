@@ -12,7 +12,6 @@ import optax
 
 from adalink_jax.errors import UserError
 from adalink_jax.models import paths
-from adalink_jax.training import partition
 
 LearningRate = float | Callable
 
@@ -98,11 +97,11 @@ def grouped(
       groups: expression -> optimizer, such as `{'adapter/image/.*': @image/adamw()}`. The first that matches wins.
 
     Raises:
-      UserError: from `init`, if an expression matches no trainable leaf (see `partition.matching`).
+      UserError: from `init`, if an expression matches no trainable leaf (see `paths.matching`).
     """
 
     def labels(tree):
-        picked = partition.matching(list(groups), partition.leaf_names(tree), "grouped.groups")
+        picked = paths.matching(list(groups), paths.leaf_names(tree), "grouped.groups")
         label = lambda name: next((e for e, names in zip(groups, picked) if name in names), "default")
         return paths.unflatten({name: label(name) for name in paths.flatten(tree)})
 

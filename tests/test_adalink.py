@@ -12,7 +12,7 @@ from adalink_jax.adapters import fold_text
 from adalink_jax.errors import UserError
 from adalink_jax.models import paths
 from adalink_jax.models.seam import Inputs
-from adalink_jax.training.setup import abstract_params
+from adalink_jax.adapters import abstract_params
 
 PHI = {
     "identity": lambda x: x,

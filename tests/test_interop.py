@@ -26,7 +26,7 @@ from adalink_jax.cli.main import main  # noqa: E402
 from adalink_jax.data import ByteVocabulary  # noqa: E402
 from adalink_jax.interop import verify_base  # noqa: E402
 from adalink_jax.models import paths  # noqa: E402
-from adalink_jax.training.setup import abstract_params  # noqa: E402
+from adalink_jax.adapters import abstract_params  # noqa: E402
 
 RANK = 4
 

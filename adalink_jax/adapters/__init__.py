@@ -2,27 +2,35 @@
 no backbone."""
 
 from adalink_jax.adapters.adalink import AdaLink, AdaLinkAdapter
-from adalink_jax.adapters.adapted import AdaptedModel
+from adalink_jax.adapters.adapted import AdaptedModel, abstract_params, fresh_params
+from adalink_jax.adapters.bank import NONE, Bank, stack_adapters
 from adalink_jax.adapters.chain import Chain
 from adalink_jax.adapters.folding import fold_text
 from adalink_jax.adapters.layer_adapter import LayerAdapter
 from adalink_jax.adapters.lora import LoRA
+from adalink_jax.adapters.named import NamedAdapters
 from adalink_jax.adapters.norm_tuning import NormTuning
 from adalink_jax.adapters.position_offsets import PositionOffsets
 from adalink_jax.adapters.prompt_tuning import PromptTuning
 from adalink_jax.adapters.registry import describe_adapter, make_adapter
 
 __all__ = [
+    "NONE",
     "AdaLink",
     "AdaLinkAdapter",
     "AdaptedModel",
+    "Bank",
     "Chain",
     "LayerAdapter",
     "LoRA",
+    "NamedAdapters",
     "NormTuning",
     "PositionOffsets",
     "PromptTuning",
+    "abstract_params",
     "describe_adapter",
     "fold_text",
+    "fresh_params",
     "make_adapter",
+    "stack_adapters",
 ]

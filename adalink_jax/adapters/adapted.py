@@ -101,3 +101,14 @@ class AdaptedModel(nn.Module):
                     f"{type(self.adapter).__name__}.kinds asks for {missing[0]!r}, but {type(self.backbone).__name__} "
                     f"has no such input."
                 )
+
+
+def fresh_params(model: AdaptedModel, seed):
+    """Random parameters, `nn.LogicallyPartitioned` leaves; `seed` may be traced."""
+    batch = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), model.backbone.abstract_batch(1, 1, 1))
+    return model.init(jax.random.key(seed), batch)["params"]
+
+
+def abstract_params(model: AdaptedModel):
+    """The parameters' shapes and logical axes (`nn.LogicallyPartitioned` leaves); nothing is allocated."""
+    return jax.eval_shape(lambda: fresh_params(model, 0))

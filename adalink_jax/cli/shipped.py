@@ -6,7 +6,7 @@ from adalink_jax.checkpoints import check_fit, check_settings, settings_of, t5_s
 from adalink_jax.checkpoints.source import Source
 from adalink_jax.errors import CheckpointError
 from adalink_jax.models import paths
-from adalink_jax.training.setup import abstract_params
+from adalink_jax.adapters import abstract_params
 
 
 def configured_backbone(flags: configuration.GinFlags):

@@ -10,10 +10,9 @@ from typing import Any
 
 import gin
 import jax
-import jax.numpy as jnp
 
 from adalink_jax import checkpoints, parallel
-from adalink_jax.adapters import AdaptedModel
+from adalink_jax.adapters import AdaptedModel, abstract_params, fresh_params
 from adalink_jax.data import DatasetConfig
 from adalink_jax.errors import UserError
 from adalink_jax.models import paths
@@ -51,16 +50,6 @@ class Setup:
     frozen_dtype: str = "float32"
     random_seed: int = 0
     decoding: Decoding = Sampling()  # noqa: RUF009
-
-
-def abstract_params(model: AdaptedModel):
-    """The parameters' shapes and logical axes (`nn.LogicallyPartitioned` leaves); nothing is allocated."""
-    return jax.eval_shape(lambda: _init(model, 0))
-
-
-def _init(model, seed):
-    batch = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), model.backbone.abstract_batch(1, 1, 1))
-    return model.init(jax.random.key(seed), batch)["params"]
 
 
 def split_abstract(model: AdaptedModel, trainable: tuple[str, ...]):
@@ -148,7 +137,7 @@ def _initialise(setup: Setup, wanted: dict) -> dict:
         return {}
 
     def fresh():
-        leaves = paths.flatten(parallel.unbox(_init(setup.model, setup.random_seed)))
+        leaves = paths.flatten(parallel.unbox(fresh_params(setup.model, setup.random_seed)))
         return {name: leaves[name] for name in wanted}
 
     return jax.jit(fresh, out_shardings={name: leaf.sharding for name, leaf in wanted.items()})()

@@ -1,0 +1,105 @@
+"""Named adapters on one model: add, activate, disable, delete, with one compiled program throughout.
+
+adapters = NamedAdapters(model.backbone, AdaLinkAdapter(rank=16), capacity=8)
+adapters.add("reverse", module, params)
+model = AdaptedModel(model.backbone, adapters.bank)
+run = jax.jit(model.apply)
+run({"params": {"backbone": base, "adapter": adapters.params}}, {**batch, "adapter_index": adapters.rows(["reverse", None])})
+"""
+
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from adalink_jax.adapters.adapted import AdaptedModel, abstract_params
+from adalink_jax.adapters.bank import NONE, make_bank, pad, widest
+from adalink_jax.errors import UserError
+from adalink_jax.parallel import unbox
+
+
+class NamedAdapters:
+    """A bank whose places have names.
+
+    Args:
+      backbone: what the adapters were trained for.
+      largest: their method, with the highest rank and the longest prompt that may come.
+      capacity: how many may be held at once.
+
+    Attributes:
+      bank: the module, for `AdaptedModel(backbone, bank)`.
+      params: its parameters, for `{"backbone": ..., "adapter": params}`; replaced, never changed in place.
+      active: the name that serves rows for which none is given; None is the plain base.
+    """
+
+    def __init__(self, backbone: nn.Module, largest: nn.Module, capacity: int):
+        if capacity < 1:
+            raise UserError(f"A bank's capacity is {capacity}; it must be at least 1.")
+        self._largest = largest
+        self._boxed = abstract_params(AdaptedModel(backbone, largest))["adapter"]
+        self._places: list[str | None] = [None] * capacity
+        self.bank, self.active = make_bank(largest), None
+        empty = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), unbox(self._boxed))
+        one = dict(zip(("stacked", "padding"), pad(empty, self._boxed)))
+        self.params = jax.tree.map(lambda x: jnp.zeros((capacity, *x.shape), x.dtype), one)
+
+    @property
+    def names(self) -> list[str]:
+        """Of the adapters that are held, in the order of their places."""
+        return [name for name in self._places if name is not None]
+
+    def add(self, name: str, module: nn.Module, params) -> None:
+        """Puts an adapter into a free place.
+
+        Raises:
+          UserError: for a name that is taken, a full bank, and an adapter that does not fit it.
+        """
+        if name in self._places:
+            raise UserError(f"There is an adapter {name!r} already; delete it first.")
+        if None not in self._places:
+            raise UserError(
+                f"The bank is full with {len(self._places)} adapters; delete one, or give it a larger capacity."
+            )
+        if widest([self._largest, module]) != self._largest:
+            raise UserError(f"The adapter {name!r} is larger than its bank: {module} in {self._largest}.")
+        self._put(self._places.index(None), dict(zip(("stacked", "padding"), pad(params, self._boxed))))
+        self._places[self._places.index(None)] = name
+
+    def activate(self, name: str) -> None:
+        """Lets `name` serve the rows for which no other is given."""
+        self.rows([name])
+        self.active = name
+
+    def disable(self) -> None:
+        """Lets the plain base serve the rows for which no adapter is given."""
+        self.active = None
+
+    def delete(self, name: str) -> None:
+        """Frees the adapter's place.
+
+        Raises:
+          UserError: if there is none of this name.
+        """
+        place = int(self.rows([name])[0]) - 1
+        self._put(place, jax.tree.map(lambda x: jnp.zeros_like(x[0]), self.params))
+        self._places[place] = None
+        if self.active == name:
+            self.active = None
+
+    def rows(self, names: Sequence[str | None] | int) -> np.ndarray:
+        """`adapter_index` int32 [B]: of a name for each row (None: the plain base), or of B rows for the active one.
+
+        Raises:
+          UserError: for a name that is not there.
+        """
+        if isinstance(names, int):
+            names = [self.active] * names
+        unknown = sorted({str(name) for name in names if name is not None and name not in self._places})
+        if unknown:
+            raise UserError(f"There is no adapter {unknown[0]!r}; there are: {', '.join(self.names) or 'none'}.")
+        return np.array([NONE if name is None else self._places.index(name) + 1 for name in names], np.int32)
+
+    def _put(self, place: int, one: dict) -> None:
+        self.params = jax.tree.map(lambda all_, x: all_.at[place].set(x), self.params, one)

@@ -73,8 +73,8 @@ setup(
         # Compiles for a TPU where there is none. The range is that of the jax versions above.
         "plan": ["libtpu>=0.0.40,<0.0.43"],
         "hf": HF,
-        # The references of the parity tests (torch, transformers) and what builds and tests the package.
-        "dev": [*HF, "torch==2.13.0", "pytest>=9.0,<10", "pytest-xdist>=3.6", "build>=1.2"],
+        # The references of the parity tests (torch, transformers, peft) and what builds and tests the package.
+        "dev": [*HF, "torch==2.13.0", "peft>=0.21,<0.22", "pytest>=9.0,<10", "pytest-xdist>=3.6", "build>=1.2"],
     },
     entry_points={"console_scripts": ["adalink = adalink_jax.cli.main:main"]},
 )

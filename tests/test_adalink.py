@@ -8,11 +8,10 @@ import pytest
 from helpers import init, random_batch, tiny_pali, tiny_t5
 
 from adalink_jax import T5, AdaLink, AdaLinkAdapter, AdaptedModel, T5Config
-from adalink_jax.adapters import fold_text
+from adalink_jax.adapters import abstract_params, fold_text
 from adalink_jax.errors import UserError
 from adalink_jax.models import paths
 from adalink_jax.models.seam import Inputs
-from adalink_jax.adapters import abstract_params
 
 PHI = {
     "identity": lambda x: x,

@@ -17,6 +17,7 @@ from safetensors.numpy import load_file, save_file  # noqa: E402
 from test_t5_parity import assert_close, ours  # noqa: E402
 
 from adalink_jax import AdaLinkAdapter, AdaptedModel, configuration, parallel  # noqa: E402
+from adalink_jax.adapters import abstract_params  # noqa: E402
 from adalink_jax.adapters.adalink import PHI  # noqa: E402
 from adalink_jax.checkpoints import fingerprint, open_source, save_adapter  # noqa: E402
 from adalink_jax.checkpoints.source import Leaf, Source  # noqa: E402
@@ -26,7 +27,6 @@ from adalink_jax.cli.main import main  # noqa: E402
 from adalink_jax.data import ByteVocabulary  # noqa: E402
 from adalink_jax.interop import verify_base  # noqa: E402
 from adalink_jax.models import paths  # noqa: E402
-from adalink_jax.adapters import abstract_params  # noqa: E402
 
 RANK = 4
 

@@ -8,10 +8,10 @@ import pytest
 from helpers import init, random_batch, tiny_pali, tiny_t5
 
 from adalink_jax import T5, AdaptedModel, PaLI, T5Config, ViTConfig
+from adalink_jax.adapters import abstract_params
 from adalink_jax.errors import UserError
 from adalink_jax.models import paths
 from adalink_jax.parallel import logical_axis_rules
-from adalink_jax.adapters import abstract_params
 
 BACKBONES = {"T5": lambda **kw: T5(tiny_t5(**kw)), "PaLI": lambda **kw: tiny_pali(**kw)}
 

@@ -1,6 +1,6 @@
 """Files of parameters: base models of every format, adapter folders, and the fingerprint that ties the two together."""
 
-from adalink_jax.checkpoints.adapter_files import load_adapter, read_adapter, save_adapter
+from adalink_jax.checkpoints.adapter_files import load_adapter, open_adapter, read_adapter, save_adapter
 from adalink_jax.checkpoints.architecture import check_fit, check_settings, settings_of, t5_fields, t5_sizes
 from adalink_jax.checkpoints.convert import FORMATS, PASSES, convert
 from adalink_jax.checkpoints.fingerprint import digests, fingerprint, fingerprint_of_source
@@ -22,6 +22,7 @@ __all__ = [
     "folder_of",
     "load_adapter",
     "load_base",
+    "open_adapter",
     "open_source",
     "read_adapter",
     "save_adapter",

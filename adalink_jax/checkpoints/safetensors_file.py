@@ -5,6 +5,7 @@ the values. (The `safetensors` package maps or holds whole files and takes local
 """
 
 import json
+import math
 import struct
 from collections.abc import Mapping
 
@@ -41,7 +42,7 @@ def read_leaves(path: epath.Path) -> dict[str, Leaf]:
             header.pop("__metadata__", None)
             leaves = {name: _leaf(path, name, entry, 8 + length) for name, entry in header.items()}
             end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
-        except (ValueError, KeyError, TypeError, AttributeError) as e:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
             raise damaged(f"its header cannot be read: {e}") from e
     if size != 8 + length + end:
         raise damaged(f"it has {size:,} bytes, its header says {8 + length + end:,}")
@@ -51,9 +52,11 @@ def read_leaves(path: epath.Path) -> dict[str, Leaf]:
 def _leaf(path: epath.Path, name: str, entry: dict, base: int) -> Leaf:
     dtype, shape = np.dtype(DTYPES[entry["dtype"]]), tuple(entry["shape"])
     begin, end = entry["data_offsets"]
-    if end - begin != dtype.itemsize * int(np.prod(shape, dtype=np.int64)):
+    if any(type(n) is not int or n < 0 for n in (*shape, begin, end)):
+        raise ValueError(f"{name} has no shape or no place")
+    if end - begin != dtype.itemsize * math.prod(shape):
         raise ValueError(f"{name} has {end - begin} bytes for shape {shape}")
-    row = dtype.itemsize * int(np.prod(shape[1:], dtype=np.int64))
+    row = dtype.itemsize * math.prod(shape[1:])
 
     def read(index: Index) -> np.ndarray:
         first, last = (index[0].start, index[0].stop) if index else (0, 1)

@@ -1,12 +1,11 @@
 """Which of the shipped model files a checkpoint fits."""
 
 from adalink_jax import configuration, parallel
-from adalink_jax.adapters import AdaptedModel
+from adalink_jax.adapters import AdaptedModel, abstract_params
 from adalink_jax.checkpoints import check_fit, check_settings, settings_of, t5_sizes
 from adalink_jax.checkpoints.source import Source
 from adalink_jax.errors import CheckpointError
 from adalink_jax.models import paths
-from adalink_jax.adapters import abstract_params
 
 
 def configured_backbone(flags: configuration.GinFlags):

@@ -117,12 +117,13 @@ def load_parameters(setup: Setup, mesh, rules) -> Parameters:
     if adapter and setup.initial_adapter_path is not None:
         if base is None or base["fingerprint"] is None:
             raise UserError("INITIAL_ADAPTER_PATH is set, but there is no base; set INITIAL_CHECKPOINT_PATH as well.")
-        tree, _ = checkpoints.load_adapter(
+        tree, about = checkpoints.load_adapter(
             setup.initial_adapter_path, partition.select(wanted, adapter)["adapter"],
-            base["fingerprint"], setup.allow_other_base,
+            base["fingerprint"], setup.allow_other_base, setup.model.adapter,
         )  # fmt: skip
         values |= paths.flatten({"adapter": tree})
-        sources["adapter"] = setup.initial_adapter_path
+        unchecked = "" if about["base"]["fingerprint"] else ", which does not say which base it was trained on"
+        sources["adapter"] = setup.initial_adapter_path + unchecked
     elif adapter:
         sources["adapter"] = f"fresh, seed {setup.random_seed}"
     values |= _initialise(setup, {k: wanted[k] for k in wanted.keys() - values.keys()})

@@ -1,0 +1,149 @@
+"""Adapter files are not trusted: whatever is wrong with one ends in one sentence that names it."""
+
+import json
+import pathlib
+import pickle
+import struct
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from adalink_jax import AdaLinkAdapter, LoRA
+from adalink_jax.adapters import describe_adapter
+from adalink_jax.checkpoints import load_adapter, read_adapter, save_adapter
+from adalink_jax.checkpoints.adapter_files import CONFIG, WEIGHTS
+from adalink_jax.errors import CheckpointError
+
+MARK = "f" * 64
+MODULE = AdaLinkAdapter(rank=2, phi="gelu")
+RELEASED = pathlib.Path(__file__).parent / "data"
+
+
+def tree(width=6, rank=2):
+    rng = np.random.default_rng(0)
+    return {
+        "text": {"down": rng.normal(size=(width, rank)).astype("f"), "up": rng.normal(size=(rank, width)).astype("f")}
+    }
+
+
+def load(folder, module=MODULE, **shape):
+    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree(**shape))
+    return load_adapter(str(folder), abstract, MARK, module=module)
+
+
+def write(folder):
+    save_adapter(str(folder), tree(), describe_adapter(MODULE) | {"base": {"name": "base", "fingerprint": MARK}})
+
+
+def with_tensors(change):
+    def do(folder):
+        save_file(change(load_file(folder / WEIGHTS)), folder / WEIGHTS)
+
+    return do
+
+
+def with_config(change):
+    def do(folder):
+        config = json.loads((folder / CONFIG).read_text())
+        change(config)
+        (folder / CONFIG).write_text(json.dumps(config))
+
+    return do
+
+
+def with_bytes(name, change):
+    def do(folder):
+        (folder / name).write_bytes(change((folder / name).read_bytes()))
+
+    return do
+
+
+def with_pickle(folder):
+    (folder / WEIGHTS).unlink()
+    (folder / "adapter_model.bin").write_bytes(pickle.dumps({"text/down": 1}))
+
+
+def value(number):
+    return with_tensors(lambda found: found | {"text/up": np.full_like(found["text/up"], number)})
+
+
+def key(name):
+    return with_tensors(lambda found: found | {name: np.ones((2, 2), "f")})
+
+
+HEADER = b'{"text/down":{"dtype":"F32","shape":[%s],"data_offsets":[0,48]}}'
+DAMAGE = {
+    "truncated": (with_bytes(WEIGHTS, lambda b: b[:-5]), "damaged or cut short"),
+    "header truncated": (with_bytes(WEIGHTS, lambda b: b[:20]), "damaged or cut short"),
+    "empty": (with_bytes(WEIGHTS, lambda b: b""), "damaged or cut short"),
+    "trailing bytes": (with_bytes(WEIGHTS, lambda b: b + b"x"), "damaged or cut short"),
+    "header of 10 GB": (with_bytes(WEIGHTS, lambda b: struct.pack("<Q", 10**10) + b[8:]), "it has no header"),
+    "header of 2^64": (with_bytes(WEIGHTS, lambda b: b"\xff" * 8 + b[8:]), "it has no header"),
+    "header no JSON": (with_bytes(WEIGHTS, lambda b: b[:8] + b"\x00" * (len(b) - 8)), "its header cannot be read"),
+    "a shape below zero": (
+        with_bytes(WEIGHTS, lambda b: struct.pack("<Q", len(HEADER)) + HEADER % b"-1"[:2] + b"x" * 48), "damaged",
+    ),
+    "NaN": (value(np.nan), "not finite, in text/up"),
+    "infinity": (value(np.inf), "not finite, in text/up"),
+    "integers": (with_tensors(lambda found: {k: v.astype(np.int32) for k, v in found.items()}), "as int32"),
+    "wrong rank": (with_tensors(lambda _: {f"text/{k}": v for k, v in tree(rank=3)["text"].items()}), r"\(6, 3\), where \(6, 2\)"),
+    "wrong width": (with_tensors(lambda _: {f"text/{k}": v for k, v in tree(width=5)["text"].items()}), r"\(5, 2\), where"),
+    "missing leaf": (with_tensors(lambda found: {"text/up": found["text/up"]}), "lacks text/down"),
+    "a leaf too many": (key("image/up"), "has image/up .* not wanted"),
+    "a path upwards": (key("../../x"), r"named '../../x', which is no name"),
+    "an absolute path": (key("/etc/x"), r"named '/etc/x', which is no name"),
+    "an empty part": (key("text//up"), "which is no name"),
+    "another method": (
+        lambda folder: save_adapter(str(folder), {"prompt": np.ones((3, 6), "f")},
+                                    {"method": "PromptTuning", "settings": {"length": 3},
+                                     "base": {"name": "base", "fingerprint": MARK}}),
+        "has prompt .* not wanted",
+    ),
+    "another phi": (with_config(lambda c: c["adalink"]["settings"].update(phi="relu")), "has phi = 'relu'"),
+    "another base": (with_config(lambda c: c["adalink"]["base"].update(fingerprint="e" * 64)), "on another base"),
+    "newer": (with_config(lambda c: c["adalink"].update(format_version=99)), "written by a newer version"),
+    "no version": (with_config(lambda c: c["adalink"].pop("format_version")), "format_version is no number"),
+    "no base": (with_config(lambda c: c["adalink"].pop("base")), "its base is missing"),
+    "method no string": (with_config(lambda c: c["adalink"].update(method=3)), "its method is missing"),
+    "adalink no object": (with_config(lambda c: c.update(adalink=[1])), "its adalink is no object"),
+    "neither": (with_config(lambda c: (c.clear(), c.update(x=1))), "neither adalink nor peft_type"),
+    "config no object": (with_bytes(CONFIG, lambda b: b"[1, 2]"), "no object"),
+    "config no JSON": (with_bytes(CONFIG, lambda b: b[: len(b) // 2]), "damaged or cut short"),
+    "config no text": (with_bytes(CONFIG, lambda b: b"\xff\xfe\x00"), "damaged or cut short"),
+    "config without end": (with_bytes(CONFIG, lambda b: b"[" * 100_000), "damaged or cut short"),
+    "config of 2 MB": (with_bytes(CONFIG, lambda b: b + b" " * 2_000_000), "more than a configuration has"),
+    "no config": (lambda folder: (folder / CONFIG).unlink(), "it has no adapter_config.json"),
+    "no weights": (lambda folder: (folder / WEIGHTS).unlink(), "it has no adapter_model.safetensors"),
+    "a pickle": (with_pickle, "a pickle, which is never opened"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", DAMAGE)
+def test_it_is_refused_in_one_sentence(what, tmp_path):
+    write(tmp_path)
+    load(tmp_path)
+    damage, words = DAMAGE[what]
+    damage(tmp_path)
+    with pytest.raises(CheckpointError, match=words) as refused:
+        load(tmp_path)
+    text = str(refused.value)
+    assert str(tmp_path) in text and text.endswith(".") and "\n" not in text and len(text) < 600
+
+
+def test_a_file_of_the_first_format_loads():
+    leaves, about = read_adapter(RELEASED / "adapter_format_1")
+    assert about["method"] == "AdaLinkAdapter" and about["settings"]["rank"] == 2
+    np.testing.assert_array_equal(leaves["text/down"], np.arange(8, dtype="f").reshape(4, 2))
+    np.testing.assert_array_equal(leaves["text/up"], -np.arange(8, dtype="f").reshape(2, 4))
+
+
+def test_a_setting_that_shapes_do_not_show_is_compared(tmp_path):
+    write(tmp_path)
+    with pytest.raises(CheckpointError, match="is AdaLinkAdapter, where LoRA is wanted"):
+        load(tmp_path, LoRA())
+    adapter, about = load(tmp_path)
+    assert about["settings"]["phi"] == "gelu"
+    jax.tree.map(np.testing.assert_array_equal, adapter, tree())

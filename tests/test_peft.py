@@ -1,0 +1,267 @@
+"""LoRA and prompt tuning are PEFT's: the same files, logits and training, from the same weights, in float32."""
+
+import json
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+torch = pytest.importorskip("torch", reason="the comparison with PEFT needs PyTorch")
+transformers = pytest.importorskip("transformers", reason="the comparison with PEFT needs transformers")
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    peft = pytest.importorskip("peft", reason="the comparison needs peft")
+
+from helpers import tiny_pali  # noqa: E402
+from references import make_reference, tokens  # noqa: E402
+from safetensors.numpy import load_file, save_file  # noqa: E402
+from test_t5_parity import assert_close  # noqa: E402
+
+from adalink_jax import T5, AdaptedModel, LoRA, PromptTuning, T5Config, parallel  # noqa: E402
+from adalink_jax.adapters import abstract_params, describe_adapter, make_adapter  # noqa: E402
+from adalink_jax.checkpoints import (  # noqa: E402
+    fingerprint_of_source,
+    load_adapter,
+    open_adapter,
+    open_source,
+    read_adapter,
+    save_adapter,
+    t5_fields,
+)
+from adalink_jax.errors import CheckpointError  # noqa: E402
+from adalink_jax.models import paths  # noqa: E402
+from adalink_jax.training import partition  # noqa: E402
+from adalink_jax.training.setup import Setup, load_parameters  # noqa: E402
+from adalink_jax.training.step import TrainState, make_train_step  # noqa: E402
+
+TOLERANCE = 1e-4
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning"),  # transformers about PEFT
+    pytest.mark.filterwarnings("ignore:.*adalink.*are ignored:UserWarning"),  # PEFT about our key
+    pytest.mark.filterwarnings("ignore:.*tie_word_embeddings:UserWarning"),  # PEFT about the configuration of T5 1.1
+]
+EVERYWHERE = (r"(encoder|decoder)/layers_\d+/.*/(query|key|value|out|wi_?\d?|wo)", "decoder/logits_dense")
+OURS = {
+    "lora": lambda form: LoRA(rank=3, alpha=6.0),
+    "lora everywhere": lambda form: LoRA(4, 2.0, EVERYWHERE if form == "T5 1.1" else EVERYWHERE[:1]),
+    "prompt": lambda form: PromptTuning(length=5),
+}
+ALL_LINEAR = ["q", "k", "v", "o", "wi", "wi_0", "wi_1", "wo"]
+THEIRS = {
+    "lora": lambda: peft.LoraConfig(task_type="SEQ_2_SEQ_LM", r=3, lora_alpha=6),
+    "lora everywhere": lambda: peft.LoraConfig(
+        task_type="SEQ_2_SEQ_LM", r=4, lora_alpha=2, use_rslora=True, target_modules=ALL_LINEAR
+    ),
+    "prompt": lambda: peft.PromptTuningConfig(
+        task_type="SEQ_2_SEQ_LM", num_virtual_tokens=5, num_transformer_submodules=1
+    ),
+}
+
+
+@pytest.fixture(autouse=True)
+def exact_matmuls():
+    with jax.default_matmul_precision("highest"):
+        yield
+
+
+@pytest.fixture(scope="module", params=["T5 1.0", "T5 1.1"])
+def base(request, tmp_path_factory):
+    """The form, and a Hugging Face folder of it."""
+    folder = tmp_path_factory.mktemp("base")
+    make_reference(request.param).save_pretrained(folder)
+    return request.param, folder
+
+
+def load(folder, adapter, adapter_path=None, **overrides):
+    """Our model on the weights of `folder`; the adapter's leaves random where there is no file."""
+    config = T5Config(**t5_fields(open_source(folder)), **overrides)
+    model = AdaptedModel(T5(config), adapter)
+    mesh, rules = parallel.make_mesh(), parallel.logical_axis_rules()
+    setup = Setup(model, initial_checkpoint_path=str(folder), initial_adapter_path=adapter_path and str(adapter_path))
+    with parallel.use_mesh(mesh, rules):
+        params = load_parameters(setup, mesh, rules).frozen
+    if adapter_path is None:
+        keys = iter(jax.random.split(jax.random.key(0), 1000))
+        params["adapter"] = jax.tree.map(lambda x: 0.1 * jax.random.normal(next(keys), x.shape), params["adapter"])
+    return model, params
+
+
+def write(folder, base_folder, model, params):
+    mark = fingerprint_of_source(open_source(base_folder))
+    save_adapter(
+        folder, params["adapter"], describe_adapter(model.adapter) | {"base": {"name": "a/b", "fingerprint": mark}}
+    )
+
+
+def write_theirs(folder, form, method):
+    """A folder that PEFT wrote, of random weights, and its model."""
+    torch.manual_seed(1)
+    model = peft.get_peft_model(make_reference(form), THEIRS[method]())
+    for name, leaf in model.named_parameters():
+        if "lora_" in name or "prompt_encoder" in name:
+            leaf.data = torch.randn_like(leaf) * 0.3
+    model.save_pretrained(folder)
+    return model.eval()
+
+
+def batch_of(seed):
+    inputs, targets = tokens(6, 12, seed), tokens(6, 8, seed + 100)
+    return {
+        "encoder_input_tokens": inputs.astype(np.int32),
+        "decoder_input_tokens": np.pad(targets[:, :-1], ((0, 0), (1, 0))).astype(np.int32),
+        "decoder_target_tokens": targets.astype(np.int32),
+        "decoder_loss_weights": (targets > 0).astype(np.float32),
+    }
+
+
+def their_logits(model, batch):
+    inputs = torch.tensor(batch["encoder_input_tokens"]).long()
+    decoder = torch.tensor(batch["decoder_input_tokens"]).long()
+    return model(input_ids=inputs, attention_mask=(inputs > 0).long(), decoder_input_ids=decoder).logits
+
+
+@pytest.mark.parametrize("method", OURS)
+@pytest.mark.parametrize("scan_layers", [False, True])
+def test_what_is_written_here_gives_the_same_logits_there(base, method, scan_layers, tmp_path):
+    form, folder = base
+    model, params = load(folder, OURS[method](form), scan_layers=scan_layers)
+    write(tmp_path, folder, model, params)
+    plain = make_reference(form)
+    batch = batch_of(0)
+    without = their_logits(plain, batch).detach().numpy()
+    theirs = peft.PeftModel.from_pretrained(plain, tmp_path).eval()
+    expected = their_logits(theirs, batch).detach().numpy()
+    assert_close(model.apply({"params": params}, batch), expected, TOLERANCE)
+    assert np.abs(expected - without).max() > 0.1 * expected.std()
+    again, loaded = load(folder, model.adapter, tmp_path, scan_layers=scan_layers)
+    jax.tree.map(np.testing.assert_array_equal, loaded["adapter"], params["adapter"])
+
+
+@pytest.mark.parametrize("method", THEIRS)
+@pytest.mark.parametrize("scan_layers", [False, True])
+def test_what_peft_wrote_gives_the_same_logits_here(base, method, scan_layers, tmp_path):
+    form, folder = base
+    theirs = write_theirs(tmp_path, form, method)
+    _, about = open_adapter(tmp_path)
+    assert about["base"] == {"name": "unknown", "fingerprint": None} and about["written_by"].startswith("PEFT ")
+    model, params = load(folder, make_adapter(about["method"], about["settings"]), tmp_path, scan_layers=scan_layers)
+    batch = batch_of(1)
+    assert_close(model.apply({"params": params}, batch), their_logits(theirs, batch).detach(), TOLERANCE)
+
+
+@pytest.mark.parametrize("method", THEIRS)
+def test_five_steps_of_gradient_descent_make_the_same_adapter(base, method, tmp_path):
+    form, folder = base
+    theirs = write_theirs(tmp_path / "start", form, method)
+    _, about = open_adapter(tmp_path / "start")
+    model, params = load(folder, make_adapter(about["method"], about["settings"]), tmp_path / "start")
+    # Gradients are large here (norms of 5 to 100): at rates from 0.01 on each step multiplies rounding errors by some ten.
+    rate, batches = 0.002, [batch_of(seed) for seed in range(5)]
+
+    trainable, frozen = partition.split(params, ("adapter/.*",))
+    optimizer = optax.sgd(rate)
+    step = jax.jit(make_train_step(model, optimizer))
+    state = TrainState(jnp.int32(0), trainable, optimizer.init(trainable))
+    mine_lost, theirs_lost = [], []
+    sgd = torch.optim.SGD([leaf for leaf in theirs.parameters() if leaf.requires_grad], lr=rate)
+    for batch in batches:
+        state, metrics = step(state, frozen, batch)
+        mine_lost.append(float(metrics["loss"]))
+        sgd.zero_grad()
+        labels = torch.tensor(batch["decoder_target_tokens"]).long()
+        loss = torch.nn.functional.cross_entropy(
+            their_logits(theirs, batch).flatten(0, 1), labels.flatten(), ignore_index=0
+        )
+        loss.backward()
+        sgd.step()
+        theirs_lost.append(loss.item())
+    np.testing.assert_allclose(mine_lost, theirs_lost, rtol=TOLERANCE)
+
+    theirs.save_pretrained(tmp_path / "end")
+    start, _ = read_adapter(tmp_path / "start")
+    expected, _ = read_adapter(tmp_path / "end")
+    found = paths.flatten(state.trainable["adapter"])
+    assert found.keys() == expected.keys()
+    for name, leaf in expected.items():
+        assert np.linalg.norm(leaf - start[name]) > 3 * TOLERANCE * np.linalg.norm(leaf), name  # it moved
+        assert np.linalg.norm(found[name] - leaf) <= TOLERANCE * np.linalg.norm(leaf), name
+
+
+def test_the_layout_is_the_one_that_peft_writes(base, tmp_path):
+    form, folder = base
+    for method in THEIRS:
+        write_theirs(tmp_path / "theirs", form, method)
+        _, about = open_adapter(tmp_path / "theirs")
+        model, params = load(folder, make_adapter(about["method"], about["settings"]))
+        write(tmp_path / "ours", folder, model, params)
+        files = [load_file(tmp_path / name / "adapter_model.safetensors") for name in ("ours", "theirs")]
+        ours, theirs = ({name: leaf.shape for name, leaf in file.items()} for file in files)
+        assert ours == theirs
+
+
+def test_lora_beyond_a_t5_keeps_our_names(tmp_path):
+    lora = LoRA(2, 4.0, (r".*/query",))
+    boxed = abstract_params(AdaptedModel(tiny_pali(), lora))["adapter"]
+    params = jax.tree.map(lambda x: np.ones(x.shape, np.float32), parallel.unbox(boxed))
+    save_adapter(tmp_path, params, describe_adapter(lora) | {"base": {"name": "a", "fingerprint": "f" * 64}})
+    assert json.loads((tmp_path / "adapter_config.json").read_text())["peft_type"] == "ADALINK"
+    assert read_adapter(tmp_path)[0].keys() == paths.flatten(params).keys()
+
+
+@pytest.mark.parametrize("method, change, words", [
+    ("lora", {"use_dora": True}, "has use_dora = true"),
+    ("lora", {"bias": "lora_only"}, 'has bias = "lora_only"'),
+    ("lora", {"lora_bias": True}, "has lora_bias = true"),
+    ("lora", {"modules_to_save": ["lm_head"]}, "has modules_to_save ="),
+    ("lora", {"rank_pattern": {"q": 2}}, "has rank_pattern ="),
+    ("lora", {"alpha_pattern": {"q": 2}}, "has alpha_pattern ="),
+    ("lora", {"fan_in_fan_out": True}, "has fan_in_fan_out ="),
+    ("lora", {"init_lora_weights": "pissa"}, "has init_lora_weights ="),
+    ("lora", {"layer_replication": [[0, 1]]}, "has layer_replication ="),
+    ("lora", {"a_field_of_next_year": 1}, "has a_field_of_next_year = 1"),
+    ("lora", {"task_type": "CAUSAL_LM"}, 'has task_type = "CAUSAL_LM"'),
+    ("lora", {"r": "3"}, 'has r = "3"'),
+    ("lora", {"r": 2}, "has r = 2, but its decoder/layers_0/encoder_decoder_attention/query/down is"),
+    ("lora", {"lora_alpha": None}, "has lora_alpha = null"),
+    ("lora", {"peft_type": "IA3"}, "is PEFT's IA3"),
+    ("lora", {"peft_type": "PROMPT_TUNING"}, "no tensor of PEFT's PROMPT_TUNING"),
+    ("prompt", {"num_transformer_submodules": 2}, "has num_transformer_submodules = 2"),
+    ("prompt", {"num_virtual_tokens": 6}, "has num_virtual_tokens = 6, but"),
+    ("prompt", {"task_type": None}, "has task_type = null"),
+    ("prompt", {"peft_type": "LORA"}, "no tensor of PEFT's LORA"),
+])  # fmt: skip
+def test_what_is_not_computed_here_is_refused(method, change, words, tmp_path):
+    write_theirs(tmp_path, "T5 1.1", method)
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config | change))
+    with pytest.raises(CheckpointError) as refused:
+        open_adapter(tmp_path)
+    assert words in str(refused.value) and str(tmp_path) in str(refused.value)
+    assert str(refused.value).endswith(".") and "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("theirs", [
+    "base_model.model.shared.lora_embedding_A", "base_model.model.encoder.block.0.layer.0.SelfAttention.query.lora_A.weight",
+    "base_model.model.encoder.block.0.layer.0.SelfAttention.q.lora_magnitude_vector.weight",
+    "base_model.model.encoder.block.0.layer.0.layer_norm.lora_A.weight", "encoder.block.0.layer.0.SelfAttention.q.lora_A.weight",
+    "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight", "base_model.model.../../x.lora_A.weight",
+])  # fmt: skip
+def test_tensors_of_no_t5_are_refused(theirs, tmp_path):
+    write_theirs(tmp_path, "T5 1.1", "lora")
+    file = tmp_path / "adapter_model.safetensors"
+    save_file(load_file(file) | {theirs: np.ones((3, 4), np.float32)}, file)
+    with pytest.raises(CheckpointError, match="which is no"):
+        open_adapter(tmp_path)
+
+
+def test_another_alpha_is_refused(base, tmp_path):
+    form, folder = base
+    write_theirs(tmp_path, form, "lora")
+    _, params = load(folder, OURS["lora"](form))
+    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), params["adapter"])
+    load_adapter(tmp_path, abstract, "f" * 64, module=OURS["lora"](form))
+    with pytest.raises(CheckpointError, match=r"has alpha = 6.0, where 8.0 is wanted"):
+        load_adapter(tmp_path, abstract, "f" * 64, module=LoRA(3, 8.0))

@@ -41,7 +41,7 @@ def test_make_targets_that_are_named_exist():
 
 SHOWN = [
     line.strip()
-    for text in (TEXT, (ROOT / "docs" / "checkpoints.md").read_text())
+    for text in (TEXT, *(page.read_text() for page in sorted((ROOT / "docs").glob("*.md"))))
     for line in text.replace("\\\n", " ").splitlines()
     if line.startswith("    adalink ")
 ]

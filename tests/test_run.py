@@ -75,6 +75,8 @@ def test_a_run_leaves_what_it_promises(finished):
     about = json.loads((finished / "adapter" / "adapter_config.json").read_text())["adalink"]
     assert about["method"] == "AdaLinkAdapter" and about["settings"]["rank"] == 4
     assert about["base"]["name"] == "pali_nano_instruct"
+    last = json.loads((finished / "adapter_last" / "adapter_config.json").read_text())["adalink"]
+    assert last["step"] == 24 and last["settings"] == about["settings"] and "metrics" not in last
 
     found = rows(finished)
     assert [row["step"] for row in found if "validation/accuracy" in row] == [0, 12, 24]

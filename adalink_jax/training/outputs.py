@@ -44,9 +44,20 @@ def read_summary(folder: epath.Path) -> dict | None:
 
 
 def write_end(
-    folder: epath.Path, setup: Setup, params: Parameters, trainable: dict, before: Result, after: Result, summary: dict
+    folder: epath.Path,
+    setup: Setup,
+    params: Parameters,
+    trainable: dict,
+    last: dict,
+    before: Result,
+    after: Result,
+    summary: dict,
 ) -> list[tuple[str, str]]:
-    """What leaves the run: the model if the backbone was trained, the adapter, the picture, `summary.json`.
+    """What leaves the run: the model if the backbone was trained, the adapters, the picture, `summary.json`.
+
+    Args:
+      trainable: of the best step by validation.
+      last: of the last step; only its adapter is written.
 
     Returns:
       `(file, what it is)` for people.
@@ -68,6 +79,10 @@ def write_end(
         checkpoints.save_adapter(folder / "adapter", whole["adapter"], about)
         size = sum(f.stat().length for f in (folder / "adapter").iterdir())
         written.append(("adapter/", f"the adapter, {size / 1000:.0f} kB; INITIAL_ADAPTER_PATH takes it"))
+        if "backbone" not in trainable and "adapter" in last:
+            last_about = {key: value for key, value in about.items() if key != "metrics"} | {"step": summary["steps"]}
+            checkpoints.save_adapter(folder / "adapter_last", last["adapter"], last_about)
+            written.append(("adapter_last/", "the adapter of the last step"))
     if "image" in after.samples[0]:
         title = f"{summary['task']}: " + ", ".join(
             f"{k.replace('_', ' ')} {v:.3f}" for k, v in about["metrics"].items()

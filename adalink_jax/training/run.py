@@ -247,7 +247,9 @@ class Run:
             "task": self.setup.dataset.mixture_or_task_name,
             "scores": result.scores,
         }
-        written = outputs.write_end(self.folder, self.setup, self.params, chosen.trainable, before, result, summary)
+        written = outputs.write_end(
+            self.folder, self.setup, self.params, chosen.trainable, state.trainable, before, result, summary
+        )
         self.console.finished(summary, before, result, written)
         return summary
 

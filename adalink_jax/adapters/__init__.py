@@ -3,7 +3,7 @@ no backbone."""
 
 from adalink_jax.adapters.adalink import AdaLink, AdaLinkAdapter
 from adalink_jax.adapters.adapted import AdaptedModel, abstract_params, fresh_params
-from adalink_jax.adapters.bank import NONE, Bank, stack_adapters
+from adalink_jax.adapters.bank import NONE, Bank, pad, stack_adapters, unpad, widest
 from adalink_jax.adapters.chain import Chain
 from adalink_jax.adapters.folding import fold_text
 from adalink_jax.adapters.layer_adapter import LayerAdapter
@@ -32,5 +32,8 @@ __all__ = [
     "fold_text",
     "fresh_params",
     "make_adapter",
+    "pad",
     "stack_adapters",
+    "unpad",
+    "widest",
 ]

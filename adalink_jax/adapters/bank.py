@@ -156,11 +156,7 @@ def pad(params, boxed):
     Raises:
       UserError: for a leaf that is missing, left over or of a shape that padding does not explain.
     """
-    is_box = lambda node: isinstance(node, nn.LogicallyPartitioned)
-    wanted = {
-        "/".join(key.key for key in path): box
-        for path, box in jax.tree_util.tree_flatten_with_path(boxed, is_leaf=is_box)[0]
-    }
+    wanted = _boxes(boxed)
     leaves = {name: np.asarray(leaf) for name, leaf in paths.flatten(params).items()}
     if leaves.keys() != wanted.keys():
         odd = sorted(leaves.keys() ^ wanted.keys())[0]
@@ -179,6 +175,26 @@ def pad(params, boxed):
                 masks[name] = own >= missing if left else own < have
         padded[name] = np.pad(leaf, widths)
     return paths.unflatten(padded), paths.unflatten(masks)
+
+
+def unpad(params, boxed):
+    """The inverse of `pad`: the parts of `params` that are the adapter's own, whose `abstract_params` are `boxed`."""
+
+    def own(leaf, box):
+        for dim, (axis, size) in enumerate(zip(box.names, box.value.shape, strict=True)):
+            extra = leaf.shape[dim] - size
+            start = extra if PADDED.get(axis) == "left" else 0
+            leaf = leaf[(slice(None),) * dim + (slice(start, start + size),)]
+        return leaf
+
+    leaves = paths.flatten(params)
+    return paths.unflatten({name: own(leaves[name], box) for name, box in _boxes(boxed).items()})
+
+
+def _boxes(boxed) -> dict[str, nn.LogicallyPartitioned]:
+    is_box = lambda node: isinstance(node, nn.LogicallyPartitioned)
+    found = jax.tree_util.tree_flatten_with_path(boxed, is_leaf=is_box)[0]
+    return {"/".join(key.key for key in path): box for path, box in found}
 
 
 def stack_adapters(backbone: nn.Module, members: Sequence[tuple[nn.Module, dict]]) -> tuple[nn.Module, dict]:

@@ -2,7 +2,8 @@
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 
 import flax.struct
 import gin
@@ -57,6 +58,7 @@ def make_train_step(
     loss: Callable = CrossEntropy(),
     seed: int = 0,
     microbatches: int = 1,
+    constants: Mapping = MappingProxyType({}),
 ) -> Callable[[TrainState, dict, dict], tuple[TrainState, dict]]:
     """`(state, frozen, batch) -> (state, metrics)`, to be compiled with the state donated.
 
@@ -67,8 +69,9 @@ def make_train_step(
       model: `model.apply({"params": ...}, batch, train=True, rngs=...)` -> logits float32 [B, T, V].
       optimizer: for the trainable tree.
       loss: `(logits, targets, weights) -> (sum of losses, sum of weights)`.
-      seed: of dropout; the step's number is folded in.
+      seed: of dropout, an int or a traced int32; the step's number is folded in.
       microbatches: parts that the batch's rows are cut into, one after the other; it must divide B.
+      constants: collections of the model besides its parameters (the padding of an adapter in a pack).
 
     Returns:
       metrics: float32 scalars `loss`, `grad_norm` (of the trainable tree), `tokens` (sum of weights), learning rates.
@@ -76,7 +79,7 @@ def make_train_step(
 
     def loss_fn(trainable, frozen, batch, rng):
         params = partition.merge(trainable, frozen)
-        logits = model.apply({"params": params}, batch, train=True, rngs={"dropout": rng})
+        logits = model.apply({"params": params, **constants}, batch, train=True, rngs={"dropout": rng})
         return loss(logits, batch["decoder_target_tokens"], batch["decoder_loss_weights"])
 
     summed_grads = jax.value_and_grad(loss_fn, has_aux=True)

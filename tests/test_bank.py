@@ -39,7 +39,7 @@ def fresh(backbone, module):
 def trained(backbone, method, i):
     """The i-th module, and its parameters as after some training."""
     module = METHODS[method](i)
-    move = lambda x: np.asarray(x + 0.2 * jnp.sin(i + jnp.arange(x.size)).reshape(x.shape))
+    move = lambda x: np.asarray(x + 0.1 * jnp.sin(i + jnp.arange(x.size)).reshape(x.shape))
     return module, jax.tree.map(move, fresh(backbone, module)["adapter"])
 
 

@@ -18,6 +18,10 @@ from adalink_jax.cli.main import main  # noqa: E402
 STEPS, PERIOD = 24, 6
 
 
+# Orbax's own, of reads that it gave up in the test of a damaged checkpoint; its threads may complain in a later test.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+
 def flags(model_dir, **macros):
     macros = {
         "TRAIN_STEPS": STEPS,
@@ -185,7 +189,6 @@ def test_a_folder_with_another_configuration_is_refused_and_kept(finished, capsy
     assert contents(finished) == before
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Orbax's own, of reads it gave up
 @pytest.mark.parametrize("how", ["truncated", "flipped"])
 def test_a_damaged_checkpoint_is_refused_and_kept(finished, tmp_path, capsys, how):
     import shutil

@@ -7,6 +7,7 @@ os.environ.pop("XLA_FLAGS", None)
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import gin  # noqa: E402
+import jax  # noqa: E402
 import pytest  # noqa: E402
 
 
@@ -16,3 +17,10 @@ def no_settings_of_other_tests():
     gin.clear_config()
     yield
     gin.clear_config()
+
+
+@pytest.fixture
+def exact_matmuls():
+    """Products of float32 are made of float32, also where the default is less."""
+    with jax.default_matmul_precision("highest"):
+        yield

@@ -74,7 +74,7 @@ def key(name):
     return with_tensors(lambda found: found | {name: np.ones((2, 2), "f")})
 
 
-HEADER = b'{"text/down":{"dtype":"F32","shape":[%s],"data_offsets":[0,48]}}'
+HEADER = b'{"text/down":{"dtype":"F32","shape":[-3,-4],"data_offsets":[0,48]}}'  # as many bytes as 3 x 4
 DAMAGE = {
     "truncated": (with_bytes(WEIGHTS, lambda b: b[:-5]), "damaged or cut short"),
     "header truncated": (with_bytes(WEIGHTS, lambda b: b[:20]), "damaged or cut short"),
@@ -84,7 +84,7 @@ DAMAGE = {
     "header of 2^64": (with_bytes(WEIGHTS, lambda b: b"\xff" * 8 + b[8:]), "it has no header"),
     "header no JSON": (with_bytes(WEIGHTS, lambda b: b[:8] + b"\x00" * (len(b) - 8)), "its header cannot be read"),
     "a shape below zero": (
-        with_bytes(WEIGHTS, lambda b: struct.pack("<Q", len(HEADER)) + HEADER % b"-1"[:2] + b"x" * 48), "damaged",
+        with_bytes(WEIGHTS, lambda b: struct.pack("<Q", len(HEADER)) + HEADER + b"x" * 48), "has no shape or no place",
     ),
     "NaN": (value(np.nan), "not finite, in text/up"),
     "infinity": (value(np.inf), "not finite, in text/up"),

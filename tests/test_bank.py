@@ -23,12 +23,7 @@ METHODS = {  # the i-th adapter: other ranks and lengths
 }
 ROWS = 64
 GREEDY, BEAM = Sampling(), BeamSearch(2)
-
-
-@pytest.fixture(autouse=True)
-def exact_matmuls():
-    with jax.default_matmul_precision("highest"):
-        yield
+pytestmark = pytest.mark.usefixtures("exact_matmuls")
 
 
 @functools.cache
@@ -123,7 +118,7 @@ def test_what_no_bank_can_hold_is_refused():
     norms = NormTuning()
     with pytest.raises(UserError, match="NormTuning cannot be served from a bank"):
         stack_adapters(backbone, [(norms, fresh("T5", norms)["adapter"])])
-    with pytest.raises(UserError, match="larger than its bank"):
+    with pytest.raises(UserError, match=r"larger than its bank: {'rank': 2.* in {'rank': 1.*sizes\.$"):
         NamedAdapters(backbone, METHODS["lora"](0), 2).add("big", *trained("T5", "lora", 3))
     with pytest.raises(UserError, match="does not fit its bank"):
         stack_adapters(backbone, [(METHODS["lora"](0), fresh("T5", METHODS["lora"](1))["adapter"])])
@@ -133,3 +128,6 @@ def test_what_no_bank_can_hold_is_refused():
     weights = {"backbone": fresh("T5", module)["backbone"], "adapter": stacked}
     with pytest.raises(UserError, match="needs `adapter_index`"):
         AdaptedModel(backbone, bank).apply({"params": weights}, batch)
+    with pytest.raises(UserError, match="`adapter_index`, but AdaLinkAdapter is no bank"):
+        indexed = {**batch, "adapter_index": np.zeros(2, np.int32)}
+        AdaptedModel(backbone, module).apply({"params": {**weights, "adapter": params}}, indexed)

@@ -29,12 +29,7 @@ from adalink_jax.interop import verify_base  # noqa: E402
 from adalink_jax.models import paths  # noqa: E402
 
 RANK = 4
-
-
-@pytest.fixture(autouse=True)
-def exact_matmuls():
-    with jax.default_matmul_precision("highest"):
-        yield
+pytestmark = pytest.mark.usefixtures("exact_matmuls")
 
 
 @pytest.fixture(scope="module", params=["T5 1.0", "T5 1.1"])

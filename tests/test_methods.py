@@ -32,6 +32,19 @@ from adalink_jax.training.step import TrainState, make_train_step
 
 MARK = "f" * 64
 BACKBONES = {"T5": lambda **kw: T5(tiny_t5(**kw)), "PaLI": lambda **kw: tiny_pali(**kw)}
+LAYERS = [f"{stack}/layers_{i}" for stack in ("decoder", "encoder") for i in (0, 1)]
+ATTENTIONS = [
+    f"{layer}/{name}"
+    for layer in LAYERS
+    for name in (("encoder_decoder_attention", "self_attention") if layer.startswith("decoder") else ("attention",))
+]
+NORMS = sorted(
+    [f"{layer}/pre_mlp_layer_norm/scale" for layer in LAYERS]
+    + [f"{layer}/pre_{name}_layer_norm/scale" for layer in LAYERS[:2] for name in ("self_attention", "cross_attention")]
+    + [f"{layer}/pre_attention_layer_norm/scale" for layer in LAYERS[2:]]
+    + [f"{stack}/{stack}_norm/scale" for stack in ("decoder", "encoder")]
+)
+AT_START = {"adalink": True, "prompt_tuning": False, "adept": False, "dept": False, "lora": True, "norm_tuning": True}
 CASES = {  # module, and its leaves with a text model
     "adalink": (lambda: AdaLinkAdapter(rank=4), ["text/down", "text/up"]),
     "prompt_tuning": (lambda: PromptTuning(length=3), ["prompt"]),
@@ -43,17 +56,19 @@ CASES = {  # module, and its leaves with a text model
         lambda: Chain((PositionOffsets(length=8, rank=4), PromptTuning(length=3))),
         ["adapters_0/down", "adapters_0/up", "adapters_1/prompt"],
     ),
-    "lora": (lambda: LoRA(rank=4), None),
-    "norm_tuning": (lambda: NormTuning(), None),
+    "lora": (
+        lambda: LoRA(rank=4),
+        [
+            f"{attention}/{kernel}/{matrix}"
+            for attention in ATTENTIONS
+            for kernel in ("query", "value")
+            for matrix in ("down", "up")
+        ],
+    ),
+    "norm_tuning": (lambda: NormTuning(), NORMS),
 }
-pytestmark = pytest.mark.parametrize("backbone", BACKBONES)
+pytestmark = [pytest.mark.parametrize("backbone", BACKBONES), pytest.mark.usefixtures("exact_matmuls")]
 each = pytest.mark.parametrize("method", CASES)
-
-
-@pytest.fixture(autouse=True)
-def exact_matmuls():
-    with jax.default_matmul_precision("highest"):
-        yield
 
 
 @functools.cache
@@ -75,9 +90,6 @@ def test_every_method_has_a_case(backbone):
 def test_its_leaves(backbone, method):
     _, params, _ = make(backbone, method)
     found = list(paths.flatten(params["adapter"]))
-    if CASES[method][1] is None:
-        assert all(name.startswith(("decoder/layers_", "encoder/")) or "norm/" in name for name in found) and found
-        return
     kinds = ["image/down", "image/up"] if (backbone, method) == ("PaLI", "adalink") else []
     assert found == kinds + CASES[method][1]
 
@@ -108,6 +120,24 @@ def test_it_is_saved_and_loaded_with_equal_outputs(backbone, method, tmp_path):
     np.testing.assert_array_equal(jax.jit(again.apply)({"params": {**params, "adapter": loaded}}, batch), expected)
     with pytest.raises(CheckpointError, match="was trained on another base"):
         load_adapter(str(tmp_path), abstract, "e" * 64)
+
+
+@each
+def test_a_fresh_one_changes_nothing_where_it_says_so(backbone, method):
+    model, params, batch = make(backbone, method)
+    fresh = init(model, batch, seed=1)["adapter"]
+    adapted = jax.jit(model.apply)({"params": {**params, "adapter": fresh}}, batch)
+    plain = jax.jit(AdaptedModel(model.backbone).apply)({"params": {"backbone": params["backbone"]}}, batch)
+    assert bool((adapted == plain).all()) == AT_START[method]
+
+
+@pytest.mark.parametrize("method", ["lora", "norm_tuning"])
+def test_merged_parameters_give_the_same_outputs(backbone, method):
+    model, params, batch = make(backbone, method)
+    merged = model.adapter.apply({"params": params["adapter"]}, params["backbone"], method="merge")
+    expected = jax.jit(model.apply)({"params": params}, batch)
+    found = jax.jit(AdaptedModel(model.backbone).apply)({"params": {"backbone": merged}}, batch)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * float(jnp.std(expected)))
 
 
 @each

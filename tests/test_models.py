@@ -14,12 +14,7 @@ from adalink_jax.models import paths
 from adalink_jax.parallel import logical_axis_rules
 
 BACKBONES = {"T5": lambda **kw: T5(tiny_t5(**kw)), "PaLI": lambda **kw: tiny_pali(**kw)}
-
-
-@pytest.fixture(autouse=True)
-def exact_matmuls():
-    with jax.default_matmul_precision("highest"):
-        yield
+pytestmark = pytest.mark.usefixtures("exact_matmuls")
 
 
 def make(name="PaLI", seed=0, **overrides):

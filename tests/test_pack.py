@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from helpers import init, random_batch, tiny_pali
 
-from adalink_jax import AdaLinkAdapter, AdaptedModel, Chain, LoRA, PromptTuning
+from adalink_jax import AdaLinkAdapter, AdaptedModel, Chain, LoRA, NormTuning, PromptTuning
 from adalink_jax.errors import UserError
 from adalink_jax.training import optimizers
 from adalink_jax.training.pack import Members, make_packed_step, pack_adapters, unpack_adapter
@@ -16,6 +16,7 @@ METHODS = {
     "adalink": lambda size: AdaLinkAdapter(rank=size, phi="gelu"),
     "adept": lambda size: Chain((AdaLinkAdapter(rank=size, share=True), PromptTuning(length=3))),
     "lora": lambda size: LoRA(rank=size),
+    "norm_tuning": lambda size: NormTuning(),
 }
 SIZES, SEEDS, RATES, STEPS = (1, 3, 3), (0, 1, 2), (1e-3, 1e-3, 5e-4), 100
 

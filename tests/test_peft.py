@@ -39,6 +39,7 @@ from adalink_jax.training.step import TrainState, make_train_step  # noqa: E402
 
 TOLERANCE = 1e-4
 pytestmark = [
+    pytest.mark.usefixtures("exact_matmuls"),
     pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning"),  # transformers about PEFT
     pytest.mark.filterwarnings("ignore:.*adalink.*are ignored:UserWarning"),  # PEFT about our key
     pytest.mark.filterwarnings("ignore:.*tie_word_embeddings:UserWarning"),  # PEFT about the configuration of T5 1.1
@@ -61,12 +62,6 @@ THEIRS = {
 }
 
 
-@pytest.fixture(autouse=True)
-def exact_matmuls():
-    with jax.default_matmul_precision("highest"):
-        yield
-
-
 @pytest.fixture(scope="module", params=["T5 1.0", "T5 1.1"])
 def base(request, tmp_path_factory):
     """The form, and a Hugging Face folder of it."""
@@ -82,8 +77,12 @@ def load(folder, adapter, adapter_path=None, **overrides):
     mesh, rules = parallel.make_mesh(), parallel.logical_axis_rules()
     setup = Setup(model, initial_checkpoint_path=str(folder), initial_adapter_path=adapter_path and str(adapter_path))
     with parallel.use_mesh(mesh, rules):
-        params = load_parameters(setup, mesh, rules).frozen
-    if adapter_path is None:
+        loaded = load_parameters(setup, mesh, rules)
+    params = loaded.frozen
+    if adapter_path is not None:
+        told = open_adapter(adapter_path)[1]["base"]["fingerprint"] is not None
+        assert loaded.sources["adapter"].endswith("does not say which base it was trained on") == (not told)
+    else:
         keys = iter(jax.random.split(jax.random.key(0), 1000))
         params["adapter"] = jax.tree.map(lambda x: 0.1 * jax.random.normal(next(keys), x.shape), params["adapter"])
     return model, params

@@ -17,11 +17,7 @@ from adalink_jax.models.decoding import BeamSearch, Sampling  # noqa: E402
 from adalink_jax.models.layers import relative_position_bucket  # noqa: E402
 from adalink_jax.training.setup import Setup, load_parameters  # noqa: E402
 
-
-@pytest.fixture(autouse=True)
-def exact_matmuls():
-    with jax.default_matmul_precision("highest"):
-        yield
+pytestmark = pytest.mark.usefixtures("exact_matmuls")
 
 
 @pytest.fixture(scope="module", params=FORMS)

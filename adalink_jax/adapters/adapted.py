@@ -36,6 +36,8 @@ class AdaptedModel(nn.Module):
     def encode(self, batch: dict, train: bool = False) -> Encoded:
         """Features (`encoder_input_tokens`, `images`; for a bank `adapter_index`) -> encoder states."""
         index = batch.get("adapter_index")
+        if index is not None and not self._by_index:
+            raise UserError(f"The batch has `adapter_index`, but {type(self.adapter).__name__} is no bank of adapters.")
         inputs = self._run("embed", batch, train, index=index)
         self._check_kinds(inputs)
         encoded = self._run("encode", self.adapt(inputs.replace(adapter_index=index)), train, index=index)
@@ -87,10 +89,14 @@ class AdaptedModel(nn.Module):
         if not isinstance(self.adapter, LayerAdapter) or self.is_initializing():
             return getattr(self.backbone, method)(*args)
         backbone, variables = self.backbone.unbind()
-        changed = self.adapter(variables["params"], *(() if index is None else (index,)))
+        changed = self.adapter(variables["params"], *((index,) if self._by_index else ()))
         rngs = {"dropout": self.make_rng("dropout")} if self.has_rng("dropout") else {}
         with nn.intercept_methods(self.adapter.intercept):
             return backbone.apply({**variables, **changed}, *args, method=method, rngs=rngs)
+
+    @property
+    def _by_index(self) -> bool:
+        return getattr(self.adapter, "by_index", False)
 
     def _check_kinds(self, inputs: Inputs) -> None:
         wanted = getattr(self.adapter, "kinds", None)

@@ -9,6 +9,7 @@ one to another, without a new program.
 
 import dataclasses
 from collections.abc import Sequence
+from typing import ClassVar
 
 import flax.linen as nn
 import jax
@@ -28,6 +29,8 @@ _SIZES = ("rank", "length")
 
 class _Bank:
     """What both kinds of bank share; `adapter` is the method, at the bank's sizes."""
+
+    by_index: ClassVar[bool] = True  # each row of the batch names its adapter
 
     def _rows(self, index: jax.Array) -> dict:
         """Variables of each row's adapter: leaves [B, ...]."""
@@ -117,14 +120,14 @@ def widest(adapters: Sequence[nn.Module]) -> nn.Module:
       UserError: names a setting that differs.
     """
     first = adapters[0]
+    names = sorted({type(adapter).__name__ for adapter in adapters})
+    if len(names) > 1:
+        raise UserError(f"The adapters are of different methods: {', '.join(names)}; they must be of one.")
     changed = {}
     for field in dataclasses.fields(first):
         if field.name in ("parent", "name"):
             continue
-        values = [getattr(adapter, field.name, None) for adapter in adapters]
-        if any(type(adapter) is not type(first) for adapter in adapters):
-            names = sorted({type(adapter).__name__ for adapter in adapters})
-            raise UserError(f"The adapters are of different methods: {', '.join(names)}; a bank holds one.")
+        values = [getattr(adapter, field.name) for adapter in adapters]
         if field.name in _SIZES and isinstance(values[0], int):
             changed[field.name] = max(values)
         elif isinstance(values[0], nn.Module):
@@ -136,8 +139,8 @@ def widest(adapters: Sequence[nn.Module]) -> nn.Module:
         elif any(value != values[0] for value in values):
             different = next(value for value in values if value != values[0])
             raise UserError(
-                f"The adapters differ in {type(first).__name__}.{field.name} ({values[0]} and {different}); in one bank only "
-                f"{' and '.join(_SIZES)} may."
+                f"The adapters differ in {type(first).__name__}.{field.name} ({values[0]} and {different}); together only "
+                f"{' and '.join(_SIZES)} may differ."
             )
     return first.clone(parent=None, name=None, **changed)
 
@@ -197,6 +200,26 @@ def _boxes(boxed) -> dict[str, nn.LogicallyPartitioned]:
     return {"/".join(key.key for key in path): box for path, box in found}
 
 
+def align(backbone: nn.Module, members: Sequence[tuple[nn.Module, dict]]) -> tuple[nn.Module, dict, dict]:
+    """Adapters of one method at common sizes.
+
+    Args:
+      backbone: what they are for.
+      members: `(module, parameters)` of each.
+
+    Returns:
+      The largest module; parameters and padding (see `pad`), each with the members on axis 0.
+
+    Raises:
+      UserError: for adapters of different methods, settings or widths.
+    """
+    largest = widest([module for module, _ in members])
+    boxed = abstract_params(AdaptedModel(backbone, largest))["adapter"]
+    params, padding = zip(*(pad(params, boxed) for _, params in members))
+    stack = lambda trees: jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+    return largest, stack(params), stack(padding)
+
+
 def stack_adapters(backbone: nn.Module, members: Sequence[tuple[nn.Module, dict]]) -> tuple[nn.Module, dict]:
     """A bank of trained adapters.
 
@@ -210,8 +233,5 @@ def stack_adapters(backbone: nn.Module, members: Sequence[tuple[nn.Module, dict]
     Raises:
       UserError: for adapters of different methods, settings or widths.
     """
-    largest = widest([module for module, _ in members])
-    boxed = abstract_params(AdaptedModel(backbone, largest))["adapter"]
-    padded = [pad(params, boxed) for _, params in members]
-    stack = lambda trees: jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
-    return make_bank(largest), {"stacked": stack([p for p, _ in padded]), "padding": stack([m for _, m in padded])}
+    largest, params, padding = align(backbone, members)
+    return make_bank(largest), {"stacked": params, "padding": padding}

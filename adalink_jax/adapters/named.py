@@ -16,6 +16,7 @@ import numpy as np
 
 from adalink_jax.adapters.adapted import AdaptedModel, abstract_params
 from adalink_jax.adapters.bank import NONE, make_bank, pad, widest
+from adalink_jax.adapters.registry import describe_adapter
 from adalink_jax.errors import UserError
 from adalink_jax.parallel import unbox
 
@@ -63,7 +64,11 @@ class NamedAdapters:
                 f"The bank is full with {len(self._places)} adapters; delete one, or give it a larger capacity."
             )
         if widest([self._largest, module]) != self._largest:
-            raise UserError(f"The adapter {name!r} is larger than its bank: {module} in {self._largest}.")
+            settings = lambda adapter: describe_adapter(adapter)["settings"]
+            raise UserError(
+                f"The adapter {name!r} is larger than its bank: {settings(module)} in {settings(self._largest)}; make the "
+                f"bank with its sizes."
+            )
         self._put(self._places.index(None), dict(zip(("stacked", "padding"), pad(params, self._boxed))))
         self._places[self._places.index(None)] = name
 

@@ -1,7 +1,7 @@
 """Logical axis names -> mesh axes.
 
 Invariant: modules name their axes (`embed`, `heads`, ...) and never a mesh axis; the rules here are the only place
-where the two meet. Names are t5x's; the adapter's own (`adapter_embed`, `adapter_rank`, `adapter_length`) are
+where the two meet. Names are t5x's; the adapter's own (`adapter_embed`, `adapter_rank`, `adapter_length`, `adapter_position`) are
 replicated by default.
 """
 
@@ -35,6 +35,7 @@ REPLICATED_NAMES = (
     "adapter_embed",
     "adapter_rank",
     "adapter_length",
+    "adapter_position",
 )
 
 

@@ -10,10 +10,9 @@ from collections.abc import Callable, Sequence
 import flax.linen as nn
 import flax.struct
 import jax
-import jax.numpy as jnp
 import optax
 
-from adalink_jax.adapters import AdaptedModel, abstract_params, pad, unpad, widest
+from adalink_jax.adapters import AdaptedModel, abstract_params, align, unpad
 from adalink_jax.errors import UserError
 from adalink_jax.models import paths
 from adalink_jax.training.step import TrainState, make_train_step
@@ -28,7 +27,7 @@ class Members:
     Attributes:
       seed: int32 [A], of dropout.
       learning_rate: float32 [A], factors of the optimizer's learning rate.
-      padding: masks of the adapters' leaves (see `adapters.pad`), or {}.
+      padding: masks of the adapters' leaves (see `adapters.align`); {} where none can be padded.
     """
 
     seed: jax.Array
@@ -54,7 +53,7 @@ def make_packed_step(model, optimizer: optax.GradientTransformation, **options) 
             return jax.tree.map(lambda u: u * member.learning_rate, updates), opt_state
 
         mine = optax.GradientTransformation(optimizer.init, update)
-        constants = {"padding": {"adapter": member.padding}} if member.padding else {}
+        constants = {"padding": {"adapter": member.padding}}
         step = make_train_step(model, mine, seed=member.seed, constants=constants, **options)
         state, metrics = step(state, frozen, batch)
         scaled = lambda name: member.learning_rate if name.startswith("learning_rate") else 1.0
@@ -76,13 +75,10 @@ def pack_adapters(backbone: nn.Module, members: Sequence[tuple[nn.Module, dict]]
     Raises:
       UserError: for adapters of different methods, settings or prompt lengths.
     """
-    model = AdaptedModel(backbone, widest([module for module, _ in members]))
-    boxed = abstract_params(model)["adapter"]
-    params, padding = zip(*(pad(params, boxed) for _, params in members))
-    if any(not mask[0] for masks in padding for mask in paths.flatten(masks).values()):  # padded on the left
+    largest, params, padding = align(backbone, members)
+    if any(not mask[:, 0].all() for mask in paths.flatten(padding).values()):  # padded on the left
         raise UserError("The prompts of a pack must be of one length: dropout would not be what each has alone.")
-    stack = lambda trees: jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
-    return model, stack(params), stack(padding)
+    return AdaptedModel(backbone, largest), params, padding
 
 
 def unpack_adapter(backbone: nn.Module, module: nn.Module, params, number: int) -> dict:

@@ -85,7 +85,7 @@ def train(
     newest = RunCheckpoints(folder / "checkpoints", checkpoints.keep, identity)
     best = RunCheckpoints(folder / "best", 1, identity)
 
-    with parallel.use_mesh(mesh, rules), StopRequest() as stop, Console(model_dir) as console:
+    with parallel.use_mesh(mesh, rules), StopRequest() as stop, Console(model_dir) as console, newest, best:
         facts = newest.facts()
         best.facts()  # refuses a run of other settings that was killed before its first checkpoint
         if (newest.latest_step() or 0) >= total_steps and (summary := outputs.read_summary(folder)):
@@ -118,7 +118,6 @@ def train(
             after = run.score_chosen(state)
             if stop.requested():
                 run.save(state)
-                newest.wait()
                 raise Stopped(f"Stopped after step {int(state.step)} and saved; the same command goes on from there.")
             return run.finish(state, before, after, time.time() - started)
 

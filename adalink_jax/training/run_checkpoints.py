@@ -46,7 +46,7 @@ def _from_tree(tree: dict, like: TrainState) -> TrainState:
 
 
 class RunCheckpoints:
-    """One folder of checkpoints.
+    """One folder of checkpoints. As a context it ends when all that was saved is on disk, however the run ended.
 
     Args:
       folder: `MODEL_DIR/checkpoints` (the newest) or `MODEL_DIR/best`.
@@ -140,4 +140,11 @@ class RunCheckpoints:
 
     def wait(self) -> None:
         """Returns when all that was saved is on disk."""
-        self._manager.wait_until_finished()
+        if "_manager" in vars(self):
+            self._manager.wait_until_finished()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.wait()

@@ -60,6 +60,7 @@ setup(
         "sentencepiece>=0.2.1",
         "protobuf>=5",  # reads SentencePiece models
         "scikit-learn>=1.5,<2",
+        "scipy>=1.13,<2",
         "pillow>=11",
         # What a run shows.
         "tensorboard>=2.21,<3",

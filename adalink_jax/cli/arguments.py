@@ -36,7 +36,8 @@ def register() -> None:
     from absl import logging as absl_logging
 
     from adalink_jax import adapters, data, models, parallel  # noqa: F401
-    from adalink_jax.training import optimizers, run  # noqa: F401
+    from adalink_jax.studies import compare, cost  # noqa: F401
+    from adalink_jax.training import optimizers, run, run_pack  # noqa: F401
 
     absl_logging.set_verbosity(absl_logging.ERROR)
     logging.getLogger("absl").setLevel(logging.ERROR)

@@ -8,6 +8,9 @@ import sys
 COMMANDS = {
     "quickstart": "adapt the bundled frozen model to a task it cannot do; needs nothing but this package",
     "train": "train an adapter (or a model), or go on with a run: --gin_file=... --gin.NAME=value",
+    "pack": "train several adapters in one program: every combination of learning rates, seeds and ranks",
+    "tune": "choose a method's learning rate on validation, by one pack",
+    "compare": "compare methods on one task: each tuned, over the same seeds, in one table",
     "eval": "score a base model, with an adapter or without",
     "params": "count trainable and frozen parameters of any configuration, without allocating them",
     "inspect": "say what a base model's checkpoint is: leaves, sizes, fingerprint, which shipped model fits",
@@ -17,6 +20,7 @@ COMMANDS = {
 }
 _MODULES = {
     "runs": ("quickstart", "train", "eval", "params"),
+    "studies": ("pack", "tune", "compare"),
     "checkpoints": ("inspect", "convert", "verify-base", "export"),
 }
 

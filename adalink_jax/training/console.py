@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from rich.console import Console as RichConsole
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -40,6 +40,28 @@ class Console:
         if params.base is not None and params.base["fingerprint"] is not None:
             self._out.print(f"base: {params.base['name']}, fingerprint {params.base['fingerprint'][:12]}")
 
+    def members(self, names: Sequence[str]) -> None:
+        """What is trained at once."""
+        self._out.print(f"{len(names)} members: {', '.join(names)}", soft_wrap=True)
+
+    def members_finished(self, summary: dict) -> None:
+        """A pack's members and their scores."""
+        self._bar.stop()
+        rows, metric = summary["members"], summary["metric"]
+        tested = f"adapted_{metric}" in rows[0]
+        table = Table(title=f"{summary['task']}: {metric} of each member's best step", title_justify="left")
+        for heading in ("member", "trained", "best step", "validation", *(("test",) if tested else ())):
+            table.add_column(heading, justify="left" if heading == "member" else "right")
+        for row in rows:
+            cells = [row["name"], f"{row['trainable']:,}", str(row["step"]), f"{row['validation']:.4f}"]
+            table.add_row(*cells, *((f"{row[f'adapted_{metric}']:.4f}",) if tested else ()))
+        self._out.print(table)
+        self._out.print(
+            f"{summary['steps']} steps, {summary['seconds']:.0f} s; each member's adapter and metrics are in "
+            f"{self._model_dir}/members",
+            soft_wrap=True,
+        )
+
     def resumed(self, step: int) -> None:
         """The run goes on."""
         self._out.print(f"Going on from step {step} in {self._model_dir}.")
@@ -51,7 +73,10 @@ class Console:
             f"MODEL_DIR, to run it again.",
             soft_wrap=True,
         )
-        self._out.print_json(data={key: value for key, value in summary.items() if key != "scores"})
+        if "members" in summary:
+            self.members_finished(summary)
+        else:
+            self._out.print_json(data={key: value for key, value in summary.items() if key != "scores"})
 
     @contextlib.contextmanager
     def working(self, what: str):

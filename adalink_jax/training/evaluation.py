@@ -35,21 +35,35 @@ class Evaluator:
       batch_size: rows a compiled batch; the last is padded, and its padding is not counted.
       mesh: where the batches go.
       decoding: how outputs are made; the best of several counts.
+      at_once: of a pack, see `map_members`.
     """
 
     def __init__(
-        self, model, tasks: Sequence[Task], converter: FeatureConverter, batch_size: int, mesh, decoding: Decoding
+        self,
+        model,
+        tasks: Sequence[Task],
+        converter: FeatureConverter,
+        batch_size: int,
+        mesh,
+        decoding: Decoding,
+        at_once: int | None = None,
     ):
         self._tasks, self._converter, self._batch_size, self._mesh = tasks, converter, batch_size, mesh
         self._stop = decoding.stop
         length = converter.task_feature_lengths["targets"]
 
-        def generate(trainable, frozen, batch):
+        def generate(trainable, frozen, batch, **constants):
             params = partition.merge(trainable, frozen)
             key = jax.random.key(0)  # drawn from only if the decoding samples
-            return model.apply({"params": params}, batch, length, decoding, key, method="generate").ids[:, 0]
+            return model.apply({"params": params, **constants}, batch, length, decoding, key, method="generate").ids[
+                :, 0
+            ]
 
         self._generate = jax.jit(generate)
+        packed = lambda trainable, padding, frozen, batch: generate(
+            trainable, frozen, batch, padding={"adapter": padding}
+        )
+        self._generate_packed = jax.jit(jax.vmap(packed, in_axes=(0, 0, None, None)))
 
     def __call__(
         self,
@@ -68,19 +82,51 @@ class Evaluator:
           num_samples: how many examples to return, spread over the tasks.
           between: called between batches (it may raise to stop).
         """
-        per_task, samples = {}, []
+        generate = lambda batch: self._generate(trainable, frozen, batch)[None]
+        return self._score(generate, split, num_samples, between)[0]
+
+    def of_pack(
+        self,
+        trainable: dict,
+        padding: dict,
+        frozen: dict,
+        split: str,
+        num_samples: int = 0,
+        between: Callable[[], None] = lambda: None,
+    ) -> list[Result]:
+        """The same of a pack, a result for each member.
+
+        Args:
+          trainable: the members' parameters, A of each on axis 0.
+          padding: `Members.padding`.
+          frozen, split, num_samples, between: as for one.
+        """
+        generate = lambda batch: self._generate_packed((trainable, padding), frozen, batch)
+        return self._score(generate, split, num_samples, between)
+
+    def _score(self, generate: Callable, split: str, num_samples: int, between: Callable[[], None]) -> list[Result]:
+        """Of several models at once: `generate(batch)` gives the ids int32 [A, B, T] of A of them."""
+        per_task: dict[str, list[dict]] = {}
+        samples: list[list[dict]] = []
+        share = -(-num_samples // len(self._tasks))
         for task in self._tasks:
             examples, predictions = [], []
             for batch, rows in padded_batches(task.examples(split), self._converter, self._batch_size):
                 between()
                 batch.pop("decoder_input_tokens")  # decoding sees the inputs only
-                ids = np.asarray(self._generate(trainable, frozen, parallel.put_batch(batch, self._mesh)))
-                predictions += [self._text(task, row) for row in ids[: len(rows)]]
+                ids = np.asarray(generate(parallel.put_batch(batch, self._mesh)))[:, : len(rows)]
+                predictions.append([[self._text(task, row) for row in member] for member in ids])
                 examples += rows
-            per_task[task.name] = task.score(examples, predictions)
-            share = -(-num_samples // len(self._tasks))
-            samples += [_sample(task, *pair) for pair in list(zip(examples, predictions))[:share]]
-        return Result(_combine(per_task), samples[:num_samples])
+            whole = [sum(parts, []) for parts in zip(*predictions)]
+            per_task[task.name] = [task.score(examples, texts) for texts in whole]
+            samples.append([[_sample(task, *pair) for pair in list(zip(examples, texts))[:share]] for texts in whole])
+        return [
+            Result(
+                _combine({name: scores[i] for name, scores in per_task.items()}),
+                sum((each[i] for each in samples), [])[:num_samples],
+            )
+            for i in range(len(samples[0]))
+        ]
 
     def _text(self, task: Task, ids: np.ndarray) -> str:
         text = task.decode(ids)

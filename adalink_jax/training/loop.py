@@ -1,11 +1,11 @@
 """The training loop. It knows an iterator of batches and callables, and no task, file format or library of data."""
 
 import dataclasses
-import math
 import time
 from collections.abc import Callable
 
 import jax
+import numpy as np
 
 from adalink_jax import parallel
 from adalink_jax.data import BatchIterator
@@ -51,7 +51,7 @@ def run_loop(
       batches: at the position that belongs to `state`.
       mesh: where batches go.
       total_steps: the last step.
-      on_metrics: called for each step with `(step, metrics, examples per second)`.
+      on_metrics: called for each step with `(step, metrics, examples per second)`; metrics of a pack are arrays [A].
       after_steps: what else happens, in this order.
       stop: asked before each step; True ends the loop early, with the state of the last whole step.
       profile: `(first, last)` steps of a profiler window.
@@ -61,7 +61,7 @@ def run_loop(
       The state of the last step made.
 
     Raises:
-      NotFinite: names the first step whose loss is not finite.
+      NotFinite: names the first step whose loss (in a pack every member's) is not finite.
     """
     step = int(state.step)
     pending, mark = None, time.perf_counter()
@@ -72,8 +72,8 @@ def run_loop(
             return
         at, rows, metrics = pending
         pending = None
-        metrics = {name: float(value) for name, value in jax.device_get(metrics).items()}
-        if not math.isfinite(metrics["loss"]):
+        metrics = {name: value if value.ndim else float(value) for name, value in jax.device_get(metrics).items()}
+        if not np.isfinite(metrics["loss"]).any():
             raise NotFinite(f"The loss of step {at} is {metrics['loss']}.")
         now = time.perf_counter()
         on_metrics(at, metrics, rows / (now - mark))

@@ -19,6 +19,7 @@ class MetricWriter:
 
     def __init__(self, model_dir: str, resumed_at: int):
         folder = epath.Path(model_dir)
+        folder.mkdir(parents=True, exist_ok=True)
         self._path = folder / "metrics.jsonl"
         rows = self._path.read_text().splitlines() if self._path.exists() else []
         self._rows = [row for row in rows if _step(row) <= resumed_at]

@@ -38,6 +38,12 @@ def warmup_cosine(peak: float, total_steps: int, warmup_steps: int = 0, end: flo
 
 
 @gin.configurable
+def warmup_constant(peak: float, warmup_steps: int = 0) -> Callable:
+    """Linear from 0 to `peak` in `warmup_steps`, then `peak` for ever: for runs that end at their plateau."""
+    return optax.linear_schedule(0.0, peak, warmup_steps) if warmup_steps else optax.constant_schedule(peak)
+
+
+@gin.configurable
 def warmup_rsqrt(peak: float, warmup_steps: int) -> Callable:
     """Linear from 0 to `peak` in `warmup_steps`, then `peak * sqrt(warmup_steps / step)` (T5's decay).
 

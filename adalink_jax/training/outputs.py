@@ -43,21 +43,18 @@ def read_summary(folder: epath.Path) -> dict | None:
     return json.loads((folder / SUMMARY).read_text()) if (folder / SUMMARY).exists() else None
 
 
-def write_end(
-    folder: epath.Path,
-    setup: Setup,
-    params: Parameters,
-    trainable: dict,
-    last: dict,
-    before: Result,
-    after: Result,
-    summary: dict,
+def write_parameters(
+    folder: epath.Path, setup: Setup, params: Parameters, trainable: dict, last: dict, summary: dict
 ) -> list[tuple[str, str]]:
-    """What leaves the run: the model if the backbone was trained, the adapters, the picture, `summary.json`.
+    """The model if the backbone was trained, and the adapters.
 
     Args:
+      folder: where.
+      setup: what they were trained with.
+      params: their `frozen` and `base` are taken.
       trainable: of the best step by validation.
       last: of the last step; only its adapter is written.
+      summary: what `summary.json` holds.
 
     Returns:
       `(file, what it is)` for people.
@@ -83,13 +80,32 @@ def write_end(
             last_about = {key: value for key, value in about.items() if key != "metrics"} | {"step": summary["steps"]}
             checkpoints.save_adapter(folder / "adapter_last", last["adapter"], last_about)
             written.append(("adapter_last/", "the adapter of the last step"))
+    return written
+
+
+def write_summary(folder: epath.Path, summary: dict) -> None:
+    """`summary.json`: the run has ended."""
+    (folder / SUMMARY).write_text(json.dumps(summary, indent=2) + "\n")
+
+
+def write_end(
+    folder: epath.Path,
+    setup: Setup,
+    params: Parameters,
+    trainable: dict,
+    last: dict,
+    before: Result,
+    after: Result,
+    summary: dict,
+) -> list[tuple[str, str]]:
+    """What leaves the run: what `write_parameters` writes, the picture, `summary.json`; `(file, what it is)` of each."""
+    written = write_parameters(folder, setup, params, trainable, last, summary)
     if "image" in after.samples[0]:
-        title = f"{summary['task']}: " + ", ".join(
-            f"{k.replace('_', ' ')} {v:.3f}" for k, v in about["metrics"].items()
-        )
+        shown = {name: value for name, value in summary.items() if name.startswith(("frozen_", "adapted_"))}
+        title = f"{summary['task']}: " + ", ".join(f"{k.replace('_', ' ')} {v:.3f}" for k, v in shown.items())
         pictures.draw_samples(folder / "samples.png", after.samples, [s["prediction"] for s in before.samples], title)
         written.append(("samples.png", "sample images with the predictions"))
-    (folder / SUMMARY).write_text(json.dumps(summary, indent=2) + "\n")
+    write_summary(folder, summary)
     return written + [
         (SUMMARY, "scores, counts, seconds"),
         ("metrics.jsonl", "every metric by step"),

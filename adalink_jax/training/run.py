@@ -15,7 +15,7 @@ import optax
 from etils import epath
 
 from adalink_jax import parallel
-from adalink_jax.data import BatchIterator, EpochIterator, FeatureConverter, get_tasks
+from adalink_jax.data import BatchIterator, DatasetConfig, EpochIterator, FeatureConverter, get_tasks
 from adalink_jax.errors import NotFinite, Stopped, UserError
 from adalink_jax.training import outputs
 from adalink_jax.training.console import Console
@@ -29,8 +29,11 @@ from adalink_jax.training.step import CrossEntropy, TrainState, check_batch, mak
 
 NUM_SAMPLES = 12
 # Settings that may have another value when a run goes on: they change no result, or only how far the run goes.
-MAY_CHANGE = ("train.model_dir", "train.total_steps", "train.eval_period", "train.log_period", "train.profile_steps",
-              "train.checkpoints", "CheckpointConfig.", "make_mesh.", "logical_axis_rules.")  # fmt: skip
+MAY_CHANGE = ("CheckpointConfig.", "make_mesh.", "logical_axis_rules.", *(
+    f"{name}.{setting}" for name in ("train", "train_pack")
+    for setting in ("model_dir", "total_steps", "eval_period", "log_period", "profile_steps", "checkpoints",
+                    "at_once")
+))  # fmt: skip
 
 
 @gin.configurable
@@ -78,9 +81,9 @@ def train(
     """
     started = time.time()
     mesh, rules = parallel.make_mesh(), parallel.logical_axis_rules()
-    task, eval_tasks = _check(setup, microbatches, mesh)
+    task, eval_tasks = check_setup(setup, microbatches, mesh)
     loss, checkpoints = loss or CrossEntropy(), checkpoints or CheckpointConfig()  # with gin's settings
-    identity = {name: value for name, value in settings().items() if not name.startswith(MAY_CHANGE)}
+    identity = identity_of(settings())
     folder = epath.Path(model_dir)
     newest = RunCheckpoints(folder / "checkpoints", checkpoints.keep, identity)
     best = RunCheckpoints(folder / "best", 1, identity)
@@ -94,13 +97,13 @@ def train(
         params = load_parameters(setup, mesh, rules)
         state = jax.device_put(TrainState(jnp.int32(0), params.trainable, optimizer.init(params.trainable)))
         console.parameters(params)
-        batches = _batches(setup, task)
+        batches = make_batches(setup.dataset, task)
         if facts:
             state = newest.restore(state)
             batches.set_state(facts["data_position"])
             console.resumed(int(state.step))
         outputs.write_start(folder, params, config_text())
-        evaluator = _evaluator(setup, eval_tasks, mesh)
+        evaluator = make_evaluator(setup, eval_tasks, mesh)
         with MetricWriter(folder, resumed_at=int(state.step)) as writer:
             run = Run(setup, params, folder, newest, best, writer, console, stop, batches, evaluator, metric)
             if eval_period and int(state.step) % eval_period == 0:
@@ -122,7 +125,12 @@ def train(
             return run.finish(state, before, after, time.time() - started)
 
 
-def _check(setup: Setup, microbatches: int, mesh):
+def identity_of(settings: dict[str, str]) -> dict[str, str]:
+    """The settings that must stay when a run goes on."""
+    return {name: value for name, value in settings.items() if not name.startswith(MAY_CHANGE)}
+
+
+def check_setup(setup: Setup, microbatches: int, mesh):
     """Refuses what can be refused before anything is read; gives the tasks to train on and to evaluate."""
     if not setup.trainable:
         raise UserError("Nothing is trainable: add --gin_file=gin/adapters/adalink.gin, or set TRAINABLE.")
@@ -142,15 +150,17 @@ def _check_data(setup: Setup, microbatches: int, mesh):
     return task, eval_tasks
 
 
-def _batches(setup: Setup, task) -> EpochIterator:
-    converter = FeatureConverter(setup.dataset.task_feature_lengths)
+def make_batches(dataset: DatasetConfig, task) -> EpochIterator:
+    """The training batches, in the order of `dataset.seed`."""
+    converter = FeatureConverter(dataset.task_feature_lengths)
     examples = lambda seed, start: task.examples("train", seed, start)
-    return EpochIterator(examples, converter, setup.dataset.batch_size, setup.dataset.seed)
+    return EpochIterator(examples, converter, dataset.batch_size, dataset.seed)
 
 
-def _evaluator(setup: Setup, tasks, mesh) -> Evaluator:
+def make_evaluator(setup: Setup, tasks, mesh, at_once: int | None = None) -> Evaluator:
+    """Of `setup.model`, with `setup.decoding`; for a pack see `map_members`."""
     converter = FeatureConverter(setup.dataset.task_feature_lengths)
-    return Evaluator(setup.model, tasks, converter, setup.dataset.batch_size, mesh, setup.decoding)
+    return Evaluator(setup.model, tasks, converter, setup.dataset.batch_size, mesh, setup.decoding, at_once)
 
 
 @dataclasses.dataclass
@@ -197,11 +207,11 @@ class Run:
         result = self._score(state.trainable, "validation")
         if result is None:
             return
-        score = self._selected(result)
+        score = selected(result, self.metric)
         known = self.best.facts().get("score")
         if known is None or score > known:
             self.best.save(state, score=score)
-        self.writer.write(step, _tagged("validation", result))
+        self.writer.write(step, tagged("validation", result))
         self.console.scores(step, "validation", result.scores)
 
     def score_before(self, state: TrainState) -> Result | None:
@@ -215,7 +225,7 @@ class Run:
         result = self._score(state.trainable, "test")
         if result is not None:
             outputs.write_before(self.folder, result)
-            self.writer.write(0, _tagged("test", result))
+            self.writer.write(0, tagged("test", result))
             self.console.scores(0, "test", result.scores)
         return result
 
@@ -233,7 +243,7 @@ class Run:
         chosen, result = after
         step = int(chosen.step)
         self.newest.wait()
-        self.writer.write(int(state.step), _tagged("test", result))
+        self.writer.write(int(state.step), tagged("test", result))
         summary = {
             f"frozen_{self.metric}": before.scores[self.metric],
             f"adapted_{self.metric}": result.scores[self.metric],
@@ -269,13 +279,20 @@ class Run:
         except Interrupted:
             return None
 
-    def _selected(self, result: Result) -> float:
-        if self.metric not in result.scores:
-            raise UserError(f"train.metric is {self.metric!r}; the task has {', '.join(sorted(result.scores))}.")
-        return result.scores[self.metric]
+
+def selected(result: Result, metric: str) -> float:
+    """The score that chooses.
+
+    Raises:
+      UserError: if the task has no such metric.
+    """
+    if metric not in result.scores:
+        raise UserError(f"train.metric is {metric!r}; the task has {', '.join(sorted(result.scores))}.")
+    return result.scores[metric]
 
 
-def _tagged(split: str, result: Result) -> dict[str, float]:
+def tagged(split: str, result: Result) -> dict[str, float]:
+    """The scores as the metric files name them."""
     return {f"{split}/{name}": value for name, value in result.scores.items()}
 
 
@@ -296,4 +313,4 @@ def evaluate(setup: Setup, split: str = "test") -> dict[str, float]:
     _, tasks = _check_data(setup, 1, mesh)
     with parallel.use_mesh(mesh, rules):
         params = load_parameters(setup, mesh, rules)
-        return _evaluator(setup, tasks, mesh)(params.trainable, params.frozen, split).scores
+        return make_evaluator(setup, tasks, mesh)(params.trainable, params.frozen, split).scores

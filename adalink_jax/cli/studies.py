@@ -1,0 +1,144 @@
+"""Commands of many runs: packs, tuning, comparisons."""
+
+import ast
+
+from adalink_jax import configuration
+from adalink_jax.cli.arguments import MODEL, gin_parser, register
+from adalink_jax.cli.runs import DATA
+
+PACK = {"train_pack.setup": "a pack's file, such as --gin_file=gin/runs/pack.gin"}
+EXAMPLE = (
+    "--gin_file=gin/models/pali_nano.gin --gin_file=gin/adapters/adalink.gin --gin_file=gin/tasks/digits.gin \\\n"
+    "    --gin.INITIAL_CHECKPOINT_PATH=\"'bundled:pali_nano_instruct'\" --gin.MIXTURE_OR_TASK_NAME=\"'digits_reverse'\" \\\n"
+    "    --gin.TRAIN_STEPS=300 --gin.MODEL_DIR=\"'runs/{name}'\""
+)
+
+
+def _configured(name: str, argv: list[str], text: str):
+    """gin as `gin/runs/NAME.gin` and the flags say."""
+    parser = gin_parser(name, text, f"adalink {name} " + EXAMPLE.format(name=name))
+    flags, rest = configuration.parse_flags(argv)
+    parser.parse_args(rest)
+    if not flags.files:
+        parser.error("give at least one --gin_file")
+    register()
+    configuration.load(flags, extra_files=(f"gin/runs/{name}.gin",))
+    configuration.require(MODEL | DATA | PACK)
+    return flags
+
+
+def _options(flags) -> dict:
+    def config_text() -> str:
+        configuration.check_all_used(flags)
+        return configuration.operative_config()
+
+    return {"settings": configuration.used_settings, "config_text": config_text}
+
+
+def _model_dir() -> str:
+    return ast.literal_eval(configuration.bindings()["train_pack.model_dir"])
+
+
+def pack(argv: list[str]) -> int:
+    """`adalink pack`."""
+    flags = _configured(
+        "pack",
+        argv,
+        "Train every combination of LEARNING_RATES, SEEDS and RANKS in one program over one frozen base, each as it would be\n"
+        "alone, or go on with it. gin/runs/pack.gin is read first; gin/runs/plateau.gin trains each to its plateau.",
+    )
+    from adalink_jax.training.run_pack import train_pack
+
+    train_pack(**_options(flags))
+    return 0
+
+
+def tune(argv: list[str]) -> int:
+    """`adalink tune`."""
+    flags = _configured(
+        "tune",
+        argv,
+        "Choose the learning rate of one method on validation: a pack of LEARNING_RATES (by default five around the method's\n"
+        "own) and SEEDS. Prints the curve; writes tuned.gin, to be given after the method's file, curve.csv and curve.png.\n"
+        "gin/runs/tune.gin is read first.",
+    )
+    from rich.console import Console
+    from rich.table import Table
+
+    from adalink_jax.studies import tune as study
+
+    folder = _model_dir()
+    tuned = study.tune(folder, **_options(flags))
+    table = Table(title=f"{tuned.metric} on validation", title_justify="left")
+    for heading in ("learning rate", "mean", "seeds", ""):
+        table.add_column(heading, justify="right" if heading != "" else "left")
+    top = max(trial.mean for trial in tuned.trials) or 1.0
+    for trial in tuned.trials:
+        chosen = trial.learning_rate == tuned.learning_rate
+        scores = " ".join(f"{score:.4f}" for score in trial.scores)
+        bar = "\u2588" * round(24 * trial.mean / top)
+        table.add_row(f"{trial.learning_rate:g}", f"{trial.mean:.4f}", scores, bar, style="bold" if chosen else None)
+    console = Console(highlight=False)
+    console.print(table)
+    console.print(f"Chosen: {tuned.learning_rate:g}; --gin_file={folder}/{study.TUNED} sets it.", soft_wrap=True)
+    if tuned.edge:
+        console.print(f"It is the {tuned.edge} that was tried; a better one may lie beyond: set LEARNING_RATE to it.")
+    return 0
+
+
+def compare(argv: list[str]) -> int:
+    """`adalink compare`."""
+    parser = gin_parser(
+        "compare",
+        "Compare methods on one task and base: each tuned with as many trials on validation, trained over the same seeds at an\n"
+        "equal budget and to its own plateau, and scored once on test. Goes on where it was stopped. Comparison.methods names\n"
+        "the methods; writes comparison.md, comparison.csv and comparison.png into MODEL_DIR.",
+        "adalink compare --gin_file=gin/comparisons/digits.gin --gin.MIXTURE_OR_TASK_NAME=\"'digits_reverse'\" \\\n"
+        "    --gin.MODEL_DIR=\"'runs/compare'\"",
+    )
+    flags, rest = configuration.parse_flags(argv)
+    parser.parse_args(rest)
+    if not flags.files:
+        parser.error("give at least one --gin_file, such as --gin_file=gin/comparisons/digits.gin")
+    register()
+    from etils import epath
+    from rich.console import Console
+
+    from adalink_jax.studies import compare as study
+    from adalink_jax.studies import report
+
+    def configure(files, macros: dict[str, str], require_all: bool = True) -> None:
+        current = flags
+        for name, text in macros.items():
+            current = current.binding(name, text)
+        configuration.load(current, extra_files=files, require_all=require_all)
+
+    configure((study.PACK,), {}, require_all=False)
+    configuration.require(
+        MODEL | DATA | {"Comparison.methods": "a comparison's file, such as --gin_file=gin/comparisons/digits.gin"}
+    )
+    comparison = study.Comparison()
+    bound = configuration.bindings()
+    steps, metric = ast.literal_eval(bound["train_pack.total_steps"]), bound.get("train_pack.metric", "'accuracy'")
+    task = ast.literal_eval(bound["DatasetConfig.mixture_or_task_name"])
+    console = Console(highlight=False)
+    total, done = len(comparison.methods), []
+
+    def on_part(method: str, part: str) -> None:
+        if method not in done:
+            done.append(method)
+        console.rule(f"{method} ({len(done)} of {total}): {part}", align="left")
+
+    rows = study.compare(comparison, configure, configuration.used_settings, configuration.operative_config, on_part)
+    folder = epath.Path(comparison.model_dir)
+    metric = ast.literal_eval(metric)
+    table = report.markdown(rows, metric, steps)
+    seeds = f"{len(comparison.seeds)} seeds, each of first values, dropout and the order of the data"
+    title = f"{task}: {metric} on test ({seeds})"
+    (folder / "comparison.md").write_text(f"{title}\n\n{table}")
+    (folder / "comparison.csv").write_text(report.as_csv(rows, comparison.seeds))
+    report.draw(folder / "comparison.png", rows, metric, task)
+    console.rule(title, align="left")
+    console.print(table, soft_wrap=True, markup=False)
+    console.print(f"Written to {folder}: comparison.md, comparison.csv, comparison.png", soft_wrap=True)
+    return 0

@@ -1,0 +1,310 @@
+"""A training run of a pack: several adapters in one program, each scored, kept and written as a run of its own would be.
+
+It can be killed and started again like a single run.
+"""
+
+import contextlib
+import dataclasses
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+import gin
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from etils import epath
+
+from adalink_jax import parallel
+from adalink_jax.errors import Stopped
+from adalink_jax.training import outputs
+from adalink_jax.training.console import Console
+from adalink_jax.training.evaluation import Evaluator, Result
+from adalink_jax.training.interrupt import Interrupted, StopRequest
+from adalink_jax.training.loop import Period, run_loop
+from adalink_jax.training.metric_writer import MetricWriter
+from adalink_jax.training.pack import Member, Pack, grid, load_pack, make_packed_step
+from adalink_jax.training.run import check_setup, identity_of, make_batches, make_evaluator, selected, tagged
+from adalink_jax.training.run_checkpoints import CheckpointConfig, RunCheckpoints
+from adalink_jax.training.setup import Setup
+from adalink_jax.training.step import CrossEntropy, TrainState
+
+MEMBERS = "members"
+
+
+@gin.configurable
+def train_pack(
+    setup: Setup,
+    optimizer: optax.GradientTransformation,
+    model_dir: str,
+    total_steps: int,
+    learning_rates: Sequence[float],
+    seeds: Sequence[int],
+    *,
+    ranks: Sequence[int] | None = None,
+    patience: int | None = None,
+    loss: CrossEntropy | None = None,
+    checkpoints: CheckpointConfig | None = None,
+    eval_period: int = 0,
+    metric: str = "accuracy",
+    microbatches: int = 1,
+    log_period: int = 50,
+    at_once: int | None = None,
+    test: bool = True,
+    settings: Callable[[], dict[str, str]] = dict,
+    config_text: Callable[[], str] = lambda: "",
+) -> dict:
+    """Trains every combination of learning rate, seed and rank, or goes on with it.
+
+    Args:
+      setup: model, data, sources of the parameters; as for `train`.
+      optimizer: its learning rate is multiplied by each member's.
+      model_dir: folder of the pack; the members' are in `members/`.
+      total_steps: steps to train.
+      learning_rates: of the members.
+      seeds: of the members; each stands for RANDOM_SEED and DATA_SEED alike.
+      ranks: of the members' adapters; None for the method's own.
+      patience: a member has reached its plateau, and its best step is final, when so many evaluations in a row were no
+        better; the pack ends early when all have. None trains all to the end.
+      loss, checkpoints, eval_period, metric, microbatches, log_period: as for `train`.
+      at_once: how many members are computed at once; None is all of them, on a CPU one after the other.
+      test: score each member's best step on `test`, once, at the end.
+      settings, config_text: as for `train`.
+
+    Returns:
+      What `summary.json` holds: `members`, a dict for each, in the order of the grid, and what they share.
+
+    Raises:
+      UserError, CheckpointError: for bad settings and files, before anything is compiled or overwritten.
+      NotFinite: if the losses of all members are NaN or infinite.
+      Stopped: after a stop was asked for and the state was saved.
+    """
+    started = time.time()
+    mesh, rules = parallel.make_mesh(), parallel.logical_axis_rules()
+    members = grid(learning_rates, seeds, ranks)
+    task, eval_tasks = check_setup(members[0].setup(setup), microbatches, mesh)
+    loss, checkpoints = loss or CrossEntropy(), checkpoints or CheckpointConfig()
+    folder = epath.Path(model_dir)
+    saved = RunCheckpoints(folder / "checkpoints", checkpoints.keep, identity_of(settings()))
+
+    with contextlib.ExitStack() as during:
+        during.enter_context(parallel.use_mesh(mesh, rules))
+        stop, console = during.enter_context(StopRequest()), during.enter_context(Console(model_dir))
+        facts = during.enter_context(saved).facts()
+        if summary := outputs.read_summary(folder):
+            console.already_done(summary)
+            return summary
+        pack = load_pack(setup, members, mesh, rules)
+        console.parameters(pack.params)
+        console.members([member.name for member in members])
+        batches = Batches({seed: make_batches(dataclasses.replace(setup.dataset, seed=seed), task) for seed in seeds},
+                          [member.seed for member in members])  # fmt: skip
+        state = TrainState(jnp.int32(0), pack.trainable, jax.jit(jax.vmap(optimizer.init))(pack.trainable))
+        best = pack.trainable
+        if facts:
+            state, best = _unjoined(saved.restore(_joined(state, best)))
+            batches.set_state(facts["data_position"])
+            console.resumed(int(state.step))
+        outputs.write_start(folder, pack.params, config_text())
+        writer = lambda member: MetricWriter(folder / MEMBERS / member.name, int(state.step))
+        writers = [during.enter_context(writer(member)) for member in members]
+        evaluator = make_evaluator(dataclasses.replace(setup, model=pack.model), eval_tasks, mesh, at_once)
+        run = PackRun(pack, members, folder, saved, writers, console, stop, batches, evaluator, metric, patience,
+                      best, Progress(**facts["progress"]) if facts else Progress.start(len(members)))  # fmt: skip
+        if not int(state.step) or (eval_period and int(state.step) % eval_period == 0):
+            run.evaluate(state)  # also where the run was stopped before an evaluation
+        step_fn = make_packed_step(
+            pack.model, optimizer, own_batches=batches.own, at_once=at_once, loss=loss, microbatches=microbatches
+        )
+        compiled = jax.jit(step_fn, donate_argnums=0)
+        bar = console.progress(int(state.step), total_steps, lambda *_: None)
+        state = run_loop(
+            lambda state, frozen, batch: compiled(state, pack.members, frozen, batch),
+            state, pack.params.frozen, batches, mesh=mesh, total_steps=total_steps,
+            on_metrics=run.log_every(log_period, bar), stop=lambda: stop.requested() or run.at_plateau(),
+            after_steps=[Period(eval_period, run.evaluate), Period(checkpoints.period, run.save)],
+        )  # fmt: skip
+        run.evaluate(state)
+        results = run.score_test() if test else None
+        if stop.requested():
+            run.save(state)
+            raise Stopped(f"Stopped after step {int(state.step)} and saved; the same command goes on from there.")
+        return run.finish(state, results, time.time() - started)
+
+
+def _joined(state: TrainState, best: dict) -> TrainState:
+    return TrainState(state.step, {"last": state.trainable, "best": best}, state.opt_state)
+
+
+def _unjoined(state: TrainState) -> tuple[TrainState, dict]:
+    return TrainState(state.step, state.trainable["last"], state.opt_state), state.trainable["best"]
+
+
+class Batches:
+    """The members' batches: one iterator a seed.
+
+    Args:
+      iterators: seed -> its batches.
+      seeds: of the members.
+
+    Attributes:
+      own: whether leaves are [B, A, ...], a batch for each member; [B, ...] if all have one seed.
+    """
+
+    def __init__(self, iterators: dict[int, Iterator], seeds: Sequence[int]):
+        self._iterators, self._seeds, self.own = iterators, seeds, len(iterators) > 1
+
+    def __next__(self) -> dict[str, np.ndarray]:
+        batches = {seed: next(iterator) for seed, iterator in self._iterators.items()}
+        if not self.own:
+            return batches[self._seeds[0]]
+        mine = [batches[seed] for seed in self._seeds]
+        return {name: np.stack([batch[name] for batch in mine], axis=1) for name in mine[0]}
+
+    def get_state(self) -> dict:
+        """The positions, by seed."""
+        return {str(seed): iterator.get_state() for seed, iterator in self._iterators.items()}
+
+    def set_state(self, state: dict) -> None:
+        """Goes to positions that `get_state` gave."""
+        for seed, iterator in self._iterators.items():
+            iterator.set_state(state[str(seed)])
+
+
+@dataclasses.dataclass
+class Progress:
+    """Of each member, as JSON can hold it.
+
+    Attributes:
+      scores: the best on validation.
+      steps: of the best.
+      stale: evaluations since then.
+      last: the step of its last evaluation before its plateau.
+    """
+
+    scores: list[float | None]
+    steps: list[int]
+    stale: list[int]
+    last: list[int]
+
+    @classmethod
+    def start(cls, count: int) -> "Progress":
+        """Before the first evaluation."""
+        return cls([None] * count, [0] * count, [0] * count, [0] * count)
+
+    def add(self, step: int, scores: Sequence[float], patience: int | None) -> np.ndarray:
+        """Counts an evaluation; bool [A], which members are better than ever."""
+        better = np.zeros(len(scores), bool)
+        for i, score in enumerate(scores):
+            if self.at_plateau(i, patience):
+                continue
+            self.last[i] = step
+            better[i] = self.scores[i] is None or score > self.scores[i]
+            if better[i]:
+                self.scores[i], self.steps[i], self.stale[i] = score, step, 0
+            else:
+                self.stale[i] += 1
+        return better
+
+    def at_plateau(self, number: int, patience: int | None) -> bool:
+        """Whether a member has been no better for so long that its best is final."""
+        return patience is not None and self.stale[number] >= patience
+
+
+@dataclasses.dataclass
+class PackRun:
+    """The parts of a pack's run in progress, and what happens around its steps."""
+
+    pack: Pack
+    members: Sequence[Member]
+    folder: epath.Path
+    saved: RunCheckpoints
+    writers: Sequence[MetricWriter]
+    console: Console
+    stop: StopRequest
+    batches: Batches
+    evaluator: Evaluator
+    metric: str
+    patience: int | None
+    best: dict
+    progress: Progress
+
+    def save(self, state: TrainState) -> None:
+        """Writes a checkpoint: the last state, each member's best parameters, the position of the data."""
+        facts = {"data_position": self.batches.get_state(), "progress": dataclasses.asdict(self.progress)}
+        self.saved.save(_joined(state, self.best), **facts)
+
+    def evaluate(self, state: TrainState) -> None:
+        """Scores all members on `validation`, unless this step was scored before, and keeps the best of each."""
+        step = int(state.step)
+        if all(writer.has(step, f"validation/{self.metric}") for writer in self.writers):
+            return
+        results = self._score(state.trainable, "validation")
+        if results is None:
+            return
+        scores = [selected(result, self.metric) for result in results]
+        better = self.progress.add(step, scores, self.patience)
+        keep = lambda new, old: jnp.where(better.reshape(-1, *(1,) * (new.ndim - 1)), new, old)
+        self.best = jax.tree.map(keep, state.trainable, self.best)
+        for writer, result in zip(self.writers, results):
+            writer.write(step, tagged("validation", result))
+        self.console.scores(step, "validation", {"best": max(scores), "median": float(np.median(scores))})
+
+    def at_plateau(self) -> bool:
+        """Whether every member has reached its plateau."""
+        return all(self.progress.at_plateau(i, self.patience) for i in range(len(self.members)))
+
+    def score_test(self) -> list[Result] | None:
+        """Each member's best step on `test`."""
+        return None if self.stop.requested() else self._score(self.best, "test")
+
+    def log_every(self, period: int, bar: Callable) -> Callable[[int, dict, float], None]:
+        """Writes the members' training metrics of every `period`-th step, and shows their lowest loss in the bar."""
+
+        def log(step: int, metrics: dict, examples_per_second: float) -> None:
+            bar(step, {"loss": float(np.nanmin(metrics["loss"]))}, examples_per_second)
+            if step % period == 0:
+                for i, writer in enumerate(self.writers):
+                    writer.write(step, {f"train/{name}": value[i] for name, value in metrics.items()})
+
+        return log
+
+    def finish(self, state: TrainState, results: list[Result] | None, seconds: float) -> dict:
+        """Writes each member's files, and the pack's summary."""
+        shared = {
+            "trainable": 0,
+            "frozen": outputs.count(self.pack.params.frozen),
+            "base": self.pack.params.base,
+            "task": self.pack.setups[0].dataset.mixture_or_task_name,
+            "metric": self.metric,
+            "seconds": round(seconds, 1),
+        }
+        rows = []
+        for i, member in enumerate(self.members):
+            best, last = self.pack.member(self.best, i), self.pack.member(state.trainable, i)
+            row = dataclasses.asdict(member) | {
+                "name": member.name,
+                "trainable": outputs.count(best),
+                "validation": self.progress.scores[i],
+                "step": self.progress.steps[i],
+                "steps": self.progress.last[i],
+            }
+            if results is not None:
+                row |= {f"adapted_{self.metric}": results[i].scores[self.metric], "scores": results[i].scores}
+            folder = self.folder / MEMBERS / member.name
+            outputs.write_parameters(folder, self.pack.setups[i], self.pack.params, best, last, shared | row)
+            outputs.write_summary(folder, shared | row)
+            rows.append(row)
+        summary = {"members": rows, "steps": int(state.step)} | {k: v for k, v in shared.items() if k != "trainable"}
+        outputs.write_summary(self.folder, summary)
+        self.console.members_finished(summary)
+        return summary
+
+    def _score(self, trainable: dict, split: str) -> list[Result] | None:
+        try:
+            with self.console.working(f"evaluating {split}"):
+                return self.evaluator.of_pack(
+                    trainable, self.pack.members.padding, self.pack.params.frozen, split, 0, self.stop.check
+                )
+        except Interrupted:
+            return None

@@ -60,10 +60,12 @@ class Evaluator:
             ]
 
         self._generate = jax.jit(generate)
-        packed = lambda trainable, padding, frozen, batch: generate(
-            trainable, frozen, batch, padding={"adapter": padding}
-        )
-        self._generate_packed = jax.jit(jax.vmap(packed, in_axes=(0, 0, None, None)))
+
+        def generate_packed(members, frozen, batch):
+            one = lambda mine: generate(mine[0], frozen, batch, padding={"adapter": mine[1]})
+            return map_members(one, members, at_once)
+
+        self._generate_packed = jax.jit(generate_packed)
 
     def __call__(
         self,

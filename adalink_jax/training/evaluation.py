@@ -10,6 +10,7 @@ from adalink_jax import parallel
 from adalink_jax.data import FeatureConverter, Task, padded_batches
 from adalink_jax.models.decoding import Decoding
 from adalink_jax.training import partition
+from adalink_jax.training.pack import map_members
 
 
 @dataclasses.dataclass

@@ -38,8 +38,8 @@ def quickstart(model_dir, **macros):
     return main(["quickstart", *flags(model_dir, **macros)])
 
 
-def start(model_dir, **macros):
-    command = [sys.executable, "-m", "adalink_jax", "quickstart", *flags(model_dir, **macros)]
+def start(model_dir, arguments=None, **macros):
+    command = [sys.executable, "-m", "adalink_jax", *(arguments or ["quickstart", *flags(model_dir, **macros)])]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=dict(os.environ))
 
 

@@ -121,6 +121,11 @@ def compare(
             return str(folder / what)
 
         tuned = tune(part(TUNE, "tune", SEEDS=tuple(comparison.tuning_seeds)), **options)
+        trials = sum(len(trial.scores) for trial in tuned.trials)
+        if rows and trials != rows[0].trials:
+            raise UserError(
+                f"{name} has {trials} trials and {rows[0].name} {rows[0].trials}; give every method as many LEARNING_RATES."
+            )
         chosen = {"LEARNING_RATES": (tuned.learning_rate,), "SEEDS": tuple(comparison.seeds)}
         budget = train_pack(model_dir=part(PACK, "budget", **chosen), **options)
         plateau = {"members": []}
@@ -134,7 +139,7 @@ def compare(
             Row(
                 name,
                 tuned.learning_rate,
-                sum(len(trial.scores) for trial in tuned.trials),
+                trials,
                 tuned.edge,
                 budget["members"][0]["trainable"],
                 tuple(member[score] for member in budget["members"]),
@@ -145,9 +150,6 @@ def compare(
                 _size(folder / "budget" / "members" / budget["members"][0]["name"]),
             )
         )
-    if len({row.trials for row in rows}) > 1:
-        told = ", ".join(f"{row.name} {row.trials}" for row in rows)
-        raise UserError(f"The methods had different numbers of trials ({told}); give all as many FACTORS.")
     return rows
 
 

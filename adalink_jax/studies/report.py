@@ -20,7 +20,7 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
     values = np.asarray(values, float)
     if np.ptp(values) == 0:
         return float(values[0]), float(values[0])
-    low, high = stats.ttest_1samp(values, 0.0).confidence_interval(CONFIDENCE)
+    low, high = stats.t.interval(CONFIDENCE, len(values) - 1, values.mean(), stats.sem(values))
     return float(low), float(high)
 
 

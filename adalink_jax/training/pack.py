@@ -21,7 +21,8 @@ from adalink_jax import parallel
 from adalink_jax.adapters import AdaptedModel, abstract_params, align, fresh_params, unpad
 from adalink_jax.errors import UserError
 from adalink_jax.models import paths
-from adalink_jax.training.setup import Parameters, Setup, load_parameters
+from adalink_jax.training import partition
+from adalink_jax.training.setup import Parameters, Setup, load_parameters, started
 from adalink_jax.training.step import TrainState, make_train_step
 
 
@@ -186,13 +187,13 @@ def _adapters(setups: Sequence[Setup], members: Sequence[Member], params: Parame
     """The first values of each member's adapter; those of one rank are made by one program."""
     if setups[0].initial_adapter_path is not None:
         return [params.trainable["adapter"]] * len(setups)
-    made = {}
+    made, leaves = {}, paths.flatten(partition.merge(params.trainable, params.frozen))
     for rank, model in {member.rank: setup.model for member, setup in zip(members, setups)}.items():
         seeds = sorted({member.seed for member in members if member.rank == rank})
         fresh = lambda seed, model=model: parallel.unbox(fresh_params(model, seed)["adapter"])
         stacked = jax.device_get(jax.jit(jax.vmap(fresh))(jnp.array(seeds)))
         made |= {(rank, seed): jax.tree.map(lambda x, i=i: x[i], stacked) for i, seed in enumerate(seeds)}
-    return [made[member.rank, member.seed] for member in members]
+    return [started(setup, made[member.rank, member.seed], leaves) for member, setup in zip(members, setups)]
 
 
 def make_packed_step(

@@ -18,6 +18,7 @@ from adalink_jax.errors import UserError
 from adalink_jax.models import paths
 from adalink_jax.models.decoding import Decoding, Sampling
 from adalink_jax.training import partition
+from adalink_jax.training.prompt_start import Start
 
 
 @gin.configurable
@@ -34,6 +35,7 @@ class Setup:
         weights, which only a run that trains the whole backbone may.
       checkpoint_renames: `(regular expression, replacement)` for the names of a base that is none of ours.
       initial_adapter_path: an adapter folder to start from; None starts a fresh one.
+      adapter_start: first values of a fresh prompt (`prompt_start.from_vocabulary`, `from_class_labels`); None for random ones.
       allow_other_base: take an adapter that was trained on another base.
       frozen_dtype: dtype in which frozen leaves are stored, "float32" or "bfloat16".
       random_seed: seed of fresh leaves and of dropout.
@@ -46,6 +48,7 @@ class Setup:
     initial_checkpoint_path: str | Mapping[str, str | None] | None = None
     checkpoint_renames: tuple[tuple[str, str | None], ...] = ()
     initial_adapter_path: str | None = None
+    adapter_start: Start | None = None
     allow_other_base: bool = False
     frozen_dtype: str = "float32"
     random_seed: int = 0
@@ -83,6 +86,10 @@ def load_parameters(setup: Setup, mesh, rules) -> Parameters:
     """
     if setup.frozen_dtype not in ("float32", "bfloat16"):
         raise UserError(f"FROZEN_DTYPE is {setup.frozen_dtype!r}; it must be 'float32' or 'bfloat16'.")
+    if setup.adapter_start is not None and setup.initial_adapter_path is not None:
+        raise UserError(
+            "PROMPT_START and INITIAL_ADAPTER_PATH are both set; a prompt has one start, so set one of them."
+        )
     boxed = abstract_params(setup.model)
     shardings = paths.flatten(parallel.param_shardings(boxed, mesh, rules))
     shapes = paths.flatten(parallel.unbox(boxed))
@@ -127,9 +134,22 @@ def load_parameters(setup: Setup, mesh, rules) -> Parameters:
     elif adapter:
         sources["adapter"] = f"fresh, seed {setup.random_seed}"
     values |= _initialise(setup, {k: wanted[k] for k in wanted.keys() - values.keys()})
+    if setup.adapter_start is not None:
+        tree = started(setup, partition.select(values, adapter).get("adapter", {}), values)
+        placed = {f"adapter/{name}": leaf for name, leaf in paths.flatten(tree).items()}
+        values |= {name: jax.device_put(leaf, shardings[name]) for name, leaf in placed.items()}
+        sources["adapter"] += ", its prompt by PROMPT_START"
     return Parameters(
         partition.select(values, trained), partition.select(values, values.keys() - trained), base, sources
     )
+
+
+def started(setup: Setup, adapter: dict, leaves: Mapping[str, jax.Array]) -> dict:
+    """A fresh adapter after `setup.adapter_start`; `leaves` are the model's, by name."""
+    if setup.adapter_start is None:
+        return adapter
+    table = leaves["backbone/token_embedder/embedding"]
+    return setup.adapter_start(adapter, table, jax.random.key(setup.random_seed))
 
 
 def _initialise(setup: Setup, wanted: dict) -> dict:

@@ -37,7 +37,7 @@ def register() -> None:
 
     from adalink_jax import adapters, data, models, parallel  # noqa: F401
     from adalink_jax.studies import compare, cost  # noqa: F401
-    from adalink_jax.training import optimizers, prompt_start, run, run_pack  # noqa: F401
+    from adalink_jax.training import optimizers, predictor, prompt_start, run, run_pack  # noqa: F401
 
     absl_logging.set_verbosity(absl_logging.ERROR)
     logging.getLogger("absl").setLevel(logging.ERROR)

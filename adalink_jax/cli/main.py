@@ -12,6 +12,7 @@ COMMANDS = {
     "tune": "choose a method's learning rate on validation, by one pack",
     "compare": "compare methods on one task: each tuned, over the same seeds, in one table",
     "eval": "score a base model, with an adapter or without",
+    "infer": "predict for the rows of a CSV file, each row by the adapter that it names",
     "params": "count trainable and frozen parameters of any configuration, without allocating them",
     "inspect": "say what a base model's checkpoint is: leaves, sizes, fingerprint, which shipped model fits",
     "convert": "write a base model in another format: native, Hugging Face, t5x",
@@ -20,6 +21,7 @@ COMMANDS = {
 }
 _MODULES = {
     "runs": ("quickstart", "train", "eval", "params"),
+    "infer": ("infer",),
     "studies": ("pack", "tune", "compare"),
     "checkpoints": ("inspect", "convert", "verify-base", "export"),
 }

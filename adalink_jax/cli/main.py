@@ -60,6 +60,8 @@ def main(argv: list[str] | None = None) -> int:
         hint = f"; did you mean `adalink {near[0]}`?" if near else f"; there are: {', '.join(COMMANDS)}."
         print(f"error: there is no command {name!r}{hint}", file=sys.stderr)
         return USER_ERROR
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # gin files may import modules from where the command is given
     # TensorFlow only reads data here, and has much to say while it is imported.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 

@@ -1,0 +1,1 @@
+"""What is asked of methods: the behaviours that each must have."""

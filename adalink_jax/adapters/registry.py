@@ -84,5 +84,7 @@ def _method(name: str | None) -> type[nn.Module]:
         )
     found = vars(sys.modules[module]).get(short)
     if not (isinstance(found, type) and issubclass(found, nn.Module)):
-        raise UserError(f"The module {module}, as it was imported, has no Flax module {short}; use the version that has.")
+        raise UserError(
+            f"The module {module}, as it was imported, has no Flax module {short}; use the version that has."
+        )
     return found

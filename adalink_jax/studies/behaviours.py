@@ -68,7 +68,10 @@ def is_saved_and_loaded(case: Case) -> None:
     again = make_adapter(about["method"], about["settings"])
     _require(again == case.adapter, f"{describe_adapter(case.adapter)} comes back as {describe_adapter(again)}")
     _require(case.program(again) == case.program(case.adapter), "what its settings make again computes something else")
-    _require(np.array_equal(case.logits(jax.device_get(loaded)), case.outputs), "what its leaves make again has other outputs")
+    _require(
+        np.array_equal(case.logits(jax.device_get(loaded)), case.outputs),
+        "what its leaves make again has other outputs",
+    )
 
 
 def refuses_another_base(case: Case) -> None:

@@ -1,5 +1,6 @@
 """Methods that are wrong in one thing each, to see that the behaviours find it."""
 
+import enum
 from collections.abc import Callable
 from typing import ClassVar
 
@@ -51,19 +52,18 @@ class HoldsWhatNoFileCan(Shift):
         return self.phi(super().shifted(x))
 
 
-class LosesASetting(Shift):
-    """`factor` is set behind the dataclass's back, as code does that would rather not write a field."""
+class Direction(enum.StrEnum):
+    UP = "up"
+    DOWN = "down"
 
-    factor: ClassVar[float] = 1.0
+
+class LosesASetting(Shift):
+    """In a file its setting is a string, and it is looked at as if it were not."""
+
+    direction: Direction = Direction.DOWN
 
     def shifted(self, x):
-        return self.factor * super().shifted(x)
-
-
-def loses_a_setting() -> nn.Module:
-    made = LosesASetting()
-    object.__setattr__(made, "factor", 2.0)
-    return made
+        return super().shifted(x) * (-1.0 if self.direction is Direction.DOWN else 1.0)
 
 
 class FoldsWrongly(Shift):

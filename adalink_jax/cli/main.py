@@ -13,10 +13,12 @@ COMMANDS = {
     "inspect": "say what a base model's checkpoint is: leaves, sizes, fingerprint, which shipped model fits",
     "convert": "write a base model in another format: native, Hugging Face, t5x",
     "verify-base": "compare a base model's logits and outputs with those of transformers",
+    "check-method": "see whether a method, yours or one of this package, does all that every method must do",
     "export": "write an adapter for transformers: folded into a Hugging Face folder, or hooked in by a few lines of torch",
 }
 _MODULES = {
     "runs": ("quickstart", "train", "eval", "params"),
+    "methods": ("check-method",),
     "checkpoints": ("inspect", "convert", "verify-base", "export"),
 }
 
@@ -43,7 +45,7 @@ def main(argv: list[str] | None = None) -> int:
     """Runs one command.
 
     Returns:
-      The exit status: 0; 1 for numbers that differ (verify-base); 2 for bad input; 130 for a run that was stopped and saved.
+      The exit status: 0; 1 for numbers that differ (verify-base), and a method that fails (check-method); 2 for bad input; 130 for a run that was stopped and saved.
     """
     argv = sys.argv[1:] if argv is None else argv
     if not argv or argv[0] in ("-h", "--help", "help"):

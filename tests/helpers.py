@@ -1,51 +1,5 @@
 """Small models and batches that several tests share."""
 
-import flax.linen as nn
-import jax
-import numpy as np
+from adalink_jax.studies.tiny import VOCAB, init, random_batch, tiny_pali, tiny_t5
 
-from adalink_jax import PaLI, T5Config, ViTConfig
-
-VOCAB = 64
-
-
-def tiny_t5(**overrides) -> T5Config:
-    """A two-layer T5 1.1 of width 32."""
-    sizes = {"vocab_size": VOCAB, "emb_dim": 32, "num_heads": 4, "head_dim": 8, "mlp_dim": 64}
-    return T5Config(**{**sizes, "num_encoder_layers": 2, "num_decoder_layers": 2, **overrides})
-
-
-def tiny_pali(**overrides) -> PaLI:
-    """A PaLI of width 32 that sees images of 8 x 16 pixels as eight tokens; overrides are T5Config's, shared ones ViT's."""
-    shared = {k: v for k, v in overrides.items() if k in ("scan_layers", "dtype", "remat", "dropout_rate")}
-    return PaLI(tiny_t5(**overrides), ViTConfig((8, 16), 4, 32, 4, 64, 2, channels=1, **shared))
-
-
-def random_batch(backbone, batch_size: int, inputs: int, targets: int, seed: int) -> dict[str, np.ndarray]:
-    """Features with real padding: rows of different lengths that end in EOS (1)."""
-    rng = np.random.default_rng(seed)
-
-    def ids(length):
-        lengths = rng.integers(1, length + 1, batch_size)
-        lengths[0] = length
-        out = rng.integers(3, VOCAB, (batch_size, length)).astype(np.int32)
-        out[np.arange(batch_size), lengths - 1] = 1
-        out[np.arange(length) >= lengths[:, None]] = 0
-        return out
-
-    target = ids(targets)
-    batch = {
-        "encoder_input_tokens": ids(inputs),
-        "decoder_target_tokens": target,
-        "decoder_input_tokens": np.pad(target[:, :-1], ((0, 0), (1, 0))),
-        "decoder_loss_weights": (target > 0).astype(np.float32),
-    }
-    abstract = backbone.abstract_batch(batch_size, inputs, targets)
-    if "images" in abstract:
-        batch["images"] = rng.uniform(-1, 1, abstract["images"].shape).astype(np.float32)
-    return batch
-
-
-def init(model, batch, seed: int = 0) -> dict:
-    """Fresh parameters, as plain arrays."""
-    return nn.meta.unbox(jax.jit(model.init)(jax.random.key(seed), batch)["params"])
+__all__ = ["VOCAB", "init", "random_batch", "tiny_pali", "tiny_t5"]

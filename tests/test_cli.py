@@ -19,6 +19,13 @@ PUBLISHED = {
 }  # fmt: skip
 
 
+@pytest.fixture(autouse=True)
+def as_it_was(monkeypatch):
+    """What a command sets for its own process."""
+    monkeypatch.setenv("XLA_FLAGS", "")
+    monkeypatch.setattr(sys, "path", [*sys.path])
+
+
 def counts(capsys, *flags):
     assert main(["params", "--json", *flags]) == 0
     return json.loads(capsys.readouterr().out)
@@ -86,6 +93,13 @@ def test_each_command_has_help(capsys, command):
     (["quickstart", "--gin.TRIAN_STEPS=99"], ["TRIAN_STEPS", "TRAIN_STEPS"]),
     (["train", "--gin_file=gin/runs/finetune.gin", "--gin_file=gin/models/pali_nano.gin"],
      ["MODEL_DIR", "TRAIN_STEPS", "INITIAL_CHECKPOINT_PATH"]),
+    (["check-method", "Lora"], ["no method 'Lora'", "nearest: LoRA", "MODULE.CLASS"]),
+    (["check-method", "no_such_module.Method"], ["no module no_such_module"]),
+    (["check-method", "broken_methods.Shft"], ["broken_methods.py", "no Flax module Shft; nearest: Shift"]),
+    (["check-method", "json.dumps"], ["no Flax module dumps"]),
+    (["check-method", "Chain"], ["no default for adapters", "--gin.Chain.adapters=VALUE"]),
+    (["check-method", "LoRA", "--gin.LoRA.rnk=3"], ["LoRA takes no rnk", "rank"]),
+    (["check-method", "LoRA", "--gin.PromptTuning.length=3"], ["nothing in this run uses PromptTuning"]),
     (["quickstart", "--gin.make_mesh.model=3"], ["model=3", "1 devices"]),
 ])  # fmt: skip
 def test_what_cannot_be_meant_is_answered_in_one_sentence(capsys, argv, words):
@@ -103,6 +117,13 @@ def test_a_setting_of_something_that_the_run_does_not_use_is_an_error(capsys, tm
     err = capsys.readouterr().err
     assert "adafactor.decay_rate" in err and "nothing in this run uses" in err
     assert not (tmp_path / "run").exists()
+
+
+def test_a_method_that_fails_is_status_1(capsys):
+    assert main(["check-method", "broken_methods.HasNoEffect"]) == 1
+    out = capsys.readouterr().out
+    assert re.search(r"changes the outputs +T5 +fail +its parameters have no effect on the logits", out)
+    assert re.search(r"starts as the base +PaLI +pass", out) and out.count("does not apply") >= 1
 
 
 def test_python_m_is_the_same_command():

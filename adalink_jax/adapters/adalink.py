@@ -70,6 +70,7 @@ class AdaLinkAdapter(nn.Module):
     scale: float = 1.0
     kinds: tuple[str, ...] | None = None
     share: bool = False
+    identity_at_start: ClassVar[bool] = True
     per_token: ClassVar[bool] = True  # maps each embedding alone, wherever it stands: `fold_text` takes it
 
     @nn.compact

@@ -195,9 +195,11 @@ def unpad(params, boxed):
 
 
 def _boxes(boxed) -> dict[str, nn.LogicallyPartitioned]:
+    """By name; a leaf whose axes were given no names has None for each."""
     is_box = lambda node: isinstance(node, nn.LogicallyPartitioned)
+    box = lambda leaf: leaf if is_box(leaf) else nn.LogicallyPartitioned(leaf, (None,) * len(leaf.shape))
     found = jax.tree_util.tree_flatten_with_path(boxed, is_leaf=is_box)[0]
-    return {"/".join(key.key for key in path): box for path, box in found}
+    return {"/".join(key.key for key in path): box(leaf) for path, leaf in found}
 
 
 def align(backbone: nn.Module, members: Sequence[tuple[nn.Module, dict]]) -> tuple[nn.Module, dict, dict]:

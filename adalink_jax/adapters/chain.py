@@ -21,6 +21,11 @@ class Chain(nn.Module):
 
     adapters: tuple[nn.Module, ...]
 
+    @property
+    def identity_at_start(self) -> bool:
+        """Whether all of its parts are."""
+        return all(getattr(adapter, "identity_at_start", False) for adapter in self.adapters)
+
     @nn.compact
     def __call__(self, inputs: Inputs) -> Inputs:
         """Each gets what the one before it gave."""

@@ -29,7 +29,7 @@ def fold_text(adapter: nn.Module, params, table: np.ndarray) -> np.ndarray:
     name = type(adapter).__name__
     if not getattr(adapter, "per_token", False):
         raise UserError(f"{name} cannot be folded: it does more than map each token's embedding.")
-    kinds = adapter.kinds or tuple(sorted(params.keys() & set(KINDS))) or ("text",)
+    kinds = getattr(adapter, "kinds", None) or tuple(sorted(params.keys() & set(KINDS))) or ("text",)
     if kinds != ("text",):
         raise UserError(
             f"{name} adapts {', '.join(kinds)}; only an adapter of the text alone can be folded into a table."

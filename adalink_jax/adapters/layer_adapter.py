@@ -22,6 +22,7 @@ Leaf = tuple[Callable, tuple[int, ...], tuple[str | None, ...]]  # init(key, sha
 class LayerAdapter(nn.Module):
     """What every method of this kind offers. `backbone` is the backbone's nested dict of parameters."""
 
+    identity_at_start: ClassVar[bool] = False  # a fresh one gives the base's outputs, to the bit
     per_row: ClassVar[bool] = False  # its collection may have a row of the batch each, and so a bank may serve it
 
     def __call__(self, backbone: dict) -> dict[str, Any]:

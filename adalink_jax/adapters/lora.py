@@ -43,6 +43,7 @@ class LoRA(LayerAdapter):
     rank: int = 8
     alpha: float = 8.0
     projections: tuple[str, ...] = (r"(encoder|decoder)/.*/(query|value)",)
+    identity_at_start: ClassVar[bool] = True
     per_row: ClassVar[bool] = True
 
     @nn.compact

@@ -5,6 +5,8 @@
 The offsets make an adapter of it: a file of its own, with the base as it is.
 """
 
+from typing import ClassVar
+
 import flax.linen as nn
 import gin
 
@@ -25,6 +27,7 @@ class NormTuning(LayerAdapter):
     """
 
     scales: tuple[str, ...] = (r"(encoder|decoder)/.*norm/scale",)
+    identity_at_start: ClassVar[bool] = True
 
     @nn.compact
     def __call__(self, backbone):

@@ -6,6 +6,8 @@
 `Chain` this is DePT.
 """
 
+from typing import ClassVar
+
 import flax.linen as nn
 import gin
 import jax.numpy as jnp
@@ -28,6 +30,7 @@ class PositionOffsets(nn.Module):
 
     length: int = 256
     rank: int = 8
+    identity_at_start: ClassVar[bool] = True
 
     @nn.compact
     def __call__(self, inputs: Inputs) -> Inputs:

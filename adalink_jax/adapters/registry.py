@@ -1,6 +1,11 @@
-"""Methods by the names that adapter files give them."""
+"""Methods by the names that adapter files give them.
+
+This package's own have short names; any other is `module.Class`. A name in a file never causes an import: the module must
+have been imported before.
+"""
 
 import dataclasses
+import sys
 from collections.abc import Mapping
 
 import flax.linen as nn
@@ -20,28 +25,39 @@ _FLAX_FIELDS = {"parent", "name"}
 
 
 def describe_adapter(module: nn.Module) -> dict:
-    """`{"method": ..., "settings": {...}}` of a module, JSON-able; modules among its settings are described in turn."""
+    """`{"method": ..., "settings": {...}}` of a module, JSON-able; modules among its settings are described in turn.
 
-    def plain(value):
+    Raises:
+      UserError: for a setting that a file cannot hold.
+    """
+    method = type(module).__name__
+    if METHODS.get(method) is not type(module):
+        method = f"{type(module).__module__}.{type(module).__qualname__}"
+
+    def plain(name, value):
         if isinstance(value, nn.Module):
             return describe_adapter(value)
-        return [plain(x) for x in value] if isinstance(value, (tuple, list)) else value
+        if isinstance(value, (tuple, list)):
+            return [plain(name, x) for x in value]
+        if not isinstance(value, str | int | float | None):
+            raise UserError(
+                f"{method}.{name} is {value!r}, which no adapter file can hold; let the settings of a method be numbers, "
+                f"strings, None, modules, or tuples of these."
+            )
+        return value
 
-    settings = {
-        x.name: plain(getattr(module, x.name)) for x in dataclasses.fields(module) if x.name not in _FLAX_FIELDS
-    }
-    return {"method": type(module).__name__, "settings": settings}
+    names = [field.name for field in dataclasses.fields(module) if field.name not in _FLAX_FIELDS]
+    return {"method": method, "settings": {name: plain(name, getattr(module, name)) for name in names}}
 
 
 def make_adapter(method: str | None, settings: Mapping) -> nn.Module:
     """The inverse of `describe_adapter`.
 
     Raises:
-      UserError: for a method or a setting that is none of this version's.
+      UserError: for a method or a setting that there is not, and a method whose module was not imported.
     """
-    if method not in METHODS:
-        raise UserError(f"There is no method {method!r}; this version has {', '.join(METHODS)}.")
-    fields = {field.name for field in dataclasses.fields(METHODS[method])} - _FLAX_FIELDS
+    made = _method(method)
+    fields = {field.name for field in dataclasses.fields(made)} - _FLAX_FIELDS
     unknown = sorted(settings.keys() - fields)
     if unknown:
         raise UserError(f"{method} has no setting {unknown[0]!r}; it has {', '.join(sorted(fields))}.")
@@ -51,4 +67,24 @@ def make_adapter(method: str | None, settings: Mapping) -> nn.Module:
             return make_adapter(value.get("method"), value.get("settings", {}))
         return tuple(whole(x) for x in value) if isinstance(value, list) else value
 
-    return METHODS[method](**{name: whole(value) for name, value in settings.items()})
+    return made(**{name: whole(value) for name, value in settings.items()})
+
+
+def _method(name: str | None) -> type[nn.Module]:
+    """The class of this name, of those that are here already."""
+    if name in METHODS:
+        return METHODS[name]
+    module, dot, short = (name or "").rpartition(".")
+    if not dot:
+        raise UserError(f"There is no method {name!r}; this version has {', '.join(METHODS)}.")
+    if module not in sys.modules:
+        raise UserError(
+            f"The method {name} is not part of this package, and an adapter file never causes an import; import {module} "
+            f"before."
+        )
+    found = vars(sys.modules[module]).get(short)
+    if not (isinstance(found, type) and issubclass(found, nn.Module)):
+        raise UserError(
+            f"The module {module}, as it was imported, has no Flax module {short}; use the version that has."
+        )
+    return found

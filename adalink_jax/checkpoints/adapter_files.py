@@ -216,8 +216,9 @@ def _check_settings(path: str, about: dict, mine: dict, wanted: dict) -> None:
             f"({_settings_text(about)})."
         )
     found = mine.get("settings", {})
+    unseen = _UNSEEN if "." not in wanted["method"] else wanted["settings"]  # of others' methods any may be
     for key, value in wanted["settings"].items():
-        if key in _UNSEEN and key in found and found[key] != value:
+        if key in unseen and key in found and found[key] != value:
             raise CheckpointError(
                 f"The adapter {path} has {key} = {found[key]!r}, where {value!r} is wanted; use its method and settings "
                 f"({_settings_text(about)})."

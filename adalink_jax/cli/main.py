@@ -17,12 +17,14 @@ COMMANDS = {
     "inspect": "say what a base model's checkpoint is: leaves, sizes, fingerprint, which shipped model fits",
     "convert": "write a base model in another format: native, Hugging Face, t5x",
     "verify-base": "compare a base model's logits and outputs with those of transformers",
+    "check-method": "see whether a method, yours or one of this package, does all that every method must do",
     "export": "write an adapter for transformers: folded into a Hugging Face folder, or hooked in by a few lines of torch",
 }
 _MODULES = {
     "runs": ("quickstart", "train", "eval", "params"),
     "infer": ("infer",),
     "studies": ("pack", "tune", "compare"),
+    "methods": ("check-method",),
     "checkpoints": ("inspect", "convert", "verify-base", "export"),
 }
 
@@ -49,7 +51,7 @@ def main(argv: list[str] | None = None) -> int:
     """Runs one command.
 
     Returns:
-      The exit status: 0; 1 for numbers that differ (verify-base); 2 for bad input; 130 for a run that was stopped and saved.
+      The exit status: 0; 1 for numbers that differ (verify-base), and a method that fails (check-method); 2 for bad input; 130 for a run that was stopped and saved.
     """
     argv = sys.argv[1:] if argv is None else argv
     if not argv or argv[0] in ("-h", "--help", "help"):
@@ -66,6 +68,8 @@ def main(argv: list[str] | None = None) -> int:
         hint = f"; did you mean `adalink {near[0]}`?" if near else f"; there are: {', '.join(COMMANDS)}."
         print(f"error: there is no command {name!r}{hint}", file=sys.stderr)
         return USER_ERROR
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # gin files may import modules from where the command is given
     # TensorFlow only reads data here, and has much to say while it is imported.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 

@@ -31,14 +31,14 @@ def load(flags: GinFlags, extra_files: Sequence[str] = (), require_all: bool = T
         if root not in gin_config._LOCATION_PREFIXES:  # gin keeps those of earlier calls
             gin.add_config_file_search_path(root)
     paths = [files.find(name, flags.search_paths) for name in (*extra_files, *flags.files)]
-    for name, _ in flags.bindings:
-        if "." in name and (problem := checks.explain_unknown(name)):
-            raise UserError(problem)
-    texts = [f"{name} = {text}" for name, text in flags.bindings]
     logging.disable(logging.ERROR)  # gin logs each place where an included file is not
     try:
         # Configurables that a reference names must exist; %MACROs may still be set by a later file.
-        gin.parse_config_files_and_bindings(paths, texts, finalize_config=False)
+        gin.parse_config_files_and_bindings(paths, None, finalize_config=False)
+        # Files may have imported the modules of what the flags bind.
+        problems = [checks.explain_unknown(name) for name, _ in flags.bindings if "." in name]
+        if not any(problems):
+            gin.parse_config([f"{name} = {text}" for name, text in flags.bindings])
     except SyntaxError as e:
         place = f"{e.filename or 'The command line'}, line {e.lineno}"
         raise UserError(f"{place}: {' '.join(str(e.msg).split())}: {(e.text or '').strip()}") from e
@@ -50,6 +50,8 @@ def load(flags: GinFlags, extra_files: Sequence[str] = (), require_all: bool = T
         raise UserError(_explain(e)) from e
     finally:
         logging.disable(logging.NOTSET)
+    if any(problems):
+        raise UserError(next(filter(None, problems)))
     checks.check_macros(flags, require_all)
     # gin.finalize() would lock it too, but refuses macros that a partial configuration leaves open.
     gin_config._set_config_is_locked(True)

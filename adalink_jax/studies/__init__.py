@@ -1,1 +1,1 @@
-"""Studies made of many runs: tuning, comparisons."""
+"""What many runs or models are needed for: the behaviours of methods, tuning, comparisons."""

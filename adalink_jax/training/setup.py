@@ -12,7 +12,7 @@ import gin
 import jax
 
 from adalink_jax import checkpoints, parallel
-from adalink_jax.adapters import AdaptedModel, abstract_params, fresh_params
+from adalink_jax.adapters import AdaptedModel, abstract_params, describe_adapter, fresh_params
 from adalink_jax.data import DatasetConfig
 from adalink_jax.errors import UserError
 from adalink_jax.models import paths
@@ -81,7 +81,8 @@ def load_parameters(setup: Setup, mesh, rules) -> Parameters:
     """Reads or makes every leaf of `setup.model`, on `mesh`.
 
     Raises:
-      UserError: for expressions that match nothing, and a frozen backbone without a checkpoint.
+      UserError: for expressions that match nothing, a frozen backbone without a checkpoint, and a method whose settings
+        no file can hold.
       CheckpointError: for files that do not fit.
     """
     if setup.frozen_dtype not in ("float32", "bfloat16"):
@@ -90,6 +91,8 @@ def load_parameters(setup: Setup, mesh, rules) -> Parameters:
         raise UserError(
             "PROMPT_START and INITIAL_ADAPTER_PATH are both set; a prompt has one start, so set one of them."
         )
+    if setup.model.adapter is not None:
+        describe_adapter(setup.model.adapter)  # refuses now what its file could not hold
     boxed = abstract_params(setup.model)
     shardings = paths.flatten(parallel.param_shardings(boxed, mesh, rules))
     shapes = paths.flatten(parallel.unbox(boxed))

@@ -1,0 +1,77 @@
+"""The list of behaviours finds what is wrong: methods that lack one behaviour each fail at it, and pass what they have."""
+
+import functools
+
+import broken_methods
+import pytest
+from broken_methods import Scales, Shift
+
+from adalink_jax.checkpoints import adapter_files
+from adalink_jax.studies import behaviours
+from adalink_jax.studies.behaviours import BEHAVIOURS, DOES_NOT_APPLY, FAIL, PASS, examine
+from adalink_jax.studies.case import Case
+
+BROKEN = {  # class -> what it fails at, and words of the reason
+    "SaysItStartsAsTheBase": ("starts_as_the_base", "a fresh one changes the logits"),
+    "HasNoEffect": ("changes_the_outputs", "no effect on the logits"),
+    "HasADeadLeaf": ("moves_only_its_own_leaves", "adapter/unused stays as it is"),
+    "HoldsWhatNoFileCan": ("is_saved_and_loaded", "HoldsWhatNoFileCan.phi is <"),
+    "LosesASetting": (
+        "is_saved_and_loaded",
+        "made again from {'size': 1.0, 'direction': 'down'}, it computes something else",
+    ),
+    "FoldsWrongly": ("is_merged_or_folded", "folded, it differs by"),
+    "DecodesOtherwise": ("decodes_as_it_is_forced", "not the likeliest of teacher forcing"),
+    "MergesWrongly": ("is_merged_or_folded", "merged, it differs by"),
+    "MergesInPlace": ("is_merged_or_folded", "in place"),
+    "DependsOnScanning": ("scans_as_it_unrolls", "with unrolled layers, it differs by"),
+    "DoesNotLetGo": ("is_deleted", "after it was deleted, it differs by"),
+    "Raises": ("changes_the_outputs", "TypeError: "),
+}
+
+
+@functools.cache
+def case(name):
+    return Case(getattr(broken_methods, name)(), "T5")
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_what_a_method_lacks_is_found(name):
+    behaviour, words = BROKEN[name]
+    result = examine(getattr(behaviours, behaviour), case(name))
+    assert result.outcome == FAIL and words in result.reason, result
+    assert "\n" not in result.reason
+
+
+def test_an_adapter_that_a_bank_cannot_switch_off_is_not_disabled():
+    result = examine(behaviours.is_disabled, case("DoesNotLetGo"))
+    assert result.outcome == FAIL and "in a bank that is empty, it differs by" in result.reason
+
+
+def test_a_base_that_changes_in_training_is_found():
+    changed = Case(Shift(), "T5")
+    leaves, loss = changed.stepped
+    name = "backbone/encoder/encoder_norm/scale"
+    changed.stepped = {**leaves, name: leaves[name] + 1.0}, loss
+    assert examine(behaviours.moves_only_its_own_leaves, changed).reason == f"{name} moves"
+    assert examine(behaviours.is_disabled, changed).reason == "after a training step the base is another"
+
+
+def test_a_base_that_is_not_checked_is_found(monkeypatch):
+    monkeypatch.setattr(adapter_files, "check_base", lambda *_: None)
+    assert examine(behaviours.refuses_another_base, case("HasNoEffect")).outcome == FAIL
+
+
+def test_every_behaviour_is_seen_to_fail():
+    others = {"is_disabled", "refuses_another_base", "trains_alike_on_several_devices"}  # above; in test_methods.py
+    assert {behaviour for behaviour, _ in BROKEN.values()} | others == {behaviour.__name__ for behaviour in BEHAVIOURS}
+
+
+@pytest.mark.parametrize("method, backbone", [(Shift, "T5"), (Shift, "PaLI"), (Scales, "T5")])
+def test_methods_of_anyone_s_pass(method, backbone):
+    found = Case(method(), backbone)
+    results = {behaviour.__name__: examine(behaviour, found) for behaviour in BEHAVIOURS}
+    less = {name for name, result in results.items() if result.outcome == DOES_NOT_APPLY}
+    where = {Shift: {"T5": set(), "PaLI": {"is_merged_or_folded"}}, Scales: {"T5": {"is_deleted"}}}
+    assert less == {"trains_alike_on_several_devices"} | where[method][backbone]
+    assert all(result.outcome == PASS for name, result in results.items() if name not in less), results

@@ -35,7 +35,7 @@ def adapters(tmp_path_factory):
         module = AdaLinkAdapter(rank=rank)
         params = parallel.unbox(fresh_params(AdaptedModel(setup.model.backbone, module), rank))["adapter"]
         params = jax.tree.map(
-            lambda x: x + 2.0 * np.sin(rank * np.arange(x.size, dtype=np.float32)).reshape(x.shape), params
+            lambda x, rank=rank: x + 2.0 * np.sin(rank * np.arange(x.size, dtype=np.float32)).reshape(x.shape), params
         )
         save_adapter(str(folder / name), params, describe_adapter(module) | {"base": base})
         found[name], folders[name] = (module, params), str(folder / name)

@@ -16,7 +16,7 @@ from adalink_jax.errors import UserError  # noqa: E402
 from adalink_jax.studies import report  # noqa: E402
 from adalink_jax.studies.compare import Comparison, Row  # noqa: E402
 from adalink_jax.studies.tune import choose  # noqa: E402
-from adalink_jax.training.run_pack import Progress  # noqa: E402
+from adalink_jax.training.members import Progress  # noqa: E402
 
 MODEL = ["--gin_file=gin/models/pali_nano.gin", "--gin_file=gin/tasks/digits.gin"]
 ADALINK = "--gin_file=gin/adapters/adalink.gin"
@@ -110,6 +110,18 @@ def test_members_that_get_no_better_end_the_pack(tmp_path):
     summary = summary_of(tmp_path / "p")
     assert summary["steps"] == 6
     assert [(member["step"], member["steps"]) for member in summary["members"]] == [(0, 6), (0, 6)]
+
+
+def test_a_member_that_diverges_leaves_the_others_alone(tmp_path, capsys):
+    more = {"LEARNING_RATES": (3e38, 0.003), "SEEDS": (0,), "WARMUP_STEPS": 0}
+    assert pack(tmp_path / "p", **more) == 0
+    assert "lr_3e+38_seed_0 (diverged)" in capsys.readouterr().out
+    lost, sound = summary_of(tmp_path / "p")["members"]
+    assert lost["diverged"] and not sound["diverged"] and sound["validation"] > 0
+    files = lambda member: {path.name for path in (tmp_path / "p" / "members" / member["name"]).iterdir()}
+    assert files(sound) - files(lost) == {"adapter_last"}
+    assert pack(tmp_path / "q", **{**more, "LEARNING_RATES": (3e38, 2e38)}) == 3
+    assert "Training stopped; lower LEARNING_RATES" in capsys.readouterr().err
 
 
 def test_a_member_at_its_plateau_is_final():

@@ -5,7 +5,7 @@ The training loop knows one thing of this layer: an iterator of NumPy batches wh
 """
 
 from adalink_jax.data.feature_converter import FeatureConverter
-from adalink_jax.data.iterators import BatchIterator, EpochIterator, padded_batches
+from adalink_jax.data.iterators import BatchIterator, EpochIterator, padded_batches, train_batches
 from adalink_jax.data.tasks import DatasetConfig, Task, get_tasks
 from adalink_jax.data.vocabularies import ByteVocabulary, SentencePieceVocabulary, load_vocabulary
 
@@ -20,4 +20,5 @@ __all__ = [
     "get_tasks",
     "load_vocabulary",
     "padded_batches",
+    "train_batches",
 ]

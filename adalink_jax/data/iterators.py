@@ -7,6 +7,7 @@ from typing import Protocol
 import numpy as np
 
 from adalink_jax.data.feature_converter import FeatureConverter
+from adalink_jax.data.tasks import DatasetConfig, Task
 from adalink_jax.errors import UserError
 
 
@@ -71,6 +72,12 @@ class EpochIterator:
     def set_state(self, state: dict) -> None:
         """Opens the epoch and skips to the batch, when the next one is asked for."""
         self._epoch, self._batch, self._rows = int(state["epoch"]), int(state["batch"]), None
+
+
+def train_batches(task: Task, dataset: DatasetConfig) -> EpochIterator:
+    """The batches that `dataset` says of the task's training split, in the order of `dataset.seed`."""
+    examples = lambda seed, start: task.examples("train", seed, start)
+    return EpochIterator(examples, FeatureConverter(dataset.task_feature_lengths), dataset.batch_size, dataset.seed)
 
 
 def padded_batches(

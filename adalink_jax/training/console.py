@@ -53,7 +53,8 @@ class Console:
         for heading in ("member", "trained", "best step", "validation", *(("test",) if tested else ())):
             table.add_column(heading, justify="left" if heading == "member" else "right")
         for row in rows:
-            cells = [row["name"], f"{row['trainable']:,}", str(row["step"]), f"{row['validation']:.4f}"]
+            name = row["name"] + (" (diverged)" if row["diverged"] else "")
+            cells = [name, f"{row['trainable']:,}", str(row["step"]), f"{row['validation']:.4f}"]
             table.add_row(*cells, *((f"{row[f'adapted_{metric}']:.4f}",) if tested else ()))
         self._out.print(table)
         self._out.print(

@@ -6,12 +6,10 @@ the padding's gradients are zero, so AdamW leaves it at zero.
 """
 
 import dataclasses
-import itertools
 from collections.abc import Callable, Sequence
 
 import flax.linen as nn
 import flax.struct
-import gin
 import jax
 import jax.numpy as jnp
 import optax
@@ -22,6 +20,7 @@ from adalink_jax.adapters import AdaptedModel, abstract_params, align, fresh_par
 from adalink_jax.errors import UserError
 from adalink_jax.models import paths
 from adalink_jax.training import partition
+from adalink_jax.training.members import Member
 from adalink_jax.training.setup import Parameters, Setup, load_parameters, started
 from adalink_jax.training.step import TrainState, make_train_step
 
@@ -39,87 +38,6 @@ class Members:
     seed: jax.Array
     learning_rate: jax.Array
     padding: dict
-
-
-@dataclasses.dataclass(frozen=True)
-class Member:
-    """What one member has of its own.
-
-    Attributes:
-      learning_rate: the peak of its schedule.
-      seed: of its first values, its dropout and the order of its data.
-      rank: of its adapter; None for the method's own.
-    """
-
-    learning_rate: float
-    seed: int
-    rank: int | None = None
-
-    @property
-    def name(self) -> str:
-        """Of its folder."""
-        rank = "" if self.rank is None else f"rank_{self.rank}_"
-        return f"{rank}lr_{self.learning_rate:g}_seed_{self.seed}"
-
-    def setup(self, setup: Setup) -> Setup:
-        """What it would be trained with alone."""
-        model = setup.model
-        if self.rank is not None:
-            model = AdaptedModel(model.backbone, with_rank(model.adapter, self.rank))
-        dataset = dataclasses.replace(setup.dataset, seed=self.seed)
-        return dataclasses.replace(setup, model=model, random_seed=self.seed, dataset=dataset)
-
-
-@gin.configurable
-def learning_rates_around(center: float, factors: Sequence[float] = (0.1, 0.3, 1.0, 3.0, 10.0)) -> tuple[float, ...]:
-    """`center` times each of `factors`, to three digits: what `adalink tune` tries."""
-    return tuple(float(f"{center * factor:.3g}") for factor in factors)
-
-
-def grid(learning_rates: Sequence[float], seeds: Sequence[int], ranks: Sequence[int] | None) -> list[Member]:
-    """Every combination.
-
-    Raises:
-      UserError: for an empty list, a value that stands twice, and what is no number.
-    """
-    axes = {"LEARNING_RATES": learning_rates, "SEEDS": seeds, "RANKS": (None,) if ranks is None else ranks}
-    for name, values in axes.items():
-        kind = float | int if name == "LEARNING_RATES" else int
-        right = isinstance(values, (tuple, list)) and all(isinstance(x, kind) or x is None for x in values)
-        if not right or not values or len(set(values)) < len(values):
-            numbers = "numbers" if name == "LEARNING_RATES" else "integers"
-            raise UserError(f"{name} is {values!r}; it must be a tuple of one or more {numbers}, each once.")
-    product = itertools.product(axes["RANKS"], learning_rates, seeds)
-    return [Member(rate, seed, rank) for rank, rate, seed in product]
-
-
-def with_rank(adapter: nn.Module | None, rank: int) -> nn.Module:
-    """`adapter`, and every adapter that it is made of, at another rank.
-
-    Raises:
-      UserError: if it has none.
-    """
-
-    def parts(module):
-        fields = {field.name: getattr(module, field.name) for field in dataclasses.fields(module)}
-        return {name: value for name, value in fields.items() if isinstance(value, tuple) and _modules(value)}
-
-    def changed(module):
-        inside = {name: tuple(map(changed, value)) for name, value in parts(module).items()}
-        own = {"rank": rank} if hasattr(module, "rank") else {}
-        return module.clone(parent=None, name=None, **inside, **own)
-
-    def has_rank(module):
-        return hasattr(module, "rank") or any(has_rank(x) for value in parts(module).values() for x in value)
-
-    if adapter is None or not has_rank(adapter):
-        name = "full fine-tuning" if adapter is None else type(adapter).__name__
-        raise UserError(f"RANKS is set, but {name} has no rank; leave RANKS at None.")
-    return changed(adapter)
-
-
-def _modules(values: tuple) -> bool:
-    return any(isinstance(value, nn.Module) for value in values)
 
 
 @dataclasses.dataclass

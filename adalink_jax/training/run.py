@@ -15,7 +15,7 @@ import optax
 from etils import epath
 
 from adalink_jax import parallel
-from adalink_jax.data import BatchIterator, DatasetConfig, EpochIterator, FeatureConverter, get_tasks
+from adalink_jax.data import BatchIterator, FeatureConverter, get_tasks, train_batches
 from adalink_jax.errors import NotFinite, Stopped, UserError
 from adalink_jax.training import outputs
 from adalink_jax.training.console import Console
@@ -97,7 +97,7 @@ def train(
         params = load_parameters(setup, mesh, rules)
         state = jax.device_put(TrainState(jnp.int32(0), params.trainable, optimizer.init(params.trainable)))
         console.parameters(params)
-        batches = make_batches(setup.dataset, task)
+        batches = train_batches(task, setup.dataset)
         if facts:
             state = newest.restore(state)
             batches.set_state(facts["data_position"])
@@ -148,13 +148,6 @@ def _check_data(setup: Setup, microbatches: int, mesh):
             f"use a task with the model's vocabulary."
         )
     return task, eval_tasks
-
-
-def make_batches(dataset: DatasetConfig, task) -> EpochIterator:
-    """The training batches, in the order of `dataset.seed`."""
-    converter = FeatureConverter(dataset.task_feature_lengths)
-    examples = lambda seed, start: task.examples("train", seed, start)
-    return EpochIterator(examples, converter, dataset.batch_size, dataset.seed)
 
 
 def make_evaluator(setup: Setup, tasks, mesh, at_once: int | None = None) -> Evaluator:

@@ -6,7 +6,7 @@ It can be killed and started again like a single run.
 import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import gin
 import jax
@@ -16,15 +16,16 @@ import optax
 from etils import epath
 
 from adalink_jax import parallel
-from adalink_jax.errors import Stopped
+from adalink_jax.errors import NotFinite, Stopped
 from adalink_jax.training import outputs
 from adalink_jax.training.console import Console
 from adalink_jax.training.evaluation import Evaluator, Result
 from adalink_jax.training.interrupt import Interrupted, StopRequest
 from adalink_jax.training.loop import Period, run_loop
+from adalink_jax.training.members import Batches, Member, Progress, grid
 from adalink_jax.training.metric_writer import MetricWriter
-from adalink_jax.training.pack import Member, Pack, grid, load_pack, make_packed_step
-from adalink_jax.training.run import check_setup, identity_of, make_batches, make_evaluator, selected, tagged
+from adalink_jax.training.pack import Pack, load_pack, make_packed_step
+from adalink_jax.training.run import check_setup, identity_of, make_evaluator, selected, tagged
 from adalink_jax.training.run_checkpoints import CheckpointConfig, RunCheckpoints
 from adalink_jax.training.setup import Setup
 from adalink_jax.training.step import CrossEntropy, TrainState
@@ -91,14 +92,14 @@ def train_pack(
         during.enter_context(parallel.use_mesh(mesh, rules))
         stop, console = during.enter_context(StopRequest()), during.enter_context(Console(model_dir))
         facts = during.enter_context(saved).facts()
-        if summary := outputs.read_summary(folder):
+        summary = outputs.read_summary(folder)
+        if summary and summary["total_steps"] >= total_steps:
             console.already_done(summary)
             return summary
         pack = load_pack(setup, members, mesh, rules)
         console.parameters(pack.params)
         console.members([member.name for member in members])
-        batches = Batches({seed: make_batches(dataclasses.replace(setup.dataset, seed=seed), task) for seed in seeds},
-                          [member.seed for member in members])  # fmt: skip
+        batches = Batches.of(setup.dataset, task, members)
         state = TrainState(jnp.int32(0), pack.trainable, jax.jit(jax.vmap(optimizer.init))(pack.trainable))
         best = pack.trainable
         if facts:
@@ -116,20 +117,16 @@ def train_pack(
         step_fn = make_packed_step(
             pack.model, optimizer, own_batches=batches.own, at_once=at_once, loss=loss, microbatches=microbatches
         )
-        compiled = jax.jit(step_fn, donate_argnums=0)
-        bar = console.progress(int(state.step), total_steps, lambda *_: None)
-        state = run_loop(
-            lambda state, frozen, batch: compiled(state, pack.members, frozen, batch),
-            state, pack.params.frozen, batches, mesh=mesh, total_steps=total_steps,
-            on_metrics=run.log_every(log_period, bar), stop=lambda: stop.requested() or run.at_plateau(),
+        state = run.train(
+            jax.jit(step_fn, donate_argnums=0), state, mesh=mesh, total_steps=total_steps,
+            on_metrics=run.log_every(log_period, console.progress(int(state.step), total_steps, lambda *_: None)),
             after_steps=[Period(eval_period, run.evaluate), Period(checkpoints.period, run.save)],
         )  # fmt: skip
-        run.evaluate(state)
         results = run.score_test() if test else None
         if stop.requested():
             run.save(state)
             raise Stopped(f"Stopped after step {int(state.step)} and saved; the same command goes on from there.")
-        return run.finish(state, results, time.time() - started)
+        return run.finish(state, results, total_steps, time.time() - started)
 
 
 def _joined(state: TrainState, best: dict) -> TrainState:
@@ -138,77 +135,6 @@ def _joined(state: TrainState, best: dict) -> TrainState:
 
 def _unjoined(state: TrainState) -> tuple[TrainState, dict]:
     return TrainState(state.step, state.trainable["last"], state.opt_state), state.trainable["best"]
-
-
-class Batches:
-    """The members' batches: one iterator a seed.
-
-    Args:
-      iterators: seed -> its batches.
-      seeds: of the members.
-
-    Attributes:
-      own: whether leaves are [B, A, ...], a batch for each member; [B, ...] if all have one seed.
-    """
-
-    def __init__(self, iterators: dict[int, Iterator], seeds: Sequence[int]):
-        self._iterators, self._seeds, self.own = iterators, seeds, len(iterators) > 1
-
-    def __next__(self) -> dict[str, np.ndarray]:
-        batches = {seed: next(iterator) for seed, iterator in self._iterators.items()}
-        if not self.own:
-            return batches[self._seeds[0]]
-        mine = [batches[seed] for seed in self._seeds]
-        return {name: np.stack([batch[name] for batch in mine], axis=1) for name in mine[0]}
-
-    def get_state(self) -> dict:
-        """The positions, by seed."""
-        return {str(seed): iterator.get_state() for seed, iterator in self._iterators.items()}
-
-    def set_state(self, state: dict) -> None:
-        """Goes to positions that `get_state` gave."""
-        for seed, iterator in self._iterators.items():
-            iterator.set_state(state[str(seed)])
-
-
-@dataclasses.dataclass
-class Progress:
-    """Of each member, as JSON can hold it.
-
-    Attributes:
-      scores: the best on validation.
-      steps: of the best.
-      stale: evaluations since then.
-      last: the step of its last evaluation before its plateau.
-    """
-
-    scores: list[float | None]
-    steps: list[int]
-    stale: list[int]
-    last: list[int]
-
-    @classmethod
-    def start(cls, count: int) -> "Progress":
-        """Before the first evaluation."""
-        return cls([None] * count, [0] * count, [0] * count, [0] * count)
-
-    def add(self, step: int, scores: Sequence[float], patience: int | None) -> np.ndarray:
-        """Counts an evaluation; bool [A], which members are better than ever."""
-        better = np.zeros(len(scores), bool)
-        for i, score in enumerate(scores):
-            if self.at_plateau(i, patience):
-                continue
-            self.last[i] = step
-            better[i] = self.scores[i] is None or score > self.scores[i]
-            if better[i]:
-                self.scores[i], self.steps[i], self.stale[i] = score, step, 0
-            else:
-                self.stale[i] += 1
-        return better
-
-    def at_plateau(self, number: int, patience: int | None) -> bool:
-        """Whether a member has been no better for so long that its best is final."""
-        return patience is not None and self.stale[number] >= patience
 
 
 @dataclasses.dataclass
@@ -228,6 +154,21 @@ class PackRun:
     patience: int | None
     best: dict
     progress: Progress
+
+    def train(self, step_fn: Callable, state: TrainState, **options) -> TrainState:
+        """`run_loop` from `state` on, until all members are at their plateau, then an evaluation of its last state.
+
+        Raises:
+          NotFinite: when no member's loss is finite; says what may help.
+        """
+        step = lambda state, frozen, batch: step_fn(state, self.pack.members, frozen, batch)
+        stop = lambda: self.stop.requested() or self.at_plateau()
+        try:
+            state = run_loop(step, state, self.pack.params.frozen, self.batches, stop=stop, **options)
+        except NotFinite as e:
+            raise NotFinite(f"{e} Training stopped; lower LEARNING_RATES, or clip gradients.") from e
+        self.evaluate(state)
+        return state
 
     def save(self, state: TrainState) -> None:
         """Writes a checkpoint: the last state, each member's best parameters, the position of the data."""
@@ -269,8 +210,8 @@ class PackRun:
 
         return log
 
-    def finish(self, state: TrainState, results: list[Result] | None, seconds: float) -> dict:
-        """Writes each member's files, and the pack's summary."""
+    def finish(self, state: TrainState, results: list[Result] | None, total_steps: int, seconds: float) -> dict:
+        """Writes each member's files, and the pack's summary. The last adapter of a member that diverged is not written."""
         shared = {
             "trainable": 0,
             "frozen": outputs.count(self.pack.params.frozen),
@@ -282,20 +223,24 @@ class PackRun:
         rows = []
         for i, member in enumerate(self.members):
             best, last = self.pack.member(self.best, i), self.pack.member(state.trainable, i)
+            diverged = not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.device_get(last)))
             row = dataclasses.asdict(member) | {
                 "name": member.name,
                 "trainable": outputs.count(best),
                 "validation": self.progress.scores[i],
                 "step": self.progress.steps[i],
                 "steps": self.progress.last[i],
+                "diverged": diverged,
             }
             if results is not None:
                 row |= {f"adapted_{self.metric}": results[i].scores[self.metric], "scores": results[i].scores}
             folder = self.folder / MEMBERS / member.name
-            outputs.write_parameters(folder, self.pack.setups[i], self.pack.params, best, last, shared | row)
+            kept = {} if diverged else last
+            outputs.write_parameters(folder, self.pack.setups[i], self.pack.params, best, kept, shared | row)
             outputs.write_summary(folder, shared | row)
             rows.append(row)
-        summary = {"members": rows, "steps": int(state.step)} | {k: v for k, v in shared.items() if k != "trainable"}
+        steps = {"steps": int(state.step), "total_steps": total_steps}
+        summary = {"members": rows} | steps | {k: v for k, v in shared.items() if k != "trainable"}
         outputs.write_summary(self.folder, summary)
         self.console.members_finished(summary)
         return summary

@@ -5,7 +5,7 @@ from adalink_jax.adapters.adalink import AdaLink, AdaLinkAdapter
 from adalink_jax.adapters.adapted import AdaptedModel, abstract_params, fresh_params
 from adalink_jax.adapters.bank import NONE, Bank, align, stack_adapters, unpad
 from adalink_jax.adapters.chain import Chain
-from adalink_jax.adapters.folding import fold_text
+from adalink_jax.adapters.folding import fold_adapter, fold_image, fold_text
 from adalink_jax.adapters.layer_adapter import LayerAdapter
 from adalink_jax.adapters.lora import LoRA
 from adalink_jax.adapters.named import NamedAdapters
@@ -30,6 +30,8 @@ __all__ = [
     "abstract_params",
     "align",
     "describe_adapter",
+    "fold_adapter",
+    "fold_image",
     "fold_text",
     "fresh_params",
     "make_adapter",

@@ -73,6 +73,11 @@ class AdaLinkAdapter(nn.Module):
     identity_at_start: ClassVar[bool] = True
     per_token: ClassVar[bool] = True  # maps each embedding alone, wherever it stands: `fold_text` takes it
 
+    @property
+    def linear(self) -> bool:
+        """Whether it maps embeddings linearly, so that `fold_image` takes it."""
+        return self.phi == "identity"
+
     @nn.compact
     def __call__(self, inputs: Inputs) -> Inputs:
         """Adapts the kinds that are present; shapes and dtypes stay."""

@@ -40,6 +40,7 @@ def t5_sizes(shapes: Shapes) -> dict:
         "num_encoder_layers": layers("encoder"),
         "num_decoder_layers": layers("decoder"),
         "logits_via_embedding": "decoder/logits_dense/kernel" not in shapes,
+        "encoder_embedding": "encoder/token_embedder/embedding" in shapes,
         "relpos_num_buckets": table[1],
         "relpos_per_layer": per_layer in shapes,
         "gated": gated,

@@ -32,6 +32,8 @@ class T5Config:
       num_decoder_layers: layers of the decoder.
       mlp_activations: one name (plain) or two (gated) of `relu`, `gelu`, `silu`, `linear`.
       logits_via_embedding: tie the logits to the embedding table (T5 1.0); they are then scaled by D^-0.5.
+      encoder_embedding: the encoder has a table of its own, `encoder/token_embedder`, beside the one that it otherwise shares
+        with the decoder (and, tied, with the logits): what folding a text adapter gives.
       relpos_num_buckets: relative-position buckets.
       relpos_max_distance: distance from which on all positions share a bucket.
       relpos_per_layer: every layer has a relative-position table of its own (t5x's scanned networks) instead of one a
@@ -51,6 +53,7 @@ class T5Config:
     num_decoder_layers: int
     mlp_activations: tuple[str, ...] = ("gelu", "linear")
     logits_via_embedding: bool = False
+    encoder_embedding: bool = False
     relpos_num_buckets: int = 32
     relpos_max_distance: int = 128
     relpos_per_layer: bool = False
@@ -142,6 +145,15 @@ class Encoder(nn.Module):
 
     config: T5Config
 
+    def setup(self):
+        cfg = self.config
+        if cfg.encoder_embedding:
+            self.token_embedder = layers.Embed(cfg.vocab_size, cfg.emb_dim, cfg.dtype)
+
+    def embed(self, tokens):
+        """Ids [B, L] -> [B, L, D], by the encoder's own table."""
+        return self.token_embedder(tokens)
+
     @nn.compact
     def __call__(self, x, mask, deterministic: bool):
         cfg = self.config
@@ -210,7 +222,8 @@ class T5(nn.Module):
     def embed(self, batch: dict, train: bool = False) -> Inputs:
         """`encoder_input_tokens` int32 [B, L] (0 is padding) -> text [B, L, D] and its mask."""
         tokens = batch["encoder_input_tokens"]
-        return Inputs(text=self.token_embedder(tokens), text_mask=tokens > 0)
+        embed = self.encoder.embed if self.config.encoder_embedding else self.token_embedder
+        return Inputs(text=embed(tokens), text_mask=tokens > 0)
 
     def embed_target(self, tokens: jax.Array) -> jax.Array:
         """Decoder input ids [B, T] -> [B, T, D]."""

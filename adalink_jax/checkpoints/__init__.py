@@ -1,8 +1,8 @@
 """Files of parameters: base models of every format, adapter folders, and the fingerprint that ties the two together."""
 
-from adalink_jax.checkpoints.adapter_files import load_adapter, open_adapter, read_adapter, save_adapter
+from adalink_jax.checkpoints.adapter_files import check_base, load_adapter, open_adapter, read_adapter, save_adapter
 from adalink_jax.checkpoints.architecture import check_fit, check_settings, settings_of, t5_fields, t5_sizes
-from adalink_jax.checkpoints.convert import FORMATS, PASSES, convert
+from adalink_jax.checkpoints.convert import FORMATS, PASSES, check_destination, convert
 from adalink_jax.checkpoints.fingerprint import digests, fingerprint, fingerprint_of_source
 from adalink_jax.checkpoints.load import Base, folder_of, load_base, open_source
 from adalink_jax.checkpoints.native import save_base
@@ -12,6 +12,8 @@ __all__ = [
     "FORMATS",
     "PASSES",
     "Base",
+    "check_base",
+    "check_destination",
     "check_fit",
     "check_settings",
     "convert",

@@ -60,7 +60,7 @@ def inspect(argv: list[str]) -> int:
     if isinstance(sizes, dict):
         sizes = ", ".join(f"{key} {value}" for key, value in sizes.items())
     none = "no shipped model; write its T5Config into a gin file of your own"
-    _print_facts(
+    print_facts(
         ("kind", source.kind),
         ("name", source.name),
         ("parameters", f"{source.parameters:,}"),
@@ -92,7 +92,7 @@ def convert(argv: list[str]) -> int:
         configuration.check_all_used(flags)
     with bytes_bar(f"to {options.to}", checkpoints.PASSES * source.nbytes) as on_bytes:
         mark = checkpoints.convert(source, options.destination, options.to, options.dtype, on_bytes)
-    _print_facts(
+    print_facts(
         ("wrote", f"{options.destination}: {checkpoints.FORMATS[options.to]}"),
         ("from", f"{options.source}: {source.kind}"),
         ("parameters", f"{source.parameters:,}"),
@@ -134,7 +134,7 @@ def verify_base(argv: list[str]) -> int:
     _print_comparison(rows)
     same, largest = sum(row.same for row in rows), float(np.max([row.difference for row in rows]))
     agrees = same == len(rows) and largest <= interop.TOLERANCE
-    _print_facts(
+    print_facts(
         ("logits", f"largest difference {largest:.1e} of their spread (allowed: {interop.TOLERANCE:.0e})"),
         ("outputs", f"{same} of {len(rows)} greedy outputs are the same"),
         ("so", f"{options.path} {'gives' if agrees else 'does NOT give'} the numbers of transformers with {reference}"),
@@ -165,7 +165,7 @@ def export(argv: list[str]) -> int:
 
     if options.to == "torch":
         interop.export_hook(options.adapter, options.destination)
-        _print_facts(
+        print_facts(
             ("wrote", options.destination),
             ("use", f"README.md there shows how; {interop.HOOK_MODULE} is the file to import"),
         )
@@ -175,7 +175,7 @@ def export(argv: list[str]) -> int:
     configuration.check_all_used(flags)
     with bytes_bar("to hf", 2 * source.nbytes) as on_bytes:
         found = interop.export_folded(options.adapter, source, options.destination, options.dtype, on_bytes)
-    _print_facts(
+    print_facts(
         ("wrote", f"{options.destination}: the base with the folded adapter, for transformers 5"),
         ("logits", f"the adapter changes them by {found['adapter']:.1e} of their spread, the stored table's rounding by "
                    f"{found['rounding']:.1e}"),
@@ -213,7 +213,8 @@ def _console():
     return Console(highlight=False, width=None if sys.stdout.isatty() else 120)
 
 
-def _print_facts(*rows: tuple[str, str]) -> None:
+def print_facts(*rows: tuple[str, str]) -> None:
+    """Two columns: a word, and what it is."""
     from rich.markup import escape
     from rich.table import Table
 

@@ -17,6 +17,7 @@ COMMANDS = {
     "inspect": "say what a base model's checkpoint is: leaves, sizes, fingerprint, which shipped model fits",
     "convert": "write a base model in another format: native, Hugging Face, t5x",
     "verify-base": "compare a base model's logits and outputs with those of transformers",
+    "adapters": "show an adapter's files, verify them, or fold them into their base",
     "check-method": "see whether a method, yours or one of this package, does all that every method must do",
     "export": "write an adapter for transformers: folded into a Hugging Face folder, or hooked in by a few lines of torch",
 }
@@ -24,6 +25,7 @@ _MODULES = {
     "runs": ("quickstart", "train", "eval", "params"),
     "infer": ("infer",),
     "studies": ("pack", "tune", "compare"),
+    "adapters": ("adapters",),
     "methods": ("check-method",),
     "checkpoints": ("inspect", "convert", "verify-base", "export"),
 }
@@ -51,7 +53,8 @@ def main(argv: list[str] | None = None) -> int:
     """Runs one command.
 
     Returns:
-      The exit status: 0; 1 for numbers that differ (verify-base), and a method that fails (check-method); 2 for bad input; 130 for a run that was stopped and saved.
+      The exit status: 0; 1 for numbers that differ (verify-base, adapters fold), and a method that fails (check-method); 2 for
+      bad input; 130 for a run that was stopped and saved.
     """
     argv = sys.argv[1:] if argv is None else argv
     if not argv or argv[0] in ("-h", "--help", "help"):

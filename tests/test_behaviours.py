@@ -18,7 +18,7 @@ BROKEN = {  # class -> what it fails at, and words of the reason
     "HoldsWhatNoFileCan": ("is_saved_and_loaded", "HoldsWhatNoFileCan.phi is <"),
     "LosesASetting": (
         "is_saved_and_loaded",
-        "made again from {'size': 1.0, 'direction': 'down'}, it computes something else",
+        "made again from {'direction': 'down', 'size': 1.0}, it computes something else",
     ),
     "FoldsWrongly": ("is_merged_or_folded", "folded, it differs by"),
     "DecodesOtherwise": ("decodes_as_it_is_forced", "not the likeliest of teacher forcing"),

@@ -59,7 +59,6 @@ CASES = {  # module, and its leaves with a text model
 }
 both = pytest.mark.parametrize("backbone", BACKBONES)
 each = pytest.mark.parametrize("method", CASES)
-FOLDED_TEXT_ONLY = "only text is folded"
 NO_BANK = "NormTuning cannot be served from a bank; its rows would need layers of their own."
 NOT_PER_TOKEN = "{} cannot be folded: it does more than map each token's embedding."
 
@@ -75,8 +74,6 @@ def expected(behaviour, method, backbone):
     if behaviour == "starts_as_the_base" and not AT_START[method]:
         return Result(PASS, "declares no identity_at_start; a fresh one is not the base")
     if behaviour == "is_merged_or_folded" and method not in ("lora", "norm_tuning"):
-        if backbone == "PaLI":
-            return Result(DOES_NOT_APPLY, FOLDED_TEXT_ONLY)
         return Result(PASS) if method == "adalink" else Result(DOES_NOT_APPLY, NOT_PER_TOKEN.format(name))
     if method == "norm_tuning" and behaviour in ("is_disabled", "is_deleted"):
         return Result(PASS if behaviour == "is_disabled" else DOES_NOT_APPLY, NO_BANK)

@@ -13,11 +13,12 @@ import jax
 import numpy as np
 
 from adalink_jax import parallel
-from adalink_jax.adapters import LayerAdapter, describe_adapter, fold_text, make_adapter
+from adalink_jax.adapters import AdaptedModel, LayerAdapter, describe_adapter, fold_adapter, make_adapter
 from adalink_jax.checkpoints import load_adapter, save_adapter
 from adalink_jax.errors import CheckpointError, UserError
 from adalink_jax.models import paths
-from adalink_jax.studies.case import ROWS, Case
+from adalink_jax.studies.case import ROWS, Case, compiled
+from adalink_jax.studies.tiny import BACKBONES
 
 NEAR = 1e-5
 _BASE, _OTHER = "f" * 64, "e" * 64  # fingerprints
@@ -119,30 +120,20 @@ def is_deleted(case: Case) -> None:
 
 
 def is_merged_or_folded(case: Case) -> None:
-    """Merged into the kernels (`LayerAdapter.merge`), or folded into the embedding table (`per_token`), it is the same."""
-    if isinstance(case.adapter, LayerAdapter):
-        if type(case.adapter).merge is LayerAdapter.merge:
-            raise DoesNotApply("it has no `merge`")
-        backbone = jax.tree.map(lambda x: x, case.base.params)
-        merged = case.adapter.apply({"params": case.trained}, backbone, method="merge")
-        same = jax.tree.all(jax.tree.map(lambda a, b: a is b, backbone, case.base.params))
-        _require(same, "`merge` changes the parameters that it is given, in place")
-        return _near(case.base.logits(merged), case.outputs, "merged")
-    if case.name != "T5":
-        raise DoesNotApply("only text is folded")
-    table = case.base.params["token_embedder"]["embedding"]
+    """Merged into the layers (`LayerAdapter.merge`), or folded into what makes the embeddings (`per_token`), it is the same."""
+    if isinstance(case.adapter, LayerAdapter) and type(case.adapter).merge is LayerAdapter.merge:
+        raise DoesNotApply("it has no `merge`")
+    backbone = jax.tree.map(lambda x: x, case.base.params)
     try:
-        folded = fold_text(case.adapter, case.trained, np.asarray(table))
+        folded = fold_adapter(case.adapter, case.trained, backbone)
     except UserError as e:
         raise DoesNotApply(str(e)) from e
-
-    def run(params, table):
-        backbone = case.base.backbone.bind({"params": params})
-        inputs = backbone.embed(case.batch).replace(text=table[case.batch["encoder_input_tokens"]])
-        target = backbone.embed_target(case.batch["decoder_input_tokens"])
-        return backbone.decode(backbone.encode(inputs), target)[0]
-
-    return _near(jax.jit(run)(case.base.params, folded), case.outputs, "folded")
+    same = jax.tree.all(jax.tree.map(lambda a, b: a is b, backbone, case.base.params))
+    _require(same, "`merge` changes the parameters that it is given, in place")
+    own_table = "encoder/token_embedder/embedding" in paths.flatten(folded)
+    model = AdaptedModel(BACKBONES[case.name](scan_layers=True, encoder_embedding=own_table))
+    what = "merged" if isinstance(case.adapter, LayerAdapter) else "folded"
+    _near(compiled(model)({"backbone": folded}, case.batch), case.outputs, what)
 
 
 def scans_as_it_unrolls(case: Case) -> None:

@@ -21,7 +21,7 @@ PUBLISHED = {
 
 @pytest.fixture(autouse=True)
 def as_it_was(monkeypatch):
-    """What a command sets for its own process."""
+    """What a command changes in its process."""
     monkeypatch.setenv("XLA_FLAGS", "")
     monkeypatch.setattr(sys, "path", [*sys.path])
 
@@ -121,11 +121,14 @@ def test_a_setting_of_something_that_the_run_does_not_use_is_an_error(capsys, tm
     assert not (tmp_path / "run").exists()
 
 
-def test_a_method_that_fails_is_status_1(capsys):
+def test_a_method_that_fails_is_status_1(capsys, monkeypatch):
+    from adalink_jax.studies import behaviours
+
+    monkeypatch.setattr(behaviours, "BEHAVIOURS", behaviours.BEHAVIOURS[:2])
     assert main(["check-method", "broken_methods.HasNoEffect"]) == 1
     out = capsys.readouterr().out
     assert re.search(r"changes the outputs +T5 +fail +its parameters have no effect on the logits", out)
-    assert re.search(r"starts as the base +PaLI +pass", out) and out.count("does not apply") >= 1
+    assert re.search(r"starts as the base +PaLI +pass", out)
 
 
 def test_python_m_is_the_same_command():

@@ -3,7 +3,6 @@
 import sys
 import types
 
-import broken_methods
 import flax.linen as nn
 import gin
 import jax
@@ -60,7 +59,7 @@ def test_one_that_is_called_as_ours_is_not_ours():
     ("os.system", "has no Flax module system"),
     ("adalink_jax.T5Config", "has no Flax module T5Config"),
     ("lazy.Method", "has no Flax module Method"),
-    (".Method", "import  before"),
+    (".Method", "There is no method '.Method'"),
     (None, "There is no method None"),
 ])  # fmt: skip
 def test_a_name_in_a_file_causes_no_import(method, words, monkeypatch):
@@ -123,7 +122,3 @@ def test_flags_set_what_a_gin_file_imports(tmp_path, monkeypatch):
         load("--gin.TheirShift.siz=3.0")
     with pytest.raises(UserError, match="nothing called TheirShft; nearest: TheirShift"):
         load("--gin.TheirShft.size=3.0")
-
-
-def test_broken_methods_are_imported_here():
-    assert sys.modules["broken_methods"] is broken_methods  # what the names above rest on

@@ -74,8 +74,8 @@ def _method(name: str | None) -> type[nn.Module]:
     """The class of this name, of those that are here already."""
     if name in METHODS:
         return METHODS[name]
-    module, dot, short = (name or "").rpartition(".")
-    if not dot:
+    module, _, short = (name or "").rpartition(".")
+    if not module:
         raise UserError(f"There is no method {name!r}; this version has {', '.join(METHODS)}.")
     if module not in sys.modules:
         raise UserError(

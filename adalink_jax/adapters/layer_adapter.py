@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict
 
+from adalink_jax.errors import UserError
 from adalink_jax.models import paths
 
 COLLECTION = "adapter"
@@ -30,8 +31,12 @@ class LayerAdapter(nn.Module):
         raise NotImplementedError
 
     def merge(self, backbone: dict) -> dict:
-        """Parameters of the plain backbone that give the same outputs."""
-        raise NotImplementedError
+        """Parameters of the plain backbone that give the same outputs.
+
+        Raises:
+          UserError: unless the method has its own.
+        """
+        raise UserError(f"{type(self).__name__} cannot be folded: it has no `merge`.")
 
     @nn.nowrap
     def intercept(self, call: Callable, args: tuple, kwargs: dict, context: nn.module.InterceptorContext):

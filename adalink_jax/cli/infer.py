@@ -27,8 +27,10 @@ def infer(argv: list[str]) -> int:
     options = parser.parse_args(rest)
     adapters = _adapters(options.adapters)
     rows = _read(options.input, adapters)
-    if pathlib.Path(options.output).exists():
-        raise UserError(f"{options.output} is there already; name another file.")
+    output = pathlib.Path(options.output)
+    if output.exists() or not output.parent.is_dir():
+        why = "is there already; name another file" if output.exists() else "lies in no folder; make it first"
+        raise UserError(f"{output} {why}.")
     register()
     configuration.load(flags, extra_files=("gin/runs/infer.gin",))
     configuration.require(MODEL)
@@ -53,11 +55,11 @@ def infer(argv: list[str]) -> int:
     found = list(
         track(texts, "predicting", total=len(rows), console=console, transient=True, disable=not console.is_terminal)
     )
-    with open(options.output, "x", newline="") as file:
+    with output.open("x", newline="") as file:
         table = csv.DictWriter(file, [*rows[0], "prediction"])
         table.writeheader()
         table.writerows(row | {"prediction": text} for row, text in zip(rows, found))
-    print(f"{len(rows)} predictions in {options.output}")
+    print(f"{len(rows)} predictions in {output}")
     return 0
 
 

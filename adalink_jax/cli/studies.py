@@ -118,27 +118,16 @@ def compare(argv: list[str]) -> int:
         MODEL | DATA | {"Comparison.methods": "a comparison's file, such as --gin_file=gin/comparisons/digits.gin"}
     )
     comparison = study.Comparison()
-    bound = configuration.bindings()
-    steps, metric = ast.literal_eval(bound["train_pack.total_steps"]), bound.get("train_pack.metric", "'accuracy'")
-    task = ast.literal_eval(bound["DatasetConfig.mixture_or_task_name"])
-    console = Console(highlight=False)
-    total, done = len(comparison.methods), []
+    console, done = Console(highlight=False), []
 
     def on_part(method: str, part: str) -> None:
         if method not in done:
             done.append(method)
-        console.rule(f"{method} ({len(done)} of {total}): {part}", align="left")
+        console.rule(f"{method} ({len(done)} of {len(comparison.methods)}): {part}", align="left")
 
-    rows = study.compare(comparison, configure, configuration.used_settings, configuration.operative_config, on_part)
-    folder = epath.Path(comparison.model_dir)
-    metric = ast.literal_eval(metric)
-    table = report.markdown(rows, metric, steps)
-    seeds = f"{len(comparison.seeds)} seeds, each of first values, dropout and the order of the data"
-    title = f"{task}: {metric} on test ({seeds})"
-    (folder / "comparison.md").write_text(f"{title}\n\n{table}")
-    (folder / "comparison.csv").write_text(report.as_csv(rows, comparison.seeds))
-    report.draw(folder / "comparison.png", rows, metric, task)
-    console.rule(title, align="left")
-    console.print(table, soft_wrap=True, markup=False)
-    console.print(f"Written to {folder}: comparison.md, comparison.csv, comparison.png", soft_wrap=True)
+    found = study.compare(comparison, configure, configuration.used_settings, configuration.operative_config, on_part)
+    written = report.write(epath.Path(comparison.model_dir), found)
+    console.rule(report.title(found), align="left")
+    console.print(report.markdown(found), soft_wrap=True, markup=False)
+    console.print(f"Written to {comparison.model_dir}: {', '.join(written)}", soft_wrap=True)
     return 0

@@ -13,6 +13,7 @@ import numpy as np
 from etils import epath
 
 from adalink_jax.adapters import fold_text
+from adalink_jax.adapters.folding import TABLE
 from adalink_jax.checkpoints import counted, fingerprint_of_source, hugging_face, safetensors_file
 from adalink_jax.checkpoints.adapter_files import check_base
 from adalink_jax.checkpoints.convert import check_destination
@@ -23,7 +24,7 @@ from adalink_jax.interop.text_adapter import read_text_adapter
 from adalink_jax.models import Inputs
 
 TEMPLATES = pathlib.Path(__file__).parent / "templates"
-TABLE, ENCODER_TABLE = "token_embedder/embedding", "encoder.embed_tokens.weight"
+HF_ENCODER_TABLE = "encoder.embed_tokens.weight"
 _LENGTHS = 12, 6  # of the self-check's input and target
 
 
@@ -67,7 +68,7 @@ def export_folded(
         raise UserError(
             f"Stored as {stored.name}, the folded table rounds away what the adapter {adapter} does; give --dtype float32."
         )
-    hugging_face.write(path, source_read, config, dtype, {ENCODER_TABLE: from_array(folded, ENCODER_TABLE)})
+    hugging_face.write(path, source_read, config, dtype, {HF_ENCODER_TABLE: from_array(folded, HF_ENCODER_TABLE)})
     tensors = {name: from_array(value, name) for name, value in check.items()}
     safetensors_file.write_leaves(
         path / "self_check.safetensors", tensors, {name: leaf.dtype for name, leaf in tensors.items()}

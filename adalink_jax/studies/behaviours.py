@@ -14,6 +14,7 @@ import numpy as np
 
 from adalink_jax import parallel
 from adalink_jax.adapters import AdaptedModel, LayerAdapter, describe_adapter, fold_adapter, make_adapter
+from adalink_jax.adapters.folding import ENCODER_TABLE
 from adalink_jax.checkpoints import load_adapter, save_adapter
 from adalink_jax.errors import CheckpointError, UserError
 from adalink_jax.models import paths
@@ -121,8 +122,6 @@ def is_deleted(case: Case) -> None:
 
 def is_merged_or_folded(case: Case) -> None:
     """Merged into the layers (`LayerAdapter.merge`), or folded into what makes the embeddings (`per_token`), it is the same."""
-    if isinstance(case.adapter, LayerAdapter) and type(case.adapter).merge is LayerAdapter.merge:
-        raise DoesNotApply("it has no `merge`")
     backbone = jax.tree.map(lambda x: x, case.base.params)
     try:
         folded = fold_adapter(case.adapter, case.trained, backbone)
@@ -130,7 +129,7 @@ def is_merged_or_folded(case: Case) -> None:
         raise DoesNotApply(str(e)) from e
     same = jax.tree.all(jax.tree.map(lambda a, b: a is b, backbone, case.base.params))
     _require(same, "`merge` changes the parameters that it is given, in place")
-    own_table = "encoder/token_embedder/embedding" in paths.flatten(folded)
+    own_table = ENCODER_TABLE in paths.flatten(folded)
     model = AdaptedModel(BACKBONES[case.name](scan_layers=True, encoder_embedding=own_table))
     what = "merged" if isinstance(case.adapter, LayerAdapter) else "folded"
     _near(compiled(model)({"backbone": folded}, case.batch), case.outputs, what)

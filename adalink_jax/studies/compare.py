@@ -86,6 +86,25 @@ class Row:
     file_bytes: int
 
 
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """What a comparison found.
+
+    Attributes:
+      rows: of the methods.
+      task: its name.
+      metric: what the scores are.
+      steps: of the equal budget.
+      seeds: of the runs that were scored on test.
+    """
+
+    rows: tuple[Row, ...]
+    task: str
+    metric: str
+    steps: int
+    seeds: tuple[int, ...]
+
+
 def slug(name: str) -> str:
     """A method's name as a folder's."""
     return re.sub(r"\W+", "_", name).strip("_").lower()
@@ -97,7 +116,7 @@ def compare(
     settings: Callable[[], dict[str, str]],
     config_text: Callable[[], str],
     on_part: Callable[[str, str], None] = lambda method, part: None,
-) -> list[Row]:
+) -> Found:
     """Makes, or goes on with, all of a comparison's runs.
 
     Args:
@@ -150,7 +169,8 @@ def compare(
                 _size(folder / "budget" / "members" / budget["members"][0]["name"]),
             )
         )
-    return rows
+    budget = {"task": budget["task"], "metric": budget["metric"], "steps": budget["total_steps"]}
+    return Found(tuple(rows), **budget, seeds=tuple(comparison.seeds))
 
 
 def _parsed(binding: str) -> tuple[str, str]:

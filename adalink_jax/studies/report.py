@@ -10,7 +10,7 @@ from etils import epath
 from matplotlib.figure import Figure
 from scipy import stats
 
-from adalink_jax.studies.compare import Row
+from adalink_jax.studies.compare import Found, Row
 
 CONFIDENCE = 0.95
 
@@ -35,14 +35,23 @@ def _difference(values: Sequence[float], reference: Sequence[float]) -> str:
     return f"{np.mean(differences):+.3f} [{low:+.3f}, {high:+.3f}]"
 
 
-def markdown(rows: Sequence[Row], metric: str, steps: int) -> str:
-    """One table; what stands in brackets are 95 % intervals over the seeds.
+def title(found: Found) -> str:
+    """One line above the table."""
+    seeds = f"{len(found.seeds)} seeds, each of first values, dropout and the order of the data"
+    return f"{found.task}: {found.metric} on test ({seeds})"
 
-    Args:
-      rows: the first is the reference.
-      metric: what the scores are.
-      steps: of the equal budget.
-    """
+
+def write(folder: epath.Path, found: Found) -> list[str]:
+    """Writes the report; the names of its files."""
+    (folder / "comparison.md").write_text(f"{title(found)}\n\n{markdown(found)}")
+    (folder / "comparison.csv").write_text(as_csv(found))
+    draw(folder / "comparison.png", found)
+    return ["comparison.md", "comparison.csv", "comparison.png"]
+
+
+def markdown(found: Found) -> str:
+    """One table, whose first row is the reference; what stands in brackets are 95 % intervals over the seeds."""
+    rows, metric, steps = found.rows, found.metric, found.steps
     first, plateaus = rows[0], all(row.plateau for row in rows)
     heading = ["method", "trained", "trials", "learning rate", f"{metric}, {steps} steps", f"less {first.name}, paired"]
     if plateaus:
@@ -61,8 +70,9 @@ def markdown(rows: Sequence[Row], metric: str, steps: int) -> str:
     return "\n".join(lines) + "\n"
 
 
-def as_csv(rows: Sequence[Row], seeds: Sequence[int]) -> str:
+def as_csv(found: Found) -> str:
     """Every number, a line for each method; scores in a column for each seed."""
+    rows, seeds = found.rows, found.seeds
     plain = [
         field.name for field in dataclasses.fields(Row) if field.name not in ("budget", "plateau", "plateau_steps")
     ]
@@ -76,8 +86,9 @@ def as_csv(rows: Sequence[Row], seeds: Sequence[int]) -> str:
     return out.getvalue()
 
 
-def draw(path: epath.Path, rows: Sequence[Row], metric: str, title: str) -> None:
+def draw(path: epath.Path, found: Found) -> None:
     """A line for each method: each seed's score, their mean and its interval, at the budget and at the plateau."""
+    rows = found.rows
     figure = Figure(figsize=(7.5, 1.2 + 0.42 * len(rows)), layout="constrained", dpi=110)
     axis = figure.subplots()
     kinds = [("budget", "#1f6feb", -0.12), ("plateau", "#bf8700", 0.12)]
@@ -91,7 +102,7 @@ def draw(path: epath.Path, rows: Sequence[Row], metric: str, title: str) -> None
             axis.plot([np.mean(values)], [i + shift], "|", color=colour, markersize=14, markeredgewidth=2, label=label)
     axis.set_yticks(range(len(rows)), [f"{row.name} ({row.trainable:,})" for row in rows])
     axis.invert_yaxis()
-    axis.set(xlabel=f"{metric} on test; each seed, their mean and its 95 % interval", title=title)
+    axis.set(xlabel=f"{found.metric} on test; each seed, their mean and its 95 % interval", title=found.task)
     axis.grid(axis="x", alpha=0.3)
     axis.legend(loc="best")
     with path.open("wb") as file:

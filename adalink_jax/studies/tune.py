@@ -79,7 +79,7 @@ def tune(model_dir: str, settings: Callable[[], dict[str, str]], config_text: Ca
     seeds = len(tuned.trials[0].scores)
     (folder / TUNED).write_text(
         f"# Chosen by `adalink tune` for the highest {tuned.metric} on validation, mean over {seeds} seed"
-        f"{'s' if seeds > 1 else ''}: {tried}.\n\nLEARNING_RATE = {tuned.learning_rate:g}\n"
+        f"{'s' if seeds > 1 else ''}: {tried}.\n\nLEARNING_RATE = {tuned.learning_rate!r}\n"
     )
     return tuned
 

@@ -56,9 +56,8 @@ class Evaluator:
         def generate(trainable, frozen, batch, **constants):
             params = partition.merge(trainable, frozen)
             key = jax.random.key(0)  # drawn from only if the decoding samples
-            return model.apply({"params": params, **constants}, batch, length, decoding, key, method="generate").ids[
-                :, 0
-            ]
+            variables = {"params": params, **constants}
+            return model.apply(variables, batch, length, decoding, key, method="generate").ids[:, 0]
 
         self._generate = jax.jit(generate)
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from adalink_jax import checkpoints, parallel
 from adalink_jax.adapters import AdaptedModel, abstract_params, fold_adapter, make_adapter
+from adalink_jax.adapters.folding import ENCODER_TABLE
 from adalink_jax.errors import UserError
 from adalink_jax.models import paths
 from adalink_jax.training.setup import Setup, load_parameters
@@ -51,7 +52,7 @@ def fold_base(folder: str, backbone: nn.Module, base: str, destination: str) -> 
     params = load_parameters(setup, parallel.make_mesh(), parallel.logical_axis_rules())
     whole = params.frozen
     folded = fold_adapter(module, whole["adapter"], whole["backbone"])
-    own = any(name.startswith("encoder/token_embedder/") for name in paths.flatten(folded))
+    own = ENCODER_TABLE in paths.flatten(folded)
     config = dataclasses.replace(backbone.config, encoder_embedding=own)
     plain = AdaptedModel(backbone.clone(config=config))
     wanted = paths.flatten(parallel.unbox(abstract_params(plain))["backbone"])

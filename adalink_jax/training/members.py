@@ -32,7 +32,7 @@ class Member:
     def name(self) -> str:
         """Of its folder."""
         rank = "" if self.rank is None else f"rank_{self.rank}_"
-        return f"{rank}lr_{self.learning_rate:g}_seed_{self.seed}"
+        return f"{rank}lr_{float(self.learning_rate)!r}_seed_{self.seed}"
 
     def setup(self, setup: Setup) -> Setup:
         """What it would be trained with alone."""

@@ -126,7 +126,7 @@ def make_packed_step(
 
     Args:
       model: with the adapter at the largest sizes of the pack.
-      optimizer: its updates are in proportion to its learning rate, as optax's are.
+      optimizer: its updates are in proportion to its learning rate (see `train_pack`).
       own_batches: the batch's leaves are [B, A, ...], a batch for each member, and not [B, ...], one for all.
       at_once: see `map_members`.
       **options: `loss` and `microbatches` of `make_train_step`.

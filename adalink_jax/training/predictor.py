@@ -38,6 +38,8 @@ class Predictor:
         batch_size: int = 32,
         adapters: Mapping[str, str] | None = None,
     ):
+        if setup.initial_adapter_path is not None:
+            raise UserError("INITIAL_ADAPTER_PATH is set; a Predictor takes its adapters by name, as `adapters`.")
         backbone, adapters = setup.model.backbone, dict(adapters or {})
         self.names = list(adapters)
         self._vocabulary, self._batch_size = load_vocabulary(vocabulary), batch_size

@@ -280,7 +280,7 @@ def selected(result: Result, metric: str) -> float:
       UserError: if the task has no such metric.
     """
     if metric not in result.scores:
-        raise UserError(f"train.metric is {metric!r}; the task has {', '.join(sorted(result.scores))}.")
+        raise UserError(f"The metric that chooses is {metric!r}; the task has {', '.join(sorted(result.scores))}.")
     return result.scores[metric]
 
 

@@ -59,7 +59,8 @@ def train_pack(
 
     Args:
       setup: model, data, sources of the parameters; as for `train`.
-      optimizer: its learning rate is multiplied by each member's.
+      optimizer: its learning rate is multiplied by each member's; so its updates must be in proportion to it, as AdamW's are, and
+        Adafactor's without `weight_decay`.
       model_dir: folder of the pack; the members' are in `members/`.
       total_steps: steps to train.
       learning_rates: of the members.
@@ -213,7 +214,6 @@ class PackRun:
     def finish(self, state: TrainState, results: list[Result] | None, total_steps: int, seconds: float) -> dict:
         """Writes each member's files, and the pack's summary. The last adapter of a member that diverged is not written."""
         shared = {
-            "trainable": 0,
             "frozen": outputs.count(self.pack.params.frozen),
             "base": self.pack.params.base,
             "task": self.pack.setups[0].dataset.mixture_or_task_name,
@@ -240,7 +240,7 @@ class PackRun:
             outputs.write_summary(folder, shared | row)
             rows.append(row)
         steps = {"steps": int(state.step), "total_steps": total_steps}
-        summary = {"members": rows} | steps | {k: v for k, v in shared.items() if k != "trainable"}
+        summary = {"members": rows} | steps | shared
         outputs.write_summary(self.folder, summary)
         self.console.members_finished(summary)
         return summary

@@ -32,8 +32,7 @@ optimizer = optimizers.adamw(1e-3)
 
 
 def train(shape, fsdp):
-    mesh = jax.make_mesh(shape, ("data", "model"), devices=jax.devices()[: shape[0] * shape[1]],
-                         axis_types=(jax.sharding.AxisType.Auto,) * 2)
+    mesh = parallel.make_mesh(*shape, devices=jax.devices()[: shape[0] * shape[1]])
     rules = parallel.logical_axis_rules(fsdp=fsdp)
     with parallel.use_mesh(mesh, rules):
         leaves = setup.load_parameters(config, mesh, rules).trainable
@@ -59,8 +58,7 @@ for shape, fsdp in (((8, 1), True), ((2, 4), False), ((2, 4), True), ((1, 8), Fa
 
 
 def decode(shape, decoding):
-    mesh = jax.make_mesh(shape, ("data", "model"), devices=jax.devices()[: shape[0] * shape[1]],
-                         axis_types=(jax.sharding.AxisType.Auto,) * 2)
+    mesh = parallel.make_mesh(*shape, devices=jax.devices()[: shape[0] * shape[1]])
     rules = parallel.logical_axis_rules()
     with parallel.use_mesh(mesh, rules):
         params = setup.load_parameters(config, mesh, rules).trainable
@@ -94,4 +92,4 @@ def test_a_mesh_that_does_not_cover_the_devices_is_an_error():
 
 
 def test_a_mesh_is_made_for_one_device_too():
-    assert dict(parallel.make_mesh().shape) == {"data": 1, "model": 1}
+    assert dict(parallel.make_mesh().shape) == {"slice": 1, "data": 1, "model": 1}

@@ -14,15 +14,16 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from adalink_jax.errors import UserError
+from adalink_jax.parallel.mesh import AXES, BATCH_AXES, DATA, MODEL
 
 # A rule applies only if its mesh axis is still free in that array, so `embed` may follow `batch` onto `data`:
 # activations [batch, length, embed] keep their batch there, kernels [embed, mlp] are split (FSDP).
 TENSOR_PARALLEL = (
-    ("batch", "data"),
-    ("vocab", "model"),
-    ("mlp", "model"),
-    ("heads", "model"),
-    ("joined_kv", "model"),
+    ("batch", BATCH_AXES),
+    ("vocab", MODEL),
+    ("mlp", MODEL),
+    ("heads", MODEL),
+    ("joined_kv", MODEL),
 )
 REPLICATED_NAMES = (
     "kv",
@@ -40,14 +41,21 @@ REPLICATED_NAMES = (
 
 
 @gin.configurable
-def logical_axis_rules(fsdp: bool = False, extra: tuple = ()) -> tuple[tuple[str, str | None], ...]:
+def logical_axis_rules(fsdp: bool = False, extra: tuple = ()) -> tuple[tuple[str, str | tuple[str, ...] | None], ...]:
     """The rules, first match wins.
 
     Args:
       fsdp: also split the `embed` axis of the parameters over `data`.
       extra: rules put before all others, such as `(("adapter_embed", "model"),)`.
+
+    Raises:
+      UserError: for a rule that names no axis of the mesh.
     """
-    embed = (("embed", "data" if fsdp else None),)
+    embed = (("embed", DATA if fsdp else None),)
+    for name, axes in extra:
+        unknown = set((axes,) if isinstance(axes, str) else axes or ()) - set(AXES)
+        if unknown:
+            raise UserError(f"The rule for {name!r} names {min(unknown)!r}; the mesh has the axes {', '.join(AXES)}.")
     return tuple(extra) + TENSOR_PARALLEL + embed + tuple((name, None) for name in REPLICATED_NAMES)
 
 
@@ -72,8 +80,8 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """The first axis, the batch, split over `data`."""
-    return NamedSharding(mesh, PartitionSpec("data"))
+    """The first axis, the batch, split over `slice` and `data`."""
+    return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
 def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
@@ -109,13 +117,14 @@ def param_shardings(boxed, mesh: Mesh, rules):
 
     def place(path, spec, leaf):
         resolved = nn.logical_to_mesh_axes(spec, rules)
-        for dim, axis in enumerate(resolved):
-            if axis is not None and leaf.shape[dim] % mesh.shape[axis]:
-                name = "/".join(str(k.key) for k in path)
+        for size, name, axes in zip(leaf.shape, spec, resolved):
+            axes = (axes,) if isinstance(axes, str) else axes or ()
+            parts = int(np.prod([mesh.shape[axis] for axis in axes]))
+            if size % parts:
+                fitting = ", ".join(str(n) for n in range(1, mesh.size + 1) if size % n == 0)
                 raise UserError(
-                    f"{name} {tuple(leaf.shape)}: dimension {dim} ({spec[dim]}) of size {leaf.shape[dim]} does not "
-                    f"divide over the {mesh.shape[axis]} devices of mesh axis {axis!r}; "
-                    f"use a divisor of {leaf.shape[dim]}."
+                    f"{'/'.join(str(k.key) for k in path)} {tuple(leaf.shape)}: {name!r} of size {size} does not divide over the "
+                    f"{parts} devices of mesh axis {'x'.join(axes)!r}; sizes of that axis that would do: {fitting}."
                 )
         return NamedSharding(mesh, resolved)
 

@@ -157,8 +157,7 @@ def trains_alike_on_several_devices(case: Case) -> None:
     if count < 2:
         raise DoesNotApply("one device")
     shape = 2, max(size for size in (1, 2, 4) if 2 * size <= count)
-    axes = (jax.sharding.AxisType.Auto,) * 2
-    mesh = jax.make_mesh(shape, ("data", "model"), axes, devices=jax.devices()[: 2 * shape[1]])
+    mesh = parallel.make_mesh(*shape, slices=1, devices=jax.devices()[: 2 * shape[1]])
     rules = parallel.logical_axis_rules(fsdp=False, extra=())
     expected, loss = case.stepped
     with parallel.use_mesh(mesh, rules):

@@ -3,19 +3,24 @@
 from adalink_jax.parallel.mesh import data_axis_size, make_mesh
 from adalink_jax.parallel.sharding import (
     batch_sharding,
+    by_shard,
     constrain,
+    constrain_shards,
     logical_axis_rules,
     param_shardings,
     put_batch,
     replicated,
     settle,
+    shards_of,
     unbox,
     use_mesh,
 )
 
 __all__ = [
     "batch_sharding",
+    "by_shard",
     "constrain",
+    "constrain_shards",
     "data_axis_size",
     "logical_axis_rules",
     "make_mesh",
@@ -23,6 +28,7 @@ __all__ = [
     "put_batch",
     "replicated",
     "settle",
+    "shards_of",
     "unbox",
     "use_mesh",
 ]

@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from adalink_jax.errors import UserError
-from adalink_jax.parallel.mesh import AXES, BATCH_AXES, DATA, MODEL
+from adalink_jax.parallel.mesh import AXES, BATCH_AXES, DATA, MODEL, data_axis_size
 
 # A rule applies only if its mesh axis is still free in that array, so `embed` may follow `batch` onto `data`:
 # activations [batch, length, embed] keep their batch there, kernels [embed, mlp] are split (FSDP).
@@ -72,6 +72,27 @@ def constrain(x: jax.Array, *names: str | None) -> jax.Array:
     if not rules:
         return x
     return jax.lax.with_sharding_constraint(x, nn.logical_to_mesh_axes(names, rules))
+
+
+def by_shard(function, *trees):
+    """`function` of each shard of `trees`, whose leaves have the shards of the batch on axis 0, on the shard's own devices.
+
+    Inside, `batch` is a shard's rows, and no activation crosses to another shard.
+    """
+    inside = lambda axes: axes if axes == MODEL else None
+    with nn.logical_axis_rules([(name, inside(axes)) for name, axes in nn.get_logical_axis_rules()]):
+        return jax.vmap(function, spmd_axis_name=BATCH_AXES)(*trees)
+
+
+def shards_of(tree, mesh: Mesh) -> int:
+    """Groups of devices that split the batch and hold all of `tree` each: 1 if a leaf is itself split over them."""
+    axes = [axis for leaf in jax.tree.leaves(tree) for axis in jax.tree.leaves(tuple(leaf.sharding.spec))]
+    return 1 if set(axes) & set(BATCH_AXES) else data_axis_size(mesh)
+
+
+def constrain_shards(tree):
+    """Pins axis 0 of every leaf, the shards of the batch, to their devices."""
+    return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, PartitionSpec(BATCH_AXES)), tree)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

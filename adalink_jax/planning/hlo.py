@@ -50,6 +50,7 @@ class Instruction:
       name, opcode: of the instruction.
       arrays: its result, flat.
       operands: names of instructions of the same computation.
+      value: of a constant, as text; "" of others.
       text: the rest of the line, with the attributes.
       root: whether it is the computation's result.
     """
@@ -58,6 +59,7 @@ class Instruction:
     opcode: str
     arrays: tuple[Array, ...]
     operands: tuple[str, ...]
+    value: str
     text: str
     root: bool
 
@@ -72,10 +74,9 @@ class Instruction:
         return {key: re.findall(r"[\w.-]+", names) for key, names in _CALLED.findall(self.text)}
 
     @property
-    def trips(self) -> int:
-        """How often a loop's body runs; 1 where the compiler does not know."""
-        found = _TRIPS.search(self.text)
-        return int(found[1]) if found else 1
+    def index(self) -> int:
+        """Which element of a tuple a `get-tuple-element` takes."""
+        return int(re.search(r"\bindex=(\d+)", self.text)[1])
 
 
 class Program:
@@ -110,10 +111,35 @@ class Program:
             for key, called in instruction.called.items():
                 if key == "to_apply" and instruction.opcode != "call":
                     continue  # the scalar function of a reduction
-                often = times * (instruction.trips if instruction.opcode == "while" else 1)
+                often = times * (self._trips(instruction, name) if instruction.opcode == "while" else 1)
                 for each in called:
                     if each in self.computations:
                         yield from self._walk(each, often, inner)
+
+
+    def _trips(self, loop: Instruction, home: str) -> int:
+        """How often a loop's body runs: said by the compiler (CPU, GPU), or read from `counter < limit` (TPU)."""
+        if found := _TRIPS.search(loop.text):
+            return int(found[1])
+        condition = self.computations[loop.called["condition"][0]]
+        test = next(i for i in condition.values() if i.root)
+        if test.opcode == "compare" and "direction=LT" in test.text:
+            start, limit = (self._value(condition[name], condition, loop, home) for name in test.operands)
+            if start is not None and limit is not None:
+                return max(0, limit - start)
+        raise ValueError(f"The number of turns of the loop {loop.name} cannot be read from the compiled program.")
+
+    def _value(self, of: Instruction, where: dict, loop: Instruction, home: str) -> int | None:
+        """The integer that `of`, in a loop's condition, is when the loop starts."""
+        while of.opcode in ("copy", "bitcast"):
+            of = where[of.operands[0]]
+        if of.opcode == "constant":
+            return int(of.value) if of.value.lstrip("-").isdigit() else None
+        if of.opcode != "get-tuple-element" or where is self.computations[home]:
+            return None
+        caller = self.computations[home]
+        before = caller[loop.operands[0]]
+        return self._value(caller[before.operands[of.index]], caller, loop, home) if before.opcode == "tuple" else None
 
 
 def _parse(name: str, rest: str, root: bool) -> Instruction:
@@ -128,7 +154,9 @@ def _parse(name: str, rest: str, root: bool) -> Instruction:
         Array(dtype, tuple(int(n.lstrip("<=")) for n in dims.split(",") if n), layout)
         for dtype, dims, layout in _ARRAY.findall(shape)
     )
-    return Instruction(name, opcode.strip(), arrays, tuple(re.findall(r"%([\w.-]+)", rest[:end])), rest[end:], root)
+    opcode, inside = opcode.strip(), rest[:end]
+    operands = tuple(re.findall(r"%([\w.-]+)", inside))
+    return Instruction(name, opcode, arrays, operands, inside if opcode == "constant" else "", rest[end:], root)
 
 
 def _split_shape(rest: str) -> tuple[str, str]:

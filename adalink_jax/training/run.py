@@ -110,8 +110,9 @@ def train(
                 run.evaluate(state)  # also where the run was killed between a checkpoint and its evaluation
             before = run.score_before(state)
             step_fn = make_train_step(
-                setup.model, optimizer, loss=loss, seed=setup.random_seed, microbatches=microbatches
-            )
+                setup.model, optimizer, loss=loss, seed=setup.random_seed, microbatches=microbatches,
+                shards=parallel.shards_of(params.trainable, mesh),
+            )  # fmt: skip
             state = run.train(
                 jax.jit(step_fn, donate_argnums=0), state, mesh=mesh, total_steps=total_steps,
                 on_metrics=console.progress(int(state.step), total_steps, run.log_every(log_period)),

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from adalink_jax import parallel
 from adalink_jax.errors import UserError
 from adalink_jax.training import optimizers, partition
 
@@ -58,19 +59,24 @@ def make_train_step(
     loss: Callable = CrossEntropy(),
     seed: int = 0,
     microbatches: int = 1,
+    shards: int = 1,
     constants: Mapping = MappingProxyType({}),
 ) -> Callable[[TrainState, dict, dict], tuple[TrainState, dict]]:
     """`(state, frozen, batch) -> (state, metrics)`, to be compiled with the state donated.
 
     The loss is the mean over all weighted tokens of the global batch, however it is cut into microbatches: losses,
-    weights and gradients are summed, and divided once.
+    weights and gradients are summed, and divided once. Gradients cross devices once a step: over microbatches each of the
+    `shards` of the batch sums its own (left to the compiler, some backends would reduce those of every microbatch).
 
     Args:
       model: `model.apply({"params": ...}, batch, train=True, rngs=...)` -> logits float32 [B, T, V].
       optimizer: for the trainable tree.
       loss: `(logits, targets, weights) -> (sum of losses, sum of weights)`.
-      seed: of dropout, an int or a traced int32; the step's number is folded in.
+      seed: of dropout, an int or a traced int32; the step's number is folded in. Its masks are the same on every mesh, but
+        for microbatches on several shards.
       microbatches: parts that the batch's rows are cut into, one after the other; it must divide B.
+      shards: groups of devices that split the batch and hold all trainable leaves (`parallel.data_axis_size`); 1 where a
+        trainable leaf is itself split over them, and its gradient is reduced for every microbatch.
       constants: collections of the model besides its parameters (the padding of an adapter in a pack).
 
     Returns:
@@ -89,14 +95,22 @@ def make_train_step(
             return summed_grads(state.trainable, frozen, batch, rng)
         # Row r goes to microbatch r % microbatches: every device keeps the rows that it already has.
         parts = jax.tree.map(lambda x: x.reshape(-1, microbatches, *x.shape[1:]).swapaxes(0, 1), batch)
+        part_grads = summed_grads
+        if shards > 1:
+            parts = jax.tree.map(lambda x: x.reshape(microbatches, shards, -1, *x.shape[2:]), parts)
+            part_grads = lambda trainable, frozen, part, rng: parallel.by_shard(
+                lambda mine, key: summed_grads(trainable, frozen, mine, key), part, jax.random.split(rng, shards)
+            )
 
         def add(total, part):
             rng, batch = part
-            return jax.tree.map(jnp.add, total, summed_grads(state.trainable, frozen, batch, rng)), None
+            return jax.tree.map(jnp.add, total, part_grads(state.trainable, frozen, batch, rng)), None
 
-        zero = jnp.zeros((), jnp.float32)
-        start = ((zero, zero), jax.tree.map(jnp.zeros_like, state.trainable))
-        return jax.lax.scan(add, start, (jax.random.split(rng, microbatches), parts))[0]
+        each = lambda x: jnp.zeros((shards, *x.shape) if shards > 1 else x.shape, x.dtype)
+        start = jax.tree.map(each, ((jnp.float32(0), jnp.float32(0)), state.trainable))
+        start = parallel.constrain_shards(start) if shards > 1 else start
+        total = jax.lax.scan(add, start, (jax.random.split(rng, microbatches), parts))[0]
+        return jax.tree.map(lambda x: x.sum(0), total) if shards > 1 else total
 
     def train_step(state: TrainState, frozen: dict, batch: dict):
         rng = jax.random.fold_in(jax.random.key(seed), state.step)

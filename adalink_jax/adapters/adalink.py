@@ -2,8 +2,8 @@
 
     y = x + scale * phi(x @ down) @ up          down [D, R], up [R, D]
 
-`up` starts at zero, so a fresh AdaLink is the identity to the bit (-0.0 may become +0.0). Parameters are float32, the
-arithmetic is in x's dtype. 2 * D * R parameters a pair.
+`up` starts at zero, so a fresh AdaLink is the identity to the bit (-0.0 may become +0.0). Parameters and arithmetic
+are float32 whatever x's dtype is, and so are the gradients that cross devices. 2 * D * R parameters a pair.
 """
 
 from typing import ClassVar
@@ -46,9 +46,9 @@ class AdaLink(nn.Module):
         up_init = nn.with_logical_partitioning(nn.initializers.zeros, ("adapter_rank", "adapter_embed"))
         down = self.param("down", down_init, (width, self.rank), jnp.float32)
         up = self.param("up", up_init, (self.rank, width), jnp.float32)
-        hidden = PHI[self.phi](jnp.dot(x, down.astype(x.dtype)))
-        delta = jnp.dot(hidden, up.astype(x.dtype))
-        return x + jnp.asarray(self.scale, x.dtype) * delta
+        exact = x.astype(jnp.float32)
+        delta = jnp.dot(PHI[self.phi](jnp.dot(exact, down)), up)
+        return (exact + self.scale * delta).astype(x.dtype)
 
 
 @gin.configurable

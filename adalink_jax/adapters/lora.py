@@ -80,8 +80,11 @@ class LoRA(LayerAdapter):
         module = context.module
         if context.method_name != "__call__" or not module.has_variable(COLLECTION, "down"):
             return y
-        down, up = (module.get_variable(COLLECTION, name).astype(y.dtype) for name in ("down", "up"))
-        return y + (args[0].astype(y.dtype) @ down) @ up
+        down, up = (module.get_variable(COLLECTION, name) for name in ("down", "up"))
+        branch = (
+            args[0].astype(jnp.float32) @ down
+        ) @ up  # float32, as PEFT's; and so are the gradients that cross devices
+        return (y.astype(jnp.float32) + branch).astype(y.dtype)
 
     def _kernels(self, backbone) -> dict[str, tuple[int, ...]]:
         """Path of a dense layer in memory -> shape of its kernel, of those that are picked."""

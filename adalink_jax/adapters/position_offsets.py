@@ -48,4 +48,5 @@ class PositionOffsets(nn.Module):
         up_init = nn.with_logical_partitioning(nn.initializers.zeros, ("adapter_rank", "adapter_embed"))
         down = self.param("down", down_init, (self.length, self.rank), jnp.float32)
         up = self.param("up", up_init, (self.rank, width), jnp.float32)
-        return inputs.replace(text=inputs.text + (down[:size] @ up).astype(inputs.text.dtype))
+        text = inputs.text.astype(jnp.float32) + down[:size] @ up
+        return inputs.replace(text=text.astype(inputs.text.dtype))

@@ -42,8 +42,8 @@ class PromptTuning(nn.Module):
             initializers.uniform(2 * self.init_scale)(key, shape, dtype) - self.init_scale
         )
         init = nn.with_logical_partitioning(uniform, ("adapter_length", "adapter_embed"))
-        prompt = self.param("prompt", init, (self.length, like.shape[-1]), jnp.float32).astype(like.dtype)
-        prompt = jnp.broadcast_to(prompt, (like.shape[0], *prompt.shape))
+        prompt = self.param("prompt", init, (self.length, like.shape[-1]), jnp.float32)
+        prompt = jnp.broadcast_to(prompt, (like.shape[0], *prompt.shape)).astype(like.dtype)
         own = self.get_variable(
             "padding", "prompt", jnp.ones(self.length, bool)
         )  # False: of a longer prompt of its bank

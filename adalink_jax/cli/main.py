@@ -13,6 +13,7 @@ COMMANDS = {
     "compare": "compare methods on one task: each tuned, over the same seeds, in one table",
     "eval": "score a base model, with an adapter or without",
     "infer": "predict for the rows of a CSV file, each row by the adapter that it names",
+    "plan": "say before a launch whether a job fits, on hardware that is not here, and how fast it can be",
     "params": "count trainable and frozen parameters of any configuration, without allocating them",
     "inspect": "say what a base model's checkpoint is: leaves, sizes, fingerprint, which shipped model fits",
     "convert": "write a base model in another format: native, Hugging Face, t5x",
@@ -24,6 +25,7 @@ COMMANDS = {
 _MODULES = {
     "runs": ("quickstart", "train", "eval", "params"),
     "infer": ("infer",),
+    "planning": ("plan",),
     "studies": ("pack", "tune", "compare"),
     "adapters": ("adapters",),
     "methods": ("check-method",),
@@ -53,7 +55,7 @@ def main(argv: list[str] | None = None) -> int:
     """Runs one command.
 
     Returns:
-      The exit status: 0; 1 for numbers that differ (verify-base, adapters fold), and a method that fails (check-method); 2 for
+      The exit status: 0; 1 for numbers that differ (verify-base, adapters fold), a method that fails (check-method), and a job that does not fit (plan); 2 for
       bad input; 130 for a run that was stopped and saved.
     """
     argv = sys.argv[1:] if argv is None else argv

@@ -42,10 +42,21 @@ class Collective:
 def collectives(program: Program, devices: int, slices: int = 1) -> list[Collective]:
     """All collectives of a program on `devices` in `slices` groups of neighbours; those of one device are left out."""
     found = []
-    for instruction, home, times, _ in program.runs:
-        kind = instruction.opcode.removesuffix("-start")
-        if kind not in KINDS:
+    runs = [run for run in program.runs if run[0].opcode.removesuffix("-start") in KINDS]
+    # On TPUs a collective may be cut into a chain of pieces, each inside a fusion that computes something else meanwhile;
+    # every piece is written as if it were the whole. A chain runs as often as its rarest piece, its start.
+    rarest: dict[tuple, int] = {}
+    for instruction, _, times, _ in runs:
+        if chain := _chain(instruction):
+            rarest[chain] = min(times, rarest.get(chain, times))
+    counted = set()
+    for instruction, home, times, _ in runs:
+        kind, chain = instruction.opcode.removesuffix("-start"), _chain(instruction)
+        if chain in counted:
             continue
+        if chain:
+            counted.add(chain)
+            times = rarest[chain]
         inputs = [a for name in instruction.operands for a in program.computations[home][name].arrays]
         taken = sum(a.nbytes for a in inputs)
         given = instruction.nbytes - (taken if instruction.opcode == "all-gather-start" else 0)
@@ -70,6 +81,11 @@ def by_kind(found: list[Collective]) -> dict[str, dict[str, float]]:
         row["count"] += each.times
         row["bytes"] += each.times * each.nbytes
     return dict(sorted(out.items()))
+
+
+def _chain(instruction: Instruction) -> tuple[str, str] | None:
+    found = re.search(r'channel_id=(\d+).*?chain_id="(\d+)"', instruction.text)
+    return (found[1], found[2]) if found else None
 
 
 def _groups(instruction: Instruction, devices: int, slices: int) -> tuple[int, int]:

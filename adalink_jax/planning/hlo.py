@@ -16,7 +16,9 @@ _BITS = {"pred": 8, "token": 0, "opaque": 0} | {
 _ARRAY = re.compile(r"\b([a-z]+[0-9]*[a-z0-9]*)\[([0-9,<=]*)\](\{[^{}]*\})?")
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.-]+) \(.*\) -> .* \{$")
 _INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([\w.-]+) = (.*)$")
-_CALLED = re.compile(r"\b(body|condition|calls|to_apply|branch_computations|true_computation|false_computation)=(\{[^}]*\}|%?[\w.-]+)")
+_CALLED = re.compile(
+    r"\b(body|condition|calls|to_apply|branch_computations|true_computation|false_computation)=(\{[^}]*\}|%?[\w.-]+)"
+)
 _TRIPS = re.compile(r'known_trip_count"?:\{"n":"(\d+)"\}')
 
 
@@ -50,7 +52,7 @@ class Instruction:
       name, opcode: of the instruction.
       arrays: its result, flat.
       operands: names of instructions of the same computation.
-      value: of a constant, as text; "" of others.
+      value: of a constant, or the number of a parameter, as text; "" of others.
       text: the rest of the line, with the attributes.
       root: whether it is the computation's result.
     """
@@ -116,7 +118,6 @@ class Program:
                     if each in self.computations:
                         yield from self._walk(each, often, inner)
 
-
     def _trips(self, loop: Instruction, home: str) -> int:
         """How often a loop's body runs: said by the compiler (CPU, GPU), or read from `counter < limit` (TPU)."""
         if found := _TRIPS.search(loop.text):
@@ -125,8 +126,9 @@ class Program:
         test = next(i for i in condition.values() if i.root)
         if test.opcode == "compare" and "direction=LT" in test.text:
             start, limit = (self._value(condition[name], condition, loop, home) for name in test.operands)
-            if start is not None and limit is not None:
-                return max(0, limit - start)
+            stride = self._stride(condition[test.operands[0]], loop)
+            if None not in (start, limit, stride):
+                return max(0, -(-(limit - start) // stride))
         raise ValueError(f"The number of turns of the loop {loop.name} cannot be read from the compiled program.")
 
     def _value(self, of: Instruction, where: dict, loop: Instruction, home: str) -> int | None:
@@ -140,6 +142,23 @@ class Program:
         caller = self.computations[home]
         before = caller[loop.operands[0]]
         return self._value(caller[before.operands[of.index]], caller, loop, home) if before.opcode == "tuple" else None
+
+    def _stride(self, counter: Instruction, loop: Instruction) -> int | None:
+        """What a turn of a loop adds to its counter."""
+        if counter.opcode != "get-tuple-element":
+            return None
+        body = self.computations[loop.called["body"][0]]
+        root = next(i for i in body.values() if i.root)
+        frontier, total = [root.operands[counter.index]], 0
+        while frontier:
+            each = body[frontier.pop()]
+            if each.opcode == "constant":
+                total += int(each.value)
+            elif each.opcode in ("add", "copy", "bitcast"):
+                frontier += each.operands
+            elif each.opcode != "get-tuple-element" or each.index != counter.index:
+                return None
+        return total or None
 
 
 def _parse(name: str, rest: str, root: bool) -> Instruction:
@@ -156,7 +175,9 @@ def _parse(name: str, rest: str, root: bool) -> Instruction:
     )
     opcode, inside = opcode.strip(), rest[:end]
     operands = tuple(re.findall(r"%([\w.-]+)", inside))
-    return Instruction(name, opcode, arrays, operands, inside if opcode == "constant" else "", rest[end:], root)
+    return Instruction(
+        name, opcode, arrays, operands, inside if opcode in ("constant", "parameter") else "", rest[end:], root
+    )
 
 
 def _split_shape(rest: str) -> tuple[str, str]:

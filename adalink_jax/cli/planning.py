@@ -1,0 +1,175 @@
+"""`adalink plan`: does a job fit, and how fast can it be?"""
+
+import json
+import os
+
+from adalink_jax import configuration
+from adalink_jax.cli.arguments import MODEL, gin_parser, register
+
+GB = 1e9
+
+
+def plan(argv: list[str]) -> int:
+    """`adalink plan`; status 1 where the job does not fit."""
+    parser = gin_parser(
+        "plan",
+        "Compile the training step for hardware that is not here: memory of a chip, FLOPs, collectives, a bound on its speed.\n"
+        "Takes the flags of `adalink train`; what they leave open is in gin/runs/plan.gin. Nothing is read or allocated.",
+        "adalink plan --gin_file=gin/models/t5_1_1_xxl.gin --gin_file=gin/adapters/adalink.gin --topology v5e:4x8",
+    )
+    parser.add_argument(
+        "--topology",
+        required=True,
+        metavar="CHIP:SHAPE",
+        help="v5e:4x8, v5p:4x4x4, v6e:16x16*2 (two slices), h100:8, cpu:8",
+    )
+    parser.add_argument(
+        "--search", action="store_true", help="where it does not fit, try settings and larger slices until one does"
+    )
+    parser.add_argument(
+        "--eval_examples", type=int, default=1000, metavar="N", help="examples that an evaluation decodes (1000)"
+    )
+    parser.add_argument("--json", action="store_true", help="print the plan as one JSON object")
+    flags, rest = configuration.parse_flags(argv)
+    options = parser.parse_args(rest)
+    os.environ["TPU_SKIP_MDS_QUERY"] = "1"  # read when JAX is imported: there is no TPU to ask
+    from adalink_jax.parallel.accelerators import parse_topology
+
+    _prepare(options.topology, options.search)
+    register()
+
+    from adalink_jax.planning import search
+    from adalink_jax.planning.plan import make_plan
+
+    def attempt(settings, where):
+        typed = flags
+        for name, text in settings.items():
+            typed = typed.binding(name, text)
+        configuration.load(typed, extra_files=("gin/runs/plan.gin",))
+        configuration.require(MODEL)
+        job = _job()
+        made = make_plan(job, parse_topology(where), options.eval_examples)
+        fsdp = _fsdp()
+        if not made.fits:
+            made.remedies = search.remedies(made, job, fsdp)
+        return made, job, fsdp
+
+    made, job, fsdp = attempt({}, options.topology)
+    tried = []
+    if options.search and not made.fits:
+        for settings, where, each in search.search(made, job, fsdp, lambda s, w: attempt(s, w)[0]):
+            tried.append({"settings": dict(settings), "topology": where, **each.to_json()})
+            if not options.json:
+                _print_attempt(settings, where, each)
+    if options.json:
+        print(json.dumps(made.to_json() | ({"search": tried} if options.search else {})))
+    else:
+        _print_plan(made, job)
+    return 0 if made.fits or any(each["fits"] for each in tried) else 1
+
+
+def _prepare(text: str, searching: bool) -> None:
+    """What JAX and the TPU compiler read when they start."""
+    import jax
+
+    from adalink_jax.parallel.accelerators import parse_topology
+
+    topology = parse_topology(text)
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+    if topology.platform != "gpu":
+        jax.config.update("jax_platforms", "cpu")
+    if topology.platform != "tpu":
+        largest = topology.larger()[-1] if searching else text
+        jax.config.update("jax_num_cpu_devices", parse_topology(largest).chips)
+    jax.config.update("jax_enable_compilation_cache", False)  # `compile_seconds` is the compiler's
+
+
+def _job():
+    """The job that `train` would run under gin's configuration."""
+    import gin
+
+    from adalink_jax.planning.plan import Job
+    from adalink_jax.training import run
+    from adalink_jax.training.step import CrossEntropy
+
+    settings = gin.get_bindings(run.train)
+    return Job(
+        settings["setup"], settings["optimizer"], settings.get("loss") or CrossEntropy(), settings["total_steps"],
+        settings.get("eval_period", 0), settings.get("microbatches", 1),
+    )  # fmt: skip
+
+
+def _fsdp() -> bool:
+    from adalink_jax import parallel
+
+    return dict(parallel.logical_axis_rules()).get("embed") is not None
+
+
+def _print_plan(made, job) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False)
+    mesh = " x ".join(f"{name} {size}" for name, size in made.mesh.items() if size > 1) or "one device"
+    table = Table(
+        title=f"{made.topology}: {made.chips} chips, mesh {mesh}",
+        title_justify="left",
+        box=box.SIMPLE,
+        show_header=False,
+    )
+    table.add_column()
+    table.add_column(justify="right")
+    table.add_column()
+    row = lambda name, value, note="": table.add_row(name, value, note)
+    gigabytes = lambda n: "-" if n is None else f"{n / GB:,.3f} GB"
+    row("frozen parameters", gigabytes(made.frozen_bytes), f"a chip, {job.setup.frozen_dtype}")
+    row("trainable parameters", gigabytes(made.trainable_bytes), "a chip, float32")
+    row("optimizer state", gigabytes(made.optimizer_bytes), "a chip")
+    row(
+        "batch",
+        gigabytes(made.batch_bytes),
+        f"a chip; {job.setup.dataset.batch_size} rows of all, {job.microbatches} microbatches",
+    )
+    row("temporaries", gigabytes(made.temp_bytes), f"a chip, by the {made.compiler} compiler")
+    limit = f"of {made.hbm_limit_bytes / GB:,.1f} GB" if made.hbm_limit_bytes else "memory of the machine not known"
+    row("needed", gigabytes(made.hbm_bytes), f"a chip, {limit}")
+    table.add_section()
+    recomputed = (
+        f", {made.flops / made.model_flops:.2f} times that with recomputation" if made.flops > made.model_flops else ""
+    )
+    row("FLOPs of a step", f"{made.model_flops:.3e}", f"matrix products, 2 a multiply-add{recomputed}")
+    for kind, each in (made.collectives or {}).items():
+        row(kind, gigabytes(each["bytes"]), f"{each['count']:,} a step, on each chip")
+    if made.estimate:
+        e = made.estimate
+        table.add_section()
+        row("step, at best", f"{e.step_seconds * 1e3:,.2f} ms", f"bound by {e.bound}; compute {e.compute_seconds * 1e3:,.2f}, "
+            f"memory {e.memory_seconds * 1e3:,.2f}, collectives {e.collective_seconds * 1e3:,.2f} ms")  # fmt: skip
+        row("MFU, at most", f"{e.mfu:.1%}", "model FLOPs over the chips' bfloat16 peak")
+        row(
+            "whole job, at best",
+            f"{e.job_hours:,.2f} h",
+            f"{e.chip_hours:,.1f} chip-hours; {job.total_steps:,} steps, with evaluations",
+        )
+    table.add_section()
+    row("compiled in", f"{made.compile_seconds} s")
+    console.print(table)
+    if made.compiler == "cpu" and not made.topology.startswith("cpu"):
+        console.print(
+            "No compiler for these chips is here: temporaries and traffic are those of XLA's CPU program.", style="dim"
+        )
+    if made.fits:
+        console.print("[green]It fits.[/]")
+        return
+    over = made.hbm_bytes - (made.hbm_limit_bytes or 0)
+    console.print(f"[bold red]It does not fit[/]: {over / GB:,.1f} GB too much on each chip. What would help:")
+    for remedy in made.remedies:
+        console.print(f"  {remedy}")
+    console.print("  --search tries them.")
+
+
+def _print_attempt(settings, where: str, made) -> None:
+    typed = " ".join(f'--gin.{name}="{text}"' for name, text in settings.items())
+    fits = "fits" if made.fits else "does not fit"
+    print(f"{fits}: {made.hbm_bytes / GB:,.1f} GB a chip with --topology {where} {typed}", flush=True)

@@ -1,0 +1,129 @@
+"""The table of accelerators: what planning, MFU and launching know of chips and of the slices that can be had of them.
+
+Figures are per chip, from the vendors' data sheets; TPU link and network bandwidths are those of "How to Scale Your Model"
+(2025), part 2. `memory` of a TPU is what its compiler says a program may use; of a GPU it is 92 % of the card, which JAX
+takes with XLA_PYTHON_CLIENT_MEM_FRACTION=.92.
+"""
+
+import dataclasses
+import math
+import re
+
+from adalink_jax.errors import UserError
+
+GiB = 2**30
+_FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
+_CUBES = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8", "8x8x16", "8x16x16")
+
+
+@dataclasses.dataclass(frozen=True)
+class Accelerator:
+    """One kind of chip.
+
+    Attributes:
+      name: as topologies name it.
+      platform: "tpu", "gpu" or "cpu".
+      memory: bytes that a program may use.
+      memory_bandwidth: bytes a second.
+      peak_flops: dense bfloat16 matrix FLOPs a second.
+      link_bandwidth: bytes a second that a chip sends to chips of its slice (TPU: one link, one way) or node.
+      links: links along which a ring sends at once (TPU: both directions of one axis of the torus).
+      network_bandwidth: bytes a second that a chip sends out of its slice or node.
+      chips_per_host: chips of one host, in slices of several hosts.
+      slices: TPU topologies that can be had; for GPUs (), any whole number of them.
+      jax_kind: its `device_kind` in JAX, in lower case, or a part of it.
+    """
+
+    name: str
+    platform: str
+    memory: int
+    memory_bandwidth: float
+    peak_flops: float
+    link_bandwidth: float
+    links: int
+    network_bandwidth: float
+    chips_per_host: int
+    slices: tuple[str, ...]
+    jax_kind: str
+
+
+ACCELERATORS = {
+    chip.name: chip
+    for chip in (
+        Accelerator("v4", "tpu", int(30.75 * GiB), 1.228e12, 275e12, 45e9, 2, 6.25e9, 4, _CUBES, "tpu v4"),
+        Accelerator("v5e", "tpu", int(15.75 * GiB), 819e9, 197e12, 45e9, 2, 3.125e9, 4, _FLAT, "tpu v5 lite"),
+        Accelerator(
+            "v5p", "tpu", int(95.74 * GiB), 2.765e12, 459e12, 90e9, 2, 6.25e9, 4, (*_CUBES, "16x16x16"), "tpu v5"
+        ),
+        Accelerator("v6e", "tpu", int(31.25 * GiB), 1.64e12, 918e12, 90e9, 2, 12.5e9, 4, _FLAT, "tpu v6 lite"),
+        Accelerator("a100", "gpu", int(0.92 * 80e9), 2.039e12, 312e12, 300e9, 1, 25e9, 8, (), "a100"),
+        Accelerator("h100", "gpu", int(0.92 * 80e9), 3.35e12, 989e12, 450e9, 1, 50e9, 8, (), "h100"),
+        Accelerator("h200", "gpu", int(0.92 * 141e9), 4.8e12, 989e12, 450e9, 1, 50e9, 8, (), "h200"),
+        Accelerator("b200", "gpu", int(0.92 * 180e9), 7.7e12, 2250e12, 900e9, 1, 50e9, 8, (), "b200"),
+    )
+}
+CPU = "cpu"
+
+
+@dataclasses.dataclass(frozen=True)
+class Topology:
+    """What a job runs on.
+
+    Attributes:
+      text: as typed.
+      accelerator: the chip; None for CPU devices, of which nothing is known.
+      shape: of one slice, such as "4x8"; the number of devices for GPUs and CPUs.
+      num_slices: slices that a network joins.
+    """
+
+    text: str
+    accelerator: Accelerator | None
+    shape: str
+    num_slices: int
+
+    @property
+    def chips(self) -> int:
+        """Chips of all slices."""
+        return self.num_slices * math.prod(map(int, self.shape.split("x")))
+
+    @property
+    def axes(self) -> int:
+        """Axes of a slice's torus along which chips have neighbours; 1 where there is no torus."""
+        return max(1, sum(int(n) > 1 for n in self.shape.split("x"))) if "x" in self.shape else 1
+
+    @property
+    def platform(self) -> str:
+        """ "tpu", "gpu" or "cpu"."""
+        return self.accelerator.platform if self.accelerator else CPU
+
+    def larger(self) -> list[str]:
+        """Larger topologies of the same chip, smallest first."""
+        size = math.prod(map(int, self.shape.split("x")))
+        if self.accelerator is None or not self.accelerator.slices:
+            return [f"{self.text.split(':')[0]}:{size * factor}" for factor in (2, 4, 8, 16)]
+        sizes = {s: math.prod(map(int, s.split("x"))) for s in self.accelerator.slices}
+        tail = f"*{self.num_slices}" if self.num_slices > 1 else ""
+        return [f"{self.accelerator.name}:{s}{tail}" for s, n in sizes.items() if n > size]
+
+
+def parse_topology(text: str) -> Topology:
+    """`v5e:4x8`, `v5e:16x16*2` (two slices), `h100:8`, `cpu:8`.
+
+    Raises:
+      UserError: for what is none, or no slice that can be had; the sentence names what can.
+    """
+    found = re.fullmatch(r"(\w+):(\d+(?:x\d+)*)(?:\*(\d+))?", text)
+    if not found or found[1] not in (CPU, *ACCELERATORS):
+        raise UserError(
+            f"The topology {text!r} must be CHIP:SHAPE, such as v5e:4x8, v5p:4x4x4, v5e:16x16*2 (two slices), h100:8 or cpu:8; "
+            f"chips: {', '.join(ACCELERATORS)}, cpu."
+        )
+    name, shape, slices = found[1], found[2], int(found[3] or 1)
+    chip = ACCELERATORS.get(name)
+    if chip and chip.slices and shape not in chip.slices:
+        raise UserError(f"There is no slice {name}:{shape}; there are {', '.join(chip.slices)}, and several by *N.")
+    if not (chip and chip.slices) and ("x" in shape or slices > 1 or int(shape) < 1):
+        raise UserError(f"The topology {text!r} must be {name}:N, for N devices.")
+    if slices < 1:
+        raise UserError(f"The topology {text!r} has no slice.")
+    return Topology(text, chip, shape, slices)

@@ -1,0 +1,226 @@
+"""Whether a job fits, and how fast it can be, before it is launched: its real step, compiled for hardware that is not here."""
+
+import dataclasses
+import re
+import time
+
+import jax
+import optax
+from jax.experimental import topologies
+
+from adalink_jax import parallel
+from adalink_jax.errors import UserError
+from adalink_jax.parallel.accelerators import Topology
+from adalink_jax.planning import roofline
+from adalink_jax.planning.collectives import by_kind, collectives
+from adalink_jax.planning.flops import count_flops
+from adalink_jax.planning.hlo import Program
+from adalink_jax.planning.traffic import bytes_moved
+from adalink_jax.training import abstract
+from adalink_jax.training.setup import Setup
+from adalink_jax.training.step import CrossEntropy, check_batch, make_train_step
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """What is planned: the settings of `train`.
+
+    Attributes:
+      setup: model, data, what is trained. Nothing is read.
+      optimizer, loss, microbatches, total_steps, eval_period: as in `train`.
+    """
+
+    setup: Setup
+    optimizer: optax.GradientTransformation
+    loss: CrossEntropy
+    total_steps: int
+    eval_period: int
+    microbatches: int
+
+
+@dataclasses.dataclass
+class Plan:
+    """What a step needs of one chip, and what it does. Bytes are of one chip, FLOPs and seconds of a step of all.
+
+    Attributes:
+      topology, chips, mesh: where.
+      fits: whether the program fits into a chip's memory.
+      hbm_bytes: what it needs: arguments, results that are not updated in place, temporaries, code.
+      hbm_limit_bytes: what a program may use; None where nothing is known of the machine.
+      frozen_bytes, trainable_bytes, optimizer_bytes, batch_bytes: the arguments.
+      temp_bytes: the compiler's temporaries; None where it refused the program without saying.
+      compiler: whose program it is ("tpu", "gpu", "cpu").
+      model_flops: FLOPs of the step without recomputation, of all chips.
+      flops: with it.
+      collectives: kind -> `count`, `bytes`.
+      bytes_moved: bytes to and from a chip's memory.
+      estimate: seconds by the roofline; None where nothing is known of the machine.
+      compile_seconds: of this plan.
+      remedies: what would make it fit, for people.
+    """
+
+    topology: str
+    chips: int
+    mesh: dict[str, int]
+    fits: bool
+    hbm_bytes: int
+    hbm_limit_bytes: int | None
+    frozen_bytes: int
+    trainable_bytes: int
+    optimizer_bytes: int
+    batch_bytes: int
+    temp_bytes: int | None
+    compiler: str
+    model_flops: int
+    flops: int
+    collectives: dict[str, dict[str, float]] | None
+    bytes_moved: int | None
+    estimate: roofline.Estimate | None
+    compile_seconds: float
+    remedies: list[str]
+
+    def to_json(self) -> dict:
+        """All of it as JSON can hold it; of the estimate `estimated_step_seconds`, `estimated_mfu` and its parts."""
+        out = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "estimate"}
+        return out | (self.estimate or roofline.UNKNOWN).to_json()
+
+
+def devices_of(topology: Topology):
+    """The devices of a topology: a TPU's without the hardware; else JAX's own, GPUs if they are here and CPUs if not.
+
+    Raises:
+      UserError: where the TPU compiler is not installed, or JAX sees too few devices.
+    """
+    if topology.platform != "tpu":
+        if len(jax.devices()) < topology.chips:
+            raise UserError(
+                f"JAX sees {len(jax.devices())} devices here, fewer than the {topology.chips} of {topology.text}."
+            )
+        return jax.devices()[: topology.chips]
+    options = {"num_slices": topology.num_slices} if topology.num_slices > 1 else {}
+    if topology.shape == "1x1":
+        options["chips_per_host_bounds"] = (1, 1, 1)
+    if topology.accelerator.name == "v4":
+        options["chip_config_name"] = "megacore"
+    try:
+        return topologies.get_topology_desc(
+            platform="tpu", topology_name=f"{topology.accelerator.name}:{topology.shape}", **options
+        ).devices
+    except Exception as e:
+        if "not installed" in str(e):
+            raise UserError(
+                "Planning for a TPU needs its compiler, which is not installed: pip install 'adalink-jax[plan]'."
+            ) from e
+        raise
+
+
+def make_plan(job: Job, topology: Topology, eval_examples: int) -> Plan:
+    """Compiles the step of `job` for `topology`, and counts.
+
+    Args:
+      job: what is planned.
+      topology: where; for GPUs that are not here, and CPUs, XLA's CPU compiler makes the program.
+      eval_examples: examples that an evaluation decodes.
+
+    Raises:
+      UserError: for a mesh or a batch that does not divide.
+    """
+    setup = job.setup
+    mesh, rules = parallel.make_mesh(devices=devices_of(topology)), parallel.logical_axis_rules()
+    check_batch(setup.dataset.batch_size, job.microbatches, parallel.data_axis_size(mesh))
+    lengths = setup.dataset.task_feature_lengths
+    shapes = setup.model.backbone.abstract_batch(setup.dataset.batch_size, lengths["inputs"], lengths["targets"])
+    place = parallel.batch_sharding(mesh)
+    batch = {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place) for name, x in shapes.items()}
+    chip, started = topology.accelerator, time.perf_counter()
+    with parallel.use_mesh(mesh, rules):
+        state, frozen = abstract.abstract_state(
+            setup.model, setup.trainable, setup.frozen_dtype, job.optimizer, mesh, rules
+        )
+        step = make_train_step(
+            setup.model, job.optimizer, loss=job.loss, seed=setup.random_seed, microbatches=job.microbatches,
+            shards=parallel.shards_of(state.trainable, mesh),
+        )  # fmt: skip
+        arguments = {
+            "frozen_bytes": abstract.bytes_per_device(frozen),
+            "trainable_bytes": abstract.bytes_per_device(state.trainable),
+            "optimizer_bytes": abstract.bytes_per_device(state.opt_state),
+            "batch_bytes": abstract.bytes_per_device(batch),
+        }
+        compiled, needed = _compile(step, state, frozen, batch)
+        flops = count_flops(step, state, frozen, batch)
+        plain = make_train_step(without_remat(setup.model), job.optimizer, loss=job.loss, microbatches=job.microbatches)
+        model_flops = count_flops(plain, state, frozen, batch)
+    import os
+
+    if compiled and os.environ.get("DUMP"):
+        open(os.environ["DUMP"], "w").write(compiled.as_text())
+    program = Program(compiled.as_text()) if compiled else None
+    sent = collectives(program, topology.chips, topology.num_slices) if program else None
+    moved = bytes_moved(program) if program else None
+    memory = compiled.memory_analysis() if compiled else None
+    if memory:
+        needed = (
+            memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+            + memory.temp_size_in_bytes + memory.generated_code_size_in_bytes
+        )  # fmt: skip
+    limit = chip.memory if chip else None
+    estimate = None
+    if chip and program:
+        estimate = roofline.estimate(
+            chip, topology, flops=flops, model_flops=model_flops, moved=moved, sent=sent,
+            decoded=_decoding(job, eval_examples, arguments["frozen_bytes"]), total_steps=job.total_steps,
+            evaluations=_evaluations(job),
+        )  # fmt: skip
+    return Plan(
+        topology=topology.text, chips=topology.chips, mesh=dict(mesh.shape),
+        fits=compiled is not None and (limit is None or needed <= limit), hbm_bytes=needed, hbm_limit_bytes=limit,
+        **arguments, temp_bytes=memory.temp_size_in_bytes if memory else None,
+        compiler=mesh.devices.flat[0].platform, model_flops=model_flops, flops=flops,
+        collectives=by_kind(sent) if sent is not None else None, bytes_moved=moved, estimate=estimate,
+        compile_seconds=round(time.perf_counter() - started, 1), remedies=[],
+    )  # fmt: skip
+
+
+def without_remat(model):
+    """`model` with nothing recomputed: what model FLOPs are counted of."""
+    changes = {
+        name: dataclasses.replace(value, remat="none")
+        for name, value in vars(model.backbone).items()
+        if hasattr(value, "remat")
+    }
+    return model.clone(backbone=model.backbone.clone(**changes))
+
+
+_SIZE = re.compile(r"([\d.]+)([KMGT])")
+
+
+def _compile(step, state, frozen, batch):
+    """`(compiled, 0)`; `(None, bytes that it would need)` where the compiler says that the program does not fit."""
+    try:
+        return jax.jit(step, donate_argnums=0).lower(state, frozen, batch).compile(), 0
+    except jax.errors.JaxRuntimeError as e:
+        if "RESOURCE_EXHAUSTED" not in str(e):
+            raise
+        return None, _needed(str(e))
+
+
+def _needed(message: str) -> int:
+    """Bytes that a program needs, by the compiler's complaint."""
+    used = re.search(r"Used ([\d.]+[KMGT]) of", message) or re.search(r"\(([\d.]+[KMGT])\) exceeds", message)
+    found = _SIZE.search(used[1] if used else message)
+    return int(float(found[1]) * 1024 ** ("KMGT".index(found[2]) + 1))
+
+
+def _evaluations(job: Job) -> int:
+    """On validation before the first step, every period and at the end; on test before and after."""
+    return 3 + (job.total_steps // job.eval_period if job.eval_period else 1)
+
+
+def _decoding(job: Job, examples: int, frozen_bytes: int) -> roofline.Decoding:
+    """What one evaluation decodes."""
+    lengths, rows = job.setup.dataset.task_feature_lengths, job.setup.dataset.batch_size
+    shapes = job.setup.model.backbone.abstract_batch(rows, lengths["inputs"], lengths["targets"])
+    params = parallel.unbox(abstract.abstract_params(job.setup.model))
+    forward = count_flops(lambda params, batch: job.setup.model.apply({"params": params}, batch), params, shapes)
+    return roofline.Decoding(-(-examples // rows), forward, lengths["targets"], frozen_bytes)

@@ -1,0 +1,108 @@
+"""Run by test_mesh.py in a process of eight virtual devices: training on meshes against training on one device.
+
+    python mesh_program.py METHOD STEPS MESH...          MESH: DATAxMODEL[,fsdp][,scanned], such as 2x4,fsdp,scanned
+"""
+
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from adalink_jax import AdaLinkAdapter, AdaptedModel, PaLI, T5Config, ViTConfig, parallel
+from adalink_jax.adapters import LoRA
+from adalink_jax.models import paths
+from adalink_jax.training import optimizers, partition, setup
+from adalink_jax.training.step import TrainState, make_train_step
+
+ROWS = 16
+
+
+def backbone(scanned):
+    """pali_nano, as gin/models/pali_nano.gin has it."""
+    language = T5Config(264, 64, 8, 8, 128, 2, 2, scan_layers=scanned)
+    return PaLI(language, ViTConfig((8, 16), 4, 64, 8, 256, 2, channels=1, scan_layers=scanned))
+
+
+METHODS = {
+    "adalink": (lambda: AdaLinkAdapter(rank=16), ("adapter/.*",), lambda: optimizers.adamw(1e-3)),
+    "lora": (lambda: LoRA(), ("adapter/.*",), lambda: optimizers.adamw(1e-3)),
+    "full": (lambda: None, ("backbone/.*",), lambda: optax.inject_hyperparams(optax.sgd)(1e-3)),
+}
+
+
+def batches(model, steps):
+    rng = np.random.default_rng(0)
+    shapes = model.backbone.abstract_batch(ROWS, 24, 4)
+    for _ in range(steps):
+        batch = {k: rng.integers(1, 260, x.shape).astype(np.int32) for k, x in shapes.items() if x.dtype == np.int32}
+        batch["images"] = rng.uniform(-1, 1, shapes["images"].shape).astype(np.float32)
+        batch["decoder_loss_weights"] = rng.integers(0, 2, shapes["decoder_loss_weights"].shape).astype(np.float32)
+        yield batch
+
+
+def values(tree):
+    """Unscanned name -> NumPy array."""
+    return paths.unscan({name: np.asarray(leaf) for name, leaf in paths.flatten(tree).items()})
+
+
+def train(method, steps, shape, fsdp, scanned, weights):
+    """Losses, the first step's gradients and the trainable leaves at the end, from the unscanned `weights`."""
+    adapter, trainable, optimizer = (part() if callable(part) else part for part in METHODS[method])
+    model = AdaptedModel(backbone(scanned), adapter)
+    devices = jax.devices()[: shape[0] * shape[1]]
+    mesh, rules = parallel.make_mesh(*shape, devices=devices), parallel.logical_axis_rules(fsdp=fsdp)
+    with parallel.use_mesh(mesh, rules):
+        config = setup.Setup(model, trainable=("adapter/.*", "backbone/.*") if adapter else ("backbone/.*",))
+        leaves = paths.flatten(setup.load_parameters(config, mesh, rules).trainable)
+        wanted = paths.rescan(weights, leaves)
+        tree = paths.unflatten({name: jax.device_put(wanted[name], leaf.sharding) for name, leaf in leaves.items()})
+        mine, frozen = partition.split(tree, trainable)
+        step = make_train_step(model, optimizer, shards=parallel.shards_of(mine, mesh))
+        keep = lambda updates, state, params=None: (updates, updates)
+        seen = optax.GradientTransformation(lambda params: jax.tree.map(jnp.zeros_like, params), keep)
+        first = make_train_step(model, seen, shards=parallel.shards_of(mine, mesh))
+        losses, grads = [], {}
+        state = jax.tree.map(jnp.copy, TrainState(jnp.int32(0), mine, optimizer.init(mine)))
+        compiled = jax.jit(step, donate_argnums=0)
+        for batch in batches(model, steps):
+            placed = parallel.put_batch(batch, mesh)
+            if not grads:
+                start = TrainState(jnp.int32(0), mine, seen.init(mine))
+                grads = values(parallel.settle(jax.jit(first)(start, frozen, placed))[0].opt_state)
+            state, metrics = parallel.settle(compiled(state, frozen, placed))
+            losses.append(float(metrics["loss"]))
+        return losses, grads, values(state.trainable)
+
+
+def near(found, expected, tolerance, what):
+    """Each leaf's largest difference, over the largest value of the leaf, is at most `tolerance`."""
+    for name, value in expected.items():
+        worst = np.abs(found[name] - value).max() / max(np.abs(value).max(), 1e-30)
+        assert worst <= tolerance, f"{what}: {name} differs by {worst:.2e} of its largest value"
+
+
+def main(method, steps, *cases):
+    jax.config.update("jax_default_matmul_precision", "highest")
+    mesh, rules = parallel.make_mesh(1, 1, devices=jax.devices()[:1]), parallel.logical_axis_rules()
+    adapter, _, _ = METHODS[method]
+    model = AdaptedModel(backbone(False), adapter())
+    with parallel.use_mesh(mesh, rules):
+        config = setup.Setup(model, trainable=("adapter/.*", "backbone/.*") if adapter() else ("backbone/.*",))
+        weights = values(setup.load_parameters(config, mesh, rules).trainable)
+    losses, grads, leaves = train(method, int(steps), (1, 1), False, False, weights)
+    for case in cases:
+        shape, *flags = case.split(",")
+        shape = tuple(map(int, shape.split("x")))
+        found = train(method, int(steps), shape, "fsdp" in flags, "scanned" in flags, weights)
+        np.testing.assert_allclose(found[0], losses, rtol=1e-5, err_msg=f"{case}: losses")
+        near(found[1], grads, 1e-5, f"{case}: gradients of the first step")
+        worst = max(np.abs(found[2][name] - leaf).max() for name, leaf in leaves.items())
+        assert worst <= 1e-5, f"{case}: leaves differ by {worst:.2e} after {steps} steps"
+        print(f"{case}: as one device", flush=True)
+
+
+if __name__ == "__main__":
+    assert jax.device_count() == 8
+    main(*sys.argv[1:])

@@ -19,6 +19,8 @@ README = ROOT / "README.md"
 # seqio needs tensorflow-text, which is not built for Windows. All that does not read a seqio task works without.
 HAS_SEQIO = 'sys_platform != "win32"'
 
+# Compiles for a TPU where there is none. The range is that of the jax versions below.
+PLAN = ["libtpu>=0.0.40,<0.0.43"]
 HF = ["huggingface_hub>=1.0", "transformers>=5.0,<6"]
 
 setup(
@@ -71,11 +73,10 @@ setup(
         "tpu": ["jax[tpu]"],
         "cuda12": ["jax[cuda12]"],
         "cuda13": ["jax[cuda13]"],
-        # Compiles for a TPU where there is none. The range is that of the jax versions above.
-        "plan": ["libtpu>=0.0.40,<0.0.43"],
+        "plan": PLAN,
         "hf": HF,
         # The references of the parity tests (torch, transformers, peft) and what builds and tests the package.
-        "dev": [*HF, "torch==2.13.0", "peft>=0.21,<0.22", "pytest>=9.0,<10", "pytest-xdist>=3.6", "build>=1.2"],
+        "dev": [*HF, *PLAN, "torch==2.13.0", "peft>=0.21,<0.22", "pytest>=9.0,<10", "pytest-xdist>=3.6", "build>=1.2"],
     },
     entry_points={"console_scripts": ["adalink = adalink_jax.cli.main:main"]},
 )

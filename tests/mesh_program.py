@@ -1,6 +1,6 @@
 """Run by test_mesh.py in a process of eight virtual devices: training on meshes against training on one device.
 
-    python mesh_program.py METHOD STEPS MESH...          MESH: DATAxMODEL[,fsdp][,scanned], such as 2x4,fsdp,scanned
+python mesh_program.py METHOD STEPS MESH...          MESH: DATAxMODEL[,fsdp][,scanned], such as 2x4,fsdp,scanned
 """
 
 import sys

@@ -4,9 +4,13 @@ import os
 import subprocess
 import sys
 
+import jax
 import pytest
+from helpers import tiny_pali
+from jax.experimental import topologies
 
-from adalink_jax import parallel
+from adalink_jax import AdaptedModel, parallel
+from adalink_jax.adapters import abstract_params
 from adalink_jax.errors import UserError
 
 PROGRAM = """
@@ -84,6 +88,71 @@ def test_every_mesh_gives_the_losses_of_one_device():
     done = subprocess.run([sys.executable, "-c", PROGRAM, here], capture_output=True, text=True, env=env)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "meshes agree" in done.stdout
+
+
+MESHES = [
+    f"{mesh}{fsdp}{scanned}"
+    for mesh in ("1x8", "2x4", "4x2", "8x1")
+    for fsdp in ("", ",fsdp")
+    for scanned in ("", ",scanned")
+]
+
+
+def compare(method, steps, *cases):
+    """Trains on each mesh and on one device; see mesh_program.py for what must agree."""
+    env = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    program = os.path.join(os.path.dirname(__file__), "mesh_program.py")
+    done = subprocess.run(
+        [sys.executable, program, method, str(steps), *cases], capture_output=True, text=True, env=env
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("as one device") == len(cases)
+
+
+@pytest.mark.parametrize("method, steps, cases", [
+    ("adalink", 100, ("2x4,fsdp,scanned", "8x1,fsdp")),
+    ("lora", 100, ("4x2,fsdp,scanned",)),
+    ("full", 10, ("2x4,fsdp",)),
+])  # fmt: skip
+def test_pali_nano_trains_on_a_mesh_as_on_one_device(method, steps, cases):
+    compare(method, steps, *cases)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method, steps", [("adalink", 100), ("lora", 100), ("full", 10)])
+def test_pali_nano_trains_on_every_mesh_as_on_one_device(method, steps):
+    compare(method, steps, *MESHES)
+
+
+def test_a_dimension_that_does_not_divide_names_parameter_axis_and_sizes():
+    model = AdaptedModel(tiny_pali(num_heads=6, head_dim=4, mlp_dim=60))
+    devices = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x4").devices
+    mesh = parallel.make_mesh(data=1, model=8, devices=devices)
+    with pytest.raises(
+        UserError,
+        match=r"\(\w+, \d+\): '(mlp|heads|joined_kv|vocab)' of size \d+ does not divide over the 8 devices of mesh axis 'model'; "
+        r"sizes of that axis that would do: 1, 2",
+    ):
+        parallel.param_shardings(abstract_params(model), mesh, parallel.logical_axis_rules())
+
+
+def test_slices_are_the_outermost_axis_and_hold_whole_copies():
+    devices = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x4", num_slices=2).devices
+    mesh = parallel.make_mesh(slices=2, model=2, devices=devices)
+    assert dict(mesh.shape) == {"slice": 2, "data": 4, "model": 2}
+    for i in (0, 1):
+        assert {device.slice_index for device in mesh.devices[i].flat} == {i}
+    rules = parallel.logical_axis_rules(fsdp=True)
+    for sharding in jax.tree.leaves(parallel.param_shardings(abstract_params(AdaptedModel(tiny_pali())), mesh, rules)):
+        assert "slice" not in jax.tree.leaves(tuple(sharding.spec))
+    assert parallel.data_axis_size(mesh) == 8
+    with pytest.raises(UserError, match="16 devices are 2 slices; set make_mesh.slices = 2"):
+        parallel.make_mesh(devices=devices)
+
+
+def test_a_rule_for_an_axis_that_the_mesh_has_not_is_an_error():
+    with pytest.raises(UserError, match="'adapter_embed' names 'modle'; the mesh has the axes slice, data, model"):
+        parallel.logical_axis_rules(extra=(("adapter_embed", "modle"),))
 
 
 def test_a_mesh_that_does_not_cover_the_devices_is_an_error():

@@ -7,6 +7,8 @@ from adalink_jax import configuration
 from adalink_jax.cli.arguments import MODEL, gin_parser, register
 
 GB = 1e9
+# The TPU compiler asks the machine which TPU it has, and complains where there is none.
+NO_TPU_HERE = {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "TPU_ACCELERATOR_TYPE": "v5litepod-8"}
 
 
 def plan(argv: list[str]) -> int:
@@ -32,7 +34,7 @@ def plan(argv: list[str]) -> int:
     parser.add_argument("--json", action="store_true", help="print the plan as one JSON object")
     flags, rest = configuration.parse_flags(argv)
     options = parser.parse_args(rest)
-    os.environ["TPU_SKIP_MDS_QUERY"] = "1"  # read when JAX is imported: there is no TPU to ask
+    os.environ.update(NO_TPU_HERE)  # read when JAX is imported
     from adalink_jax.parallel.accelerators import parse_topology
 
     _prepare(options.topology, options.search)

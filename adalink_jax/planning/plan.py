@@ -45,10 +45,11 @@ class Plan:
     Attributes:
       topology, chips, mesh: where.
       fits: whether the program fits into a chip's memory.
-      hbm_bytes: what it needs: arguments, results that are not updated in place, temporaries, code.
+      hbm_bytes: what it needs: arguments, results that are not updated in place, temporaries, code. Where the arguments alone
+        are too much nothing is compiled, and this is their sum.
       hbm_limit_bytes: what a program may use; None where nothing is known of the machine.
       frozen_bytes, trainable_bytes, optimizer_bytes, batch_bytes: the arguments.
-      temp_bytes: the compiler's temporaries; None where it refused the program without saying.
+      temp_bytes: the compiler's temporaries; None where it refused the program, or was not asked.
       compiler: whose program it is ("tpu", "gpu", "cpu").
       model_flops: FLOPs of the step without recomputation, of all chips.
       flops: with it.
@@ -147,14 +148,12 @@ def make_plan(job: Job, topology: Topology, eval_examples: int) -> Plan:
             "optimizer_bytes": abstract.bytes_per_device(state.opt_state),
             "batch_bytes": abstract.bytes_per_device(batch),
         }
-        compiled, needed = _compile(step, state, frozen, batch)
+        alone = sum(arguments.values())
+        too_much = chip is not None and alone > chip.memory  # whatever the program is
+        compiled, needed = (None, alone) if too_much else _compile(step, state, frozen, batch)
         flops = count_flops(step, state, frozen, batch)
         plain = make_train_step(without_remat(setup.model), job.optimizer, loss=job.loss, microbatches=job.microbatches)
         model_flops = count_flops(plain, state, frozen, batch)
-    import os
-
-    if compiled and os.environ.get("DUMP"):
-        open(os.environ["DUMP"], "w").write(compiled.as_text())
     program = Program(compiled.as_text()) if compiled else None
     sent = collectives(program, topology.chips, topology.num_slices) if program else None
     moved = bytes_moved(program) if program else None

@@ -1,0 +1,181 @@
+"""Plans: FLOPs, memory and collectives against what is known otherwise, and `adalink plan` as users type it."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import pytest
+from helpers import tiny_pali, tiny_t5
+
+from adalink_jax import T5, AdaLinkAdapter, AdaptedModel, parallel
+from adalink_jax.cli.main import main
+from adalink_jax.errors import UserError
+from adalink_jax.models import paths
+from adalink_jax.parallel.accelerators import ACCELERATORS, parse_topology
+from adalink_jax.planning.collectives import collectives
+from adalink_jax.planning.flops import count_flops
+from adalink_jax.planning.hlo import Program
+from adalink_jax.planning.plan import devices_of, without_remat
+from adalink_jax.planning.traffic import bytes_moved
+from adalink_jax.training import abstract, optimizers
+from adalink_jax.training.setup import Setup, load_parameters
+from adalink_jax.training.step import make_train_step
+
+KEYS = {
+    "fits", "hbm_bytes", "frozen_bytes", "trainable_bytes", "optimizer_bytes", "temp_bytes", "flops", "collectives",
+    "estimated_step_seconds", "estimated_mfu", "compile_seconds",
+}  # fmt: skip
+NANO = ["--gin_file=gin/models/pali_nano.gin", "--gin_file=gin/adapters/adalink.gin"]
+
+
+def step_of(model, trainable=("adapter/.*",), microbatches=1):
+    mesh, rules = parallel.make_mesh(), parallel.logical_axis_rules()
+    optimizer = optimizers.adamw(1e-3)
+    with parallel.use_mesh(mesh, rules):
+        state, frozen = abstract.abstract_state(model, trainable, "float32", optimizer, mesh, rules)
+    batch = model.backbone.abstract_batch(8, 6, 4)
+    return make_train_step(model, optimizer, microbatches=microbatches), state, frozen, batch
+
+
+def test_flops_are_those_of_xla_where_xla_counts_right():
+    """XLA counts unrolled programs rightly; a little of its count is element by element."""
+    for trainable in (("adapter/.*",), ("backbone/.*",)):
+        step, *arguments = step_of(AdaptedModel(tiny_pali(emb_dim=128, mlp_dim=512), AdaLinkAdapter(rank=8)), trainable)
+        found = count_flops(step, *arguments)
+        xla = jax.jit(step).lower(*arguments).compile().cost_analysis()["flops"]
+        assert 0.9 * xla < found < xla
+
+
+def test_flops_count_a_loop_as_often_as_it_runs_and_microbatches_change_nothing():
+    model = lambda scanned: AdaptedModel(tiny_pali(scan_layers=scanned), AdaLinkAdapter(rank=4))
+    counts = {
+        (scanned, parts): count_flops(*step_of(model(scanned), ("backbone/.*",), parts))
+        for scanned in (False, True)
+        for parts in (1, 4)
+    }
+    assert len(set(counts.values())) == 1, counts
+
+
+def test_adapter_training_costs_four_flops_a_parameter_and_token_and_full_training_six():
+    """On a T5 whose matrices dwarf its attention: 2 forward, 2 backward to the input, 2 more for the weights."""
+    model = AdaptedModel(T5(tiny_t5(emb_dim=256, mlp_dim=2048)), AdaLinkAdapter(rank=4))
+    leaves = paths.flatten(abstract.abstract_leaves(model, parallel.make_mesh(), parallel.logical_axis_rules()))
+    size = lambda part: sum(x.size for n, x in leaves.items() if part in n and n.endswith("kernel"))
+    per_token = 8 * (6 * size("encoder/layers") + 4 * size("backbone/decoder"))
+    for trainable, factor in ((("adapter/.*",), 4), (("backbone/.*",), 6)):
+        assert count_flops(*step_of(model, trainable)) == pytest.approx(factor * per_token, rel=0.05)
+
+
+def test_recomputation_is_counted_and_can_be_left_out():
+    model = AdaptedModel(tiny_pali(remat="full"), AdaLinkAdapter(rank=4))
+    plain = AdaptedModel(tiny_pali(), AdaLinkAdapter(rank=4))
+    assert count_flops(*step_of(model)) > count_flops(*step_of(plain)) == count_flops(*step_of(without_remat(model)))
+
+
+@pytest.mark.parametrize("turns", [3, 24])
+def test_traffic_of_a_loop_is_that_of_its_turns(turns):
+    """Each turn reads one matrix of a stack: not the whole stack, and not one matrix only."""
+    stack = jax.ShapeDtypeStruct((turns, 256, 256), jnp.float32)
+    x = jax.ShapeDtypeStruct((8, 256), jnp.float32)
+    run = lambda x, stack: jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, stack)[0]
+    moved = bytes_moved(Program(jax.jit(run).lower(x, stack).compile().as_text()))
+    weights = turns * 256 * 256 * 4
+    assert weights < moved < 3.5 * weights  # the CPU's program copies the slice before it multiplies
+
+
+def test_collectives_of_a_loop_on_two_slices_are_counted_with_their_slices():
+    mesh = parallel.make_mesh(slices=2, devices=devices_of(parse_topology("v5e:2x4*2")))
+    place = lambda *spec: jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*spec))
+    stack = jax.ShapeDtypeStruct((24, 512, 512), jnp.float32, sharding=place(None, "data"))
+    x = jax.ShapeDtypeStruct((16, 512), jnp.float32, sharding=place(("slice", "data")))
+    run = lambda x, stack: jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, stack)[0].sum()
+    found = collectives(Program(jax.jit(run).lower(x, stack).compile().as_text()), 16, 2)
+    within = [each for each in found if each.kind in ("all-gather", "collective-permute")]
+    assert sum(each.nbytes * each.times for each in within) == pytest.approx(24 * 512 * 512 * 4, rel=0.15)
+    assert {each.slices for each in within} == {1}
+    assert 2 in {each.slices for each in found if each.kind == "all-reduce" and each.nbytes == 4}
+
+
+def test_bytes_are_those_of_the_arrays_of_a_run():
+    setup = Setup(AdaptedModel(tiny_pali(), AdaLinkAdapter(rank=4)), ("adapter/.*", "backbone/.*"))
+    mesh, rules = parallel.make_mesh(), parallel.logical_axis_rules()
+    optimizer = optimizers.adamw(optimizers.constant(0.1), clip_norm=1.0)
+    with parallel.use_mesh(mesh, rules):
+        params = load_parameters(setup, mesh, rules)
+        state, frozen = abstract.abstract_state(setup.model, setup.trainable, "float32", optimizer, mesh, rules)
+    real = lambda tree: sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
+    assert abstract.bytes_per_device(state.trainable) == real(params.trainable)
+    assert abstract.bytes_per_device(state.opt_state) == real(optimizer.init(params.trainable))
+    assert frozen == {}
+
+
+def test_a_moment_lies_where_its_parameter_lies():
+    mesh = parallel.make_mesh(devices=devices_of(parse_topology("v5e:2x4")))
+    rules = parallel.logical_axis_rules(fsdp=True)
+    optimizer = optimizers.grouped(optimizers.adamw(0.1, clip_norm=1.0), {"backbone/vision/.*": optimizers.adamw(0.2)})
+    with parallel.use_mesh(mesh, rules):
+        state, _ = abstract.abstract_state(
+            AdaptedModel(tiny_pali()), ("backbone/.*",), "float32", optimizer, mesh, rules
+        )
+    split = lambda tree: sum(x.sharding.shard_shape(x.shape) != x.shape for x in jax.tree.leaves(tree))
+    assert split(state.opt_state) == 2 * split(state.trainable) > 0
+
+
+@pytest.mark.parametrize("text, words", [
+    ("v5e", "CHIP:SHAPE"), ("v5litepod-16", "CHIP:SHAPE"), ("v7:2x2", "chips: v4, v5e"),
+    ("v5e:16x32", "no slice v5e:16x32; there are 1x1, 2x2"), ("h100:2x2", "must be h100:N"), ("v5p:2x2x1*0", "no slice"),
+])  # fmt: skip
+def test_topologies_that_cannot_be_had_are_refused_with_those_that_can(text, words):
+    with pytest.raises(UserError, match=words):
+        parse_topology(text)
+
+
+@pytest.mark.parametrize("name", [chip.name for chip in ACCELERATORS.values() if chip.platform == "tpu"])
+def test_every_slice_in_the_table_is_one_that_the_compiler_knows(name):
+    for shape in ACCELERATORS[name].slices[:6]:
+        for slices in ("", "*2"):
+            topology = parse_topology(f"{name}:{shape}{slices}")
+            assert len(devices_of(topology)) == topology.chips
+
+
+def test_a_plan_of_the_bundled_model(capsys):
+    assert main(["plan", *NANO, "--topology", "v5e:2x4", "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert KEYS <= plan.keys()
+    assert plan["fits"] and plan["chips"] == 8 and plan["mesh"] == {"slice": 1, "data": 8, "model": 1}
+    assert plan["frozen_bytes"] == 337_536 * 4
+    assert plan["trainable_bytes"] == 2 * 2 * 64 * 64 * 4
+    assert plan["collectives"]["all-reduce"]["bytes"] == plan["trainable_bytes"] + 8
+    assert 0 < plan["estimated_mfu"] <= 1 and plan["compiler"] == "tpu"
+
+
+def test_a_plan_takes_the_flags_of_train(capsys, tmp_path):
+    flags = ["--gin_file=gin/runs/quickstart.gin", f"--gin.MODEL_DIR='{tmp_path}'", "--gin.MICROBATCHES=2"]
+    assert main(["plan", *flags, "--gin.RANK=8", "--topology", "v5e:2x2"]) == 0
+    shown = capsys.readouterr().out
+    assert "2 microbatches" in shown and "It fits" in shown and "128 rows" in shown
+    assert not list(tmp_path.iterdir())
+    assert main(["plan", *NANO, "--gin.TRIAN_STEPS=9", "--topology", "v5e:2x2"]) == 2
+    assert "TRAIN_STEPS" in capsys.readouterr().err
+
+
+def test_what_does_not_fit_is_told_with_remedies(capsys):
+    flags = ["--gin_file=gin/models/t5_1_1_xxl.gin", "--gin_file=gin/adapters/adalink.gin", "--topology", "v5e:4x4"]
+    assert main(["plan", *flags]) == 1
+    shown = " ".join(capsys.readouterr().out.split())
+    remedies = ("fsdp.gin: 44.5 GB", "FROZEN_DTYPE", "REMAT", "MICROBATCHES=2 (up to 8)", "v5e:4x8")
+    for words in ("does not fit", "GB too much", *remedies):
+        assert words in shown, words
+
+
+def test_a_search_finds_settings_that_fit(capsys):
+    lengths = "--gin.TASK_FEATURE_LENGTHS={'inputs': 512, 'targets': 128}"
+    big = ["--gin.BATCH_SIZE=1024", lengths, "--gin.FROZEN_DTYPE='bfloat16'", "--topology", "v5e:1x1"]
+    flags = ["--gin_file=gin/models/t5_1_1_small.gin", "--gin_file=gin/adapters/adalink.gin", *big]
+    assert main(["plan", *flags, "--search", "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert not plan["fits"]
+    *others, last = plan["search"]
+    assert last["fits"] and not any(each["fits"] for each in others)
+    assert last["hbm_bytes"] <= last["hbm_limit_bytes"] < plan["hbm_bytes"]
+    assert {"REMAT", "MICROBATCHES"} & last["settings"].keys()

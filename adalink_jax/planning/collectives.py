@@ -41,7 +41,11 @@ class Collective:
 
 def collectives(program: Program, devices: int, slices: int = 1) -> list[Collective]:
     """All collectives of a program on `devices` in `slices` groups of neighbours; those of one device are left out."""
-    found = []
+    found = [
+        _between_slices(instruction, times, slices)
+        for instruction, _, times, _ in program.runs
+        if instruction.opcode == "send" and _TRANSFER.search(instruction.text)
+    ]
     runs = [run for run in program.runs if run[0].opcode.removesuffix("-start") in KINDS]
     # On TPUs a collective may be cut into a chain of pieces, each inside a fusion that computes something else meanwhile;
     # every piece is written as if it were the whole. A chain runs as often as its rarest piece, its start.
@@ -81,6 +85,16 @@ def by_kind(found: list[Collective]) -> dict[str, dict[str, float]]:
         row["count"] += each.times
         row["bytes"] += each.times * each.nbytes
     return dict(sorted(out.items()))
+
+
+_TRANSFER = re.compile(r'_xla_megascale_transfer_type="(\w+)"')
+
+
+def _between_slices(send: Instruction, times: int, slices: int) -> Collective:
+    """What a TPU's host sends to other slices: the part of a collective between them, of what each chip holds after its slice's."""
+    payload = send.arrays[0]
+    kind = _TRANSFER.search(send.text)[1].lower().replace("_", "-")
+    return Collective(kind, payload.nbytes, times, slices, slices, (payload.dtype,), "between slices")
 
 
 def _chain(instruction: Instruction) -> tuple[str, str] | None:

@@ -53,7 +53,7 @@ def train(shape, fsdp):
 
 
 mark, losses, adapter = train((1, 1), False)
-for shape, fsdp in (((8, 1), True), ((2, 4), False), ((2, 4), True), ((1, 8), False)):
+for shape, fsdp in (((8, 1), True), ((2, 4), True)):
     other_mark, other_losses, other_adapter = train(shape, fsdp)
     assert other_mark == mark, "initial weights or fingerprint depend on the mesh"
     np.testing.assert_allclose(other_losses, losses, rtol=1e-5, err_msg=str((shape, fsdp)))

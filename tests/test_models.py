@@ -61,7 +61,7 @@ def test_the_unscanned_names_of_a_scanned_model_are_those_of_the_unrolled():
 
 
 @pytest.mark.parametrize("scan_layers", [False, True])
-@pytest.mark.parametrize("remat", ["full", "dots"])
+@pytest.mark.parametrize("remat", ["full", "dots", "save:attention_out,mlp_out"])
 def test_remat_changes_no_gradient(remat, scan_layers):
     model, params, batch = make(scan_layers=scan_layers)
     recomputed = AdaptedModel(tiny_pali(remat=remat, scan_layers=scan_layers))
@@ -73,8 +73,9 @@ def test_remat_changes_no_gradient(remat, scan_layers):
 
 
 def test_an_unknown_remat_policy_is_named():
-    with pytest.raises(UserError, match="remat='most'"):
-        abstract_params(AdaptedModel(tiny_pali(remat="most")))
+    for remat in ("most", "save:", "save:attention_out,mlp"):
+        with pytest.raises(UserError, match=f"REMAT is '{remat}'.* projections,attention_out,mlp_hidden,mlp_out"):
+            abstract_params(AdaptedModel(tiny_pali(remat=remat)))
 
 
 @pytest.mark.parametrize("scan_layers", [False, True])

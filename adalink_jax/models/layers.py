@@ -6,6 +6,7 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from adalink_jax.parallel import constrain
 
@@ -106,8 +107,9 @@ class MlpBlock(nn.Module):
             branch = ACTIVATIONS[activation](branch)
             hidden = branch if hidden is None else hidden * branch
         hidden = nn.Dropout(self.dropout_rate, broadcast_dims=(-2,))(hidden, deterministic=self.deterministic)
-        hidden = constrain(hidden, "batch", "length", "mlp")
-        return Dense(width, ("mlp", "embed"), self.dtype, use_bias=self.use_bias, name="wo")(hidden)
+        hidden = checkpoint_name(constrain(hidden, "batch", "length", "mlp"), "mlp_hidden")
+        y = Dense(width, ("mlp", "embed"), self.dtype, use_bias=self.use_bias, name="wo")(hidden)
+        return checkpoint_name(y, "mlp_out")
 
 
 @flax.struct.dataclass
@@ -149,7 +151,7 @@ class Attention(nn.Module):
 
     def _split_heads(self, x):
         x = x.reshape(*x.shape[:-1], self.num_heads, self.head_dim)
-        return constrain(x, "batch", "length", "heads", "kv")
+        return checkpoint_name(constrain(x, "batch", "length", "heads", "kv"), "projections")
 
     def project(self, x) -> KeyValues:
         """Keys and values of x: [B, S, D] -> two [B, S, H, K]."""
@@ -163,7 +165,7 @@ class Attention(nn.Module):
             scores = scores + bias
         weights = self.dropout(nn.softmax(scores).astype(self.dtype), deterministic=self.deterministic)
         mixed = jnp.einsum("bhqs,bshk->bqhk", weights, kv.value)
-        return self.out(mixed.reshape(*mixed.shape[:2], -1))
+        return checkpoint_name(self.out(mixed.reshape(*mixed.shape[:2], -1)), "attention_out")
 
 
 def mask_to_bias(mask: jax.Array) -> jax.Array:

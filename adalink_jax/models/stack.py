@@ -11,10 +11,27 @@ import jax.numpy as jnp
 
 from adalink_jax.errors import UserError
 
-REMAT_POLICIES = {
-    "full": None,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-}
+SAVE = "save:"
+NAMED = ("projections", "attention_out", "mlp_hidden", "mlp_out")  # as layers.py names them
+
+
+def remat_policy(remat: str):
+    """What the backward pass finds kept: nothing ("full"), products without a batch axis ("dots"), or the tensors named
+    behind "save:", such as "save:attention_out,mlp_out".
+
+    Raises:
+      UserError: for anything else.
+    """
+    if remat == "full":
+        return None
+    if remat == "dots":
+        return jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+    names = remat.removeprefix(SAVE).split(",")
+    if not remat.startswith(SAVE) or not set(names) <= set(NAMED):
+        raise UserError(
+            f"REMAT is {remat!r}; it must be 'none', 'full', 'dots', or '{SAVE}' and some of {','.join(NAMED)}."
+        )
+    return jax.checkpoint_policies.save_only_these_names(*names)
 
 
 def run_layers(layer_type: type[nn.Module], config, x, per_layer, *shared, num_layers: int, deterministic: bool):
@@ -22,7 +39,7 @@ def run_layers(layer_type: type[nn.Module], config, x, per_layer, *shared, num_l
 
     Args:
       layer_type: the layer's class.
-      config: passed to each layer; `scan_layers` (bool) and `remat` ("none", "full" or "dots") are read here.
+      config: passed to each layer; `scan_layers` (bool) and `remat` ("none", or see `remat_policy`) are read here.
       x: the carry, [B, length, D].
       per_layer: a pytree with a leading axis of `num_layers`, or None.
       *shared: arguments that every layer gets.
@@ -31,9 +48,7 @@ def run_layers(layer_type: type[nn.Module], config, x, per_layer, *shared, num_l
       The last layer's `x`, and the layers' `per_layer` results stacked on axis 0 (or None).
     """
     if config.remat != "none":
-        if config.remat not in REMAT_POLICIES:
-            raise UserError(f"remat={config.remat!r} is none of {['none', *REMAT_POLICIES]}.")
-        layer_type = nn.remat(layer_type, prevent_cse=not config.scan_layers, policy=REMAT_POLICIES[config.remat])
+        layer_type = nn.remat(layer_type, prevent_cse=not config.scan_layers, policy=remat_policy(config.remat))
     if config.scan_layers:
         stack = nn.scan(
             layer_type,

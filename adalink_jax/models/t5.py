@@ -41,7 +41,7 @@ class T5Config:
       dropout_rate: dropout of attention weights, hidden units and residual branches while training.
       dtype: dtype of the activations, "float32" or "bfloat16"; parameters are float32.
       scan_layers: one compiled layer for the whole stack, parameters stacked on axis 0.
-      remat: "none", "full" or "dots": what the backward pass recomputes.
+      remat: "none"; "full", "dots" or "save:..." keep less for the backward pass, which computes it again (`stack.remat_policy`).
     """
 
     vocab_size: int

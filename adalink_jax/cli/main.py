@@ -54,7 +54,7 @@ def main(argv: list[str] | None = None) -> int:
 
     Returns:
       The exit status: 0; 1 for numbers that differ (verify-base, adapters fold), and a method that fails (check-method); 2 for
-      bad input; 130 for a run that was stopped and saved.
+      bad input; 130 for a run that was stopped and saved, 75 if by SIGTERM.
     """
     argv = sys.argv[1:] if argv is None else argv
     if not argv or argv[0] in ("-h", "--help", "help"):

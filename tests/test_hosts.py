@@ -25,8 +25,8 @@ import tensorflow as tf
 from adalink_jax.data import digits, seqio_tasks
 
 def scenes(split, shuffle_files, seed=None):
-    count = {"train": 1000, "validation": 20, "test": 40}[split]
-    return tf.data.Dataset.from_tensor_slices(digits.compose("digits_reverse", split)).take(count)
+    name, count = {"train": ("digits_reverse", 1000), "validation": ("digits_largest", 20), "test": ("digits_largest", 40)}[split]
+    return tf.data.Dataset.from_tensor_slices(digits.compose(name, split)).take(count)
 
 task = seqio.TaskRegistry.get("digits_reverse")
 seqio.TaskRegistry.add(
@@ -116,6 +116,7 @@ def assert_same_run(found, wanted):
             np.testing.assert_allclose(one[name], other[name], atol=1e-5, err_msg=f"{folder} {name}")
     one, other = (json.loads((path / "summary.json").read_text()) for path in (found, wanted))
     assert one | {"seconds": 0} == other | {"seconds": 0}
+    assert (found / "before.json").read_text() == (wanted / "before.json").read_text()  # predictions, in order
 
 
 @pytest.fixture(scope="module")
@@ -135,19 +136,27 @@ def alone(place):
     return place / "alone"
 
 
-def test_two_processes_give_the_run_of_one(place, alone):
-    with Job(2, ["quickstart", *flags(place / "two")], place) as job:
+@pytest.mark.parametrize("count, devices, more", [
+    (2, 1, []),
+    pytest.param(4, 1, [], marks=pytest.mark.slow),
+    # The processes share all rows: the model is split over both.
+    pytest.param(2, 2, ["--gin_file=gin/meshes/model_parallel.gin", "--gin.MODEL_DEVICES=4"], marks=pytest.mark.slow),
+])  # fmt: skip
+def test_several_processes_give_the_run_of_one(place, alone, count, devices, more):
+    model_dir = place / f"{count}_{devices}"
+    with Job(count, ["quickstart", *more, *flags(model_dir, NUM_DEVICES=count * devices)], place, devices) as job:
         statuses, outputs = job.end()
-    assert statuses == [0, 0], [text[-3000:] for text in outputs]
-    assert_same_run(place / "two", alone)
-    assert "best step" in outputs[0] and "best step" not in outputs[1]  # one of them prints
+    assert statuses == [0] * count, [text[-3000:] for text in outputs]
+    assert_same_run(model_dir, alone)
+    assert ["best step" in text for text in outputs] == [True] + [False] * (count - 1)  # one of them prints
 
 
-def test_a_job_stopped_with_four_goes_on_with_two_and_ends_with_one(place, alone):
-    model_dir, saved = place / "fewer", []
-    for count, until in ((4, 4), (2, 16)):
+@pytest.mark.parametrize("counts", [(2, 1), pytest.param((4, 2, 1), marks=pytest.mark.slow)])
+def test_a_stopped_job_goes_on_with_fewer_processes_and_the_same_data(place, alone, counts):
+    model_dir, saved = place / "_".join(map(str, counts)), [0]
+    for count in counts[:-1]:
         with Job(count, ["quickstart", *flags(model_dir)], place) as job:
-            job.wait_for(lambda until=until: trained(model_dir, until))
+            job.wait_for(lambda: trained(model_dir, saved[-1] + 4))
             job.processes[-1].send_signal(signal.SIGTERM)
             statuses, outputs = job.end(60)
         assert statuses == [75] * count, [text[-3000:] for text in outputs]
@@ -155,23 +164,81 @@ def test_a_job_stopped_with_four_goes_on_with_two_and_ends_with_one(place, alone
         for text in outputs:
             assert f"Stopped after step {saved[-1]} and saved; the same command goes on from there." in text
             assert "Traceback" not in text
-    assert saved[0] < saved[1] < STEPS
+    assert saved == sorted(set(saved)) and saved[-1] < STEPS
     assert not (model_dir / "summary.json").exists()
-    with Job(1, ["quickstart", *flags(model_dir)], place) as job:
+    with Job(counts[-1], ["quickstart", *flags(model_dir)], place) as job:
         statuses, outputs = job.end()
     assert statuses == [0], outputs[0][-3000:]
-    assert f"Going on from step {saved[1]} " in outputs[0]
+    assert f"Going on from step {saved[-1]} " in outputs[0]
     assert_same_run(model_dir, alone)
 
 
-@pytest.mark.parametrize("victim", [1, 0])
-def test_a_killed_process_ends_the_job(place, victim):
-    model_dir = place / f"killed_{victim}"
+@pytest.mark.parametrize("victim, number", [
+    (1, signal.SIGKILL),
+    pytest.param(0, signal.SIGKILL, marks=pytest.mark.slow),
+    pytest.param(1, signal.SIGSTOP, marks=pytest.mark.slow),  # it is silent, but its connections are open
+])  # fmt: skip
+def test_a_killed_process_ends_the_job(place, victim, number):
+    model_dir = place / f"killed_{victim}_{number}"
     with Job(2, ["quickstart", *flags(model_dir, TRAIN_STEPS=100_000, EVAL_PERIOD=0)], place) as job:
-        job.wait_for(lambda: trained(model_dir, 5))
-        job.processes[victim].send_signal(signal.SIGKILL)
-        killed = time.monotonic()
-        statuses, outputs = job.end(90)
-    assert time.monotonic() - killed < 60
-    assert all(statuses), outputs
-    print(statuses, time.monotonic() - killed, outputs[1 - victim][-3000:])
+        job.wait_for(lambda: trained(model_dir, 2))
+        job.processes[victim].send_signal(number)
+        other = job.processes[1 - victim]
+        other.communicate(timeout=60)
+        assert other.returncode != 0
+        job.processes[victim].send_signal(signal.SIGCONT)
+        job.processes[victim].communicate(timeout=30)
+        assert job.processes[victim].returncode != 0
+
+
+@pytest.mark.slow
+def test_eval_counts_every_example_once_on_any_number_of_processes(place, alone):
+    config = [f"--gin_file={alone}/config.gin", f"--gin.INITIAL_ADAPTER_PATH='{alone}/adapter'", "--json"]
+    with Job(2, ["eval", *config], place) as job:
+        statuses, outputs = job.end()
+    assert statuses == [0, 0], [text[-3000:] for text in outputs]
+    score = json.loads((alone / "summary.json").read_text())["adapted_accuracy"]
+    assert f'{{"accuracy": {score!r}}}' in outputs[0] and "accuracy" not in outputs[1]
+
+
+def test_the_rows_of_all_processes_are_the_global_batch():
+    examples = [{"inputs": [i + 3, 1], "targets": [i + 3, 1], "image": np.full((2, 2, 1), i)} for i in range(13)]
+    converter = FeatureConverter({"inputs": 4, "targets": 4})
+    shares = [[0, 1, 4, 5], [2, 3, 6, 7]]
+    whole = EpochIterator(lambda seed, start: examples[start:], converter, 8, seed=0)
+    parts = [EpochIterator(lambda seed, start: examples[start:], converter, 8, 0, rows) for rows in shares]
+    batch = next(whole)
+    for rows, part in zip(shares, parts):
+        np.testing.assert_equal(next(part), {name: x[rows] for name, x in batch.items()})
+        assert part.get_state() == whole.get_state()
+    for rows in [*shares, [6, 7]]:  # of the last batch, 5 of 8, the last rows are padding only
+        for (batch, these), (part, those) in zip(
+            padded_batches(examples, converter, 8), padded_batches(examples, converter, 8, rows), strict=True
+        ):
+            assert these == those
+            np.testing.assert_equal(part, {name: x[rows] for name, x in batch.items()})
+
+
+@pytest.mark.parametrize("arguments, words", [
+    (["--process_count=2"], ["go together; missing: --coordinator_address, --process_index."]),
+    (["--coordinator_address=here:1", "--process_count=2"], ["missing: --process_index."]),
+    (["--coordinator_address=here:1", "--process_count=2", "--process_index=2"], ["--process_index=2", "up to but not"]),
+    (["--coordinator_address=here", "--process_count=2", "--process_index=0"], ["--coordinator_address=here must be"]),
+    (["--gin.NUM_DEVICES=16"], ["NUM_DEVICES is 16, but the job has 1"]),
+])  # fmt: skip
+def test_a_job_that_is_not_what_was_asked_for_is_refused_in_one_sentence(tmp_path, capsys, arguments, words):
+    for command in ("quickstart", "eval"):
+        argv = ["--gin_file=gin/runs/quickstart.gin"] if command == "eval" else []
+        assert main([command, *argv, f"--gin.MODEL_DIR='{tmp_path}/run'", *arguments]) == 2
+        err = capsys.readouterr().err
+        for word in words:
+            assert word in err
+        assert err.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_cluster_that_is_not_there_is_told_in_one_sentence(place):
+    with Job(1, ["quickstart", "--multiprocess", *flags(place / "nowhere")], place) as job:
+        statuses, outputs = job.end()
+    assert statuses == [2]
+    assert "--multiprocess found no cluster" in outputs[0] and outputs[0].count("\n") == 1

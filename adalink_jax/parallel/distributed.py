@@ -42,7 +42,7 @@ def initialize(
     if not detect and len(missing) == len(settings):
         return
     if missing and len(missing) < len(settings):
-        raise UserError(f"{', '.join(settings)} go together; {' and '.join(missing)} is missing.")
+        raise UserError(f"{', '.join(settings)} go together; missing: {', '.join(missing)}.")
     if not missing and not (count > 0 and 0 <= index < count and coordinator_address.rpartition(":")[2].isdigit()):
         raise UserError(
             f"--coordinator_address={coordinator_address} must be HOST:PORT, and --process_index={index} a number from 0 up to "

@@ -124,9 +124,9 @@ def train(
             after = run.score_chosen(state)
             if stop.requested():
                 run.save(state)
-                raise stop.stopped(
-                    f"Stopped after step {int(state.step)} and saved; the same command goes on from there."
-                )
+                newest.wait()
+                step = newest.latest_step()  # asked of all processes: none ends before the others have saved
+                raise stop.stopped(f"Stopped after step {step} and saved; the same command goes on from there.")
             return run.finish(state, before, after, time.time() - started)
 
 

@@ -143,7 +143,7 @@ def alone(place):
     pytest.param(2, 2, ["--gin_file=gin/meshes/model_parallel.gin", "--gin.MODEL_DEVICES=4"], marks=pytest.mark.slow),
 ])  # fmt: skip
 def test_several_processes_give_the_run_of_one(place, alone, count, devices, more):
-    model_dir = place / f"{count}_{devices}"
+    model_dir = place / f"{count}_processes_{devices}_devices"
     with Job(count, ["quickstart", *more, *flags(model_dir, NUM_DEVICES=count * devices)], place, devices) as job:
         statuses, outputs = job.end()
     assert statuses == [0] * count, [text[-3000:] for text in outputs]
@@ -153,7 +153,7 @@ def test_several_processes_give_the_run_of_one(place, alone, count, devices, mor
 
 @pytest.mark.parametrize("counts", [(2, 1), pytest.param((4, 2, 1), marks=pytest.mark.slow)])
 def test_a_stopped_job_goes_on_with_fewer_processes_and_the_same_data(place, alone, counts):
-    model_dir, saved = place / "_".join(map(str, counts)), [0]
+    model_dir, saved = place / f"stopped_{counts}", [0]
     for count in counts[:-1]:
         with Job(count, ["quickstart", *flags(model_dir)], place) as job:
             job.wait_for(lambda: trained(model_dir, saved[-1] + 4))

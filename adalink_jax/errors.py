@@ -19,6 +19,12 @@ class Stopped(Exception):
     status = 130
 
 
+class Preempted(Stopped):
+    """The machine was asked for (SIGTERM): whoever started the run may start it again (EX_TEMPFAIL)."""
+
+    status = 75
+
+
 class NotFinite(Stopped):
     """A loss was NaN or infinite."""
 

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
+from adalink_jax import parallel
 from adalink_jax.adapters import describe_adapter
 from adalink_jax.checkpoints import peft_files, safetensors_file
 from adalink_jax.checkpoints.source import Leaf, from_array
@@ -30,16 +31,19 @@ _UNSEEN = ("phi", "scale", "alpha")  # settings that decide the numbers and leav
 
 
 def save_adapter(folder: str, adapter, about: dict) -> None:
-    """Writes the adapter's tree (names without the leading `adapter/`).
+    """Writes the adapter's tree (names without the leading `adapter/`); all processes call it, the first writes.
 
     Args:
       folder: made if absent.
       adapter: nested dict of arrays, scanned or not.
       about: `method`, `settings`, `base` (`name` and `fingerprint`), and further JSON-able facts.
     """
-    folder = epath.Path(folder)
+    leaves = paths.unscan(paths.flatten(parallel.to_host(adapter)))
+    parallel.once(_write, epath.Path(folder), leaves, about)
+
+
+def _write(folder: epath.Path, leaves: dict[str, np.ndarray], about: dict) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    leaves = paths.unscan(paths.flatten(jax.device_get(adapter)))
     own = {"peft_type": _OWN, "task_type": "SEQ_2_SEQ_LM"}
     tensors, fields = peft_files.to_peft(about, leaves) or (leaves, own)
     tensors = {name: from_array(np.ascontiguousarray(tensors[name]), name) for name in sorted(tensors)}

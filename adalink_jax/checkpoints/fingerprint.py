@@ -54,7 +54,7 @@ def _named_checksums(leaves: Iterable[tuple[str, jax.Array]], rounded: bool) -> 
     out = {}
     for name, (names, shape, sums) in pending.items():
         shape = shape if names == [name] else shape[1:]
-        for each, (first, second) in zip(names, jax.device_get(sums)):
+        for each, (first, second) in zip(names, parallel.to_host(sums)):
             out[each] = f"{'x'.join(map(str, shape))} {first:08x}{second:08x}"
     return dict(sorted(out.items()))
 

@@ -6,10 +6,10 @@
 import json
 from collections.abc import Mapping
 
-import jax
 import numpy as np
 from etils import epath
 
+from adalink_jax import parallel
 from adalink_jax.checkpoints import safetensors_file
 from adalink_jax.checkpoints.fingerprint import fingerprint
 from adalink_jax.checkpoints.source import Leaf, Source, from_array
@@ -42,7 +42,7 @@ def open_folder(folder: epath.Path, path: str) -> Source:
 
 
 def save_base(folder: str, params, name: str, about: dict) -> dict:
-    """Writes the backbone's tree `params` (float32) as a native base model.
+    """Writes the backbone's tree `params` (float32) as a native base model; all processes call it, the first writes.
 
     Args:
       folder: made if absent.
@@ -53,9 +53,10 @@ def save_base(folder: str, params, name: str, about: dict) -> dict:
     Returns:
       What it wrote to `base_config.json`, with the `fingerprint`.
     """
-    leaves = paths.unscan(paths.flatten(jax.device_get(params)))
+    leaves = paths.unscan(paths.flatten(parallel.to_host(params)))
     leaves = {key: from_array(np.ascontiguousarray(leaf, np.float32), key) for key, leaf in leaves.items()}
-    return _write(epath.Path(folder), leaves, name, about, fingerprint(params), None)
+    mark = fingerprint(params)
+    return parallel.once(_write, epath.Path(folder), leaves, name, about, mark, None)
 
 
 def write(folder: epath.Path, source: Source, dtype: str | None, mark: str) -> dict:

@@ -1,4 +1,4 @@
-"""What the commands share: parsers, t5x's flags, the registration of everything that gin may name, a bar for long reads."""
+"""What the commands share: parsers, t5x's flags, the start of several processes, the registration of everything that gin may name, a bar for long reads."""
 
 import argparse
 import contextlib
@@ -29,6 +29,31 @@ def gin_parser(name: str, text: str, example: str) -> argparse.ArgumentParser:
     )
     gin.add_argument("--gin_search_paths", metavar="DIRS", help="further folders for gin files, comma-separated")
     return parser
+
+
+def add_processes(parser: argparse.ArgumentParser) -> None:
+    """The flags of a job of several processes (t5x's), for `start_processes`."""
+    group = parser.add_argument_group(
+        "several processes",
+        "Start the same command in each, with the same MODEL_DIR, a folder that all can read and write. A signal to one stops\n"
+        "all after the same step; SIGTERM ends in exit status 75, and the same command, on any number of devices, goes on.\n"
+        "NUM_DEVICES, if set, is compared with the devices of the whole job.",
+    )
+    group.add_argument(
+        "--multiprocess", action="store_true", help="find the others by the cluster: TPU pod, Slurm, GKE"
+    )
+    group.add_argument(
+        "--coordinator_address", metavar="HOST:PORT", help="elsewhere: where process 0 runs, and a free port"
+    )
+    group.add_argument("--process_count", metavar="N", type=int, help="how many processes there are")
+    group.add_argument("--process_index", metavar="I", type=int, help="which this one is, from 0 on")
+
+
+def start_processes(options: argparse.Namespace) -> None:
+    """Joins the job's processes, before anything is computed."""
+    from adalink_jax import parallel
+
+    parallel.initialize(options.multiprocess, options.coordinator_address, options.process_count, options.process_index)
 
 
 def register() -> None:

@@ -4,7 +4,7 @@ import ast
 import json
 
 from adalink_jax import configuration
-from adalink_jax.cli.arguments import MODEL, gin_parser, register
+from adalink_jax.cli.arguments import MODEL, add_processes, gin_parser, register, start_processes
 
 DATA = {"Setup.dataset": "a task's file, such as --gin_file=gin/tasks/digits.gin"}
 RUN = {"train.setup": "a run's file, such as --gin_file=gin/runs/finetune.gin"}
@@ -20,12 +20,14 @@ def train(argv: list[str], name: str = "train", files: tuple[str, ...] = ()) -> 
     )
     if files:
         parser.add_argument("--model_dir", metavar="DIR", help="folder of the run (runs/quickstart)")
+    add_processes(parser)
     flags, rest = configuration.parse_flags(argv)
     options = parser.parse_args(rest)
     if not files and not flags.files:
         parser.error("give at least one --gin_file, such as --gin_file=gin/runs/quickstart.gin")
     if getattr(options, "model_dir", None):
         flags = flags.binding("MODEL_DIR", repr(options.model_dir))
+    start_processes(options)
     register()
     configuration.load(flags, extra_files=files)
     configuration.require(MODEL | DATA | RUN)
@@ -53,16 +55,21 @@ def eval(argv: list[str]) -> int:
     )
     parser.add_argument("--split", default="test", choices=("train", "validation", "test"))
     parser.add_argument("--json", action="store_true", help="print the scores as one JSON object")
+    add_processes(parser)
     flags, rest = configuration.parse_flags(argv)
     options = parser.parse_args(rest)
+    start_processes(options)
     register()
     configuration.load(flags, require_all=False)
     configuration.require(MODEL | DATA)
+    from adalink_jax import parallel
     from adalink_jax.training import run
     from adalink_jax.training.setup import Setup
 
     scores = run.evaluate(Setup(), options.split)
     configuration.check_all_used(flags)
+    if not parallel.is_first():
+        return 0
     if options.json:
         print(json.dumps(scores))
     else:

@@ -1,7 +1,7 @@
 """Iterators of NumPy batches whose position is one small state, valid on any number of hosts."""
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -12,7 +12,7 @@ from adalink_jax.errors import UserError
 
 
 class BatchIterator(Protocol):
-    """What the training loop takes: endless batches, each a dict of arrays with the batch on axis 0."""
+    """What the training loop takes: endless batches, each a dict of arrays with this process's rows on axis 0."""
 
     def __next__(self) -> dict[str, np.ndarray]: ...
 
@@ -32,15 +32,23 @@ class EpochIterator:
       converter: examples -> batch.
       batch_size: rows of the global batch.
       seed: with the epoch's number it gives the epoch's seed.
+      rows: numbers of the rows of the global batch that this process needs, ascending; None for all. Every process reads the
+        same examples in the same order, and converts only its own.
 
     Raises:
       UserError: from `next`, if an epoch has fewer examples than a batch.
     """
 
     def __init__(
-        self, examples: Callable[[int, int], Iterable[dict]], converter: FeatureConverter, batch_size: int, seed: int
+        self,
+        examples: Callable[[int, int], Iterable[dict]],
+        converter: FeatureConverter,
+        batch_size: int,
+        seed: int,
+        rows: Sequence[int] | None = None,
     ):
         self._examples, self._converter, self._batch_size, self._seed = examples, converter, batch_size, seed
+        self._mine = range(batch_size) if rows is None else rows
         self.set_state({"epoch": 0, "batch": 0})
 
     def __iter__(self):
@@ -56,7 +64,7 @@ class EpochIterator:
             if batch is None:
                 raise UserError(f"The data has fewer examples than the batch size, {self._batch_size}.")
         self._batch += 1
-        return self._converter(batch)
+        return self._converter([batch[row] for row in self._mine])
 
     def _take(self):
         if self._rows is None:
@@ -74,19 +82,22 @@ class EpochIterator:
         self._epoch, self._batch, self._rows = int(state["epoch"]), int(state["batch"]), None
 
 
-def train_batches(task: Task, dataset: DatasetConfig) -> EpochIterator:
-    """The batches that `dataset` says of the task's training split, in the order of `dataset.seed`."""
+def train_batches(task: Task, dataset: DatasetConfig, rows: Sequence[int] | None = None) -> EpochIterator:
+    """The batches that `dataset` says of the task's training split, in the order of `dataset.seed`; of them `rows`."""
     examples = lambda seed, start: task.examples("train", seed, start)
-    return EpochIterator(examples, FeatureConverter(dataset.task_feature_lengths), dataset.batch_size, dataset.seed)
+    converter = FeatureConverter(dataset.task_feature_lengths)
+    return EpochIterator(examples, converter, dataset.batch_size, dataset.seed, rows)
 
 
 def padded_batches(
-    examples: Iterable[dict], converter: FeatureConverter, batch_size: int
+    examples: Iterable[dict], converter: FeatureConverter, batch_size: int, rows: Sequence[int] | None = None
 ) -> Iterator[tuple[dict[str, np.ndarray], list[dict]]]:
     """Each example once, in order: `(batch, its examples)`; the last batch is padded to the one shape.
 
-    Rows beyond `len(examples)` are padding and have loss weight 0.
+    Rows beyond the examples are padding and have loss weight 0. With `rows` (numbers, ascending) the batch holds only these.
     """
-    rows = iter(examples)
-    while chunk := list(itertools.islice(rows, batch_size)):
-        yield converter(chunk, batch_size), chunk
+    mine, source = range(batch_size) if rows is None else rows, iter(examples)
+    while chunk := list(itertools.islice(source, batch_size)):
+        own = [chunk[row] for row in mine if row < len(chunk)]
+        batch = converter(own or chunk[:1], len(mine))
+        yield batch if own else {name: np.zeros_like(x) for name, x in batch.items()}, chunk

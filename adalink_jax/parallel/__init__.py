@@ -1,34 +1,46 @@
-"""Meshes and logical axis rules: where every array lives. Imports nothing of the project."""
+"""Processes, meshes and logical axis rules: where every array lives. Imports nothing of the project."""
 
+from adalink_jax.parallel.distributed import Agreement, expect_devices, initialize, is_first, once
 from adalink_jax.parallel.mesh import data_axis_size, make_mesh
 from adalink_jax.parallel.sharding import (
     batch_sharding,
     by_shard,
     constrain,
     constrain_shards,
+    local_rows,
     logical_axis_rules,
+    on_mesh,
     param_shardings,
     put_batch,
     replicated,
     settle,
     shards_of,
+    to_host,
     unbox,
     use_mesh,
 )
 
 __all__ = [
+    "Agreement",
     "batch_sharding",
     "by_shard",
     "constrain",
     "constrain_shards",
     "data_axis_size",
+    "expect_devices",
+    "initialize",
+    "is_first",
+    "local_rows",
     "logical_axis_rules",
     "make_mesh",
+    "on_mesh",
+    "once",
     "param_shardings",
     "put_batch",
     "replicated",
     "settle",
     "shards_of",
+    "to_host",
     "unbox",
     "use_mesh",
 ]

@@ -11,6 +11,7 @@ import flax.linen as nn
 import gin
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from adalink_jax.errors import UserError
@@ -105,11 +106,46 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
+def local_rows(batch_size: int, mesh: Mesh) -> np.ndarray:
+    """Numbers of the rows of a global batch that the devices of this process take, ascending; processes may share rows."""
+    parts = batch_sharding(mesh).addressable_devices_indices_map((batch_size,)).values()
+    return np.unique(np.concatenate([np.arange(batch_size)[part] for part in parts]))
+
+
 def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """The global batch, which every host holds, on the devices; each takes its rows."""
+    """The global batch on the devices, from each process's `local_rows` of it (with one process, all of them)."""
     sharding = batch_sharding(mesh)
-    put = lambda x: jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
+    parts = data_axis_size(mesh)
+    share = len(local_rows(parts, mesh))  # of so many parts of the batch
+
+    def put(x):
+        shape = (len(x) // share * parts, *x.shape[1:])
+        rows = local_rows(shape[0], mesh)
+
+        def part(index):
+            first = np.searchsorted(rows, index[0].start or 0)
+            return x[first : first + shape[0] // parts]
+
+        return jax.make_array_from_callback(shape, sharding, part)
+
     return {name: put(x) for name, x in batch.items()}
+
+
+def on_mesh(tree, mesh: Mesh):
+    """Leaves that are not yet laid out on `mesh` (every process has the same of them), on each of its devices."""
+    laid_out = lambda x: isinstance(getattr(x, "sharding", None), NamedSharding)
+    return jax.tree.map(lambda x: x if laid_out(x) else jax.device_put(x, replicated(mesh)), tree)
+
+
+def to_host(tree):
+    """NumPy copies of global arrays, whole, in every process; all processes must ask."""
+
+    def whole(x):
+        if not isinstance(x, jax.Array) or x.is_fully_addressable or x.is_fully_replicated:
+            return x
+        return multihost_utils.process_allgather(x, tiled=True)
+
+    return jax.device_get(jax.tree.map(whole, tree))
 
 
 def settle(arrays):

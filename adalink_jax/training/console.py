@@ -9,6 +9,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from adalink_jax import parallel
 from adalink_jax.training import tables
 from adalink_jax.training.evaluation import Result, printable
 from adalink_jax.training.setup import Parameters
@@ -17,11 +18,11 @@ LINE_EVERY_SECONDS = 15  # without a terminal
 
 
 class Console:
-    """Use it as a context; the progress bar ends with it."""
+    """Use it as a context; the progress bar ends with it. Only the first process shows anything."""
 
     def __init__(self, model_dir: str):
         self._model_dir = model_dir
-        self._out = RichConsole(highlight=False)
+        self._out = RichConsole(highlight=False, quiet=not parallel.is_first())
         self._bar = Progress(
             TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("loss {task.fields[loss]:.4f}"),
             TextColumn("{task.fields[rate]:,.0f} examples/s"), TimeElapsedColumn(), TextColumn("left"),

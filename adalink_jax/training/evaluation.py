@@ -1,4 +1,4 @@
-"""Scores through real decoding: every example of a split exactly once, whatever the batch size."""
+"""Scores through real decoding: every example of a split exactly once, whatever the batch size and number of processes."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -111,16 +111,18 @@ class Evaluator:
         per_task: dict[str, list[dict]] = {}
         samples: list[list[dict]] = []
         share = -(-num_samples // len(self._tasks))
+        mine = parallel.local_rows(self._batch_size, self._mesh)
         for task in self._tasks:
             examples, predictions = [], []
-            for batch, rows in padded_batches(task.examples(split), self._converter, self._batch_size):
+            for batch, rows in padded_batches(task.examples(split), self._converter, self._batch_size, mine):
                 between()
                 batch.pop("decoder_input_tokens")  # decoding sees the inputs only
-                ids = np.asarray(generate(parallel.put_batch(batch, self._mesh)))[:, : len(rows)]
+                ids = parallel.settle(generate(parallel.put_batch(batch, self._mesh)))
+                ids = parallel.to_host(ids)[:, : len(rows)]
                 predictions.append([[self._text(task, row) for row in member] for member in ids])
                 examples += rows
             whole = [sum(parts, []) for parts in zip(*predictions)]
-            per_task[task.name] = [task.score(examples, texts) for texts in whole]
+            per_task[task.name] = parallel.once(_scores, task, examples, whole)
             samples.append([[_sample(task, *pair) for pair in list(zip(examples, texts))[:share]] for texts in whole])
         return [
             Result(
@@ -144,6 +146,10 @@ def _sample(task: Task, example: dict, prediction: str) -> dict:
     text = lambda name: np.asarray(example[f"{name}_pretokenized"]).item().decode()
     sample = {"inputs": text("inputs"), "target": text("targets"), "prediction": prediction}
     return sample | ({"image": example["image"]} if "image" in example else {})
+
+
+def _scores(task: Task, examples: Sequence[dict], predictions: Sequence[Sequence[str]]) -> list[dict[str, float]]:
+    return [task.score(examples, texts) for texts in predictions]
 
 
 def _combine(per_task: dict[str, dict[str, float]]) -> dict[str, float]:

@@ -1,6 +1,12 @@
-"""Ctrl-C and SIGTERM: the run finishes its step, saves, and says how to go on. A second signal stops at once."""
+"""Ctrl-C and SIGTERM: the run finishes its step, saves, and says how to go on. A second signal stops at once.
+
+With several processes a signal to any one of them stops all after the same step.
+"""
 
 import signal
+
+from adalink_jax import parallel
+from adalink_jax.errors import Preempted, Stopped
 
 
 class Interrupted(Exception):
@@ -8,10 +14,11 @@ class Interrupted(Exception):
 
 
 class StopRequest:
-    """While entered, turns SIGINT and SIGTERM into a flag."""
+    """While entered, turns SIGINT and SIGTERM into a flag, which all processes see alike (see `parallel.Agreement`)."""
 
     def __init__(self):
-        self.signal: int | None = None
+        self._signal = self._known = 0
+        self._agreement = parallel.Agreement()
 
     def __enter__(self):
         self._old = {s: signal.signal(s, self._handle) for s in (signal.SIGINT, signal.SIGTERM)}
@@ -22,15 +29,20 @@ class StopRequest:
             signal.signal(number, handler)
 
     def _handle(self, number, _):
-        if self.signal is not None:
+        if self._signal:
             raise KeyboardInterrupt
-        self.signal = number
+        self._signal = number
 
     def requested(self) -> bool:
-        """Whether a stop was asked for."""
-        return self.signal is not None
+        """Whether a stop was asked for; all processes must ask equally often."""
+        self._known = self._agreement.largest(int(self._signal))
+        return self._known != 0
 
     def check(self) -> None:
         """Raises `Interrupted` if a stop was asked for."""
         if self.requested():
             raise Interrupted
+
+    def stopped(self, message: str) -> Stopped:
+        """What a run that stopped for the signal raises."""
+        return (Preempted if self._known == signal.SIGTERM else Stopped)(message)

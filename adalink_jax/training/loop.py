@@ -48,7 +48,7 @@ def run_loop(
       train_step: compiled `(state, frozen, batch) -> (state, metrics)`; the state is donated.
       state: where to start.
       frozen: passed to each step, never changed.
-      batches: at the position that belongs to `state`.
+      batches: at the position that belongs to `state`; each gives this process's rows (`parallel.local_rows`).
       mesh: where batches go.
       total_steps: the last step.
       on_metrics: called for each step with `(step, metrics, examples per second)`; metrics of a pack are arrays [A].
@@ -82,9 +82,9 @@ def run_loop(
     with _Profiler(profile, profile_dir) as profiler:
         while step < total_steps and not stop():
             profiler.before(step + 1)
-            batch = next(batches)
+            batch = parallel.put_batch(next(batches), mesh)
             rows = len(next(iter(batch.values())))
-            state, metrics = parallel.settle(train_step(state, frozen, parallel.put_batch(batch, mesh)))
+            state, metrics = parallel.settle(train_step(state, frozen, batch))
             step += 1
             read_pending()
             pending = (step, rows, metrics)

@@ -8,9 +8,13 @@ from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
+from adalink_jax import parallel
+
 
 class MetricWriter:
     """Appends to `MODEL_DIR/metrics.jsonl` and to TensorBoard events in `MODEL_DIR/tensorboard`; use it as a context.
+
+    Only the first process writes; all know which rows there are.
 
     Args:
       model_dir: the run's folder.
@@ -19,20 +23,28 @@ class MetricWriter:
 
     def __init__(self, model_dir: str, resumed_at: int):
         folder = epath.Path(model_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        self._path = folder / "metrics.jsonl"
-        rows = self._path.read_text().splitlines() if self._path.exists() else []
-        self._rows = [row for row in rows if _step(row) <= resumed_at]
-        self._path.write_text("".join(row + "\n" for row in self._rows))
+        self._path, self._events = folder / "metrics.jsonl", None
+        self._rows = parallel.once(self._kept_rows, resumed_at)
+        if not parallel.is_first():
+            return
         self._events = EventFileWriter(str(folder / "tensorboard"))
         if resumed_at:  # TensorBoard then drops what was written of later steps
             start = Event(wall_time=time.time(), step=resumed_at + 1, session_log=SessionLog(status=SessionLog.START))
             self._events.add_event(start)
 
+    def _kept_rows(self, resumed_at: int) -> list[str]:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        rows = self._path.read_text().splitlines() if self._path.exists() else []
+        rows = [row for row in rows if _step(row) <= resumed_at]
+        self._path.write_text("".join(row + "\n" for row in rows))
+        return rows
+
     def write(self, step: int, values: dict[str, float]) -> None:
         """Writes `values`, by tag, for `step`."""
         values = {tag: float(value) for tag, value in values.items()}
         self._rows.append(json.dumps({"step": step, **values}))
+        if self._events is None:
+            return
         with self._path.open("a") as file:
             file.write(self._rows[-1] + "\n")
         summary = Summary(value=[Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()])
@@ -46,7 +58,8 @@ class MetricWriter:
         return self
 
     def __exit__(self, *_):
-        self._events.close()
+        if self._events is not None:
+            self._events.close()
 
 
 def _step(row: str) -> float:

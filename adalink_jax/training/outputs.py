@@ -1,4 +1,8 @@
-"""The files that a run leaves in its folder, besides checkpoints and metrics."""
+"""The files that a run leaves in its folder, besides checkpoints and metrics.
+
+Functions that take arrays are called by all processes, and the first writes; of the others, the first alone is asked
+(`parallel.once`).
+"""
 
 import importlib.metadata
 import json
@@ -6,7 +10,7 @@ import json
 import numpy as np
 from etils import epath
 
-from adalink_jax import checkpoints
+from adalink_jax import checkpoints, parallel
 from adalink_jax.adapters import describe_adapter
 from adalink_jax.training import partition, pictures, tables
 from adalink_jax.training.evaluation import Result
@@ -31,7 +35,7 @@ def write_before(folder: epath.Path, result: Result) -> None:
 
 def read_before(folder: epath.Path) -> Result | None:
     """What `write_before` wrote; None if it has not."""
-    if not (folder / BEFORE).exists():
+    if not parallel.once((folder / BEFORE).exists):
         return None
     found = json.loads((folder / BEFORE).read_text())
     samples = [{**s, "image": np.array(s["image"], np.float32)} if "image" in s else s for s in found["samples"]]
@@ -74,7 +78,7 @@ def write_parameters(
         base = {key: base[key] for key in ("name", "fingerprint")}
         about |= describe_adapter(setup.model.adapter) | {"base": base}
         checkpoints.save_adapter(folder / "adapter", whole["adapter"], about)
-        size = sum(f.stat().length for f in (folder / "adapter").iterdir())
+        size = parallel.once(lambda: sum(f.stat().length for f in (folder / "adapter").iterdir()))
         written.append(("adapter/", f"the adapter, {size / 1000:.0f} kB; INITIAL_ADAPTER_PATH takes it"))
         if "backbone" not in trainable and "adapter" in last:
             last_about = {key: value for key, value in about.items() if key != "metrics"} | {"step": summary["steps"]}
@@ -100,12 +104,13 @@ def write_end(
 ) -> list[tuple[str, str]]:
     """What leaves the run: what `write_parameters` writes, the picture, `summary.json`; `(file, what it is)` of each."""
     written = write_parameters(folder, setup, params, trainable, last, summary)
+    shown = {name: value for name, value in summary.items() if name.startswith(("frozen_", "adapted_"))}
+    title = f"{summary['task']}: " + ", ".join(f"{k.replace('_', ' ')} {v:.3f}" for k, v in shown.items())
+    old = [sample["prediction"] for sample in before.samples]
     if "image" in after.samples[0]:
-        shown = {name: value for name, value in summary.items() if name.startswith(("frozen_", "adapted_"))}
-        title = f"{summary['task']}: " + ", ".join(f"{k.replace('_', ' ')} {v:.3f}" for k, v in shown.items())
-        pictures.draw_samples(folder / "samples.png", after.samples, [s["prediction"] for s in before.samples], title)
+        parallel.once(pictures.draw_samples, folder / "samples.png", after.samples, old, title)
         written.append(("samples.png", "sample images with the predictions"))
-    write_summary(folder, summary)
+    parallel.once(write_summary, folder, summary)
     return written + [
         (SUMMARY, "scores, counts, seconds"),
         ("metrics.jsonl", "every metric by step"),

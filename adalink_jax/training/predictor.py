@@ -99,7 +99,9 @@ class Predictor:
             if self.names:
                 batch["adapter_index"] = np.pad(index[start:][: len(chunk)], (0, self._batch_size - len(chunk)))
             with parallel.use_mesh(self._mesh, self._rules):
-                ids = np.asarray(self._generate(self._params, parallel.put_batch(batch, self._mesh)))
+                mine = parallel.local_rows(self._batch_size, self._mesh)
+                batch = parallel.put_batch({name: x[mine] for name, x in batch.items()}, self._mesh)
+                ids = parallel.to_host(parallel.settle(self._generate(self._params, batch)))
             for row in ids[: len(chunk)]:
                 text = self._vocabulary.decode(row)
                 yield text if self._stop is None else self._stop.cut(text)

@@ -16,7 +16,7 @@ from etils import epath
 
 from adalink_jax import parallel
 from adalink_jax.data import BatchIterator, FeatureConverter, get_tasks, train_batches
-from adalink_jax.errors import NotFinite, Stopped, UserError
+from adalink_jax.errors import NotFinite, UserError
 from adalink_jax.training import outputs
 from adalink_jax.training.console import Console
 from adalink_jax.training.evaluation import Evaluator, Result
@@ -29,7 +29,7 @@ from adalink_jax.training.step import CrossEntropy, TrainState, check_batch, mak
 
 NUM_SAMPLES = 12
 # Settings that may have another value when a run goes on: they change no result, or only how far the run goes.
-MAY_CHANGE = ("CheckpointConfig.", "make_mesh.", "logical_axis_rules.", *(
+MAY_CHANGE = ("CheckpointConfig.", "expect_devices.", "make_mesh.", "logical_axis_rules.", *(
     f"{name}.{setting}" for name in ("train", "train_pack")
     for setting in ("model_dir", "total_steps", "eval_period", "log_period", "profile_steps", "checkpoints",
                     "at_once")
@@ -80,6 +80,7 @@ def train(
       Stopped: after a stop was asked for and the state was saved.
     """
     started = time.time()
+    parallel.expect_devices()
     mesh, rules = parallel.make_mesh(), parallel.logical_axis_rules()
     task, eval_tasks = check_setup(setup, microbatches, mesh)
     loss, checkpoints = loss or CrossEntropy(), checkpoints or CheckpointConfig()  # with gin's settings
@@ -91,18 +92,20 @@ def train(
     with parallel.use_mesh(mesh, rules), StopRequest() as stop, Console(model_dir) as console, newest, best:
         facts = newest.facts()
         best.facts()  # refuses a run of other settings that was killed before its first checkpoint
-        if (newest.latest_step() or 0) >= total_steps and (summary := outputs.read_summary(folder)):
+        if (newest.latest_step() or 0) >= total_steps and (summary := parallel.once(outputs.read_summary, folder)):
             console.already_done(summary)
             return summary
         params = load_parameters(setup, mesh, rules)
-        state = jax.device_put(TrainState(jnp.int32(0), params.trainable, optimizer.init(params.trainable)))
+        state = TrainState(jnp.int32(0), params.trainable, optimizer.init(params.trainable))
+        state = parallel.on_mesh(state, mesh)
         console.parameters(params)
-        batches = train_batches(task, setup.dataset)
+        batches = train_batches(task, setup.dataset, parallel.local_rows(setup.dataset.batch_size, mesh))
         if facts:
             state = newest.restore(state)
             batches.set_state(facts["data_position"])
             console.resumed(int(state.step))
-        outputs.write_start(folder, params, config_text())
+        config = config_text()
+        parallel.once(outputs.write_start, folder, params, config)
         evaluator = make_evaluator(setup, eval_tasks, mesh)
         with MetricWriter(folder, resumed_at=int(state.step)) as writer:
             run = Run(setup, params, folder, newest, best, writer, console, stop, batches, evaluator, metric)
@@ -122,7 +125,9 @@ def train(
             after = run.score_chosen(state)
             if stop.requested():
                 run.save(state)
-                raise Stopped(f"Stopped after step {int(state.step)} and saved; the same command goes on from there.")
+                newest.wait()
+                step = newest.latest_step()  # asked of all processes: none ends before the others have saved
+                raise stop.stopped(f"Stopped after step {step} and saved; the same command goes on from there.")
             return run.finish(state, before, after, time.time() - started)
 
 
@@ -218,7 +223,7 @@ class Run:
         self.evaluate(state)
         result = self._score(state.trainable, "test")
         if result is not None:
-            outputs.write_before(self.folder, result)
+            parallel.once(outputs.write_before, self.folder, result)
             self.writer.write(0, tagged("test", result))
             self.console.scores(0, "test", result.scores)
         return result
@@ -303,6 +308,7 @@ def evaluate(setup: Setup, split: str = "test") -> dict[str, float]:
     Raises:
       UserError, CheckpointError: for bad settings and files.
     """
+    parallel.expect_devices()
     mesh, rules = parallel.make_mesh(), parallel.logical_axis_rules()
     _, tasks = _check_data(setup, 1, mesh)
     with parallel.use_mesh(mesh, rules):

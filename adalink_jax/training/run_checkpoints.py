@@ -14,6 +14,7 @@ import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
+from adalink_jax import parallel
 from adalink_jax.checkpoints import digests
 from adalink_jax.errors import CheckpointError
 from adalink_jax.training.step import TrainState
@@ -66,7 +67,7 @@ class RunCheckpoints:
 
     def latest_step(self) -> int | None:
         """The newest step that was written whole."""
-        return self._manager.latest_step() if self.folder.exists() else None
+        return self._manager.latest_step() if parallel.once(self.folder.exists) else None
 
     def save(self, state: TrainState, **facts) -> None:
         """Writes the state in the background, with JSON-able `facts` (`data_position`, `score`).

@@ -16,7 +16,7 @@ import optax
 from etils import epath
 
 from adalink_jax import parallel
-from adalink_jax.errors import NotFinite, Stopped
+from adalink_jax.errors import NotFinite, UserError
 from adalink_jax.training import outputs
 from adalink_jax.training.console import Console
 from adalink_jax.training.evaluation import Evaluator, Result
@@ -82,6 +82,9 @@ def train_pack(
       Stopped: after a stop was asked for and the state was saved.
     """
     started = time.time()
+    if jax.process_count() > 1:
+        raise UserError(f"A pack is trained by one process, on all of its devices; this job has {jax.process_count()}.")
+    parallel.expect_devices()
     mesh, rules = parallel.make_mesh(), parallel.logical_axis_rules()
     members = grid(learning_rates, seeds, ranks)
     task, eval_tasks = check_setup(members[0].setup(setup), microbatches, mesh)
@@ -126,7 +129,7 @@ def train_pack(
         results = run.score_test() if test else None
         if stop.requested():
             run.save(state)
-            raise Stopped(f"Stopped after step {int(state.step)} and saved; the same command goes on from there.")
+            raise stop.stopped(f"Stopped after step {int(state.step)} and saved; the same command goes on from there.")
         return run.finish(state, results, total_steps, time.time() - started)
 
 

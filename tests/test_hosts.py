@@ -1,0 +1,244 @@
+"""Jobs of several processes: the same results, the same data, orderly ends. Each process is an `adalink train` of its own."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+pytest.importorskip("seqio")
+
+from adalink_jax.cli.main import main  # noqa: E402
+from adalink_jax.data import EpochIterator, FeatureConverter, padded_batches  # noqa: E402
+
+STEPS = 40
+TASK = """
+import functools
+import seqio
+import tensorflow as tf
+from adalink_jax.data import digits, seqio_tasks
+
+def scenes(split, shuffle_files, seed=None):
+    name, count = {"train": ("digits_reverse", 1000), "validation": ("digits_largest", 20), "test": ("digits_largest", 40)}[split]
+    return tf.data.Dataset.from_tensor_slices(digits.compose(name, split)).take(count)
+
+task = seqio.TaskRegistry.get("digits_reverse")
+seqio.TaskRegistry.add(
+    "digits_few", source=seqio.FunctionDataSource(scenes, splits=["train", "validation", "test"]),
+    preprocessors=task.preprocessors, output_features=task.output_features, metric_fns=task.metric_fns)
+"""
+
+
+def flags(model_dir, **macros):
+    macros = {
+        "MODEL_DIR": str(model_dir),
+        "TRAIN_STEPS": STEPS,
+        "EVAL_PERIOD": 20,
+        "CHECKPOINT_PERIOD": 1000,
+        "BATCH_SIZE": 32,  # the 40 test examples leave a batch in which three of four processes have padding only
+        "RANK": 4,
+        "WARMUP_STEPS": 2,
+        "LEARNING_RATE": 1e-3,
+        "MIXTURE_OR_TASK_NAME": "digits_few",
+        "DatasetConfig.mixture_or_task_module": "few_digits",
+        "train.log_period": 1,
+    } | macros
+    return [*(f"--gin.{name}={value!r}" for name, value in macros.items())]
+
+
+class Job:
+    """Processes that run one command; at the end of the context none is left."""
+
+    def __init__(self, count, arguments, cwd, devices=1):
+        with socket.socket() as free:
+            free.bind(("localhost", 0))
+            port = free.getsockname()[1]
+        command = [sys.executable, "-m", "adalink_jax", *arguments]
+        several = lambda i: [
+            f"--coordinator_address=localhost:{port}",
+            f"--process_count={count}",
+            f"--process_index={i}",
+        ]
+        env = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+        start = lambda i: subprocess.Popen(
+            command + (several(i) if count > 1 else []), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            env=env, cwd=cwd,
+        )  # fmt: skip
+        self.processes = [start(i) for i in range(count)]
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        for process in self.processes:
+            process.kill()
+            process.communicate()
+
+    def wait_for(self, condition, seconds=240):
+        deadline = time.monotonic() + seconds
+        while not condition():
+            for process in self.processes:
+                assert process.poll() is None, process.communicate()[0][-3000:]
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+
+    def end(self, seconds=240):
+        """Exit statuses and outputs."""
+        deadline = time.monotonic() + seconds
+        outputs = [process.communicate(timeout=max(1, deadline - time.monotonic()))[0] for process in self.processes]
+        return [process.returncode for process in self.processes], outputs
+
+
+def rows(model_dir):
+    path = model_dir / "metrics.jsonl"
+    return [json.loads(row) for row in path.read_text().splitlines()] if path.exists() else []
+
+
+def trained(model_dir, step):
+    return any(row["step"] >= step and "train/loss" in row for row in rows(model_dir))
+
+
+def assert_same_run(found, wanted):
+    keep = lambda row: {name: value for name, value in row.items() if name != "train/examples_per_second"}
+    assert [list(keep(row)) for row in rows(found)] == [list(keep(row)) for row in rows(wanted)]
+    for one, other in zip(rows(found), rows(wanted)):
+        assert keep(one) == pytest.approx(keep(other), rel=1e-5)
+    for folder in ("adapter", "adapter_last"):
+        one, other = (load_file(path / folder / "adapter_model.safetensors") for path in (found, wanted))
+        assert one.keys() == other.keys()
+        for name in one:
+            np.testing.assert_allclose(one[name], other[name], atol=1e-5, err_msg=f"{folder} {name}")
+    one, other = (json.loads((path / "summary.json").read_text()) for path in (found, wanted))
+    assert one | {"seconds": 0} == other | {"seconds": 0}
+    assert (found / "before.json").read_text() == (wanted / "before.json").read_text()  # predictions, in order
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with the task's module, from which every command is given."""
+    folder = tmp_path_factory.mktemp("hosts")
+    (folder / "few_digits.py").write_text(TASK)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def alone(place):
+    """The run of one process that nothing disturbs."""
+    with Job(1, ["quickstart", *flags(place / "alone")], place) as job:
+        statuses, outputs = job.end()
+    assert statuses == [0], outputs[0][-3000:]
+    return place / "alone"
+
+
+@pytest.mark.parametrize("count, devices, more", [
+    (2, 1, []),
+    pytest.param(4, 1, [], marks=pytest.mark.slow),
+    # The processes share all rows: the model is split over both.
+    pytest.param(2, 2, ["--gin_file=gin/meshes/model_parallel.gin", "--gin.MODEL_DEVICES=4"], marks=pytest.mark.slow),
+])  # fmt: skip
+def test_several_processes_give_the_run_of_one(place, alone, count, devices, more):
+    model_dir = place / f"{count}_processes_{devices}_devices"
+    with Job(count, ["quickstart", *more, *flags(model_dir, NUM_DEVICES=count * devices)], place, devices) as job:
+        statuses, outputs = job.end()
+    assert statuses == [0] * count, [text[-3000:] for text in outputs]
+    assert_same_run(model_dir, alone)
+    assert ["best step" in text for text in outputs] == [True] + [False] * (count - 1)  # one of them prints
+
+
+@pytest.mark.parametrize("counts", [(2, 1), pytest.param((4, 2, 1), marks=pytest.mark.slow)])
+def test_a_stopped_job_goes_on_with_fewer_processes_and_the_same_data(place, alone, counts):
+    model_dir, saved = place / f"stopped_{counts}", [0]
+    for count in counts[:-1]:
+        with Job(count, ["quickstart", *flags(model_dir)], place) as job:
+            job.wait_for(lambda: trained(model_dir, saved[-1] + 4))
+            job.processes[-1].send_signal(signal.SIGTERM)
+            statuses, outputs = job.end(60)
+        assert statuses == [75] * count, [text[-3000:] for text in outputs]
+        saved.append(max(int(path.name) for path in (model_dir / "checkpoints").iterdir()))
+        for text in outputs:
+            assert f"Stopped after step {saved[-1]} and saved; the same command goes on from there." in text
+            assert "Traceback" not in text
+    assert saved == sorted(set(saved)) and saved[-1] < STEPS
+    assert not (model_dir / "summary.json").exists()
+    with Job(counts[-1], ["quickstart", *flags(model_dir)], place) as job:
+        statuses, outputs = job.end()
+    assert statuses == [0], outputs[0][-3000:]
+    assert f"Going on from step {saved[-1]} " in outputs[0]
+    assert_same_run(model_dir, alone)
+
+
+@pytest.mark.parametrize("victim, number", [
+    (1, signal.SIGKILL),
+    pytest.param(0, signal.SIGKILL, marks=pytest.mark.slow),
+    pytest.param(1, signal.SIGSTOP, marks=pytest.mark.slow),  # it is silent, but its connections are open
+])  # fmt: skip
+def test_a_killed_process_ends_the_job(place, victim, number):
+    model_dir = place / f"killed_{victim}_{number}"
+    with Job(2, ["quickstart", *flags(model_dir, TRAIN_STEPS=100_000, EVAL_PERIOD=0)], place) as job:
+        job.wait_for(lambda: trained(model_dir, 2))
+        job.processes[victim].send_signal(number)
+        other = job.processes[1 - victim]
+        other.communicate(timeout=60)
+        assert other.returncode != 0
+        job.processes[victim].send_signal(signal.SIGCONT)
+        job.processes[victim].communicate(timeout=30)
+        assert job.processes[victim].returncode != 0
+
+
+@pytest.mark.slow
+def test_eval_counts_every_example_once_on_any_number_of_processes(place, alone):
+    config = [f"--gin_file={alone}/config.gin", f"--gin.INITIAL_ADAPTER_PATH='{alone}/adapter'", "--json"]
+    with Job(2, ["eval", *config], place) as job:
+        statuses, outputs = job.end()
+    assert statuses == [0, 0], [text[-3000:] for text in outputs]
+    score = json.loads((alone / "summary.json").read_text())["adapted_accuracy"]
+    assert f'{{"accuracy": {score!r}}}' in outputs[0] and "accuracy" not in outputs[1]
+
+
+def test_the_rows_of_all_processes_are_the_global_batch():
+    examples = [{"inputs": [i + 3, 1], "targets": [i + 3, 1], "image": np.full((2, 2, 1), i)} for i in range(13)]
+    converter = FeatureConverter({"inputs": 4, "targets": 4})
+    shares = [[0, 1, 4, 5], [2, 3, 6, 7]]
+    whole = EpochIterator(lambda seed, start: examples[start:], converter, 8, seed=0)
+    parts = [EpochIterator(lambda seed, start: examples[start:], converter, 8, 0, rows) for rows in shares]
+    batch = next(whole)
+    for rows, part in zip(shares, parts):
+        np.testing.assert_equal(next(part), {name: x[rows] for name, x in batch.items()})
+        assert part.get_state() == whole.get_state()
+    for rows in [*shares, [6, 7]]:  # of the last batch, 5 of 8, the last rows are padding only
+        for (batch, these), (part, those) in zip(
+            padded_batches(examples, converter, 8), padded_batches(examples, converter, 8, rows), strict=True
+        ):
+            assert these == those
+            np.testing.assert_equal(part, {name: x[rows] for name, x in batch.items()})
+
+
+@pytest.mark.parametrize("arguments, words", [
+    (["--process_count=2"], ["go together; missing: --coordinator_address, --process_index."]),
+    (["--coordinator_address=here:1", "--process_count=2"], ["missing: --process_index."]),
+    (["--coordinator_address=here:1", "--process_count=2", "--process_index=2"], ["--process_index=2", "up to but not"]),
+    (["--coordinator_address=here", "--process_count=2", "--process_index=0"], ["--coordinator_address=here must be"]),
+    (["--gin.NUM_DEVICES=16"], ["NUM_DEVICES is 16, but the job has 1"]),
+])  # fmt: skip
+def test_a_job_that_is_not_what_was_asked_for_is_refused_in_one_sentence(tmp_path, capsys, arguments, words):
+    for command in ("quickstart", "eval"):
+        argv = ["--gin_file=gin/runs/quickstart.gin"] if command == "eval" else []
+        assert main([command, *argv, f"--gin.MODEL_DIR='{tmp_path}/run'", *arguments]) == 2
+        err = capsys.readouterr().err
+        for word in words:
+            assert word in err
+        assert err.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_cluster_that_is_not_there_is_told_in_one_sentence(place):
+    with Job(1, ["quickstart", "--multiprocess", *flags(place / "nowhere")], place) as job:
+        statuses, outputs = job.end()
+    assert statuses == [2]
+    assert "--multiprocess found no cluster" in outputs[0] and outputs[0].count("\n") == 1

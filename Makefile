@@ -16,7 +16,7 @@ TESTABLE  := $(VENV)/.installed-dev
 PYTEST    := JAX_PLATFORMS=cpu TF_CPP_MIN_LOG_LEVEL=3 $(BIN)/python -m pytest $(PYTEST_ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-slow plan-matrix wheel clean
+.PHONY: help quickstart test test-slow soak plan-matrix wheel clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,6 +29,9 @@ test: $(TESTABLE)  ## install what the tests need, then run all but the slow one
 
 test-slow: $(TESTABLE)  ## the slow tests only
 	$(PYTEST) -m "slow and not t5x"
+
+soak: $(INSTALLED)  ## kill one training run 50 times at random moments, and compare its end with an undisturbed one (15 minutes)
+	$(BIN)/python benchmarks/soak.py
 
 plan-matrix: $(VENV)/.installed-plan  ## plans of large models on TPU slices, compiled here (hours; it resumes; runs/plan_matrix)
 	$(BIN)/python benchmarks/plan_matrix.py

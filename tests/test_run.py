@@ -189,30 +189,51 @@ def test_a_folder_with_another_configuration_is_refused_and_kept(finished, capsy
     assert contents(finished) == before
 
 
-@pytest.mark.parametrize("how", ["truncated", "flipped"])
-def test_a_damaged_checkpoint_is_refused_and_kept(finished, tmp_path, capsys, how):
-    import shutil
-
-    model_dir = tmp_path / how
-    shutil.copytree(finished, model_dir)
-    (model_dir / "summary.json").unlink()
-    files = [
-        p for p in (model_dir / "checkpoints" / str(STEPS) / "state").rglob("*") if p.is_file() and "/d/" in str(p)
-    ]
-    for path in files:
+def damage(model_dir, step, how):
+    """Every data file of a checkpoint, cut in half or with one bit changed."""
+    found = (model_dir / "checkpoints" / str(step) / "state").rglob("*")
+    for path in (p for p in found if p.is_file() and "/d/" in str(p)):
         data = bytearray(path.read_bytes())
         if how == "truncated":
             data = data[: len(data) // 2]
         else:
             data[len(data) // 2] ^= 1
         path.write_bytes(data)
+
+
+@pytest.mark.parametrize("how", ["truncated", "flipped"])
+def test_a_damaged_checkpoint_is_passed_over_for_the_last_good_one(finished, tmp_path, capsys, how):
+    import shutil
+
+    model_dir = tmp_path / how
+    shutil.copytree(finished, model_dir)
+    (model_dir / "summary.json").unlink()
+    damage(model_dir, STEPS, how)
+    assert quickstart(model_dir) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert f"checkpoints/{STEPS} cannot be used" in told and "Going on from step 18" in told
+    name = "adapter_model.safetensors"
+    assert (model_dir / "adapter" / name).read_bytes() == (finished / "adapter" / name).read_bytes()
+    (model_dir / "summary.json").unlink()
+    assert quickstart(model_dir) == 0  # the damaged one was replaced
+    assert f"Going on from step {STEPS}" in capsys.readouterr().out
+    gc.collect()  # what Orbax left behind is complained of here, not in a later test
+
+
+def test_a_run_without_a_good_checkpoint_is_refused_and_kept(finished, tmp_path, capsys):
+    import shutil
+
+    model_dir = tmp_path / "all"
+    shutil.copytree(finished, model_dir)
+    (model_dir / "summary.json").unlink()
+    for step in (18, STEPS):
+        damage(model_dir, step, "flipped")
     before = contents(model_dir)
     assert quickstart(model_dir) == 2
     err = capsys.readouterr().err
-    assert f"checkpoints/{STEPS} cannot be used" in err
-    assert "delete that folder to resume from step 18" in err
+    assert "No checkpoint in" in err and "step 24" in err and "step 18" in err and "delete that folder" in err
     assert contents(model_dir) == before
-    gc.collect()  # what Orbax left behind is complained of here, not in a later test
+    gc.collect()
 
 
 def test_an_adapter_of_another_base_is_refused(finished, tmp_path, capsys):

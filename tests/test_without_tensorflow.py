@@ -49,12 +49,12 @@ with parallel.use_mesh(mesh, rules):
     optimizer = optimizers.adamw(0.01)
     state = TrainState(jnp.int32(0), params.trainable, optimizer.init(params.trainable))
     batches = EpochIterator(examples, FeatureConverter({"inputs": 24, "targets": 4}), 16, seed=0)
-    with metric_writer.MetricWriter(sys.argv[1], resumed_at=0) as writer:
-        state = run_loop(
-            jax.jit(make_train_step(model, optimizer)), state, params.frozen, batches, mesh=mesh, total_steps=20,
-            on_metrics=lambda step, metrics, rate: (losses.append(metrics["loss"]), writer.write(step, metrics)),
-            after_steps=[],
-        )
+    writer = metric_writer.MetricWriter(sys.argv[1], resumed_at=0)
+    state = run_loop(
+        jax.jit(make_train_step(model, optimizer)), state, params.frozen, batches, mesh=mesh, total_steps=20,
+        on_metrics=lambda step, metrics, rate: (losses.append(metrics["loss"]), writer.write(step, metrics)),
+        after_steps=[],
+    )
 assert losses[-1] < losses[0], losses
 assert not [name for name in sys.modules if name.split(".")[0] in ("tensorflow", "seqio")]
 print("trained", len(losses))

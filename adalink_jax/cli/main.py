@@ -1,6 +1,7 @@
 """The `adalink` command: finds the subcommand, imports what it needs, and prints errors in one sentence."""
 
 import difflib
+import errno
 import importlib
 import os
 import sys
@@ -43,6 +44,12 @@ commands:
 """
 
 USER_ERROR, STOPPED = 2, 130
+_ELSEWHERE = "make it writable, or give another folder"
+_ROOM = "make room there, and give the same command again"
+_DISK = {
+    errno.EACCES: _ELSEWHERE, errno.EPERM: _ELSEWHERE, errno.EROFS: _ELSEWHERE,
+    errno.ENOSPC: _ROOM, errno.EDQUOT: _ROOM, errno.EFBIG: _ROOM,
+}  # fmt: skip
 
 
 def usage() -> str:
@@ -87,6 +94,13 @@ def main(argv: list[str] | None = None) -> int:
         return command(rest)
     except UserError as e:
         print(f"error: {original_message(e)}", file=sys.stderr)
+        return USER_ERROR
+    except OSError as e:
+        if e.errno not in _DISK:
+            raise
+        print(
+            f"error: {e.filename or 'A file'} could not be written ({e.strerror}); {_DISK[e.errno]}.", file=sys.stderr
+        )
         return USER_ERROR
     except Stopped as e:
         print(original_message(e), file=sys.stderr)

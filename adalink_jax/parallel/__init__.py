@@ -1,6 +1,6 @@
 """Processes, meshes and logical axis rules: where every array lives. Imports nothing of the project."""
 
-from adalink_jax.parallel.distributed import Agreement, expect_devices, initialize, is_first, once
+from adalink_jax.parallel.distributed import Agreement, all_agree, expect_devices, initialize, is_first, once
 from adalink_jax.parallel.mesh import data_axis_size, make_mesh
 from adalink_jax.parallel.sharding import (
     batch_sharding,
@@ -22,6 +22,7 @@ from adalink_jax.parallel.sharding import (
 
 __all__ = [
     "Agreement",
+    "all_agree",
     "batch_sharding",
     "by_shard",
     "constrain",

@@ -1,7 +1,7 @@
 """Many processes, one program: how they find each other, what each holds, and how they agree.
 
 Every process runs the same lines with the same values. What depends on one of them (its files, its signals) is known to one and
-told to all: `once` and `Agreement` are the only two ways.
+told to all: `once`, `all_agree` and `Agreement` are the only ways.
 """
 
 import json
@@ -115,6 +115,11 @@ def once(action: Callable[..., T], *arguments) -> T:
     if "error" in told:
         raise UserError(f"The first process stopped: {told['error']}")
     return told["value"]
+
+
+def all_agree(mine: bool) -> bool:
+    """Whether it is so in every process; all ask, and wait for each other."""
+    return mine if jax.process_count() == 1 else bool(multihost_utils.process_allgather(np.array(mine)).all())
 
 
 class Agreement:

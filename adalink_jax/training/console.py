@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from rich.console import Console as RichConsole
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
@@ -12,6 +13,7 @@ from rich.text import Text
 from adalink_jax import parallel
 from adalink_jax.training import tables
 from adalink_jax.training.evaluation import Result, printable
+from adalink_jax.training.run_checkpoints import RunCheckpoints
 from adalink_jax.training.setup import Parameters
 
 LINE_EVERY_SECONDS = 15  # without a terminal
@@ -64,8 +66,11 @@ class Console:
             soft_wrap=True,
         )
 
-    def resumed(self, step: int) -> None:
-        """The run goes on."""
+    def resumed(self, step: int, saved: RunCheckpoints) -> None:
+        """The run goes on, perhaps from an older checkpoint than the newest."""
+        for bad, why in saved.damaged.items():
+            told = f"The checkpoint {saved.folder / str(bad)} cannot be used ({why}); it is passed over, and replaced at step {bad}."
+            self._out.print(escape(told), style="bold red")
         self._out.print(f"Going on from step {step} in {self._model_dir}.")
 
     def already_done(self, summary: dict) -> None:

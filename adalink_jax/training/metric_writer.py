@@ -1,18 +1,20 @@
 """Metrics of a run, written twice: TensorBoard events and `metrics.jsonl`. TensorFlow is not needed."""
 
 import json
+import socket
 import time
 
 from etils import epath
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
-from tensorboard.summary.writer.event_file_writer import EventFileWriter
+from tensorboard.summary.writer.record_writer import RecordWriter
 
 from adalink_jax import parallel
+from adalink_jax.training.growing_file import GrowingFile
 
 
 class MetricWriter:
-    """Appends to `MODEL_DIR/metrics.jsonl` and to TensorBoard events in `MODEL_DIR/tensorboard`; use it as a context.
+    """Adds to `MODEL_DIR/metrics.jsonl` and to TensorBoard events in `MODEL_DIR/tensorboard`.
 
     Only the first process writes; all know which rows there are.
 
@@ -22,44 +24,50 @@ class MetricWriter:
     """
 
     def __init__(self, model_dir: str, resumed_at: int):
-        folder = epath.Path(model_dir)
-        self._path, self._events = folder / "metrics.jsonl", None
+        self._folder = epath.Path(model_dir)
         self._rows = parallel.once(self._kept_rows, resumed_at)
-        if not parallel.is_first():
+        self._writes = parallel.is_first()
+        if not self._writes:
             return
-        self._events = EventFileWriter(str(folder / "tensorboard"))
+        self._table = GrowingFile(self._folder / "metrics.jsonl", "".join(row + "\n" for row in self._rows).encode())
+        started = time.time()
+        name = f"events.out.tfevents.{started:.6f}.{socket.gethostname()}"
+        (self._folder / "tensorboard").mkdir(parents=True, exist_ok=True)
+        self._events = GrowingFile(self._folder / "tensorboard" / name)
+        self._records = RecordWriter(self._events)
+        self._add_event(Event(wall_time=started, file_version="brain.Event:2"))
         if resumed_at:  # TensorBoard then drops what was written of later steps
-            start = Event(wall_time=time.time(), step=resumed_at + 1, session_log=SessionLog(status=SessionLog.START))
-            self._events.add_event(start)
+            start = SessionLog(status=SessionLog.START)
+            self._add_event(Event(wall_time=started, step=resumed_at + 1, session_log=start))
 
     def _kept_rows(self, resumed_at: int) -> list[str]:
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        rows = self._path.read_text().splitlines() if self._path.exists() else []
-        rows = [row for row in rows if _step(row) <= resumed_at]
-        self._path.write_text("".join(row + "\n" for row in rows))
+        path = self._folder / "metrics.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        found = path.read_text() if path.exists() else ""
+        rows = [row for row in found.splitlines() if _step(row) <= resumed_at]
+        kept = "".join(row + "\n" for row in rows)
+        if kept != found or not path.exists():
+            path.write_text(kept)
         return rows
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Writes `values`, by tag, for `step`."""
         values = {tag: float(value) for tag, value in values.items()}
         self._rows.append(json.dumps({"step": step, **values}))
-        if self._events is None:
+        if not self._writes:
             return
-        with self._path.open("a") as file:
-            file.write(self._rows[-1] + "\n")
+        self._table.write(self._rows[-1].encode() + b"\n")
+        self._table.flush()
         summary = Summary(value=[Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()])
-        self._events.add_event(Event(wall_time=time.time(), step=step, summary=summary))
+        self._add_event(Event(wall_time=time.time(), step=step, summary=summary))
+
+    def _add_event(self, event: Event) -> None:
+        self._records.write(event.SerializeToString())
+        self._events.flush()
 
     def has(self, step: int, tag: str) -> bool:
         """Whether `tag` was written for `step`."""
         return any(tag in row and json.loads(row)["step"] == step for row in self._rows)
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        if self._events is not None:
-            self._events.close()
 
 
 def _step(row: str) -> float:

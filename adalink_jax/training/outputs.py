@@ -4,8 +4,10 @@ Functions that take arrays are called by all processes, and the first writes; of
 (`parallel.once`).
 """
 
+import contextlib
 import importlib.metadata
 import json
+from collections.abc import Iterator
 
 import numpy as np
 from etils import epath
@@ -18,6 +20,16 @@ from adalink_jax.training.setup import Parameters, Setup
 
 SUMMARY, BEFORE = "summary.json", "before.json"
 count = tables.count
+
+
+@contextlib.contextmanager
+def naming(folder: epath.Path) -> Iterator[None]:
+    """An error of the disk that names no file names `folder`."""
+    try:
+        yield
+    except OSError as e:
+        e.filename = e.filename or str(folder)
+        raise
 
 
 def write_start(folder: epath.Path, params: Parameters, config: str) -> None:

@@ -89,7 +89,10 @@ def train(
     newest = RunCheckpoints(folder / "checkpoints", checkpoints.keep, identity)
     best = RunCheckpoints(folder / "best", 1, identity)
 
-    with parallel.use_mesh(mesh, rules), StopRequest() as stop, Console(model_dir) as console, newest, best:
+    with (
+        parallel.use_mesh(mesh, rules), outputs.naming(folder), StopRequest() as stop, Console(model_dir) as console,
+        newest, best,
+    ):  # fmt: skip
         facts = newest.facts()
         best.facts()  # refuses a run of other settings that was killed before its first checkpoint
         if (newest.latest_step() or 0) >= total_steps and (summary := parallel.once(outputs.read_summary, folder)):
@@ -101,34 +104,34 @@ def train(
         console.parameters(params)
         batches = train_batches(task, setup.dataset, parallel.local_rows(setup.dataset.batch_size, mesh))
         if facts:
-            state = newest.restore(state)
+            state, facts = newest.restore(state)
             batches.set_state(facts["data_position"])
-            console.resumed(int(state.step))
+            console.resumed(int(state.step), newest)
         config = config_text()
         parallel.once(outputs.write_start, folder, params, config)
         evaluator = make_evaluator(setup, eval_tasks, mesh)
-        with MetricWriter(folder, resumed_at=int(state.step)) as writer:
-            run = Run(setup, params, folder, newest, best, writer, console, stop, batches, evaluator, metric)
-            if eval_period and int(state.step) % eval_period == 0:
-                run.evaluate(state)  # also where the run was killed between a checkpoint and its evaluation
-            before = run.score_before(state)
-            step_fn = make_train_step(
-                setup.model, optimizer, loss=loss, seed=setup.random_seed, microbatches=microbatches,
-                shards=parallel.shards_of(params.trainable, mesh),
-            )  # fmt: skip
-            state = run.train(
-                jax.jit(step_fn, donate_argnums=0), state, mesh=mesh, total_steps=total_steps,
-                on_metrics=console.progress(int(state.step), total_steps, run.log_every(log_period)),
-                after_steps=[Period(checkpoints.period, run.save), Period(eval_period, run.evaluate)],
-                profile=profile_steps, profile_dir=str(folder / "profile"),
-            )  # fmt: skip
-            after = run.score_chosen(state)
-            if stop.requested():
-                run.save(state)
-                newest.wait()
-                step = newest.latest_step()  # asked of all processes: none ends before the others have saved
-                raise stop.stopped(f"Stopped after step {step} and saved; the same command goes on from there.")
-            return run.finish(state, before, after, time.time() - started)
+        writer = MetricWriter(folder, resumed_at=int(state.step))
+        run = Run(setup, params, folder, newest, best, writer, console, stop, batches, evaluator, metric)
+        if eval_period and int(state.step) % eval_period == 0:
+            run.evaluate(state)  # also where the run was killed between a checkpoint and its evaluation
+        before = run.score_before(state)
+        step_fn = make_train_step(
+            setup.model, optimizer, loss=loss, seed=setup.random_seed, microbatches=microbatches,
+            shards=parallel.shards_of(params.trainable, mesh),
+        )  # fmt: skip
+        state = run.train(
+            jax.jit(step_fn, donate_argnums=0), state, mesh=mesh, total_steps=total_steps,
+            on_metrics=console.progress(int(state.step), total_steps, run.log_every(log_period)),
+            after_steps=[Period(checkpoints.period, run.save), Period(eval_period, run.evaluate)],
+            profile=profile_steps, profile_dir=str(folder / "profile"),
+        )  # fmt: skip
+        after = run.score_chosen(state)
+        if stop.requested():
+            run.save(state)
+            newest.wait()
+            step = newest.latest_step()  # asked of all processes: none ends before the others have saved
+            raise stop.stopped(f"Stopped after step {step} and saved; the same command goes on from there.")
+        return run.finish(state, before, after, time.time() - started)
 
 
 def identity_of(settings: dict[str, str]) -> dict[str, str]:
@@ -201,7 +204,7 @@ class Run:
     def evaluate(self, state: TrainState) -> None:
         """Scores `validation`, unless this step was scored before, and keeps the state if it is the best so far."""
         step = int(state.step)
-        if self.writer.has(step, f"validation/{self.metric}"):
+        if self.writer.has(step, f"validation/{self.metric}") and self.best.latest_step() is not None:
             return
         result = self._score(state.trainable, "validation")
         if result is None:
@@ -233,7 +236,7 @@ class Run:
         if self.stop.requested():
             return None
         self.best.wait()
-        chosen = self.best.restore(like)
+        chosen, _ = self.best.restore(like)
         result = self._score(chosen.trainable, "test")
         return None if result is None else (chosen, result)
 

@@ -2,12 +2,17 @@
 
 Orbax writes them in the background: `checkpoints/` keeps the newest, `best/` the one with the best validation metric.
 Each carries a digest of every leaf, checked on restore, and the run's identity: the settings that must not change when
-it is resumed.
+it is resumed. A damaged checkpoint is passed over for the newest good one; it is replaced when its step is saved again.
 """
 
+import contextlib
 import dataclasses
 import functools
+import hashlib
+import json
 import logging
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import gin
 import jax
@@ -46,6 +51,14 @@ def _from_tree(tree: dict, like: TrainState) -> TrainState:
     return TrainState(tree["step"], tree["trainable"], jax.tree.unflatten(treedef, leaves))
 
 
+class _Damaged(Exception):
+    """A checkpoint cannot be read, or is not what was written."""
+
+
+def _digest(meta: dict) -> str:
+    return hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()
+
+
 class RunCheckpoints:
     """One folder of checkpoints. As a context it ends when all that was saved is on disk, however the run ended.
 
@@ -53,11 +66,15 @@ class RunCheckpoints:
       folder: `MODEL_DIR/checkpoints` (the newest) or `MODEL_DIR/best`.
       keep: how many of the newest are kept.
       identity: `{setting: value}`, JSON-able; a checkpoint whose identity differs is refused.
+
+    Attributes:
+      damaged: step -> why, of checkpoints that were found to be unusable.
     """
 
     def __init__(self, folder: str, keep: int, identity: dict):
         self.folder = epath.Path(folder).resolve()
         self._keep, self._identity = keep, identity
+        self.damaged: dict[int, str] = {}
 
     @functools.cached_property
     def _manager(self) -> ocp.CheckpointManager:
@@ -72,47 +89,81 @@ class RunCheckpoints:
     def save(self, state: TrainState, **facts) -> None:
         """Writes the state in the background, with JSON-able `facts` (`data_position`, `score`).
 
-        A step that is there already is left as it is.
-        """
-        step = int(state.step)
-        if step in self._manager.all_steps():
-            return
-        tree = _as_tree(state)
-        meta = {"digests": digests(tree), "identity": self._identity, **facts}
-        self._manager.save(
-            step, args=ocp.args.Composite(state=ocp.args.StandardSave(tree), meta=ocp.args.JsonSave(meta)), force=True
-        )
-
-    def facts(self) -> dict:
-        """The newest checkpoint's facts; {} where there is none.
+        A step that is there already is left as it is, unless it was found damaged.
 
         Raises:
-          CheckpointError: if the checkpoint cannot be read, or is of a run of other settings (which are named).
+          CheckpointError: if this or the last one cannot be written.
         """
-        step = self.latest_step()
-        if step is None:
-            return {}
-        meta = self._read(step, meta=ocp.args.JsonRestore())["meta"]
-        self._compare_identity(meta["identity"])
-        return meta
+        step = int(state.step)
+        with self._writing(step):
+            if step in self.damaged:
+                self._manager.delete(step)
+                del self.damaged[step]
+            if step in self._manager.all_steps():
+                return
+            tree = _as_tree(state)
+            meta = {"digests": digests(tree), "identity": self._identity, **facts}
+            meta["digest"] = _digest(meta)
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(state=ocp.args.StandardSave(tree), meta=ocp.args.JsonSave(meta)),
+                force=True,
+            )
 
-    def restore(self, like: TrainState) -> TrainState:
-        """The newest state.
+    def facts(self) -> dict:
+        """The newest good checkpoint's facts; {} where there is no checkpoint.
+
+        Raises:
+          CheckpointError: if none of them can be read, or it is of a run of other settings (which are named).
+        """
+        return self._newest_good(self._meta)[1] if self.latest_step() is not None else {}
+
+    def restore(self, like: TrainState) -> tuple[TrainState, dict]:
+        """The newest good state, and its facts. What is passed over is in `damaged`.
 
         Args:
           like: a state of the same shapes, dtypes and shardings (abstract or not).
 
         Raises:
-          CheckpointError: if a file is damaged or a digest differs.
+          CheckpointError: if there is none.
         """
-        step, meta = self.latest_step(), self.facts()
         as_abstract = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
         abstract = jax.tree.map(as_abstract, _as_tree(like))
-        tree = self._read(step, state=ocp.args.StandardRestore(abstract))["state"]
-        wrong = [name for name, digest in digests(tree).items() if meta["digests"].get(name) != digest]
-        if wrong:
-            raise CheckpointError(self._damaged(step, f"the digest of {wrong[0]} differs"))
-        return _from_tree(tree, like)
+
+        def read(step):
+            meta = self._meta(step)
+            tree = self._read(step, state=ocp.args.StandardRestore(abstract))["state"]
+            wrong = [name for name, digest in digests(tree).items() if meta["digests"].get(name) != digest]
+            if wrong:
+                raise _Damaged(f"the digest of {wrong[0]} differs")
+            return _from_tree(tree, like), meta
+
+        return self._newest_good(read)[1]
+
+    def _newest_good(self, read: Callable[[int], Any]) -> tuple[int, Any]:
+        """The newest step that `read` can read, and what it gives; the same for all processes."""
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            if step in self.damaged:
+                continue
+            found, why = None, None
+            try:
+                found = read(step)
+            except _Damaged as e:
+                why = str(e)
+            if parallel.all_agree(why is None):
+                return step, found
+            self.damaged[step] = why or "another process could not read it"
+        told = "; ".join(f"step {step}: {why}" for step, why in self.damaged.items())
+        raise CheckpointError(
+            f"No checkpoint in {self.folder} can be used ({told}); delete that folder to start afresh, or give another MODEL_DIR."
+        )
+
+    def _meta(self, step: int) -> dict:
+        meta = self._read(step, meta=ocp.args.JsonRestore())["meta"]
+        if not isinstance(meta, dict) or meta.pop("digest", None) != _digest(meta):
+            raise _Damaged("the digest of its facts differs")
+        self._compare_identity(meta["identity"])
+        return meta
 
     def _read(self, step: int, **items):
         try:
@@ -120,12 +171,20 @@ class RunCheckpoints:
         except Exception as e:  # Orbax, tensorstore and JSON each have errors of their own for a damaged file
             # The reads of other leaves fail as well, unheard, and would be complained of when Python ends.
             logging.getLogger("asyncio").setLevel(logging.CRITICAL)
-            raise CheckpointError(self._damaged(step, str(e).split("\n")[0][:200])) from e
+            raise _Damaged(str(e).split("\n")[0][:200]) from e
 
-    def _damaged(self, step: int, why: str) -> str:
-        others = [s for s in self._manager.all_steps() if s != step]
-        remedy = f"resume from step {max(others)}" if others else "start afresh"
-        return f"The checkpoint {self.folder / str(step)} cannot be used ({why}); delete that folder to {remedy}."
+    @contextlib.contextmanager
+    def _writing(self, step: int | None = None) -> Iterator[None]:
+        """Says in one sentence what Orbax could not write; it tells of the last save when it is asked for the next."""
+        try:
+            yield
+        except Exception as e:
+            which = "A checkpoint" if step is None else f"The checkpoint of step {step}, or the one before,"
+            why = str(e).strip().split("\n")[-1][:300]
+            raise CheckpointError(
+                f"{which} could not be written to {self.folder} ({why}); make room there or make it writable, and the same "
+                f"command goes on from the newest one that was."
+            ) from e
 
     def _compare_identity(self, found: dict) -> None:
         changed = [
@@ -142,7 +201,8 @@ class RunCheckpoints:
     def wait(self) -> None:
         """Returns when all that was saved is on disk."""
         if "_manager" in vars(self):
-            self._manager.wait_until_finished()
+            with self._writing():
+                self._manager.wait_until_finished()
 
     def __enter__(self):
         return self

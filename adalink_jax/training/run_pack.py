@@ -94,6 +94,7 @@ def train_pack(
 
     with contextlib.ExitStack() as during:
         during.enter_context(parallel.use_mesh(mesh, rules))
+        during.enter_context(outputs.naming(folder))
         stop, console = during.enter_context(StopRequest()), during.enter_context(Console(model_dir))
         facts = during.enter_context(saved).facts()
         summary = outputs.read_summary(folder)
@@ -107,12 +108,13 @@ def train_pack(
         state = TrainState(jnp.int32(0), pack.trainable, jax.jit(jax.vmap(optimizer.init))(pack.trainable))
         best = pack.trainable
         if facts:
-            state, best = _unjoined(saved.restore(_joined(state, best)))
+            joined, facts = saved.restore(_joined(state, best))
+            state, best = _unjoined(joined)
             batches.set_state(facts["data_position"])
-            console.resumed(int(state.step))
+            console.resumed(int(state.step), saved)
         outputs.write_start(folder, pack.params, config_text())
         writer = lambda member: MetricWriter(folder / MEMBERS / member.name, int(state.step))
-        writers = [during.enter_context(writer(member)) for member in members]
+        writers = [writer(member) for member in members]
         evaluator = make_evaluator(dataclasses.replace(setup, model=pack.model), eval_tasks, mesh, at_once)
         run = PackRun(pack, members, folder, saved, writers, console, stop, batches, evaluator, metric, patience,
                       best, Progress(**facts["progress"]) if facts else Progress.start(len(members)))  # fmt: skip

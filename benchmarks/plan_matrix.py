@@ -43,7 +43,7 @@ def plan(model: str, method: str, topology: str, file: pathlib.Path) -> dict:
             f"--gin.TASK_FEATURE_LENGTHS={{'inputs': {inputs}, 'targets': {targets}}}", "--topology", topology, "--json",
         ]  # fmt: skip
         done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode not in (0, 1):
+        if not done.stdout.startswith("{"):
             sys.exit(f"{' '.join(command)}\n{done.stdout[-1000:]}{done.stderr[-3000:]}")
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps({"batch": batch, **json.loads(done.stdout)}, indent=1) + "\n")

@@ -13,8 +13,16 @@ from adalink_jax.errors import CheckpointError
 from adalink_jax.training.run_checkpoints import RunCheckpoints
 from adalink_jax.training.step import TrainState
 
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 IDENTITY = {"adamw.b1": "0.9"}
 FLIPS = 60
+
+
+@pytest.fixture(autouse=True)
+def orbax_is_heard_here():
+    """What is left of reads that Orbax gave up is complained of now, not in a later test."""
+    yield
+    gc.collect()
 
 
 def state(step):
@@ -37,7 +45,6 @@ def saved(tmp_path_factory):
     return folder
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of reads that Orbax abandons
 def test_any_single_flipped_bit_is_harmless_or_noticed(saved, tmp_path):
     chosen, noticed = random.Random(0), 0
     files = sorted(path.relative_to(saved) for path in (saved / "20").rglob("*") if path.is_file())
@@ -61,7 +68,6 @@ def test_any_single_flipped_bit_is_harmless_or_noticed(saved, tmp_path):
         assert facts["data_position"] == {"epoch": 0, "batch": step}, path
         assert step == 20 or 20 in checkpoints.damaged or 20 not in checkpoints._manager.all_steps(), path
         noticed += step == 10
-    gc.collect()  # what Orbax left behind is complained of here, not in a later test
     assert noticed > FLIPS // 4
 
 

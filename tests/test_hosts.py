@@ -16,6 +16,7 @@ pytest.importorskip("seqio")
 
 from adalink_jax.cli.main import main  # noqa: E402
 from adalink_jax.data import EpochIterator, FeatureConverter, padded_batches  # noqa: E402
+from adalink_jax.training.interrupt import Interrupted, StopRequest  # noqa: E402
 
 STEPS = 40
 TASK = """
@@ -235,6 +236,16 @@ def test_a_job_that_is_not_what_was_asked_for_is_refused_in_one_sentence(tmp_pat
             assert word in err
         assert err.count("\n") == 1
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("number, status", [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
+def test_the_status_tells_a_preemption_from_ctrl_c(number, status):
+    with StopRequest() as stop:
+        assert not stop.requested()
+        os.kill(os.getpid(), number)
+        with pytest.raises(Interrupted):
+            stop.check()
+        assert stop.requested() and stop.stopped("Stopped.").status == status
 
 
 def test_a_cluster_that_is_not_there_is_told_in_one_sentence(place):

@@ -4,8 +4,8 @@ PYTHON ?= python3
 VENV   ?= .venv
 # Extras of setup.py for `make quickstart`, e.g. EXTRAS=cuda13 on a machine with an NVIDIA GPU.
 EXTRAS ?=
-# Further arguments for pytest, e.g. PYTEST_ARGS="-n 2 -k seam".
-PYTEST_ARGS ?=
+# Further arguments for pytest, e.g. PYTEST_ARGS="-k seam". Two processes, each with whole files of tests.
+PYTEST_ARGS ?= -n 2 --dist loadfile
 
 BIN       := $(VENV)/bin
 INSTALL   := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt

@@ -74,6 +74,8 @@ setup(
         "cuda12": ["jax[cuda12]"],
         "cuda13": ["jax[cuda13]"],
         "plan": PLAN,
+        # Folders gs://... where TensorFlow, which reads them too, is not installed.
+        "gcs": ["gcsfs>=2025.1"],
         "hf": HF,
         # The references of the parity tests (torch, transformers, peft) and what builds and tests the package.
         "dev": [*HF, *PLAN, "torch==2.13.0", "peft>=0.21,<0.22", "pytest>=9.0,<10", "pytest-xdist>=3.6", "build>=1.2"],

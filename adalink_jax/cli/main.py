@@ -47,8 +47,9 @@ USER_ERROR, STOPPED = 2, 130
 _ELSEWHERE = "make it writable, or give another folder"
 _ROOM = "make room there, and give the same command again"
 _DISK = {
-    errno.EACCES: _ELSEWHERE, errno.EPERM: _ELSEWHERE, errno.EROFS: _ELSEWHERE,
+    errno.EACCES: _ELSEWHERE, errno.EPERM: _ELSEWHERE, errno.EROFS: _ELSEWHERE, errno.ENOTDIR: _ELSEWHERE,
     errno.ENOSPC: _ROOM, errno.EDQUOT: _ROOM, errno.EFBIG: _ROOM,
+    None: "see that the bucket is there, and that this machine may write to it",  # a bucket's errors have no number
 }  # fmt: skip
 
 
@@ -98,9 +99,8 @@ def main(argv: list[str] | None = None) -> int:
     except OSError as e:
         if e.errno not in _DISK:
             raise
-        print(
-            f"error: {e.filename or 'A file'} could not be written ({e.strerror}); {_DISK[e.errno]}.", file=sys.stderr
-        )
+        why = e.strerror or original_message(e)[:300]
+        print(f"error: {e.filename or 'A file'} could not be written ({why}); {_DISK[e.errno]}.", file=sys.stderr)
         return USER_ERROR
     except Stopped as e:
         print(original_message(e), file=sys.stderr)

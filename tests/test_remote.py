@@ -1,0 +1,124 @@
+"""Runs in a bucket, on a full disk, in a folder that cannot be written.
+
+The bucket is a file system in memory that answers to gs:// and, as a bucket does, refuses to append and to rename. Orbax and
+tensorstore read and write gs:// by code of their own, which cannot be had without a network: their checkpoints go to a folder here.
+"""
+
+import json
+import os
+import resource
+import subprocess
+import sys
+
+import fsspec
+import pytest
+from etils.epath import gpath
+from fsspec.implementations.memory import MemoryFileSystem
+
+from adalink_jax.cli.main import main
+from adalink_jax.training.run_checkpoints import RunCheckpoints
+
+SETTINGS = {"TRAIN_STEPS": 12, "EVAL_PERIOD": 6, "CHECKPOINT_PERIOD": 6, "BATCH_SIZE": 40, "RANK": 4, "WARMUP_STEPS": 2}
+
+
+class Bucket(MemoryFileSystem):
+    """Objects: made whole, never appended to, never renamed."""
+
+    protocol = ("gs", "gcs")
+    cachable = False
+
+    @classmethod
+    def _strip_protocol(cls, path):
+        return MemoryFileSystem._strip_protocol(path.replace("gs://", "memory://"))
+
+    def open(self, path, mode="rb", **options):
+        if "a" in mode or "+" in mode:
+            raise NotImplementedError("objects cannot be appended to")
+        return super().open(path, mode, **options)
+
+    def _refuse(self, *_, **__):
+        raise NotImplementedError("objects cannot be renamed")
+
+    mv = move = rename = _refuse
+
+
+@pytest.fixture
+def bucket(monkeypatch, tmp_path):
+    fsspec.register_implementation("gs", Bucket, clobber=True)
+    monkeypatch.setattr(gpath, "_is_tf_installed", lambda: False)  # where TensorFlow is, it reads gs:// itself
+    MemoryFileSystem.store.clear()
+    init = RunCheckpoints.__init__
+    here = lambda folder: tmp_path / str(folder).removeprefix("gs://")
+    monkeypatch.setattr(
+        RunCheckpoints, "__init__", lambda self, folder, *rest: init(self, here(folder), *rest), raising=True
+    )
+    yield Bucket()
+    MemoryFileSystem.store.clear()
+
+
+def flags(model_dir, **macros):
+    return [f"--gin.MODEL_DIR='{model_dir}'", *(f"--gin.{k}={v!r}" for k, v in (SETTINGS | macros).items())]
+
+
+def test_a_run_in_a_bucket_is_a_run_in_a_folder(bucket, tmp_path, capsys):
+    assert main(["quickstart", *flags("gs://bucket/run")]) == 0
+    assert main(["quickstart", *flags(tmp_path / "run")]) == 0
+    read = lambda name: bucket.cat(f"gs://bucket/run/{name}")
+    steps = lambda text: [json.loads(row)["step"] for row in text.splitlines()]
+    assert steps(read("metrics.jsonl").decode()) == steps((tmp_path / "run" / "metrics.jsonl").read_text())
+    name = "adapter/adapter_model.safetensors"
+    assert read(name) == (tmp_path / "run" / name).read_bytes()
+    assert read("samples.png")[:4] == b"\x89PNG"
+    summary = json.loads(read("summary.json"))
+    assert {"config.gin", "model-info.txt", "before.json"} < {p.split("/")[-1] for p in bucket.ls("/bucket/run", False)}
+    (events,) = bucket.ls("/bucket/run/tensorboard", False)
+    local = tmp_path / "events" / events.split("/")[-1]
+    local.parent.mkdir()
+    local.write_bytes(bucket.cat(events))
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    found = EventAccumulator(str(local.parent))
+    found.Reload()
+    assert [event.step for event in found.Scalars("validation/accuracy")] == [0, 6, 12]
+    capsys.readouterr()
+    argv = [
+        "eval",
+        "--gin_file=gin/runs/quickstart.gin",
+        "--json",
+        "--gin.INITIAL_ADAPTER_PATH='gs://bucket/run/adapter'",
+    ]
+    assert main([*argv, "--gin.RANK=4", "--gin.BATCH_SIZE=40"]) == 0
+    assert json.loads(capsys.readouterr().out)["accuracy"] == summary["adapted_accuracy"]
+
+
+def test_a_run_in_a_bucket_goes_on(bucket, capsys):
+    assert main(["quickstart", *flags("gs://bucket/run", TRAIN_STEPS=6)]) == 0
+    bucket.rm("/bucket/run/summary.json")
+    more = ["--gin.warmup_cosine.total_steps=6"]
+    assert main(["quickstart", *flags("gs://bucket/run", TRAIN_STEPS=12), *more]) == 0
+    assert "Going on from step 6" in capsys.readouterr().out
+    rows = bucket.cat("/bucket/run/metrics.jsonl").decode().splitlines()
+    assert [json.loads(row)["step"] for row in rows if "validation" in row] == [0, 6, 12]
+
+
+@pytest.mark.parametrize("bytes_of_a_file, words", [
+    (2_000, "could not be written (File too large); make room there"),
+    (60_000, "could not be written to"),
+])  # fmt: skip
+def test_a_full_disk_is_one_sentence_and_nothing_is_lost(tmp_path, bytes_of_a_file, words):
+    """A limit on the size of files stands for a full disk: the first meets a file of the run, the second a checkpoint."""
+    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (bytes_of_a_file, bytes_of_a_file))
+    command = [sys.executable, "-m", "adalink_jax", "quickstart", *flags(tmp_path / "run", RANK=64)]
+    env = {**os.environ, "JAX_ENABLE_COMPILATION_CACHE": "0"}
+    done = subprocess.run(command, capture_output=True, text=True, preexec_fn=limit, env=env)
+    assert done.returncode == 2, done.stderr
+    assert words in done.stderr and str(tmp_path / "run") in done.stderr
+    assert "Traceback" not in done.stderr
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_folder_that_cannot_be_made_is_one_sentence(capsys):
+    assert main(["quickstart", *flags("/dev/null/run")]) == 2
+    err = capsys.readouterr().err
+    assert "/dev/null" in err and "give another folder" in err and err.count("\n") == 1

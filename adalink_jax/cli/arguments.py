@@ -1,4 +1,4 @@
-"""What the commands share: parsers, t5x's flags, the start of several processes, the registration of everything that gin may name, a bar for long reads."""
+"""What the commands share: parsers, t5x's flags, the start of several processes, what gin may name, a bar for long reads."""
 
 import argparse
 import contextlib
@@ -35,9 +35,9 @@ def add_processes(parser: argparse.ArgumentParser) -> None:
     """The flags of a job of several processes (t5x's), for `start_processes`."""
     group = parser.add_argument_group(
         "several processes",
-        "Start the same command in each, with the same MODEL_DIR, a folder that all can read and write. A signal to one stops\n"
-        "all after the same step; SIGTERM ends in exit status 75, and the same command, on any number of devices, goes on.\n"
-        "NUM_DEVICES, if set, is compared with the devices of the whole job.",
+        "Start the same command in each, with the same MODEL_DIR, a folder that all can read and write. A signal to one\n"
+        "stops all after the same step; SIGTERM ends in exit status 75, and the same command, on any number of devices,\n"
+        "goes on. NUM_DEVICES, if set, is compared with the devices of the whole job.",
     )
     group.add_argument(
         "--multiprocess", action="store_true", help="find the others by the cluster: TPU pod, Slurm, GKE"

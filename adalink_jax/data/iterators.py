@@ -32,8 +32,8 @@ class EpochIterator:
       converter: examples -> batch.
       batch_size: rows of the global batch.
       seed: with the epoch's number it gives the epoch's seed.
-      rows: numbers of the rows of the global batch that this process needs, ascending; None for all. Every process reads the
-        same examples in the same order, and converts only its own.
+      rows: numbers of the rows of the global batch that this process needs, ascending; None for all. Every process reads
+        the same examples in the same order, and converts only its own.
 
     Raises:
       UserError: from `next`, if an epoch has fewer examples than a batch.
@@ -94,7 +94,7 @@ def padded_batches(
 ) -> Iterator[tuple[dict[str, np.ndarray], list[dict]]]:
     """Each example once, in order: `(batch, its examples)`; the last batch is padded to the one shape.
 
-    Rows beyond the examples are padding and have loss weight 0. With `rows` (numbers, ascending) the batch holds only these.
+    Rows beyond the examples are padding and have loss weight 0. With `rows` (ascending) the batch holds only these.
     """
     mine, source = range(batch_size) if rows is None else rows, iter(examples)
     while chunk := list(itertools.islice(source, batch_size)):

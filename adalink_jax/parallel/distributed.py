@@ -1,7 +1,7 @@
 """Many processes, one program: how they find each other, what each holds, and how they agree.
 
-Every process runs the same lines with the same values. What depends on one of them (its files, its signals) is known to one and
-told to all: `once`, `all_agree` and `Agreement` are the only ways.
+Every process runs the same lines with the same values. What depends on one of them (its files, its signals) is known to one
+and told to all: `once`, `all_agree` and `Agreement` are the only ways.
 """
 
 import json
@@ -45,8 +45,8 @@ def initialize(
         raise UserError(f"{', '.join(settings)} go together; missing: {', '.join(missing)}.")
     if not missing and not (count > 0 and 0 <= index < count and coordinator_address.rpartition(":")[2].isdigit()):
         raise UserError(
-            f"--coordinator_address={coordinator_address} must be HOST:PORT, and --process_index={index} a number from 0 up to "
-            f"but not --process_count={count}."
+            f"--coordinator_address={coordinator_address} must be HOST:PORT, and --process_index={index} a number from 0 "
+            f"up to but not --process_count={count}."
         )
     # A service of JAX would take SIGTERM for itself, from here on, and act on it nowhere.
     jax.config.update("jax_enable_preemption_service", False)
@@ -83,8 +83,8 @@ def expect_devices(num_devices: int | None = None) -> None:
     if num_devices is not None and num_devices != found:
         raise UserError(
             f"NUM_DEVICES is {num_devices}, but the job has {found}: {jax.process_count()} processes with "
-            f"{jax.local_device_count()} {jax.devices()[0].platform} devices in this one; start one process for each device "
-            f"(Slurm), or one for each host with all of its devices."
+            f"{jax.local_device_count()} {jax.devices()[0].platform} devices in this one; start one process for each "
+            f"device (Slurm), or one for each host with all of its devices."
         )
 
 
@@ -94,7 +94,7 @@ def is_first() -> bool:
 
 
 def once(action: Callable[..., T], *arguments) -> T:
-    """What `action(*arguments)` gives in the first process, which alone runs it; all wait, and get the same, as JSON can hold it.
+    """What `action(*arguments)` gives in the first process, which alone runs it; all wait, and get it (through JSON).
 
     Raises:
       UserError: in the others, if it fails in the first.
@@ -125,8 +125,8 @@ def all_agree(mine: bool) -> bool:
 class Agreement:
     """The largest of a small number that each process has, as all of them know it.
 
-    With one process it is that number. With several it is the number as it was one question ago, and once it is not 0 it
-    stays: the question is a program in the devices' queue, read when the next one is asked, and holds nothing up. All
+    With one process it is that number. With several it is the number as it was one question ago, and once it is not 0
+    it stays: the question is a program in the devices' queue, read when the next one is asked, and holds nothing up. All
     processes must ask equally often.
     """
 

@@ -107,7 +107,7 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 
 
 def local_rows(batch_size: int, mesh: Mesh) -> np.ndarray:
-    """Numbers of the rows of a global batch that the devices of this process take, ascending; processes may share rows."""
+    """Numbers of the rows of a global batch that this process's devices take, ascending; processes may share rows."""
     parts = batch_sharding(mesh).addressable_devices_indices_map((batch_size,)).values()
     return np.unique(np.concatenate([np.arange(batch_size)[part] for part in parts]))
 

@@ -1,4 +1,4 @@
-"""Scores through real decoding: every example of a split exactly once, whatever the batch size and number of processes."""
+"""Scores through real decoding: every example of a split once, whatever the batch size and number of processes."""
 
 import dataclasses
 from collections.abc import Callable, Sequence

@@ -43,7 +43,8 @@ class Bucket(MemoryFileSystem):
 
 @pytest.fixture
 def bucket(monkeypatch, tmp_path):
-    fsspec.register_implementation("gs", Bucket, clobber=True)
+    for protocol in Bucket.protocol:
+        fsspec.register_implementation(protocol, Bucket, clobber=True)
     monkeypatch.setattr(gpath, "_is_tf_installed", lambda: False)  # where TensorFlow is, it reads gs:// itself
     MemoryFileSystem.store.clear()
     init = RunCheckpoints.__init__

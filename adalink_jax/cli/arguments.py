@@ -64,8 +64,8 @@ def register() -> None:
     from adalink_jax.studies import compare, cost  # noqa: F401
     from adalink_jax.training import optimizers, predictor, prompt_start, run, run_pack  # noqa: F401
 
-    absl_logging.set_verbosity(absl_logging.ERROR)
-    logging.getLogger("absl").setLevel(logging.ERROR)
+    absl_logging.set_verbosity(absl_logging.FATAL)  # what Orbax calls an error is raised, and told in one sentence
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
 
 
 @contextlib.contextmanager

@@ -1,7 +1,6 @@
 """The `adalink` command: finds the subcommand, imports what it needs, and prints errors in one sentence."""
 
 import difflib
-import errno
 import importlib
 import os
 import sys
@@ -44,13 +43,6 @@ commands:
 """
 
 USER_ERROR, STOPPED = 2, 130
-_ELSEWHERE = "make it writable, or give another folder"
-_ROOM = "make room there, and give the same command again"
-_DISK = {
-    errno.EACCES: _ELSEWHERE, errno.EPERM: _ELSEWHERE, errno.EROFS: _ELSEWHERE, errno.ENOTDIR: _ELSEWHERE,
-    errno.ENOSPC: _ROOM, errno.EDQUOT: _ROOM, errno.EFBIG: _ROOM,
-    None: "see that the bucket is there, and that this machine may write to it",  # a bucket's errors have no number
-}  # fmt: skip
 
 
 def usage() -> str:
@@ -87,7 +79,7 @@ def main(argv: list[str] | None = None) -> int:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
     from adalink_jax.configuration import original_message
-    from adalink_jax.errors import Stopped, UserError
+    from adalink_jax.errors import Stopped, UserError, disk_error
 
     home = next(module for module, names in _MODULES.items() if name in names)
     try:
@@ -97,10 +89,10 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {original_message(e)}", file=sys.stderr)
         return USER_ERROR
     except OSError as e:
-        if e.errno not in _DISK:
+        told = disk_error(e)
+        if told is None:
             raise
-        why = e.strerror or original_message(e)[:300]
-        print(f"error: {e.filename or 'A file'} could not be written ({why}); {_DISK[e.errno]}.", file=sys.stderr)
+        print(f"error: {told}", file=sys.stderr)
         return USER_ERROR
     except Stopped as e:
         print(original_message(e), file=sys.stderr)

@@ -14,6 +14,7 @@ from etils import epath
 
 from adalink_jax import checkpoints, parallel
 from adalink_jax.adapters import describe_adapter
+from adalink_jax.errors import UserError, disk_error
 from adalink_jax.training import partition, pictures, tables
 from adalink_jax.training.evaluation import Result
 from adalink_jax.training.setup import Parameters, Setup
@@ -24,12 +25,18 @@ count = tables.count
 
 @contextlib.contextmanager
 def naming(folder: epath.Path) -> Iterator[None]:
-    """An error of the disk that names no file names `folder`."""
+    """An error of the disk is one sentence that names the file, or `folder`."""
     try:
         yield
+    except ImportError as e:
+        if "gcsfs" not in str(e):
+            raise
+        raise UserError(f"{folder} cannot be reached ({e}); pip install 'adalink-jax[gcs]'.") from e
     except OSError as e:
-        e.filename = e.filename or str(folder)
-        raise
+        told = disk_error(e, str(folder))
+        if told is None:
+            raise
+        raise told from e
 
 
 def write_start(folder: epath.Path, params: Parameters, config: str) -> None:

@@ -98,6 +98,8 @@ def train(
         if (newest.latest_step() or 0) >= total_steps and (summary := parallel.once(outputs.read_summary, folder)):
             console.already_done(summary)
             return summary
+        if jax.config.jax_compilation_cache_dir is None:  # a run that is started again does not compile again
+            jax.config.update("jax_compilation_cache_dir", str(folder / "compilation_cache"))
         params = load_parameters(setup, mesh, rules)
         state = TrainState(jnp.int32(0), params.trainable, optimizer.init(params.trainable))
         state = parallel.on_mesh(state, mesh)

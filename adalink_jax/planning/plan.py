@@ -126,34 +126,23 @@ def make_plan(job: Job, topology: Topology, eval_examples: int) -> Plan:
     Raises:
       UserError: for a mesh or a batch that does not divide.
     """
-    setup = job.setup
     mesh, rules = parallel.make_mesh(devices=devices_of(topology)), parallel.logical_axis_rules()
-    check_batch(setup.dataset.batch_size, job.microbatches, parallel.data_axis_size(mesh))
-    lengths = setup.dataset.task_feature_lengths
-    shapes = setup.model.backbone.abstract_batch(setup.dataset.batch_size, lengths["inputs"], lengths["targets"])
-    place = parallel.batch_sharding(mesh)
-    batch = {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place) for name, x in shapes.items()}
+    check_batch(job.setup.dataset.batch_size, job.microbatches, parallel.data_axis_size(mesh))
     chip, started = topology.accelerator, time.perf_counter()
     with parallel.use_mesh(mesh, rules):
-        state, frozen = abstract.abstract_state(
-            setup.model, setup.trainable, setup.frozen_dtype, job.optimizer, mesh, rules
-        )
-        step = make_train_step(
-            setup.model, job.optimizer, loss=job.loss, seed=setup.random_seed, microbatches=job.microbatches,
-            shards=parallel.shards_of(state.trainable, mesh),
-        )  # fmt: skip
-        arguments = {
+        state, frozen, batch = _arguments(job, mesh, rules)
+        sizes = {
             "frozen_bytes": abstract.bytes_per_device(frozen),
             "trainable_bytes": abstract.bytes_per_device(state.trainable),
             "optimizer_bytes": abstract.bytes_per_device(state.opt_state),
             "batch_bytes": abstract.bytes_per_device(batch),
         }
-        alone = sum(arguments.values())
+        alone = sum(sizes.values())
         too_much = chip is not None and alone > chip.memory  # whatever the program is
+        step = _step(job, job.setup.model, parallel.shards_of(state.trainable, mesh))
         compiled, needed = (None, alone) if too_much else _compile(step, state, frozen, batch)
         flops = count_flops(step, state, frozen, batch)
-        plain = make_train_step(without_remat(setup.model), job.optimizer, loss=job.loss, microbatches=job.microbatches)
-        model_flops = count_flops(plain, state, frozen, batch)
+        model_flops = count_flops(_step(job, without_remat(job.setup.model), 1), state, frozen, batch)
     program = Program(compiled.as_text()) if compiled else None
     sent = collectives(program, topology.chips, topology.num_slices) if program else None
     moved = bytes_moved(program) if program else None
@@ -168,17 +157,33 @@ def make_plan(job: Job, topology: Topology, eval_examples: int) -> Plan:
     if chip and program:
         estimate = roofline.estimate(
             chip, topology, flops=flops, model_flops=model_flops, moved=moved, sent=sent,
-            decoded=_decoding(job, eval_examples, arguments["frozen_bytes"]), total_steps=job.total_steps,
+            decoded=_decoding(job, eval_examples, sizes["frozen_bytes"]), total_steps=job.total_steps,
             evaluations=_evaluations(job),
         )  # fmt: skip
     return Plan(
         topology=topology.text, chips=topology.chips, mesh=dict(mesh.shape),
         fits=compiled is not None and (limit is None or needed <= limit), hbm_bytes=needed, hbm_limit_bytes=limit,
-        **arguments, temp_bytes=memory.temp_size_in_bytes if memory else None,
+        **sizes, temp_bytes=memory.temp_size_in_bytes if memory else None,
         compiler=mesh.devices.flat[0].platform, model_flops=model_flops, flops=flops,
         collectives=by_kind(sent) if sent is not None else None, bytes_moved=moved, estimate=estimate,
         compile_seconds=round(time.perf_counter() - started, 1), remedies=[],
     )  # fmt: skip
+
+
+def _arguments(job: Job, mesh, rules):
+    """`(state, frozen, batch)` of the step, abstract, in their places."""
+    setup, lengths = job.setup, job.setup.dataset.task_feature_lengths
+    shapes = setup.model.backbone.abstract_batch(setup.dataset.batch_size, lengths["inputs"], lengths["targets"])
+    place = parallel.batch_sharding(mesh)
+    batch = {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place) for name, x in shapes.items()}
+    model, dtype = setup.model, setup.frozen_dtype
+    return *abstract.abstract_state(model, setup.trainable, dtype, job.optimizer, mesh, rules), batch
+
+
+def _step(job: Job, model, shards: int):
+    return make_train_step(
+        model, job.optimizer, loss=job.loss, seed=job.setup.random_seed, microbatches=job.microbatches, shards=shards
+    )
 
 
 def without_remat(model):

@@ -18,6 +18,7 @@ from adalink_jax.errors import UserError
 from adalink_jax.models import paths
 from adalink_jax.models.decoding import Decoding, Sampling
 from adalink_jax.training import partition
+from adalink_jax.training.abstract import abstract_leaves
 from adalink_jax.training.prompt_start import Start
 
 
@@ -93,12 +94,9 @@ def load_parameters(setup: Setup, mesh, rules) -> Parameters:
         )
     if setup.model.adapter is not None:
         describe_adapter(setup.model.adapter)  # refuses now what its file could not hold
-    boxed = abstract_params(setup.model)
-    shardings = paths.flatten(parallel.param_shardings(boxed, mesh, rules))
-    shapes = paths.flatten(parallel.unbox(boxed))
+    wanted = abstract_leaves(setup.model, mesh, rules)
     trainable, _ = split_abstract(setup.model, setup.trainable)
     trained = paths.flatten(trainable).keys()
-    wanted = {k: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=shardings[k]) for k, x in shapes.items()}
     backbone = {k for k in wanted if k.startswith("backbone/")}
     adapter = wanted.keys() - backbone
 
@@ -140,7 +138,7 @@ def load_parameters(setup: Setup, mesh, rules) -> Parameters:
     if setup.adapter_start is not None:
         tree = started(setup, partition.select(values, adapter).get("adapter", {}), values)
         placed = {f"adapter/{name}": leaf for name, leaf in paths.flatten(tree).items()}
-        values |= {name: jax.device_put(leaf, shardings[name]) for name, leaf in placed.items()}
+        values |= {name: jax.device_put(leaf, wanted[name].sharding) for name, leaf in placed.items()}
         sources["adapter"] += ", its prompt by PROMPT_START"
     return Parameters(
         partition.select(values, trained), partition.select(values, values.keys() - trained), base, sources

@@ -152,7 +152,7 @@ def test_bad_settings_of_a_pack_are_one_sentence(tmp_path, capsys, flags, values
 
 def test_tuning_chooses_on_validation_and_writes_what_it_chose(tmp_path, capsys):
     folder = tmp_path / "tune"
-    more = {"FACTORS": (0.0001, 1.0), "SEEDS": (0, 1), "RANK": 4}
+    more = {"LEARNING_RATE": 0.003, "FACTORS": (0.0001, 1.0), "SEEDS": (0, 1), "RANK": 4}
     assert main(["tune", *MODEL, ADALINK, *macros(folder, **more)]) == 0
     shown = capsys.readouterr().out
     assert "Chosen: 0.003" in shown and "It is the highest that was tried" in shown

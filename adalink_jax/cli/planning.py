@@ -58,6 +58,8 @@ def plan(argv: list[str]) -> int:
 
     made, job, fsdp = attempt({}, options.topology)
     tried = []
+    if not options.json:
+        _print_plan(made, job, options.search)
     if options.search and not made.fits:
         for settings, where, each in search.search(made, job, fsdp, lambda s, w: attempt(s, w)[0]):
             tried.append({"settings": dict(settings), "topology": where, **each.to_json()})
@@ -65,8 +67,6 @@ def plan(argv: list[str]) -> int:
                 _print_attempt(settings, where, each)
     if options.json:
         print(json.dumps(made.to_json() | ({"search": tried} if options.search else {})))
-    else:
-        _print_plan(made, job)
     return 0 if made.fits or any(each["fits"] for each in tried) else 1
 
 
@@ -107,7 +107,7 @@ def _fsdp() -> bool:
     return dict(parallel.logical_axis_rules()).get("embed") is not None
 
 
-def _print_plan(made, job) -> None:
+def _print_plan(made, job, searching: bool) -> None:
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -168,7 +168,7 @@ def _print_plan(made, job) -> None:
     console.print(f"[bold red]It does not fit[/]: {over / GB:,.1f} GB too much on each chip. What would help:")
     for remedy in made.remedies:
         console.print(f"  {remedy}")
-    console.print("  --search tries them.")
+    console.print("Trying them:" if searching else "  --search tries them.")
 
 
 def _print_attempt(settings, where: str, made) -> None:

@@ -28,8 +28,8 @@ def orbax_is_heard_here():
 def state(step):
     rng = np.random.default_rng(step)
     leaf = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
-    trainable = {"adapter": {"text": {"down": leaf(64, 4), "up": leaf(4, 64)}}}
-    return TrainState(jnp.int32(step), trainable, (leaf(64, 4), jnp.int32(step)))
+    trainable = {"adapter": {"text": {"down": leaf(512, 16), "up": leaf(16, 512)}}}
+    return TrainState(jnp.int32(step), trainable, (leaf(512, 16), jnp.int32(step)))
 
 
 def same(a, b):
@@ -48,10 +48,12 @@ def saved(tmp_path_factory):
 def test_any_single_flipped_bit_is_harmless_or_noticed(saved, tmp_path):
     chosen, noticed = random.Random(0), 0
     files = sorted(path.relative_to(saved) for path in (saved / "20").rglob("*") if path.is_file())
+    sizes = [(saved / path).stat().st_size for path in files]
     for number in range(FLIPS):
         folder = tmp_path / str(number)
         shutil.copytree(saved, folder)
-        path = folder / files[number % len(files)]
+        # Half of them over all bytes, which are mostly the arrays' own; half over all files.
+        path = folder / (chosen.choices(files, sizes)[0] if number % 2 else files[number // 2 % len(files)])
         data = bytearray(path.read_bytes())
         if not data:
             continue
@@ -69,6 +71,16 @@ def test_any_single_flipped_bit_is_harmless_or_noticed(saved, tmp_path):
         assert step == 20 or 20 in checkpoints.damaged or 20 not in checkpoints._manager.all_steps(), path
         noticed += step == 10
     assert noticed > FLIPS // 4
+
+
+def test_facts_that_were_changed_are_noticed(saved, tmp_path):
+    folder = tmp_path / "facts"
+    shutil.copytree(saved, folder)
+    (path,) = (folder / "20" / "meta").glob("metadata")
+    path.write_text(path.read_text().replace('"batch": 20', '"batch": 30'))
+    with RunCheckpoints(folder, 2, IDENTITY) as checkpoints:
+        assert checkpoints.restore(state(0))[1]["data_position"] == {"epoch": 0, "batch": 10}
+    assert "facts" in checkpoints.damaged[20]
 
 
 def test_a_damaged_step_is_replaced_when_it_is_saved_again(saved, tmp_path):

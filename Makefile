@@ -30,7 +30,7 @@ test: $(TESTABLE)  ## install what the tests need, then run all but the slow one
 test-slow: $(TESTABLE)  ## the slow tests only
 	$(PYTEST) -m "slow and not t5x"
 
-soak: $(INSTALLED)  ## kill one training run 50 times at random moments, and compare its end with an undisturbed one (15 minutes)
+soak: $(INSTALLED)  ## kill one training run 50 times at random moments, and compare its end with an undisturbed one (8 minutes)
 	$(BIN)/python benchmarks/soak.py
 
 plan-matrix: $(VENV)/.installed-plan  ## plans of large models on TPU slices, compiled here (hours; it resumes; runs/plan_matrix)

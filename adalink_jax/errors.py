@@ -2,12 +2,12 @@
 
 import errno
 
-_ELSEWHERE = "make it writable, or give another folder"
-_ROOM = "make room there, and give the same command again"
-_REMEDIES = {
-    errno.EACCES: _ELSEWHERE, errno.EPERM: _ELSEWHERE, errno.EROFS: _ELSEWHERE, errno.ENOTDIR: _ELSEWHERE,
-    errno.ENOSPC: _ROOM, errno.EDQUOT: _ROOM, errno.EFBIG: _ROOM,
-    None: "see that the bucket is there, and that this machine may use it",  # a bucket's errors have no number
+_CLOSED = "cannot be used ({}); make it readable and writable, or give another folder"
+_FULL = "could not be written ({}); make room there, and give the same command again"
+_BUCKET = "cannot be used ({}); see that the bucket is there, and that this machine may use it"
+_TOLD = {
+    errno.EACCES: _CLOSED, errno.EPERM: _CLOSED, errno.EROFS: _CLOSED, errno.ENOTDIR: _CLOSED,
+    errno.ENOSPC: _FULL, errno.EDQUOT: _FULL, errno.EFBIG: _FULL,
 }  # fmt: skip
 
 
@@ -48,8 +48,9 @@ def disk_error(error: OSError, folder: str | None = None) -> UserError | None:
       error: as it was raised.
       folder: where it happened, for errors that name no file.
     """
-    if error.errno not in _REMEDIES:
-        return None
     where = error.filename or folder or "A file"
     why = error.strerror or str(error).split("\n")[0][:300]
-    return UserError(f"{where} could not be written ({why}); {_REMEDIES[error.errno]}.")
+    told = _TOLD.get(error.errno)
+    if error.errno is None and "://" in f"{where} {why}":  # a bucket's errors have no number
+        told = _BUCKET
+    return told and UserError(f"{where} {told.format(why)}.")

@@ -98,7 +98,7 @@ MESHES = [
 ]
 
 
-def compare(method, steps, *cases):
+def assert_trains_as_on_one_device(method, steps, *cases):
     """Trains on each mesh and on one device; see mesh_program.py for what must agree."""
     env = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
     program = os.path.join(os.path.dirname(__file__), "mesh_program.py")
@@ -115,13 +115,13 @@ def compare(method, steps, *cases):
     ("full", 10, ("2x4,fsdp",)),
 ])  # fmt: skip
 def test_pali_nano_trains_on_a_mesh_as_on_one_device(method, steps, cases):
-    compare(method, steps, *cases)
+    assert_trains_as_on_one_device(method, steps, *cases)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method, steps", [("adalink", 100), ("lora", 100), ("full", 10)])
 def test_pali_nano_trains_on_every_mesh_as_on_one_device(method, steps):
-    compare(method, steps, *MESHES)
+    assert_trains_as_on_one_device(method, steps, *MESHES)
 
 
 def test_a_dimension_that_does_not_divide_names_parameter_axis_and_sizes():

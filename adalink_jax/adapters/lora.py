@@ -81,9 +81,8 @@ class LoRA(LayerAdapter):
         if context.method_name != "__call__" or not module.has_variable(COLLECTION, "down"):
             return y
         down, up = (module.get_variable(COLLECTION, name) for name in ("down", "up"))
-        branch = (
-            args[0].astype(jnp.float32) @ down
-        ) @ up  # float32, as PEFT's; and so are the gradients that cross devices
+        # In float32, as PEFT's, so that the gradients that cross devices are.
+        branch = (args[0].astype(jnp.float32) @ down) @ up
         return (y.astype(jnp.float32) + branch).astype(y.dtype)
 
     def _kernels(self, backbone) -> dict[str, tuple[int, ...]]:

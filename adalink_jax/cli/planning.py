@@ -159,7 +159,9 @@ def _print_plan(made, job, searching: bool) -> None:
     console.print(table)
     if made.compiler == "cpu" and not made.topology.startswith("cpu"):
         console.print(
-            "No compiler for these chips is here: temporaries and traffic are those of XLA's CPU program.", style="dim"
+            "No compiler for these chips is here: temporaries, traffic and collectives are those of XLA's CPU program, and the "
+            "times are rough, no bounds.",
+            style="dim",
         )
     if made.fits:
         console.print("[green]It fits.[/]")

@@ -31,7 +31,6 @@ class Accelerator:
       network_bandwidth: bytes a second that a chip sends out of its slice or node.
       chips_per_host: chips of one host, in slices of several hosts.
       slices: TPU topologies that can be had; for GPUs (), any whole number of them.
-      jax_kind: its `device_kind` in JAX, in lower case, or a part of it.
     """
 
     name: str
@@ -44,22 +43,19 @@ class Accelerator:
     network_bandwidth: float
     chips_per_host: int
     slices: tuple[str, ...]
-    jax_kind: str
 
 
 ACCELERATORS = {
     chip.name: chip
     for chip in (
-        Accelerator("v4", "tpu", int(30.75 * GiB), 1.228e12, 275e12, 45e9, 2, 6.25e9, 4, _CUBES, "tpu v4"),
-        Accelerator("v5e", "tpu", int(15.75 * GiB), 819e9, 197e12, 45e9, 2, 3.125e9, 4, _FLAT, "tpu v5 lite"),
-        Accelerator(
-            "v5p", "tpu", int(95.74 * GiB), 2.765e12, 459e12, 90e9, 2, 6.25e9, 4, (*_CUBES, "16x16x16"), "tpu v5"
-        ),
-        Accelerator("v6e", "tpu", int(31.25 * GiB), 1.64e12, 918e12, 90e9, 2, 12.5e9, 4, _FLAT, "tpu v6 lite"),
-        Accelerator("a100", "gpu", int(0.92 * 80e9), 2.039e12, 312e12, 300e9, 1, 25e9, 8, (), "a100"),
-        Accelerator("h100", "gpu", int(0.92 * 80e9), 3.35e12, 989e12, 450e9, 1, 50e9, 8, (), "h100"),
-        Accelerator("h200", "gpu", int(0.92 * 141e9), 4.8e12, 989e12, 450e9, 1, 50e9, 8, (), "h200"),
-        Accelerator("b200", "gpu", int(0.92 * 180e9), 7.7e12, 2250e12, 900e9, 1, 50e9, 8, (), "b200"),
+        Accelerator("v4", "tpu", int(30.75 * GiB), 1.228e12, 275e12, 45e9, 2, 6.25e9, 4, _CUBES),
+        Accelerator("v5e", "tpu", int(15.75 * GiB), 819e9, 197e12, 45e9, 2, 3.125e9, 4, _FLAT),
+        Accelerator("v5p", "tpu", int(95.74 * GiB), 2.765e12, 459e12, 90e9, 2, 6.25e9, 4, (*_CUBES, "16x16x16")),
+        Accelerator("v6e", "tpu", int(31.25 * GiB), 1.64e12, 918e12, 90e9, 2, 12.5e9, 4, _FLAT),
+        Accelerator("a100", "gpu", int(0.92 * 80e9), 2.039e12, 312e12, 300e9, 1, 25e9, 8, ()),
+        Accelerator("h100", "gpu", int(0.92 * 80e9), 3.35e12, 989e12, 450e9, 1, 50e9, 8, ()),
+        Accelerator("h200", "gpu", int(0.92 * 141e9), 4.8e12, 989e12, 450e9, 1, 50e9, 8, ()),
+        Accelerator("b200", "gpu", int(0.92 * 180e9), 7.7e12, 2250e12, 900e9, 1, 50e9, 8, ()),
     )
 }
 CPU = "cpu"
@@ -93,7 +89,7 @@ class Topology:
 
     @property
     def platform(self) -> str:
-        """ "tpu", "gpu" or "cpu"."""
+        """Which kind of device: "tpu", "gpu" or "cpu"."""
         return self.accelerator.platform if self.accelerator else CPU
 
     def larger(self) -> list[str]:

@@ -56,7 +56,7 @@ class Plan:
       collectives: kind -> `count`, `bytes`.
       bytes_moved: bytes to and from a chip's memory.
       estimate: seconds by the roofline; None where nothing is known of the machine.
-      compile_seconds: of this plan.
+      compile_seconds: to trace the step and compile it.
       remedies: what would make it fit, for people.
     """
 
@@ -93,11 +93,10 @@ def devices_of(topology: Topology):
       UserError: where the TPU compiler is not installed, or JAX sees too few devices.
     """
     if topology.platform != "tpu":
-        if len(jax.devices()) < topology.chips:
-            raise UserError(
-                f"JAX sees {len(jax.devices())} devices here, fewer than the {topology.chips} of {topology.text}."
-            )
-        return jax.devices()[: topology.chips]
+        here = jax.devices() if len(jax.devices()) >= topology.chips else jax.devices("cpu")
+        if len(here) < topology.chips:
+            raise UserError(f"JAX sees {len(here)} devices here, fewer than the {topology.chips} of {topology.text}.")
+        return here[: topology.chips]
     options = {"num_slices": topology.num_slices} if topology.num_slices > 1 else {}
     if topology.shape == "1x1":
         options["chips_per_host_bounds"] = (1, 1, 1)
@@ -128,7 +127,7 @@ def make_plan(job: Job, topology: Topology, eval_examples: int) -> Plan:
     """
     mesh, rules = parallel.make_mesh(devices=devices_of(topology)), parallel.logical_axis_rules()
     check_batch(job.setup.dataset.batch_size, job.microbatches, parallel.data_axis_size(mesh))
-    chip, started = topology.accelerator, time.perf_counter()
+    chip = topology.accelerator
     with parallel.use_mesh(mesh, rules):
         state, frozen, batch = _arguments(job, mesh, rules)
         sizes = {
@@ -140,7 +139,9 @@ def make_plan(job: Job, topology: Topology, eval_examples: int) -> Plan:
         alone = sum(sizes.values())
         too_much = chip is not None and alone > chip.memory  # whatever the program is
         step = _step(job, job.setup.model, parallel.shards_of(state.trainable, mesh))
+        started = time.perf_counter()
         compiled, needed = (None, alone) if too_much else _compile(step, state, frozen, batch)
+        compile_seconds = time.perf_counter() - started
         flops = count_flops(step, state, frozen, batch)
         model_flops = count_flops(_step(job, without_remat(job.setup.model), 1), state, frozen, batch)
     program = Program(compiled.as_text()) if compiled else None
@@ -166,7 +167,7 @@ def make_plan(job: Job, topology: Topology, eval_examples: int) -> Plan:
         **sizes, temp_bytes=memory.temp_size_in_bytes if memory else None,
         compiler=mesh.devices.flat[0].platform, model_flops=model_flops, flops=flops,
         collectives=by_kind(sent) if sent is not None else None, bytes_moved=moved, estimate=estimate,
-        compile_seconds=round(time.perf_counter() - started, 1), remedies=[],
+        compile_seconds=round(compile_seconds, 1), remedies=[],
     )  # fmt: skip
 
 

@@ -11,6 +11,7 @@ import functools
 import hashlib
 import json
 import logging
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -55,6 +56,21 @@ class _Damaged(Exception):
     """A checkpoint cannot be read, or is not what was written."""
 
 
+@functools.cache
+def _hush() -> None:
+    """When one leaf cannot be read or written, those of the others that are under way end in a loop that Orbax has closed. Each
+    would print a traceback beside the one sentence that tells of it.
+    """
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+    shown = sys.unraisablehook
+
+    def hook(unraisable):
+        if str(unraisable.exc_value) != "Event loop is closed":
+            shown(unraisable)
+
+    sys.unraisablehook = hook
+
+
 def _digest(meta: dict) -> str:
     return hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()
 
@@ -79,6 +95,7 @@ class RunCheckpoints:
     @functools.cached_property
     def _manager(self) -> ocp.CheckpointManager:
         """Opened, and the folder made, when it is first needed: a run that is refused leaves nothing behind."""
+        _hush()
         options = ocp.CheckpointManagerOptions(max_to_keep=self._keep, enable_async_checkpointing=True)
         return ocp.CheckpointManager(self.folder, options=options, item_names=("state", "meta"))
 
@@ -95,20 +112,18 @@ class RunCheckpoints:
           CheckpointError: if this or the last one cannot be written.
         """
         step = int(state.step)
-        with self._writing(step):
-            if step in self.damaged:
+        if step in self.damaged:
+            with self._writing(step):
                 self._manager.delete(step)
-                del self.damaged[step]
-            if step in self._manager.all_steps():
-                return
-            tree = _as_tree(state)
-            meta = {"digests": digests(tree), "identity": self._identity, **facts}
-            meta["digest"] = _digest(meta)
-            self._manager.save(
-                step,
-                args=ocp.args.Composite(state=ocp.args.StandardSave(tree), meta=ocp.args.JsonSave(meta)),
-                force=True,
-            )
+            del self.damaged[step]
+        if step in self._manager.all_steps():
+            return
+        tree = _as_tree(state)
+        meta = {"digests": digests(tree), "identity": self._identity, **facts}
+        meta["digest"] = _digest(meta)
+        items = ocp.args.Composite(state=ocp.args.StandardSave(tree), meta=ocp.args.JsonSave(meta))
+        with self._writing(step):
+            self._manager.save(step, args=items, force=True)
 
     def facts(self) -> dict:
         """The newest good checkpoint's facts; {} where there is no checkpoint.
@@ -116,7 +131,7 @@ class RunCheckpoints:
         Raises:
           CheckpointError: if none of them can be read, or it is of a run of other settings (which are named).
         """
-        return self._newest_good(self._meta)[1] if self.latest_step() is not None else {}
+        return self._newest_good(self._meta) if self.latest_step() is not None else {}
 
     def restore(self, like: TrainState) -> tuple[TrainState, dict]:
         """The newest good state, and its facts. What is passed over is in `damaged`.
@@ -138,10 +153,10 @@ class RunCheckpoints:
                 raise _Damaged(f"the digest of {wrong[0]} differs")
             return _from_tree(tree, like), meta
 
-        return self._newest_good(read)[1]
+        return self._newest_good(read)
 
-    def _newest_good(self, read: Callable[[int], Any]) -> tuple[int, Any]:
-        """The newest step that `read` can read, and what it gives; the same for all processes."""
+    def _newest_good(self, read: Callable[[int], Any]) -> Any:
+        """What `read` gives of the newest step that it can read, in all processes."""
         for step in sorted(self._manager.all_steps(), reverse=True):
             if step in self.damaged:
                 continue
@@ -151,7 +166,7 @@ class RunCheckpoints:
             except _Damaged as e:
                 why = str(e)
             if parallel.all_agree(why is None):
-                return step, found
+                return found
             self.damaged[step] = why or "another process could not read it"
         told = "; ".join(f"step {step}: {why}" for step, why in self.damaged.items())
         raise CheckpointError(
@@ -169,8 +184,6 @@ class RunCheckpoints:
         try:
             return self._manager.restore(step, args=ocp.args.Composite(**items))
         except Exception as e:  # Orbax, tensorstore and JSON each have errors of their own for a damaged file
-            # The reads of other leaves fail as well, unheard, and would be complained of when Python ends.
-            logging.getLogger("asyncio").setLevel(logging.CRITICAL)
             raise _Damaged(str(e).split("\n")[0][:200]) from e
 
     @contextlib.contextmanager
@@ -180,7 +193,9 @@ class RunCheckpoints:
             yield
         except Exception as e:
             which = "A checkpoint" if step is None else f"The checkpoint of step {step}, or the one before,"
-            why = str(e).strip().split("\n")[-1][:300]
+            why = (
+                str(e).strip().split("\n")[-1].rpartition('": ')[2][:300]
+            )  # behind the files' names: the system's own error
             raise CheckpointError(
                 f"{which} could not be written to {self.folder} ({why}); make room there or make it writable, and the same "
                 f"command goes on from the newest one that was."

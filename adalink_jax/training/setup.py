@@ -55,6 +55,10 @@ class Setup:
     random_seed: int = 0
     decoding: Decoding = Sampling()  # noqa: RUF009
 
+    def __post_init__(self):
+        if self.frozen_dtype not in ("float32", "bfloat16"):
+            raise UserError(f"FROZEN_DTYPE is {self.frozen_dtype!r}; it must be 'float32' or 'bfloat16'.")
+
 
 def split_abstract(model: AdaptedModel, trainable: tuple[str, ...]):
     """`(trainable, frozen)` trees of shapes. An empty `trainable` freezes everything."""
@@ -86,8 +90,6 @@ def load_parameters(setup: Setup, mesh, rules) -> Parameters:
         no file can hold.
       CheckpointError: for files that do not fit.
     """
-    if setup.frozen_dtype not in ("float32", "bfloat16"):
-        raise UserError(f"FROZEN_DTYPE is {setup.frozen_dtype!r}; it must be 'float32' or 'bfloat16'.")
     if setup.adapter_start is not None and setup.initial_adapter_path is not None:
         raise UserError(
             "PROMPT_START and INITIAL_ADAPTER_PATH are both set; a prompt has one start, so set one of them."

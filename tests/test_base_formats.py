@@ -99,7 +99,7 @@ def test_every_format_gives_the_same_leaves_and_fingerprint(kind, scan_layers, p
     if "bin" in kind:
         to_bin(folder)
     wanted = abstract(make(T5(tiny_t5(scan_layers=True))) if scan_layers else params)
-    loaded = load_base(folder, wanted, config=tiny_t5())
+    loaded = load_base(folder, wanted, configs={"language": tiny_t5()})
     assert loaded.fingerprint == fingerprint(params)
     exact = "bfloat16" not in kind
     found = paths.unscan(paths.flatten(loaded.params))
@@ -139,7 +139,7 @@ def test_transformers_loads_what_is_written_for_it_to_the_bit(params, base, tmp_
     write("Hugging Face", open_source(base), params, tmp_path / "hf")
     theirs = transformers.T5ForConditionalGeneration.from_pretrained(tmp_path / "hf")
     theirs.save_pretrained(tmp_path / "again")
-    loaded = load_base(tmp_path / "again", abstract(params), config=tiny_t5())
+    loaded = load_base(tmp_path / "again", abstract(params), configs={"language": tiny_t5()})
     for name, leaf in paths.flatten(params).items():
         np.testing.assert_array_equal(paths.flatten(loaded.params)[name], leaf, err_msg=name)
     assert not torch.equal(theirs.lm_head.weight, theirs.shared.weight)

@@ -1,4 +1,4 @@
-"""The numbers of a T5 and of a vision tower are those of `transformers`, from the same random weights, in float32."""
+"""The numbers of a T5 are those of `transformers`, from the same random weights, in float32."""
 
 import jax
 import jax.numpy as jnp
@@ -10,9 +10,9 @@ transformers = pytest.importorskip("transformers")
 
 from references import FORMS, make_reference, tokens  # noqa: E402
 
-from adalink_jax import T5, AdaptedModel, T5Config, ViTConfig, checkpoints, parallel  # noqa: E402
+from adalink_jax import T5, AdaptedModel, T5Config, checkpoints, parallel  # noqa: E402
 from adalink_jax.checkpoints import open_source, t5_fields  # noqa: E402
-from adalink_jax.models import Inputs, ViT, paths  # noqa: E402
+from adalink_jax.models import Inputs  # noqa: E402
 from adalink_jax.models.decoding import BeamSearch, Sampling  # noqa: E402
 from adalink_jax.models.layers import relative_position_bucket  # noqa: E402
 from adalink_jax.training.setup import Setup, load_parameters  # noqa: E402
@@ -139,37 +139,3 @@ def test_relative_position_buckets(bidirectional):
     distance = np.arange(-300, 301)
     theirs = T5Attention._relative_position_bucket(torch.tensor(distance), bidirectional, 32, 128)
     np.testing.assert_array_equal(relative_position_bucket(jnp.asarray(distance), bidirectional, 32, 128), theirs)
-
-
-def test_the_vision_tower():
-    torch.manual_seed(0)
-    config = transformers.SiglipVisionConfig(
-        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, image_size=16, patch_size=4,
-        vision_use_head=False,
-    )  # fmt: skip
-    model = transformers.SiglipVisionModel(config).eval()
-    for name, leaf in model.named_parameters():
-        leaf.data = torch.randn_like(leaf) * 0.2 + (1.0 if "norm" in name and name.endswith("weight") else 0.0)
-    state = {name.removeprefix("vision_model."): np.asarray(x.detach()) for name, x in model.state_dict().items()}
-    patches = state["embeddings.patch_embedding.weight"]  # [D, channels, p, p]
-    leaves = {
-        "patch_embedding/kernel": patches.transpose(2, 3, 1, 0).reshape(-1, 32),
-        "patch_embedding/bias": state["embeddings.patch_embedding.bias"],
-        "pos_embedding": state["embeddings.position_embedding.weight"],
-        "encoder_norm/scale": state["post_layernorm.weight"],
-        "encoder_norm/bias": state["post_layernorm.bias"],
-    }
-    dense = {"self_attn.q_proj": "attention/query", "self_attn.k_proj": "attention/key", "self_attn.v_proj":
-             "attention/value", "self_attn.out_proj": "attention/out", "mlp.fc1": "mlp/wi", "mlp.fc2": "mlp/wo"}  # fmt: skip
-    norms = {"layer_norm1": "pre_attention_layer_norm", "layer_norm2": "pre_mlp_layer_norm"}
-    for i in range(2):
-        for theirs, name in dense.items():
-            leaves[f"layers_{i}/{name}/kernel"] = state[f"encoder.layers.{i}.{theirs}.weight"].T
-            leaves[f"layers_{i}/{name}/bias"] = state[f"encoder.layers.{i}.{theirs}.bias"]
-        for theirs, name in norms.items():
-            leaves[f"layers_{i}/{name}/scale"] = state[f"encoder.layers.{i}.{theirs}.weight"]
-            leaves[f"layers_{i}/{name}/bias"] = state[f"encoder.layers.{i}.{theirs}.bias"]
-    images = np.random.default_rng(0).uniform(-1, 1, (3, 16, 16, 3)).astype(np.float32)
-    expected = model(torch.tensor(images.transpose(0, 3, 1, 2))).last_hidden_state.detach()
-    mine = ViT(ViTConfig((16, 16), 4, 32, 4, 64, 2)).apply({"params": paths.unflatten(leaves)}, images)
-    assert_close(mine, expected)

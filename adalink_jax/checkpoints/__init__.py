@@ -1,7 +1,16 @@
 """Files of parameters: base models of every format, adapter folders, and the fingerprint that ties the two together."""
 
 from adalink_jax.checkpoints.adapter_files import check_base, load_adapter, open_adapter, read_adapter, save_adapter
-from adalink_jax.checkpoints.architecture import check_fit, check_settings, settings_of, t5_fields, t5_sizes
+from adalink_jax.checkpoints.architecture import (
+    check_fit,
+    check_part_settings,
+    check_settings,
+    configs_of,
+    settings_of,
+    stated_settings,
+    t5_fields,
+    t5_sizes,
+)
 from adalink_jax.checkpoints.convert import FORMATS, PASSES, check_destination, convert
 from adalink_jax.checkpoints.fingerprint import digests, fingerprint, fingerprint_of_source
 from adalink_jax.checkpoints.load import Base, folder_of, load_base, open_source
@@ -15,7 +24,9 @@ __all__ = [
     "check_base",
     "check_destination",
     "check_fit",
+    "check_part_settings",
     "check_settings",
+    "configs_of",
     "convert",
     "counted",
     "digests",
@@ -30,6 +41,7 @@ __all__ = [
     "save_adapter",
     "save_base",
     "settings_of",
+    "stated_settings",
     "t5_fields",
     "t5_sizes",
 ]

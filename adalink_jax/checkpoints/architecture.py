@@ -54,25 +54,55 @@ def t5_fields(source) -> dict:
     return sizes | source.settings
 
 
-def settings_of(config) -> dict:
-    """The fields of a `T5Config` that shapes do not show and that decide the numbers."""
-    return {"mlp_activations": tuple(config.mlp_activations), "relpos_max_distance": config.relpos_max_distance}
+LANGUAGE, VISION, QFORMER = "language", "vision", "qformer"
+# Fields of each part's configuration that shapes do not show and that decide the numbers.
+_DECIDING = {
+    LANGUAGE: ("mlp_activations", "relpos_max_distance"),
+    VISION: ("num_heads", "activation", "layer_norm_epsilon", "pixel_mean", "pixel_std"),
+    QFORMER: ("num_heads", "cross_attention_frequency"),
+}
+
+
+def configs_of(backbone) -> dict:
+    """The configurations of a backbone's parts: `language` (`T5Config`), and, where it has them, `vision` and `qformer`."""
+    names = {LANGUAGE: "config", VISION: "vision_config", QFORMER: "qformer_config"}
+    return {part: getattr(backbone, name) for part, name in names.items() if hasattr(backbone, name)}
+
+
+def settings_of(config, part: str = LANGUAGE) -> dict:
+    """The fields of a part's configuration that shapes do not show and that decide the numbers."""
+    plain = lambda value: tuple(value) if isinstance(value, list) else value
+    return {field: plain(getattr(config, field)) for field in _DECIDING[part]}
+
+
+def stated_settings(backbone) -> dict[str, dict]:
+    """What a native base model's file says of `backbone`: `settings` of its language model, `part_settings` of the others."""
+    each = {part: settings_of(config, part) for part, config in configs_of(backbone).items()}
+    language = {"settings": each.pop(LANGUAGE)}
+    return language | ({"part_settings": each} if each else {})
 
 
 def check_settings(stated: Mapping, config, path: str) -> None:
     """Refuses a checkpoint that states another network than the model's, where shapes would not show it.
 
     Args:
-      stated: by the checkpoint, some of `settings_of`.
-      config: the model's `T5Config`.
+      stated: by the checkpoint: fields of `config`.
+      config: the configuration of that part of the model.
       path: for the error.
     """
-    mine = settings_of(config)
     for field, value in stated.items():
-        if mine[field] != value:
+        mine = getattr(config, field)
+        if mine != value:
             raise CheckpointError(
-                f"{path} has {field} = {value!r} and the model {mine[field]!r}; set T5Config.{field}."
+                f"{path} has {field} = {value!r} and the model {mine!r}; set {type(config).__name__}.{field}."
             )
+
+
+def check_part_settings(source, configs: Mapping, parts=None) -> None:
+    """`check_settings` of the parts beside the language model; of those in `parts`, where it is given."""
+    for part, stated in source.part_settings.items():
+        if part in configs and (parts is None or part in parts):
+            check_settings(stated, configs[part], source.path)
 
 
 def check_fit(found: Shapes, wanted: Shapes, path: str) -> None:

@@ -1,10 +1,13 @@
 """Hugging Face folders of the T5 family (T5, FLAN-T5, mT5, ByT5, UL2): `config.json` and safetensors, sharded or not.
 
+Vision towers, and image-and-text models with a T5, are translated by `hf_vision`, their language models here.
+
 Kernels stand the other way round there, the two norms and the MLP are numbered, tables of relative positions are
 `[buckets, H]`. `pytorch_model.bin` is read through `torch.load(weights_only=True, mmap=True)`, and only where there is no
 safetensors file.
 """
 
+import dataclasses
 import json
 import os
 import re
@@ -12,8 +15,9 @@ import re
 import numpy as np
 from etils import epath
 
-from adalink_jax.checkpoints import safetensors_file
+from adalink_jax.checkpoints import hf_vision, safetensors_file
 from adalink_jax.checkpoints.architecture import t5_sizes
+from adalink_jax.checkpoints.positions import BICUBIC
 from adalink_jax.checkpoints.source import Leaf, Source, transposed
 from adalink_jax.errors import CheckpointError
 
@@ -113,7 +117,7 @@ def download(path: str) -> epath.Path:
     get = lambda patterns: huggingface_hub.snapshot_download(
         repo, revision=revision or None, allow_patterns=list(patterns)
     )
-    small = (CONFIG, "*.index.json", *VOCABULARY_FILES)
+    small = (CONFIG, "preprocessor_config.json", "*.index.json", *VOCABULARY_FILES)
     try:
         folder = epath.Path(get((*small, "model*.safetensors")))
         if not any(f.name.endswith(".safetensors") for f in folder.iterdir()):
@@ -140,10 +144,29 @@ def open_folder(folder: epath.Path, path: str) -> Source:
     tensors = _tensors(folder, path)
     name = path.removeprefix(HUB) if path.startswith(HUB) else config.get("_name_or_path") or folder.name
     kind = f"Hugging Face folder ({config.get('model_type', 'no config.json')})"
+    if config.get("model_type") in hf_vision.TYPES:
+        return _with_vision(Source(kind, path, name, tensors, folder, config=config, position_rule=BICUBIC))
     if config.get("model_type") not in T5_TYPES:
         return Source(kind, path, name, dict(sorted(tensors.items())), folder, config=config)
     leaves = _t5_leaves(tensors, config, path)
     return Source(kind, path, name, leaves, folder, settings=_settings(config, path), config=config)
+
+
+def _with_vision(opened: Source) -> Source:
+    """A vision tower's folder, or an image-and-text model's, under our names."""
+    config, path = opened.config, opened.path
+    leaves = hf_vision.leaves_of(opened.leaves, config["model_type"])
+    parts = hf_vision.settings_of(config, opened.folder, path)
+    prefix = hf_vision.LANGUAGE_PREFIX
+    language = {k.removeprefix(prefix): leaf for k, leaf in opened.leaves.items() if k.startswith(prefix)}
+    settings = {}
+    if language:
+        text = config.get("text_config", {})
+        if text.get("model_type") not in T5_TYPES:
+            raise CheckpointError(f"The language model of {path} is a {text.get('model_type')}, and no T5.")
+        leaves |= _t5_leaves(language, text, path)
+        settings = _settings(text, path)
+    return dataclasses.replace(opened, leaves=dict(sorted(leaves.items())), settings=settings, part_settings=parts)
 
 
 def _tensors(folder: epath.Path, path: str) -> dict[str, Leaf]:

@@ -10,23 +10,24 @@ import os
 import pathlib
 import re
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
 from etils import epath
 
-from adalink_jax.checkpoints import architecture, hugging_face, native, t5x
+from adalink_jax.checkpoints import architecture, big_vision, hugging_face, native, positions, t5x
+from adalink_jax.checkpoints.architecture import LANGUAGE, VISION
 from adalink_jax.checkpoints.fingerprint import fingerprint
 from adalink_jax.checkpoints.source import Leaf, Source
 from adalink_jax.errors import CheckpointError
 from adalink_jax.models import paths
 
 BUNDLED = "bundled:"
-LANGUAGE = "language"
 _ASSETS = pathlib.Path(__file__).parent.parent / "assets"
 _KNOWN = (
     "a native base model (base_config.json), a Hugging Face folder (config.json and model.safetensors), a checkpoint_N of "
-    "t5x, hf://OWNER/NAME or bundled:NAME"
+    "t5x, a .npz of big_vision, hf://OWNER/NAME or bundled:NAME"
 )
 
 Renames = Sequence[tuple[str, str | None]]
@@ -56,6 +57,8 @@ def open_source(path: str) -> Source:
     folder = folder_of(path)
     if folder.name == t5x.FILE and folder.is_file():
         folder = folder.parent
+    if folder.suffix == big_vision.SUFFIX and folder.is_file():
+        return big_vision.open_file(folder, path)
     if not folder.is_dir():
         raise CheckpointError(f"There is no folder {path}; give {_KNOWN}.")
     if native.is_folder(folder):
@@ -105,7 +108,7 @@ def load_base(
     abstract,
     dtype: Callable[[str], str] = lambda name: "float32",
     renames: Renames = (),
-    config=None,
+    configs: Mapping[str, Any] | None = None,
 ) -> Base:
     """Reads a base model leaf by leaf, shard by shard, straight to its place.
 
@@ -115,7 +118,8 @@ def load_base(
       abstract: the tree wanted: `jax.ShapeDtypeStruct` leaves, with shardings where there is a mesh.
       dtype: name of a leaf in memory -> the dtype that it is stored in.
       renames: see `rename`.
-      config: the model's `T5Config`, compared with what the checkpoint states of it; None compares shapes only.
+      configs: the model's configurations (`configs_of`), compared with what the checkpoint states of them; a table of positions
+        for another resolution than the vision tower's is resampled. None compares shapes only.
 
     Raises:
       CheckpointError: for a folder that is no base, leaves that are missing, left over or misshapen, a damaged file.
@@ -127,6 +131,8 @@ def load_base(
     parts = _parts(by_part, shapes)
     found: dict[str, Leaf] = {}
     opened: dict[str, Source] = {}
+    notes: dict[str | None, str] = {}
+    configs = configs or {}
     for part, where in by_part.items():
         if where is None:
             continue
@@ -135,18 +141,21 @@ def load_base(
         source = opened[where]
         leaves = rename(source.leaves, renames, where) if part is None or part == LANGUAGE else source.leaves
         mine = {name: leaf for name, leaf in leaves.items() if _part_of(name, by_part) == part}
+        if _resample(mine, shapes, configs.get(VISION), source):
+            notes[part] = f", positions resampled ({source.position_rule})"
         architecture.check_fit(
             {name: leaf.shape for name, leaf in mine.items()}, {name: shapes[name] for name in parts[part]}, where
         )
-        if config is not None and part in (None, LANGUAGE):
-            architecture.check_settings(source.settings, config, where)
+        if LANGUAGE in configs and part in (None, LANGUAGE):
+            architecture.check_settings(source.settings, configs[LANGUAGE], where)
+        architecture.check_part_settings(source, configs, None if part is None else {part})
         found |= mine
     kept = {name: leaf for name, leaf in wanted.items() if names[name][0] in found}
     params = paths.unflatten({name: _place(leaf, [found[n] for n in names[name]], names[name] != [name], dtype(name))
                               for name, leaf in kept.items()})  # fmt: skip
     mark = fingerprint(params) if kept.keys() == wanted.keys() else None
     stated = next(iter(opened.values())).fingerprint if len(by_part) == 1 and not renames else None
-    if stated is not None and mark != stated:
+    if stated is not None and mark != stated and not notes:
         raise CheckpointError(
             f"The weights in {path} do not have the fingerprint that {native.CONFIG} names; copy or write it again."
         )
@@ -154,9 +163,19 @@ def load_base(
     for part, mine in parts.items():
         where = by_part[part]
         text = "fresh" if where is None else f"{where}, {opened[where].kind}"
-        sources |= {name.split("/")[0]: text for name in mine}
+        for top in {name.split("/")[0] for name in mine}:
+            sources[top] = text + (notes.get(part, "") if top == VISION else "")
     name = " + ".join(source.name for source in opened.values())
     return Base(params, name, mark, sources)
+
+
+def _resample(mine: dict[str, Leaf], shapes: Mapping, vision, source: Source) -> bool:
+    """Puts a table of positions in place that fits the model's resolution; says whether one had to be made."""
+    name = "vision/pos_embedding"
+    if vision is None or name not in mine or name not in shapes or mine[name].shape[0] == shapes[name][0]:
+        return False
+    mine[name] = positions.for_grid(mine[name], vision.grid, vision.class_token, source.position_rule, source.path)
+    return True
 
 
 def rename(leaves: Mapping[str, Leaf], renames: Renames, path: str) -> dict[str, Leaf]:

@@ -12,6 +12,7 @@ from etils import epath
 from adalink_jax import parallel
 from adalink_jax.checkpoints import safetensors_file
 from adalink_jax.checkpoints.fingerprint import fingerprint
+from adalink_jax.checkpoints.positions import BILINEAR
 from adalink_jax.checkpoints.source import Leaf, Source, from_array
 from adalink_jax.errors import CheckpointError
 from adalink_jax.models import paths
@@ -37,8 +38,12 @@ def open_folder(folder: epath.Path, path: str) -> Source:
     if not (folder / WEIGHTS).exists():
         raise CheckpointError(f"{path} has no {WEIGHTS}; copy or write it again.")
     leaves = dict(sorted(safetensors_file.read_leaves(folder / WEIGHTS).items()))
-    settings = {k: tuple(v) if isinstance(v, list) else v for k, v in config.get("settings", {}).items()}
-    return Source("native base model", path, name, leaves, folder, settings, mark)
+    plain = lambda fields: {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
+    parts = {part: plain(fields) for part, fields in config.get("part_settings", {}).items()}
+    return Source(
+        "native base model", path, name, leaves, folder, plain(config.get("settings", {})), mark, part_settings=parts,
+        position_rule=config.get("position_rule", BILINEAR),
+    )  # fmt: skip
 
 
 def save_base(folder: str, params, name: str, about: dict) -> dict:
@@ -62,6 +67,8 @@ def save_base(folder: str, params, name: str, about: dict) -> dict:
 def write(folder: epath.Path, source: Source, dtype: str | None, mark: str) -> dict:
     """Writes `source`, whose fingerprint is `mark`, as a native base model, in `dtype` (None keeps each leaf's own)."""
     about = {"settings": source.settings, "converted_from": source.kind}
+    if source.part_settings:
+        about |= {"part_settings": source.part_settings, "position_rule": source.position_rule}
     return _write(folder, source.leaves, source.name, about, mark, dtype)
 
 

@@ -5,7 +5,7 @@ Nothing is read before it is asked for, and never more than asked for.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -95,6 +95,29 @@ def transposed(leaf: Leaf) -> Leaf:
     return dataclasses.replace(leaf, shape=leaf.shape[::-1], read=read, grain=leaf.grain[::-1])
 
 
+def rows(leaf: Leaf, start: int, stop: int) -> Leaf:
+    """Rows `start` to `stop` of a leaf."""
+    at = lambda index: (slice(start + index[0].start, start + index[0].stop), *index[1:])
+    shape = (stop - start, *leaf.shape[1:])
+    return dataclasses.replace(leaf, shape=shape, read=lambda index: leaf.read(at(index)), grain=(1, *leaf.grain[1:]))
+
+
+def computed(
+    leaves: Sequence[Leaf], shape: tuple[int, ...], make: Callable[..., np.ndarray], dtype: np.dtype | None = None
+) -> Leaf:
+    """A small leaf that is `make(*arrays)` of other leaves, which are read whole.
+
+    Args:
+      leaves: what it is made of.
+      shape: of the result.
+      make: arrays -> array.
+      dtype: of the result; None is the first leaf's.
+    """
+    origin = ", ".join(leaf.origin for leaf in leaves)
+    read = lambda index: np.reshape(make(*(leaf.whole() for leaf in leaves)), shape)[index]
+    return Leaf(shape, dtype or leaves[0].dtype, origin, read, shape)
+
+
 def layer(leaf: Leaf, i: int, axis: int, shape: tuple[int, ...]) -> Leaf:
     """Layer `i` of a leaf whose layers are stacked on `axis`, in the layer's own `shape` (joined heads)."""
     at = lambda rest: (*rest[:axis], slice(i, i + 1), *rest[axis:])
@@ -119,6 +142,8 @@ class Source:
       name: the base's name.
       leaves: unscanned name -> leaf; the file's own names where they are no T5's.
       settings: fields of `T5Config` that the format states and shapes do not show (`mlp_activations`).
+      part_settings: the same of other parts: `vision` (`ViTConfig`), `qformer` (`QFormerConfig`).
+      position_rule: how the vision tower's positions are resampled for another resolution (`positions.RULES`).
       fingerprint: the one that the format states, or None.
       config: the format's own configuration (`config.json`), or {}.
       folder: the local or remote folder of the files.
@@ -132,6 +157,8 @@ class Source:
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)
     fingerprint: str | None = None
     config: dict[str, Any] = dataclasses.field(default_factory=dict)
+    part_settings: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
+    position_rule: str = "bilinear"
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:

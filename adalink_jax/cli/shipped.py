@@ -2,7 +2,7 @@
 
 from adalink_jax import configuration, parallel
 from adalink_jax.adapters import AdaptedModel, abstract_params
-from adalink_jax.checkpoints import check_fit, check_settings, settings_of, t5_sizes
+from adalink_jax.checkpoints import check_fit, check_part_settings, check_settings, configs_of, settings_of, t5_sizes
 from adalink_jax.checkpoints.source import Source
 from adalink_jax.errors import CheckpointError
 from adalink_jax.models import paths
@@ -20,6 +20,7 @@ def check_model(source: Source, backbone) -> None:
     tree = parallel.unbox(abstract_params(AdaptedModel(backbone)))["backbone"]
     check_fit(source.shapes, paths.unscanned_shapes(paths.flatten(tree)), source.path)
     check_settings(source.settings, backbone.config, source.path)
+    check_part_settings(source, configs_of(backbone))
 
 
 def fitting_models(source: Source) -> dict[str, dict]:

@@ -12,7 +12,13 @@ from adalink_jax.parallel import constrain
 
 fan_in = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
 
-ACTIVATIONS = {"relu": nn.relu, "gelu": nn.gelu, "silu": nn.silu, "linear": lambda x: x}  # gelu: tanh form, as T5 1.1
+ACTIVATIONS = {
+    "relu": nn.relu,
+    "gelu": nn.gelu,  # by tanh, as T5 1.1 and SigLIP have it
+    "gelu_exact": lambda x: nn.gelu(x, approximate=False),  # by erf, as ViT, EVA and BERT
+    "silu": nn.silu,
+    "linear": lambda x: x,
+}
 
 
 def param(module: nn.Module, name: str, init: Callable, shape: tuple[int, ...], axes: tuple[str, ...]) -> jax.Array:

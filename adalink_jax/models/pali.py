@@ -1,6 +1,8 @@
 """PaLI-style encoder-decoder: a T5 whose encoder reads visual tokens before the text (Chen et al., 2023).
 
 images -> ViT (`vision/`) -> one linear map to D (`projection/`) -> [visual tokens ; text tokens] -> T5
+
+Any vision tower goes with any T5: joined from two public checkpoints, the projection is trained first.
 """
 
 import gin
@@ -30,8 +32,12 @@ class PaLI(T5):
         images = {"images": jax.ShapeDtypeStruct(shape, jnp.float32)}
         return super().abstract_batch(batch_size, inputs, targets) | images
 
+    def image_features(self, batch: dict, train: bool = False) -> jax.Array:
+        """`images` float32 [B, height, width, channels] in [-1, 1] -> what the projection reads, [B, N, width]."""
+        return self.vision(batch["images"], train)
+
     def embed(self, batch: dict, train: bool = False) -> Inputs:
-        """As T5's, with `images` float32 [B, height, width, channels] in [-1, 1] -> image [B, N, D]."""
-        image = self.projection(self.vision(batch["images"], train))
+        """As T5's, with `images` (see `image_features`) -> image [B, N, D]."""
+        image = self.projection(self.image_features(batch, train))
         mask = jnp.ones(image.shape[:2], bool)
         return super().embed(batch, train).replace(image=image, image_mask=mask)

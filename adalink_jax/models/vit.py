@@ -1,4 +1,7 @@
-"""A vision transformer (Dosovitskiy et al., 2021; SigLIP's form: no class token, learned positions, final norm)."""
+"""A vision transformer (Dosovitskiy et al., 2021): pre-norm layers, learned positions, a final norm.
+
+By configuration SigLIP's (no class token), ViT's, or EVA's as BLIP-2 has it (both with a class token and exact GELU).
+"""
 
 import dataclasses
 
@@ -22,6 +25,11 @@ class ViTConfig:
       channels: colour channels.
       patch_size: side of a square patch; must divide both sides of the image.
       emb_dim, num_heads, mlp_dim, num_layers: as in T5Config; head width is emb_dim / num_heads.
+      class_token: a learned token before the patches', with a position of its own; it is one of the visual tokens.
+      activation: of the MLP: "gelu" (by tanh: SigLIP) or "gelu_exact" (ViT, EVA).
+      layer_norm_epsilon: of all norms: 1e-6 (SigLIP, EVA) or 1e-12 (ViT).
+      pixel_mean, pixel_std: of each channel, of pixels in [0, 1]; images are made (pixel - mean) / std before the first patch. None:
+        they stay in [-1, 1], which is mean and std 0.5.
       dropout_rate, dtype, scan_layers, remat: as in T5Config.
     """
 
@@ -32,15 +40,32 @@ class ViTConfig:
     mlp_dim: int
     num_layers: int
     channels: int = 3
+    class_token: bool = False
+    activation: str = "gelu"
+    layer_norm_epsilon: float = 1e-6
+    pixel_mean: tuple[float, ...] | None = None
+    pixel_std: tuple[float, ...] | None = None
     dropout_rate: float = 0.0
     dtype: str = "float32"
     scan_layers: bool = False
     remat: str = "none"
 
+    def __post_init__(self):
+        if (self.pixel_mean is None) != (self.pixel_std is None):
+            raise UserError("ViTConfig.pixel_mean and ViTConfig.pixel_std go together; set both, or none.")
+        for name in ("pixel_mean", "pixel_std"):
+            if len(getattr(self, name) or range(self.channels)) != self.channels:
+                raise UserError(f"ViTConfig.{name} must have one number for each of {self.channels} channels.")
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of patches."""
+        return self.image_size[0] // self.patch_size, self.image_size[1] // self.patch_size
+
     @property
     def num_tokens(self) -> int:
         """N: visual tokens of one image."""
-        return (self.image_size[0] // self.patch_size) * (self.image_size[1] // self.patch_size)
+        return self.grid[0] * self.grid[1] + self.class_token
 
 
 class ViTLayer(nn.Module):
@@ -58,11 +83,11 @@ class ViTLayer(nn.Module):
             cfg.num_heads, head_dim, cfg.dropout_rate, cfg.dtype, self.deterministic,
             scale=head_dim**-0.5, use_bias=True, features=cfg.emb_dim, name="attention",
         )  # fmt: skip
-        y = layers.LayerNorm(cfg.dtype, name="pre_attention_layer_norm")(x)
+        y = layers.LayerNorm(cfg.dtype, cfg.layer_norm_epsilon, name="pre_attention_layer_norm")(x)
         x = x + drop(attention(y, attention.project(y)))
-        y = layers.LayerNorm(cfg.dtype, name="pre_mlp_layer_norm")(x)
+        y = layers.LayerNorm(cfg.dtype, cfg.layer_norm_epsilon, name="pre_mlp_layer_norm")(x)
         y = layers.MlpBlock(
-            cfg.mlp_dim, ("gelu",), cfg.dropout_rate, cfg.dtype, self.deterministic, use_bias=True, name="mlp"
+            cfg.mlp_dim, (cfg.activation,), cfg.dropout_rate, cfg.dtype, self.deterministic, use_bias=True, name="mlp"
         )(y)
         return constrain(x + drop(y), "batch", "length", "embed"), None
 
@@ -85,12 +110,20 @@ class ViT(nn.Module):
         (height, width), p = cfg.image_size, cfg.patch_size
         if height % p or width % p:
             raise UserError(f"Patches of {p} pixels do not tile images of {height} x {width}.")
+        if cfg.pixel_mean is not None:
+            images = (images / 2 + 0.5 - jnp.asarray(cfg.pixel_mean)) / jnp.asarray(cfg.pixel_std)
         x = images.reshape(-1, height // p, p, width // p, p, cfg.channels).transpose(0, 1, 3, 2, 4, 5)
-        x = x.reshape(x.shape[0], cfg.num_tokens, p * p * cfg.channels)  # row-major patches, pixels row-major
+        x = x.reshape(x.shape[0], -1, p * p * cfg.channels)  # row-major patches, pixels row-major
         x = layers.Dense(cfg.emb_dim, ("patch", "embed"), cfg.dtype, use_bias=True, name="patch_embedding")(x)
+        if cfg.class_token:
+            token = layers.param(
+                self, "class_token", nn.initializers.normal(0.02), (1, cfg.emb_dim), ("position", "embed")
+            )
+            token = jnp.broadcast_to(token.astype(cfg.dtype), (x.shape[0], 1, cfg.emb_dim))
+            x = jnp.concatenate([token, x], axis=1)
         positions = layers.param(
             self, "pos_embedding", nn.initializers.normal(0.02), (cfg.num_tokens, cfg.emb_dim), ("position", "embed")
         )
         x = constrain(x + positions.astype(cfg.dtype), "batch", "length", "embed")
         x, _ = run_layers(ViTLayer, cfg, x, None, num_layers=cfg.num_layers, deterministic=not train)
-        return layers.LayerNorm(cfg.dtype, name="encoder_norm")(x).astype(jnp.dtype(cfg.dtype))
+        return layers.LayerNorm(cfg.dtype, cfg.layer_norm_epsilon, name="encoder_norm")(x).astype(jnp.dtype(cfg.dtype))

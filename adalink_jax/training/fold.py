@@ -64,7 +64,7 @@ def fold_base(folder: str, backbone: nn.Module, base: str, destination: str) -> 
         before = logits(AdaptedModel(backbone), {"backbone": whole["backbone"]})
         adapted, after = logits(setup.model, whole), logits(plain, {"backbone": folded})
     away = lambda other: float(np.abs(adapted - other).max() / adapted.std())
-    facts = {"folded": {"adapter": about["method"], "base": params.base}, "settings": checkpoints.settings_of(config)}
+    facts = {"folded": {"adapter": about["method"], "base": params.base}} | checkpoints.stated_settings(plain.backbone)
     written = checkpoints.save_base(str(target), folded, name=target.name, about=facts)
     return Folded(written["fingerprint"], own, away(before), away(after))
 
@@ -72,8 +72,11 @@ def fold_base(folder: str, backbone: nn.Module, base: str, destination: str) -> 
 def _batch(backbone) -> dict[str, np.ndarray]:
     """Random features of every input."""
     rng = np.random.default_rng(0)
+    ids = min(
+        config.vocab_size for config in checkpoints.configs_of(backbone).values() if getattr(config, "vocab_size", 0)
+    )
     make = lambda leaf: (
-        rng.integers(3, backbone.config.vocab_size, leaf.shape).astype(np.int32)
+        rng.integers(3, ids, leaf.shape).astype(np.int32)
         if leaf.dtype == np.int32
         else rng.uniform(-1, 1, leaf.shape).astype(np.float32)
     )

@@ -90,7 +90,7 @@ def write_parameters(
     }
     whole, base, written = partition.merge(trainable, params.frozen), params.base, []
     if "backbone" in trainable:
-        settings = {"settings": checkpoints.settings_of(setup.model.backbone.config)}
+        settings = checkpoints.stated_settings(setup.model.backbone)
         base = checkpoints.save_base(folder / "model", whole["backbone"], name=folder.name, about=about | settings)
         written.append(("model/", "the trained base model; INITIAL_CHECKPOINT_PATH takes it"))
     if "adapter" in whole:

@@ -110,7 +110,7 @@ def load_parameters(setup: Setup, mesh, rules) -> Parameters:
             partition.select(wanted, backbone)["backbone"],
             dtype=lambda name: "float32" if f"backbone/{name}" in trained else setup.frozen_dtype,
             renames=setup.checkpoint_renames,
-            config=setup.model.backbone.config,
+            configs=checkpoints.configs_of(setup.model.backbone),
         )
         values |= paths.flatten({"backbone": loaded.params})
         base = {"name": loaded.name, "fingerprint": loaded.fingerprint}

@@ -20,6 +20,7 @@ from adalink_jax.parallel.accelerators import ACCELERATORS, parse_topology
 # Model -> what is read: image size in pixels, or None; tokens in and out.
 MODELS = {
     "t5_1_1_xl": (None, 512, 128),
+    "blip2_flan_t5_xl": (224, 64, 64),
     "pali_3_5b": (812, 64, 64),
     "t5_1_1_xxl": (None, 512, 128),
     "pali_17b": (588, 64, 64),

@@ -1,5 +1,6 @@
 """Vision towers and image-and-text models have the numbers of `transformers`, from the folders that it saves, in float32."""
 
+import json
 import shutil
 
 import jax
@@ -14,6 +15,8 @@ from references import tokens  # noqa: E402
 from adalink_jax import BLIP2, AdaptedModel, PaLI, QFormerConfig, T5Config, ViTConfig, checkpoints, parallel  # noqa: E402
 from adalink_jax.checkpoints import open_source, t5_fields  # noqa: E402
 from adalink_jax.checkpoints.positions import BICUBIC, BILINEAR, resample  # noqa: E402
+from adalink_jax.cli.main import main  # noqa: E402
+from adalink_jax.configuration import gin_root  # noqa: E402
 from adalink_jax.errors import CheckpointError  # noqa: E402
 from adalink_jax.models.decoding import Sampling  # noqa: E402
 from adalink_jax.training.abstract import abstract_leaves  # noqa: E402
@@ -22,7 +25,9 @@ from adalink_jax.training.setup import Setup, load_parameters  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("exact_matmuls")
 
-SIZES = dict(hidden_size=24, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, image_size=28, patch_size=7)
+SIZES = dict(
+    hidden_size=24, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, image_size=28, patch_size=7
+)
 VIT = ViTConfig((28, 28), 7, 24, 4, 48, 2)
 # transformers' class and configuration of each tower, and what ours are beside their sizes.
 TOWERS = {
@@ -39,8 +44,12 @@ def randomise(model, seed=0):
     torch.manual_seed(seed)
     for name, leaf in model.named_parameters():
         norm = "norm" in name.lower()
-        table = any(word in name for word in ("position", "shared", "relative_attention_bias", "word_emb", "query_tokens"))
-        leaf.data = torch.randn_like(leaf) * (0.2 if norm or name.endswith("bias") else 1.0 if table else leaf.shape[-1] ** -0.5)
+        table = any(
+            word in name for word in ("position", "shared", "relative_attention_bias", "word_emb", "query_tokens")
+        )
+        leaf.data = torch.randn_like(leaf) * (
+            0.2 if norm or name.endswith("bias") else 1.0 if table else leaf.shape[-1] ** -0.5
+        )
         if norm and name.endswith("weight"):
             leaf.data += 1.0
     return model.eval()
@@ -134,7 +143,9 @@ def test_pixels_are_prepared_as_the_folder_says(tower, tmp_path):
     (saying / "preprocessor_config.json").write_text('{"image_mean": [0.4, 0.5, 0.6], "image_std": [0.3, 0.2, 0.25]}')
     with pytest.raises(CheckpointError, match="set ViTConfig.pixel_mean"):
         tower_of(str(saying), ViTConfig(**{**vars(VIT), **ours}))
-    tower_of(str(saying), ViTConfig(**{**vars(VIT), **ours, "pixel_mean": (0.4, 0.5, 0.6), "pixel_std": (0.3, 0.2, 0.25)}))
+    tower_of(
+        str(saying), ViTConfig(**{**vars(VIT), **ours, "pixel_mean": (0.4, 0.5, 0.6), "pixel_std": (0.3, 0.2, 0.25)})
+    )
 
 
 @pytest.mark.parametrize("new", [(4, 4), (6, 5), (9, 9), (3, 2), (1, 1)])
@@ -182,7 +193,9 @@ def big_vision_arrays(folder, scanned):
     return out
 
 
-@pytest.mark.parametrize(("prefix", "scanned"), [("params/img/", False), ("params/img/", True), ("img/", False), ("", True)])
+@pytest.mark.parametrize(
+    ("prefix", "scanned"), [("params/img/", False), ("params/img/", True), ("img/", False), ("", True)]
+)
 def test_a_file_of_big_vision_is_the_same_tower(siglip, tmp_path, scanned, prefix):
     arrays = {prefix + name: array for name, array in big_vision_arrays(siglip, scanned).items()}
     np.savez(tmp_path / "tower.npz", **arrays)
@@ -223,7 +236,11 @@ def blip(request, tmp_path_factory):
     qformer = dict(hidden_size=16, num_hidden_layers=3, num_attention_heads=4, intermediate_size=32, hidden_dropout_prob=0.0,
                    attention_probs_dropout_prob=0.0, vocab_size=50, max_position_embeddings=40)  # fmt: skip
     config = getattr(transformers, f"{request.param}Config")(
-        vision_config=SIZES, qformer_config=qformer, text_config=text, num_query_tokens=QUERIES, image_token_index=IMAGE_TOKEN
+        vision_config=SIZES,
+        qformer_config=qformer,
+        text_config=text,
+        num_query_tokens=QUERIES,
+        image_token_index=IMAGE_TOKEN,
     )
     model = getattr(transformers, f"{request.param}ForConditionalGeneration")(config)
     language = model.language_model
@@ -231,7 +248,7 @@ def blip(request, tmp_path_factory):
     randomise(model, seed=3)
     with torch.no_grad():
         language.lm_head.weight *= 4.0
-        language.lm_head.weight[1] *= 6.0  # EOS
+        language.lm_head.weight[1] *= 3.0 if reads else 6.0  # EOS: half of the outputs end
         for block in language.decoder.block:  # outputs follow inputs
             block.layer[1].EncDecAttention.v.weight *= 3.0
             block.layer[1].EncDecAttention.o.weight *= 3.0
@@ -253,7 +270,10 @@ def ours(folder, reads, size=(28, 28), **overrides):
 
 
 def features(rows, size, reads):
-    batch = {"images": pictures(rows, size), "encoder_input_tokens": np.minimum(tokens(rows, 9), IMAGE_TOKEN - 1).astype(np.int32)}
+    batch = {
+        "images": pictures(rows, size),
+        "encoder_input_tokens": np.minimum(tokens(rows, 9), IMAGE_TOKEN - 1).astype(np.int32),
+    }
     return batch | ({"qformer_input_tokens": np.minimum(tokens(rows, 7, seed=5), 49).astype(np.int32)} if reads else {})
 
 
@@ -267,6 +287,29 @@ def theirs_of(batch, config):
         words = torch.tensor(batch["qformer_input_tokens"]).long()
         out |= {"qformer_input_ids": words, "qformer_attention_mask": (words > 0).long()}
     return out
+
+
+@pytest.mark.parametrize("kind", ["blip2", "instructblip"])
+@pytest.mark.parametrize(("size", "width", "hidden", "heads"), [("xl", 2048, 5120, 32), ("xxl", 4096, 10240, 64)])
+def test_parameters_of_the_public_sizes(kind, size, width, hidden, heads, capsys):
+    """transformers' defaults are the published vision tower and Q-Former; it ties a fresh T5's head, which is not tied there."""
+    text = dict(model_type="t5", vocab_size=32128, d_model=width, d_ff=hidden, num_layers=24, num_decoder_layers=24,
+                num_heads=heads, d_kv=64, feed_forward_proj="gated-gelu", tie_word_embeddings=False)  # fmt: skip
+    name = {"blip2": "Blip2", "instructblip": "InstructBlip"}[kind]
+    qformer = {} if kind == "blip2" else {"vocab_size": 30523}
+    config = getattr(transformers, f"{name}Config")(text_config=text, qformer_config=qformer)
+    with torch.device("meta"):
+        model = getattr(transformers, f"{name}ForConditionalGeneration")(config)
+    named = dict(model.named_parameters(remove_duplicate=False))
+    theirs = sum(leaf.numel() for leaf_name, leaf in named.items() if not leaf_name.endswith("embed_tokens.weight"))
+    assert main(["params", f"--gin_file=gin/models/{kind}_flan_t5_{size}.gin", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["total"] == theirs
+    head = next(
+        line
+        for line in (gin_root() / f"models/{kind}_flan_t5_{size}.gin").read_text().splitlines()
+        if "parameters" in line
+    )
+    assert f"{theirs:,} parameters" in head
 
 
 @pytest.mark.parametrize("size", RESOLUTIONS)
@@ -289,7 +332,9 @@ def test_greedy_outputs_on_32_pairs_of_image_and_question(blip):
     model, folder, reads = blip
     mine, params = ours(folder, reads)
     batch, length = features(32, (28, 28), reads), 12
-    out = model.generate(**theirs_of(batch, mine.backbone.vision_config), max_new_tokens=length, do_sample=False, num_beams=1)
+    out = model.generate(
+        **theirs_of(batch, mine.backbone.vision_config), max_new_tokens=length, do_sample=False, num_beams=1
+    )
     out = out.numpy()[:, 1:]
     out = np.pad(out, ((0, 0), (0, length - out.shape[1])))
     run = jax.jit(lambda params: mine.apply({"params": params}, batch, length, Sampling(), method="generate").ids[:, 0])
@@ -302,7 +347,9 @@ def test_scanned_and_unrolled_forms_of_an_image_and_text_model_agree(blip):
     _, folder, reads = blip
     batch = features(3, (28, 28), reads) | {"decoder_input_tokens": tokens(3, 6, seed=1).astype(np.int32)}
     (one, params), (other, stacked) = ours(folder, reads), ours(folder, reads, scan_layers=True)
-    assert_close(jax.jit(other.apply)({"params": stacked.frozen}, batch), jax.jit(one.apply)({"params": params.frozen}, batch))
+    assert_close(
+        jax.jit(other.apply)({"params": stacked.frozen}, batch), jax.jit(one.apply)({"params": params.frozen}, batch)
+    )
     assert stacked.base["fingerprint"] == params.base["fingerprint"]
 
 

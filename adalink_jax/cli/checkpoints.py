@@ -121,6 +121,8 @@ def verify_base(argv: list[str]) -> int:
     source = checkpoints.open_source(options.path)
     if not checkpoints.t5_sizes(source.shapes):
         raise CheckpointError(f"{options.path} is no T5 ({source.kind}); only those can be compared.")
+    if any(name.startswith("vision/") for name in source.leaves):
+        raise CheckpointError(f"{options.path} has a vision tower; only a T5 alone can be compared.")
     if options.reference is None and not source.config:
         raise CheckpointError(
             f"{options.path} is a {source.kind}; give the Hugging Face folder of the same model with --reference."

@@ -22,6 +22,7 @@ from adalink_jax.data.published import readers
 from adalink_jax.data.published.registration import Example, PublishedTask, add_mixture, add_tasks, metric, tfds_rows
 from adalink_jax.data.published.settings import TFDS, PublishedData
 from adalink_jax.data.published.splits import halved
+from adalink_jax.errors import UserError
 
 LIMIT = 2**19  # T5's limit on the examples that count in a proportional mixture
 
@@ -58,7 +59,9 @@ class Layout:
         Raises:
           UserError: for what is missing or of another form.
         """
-        columns = self.columns.values() if self.header else [name or f"column {i}" for i, name in enumerate(self.columns)]
+        columns = (
+            self.columns.values() if self.header else [name or f"column {i}" for i, name in enumerate(self.columns)]
+        )
         names = self.columns if self.header else {name: name for name in self.columns if name}
         for name in self.files[split]:
             for number, row in enumerate(
@@ -72,7 +75,7 @@ class Layout:
             return float(text) if self.labels is None else self.labels[text]
         except (ValueError, KeyError) as e:
             known = "a number" if self.labels is None else " or ".join(self.labels)
-            raise readers.UserError(f"{where} has the label {text!r}, which must be {known}; copy the file again.") from e
+            raise UserError(f"{where} has the label {text!r}, which must be {known}; copy the file again.") from e
 
 
 def _usual(columns: Sequence[str], label: str = "label", classes: Sequence[str] = ("0", "1"), **renamed) -> Layout:

@@ -63,7 +63,9 @@ def table(
         if row in ([], [""]):
             continue
         if len(row) <= max(place.values()):
-            raise UserError(f"Row {number} of {path} has {len(row)} columns, {max(place.values()) + 1} are needed; copy it again.")
+            raise UserError(
+                f"Row {number} of {path} has {len(row)} columns, {max(place.values()) + 1} are needed; copy it again."
+            )
         yield {name: row[i] for name, i in place.items()}
 
 

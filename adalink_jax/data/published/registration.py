@@ -52,7 +52,8 @@ class PublishedTask:
       identity: row -> what decides its part, see `splits`.
       splits: ours -> published.
       metrics: functions of targets and predictions.
-      scored: what metrics get as a target: the `ONE` reference; a tuple of `MANY`; `GROUPED`, (group, reference).
+      scored: what metrics get as a target: the `ONE` reference; a tuple of `MANY`; `GROUPED`, (group, reference). Or a
+        function of its own, as seqio's `postprocess_fn`.
       image: the feature of the image: None, "image" (bytes) or "image_file" (a path).
       keep: whether the text of a split is kept in memory, and shuffled as a whole.
     """
@@ -63,7 +64,7 @@ class PublishedTask:
     identity: Callable[[dict], str]
     splits: Splits
     metrics: Sequence[Callable]
-    scored: str = ONE
+    scored: str | Callable = ONE
     image: str | None = None
     keep: bool = True
 
@@ -82,9 +83,9 @@ class _Source(seqio.FunctionDataSource):
         Raises:
           UserError: for what is missing, or of another form.
         """
-        for part in self._task.splits.values():
-            if next(iter(self._task.rows(part.split, None)), None) is None:
-                raise UserError(f"The data of {self._task.name} have no rows in {part.split}; copy them again.")
+        for split in dict.fromkeys(part.split for part in self._task.splits.values()):
+            if next(iter(self._task.rows(split, None)), None) is None:
+                raise UserError(f"The data of {self._task.name} have no rows in {split}; copy them again.")
 
     def _dataset(self, split: str, shuffle_files: bool, seed: int | None = None) -> tf.data.Dataset:
         seed = seed if shuffle_files else None
@@ -134,7 +135,9 @@ def tfds_rows(data: PublishedData, name: str, image: str | None = None) -> Calla
         import tensorflow_datasets as tfds
 
         folder = epath.Path(data.data_dir) / name
-        versions = [path for path in folder.iterdir() if (path / "dataset_info.json").exists()] if folder.is_dir() else []
+        versions = (
+            [path for path in folder.iterdir() if (path / "dataset_info.json").exists()] if folder.is_dir() else []
+        )
         if not versions:
             raise UserError(
                 f"There is no TFDS data set in {folder}; prepare it where there is a network (tfds build {name} "
@@ -186,7 +189,7 @@ def add_tasks(tasks: Iterable[PublishedTask], vocabulary: str) -> None:
             preprocessors=[_tokenize, seqio.preprocessors.append_eos_after_trim],
             output_features=output_features(ids, task.image),
             metric_fns=list(task.metrics),
-            postprocess_fn=functools.partial(_compared, scored=task.scored),
+            postprocess_fn=task.scored if callable(task.scored) else functools.partial(_compared, scored=task.scored),
         )
 
 

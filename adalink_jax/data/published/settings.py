@@ -41,7 +41,9 @@ class PublishedData:
         for name in names:
             if (folder := epath.Path(self.data_dir) / name).is_dir():
                 return folder
-        raise UserError(f"There is no folder {epath.Path(self.data_dir) / names[0]}; set DATA_DIR to the folder above it.")
+        raise UserError(
+            f"There is no folder {epath.Path(self.data_dir) / names[0]}; set DATA_DIR to the folder above it."
+        )
 
 
 @gin.configurable

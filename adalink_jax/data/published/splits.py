@@ -40,7 +40,11 @@ def halved(train: str = "train", validation: str = "validation") -> Splits:
 def carved(share: float, train: str = "train", test: str | None = "test") -> Splits:
     """`share` of the published `train` is our validation; with `test` None another such share is our test."""
     if test is None:
-        return {"train": Part(train, 2 * share, 1.0), "validation": Part(train, 0.0, share), "test": Part(train, share, 2 * share)}
+        return {
+            "train": Part(train, 2 * share, 1.0),
+            "validation": Part(train, 0.0, share),
+            "test": Part(train, share, 2 * share),
+        }
     return {"train": Part(train, share, 1.0), "validation": Part(train, 0.0, share), "test": Part(test)}
 
 

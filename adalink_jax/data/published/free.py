@@ -72,9 +72,11 @@ def register() -> None:
 
 
 def _openstax_rows(data: PublishedData) -> Callable:
+    archive = functools.cache(readers.archive)
+
     def rows(split: str, seed: int | None) -> Iterator[dict]:
         folder = data.folder("caption_openstax")
-        images = readers.archive(folder / "images.tar")
+        images = archive(folder / "images.tar")
         path = folder / "captions.tsv"
         for row in readers.table(path, ["image", "split", "alt"]):
             if row["split"] == split:
@@ -85,10 +87,12 @@ def _openstax_rows(data: PublishedData) -> Callable:
 
 
 def _easy_rows(data: PublishedData) -> Callable:
+    archive = functools.cache(readers.archive)
+
     def rows(split: str, seed: int | None) -> Iterator[dict]:
         folder = data.folder("vqa_easy")
         path = folder / f"{split}_questions.json"
-        images = readers.archive(folder / f"{split}_images.zip")
+        images = archive(folder / f"{split}_images.zip")
         for entry in readers.json_value(path):
             if not isinstance(entry, list) or len(entry) != 3:
                 raise UserError(f"{path} holds {entry!r} instead of [question, answer, image]; copy it again.")
@@ -103,9 +107,11 @@ _DAQUAR_QUESTION = re.compile(r"^(.*?)\s*(?:\bin\s+(?:the\s+)?)?\b(image\d+)\b\s
 
 
 def _daquar_rows(data: PublishedData) -> Callable:
+    archive = functools.cache(readers.archive)
+
     def rows(split: str, seed: int | None) -> Iterator[dict]:
         folder = data.folder("vqa_daquar")
-        images = readers.archive(folder / "images.zip")
+        images = archive(folder / "images.zip")
         wanted = set(readers.text(folder / f"{split}_images_list.txt").split())
         path = folder / "all_qa_pairs.txt"
         lines = readers.text(path).splitlines()
@@ -162,13 +168,13 @@ class _Documents(seqio.FunctionDataSource):
 
     def __init__(self, data: PublishedData):
         self._data, self._vocabulary = data, load_vocabulary(data.vocabulary)
-        self._splits = halved(validation="valid")
+        self._parts = halved(validation="valid")
         self._kept: dict[str, list[np.ndarray]] = {}
-        super().__init__(self._dataset, splits=list(self._splits))
+        super().__init__(self._dataset, splits=list(self._parts))
 
     def check(self) -> None:
         """Reads a document of each split."""
-        for part in self._splits.values():
+        for part in self._parts.values():
             next(self._rows(part.split))
 
     def _rows(self, split: str) -> Iterator[dict]:
@@ -179,7 +185,7 @@ class _Documents(seqio.FunctionDataSource):
 
     def _dataset(self, split: str, shuffle_files: bool, seed: int | None = None) -> tf.data.Dataset:
         if split not in self._kept:
-            part = self._splits[split]
+            part = self._parts[split]
             rows = (row for row in self._rows(part.split) if part.holds(row["identity"]))
             self._kept[split] = [np.array(self._vocabulary.encode(row["text"]), np.int32) for row in rows]
         kept = self._kept[split]

@@ -131,7 +131,7 @@ def _mnli(kind: str) -> Glue:
 
 GLUE = {
     "cola": Glue(
-        "CoLA", ("sentence",), ("unacceptable", "acceptable"), [metric("matthews"), ACCURACY],
+        "CoLA", ("sentence",), ("unacceptable", "acceptable"), [metric("glue.matthews", label_words=("unacceptable", "acceptable")), ACCURACY],
         [
             Layout(
                 {"train": ["in_domain_train.tsv"], "validation": ["in_domain_dev.tsv", "out_of_domain_dev.tsv"]},
@@ -153,15 +153,15 @@ GLUE = {
         ],
     ),
     "mrpc": Glue(
-        "MRPC", PAIR, ("not_equivalent", "equivalent"), [metric("f1", positive="equivalent"), ACCURACY],
+        "MRPC", PAIR, ("not_equivalent", "equivalent"), [metric("glue.f1", label_words=("not_equivalent", "equivalent")), ACCURACY],
         [_usual(PAIR, "Quality", sentence1="#1 String", sentence2="#2 String")],
     ),
     "qqp": Glue(
-        "QQP", ("question1", "question2"), ("not_duplicate", "duplicate"), [metric("f1", positive="duplicate"), ACCURACY],
+        "QQP", ("question1", "question2"), ("not_duplicate", "duplicate"), [metric("glue.f1", label_words=("not_duplicate", "duplicate")), ACCURACY],
         [_usual(("question1", "question2"), "is_duplicate")],
     ),
     "stsb": Glue(
-        "STS-B", PAIR, None, [metric("pearson_spearman")],
+        "STS-B", PAIR, None, [metric("glue.correlations")],
         [
             Layout(
                 {"train": ["sts-train.csv"], "validation": ["sts-dev.csv"]},

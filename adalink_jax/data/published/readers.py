@@ -1,7 +1,6 @@
 """Published files -> rows, dicts of text; what is missing or of another form is told in one sentence."""
 
 import csv
-import functools
 import gzip
 import io
 import json
@@ -122,7 +121,6 @@ def first_there(folder: epath.Path, *names: str) -> epath.Path:
     raise UserError(f"There is no {folder / names[0]}; DATA_DIR must hold the data set as it was published.")
 
 
-@functools.lru_cache(maxsize=8)
 def archive(path: epath.Path) -> dict[str, bytes]:
     """File name without folders -> bytes, of all in a `.zip` or `.tar`; for archives that fit in memory.
 

@@ -6,6 +6,7 @@ it is asked for; of files the text of a split is kept in memory, and images are 
 
 import dataclasses
 import functools
+import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
@@ -19,7 +20,7 @@ from adalink_jax.data.published.splits import Splits
 from adalink_jax.data.vocabularies import SentencePieceVocabulary, find_vocabulary
 from adalink_jax.errors import UserError
 
-ONE, MANY, GROUPED = "one", "many", "grouped"
+ONE, MANY, GROUPED, GROUPED_MANY = "one", "many", "grouped", "grouped many"
 _BETWEEN = "\x1f"  # references in one string: ASCII's unit separator
 
 
@@ -52,8 +53,8 @@ class PublishedTask:
       identity: row -> what decides its part, see `splits`.
       splits: ours -> published.
       metrics: functions of targets and predictions.
-      scored: what metrics get as a target: the `ONE` reference; a tuple of `MANY`; `GROUPED`, (group, reference). Or a
-        function of its own, as seqio's `postprocess_fn`.
+      scored: what metrics get as a target: `ONE` reference; a tuple of `MANY`; a dict `{"group": ..., "value": ...}` with
+        one (`GROUPED`) or many (`GROUPED_MANY`); or a function, as seqio's `postprocess_fn`.
       image: the feature of the image: None, "image" (bytes) or "image_file" (a path).
       keep: whether the text of a split is kept in memory, and shuffled as a whole.
     """
@@ -160,12 +161,14 @@ def tfds_rows(data: PublishedData, name: str, image: str | None = None) -> Calla
 
 
 def metric(name: str, **settings) -> Callable[[Sequence, Sequence], Mapping[str, float]]:
-    """`adalink_jax.data.metrics.name`, with its settings, as seqio takes a metric."""
+    """`adalink_jax.data.metrics.NAME`, with its settings, as seqio takes a metric; looked up when it scores."""
 
     def scores(targets, predictions):
-        if not hasattr(metrics, name):
-            raise UserError(f"This version of adalink_jax.data.metrics has no {name}.")
-        return getattr(metrics, name)(targets, predictions, **settings)
+        try:
+            function = operator.attrgetter(name)(metrics)
+        except AttributeError as e:
+            raise UserError(f"This version of adalink_jax.data.metrics has no {name}; install the newest.") from e
+        return function(targets, predictions, **settings)
 
     return scores
 
@@ -231,9 +234,8 @@ def _compared(text: str, example: dict, is_target: bool, scored: str):
     if not is_target:
         return text
     references = tuple(example["references"].decode().split(_BETWEEN))
-    if scored == MANY:
-        return references
-    return references[0] if scored == ONE else (example["group"].decode(), references[0])
+    value = references if scored in (MANY, GROUPED_MANY) else references[0]
+    return {"group": example["group"].decode(), "value": value} if scored in (GROUPED, GROUPED_MANY) else value
 
 
 def _as_text(value, image: str | None = None):

@@ -22,7 +22,7 @@ from adalink_jax.data.published import readers
 from adalink_jax.data.published.glue import LIMIT, written
 from adalink_jax.data.published.registration import (
     GROUPED,
-    MANY,
+    GROUPED_MANY,
     ONE,
     Example,
     PublishedTask,
@@ -58,7 +58,7 @@ def record_form(row: dict, train: bool) -> Iterator[Example]:
     text = f"record query: {row['query']} entities: {', '.join(row['entities'])} passage: {passage}"
     answers = list(dict.fromkeys(row["answers"]))
     for answer in answers if train else answers[:1]:
-        yield Example(text, answer, tuple(answers))
+        yield Example(text, answer, tuple(answers), f"{row['idx']['passage']}-{row['idx']['query']}")
 
 
 def wsc_form(row: dict, train: bool) -> Iterator[Example]:
@@ -149,7 +149,8 @@ def _record_entry(entry: dict) -> Iterable[dict]:  # sorted, as TFDS has them
     entities = {text[span["start"] : span["end"] + 1] for span in entry["passage"]["entities"]}
     for query in entry["qas"]:
         answers = {answer["text"] for answer in query["answers"]}
-        yield {"passage": text, "query": query["query"], "entities": sorted(entities), "answers": sorted(answers)}
+        yield {"passage": text, "query": query["query"], "entities": sorted(entities), "answers": sorted(answers),
+               "idx": {"passage": entry["idx"], "query": query["idx"]}}  # fmt: skip
 
 
 def _wsc_entry(entry: dict) -> Iterable[dict]:
@@ -164,12 +165,12 @@ _WIC = ("sentence1", "sentence2", "word")
 _BOOLQ, _NLI = ("passage", "question"), ("hypothesis", "premise")
 SUPERGLUE = {
     "boolq": SuperGlue("BoolQ", _classified("boolq", _BOOLQ, BOOLEAN), ["passage"], [ACCURACY], 9_427, _flat(_BOOLQ)),
-    "cb": SuperGlue("CB", _classified("cb", _NLI, _CB), _NLI, [metric("f1_macro"), ACCURACY], 250, _flat(_NLI, _CB)),
+    "cb": SuperGlue("CB", _classified("cb", _NLI, _CB), _NLI, [metric("glue.mean_f1", label_words=_CB), ACCURACY], 250, _flat(_NLI, _CB)),
     "copa": SuperGlue("COPA", _classified("copa", _COPA, ("choice1", "choice2")), _COPA, [ACCURACY], 400, _flat(_COPA)),
     "multirc": SuperGlue(
-        "MultiRC", multirc_form, ["paragraph"], [metric("multirc")], 27_243, _multirc_entry, GROUPED
+        "MultiRC", multirc_form, ["paragraph"], [metric("glue.multirc")], 27_243, _multirc_entry, GROUPED
     ),
-    "record": SuperGlue("ReCoRD", record_form, ["passage"], [metric("record")], 138_854, _record_entry, MANY),
+    "record": SuperGlue("ReCoRD", record_form, ["passage"], [metric("glue.record")], 138_854, _record_entry, GROUPED_MANY),
     "rte": SuperGlue(
         "RTE", _classified("rte", _NLI, ENTAILMENT), _NLI, [ACCURACY], 2_490, _flat(_NLI, ENTAILMENT)
     ),

@@ -259,7 +259,7 @@ def test_what_is_missing_or_of_another_form_is_one_sentence(tmp_path):
         PublishedData("here", "bytes", "web")
 
 
-def test_superglue_from_its_archive_s_files(tmp_path):
+def write_superglue(folder):
     entry = lambda i, **more: {"idx": i, "label": bool(i % 2)} | more
     passages = [
         {
@@ -282,9 +282,13 @@ def test_superglue_from_its_archive_s_files(tmp_path):
         for i in range(8)
     ]
     wic = [entry(i, word="w", sentence1=f"a {i}", sentence2="b") for i in range(8)]
-    for folder, rows in (("MultiRC", passages), ("ReCoRD", queries), ("WiC", wic)):
+    for name, rows in (("MultiRC", passages), ("ReCoRD", queries), ("WiC", wic)):
         for file in ("train", "val"):
-            write(tmp_path / folder / f"{file}.jsonl", "\n".join(map(json.dumps, rows)) + "\n")
+            write(folder / name / f"{file}.jsonl", "\n".join(map(json.dumps, rows)) + "\n")
+
+
+def test_superglue_from_its_archive_s_files(tmp_path):
+    write_superglue(tmp_path)
     multirc = whole(tasks_of("superglue", "superglue_multirc", tmp_path)[0], "inputs_pretokenized", "group")
     assert multirc["train"][0] == ("multirc question: Q? answer: a paragraph: Text 0.", "0-7")
     for split in ("validation", "test"):  # all answers to a question are in one half
@@ -606,6 +610,111 @@ def test_the_corpus_is_corrupted_anew_each_epoch_and_fills_its_lengths(tmp_path)
         list(task.examples("train"))
 
 
+# --- runs ---
+
+
+@pytest.mark.slow
+def test_a_run_on_image_files_from_the_gin_files_to_the_picture(tmp_path):
+    from adalink_jax.cli.main import main
+
+    write_free(tmp_path)
+    files = ["models/pali_nano", "adapters/adalink", "tasks/free", "runs/finetune"]
+    macros = {
+        "MODEL_DIR": str(tmp_path / "run"), "DATA_DIR": str(tmp_path), "VOCABULARY": "bytes", "BATCH_SIZE": 4,
+        "MIXTURE_OR_TASK_NAME": "vqa_easy", "TASK_FEATURE_LENGTHS": {"inputs": 24, "targets": 4}, "TRAIN_STEPS": 2,
+        "WARMUP_STEPS": 1, "INITIAL_CHECKPOINT_PATH": "bundled:pali_nano_raw", "EVAL_PERIOD": 0, "RANK": 2,
+    }  # fmt: skip
+    command = [f"--gin_file=gin/{file}.gin" for file in files] + [f"--gin.{k}={v!r}" for k, v in macros.items()]
+    assert main(["train", *command]) == 0
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["task"] == "vqa_easy" and 0 <= summary["scores"]["accuracy"] <= 1
+    with Image.open(tmp_path / "run" / "samples.png") as image:
+        assert image.width > 500
+
+
+@pytest.mark.parametrize("module", ["glue", "superglue", "captioning", "vqa", "free"])
+def test_the_gin_file_of_each_module_sets_all_but_what_its_head_names(module):
+    from adalink_jax import configuration
+    from adalink_jax.cli.arguments import register
+    from adalink_jax.training.setup import Setup
+
+    files = ["models/pali_nano", "adapters/adalink", f"tasks/{module}", "runs/finetune"]
+    named = ["MODEL_DIR='m'", "TRAIN_STEPS=1", "INITIAL_CHECKPOINT_PATH='bundled:pali_nano_raw'"]
+    named += ["DATA_DIR='d'", "VOCABULARY='bytes'", "MIXTURE_OR_TASK_NAME='t'"]
+    flags, _ = configuration.parse_flags([*(f"--gin_file=gin/{x}.gin" for x in files), *(f"--gin.{x}" for x in named)])
+    register()
+    configuration.load(flags)
+    head = (configuration.gin_root() / "tasks" / f"{module}.gin").read_text()
+    dataset = Setup().dataset
+    assert PublishedData() == PublishedData("d", "bytes")
+    declared = __import__(dataset.mixture_or_task_module, fromlist=["register"])
+    declared.register()  # reads no file
+    import_name = {"glue": "glue_", "superglue": "superglue_"}.get(module, "")
+    known = [*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()]
+    mine = {word.strip(",()") for word in head.replace("#", " ").split()} & set(known)
+    assert len(mine) >= 2 and all(name.startswith(import_name) for name in mine)
+    with pytest.raises(UserError, match="There is no folder d/"):
+        get_tasks(DatasetConfig(min(mine), {"inputs": 8, "targets": 8}, 2, dataset.mixture_or_task_module))
+
+
+def test_a_task_and_a_model_that_do_not_see_alike_are_refused_before_anything_is_read(tmp_path):
+    from adalink_jax import parallel
+    from adalink_jax.adapters import AdaLinkAdapter, AdaptedModel
+    from adalink_jax.models import T5
+    from adalink_jax.studies.tiny import tiny_pali, tiny_t5
+    from adalink_jax.training.run import check_setup
+    from adalink_jax.training.setup import Setup
+
+    write_free(tmp_path)
+    write_rte(tmp_path)
+    for key in ("data_dir", "vocabulary"):
+        gin.bind_parameter(f"PublishedData.{key}", {"data_dir": str(tmp_path), "vocabulary": "bytes"}[key])
+
+    def check(backbone, name, module):
+        dataset = DatasetConfig(name, {"inputs": 24, "targets": 4}, 4, f"adalink_jax.data.published.{module}")
+        setup = Setup(AdaptedModel(backbone, AdaLinkAdapter(rank=2)), ("adapter/.*",), dataset)
+        return check_setup(setup, 1, parallel.make_mesh())
+
+    with pytest.raises(
+        UserError, match="^vqa_easy has images, and the model takes none; use a model with a vision tower"
+    ):
+        check(T5(tiny_t5(vocab_size=300)), "vqa_easy", "free")
+    with pytest.raises(UserError, match="^glue_rte has no images, and the model takes them; use"):
+        check(tiny_pali(vocab_size=300), "glue_rte", "glue")
+    assert check(tiny_pali(vocab_size=300), "vqa_easy", "free")[0].name == "vqa_easy"
+
+
+@pytest.mark.parametrize(
+    "module, name, best",
+    [
+        ("vqa", "vqav2", {"vqa_accuracy": 1.0}),
+        ("captioning", "textcaps", {"rouge_l": 1.0, "bleu_4": 1.0}),
+        ("glue", "glue_stsb", {"pearson_corrcoef": 1.0, "spearman_corrcoef": 1.0}),
+        ("superglue", "superglue_multirc", {"f1": 1.0, "exact_match": 1.0}),
+        ("superglue", "superglue_record", {"f1": 1.0, "exact_match": 1.0}),
+    ],
+)
+def test_right_answers_have_the_best_scores_and_wrong_ones_less(tmp_path, module, name, best):
+    pytest.importorskip("adalink_jax.data.metrics.glue")
+    write_vqa(tmp_path / "vqav2", "v2_")
+    caption = lambda i: {"image_id": f"x{i}", "caption_str": f"a picture number {i} of many"}
+    write(tmp_path / "textcaps/TextCaps_0.1_train.json", {"data": [caption(0)]})
+    write(tmp_path / "textcaps/TextCaps_0.1_val.json", {"data": [caption(i) for i in range(12)]})
+    pair = lambda i: f"g\tf\ty\t{i}\t{i % 6}.000\tOne {i}.\tTwo.\n"
+    for part in ("train", "dev"):
+        write(tmp_path / f"STS-B/sts-{part}.csv", "".join(map(pair, range(30))))
+    write_superglue(tmp_path)
+    _, [task] = tasks_of(module, name, tmp_path)
+    examples = list(task.examples("test"))
+    right = text(examples, "targets_pretokenized")
+    if name == "vqav2":
+        right = ["maybe"] * len(right)
+    scores = task.score(examples, right)
+    assert {key: round(scores[key], 6) for key in best} == best
+    wrong = task.score(examples, ["nothing"] * len(right))
+    assert all(wrong[key] < 0.5 for key in best)
+
+
 # --- real files, where they are ---
 
 REAL = {  # published counts: train, validation and test together
@@ -624,3 +733,20 @@ def test_the_real_files_of_glue(name):
     assert counts == REAL[name]
     assert not set(parts["validation"]) & set(parts["test"])
     assert 0.4 < len(parts["test"]) / counts[1] < 0.6
+
+
+FREE = {  # as the sets' own notes say: train with validation, and test
+    "caption_openstax": (2_605, 139), "vqa_easy": (38_575, 9_673), "vqa_daquar": (6_795, 5_673)
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FREE)
+def test_the_real_files_of_the_free_sets(name):
+    if not (SHARED / name).is_dir():
+        pytest.skip(f"{name} is not beside this checkout")
+    tasks_of("free", name, SHARED)
+    source = seqio.TaskRegistry.get(name).source
+    parts = {split: [x.image for x in source._examples(split, None)] for split in ("train", "validation", "test")}
+    assert (len(parts["train"]) + len(parts["validation"]), len(parts["test"])) == FREE[name]
+    converter = FeatureConverter(LENGTHS, SHAPE)
+    assert all(np.abs(converter.image(example(image))).max() <= 1 for image in parts["validation"][:20])

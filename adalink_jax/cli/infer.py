@@ -41,11 +41,11 @@ def infer(argv: list[str]) -> int:
     from adalink_jax.training.predictor import Predictor
     from adalink_jax.training.setup import Setup
 
-    shape = Setup().model.backbone.abstract_batch(1, 1, 1).get("images")
+    shape = Setup().image_shape
     images = None
     if shape is not None:
         folder = pathlib.Path(options.input).parent
-        images = [load_image(folder / _cell(row, "image", options.input), shape.shape[1:]) for row in rows]
+        images = [load_image(folder / _cell(row, "image", options.input), shape) for row in rows]
     predictor = Predictor(adapters=adapters)
     configuration.check_all_used(flags)
     only = next(iter(adapters), None)

@@ -1,11 +1,13 @@
-"""Tasks, feature conversion, vocabularies, metrics. Only `seqio_tasks` and `seqio_source` import TensorFlow or seqio.
+"""Tasks, feature conversion, vocabularies, metrics. Only `seqio_tasks`, `seqio_source` and the modules of `published`
+that declare tasks import TensorFlow or seqio.
 
 The training loop knows one thing of this layer: an iterator of NumPy batches whose position can be saved and restored
 (`adalink_jax.data.iterators.BatchIterator`).
 """
 
-from adalink_jax.data.feature_converter import FeatureConverter
+from adalink_jax.data.feature_converter import FeatureConverter, has_image
 from adalink_jax.data.iterators import BatchIterator, EpochIterator, padded_batches, train_batches
+from adalink_jax.data.published import PublishedData, SpanCorruption
 from adalink_jax.data.tasks import DatasetConfig, Task, get_tasks
 from adalink_jax.data.vocabularies import ByteVocabulary, SentencePieceVocabulary, load_vocabulary
 
@@ -15,9 +17,12 @@ __all__ = [
     "DatasetConfig",
     "EpochIterator",
     "FeatureConverter",
+    "PublishedData",
     "SentencePieceVocabulary",
+    "SpanCorruption",
     "Task",
     "get_tasks",
+    "has_image",
     "load_vocabulary",
     "padded_batches",
     "train_batches",

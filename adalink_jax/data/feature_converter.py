@@ -1,29 +1,49 @@
 """Tokenised examples -> model features, in NumPy, for every source of examples.
 
 Feature names are t5x's: `encoder_input_tokens` [B, L], `decoder_target_tokens`, `decoder_input_tokens`,
-`decoder_loss_weights` [B, T]; with images, `images` [B, height, width, channels].
+`decoder_loss_weights` [B, T]; with images, `images` [B, height, width, channels] in [-1, 1].
+
+An image stays an encoded file until the process that needs its row converts it.
 """
 
+import concurrent.futures
 import dataclasses
+import functools
+import os
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from adalink_jax.data.images import ImageShape, decode_image, load_image
 from adalink_jax.data.vocabularies import PAD
+from adalink_jax.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
 class FeatureConverter:
-    """Pads and stacks examples `{"inputs": ids, "targets": ids, "image": float32 array (optional)}`.
+    """Pads and stacks examples `{"inputs": ids, "targets": ids, "image" or "image_file": (optional)}`.
+
+    An `image` is a float32 array of the model's size in [-1, 1], or the bytes of a picture of any size and format; an
+    `image_file` is the path of one.
 
     Attributes:
       task_feature_lengths: `{"inputs": L, "targets": T}`. Longer sequences are cut.
+      image_shape: (height, width, channels) that the model takes; None where the caller's arrays are right as they are,
+        or there are none.
+      task_name: what errors call the source of the examples.
     """
 
     task_feature_lengths: Mapping[str, int]
+    image_shape: ImageShape | None = None
+    task_name: str = "the data"
 
     def __call__(self, examples: Sequence[dict], batch_size: int | None = None) -> dict[str, np.ndarray]:
-        """Features of `examples`, with empty rows of loss weight 0 added up to `batch_size`."""
+        """Features of `examples`, with empty rows of loss weight 0 added up to `batch_size`.
+
+        Raises:
+          UserError: for an image that is missing or damaged, or an array of another size than the model's; names the
+            example, and the file if it is one.
+        """
         rows = batch_size or len(examples)
         inputs = self._stack(examples, "inputs", rows)
         targets = self._stack(examples, "targets", rows)
@@ -35,11 +55,50 @@ class FeatureConverter:
             "decoder_input_tokens": shifted,  # starts with id 0, as T5 does
             "decoder_loss_weights": (targets != PAD).astype(np.float32),
         }
-        if "image" in examples[0]:
-            images = np.zeros((rows, *np.shape(examples[0]["image"])), np.float32)
-            images[: len(examples)] = np.stack([example["image"] for example in examples])
-            batch["images"] = images
+        if self.image_shape is not None or has_image(examples[0]):
+            images = self._images(examples)
+            batch["images"] = np.zeros((rows, *images[0].shape), np.float32)
+            batch["images"][: len(examples)] = np.stack(images)
         return batch
+
+    def image(self, example: dict) -> np.ndarray:
+        """The image of one example: float32 [height, width, channels] in [-1, 1].
+
+        Raises:
+          UserError: as from a call.
+        """
+        if not has_image(example):
+            raise UserError(
+                f"There is no image in {self._name(example)}, and the model takes images; use a task with images, or a "
+                f"model of text."
+            )
+        image, shape = example.get("image"), self.image_shape
+        if image is None or isinstance(image, bytes):
+            if shape is None:
+                raise UserError(
+                    f"The image of {self._name(example)} is an encoded file; give FeatureConverter the model's image_shape."
+                )
+            if image is None:
+                return load_image(_text(example["image_file"]), shape)
+            return decode_image(image, shape, f"The image of {self._name(example)}")
+        if shape is not None and np.shape(image) != tuple(shape):
+            raise UserError(
+                f"The image of {self._name(example)} is {np.shape(image)} and the model takes {tuple(shape)}; give the "
+                f"encoded file, which is scaled, or arrays of the model's size."
+            )
+        return np.asarray(image, np.float32)
+
+    def _images(self, examples: Sequence[dict]) -> list[np.ndarray]:
+        encoded = isinstance(examples[0].get("image"), bytes) or "image_file" in examples[0]
+        if encoded and len(examples) > 1:
+            return list(_threads().map(self.image, examples))  # Pillow works beside the interpreter
+        return [self.image(example) for example in examples]
+
+    def _name(self, example: dict) -> str:
+        name = example.get("inputs_pretokenized")
+        if name is None:
+            return f"an example of {self.task_name} (its first ids are {np.asarray(example['inputs'])[:8].tolist()})"
+        return f"the example {_text(name)[:100]!r} of {self.task_name}"
 
     def _stack(self, examples, name, rows):
         length = self.task_feature_lengths[name]
@@ -48,3 +107,18 @@ class FeatureConverter:
             ids = np.asarray(example[name])[:length]
             row[: len(ids)] = ids
         return out
+
+
+def has_image(example: dict) -> bool:
+    """Whether an example has an image, in whatever form."""
+    return "image" in example or "image_file" in example
+
+
+def _text(value) -> str:
+    value = np.asarray(value).item()
+    return value.decode(errors="replace") if isinstance(value, bytes) else value
+
+
+@functools.cache
+def _threads() -> concurrent.futures.ThreadPoolExecutor:
+    return concurrent.futures.ThreadPoolExecutor(min(32, os.cpu_count() or 1), thread_name_prefix="images")

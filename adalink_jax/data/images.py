@@ -1,4 +1,6 @@
-"""Pictures as the models see them."""
+"""Pictures as the models see them, of files of any size: one way for commands, tasks and samples."""
+
+import io
 
 import numpy as np
 from etils import epath
@@ -6,22 +8,42 @@ from PIL import Image, UnidentifiedImageError
 
 from adalink_jax.errors import UserError
 
+ImageShape = tuple[int, int, int]  # height, width, channels (1 or 3)
 
-def load_image(path: str, shape: tuple[int, int, int]) -> np.ndarray:
-    """A picture as float32 `shape` (height, width, 1 or 3 channels) in [-1, 1]; another size is scaled (bicubic).
+
+def decode_image(encoded: bytes, shape: ImageShape, name: str) -> np.ndarray:
+    """An encoded picture (PNG, JPEG, ...) as float32 `shape` in [-1, 1]; another size is scaled (bicubic).
+
+    Args:
+      encoded: the bytes of the file.
+      shape: height, width, and 1 (grey) or 3 (RGB) channels.
+      name: what an error calls it.
 
     Raises:
-      UserError: for a file that is not there, and one that is no picture.
+      UserError: for bytes that are no whole picture.
     """
     height, width, channels = shape
     try:
-        with epath.Path(path).open("rb") as file, Image.open(file) as image:
+        with Image.open(io.BytesIO(encoded)) as image:
             image = image.convert("L" if channels == 1 else "RGB")
             if image.size != (width, height):
                 image = image.resize((width, height), Image.Resampling.BICUBIC)
             pixels = np.asarray(image, np.float32)
+    except (UnidentifiedImageError, OSError, SyntaxError) as e:  # Pillow's PNG reader raises the last
+        raise UserError(f"{name} is damaged, or no picture.") from e
+    return pixels.reshape(shape) / 127.5 - 1
+
+
+def load_image(path: str, shape: ImageShape) -> np.ndarray:
+    """The picture in a file, as `decode_image` gives it.
+
+    Raises:
+      UserError: for a file that is not there, and one that is no picture.
+    """
+    try:
+        encoded = epath.Path(path).read_bytes()
     except FileNotFoundError as e:
         raise UserError(f"There is no picture {path}.") from e
-    except (UnidentifiedImageError, OSError) as e:
+    except OSError as e:
         raise UserError(f"{path} is damaged, or no picture.") from e
-    return pixels.reshape(shape) / 127.5 - 1
+    return decode_image(encoded, shape, str(path))

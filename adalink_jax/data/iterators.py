@@ -7,6 +7,7 @@ from typing import Protocol
 import numpy as np
 
 from adalink_jax.data.feature_converter import FeatureConverter
+from adalink_jax.data.images import ImageShape
 from adalink_jax.data.tasks import DatasetConfig, Task
 from adalink_jax.errors import UserError
 
@@ -82,10 +83,15 @@ class EpochIterator:
         self._epoch, self._batch, self._rows = int(state["epoch"]), int(state["batch"]), None
 
 
-def train_batches(task: Task, dataset: DatasetConfig, rows: Sequence[int] | None = None) -> EpochIterator:
-    """The batches that `dataset` says of the task's training split, in the order of `dataset.seed`; of them `rows`."""
+def train_batches(
+    task: Task, dataset: DatasetConfig, rows: Sequence[int] | None = None, image_shape: ImageShape | None = None
+) -> EpochIterator:
+    """The batches that `dataset` says of the task's training split, in the order of `dataset.seed`; of them `rows`.
+
+    `image_shape` is that of the images that the model takes, see `FeatureConverter`.
+    """
     examples = lambda seed, start: task.examples("train", seed, start)
-    converter = FeatureConverter(dataset.task_feature_lengths)
+    converter = FeatureConverter(dataset.task_feature_lengths, image_shape, task.name)
     return EpochIterator(examples, converter, dataset.batch_size, dataset.seed, rows)
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import seqio
 import tensorflow as tf
 
+from adalink_jax.data.feature_converter import has_image
 from adalink_jax.errors import UserError
 
 for _kind in ("GPU", "TPU"):
@@ -26,6 +27,7 @@ class SeqioTask:
         self._vocabulary = features["targets"].vocabulary
         self.name = task.name
         self.vocab_size = max(feature.vocabulary.vocab_size for feature in features.values())
+        self.has_images = has_image(features)
 
     def examples(self, split: str, seed: int | None = None, start: int = 0) -> Iterable[dict]:
         """See `Task.examples`. The order is seqio's own for this seed."""
@@ -55,12 +57,18 @@ def get_tasks(name: str, module: str | None, lengths: Mapping[str, int]) -> tupl
     """The task or mixture `name`, and the tasks in it; `module` (None: the shipped one) registers them.
 
     Raises:
-      UserError: if there is no such task, with the nearest names.
+      UserError: if there is no such task, with the nearest names; if its data are not there.
     """
-    importlib.import_module(module or SHIPPED_TASKS)
+    declared = importlib.import_module(module or SHIPPED_TASKS)
+    if hasattr(declared, "register"):
+        declared.register()
     known = [*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()]
     if name not in known:
         near = difflib.get_close_matches(name, known, 3) or sorted(known)
         raise UserError(f"There is no task or mixture {name!r} (MIXTURE_OR_TASK_NAME); nearest: {', '.join(near)}.")
     found = seqio.get_mixture_or_task(name)
-    return SeqioTask(found, lengths), [SeqioTask(task, lengths) for task in seqio.get_subtasks(found)]
+    tasks = seqio.get_subtasks(found)
+    for task in tasks:
+        if hasattr(task.source, "check"):
+            task.source.check()
+    return SeqioTask(found, lengths), [SeqioTask(task, lengths) for task in tasks]

@@ -19,13 +19,18 @@ class Task(Protocol):
     Attributes:
       name: unique name.
       vocab_size: one more than the largest id in its examples.
+      has_images: whether its examples have an `image` or `image_file`.
     """
 
     name: str
     vocab_size: int
+    has_images: bool
 
     def examples(self, split: str, seed: int | None = None, start: int = 0) -> Iterable[dict]:
         """Tokenised examples, `{"inputs": ids, "targets": ids, "image": ..., "inputs_pretokenized": str, ...}`.
+
+        An `image` is float32 [height, width, channels] in [-1, 1], or the bytes of a picture of any size; instead there
+        may be an `image_file`, the path of one.
 
         Args:
           split: which split.
@@ -37,7 +42,7 @@ class Task(Protocol):
         """Predicted ids -> text."""
 
     def score(self, examples: Sequence[dict], predictions: Sequence[str]) -> dict[str, float]:
-        """Metrics of the predictions for `examples`."""
+        """Metrics of the predictions for `examples`, which may come without their images."""
 
 
 @gin.configurable
@@ -49,7 +54,8 @@ class DatasetConfig:
       mixture_or_task_name: a registered seqio task or mixture.
       task_feature_lengths: `{"inputs": L, "targets": T}`, in tokens.
       batch_size: rows of the global batch.
-      mixture_or_task_module: imported first, so that its tasks are registered; None for the shipped ones.
+      mixture_or_task_module: imported first, so that its tasks are registered, either at import or by its function
+        `register`, which is called with nothing whenever tasks are asked for; None for the scenes of digits.
       seed: seed of the order of the training examples.
     """
 

@@ -124,20 +124,30 @@ def load_vocabulary(path: str) -> Vocabulary:
     Raises:
       UserError: if there is none.
     """
+    file = find_vocabulary(path)
+    return ByteVocabulary() if file is None else SentencePieceVocabulary(file)
+
+
+def find_vocabulary(path: str) -> epath.Path | None:
+    """The SentencePiece model that `path`, as for `load_vocabulary`, names; None for UTF-8 bytes.
+
+    Raises:
+      UserError: if there is none.
+    """
     path = str(path)
     if path == BYTES:
-        return ByteVocabulary()
+        return None
     folder = folder_of(path)
     if folder.is_file():
-        return SentencePieceVocabulary(folder)
+        return folder
     if not folder.is_dir():
         raise UserError(f"There is no folder or SentencePiece model {path}.")
     if (folder / SENTENCEPIECE_FILE).exists():
-        return SentencePieceVocabulary(folder / SENTENCEPIECE_FILE)
+        return folder / SENTENCEPIECE_FILE
     config = folder / "tokenizer_config.json"
     try:
         if config.exists() and json.loads(config.read_text()).get("tokenizer_class") == "ByT5Tokenizer":
-            return ByteVocabulary()
+            return None
     except (json.JSONDecodeError, UnicodeDecodeError) as e:
         raise UserError(f"{config} is damaged or cut short ({e}); copy it again.") from e
     raise UserError(f"{path} holds no {SENTENCEPIECE_FILE}; give the vocabulary's path, or {BYTES!r} for UTF-8 bytes.")

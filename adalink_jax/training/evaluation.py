@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from adalink_jax import parallel
-from adalink_jax.data import FeatureConverter, Task, padded_batches
+from adalink_jax.data import FeatureConverter, Task, has_image, padded_batches
 from adalink_jax.models.decoding import Decoding
 from adalink_jax.training import partition
 from adalink_jax.training.pack import map_members
@@ -113,17 +113,19 @@ class Evaluator:
         share = -(-num_samples // len(self._tasks))
         mine = parallel.local_rows(self._batch_size, self._mesh)
         for task in self._tasks:
-            examples, predictions = [], []
-            for batch, rows in padded_batches(task.examples(split), self._converter, self._batch_size, mine):
+            examples, predictions, shown = [], [], []
+            converter = dataclasses.replace(self._converter, task_name=task.name)
+            for batch, rows in padded_batches(task.examples(split), converter, self._batch_size, mine):
                 between()
                 batch.pop("decoder_input_tokens")  # decoding sees the inputs only
                 ids = parallel.settle(generate(parallel.put_batch(batch, self._mesh)))
                 ids = parallel.to_host(ids)[:, : len(rows)]
                 predictions.append([[self._text(task, row) for row in member] for member in ids])
-                examples += rows
+                shown += [_shown(example, converter) for example in rows[: share - len(shown)]]
+                examples += [{name: x for name, x in row.items() if name != "image"} for row in rows]  # scored without
             whole = [sum(parts, []) for parts in zip(*predictions)]
             per_task[task.name] = parallel.once(_scores, task, examples, whole)
-            samples.append([[_sample(task, *pair) for pair in list(zip(examples, texts))[:share]] for texts in whole])
+            samples.append([[x | {"prediction": text} for x, text in zip(shown, texts)] for texts in whole])
         return [
             Result(
                 _combine({name: scores[i] for name, scores in per_task.items()}),
@@ -142,10 +144,10 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else "\N{MIDDLE DOT}" for c in text)
 
 
-def _sample(task: Task, example: dict, prediction: str) -> dict:
+def _shown(example: dict, converter: FeatureConverter) -> dict:
     text = lambda name: np.asarray(example[f"{name}_pretokenized"]).item().decode()
-    sample = {"inputs": text("inputs"), "target": text("targets"), "prediction": prediction}
-    return sample | ({"image": example["image"]} if "image" in example else {})
+    image = {"image": converter.image(example)} if has_image(example) else {}
+    return {"inputs": text("inputs"), "target": text("targets"), **image}
 
 
 def _scores(task: Task, examples: Sequence[dict], predictions: Sequence[Sequence[str]]) -> list[dict[str, float]]:

@@ -110,10 +110,13 @@ class Batches:
         self._iterators, self._seeds, self.own = iterators, seeds, len(iterators) > 1
 
     @classmethod
-    def of(cls, dataset: DatasetConfig, task: Task, members: Sequence[Member]) -> "Batches":
-        """Those of the members, each in the order of its seed."""
+    def of(
+        cls, dataset: DatasetConfig, task: Task, members: Sequence[Member], image_shape: tuple[int, int, int] | None
+    ) -> "Batches":
+        """Those of the members, each in the order of its seed; `image_shape` as for `train_batches`."""
         seeds = [member.seed for member in members]
-        return cls({seed: train_batches(task, dataclasses.replace(dataset, seed=seed)) for seed in set(seeds)}, seeds)
+        of_seed = lambda seed: dataclasses.replace(dataset, seed=seed)
+        return cls({seed: train_batches(task, of_seed(seed), None, image_shape) for seed in set(seeds)}, seeds)
 
     def __next__(self) -> dict[str, np.ndarray]:
         batches = {seed: next(iterator) for seed, iterator in self._iterators.items()}

@@ -44,9 +44,9 @@ class Predictor:
         self.names = list(adapters)
         self._vocabulary, self._batch_size = load_vocabulary(vocabulary), batch_size
         self._length, self._stop = task_feature_lengths["inputs"], setup.decoding.stop
-        self._converter = FeatureConverter(task_feature_lengths)
+        self._images = setup.image_shape
+        self._converter = FeatureConverter(task_feature_lengths, self._images, "the rows")
         self._mesh, self._rules = parallel.make_mesh(), parallel.logical_axis_rules()
-        self._images = backbone.abstract_batch(1, 1, 1).get("images")
         plain = dataclasses.replace(setup, model=AdaptedModel(backbone), trainable=())
         with parallel.use_mesh(self._mesh, self._rules):
             loaded = load_parameters(plain, self._mesh, self._rules)
@@ -118,8 +118,8 @@ class Predictor:
             rows.append({"inputs": [*ids, EOS], "targets": []})
             if images is not None:
                 image = np.asarray(images[number], np.float32)
-                if image.shape != self._images.shape[1:]:
-                    raise UserError(f"Image {number} is {image.shape}; the model takes {self._images.shape[1:]}.")
+                if image.shape != self._images:
+                    raise UserError(f"Image {number} is {image.shape}; the model takes {self._images}.")
                 rows[-1]["image"] = image
         return rows
 

@@ -104,7 +104,8 @@ def train(
         state = TrainState(jnp.int32(0), params.trainable, optimizer.init(params.trainable))
         state = parallel.on_mesh(state, mesh)
         console.parameters(params)
-        batches = train_batches(task, setup.dataset, parallel.local_rows(setup.dataset.batch_size, mesh))
+        rows = parallel.local_rows(setup.dataset.batch_size, mesh)
+        batches = train_batches(task, setup.dataset, rows, setup.image_shape)
         if facts:
             state, facts = newest.restore(state)
             batches.set_state(facts["data_position"])
@@ -158,12 +159,19 @@ def _check_data(setup: Setup, microbatches: int, mesh):
             f"The vocabulary of {task.name} has {task.vocab_size} ids and the model's embedding only {rows} rows; "
             f"use a task with the model's vocabulary."
         )
+    if task.has_images != (setup.image_shape is not None):
+        is_so = (
+            f"{task.name} has images, and the model takes none; use a model with a vision tower (gin/models/pali*.gin)"
+            if task.has_images
+            else f"{task.name} has no images, and the model takes them; use a task with images, or a model of text"
+        )
+        raise UserError(f"{is_so}.")
     return task, eval_tasks
 
 
 def make_evaluator(setup: Setup, tasks, mesh, at_once: int | None = None) -> Evaluator:
     """Of `setup.model`, with `setup.decoding`; for a pack see `map_members`."""
-    converter = FeatureConverter(setup.dataset.task_feature_lengths)
+    converter = FeatureConverter(setup.dataset.task_feature_lengths, setup.image_shape)
     return Evaluator(setup.model, tasks, converter, setup.dataset.batch_size, mesh, setup.decoding, at_once)
 
 

@@ -104,7 +104,7 @@ def train_pack(
         pack = load_pack(setup, members, mesh, rules)
         console.parameters(pack.params)
         console.members([member.name for member in members])
-        batches = Batches.of(setup.dataset, task, members)
+        batches = Batches.of(setup.dataset, task, members, setup.image_shape)
         state = TrainState(jnp.int32(0), pack.trainable, jax.jit(jax.vmap(optimizer.init))(pack.trainable))
         best = pack.trainable
         if facts:

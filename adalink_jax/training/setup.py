@@ -59,6 +59,12 @@ class Setup:
         if self.frozen_dtype not in ("float32", "bfloat16"):
             raise UserError(f"FROZEN_DTYPE is {self.frozen_dtype!r}; it must be 'float32' or 'bfloat16'.")
 
+    @property
+    def image_shape(self) -> tuple[int, int, int] | None:
+        """(height, width, channels) of the images that the model takes; None if it takes none."""
+        images = self.model.backbone.abstract_batch(1, 1, 1).get("images")
+        return None if images is None else images.shape[1:]
+
 
 def split_abstract(model: AdaptedModel, trainable: tuple[str, ...]):
     """`(trainable, frozen)` trees of shapes. An empty `trainable` freezes everything."""

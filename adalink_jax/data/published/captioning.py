@@ -1,0 +1,85 @@
+"""Descriptions of images: COCO captions and TextCaps.
+
+Training takes one row a caption; evaluation shows each image once and scores against all of its captions. `test` is the
+published one where it has captions; else the published validation split is halved by image.
+
+`coco_captions`: with `source` "tfds" the data set of this name, in Karpathy's splits (train and restval; val; test). With
+  "files" `coco/` with `annotations/captions_train2017.json` and `captions_val2017.json`, and the images in `train2017/` and
+  `val2017/` (or 2014 in all four).
+`textcaps`: `textcaps/TextCaps_0.1_train.json`, `TextCaps_0.1_val.json`, images in `train_images/`.
+"""
+
+import collections
+from collections.abc import Iterator
+
+from adalink_jax.data.published import readers
+from adalink_jax.data.published.registration import MANY, Example, PublishedTask, add_tasks, metric, tfds_rows
+from adalink_jax.data.published.settings import TFDS, PublishedData
+from adalink_jax.data.published.splits import as_published, halved
+
+PROMPT = "caption en"  # as PaliGemma's
+METRICS = [metric("cider"), metric("bleu"), metric("rouge_l")]
+
+
+def register() -> None:
+    """Declares the tasks, with the settings of `PublishedData`."""
+    data = PublishedData()
+    tasks = [_coco_tfds(data)] if data.source == TFDS else [_coco(data), _textcaps(data)]
+    add_tasks(tasks, data.vocabulary)
+
+
+def caption_form(row: dict, train: bool) -> Iterator[Example]:
+    """An example a caption for training, else one with all of them; row: `image`, `captions`."""
+    captions = [" ".join(caption.split()) for caption in row["captions"]]
+    if train:
+        for caption in captions:
+            yield Example(PROMPT, caption, image=row["image"])
+    else:
+        yield Example(PROMPT, captions[0], tuple(captions), image=row["image"])
+
+
+def _task(name: str, rows, splits, image: str, keep: bool = True) -> PublishedTask:
+    identity = lambda row: str(row["image_id"])
+    return PublishedTask(name, rows, caption_form, identity, splits, METRICS, MANY, image, keep)
+
+
+def _coco_tfds(data: PublishedData) -> PublishedTask:
+    read = tfds_rows(data, "coco_captions", "image")
+
+    def rows(split: str, seed: int | None) -> Iterator[dict]:
+        for row in read(split, seed):
+            yield {"image": row["image"], "image_id": row["image/id"], "captions": row["captions"]["text"]}
+
+    return _task("coco_captions", rows, as_published("train+restval", "val", "test"), "image", keep=False)
+
+
+def _coco(data: PublishedData) -> PublishedTask:
+    def rows(split: str, seed: int | None) -> Iterator[dict]:
+        folder = data.folder("coco", "coco_captions")
+        path = readers.first_there(folder / "annotations", f"captions_{split}2017.json", f"captions_{split}2014.json")
+        found = readers.json_file(path, "images", "annotations")
+        captions = collections.defaultdict(list)
+        for entry in found["annotations"]:
+            image, caption = readers.fields(entry, ("image_id", "caption"), path)
+            captions[image].append(caption)
+        for entry in found["images"]:
+            image, name = readers.fields(entry, ("id", "file_name"), path)
+            if captions[image]:
+                file = folder / path.stem.removeprefix("captions_") / name
+                yield {"image": str(file), "image_id": image, "captions": captions[image]}
+
+    return _task("coco_captions", rows, halved(validation="val"), "image_file")
+
+
+def _textcaps(data: PublishedData) -> PublishedTask:
+    def rows(split: str, seed: int | None) -> Iterator[dict]:
+        folder = data.folder("textcaps")
+        path = folder / f"TextCaps_0.1_{split}.json"
+        captions = collections.defaultdict(list)
+        for entry in readers.json_file(path, "data")["data"]:
+            image, caption = readers.fields(entry, ("image_id", "caption_str"), path)
+            captions[image].append(caption)
+        for image, texts in captions.items():
+            yield {"image": str(folder / "train_images" / f"{image}.jpg"), "image_id": image, "captions": texts}
+
+    return _task("textcaps", rows, halved(validation="val"), "image_file")

@@ -1,0 +1,53 @@
+"""Which part of a published split is ours: by a digest of what identifies an example, whatever the order of the file.
+
+Selection is not reporting: what is chosen is chosen on `validation`, what is reported is measured on `test`. The test
+splits of GLUE, SuperGLUE and most image sets have no public labels, so their published validation split is halved.
+Examples with the same identity, such as all questions about an image, are in the same part.
+"""
+
+import dataclasses
+import hashlib
+from collections.abc import Mapping
+
+
+def position(identity: str) -> float:
+    """Where a digest puts `identity` in [0, 1): evenly spread, the same on every machine."""
+    digest = hashlib.blake2b(identity.encode(), digest_size=8).digest()
+    return (int.from_bytes(digest, "big") >> 11) / 2**53  # 53 bits: exact as a float
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """The examples of a published split whose position is in [low, high)."""
+
+    split: str
+    low: float = 0.0
+    high: float = 1.0
+
+    def holds(self, identity: str) -> bool:
+        """Whether an example of `split` belongs to this part."""
+        return (self.low, self.high) == (0.0, 1.0) or self.low <= position(identity) < self.high
+
+
+Splits = Mapping[str, Part]  # ours -> where it comes from
+
+
+def halved(train: str = "train", validation: str = "validation") -> Splits:
+    """The published `validation` is both of ours, half each."""
+    return {"train": Part(train), "validation": Part(validation, 0.0, 0.5), "test": Part(validation, 0.5, 1.0)}
+
+
+def carved(share: float, train: str = "train", test: str | None = "test") -> Splits:
+    """`share` of the published `train` is our validation; with `test` None another such share is our test."""
+    if test is None:
+        return {
+            "train": Part(train, 2 * share, 1.0),
+            "validation": Part(train, 0.0, share),
+            "test": Part(train, share, 2 * share),
+        }
+    return {"train": Part(train, share, 1.0), "validation": Part(train, 0.0, share), "test": Part(test)}
+
+
+def as_published(train: str = "train", validation: str = "validation", test: str = "test") -> Splits:
+    """All three as they were published."""
+    return {"train": Part(train), "validation": Part(validation), "test": Part(test)}

@@ -359,7 +359,7 @@ def test_coco_captions_as_tfds_prepares_them_up_to_the_model_s_batch(tmp_path):
     examples = list(task.examples("test"))
     assert examples[0]["references"].decode().count("red") == 5 and isinstance(examples[0]["image"], bytes)
     config = DatasetConfig("coco_captions", {"inputs": 16, "targets": 32}, 2)
-    batch = next(train_batches(task, config, image_shape=SHAPE))
+    batch = next(train_batches(task, config, FeatureConverter(config.task_feature_lengths, SHAPE)))
     assert {name: x.shape for name, x in batch.items()} == {
         "encoder_input_tokens": (2, 16), "decoder_target_tokens": (2, 32), "decoder_input_tokens": (2, 32),
         "decoder_loss_weights": (2, 32), "images": (2, *SHAPE),
@@ -412,11 +412,11 @@ def test_questions_about_coco_images(tmp_path, name, folder, prefix):
     images = {split: {file for *_, file in rows} for split, rows in found.items()}
     assert images["validation"] and images["test"] and not images["validation"] & images["test"]
     assert next(iter(task.examples("test")))["references"].decode().split("\x1f") == ["yes"] * 3 + ["maybe"] * 7
-    batch = next(train_batches(task, DatasetConfig(name, {"inputs": 32, "targets": 8}, 4), image_shape=SHAPE))
+    batch = next(train_batches(task, config, FeatureConverter(config.task_feature_lengths, SHAPE)))
     assert sorted(np.round((batch["images"][:, 0, 0, 0] + 1) * 127.5)) == [1, 1, 2, 2]
     next(pathlib.Path(tmp_path / folder / "train2014").iterdir()).write_bytes(b"no picture")
     with pytest.raises(UserError, match=r"train2014/COCO_train2014_0000\d+.jpg is damaged, or no picture"):
-        next(train_batches(task, DatasetConfig(name, {"inputs": 32, "targets": 8}, 4), image_shape=SHAPE))
+        next(train_batches(task, config, FeatureConverter(config.task_feature_lengths, SHAPE)))
 
 
 def test_questions_about_texts_and_documents(tmp_path):
@@ -538,7 +538,7 @@ def test_free_sets_of_images_and_their_mixture(tmp_path):
     sizes = {split: len(rows) for split, rows in whole(easy, "targets_pretokenized").items()}
     assert sizes["train"] + sizes["validation"] == 30 and sizes["test"] == 4
     config = DatasetConfig("free_images", {"inputs": 32, "targets": 32}, 2)
-    assert next(train_batches(mixture, config, image_shape=SHAPE))["images"].shape == (2, *SHAPE)
+    assert next(train_batches(mixture, config, FeatureConverter(config.task_feature_lengths, SHAPE)))["images"].shape == (2, *SHAPE)
     write(tmp_path / "vqa_easy/test_images.zip", b"PK")
     with pytest.raises(UserError, match="test_images.zip is damaged"):
         tasks_of("free", "vqa_easy", tmp_path)

@@ -117,7 +117,7 @@ def download(path: str) -> epath.Path:
     get = lambda patterns: huggingface_hub.snapshot_download(
         repo, revision=revision or None, allow_patterns=list(patterns)
     )
-    small = (CONFIG, "preprocessor_config.json", "*.index.json", *VOCABULARY_FILES)
+    small = (CONFIG, "preprocessor_config.json", "*.index.json", "qformer_tokenizer/*.json", *VOCABULARY_FILES)
     try:
         folder = epath.Path(get((*small, "model*.safetensors")))
         if not any(f.name.endswith(".safetensors") for f in folder.iterdir()):

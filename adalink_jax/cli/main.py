@@ -11,6 +11,7 @@ COMMANDS = {
     "pack": "train several adapters in one program: every combination of learning rates, seeds and ranks",
     "tune": "choose a method's learning rate on validation, by one pack",
     "compare": "compare methods on one task: each tuned, over the same seeds, in one table",
+    "cache-vision": "compute a frozen vision tower's outputs once for all images of a task, for VISION_CACHE",
     "eval": "score a base model, with an adapter or without",
     "infer": "predict for the rows of a CSV file, each row by the adapter that it names",
     "plan": "say before a launch whether a job fits, on hardware that is not here, and how fast it can be",
@@ -23,7 +24,7 @@ COMMANDS = {
     "export": "write an adapter for transformers: folded into a Hugging Face folder, or hooked in by a few lines of torch",
 }
 _MODULES = {
-    "runs": ("quickstart", "train", "eval", "params"),
+    "runs": ("quickstart", "train", "cache-vision", "eval", "params"),
     "infer": ("infer",),
     "planning": ("plan",),
     "studies": ("pack", "tune", "compare"),

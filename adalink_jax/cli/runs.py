@@ -78,6 +78,32 @@ def eval(argv: list[str]) -> int:
     return 0
 
 
+def cache_vision(argv: list[str]) -> int:
+    """`adalink cache-vision`."""
+    parser = gin_parser(
+        "cache-vision",
+        "Compute what the frozen vision tower makes of every image of a task, once, into the folder VISION_CACHE. Takes the\n"
+        "flags of `adalink train`, which then reads it; goes on where it was stopped. CACHE_DTYPE is the dtype of what is stored.",
+        "adalink cache-vision --gin_file=gin/runs/quickstart.gin --gin.VISION_CACHE=\"'runs/vision'\"",
+    )
+    add_processes(parser)
+    flags, rest = configuration.parse_flags(argv)
+    options = parser.parse_args(rest)
+    start_processes(options)
+    register()
+    configuration.load(flags, require_all=False)
+    configuration.require(MODEL | DATA)
+    from adalink_jax import parallel
+    from adalink_jax.training import run
+    from adalink_jax.training.setup import Setup
+
+    cache = run.cache_vision(Setup())
+    if parallel.is_first():
+        (rows, width), dtype = cache.tower.shape, cache.tower.dtype
+        print(f"{len(cache):,} images in {cache.folder}: {rows} x {width} values of {dtype} each")
+    return 0
+
+
 def params(argv: list[str]) -> int:
     """`adalink params`."""
     parser = gin_parser(

@@ -5,13 +5,15 @@ The training loop knows one thing of this layer: an iterator of NumPy batches wh
 (`adalink_jax.data.iterators.BatchIterator`).
 """
 
-from adalink_jax.data.feature_converter import FeatureConverter, has_image
+from adalink_jax.data.feature_converter import INSTRUCTION, FeatureConverter, has_image
 from adalink_jax.data.iterators import BatchIterator, EpochIterator, padded_batches, train_batches
 from adalink_jax.data.published import PublishedData, SpanCorruption
 from adalink_jax.data.tasks import DatasetConfig, Task, get_tasks
-from adalink_jax.data.vocabularies import ByteVocabulary, SentencePieceVocabulary, load_vocabulary
+from adalink_jax.data.vision_cache import Tower, VisionCache
+from adalink_jax.data.vocabularies import ByteVocabulary, SentencePieceVocabulary, WordPieceVocabulary, load_vocabulary
 
 __all__ = [
+    "INSTRUCTION",
     "BatchIterator",
     "ByteVocabulary",
     "DatasetConfig",
@@ -21,6 +23,9 @@ __all__ = [
     "SentencePieceVocabulary",
     "SpanCorruption",
     "Task",
+    "Tower",
+    "VisionCache",
+    "WordPieceVocabulary",
     "get_tasks",
     "has_image",
     "load_vocabulary",

@@ -40,10 +40,18 @@ def load_image(path: str, shape: ImageShape) -> np.ndarray:
     Raises:
       UserError: for a file that is not there, and one that is no picture.
     """
+    return decode_image(read_image(path), shape, str(path))
+
+
+def read_image(path: str) -> bytes:
+    """The bytes of a picture's file.
+
+    Raises:
+      UserError: for a file that is not there, or cannot be read.
+    """
     try:
-        encoded = epath.Path(path).read_bytes()
+        return epath.Path(path).read_bytes()
     except FileNotFoundError as e:
         raise UserError(f"There is no picture {path}.") from e
     except OSError as e:
         raise UserError(f"{path} is damaged, or no picture.") from e
-    return decode_image(encoded, shape, str(path))

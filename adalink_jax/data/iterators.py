@@ -1,5 +1,6 @@
 """Iterators of NumPy batches whose position is one small state, valid on any number of hosts."""
 
+import dataclasses
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Protocol
@@ -7,7 +8,6 @@ from typing import Protocol
 import numpy as np
 
 from adalink_jax.data.feature_converter import FeatureConverter
-from adalink_jax.data.images import ImageShape
 from adalink_jax.data.tasks import DatasetConfig, Task
 from adalink_jax.errors import UserError
 
@@ -84,14 +84,11 @@ class EpochIterator:
 
 
 def train_batches(
-    task: Task, dataset: DatasetConfig, rows: Sequence[int] | None = None, image_shape: ImageShape | None = None
+    task: Task, dataset: DatasetConfig, converter: FeatureConverter, rows: Sequence[int] | None = None
 ) -> EpochIterator:
-    """The batches that `dataset` says of the task's training split, in the order of `dataset.seed`; of them `rows`.
-
-    `image_shape` is that of the images that the model takes, see `FeatureConverter`.
-    """
+    """The batches that `dataset` says of the task's training split, in the order of `dataset.seed`; of them `rows`."""
     examples = lambda seed, start: task.examples("train", seed, start)
-    converter = FeatureConverter(dataset.task_feature_lengths, image_shape, task.name)
+    converter = dataclasses.replace(converter, task_name=task.name)
     return EpochIterator(examples, converter, dataset.batch_size, dataset.seed, rows)
 
 

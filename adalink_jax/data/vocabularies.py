@@ -13,6 +13,7 @@ from adalink_jax.errors import UserError
 PAD, EOS, UNK = 0, 1, 2
 BYTES = "bytes"
 SENTENCEPIECE_FILE = "spiece.model"
+QFORMER_FOLDER, TOKENIZER_FILE = "qformer_tokenizer", "tokenizer.json"
 
 
 @gin.configurable
@@ -88,6 +89,39 @@ class SentencePieceVocabulary:
 
 
 Vocabulary = ByteVocabulary | SentencePieceVocabulary
+
+
+class WordPieceVocabulary:
+    """BERT's, as the Q-Former of an InstructBLIP reads instructions: `[CLS] words [SEP]`; pad is 0."""
+
+    def __init__(self, path: str):
+        """Args:
+          path: a `tokenizer.json`, or a checkpoint's folder (`hf://OWNER/NAME` included) that has one in `qformer_tokenizer/`.
+
+        Raises:
+          UserError: if there is none, it is damaged, or `tokenizers` is not installed.
+        """
+        try:
+            import tokenizers
+        except ModuleNotFoundError as e:
+            raise UserError("QFORMER_VOCABULARY needs `tokenizers`: pip install 'adalink-jax[hf]'.") from e
+        file = folder_of(str(path))
+        file = file if file.is_file() else file / QFORMER_FOLDER / TOKENIZER_FILE
+        if not file.is_file():
+            raise UserError(
+                f"{path} holds no {QFORMER_FOLDER}/{TOKENIZER_FILE}; give QFORMER_VOCABULARY the file's path."
+            )
+        try:
+            self._tokenizer = tokenizers.Tokenizer.from_str(file.read_text())
+        except Exception as e:  # the library has no class of its own
+            raise UserError(f"{file} is damaged, or no tokenizer ({str(e)[:100]}).") from e
+        self._tokenizer.no_padding()
+        self._tokenizer.no_truncation()
+        self.vocab_size = self._tokenizer.get_vocab_size()
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of `text`, with what BERT puts around it."""
+        return self._tokenizer.encode(text).ids
 
 
 @functools.cache

@@ -94,6 +94,29 @@ class Console:
             with self._out.status(what):
                 yield
 
+    @contextlib.contextmanager
+    def counting(self, what: str, total: int):
+        """A bar with the time left, or a line now and then; gives the function to call with how many more are done."""
+        if self._out.is_terminal and not self._bar.live.is_started:
+            columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"),
+                       TimeRemainingColumn())  # fmt: skip
+            with Progress(*columns, console=self._out, transient=True) as bar:
+                task = bar.add_task(what, total=total)
+                yield lambda n: bar.advance(task, n)
+            return
+        done, printed = 0, time.monotonic()
+        started = printed
+
+        def advance(n: int) -> None:
+            nonlocal done, printed
+            done += n
+            if time.monotonic() - printed > LINE_EVERY_SECONDS or done == total:
+                printed = time.monotonic()
+                left = (printed - started) / done * (total - done)
+                self._out.print(f"{what}: {done:,}/{total:,}  {left:.0f} s left")
+
+        yield advance
+
     def scores(self, step: int, split: str, scores: dict[str, float]) -> None:
         """One line of scores."""
         shown = "  ".join(f"{name} {value:.4f}" for name, value in scores.items())

@@ -9,7 +9,7 @@ import gin
 import numpy as np
 
 from adalink_jax.adapters import AdaptedModel
-from adalink_jax.data import DatasetConfig, Task, train_batches
+from adalink_jax.data import DatasetConfig, FeatureConverter, Task, train_batches
 from adalink_jax.errors import UserError
 from adalink_jax.training.setup import Setup
 
@@ -111,12 +111,12 @@ class Batches:
 
     @classmethod
     def of(
-        cls, dataset: DatasetConfig, task: Task, members: Sequence[Member], image_shape: tuple[int, int, int] | None
+        cls, dataset: DatasetConfig, task: Task, members: Sequence[Member], converter: FeatureConverter
     ) -> "Batches":
-        """Those of the members, each in the order of its seed; `image_shape` as for `train_batches`."""
+        """Those of the members, each in the order of its seed."""
         seeds = [member.seed for member in members]
         of_seed = lambda seed: dataclasses.replace(dataset, seed=seed)
-        return cls({seed: train_batches(task, of_seed(seed), None, image_shape) for seed in set(seeds)}, seeds)
+        return cls({seed: train_batches(task, of_seed(seed), converter) for seed in set(seeds)}, seeds)
 
     def __next__(self) -> dict[str, np.ndarray]:
         batches = {seed: next(iterator) for seed, iterator in self._iterators.items()}

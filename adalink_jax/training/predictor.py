@@ -9,7 +9,7 @@ import numpy as np
 
 from adalink_jax import checkpoints, parallel
 from adalink_jax.adapters import NONE, AdaptedModel, abstract_params, make_adapter, stack_adapters
-from adalink_jax.data import FeatureConverter, load_vocabulary
+from adalink_jax.data import load_vocabulary
 from adalink_jax.data.vocabularies import EOS
 from adalink_jax.errors import UserError
 from adalink_jax.training.setup import Setup, load_parameters
@@ -45,7 +45,7 @@ class Predictor:
         self._vocabulary, self._batch_size = load_vocabulary(vocabulary), batch_size
         self._length, self._stop = task_feature_lengths["inputs"], setup.decoding.stop
         self._images = setup.image_shape
-        self._converter = FeatureConverter(task_feature_lengths, self._images, "the rows")
+        self._converter = dataclasses.replace(setup.converter(task_feature_lengths), task_name="the rows")
         self._mesh, self._rules = parallel.make_mesh(), parallel.logical_axis_rules()
         plain = dataclasses.replace(setup, model=AdaptedModel(backbone), trainable=())
         with parallel.use_mesh(self._mesh, self._rules):
@@ -95,7 +95,7 @@ class Predictor:
         for start in range(0, len(rows), self._batch_size):
             chunk = rows[start : start + self._batch_size]
             batch = self._converter(chunk, self._batch_size)
-            batch = {name: batch[name] for name in ("encoder_input_tokens", "images") if name in batch}
+            batch = {name: x for name, x in batch.items() if not name.startswith("decoder_")}
             if self.names:
                 batch["adapter_index"] = np.pad(index[start:][: len(chunk)], (0, self._batch_size - len(chunk)))
             with parallel.use_mesh(self._mesh, self._rules):
@@ -115,7 +115,7 @@ class Predictor:
         rows = []
         for number, text in enumerate(inputs):
             ids = self._vocabulary.encode(text)[: self._length - 1]
-            rows.append({"inputs": [*ids, EOS], "targets": []})
+            rows.append({"inputs": [*ids, EOS], "targets": [], "inputs_pretokenized": text})
             if images is not None:
                 image = np.asarray(images[number], np.float32)
                 if image.shape != self._images:

@@ -6,7 +6,7 @@ on the same machine and devices, with the same bits as one that was never killed
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import gin
 import jax
@@ -15,9 +15,9 @@ import optax
 from etils import epath
 
 from adalink_jax import parallel
-from adalink_jax.data import BatchIterator, FeatureConverter, get_tasks, train_batches
+from adalink_jax.data import BatchIterator, FeatureConverter, VisionCache, get_tasks, train_batches
 from adalink_jax.errors import NotFinite, UserError
-from adalink_jax.training import outputs
+from adalink_jax.training import outputs, vision_cache
 from adalink_jax.training.console import Console
 from adalink_jax.training.evaluation import Evaluator, Result
 from adalink_jax.training.interrupt import Interrupted, StopRequest
@@ -29,7 +29,7 @@ from adalink_jax.training.step import CrossEntropy, TrainState, check_batch, mak
 
 NUM_SAMPLES = 12
 # Settings that may have another value when a run goes on: they change no result, or only how far the run goes.
-MAY_CHANGE = ("CheckpointConfig.", "expect_devices.", "make_mesh.", "logical_axis_rules.", *(
+MAY_CHANGE = ("CheckpointConfig.", "Setup.vision_cache", "expect_devices.", "make_mesh.", "logical_axis_rules.", *(
     f"{name}.{setting}" for name in ("train", "train_pack")
     for setting in ("model_dir", "total_steps", "eval_period", "log_period", "profile_steps", "checkpoints",
                     "at_once")
@@ -104,15 +104,16 @@ def train(
         state = TrainState(jnp.int32(0), params.trainable, optimizer.init(params.trainable))
         state = parallel.on_mesh(state, mesh)
         console.parameters(params)
-        rows = parallel.local_rows(setup.dataset.batch_size, mesh)
-        batches = train_batches(task, setup.dataset, rows, setup.image_shape)
+        cache = vision_cache.prepare(setup, params, eval_tasks, mesh, console, stop)
+        converter = setup.converter(setup.dataset.task_feature_lengths, cache)
+        batches = train_batches(task, setup.dataset, converter, parallel.local_rows(setup.dataset.batch_size, mesh))
         if facts:
             state, facts = newest.restore(state)
             batches.set_state(facts["data_position"])
             console.resumed(int(state.step), newest)
         config = config_text()
         parallel.once(outputs.write_start, folder, params, config)
-        evaluator = make_evaluator(setup, eval_tasks, mesh)
+        evaluator = make_evaluator(setup, eval_tasks, converter, mesh)
         writer = MetricWriter(folder, resumed_at=int(state.step))
         run = Run(setup, params, folder, newest, best, writer, console, stop, batches, evaluator, metric)
         if eval_period and int(state.step) % eval_period == 0:
@@ -169,9 +170,8 @@ def _check_data(setup: Setup, microbatches: int, mesh):
     return task, eval_tasks
 
 
-def make_evaluator(setup: Setup, tasks, mesh, at_once: int | None = None) -> Evaluator:
+def make_evaluator(setup: Setup, tasks, converter: FeatureConverter, mesh, at_once: int | None = None) -> Evaluator:
     """Of `setup.model`, with `setup.decoding`; for a pack see `map_members`."""
-    converter = FeatureConverter(setup.dataset.task_feature_lengths, setup.image_shape)
     return Evaluator(setup.model, tasks, converter, setup.dataset.batch_size, mesh, setup.decoding, at_once)
 
 
@@ -324,6 +324,26 @@ def evaluate(setup: Setup, split: str = "test") -> dict[str, float]:
     parallel.expect_devices()
     mesh, rules = parallel.make_mesh(), parallel.logical_axis_rules()
     _, tasks = _check_data(setup, 1, mesh)
-    with parallel.use_mesh(mesh, rules):
+    with parallel.use_mesh(mesh, rules), StopRequest() as stop, Console("") as console:
         params = load_parameters(setup, mesh, rules)
-        return make_evaluator(setup, tasks, mesh)(params.trainable, params.frozen, split).scores
+        cache = vision_cache.prepare(setup, params, tasks, mesh, console, stop, (split,))
+        converter = setup.converter(setup.dataset.task_feature_lengths, cache)
+        evaluator = make_evaluator(setup, tasks, converter, mesh)
+        return evaluator(params.trainable, params.frozen, split, between=stop.check).scores
+
+
+def cache_vision(setup: Setup, splits: Sequence[str] = vision_cache.SPLITS) -> VisionCache:
+    """Computes the vision tower's outputs for all images of the data, into `setup.vision_cache`; goes on where it was stopped.
+
+    Raises:
+      UserError, CheckpointError: for bad settings and files.
+      Stopped: after a stop was asked for.
+    """
+    if setup.vision_cache is None:
+        raise UserError("VISION_CACHE is not set; name the folder of the cache.")
+    parallel.expect_devices()
+    mesh, rules = parallel.make_mesh(), parallel.logical_axis_rules()
+    _, tasks = _check_data(setup, 1, mesh)
+    with parallel.use_mesh(mesh, rules), StopRequest() as stop, Console("") as console:
+        params = load_parameters(setup, mesh, rules)
+        return vision_cache.prepare(setup, params, tasks, mesh, console, stop, splits)

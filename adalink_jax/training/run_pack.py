@@ -17,7 +17,7 @@ from etils import epath
 
 from adalink_jax import parallel
 from adalink_jax.errors import NotFinite, UserError
-from adalink_jax.training import outputs
+from adalink_jax.training import outputs, vision_cache
 from adalink_jax.training.console import Console
 from adalink_jax.training.evaluation import Evaluator, Result
 from adalink_jax.training.interrupt import Interrupted, StopRequest
@@ -104,7 +104,9 @@ def train_pack(
         pack = load_pack(setup, members, mesh, rules)
         console.parameters(pack.params)
         console.members([member.name for member in members])
-        batches = Batches.of(setup.dataset, task, members, setup.image_shape)
+        cache = vision_cache.prepare(setup, pack.params, eval_tasks, mesh, console, stop)
+        converter = setup.converter(setup.dataset.task_feature_lengths, cache)
+        batches = Batches.of(setup.dataset, task, members, converter)
         state = TrainState(jnp.int32(0), pack.trainable, jax.jit(jax.vmap(optimizer.init))(pack.trainable))
         best = pack.trainable
         if facts:
@@ -115,7 +117,7 @@ def train_pack(
         outputs.write_start(folder, pack.params, config_text())
         writer = lambda member: MetricWriter(folder / MEMBERS / member.name, int(state.step))
         writers = [writer(member) for member in members]
-        evaluator = make_evaluator(dataclasses.replace(setup, model=pack.model), eval_tasks, mesh, at_once)
+        evaluator = make_evaluator(dataclasses.replace(setup, model=pack.model), eval_tasks, converter, mesh, at_once)
         run = PackRun(pack, members, folder, saved, writers, console, stop, batches, evaluator, metric, patience,
                       best, Progress(**facts["progress"]) if facts else Progress.start(len(members)))  # fmt: skip
         if not int(state.step) or (eval_period and int(state.step) % eval_period == 0):

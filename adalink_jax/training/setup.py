@@ -13,7 +13,7 @@ import jax
 
 from adalink_jax import checkpoints, parallel
 from adalink_jax.adapters import AdaptedModel, abstract_params, describe_adapter, fresh_params
-from adalink_jax.data import DatasetConfig
+from adalink_jax.data import INSTRUCTION, DatasetConfig, FeatureConverter, VisionCache, WordPieceVocabulary
 from adalink_jax.errors import UserError
 from adalink_jax.models import paths
 from adalink_jax.models.decoding import Decoding, Sampling
@@ -40,6 +40,9 @@ class Setup:
       allow_other_base: take an adapter that was trained on another base.
       frozen_dtype: dtype in which frozen leaves are stored, "float32" or "bfloat16".
       random_seed: seed of fresh leaves and of dropout.
+      vision_cache: a folder for what the frozen vision tower makes of each image, computed once (`vision_cache.py`); None computes
+        it in every step.
+      qformer_vocabulary: of a Q-Former that reads the instruction: a `tokenizer.json`, or a checkpoint's folder that has one.
       decoding: how outputs are made in evaluation: `Sampling` (by default greedy) or `BeamSearch`.
     """
 
@@ -53,6 +56,8 @@ class Setup:
     allow_other_base: bool = False
     frozen_dtype: str = "float32"
     random_seed: int = 0
+    vision_cache: str | None = None
+    qformer_vocabulary: str | None = None
     decoding: Decoding = Sampling()  # noqa: RUF009
 
     def __post_init__(self):
@@ -64,6 +69,24 @@ class Setup:
         """(height, width, channels) of the images that the model takes; None if it takes none."""
         images = self.model.backbone.abstract_batch(1, 1, 1).get("images")
         return None if images is None else images.shape[1:]
+
+    def converter(self, task_feature_lengths: Mapping[str, int], cache: VisionCache | None = None) -> FeatureConverter:
+        """Makes the features that the model takes, of `cache` where it is given.
+
+        Raises:
+          UserError: for a Q-Former that reads the instruction and has no vocabulary, or another's; a vocabulary for none.
+        """
+        wanted = INSTRUCTION in self.model.backbone.abstract_batch(1, 1, 1)
+        if wanted != (self.qformer_vocabulary is not None):
+            raise UserError(
+                "The Q-Former reads the instruction too: set QFORMER_VOCABULARY to the base model's folder."
+                if wanted
+                else "QFORMER_VOCABULARY is set, but the model has no Q-Former that reads the instruction."
+            )
+        words = WordPieceVocabulary(self.qformer_vocabulary) if wanted else None
+        if words is not None and words.vocab_size > (rows := self.model.backbone.qformer_config.vocab_size):
+            raise UserError(f"QFORMER_VOCABULARY has {words.vocab_size} ids and the Q-Former's embedding {rows} rows.")
+        return FeatureConverter(task_feature_lengths, self.image_shape, instructions=words, cache=cache)
 
 
 def split_abstract(model: AdaptedModel, trainable: tuple[str, ...]):

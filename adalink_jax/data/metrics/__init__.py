@@ -5,11 +5,11 @@ is one string, or several where a question has several right answers or an image
 """
 
 from adalink_jax.data.metrics import glue, labels
-from adalink_jax.data.metrics.anls import anls
-from adalink_jax.data.metrics.captions import bleu, captions, cider, rouge_l
+from adalink_jax.data.metrics.caption_scores import bleu, captions, cider, rouge_l
 from adalink_jax.data.metrics.exact import accuracy, exact_match
-from adalink_jax.data.metrics.squad import squad
+from adalink_jax.data.metrics.levenshtein import anls
 from adalink_jax.data.metrics.vqa import vqa_accuracy
+from adalink_jax.data.metrics.word_overlap import squad
 
 __all__ = [
     "accuracy",

@@ -9,12 +9,10 @@ import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 
 import numpy as np
-import scipy.stats
-import sklearn.metrics
 
 from adalink_jax.data.metrics import checks, labels
 from adalink_jax.data.metrics.exact import accuracy
-from adalink_jax.data.metrics.squad import squad
+from adalink_jax.data.metrics.word_overlap import squad
 from adalink_jax.errors import UserError
 
 NO_LABEL = -1
@@ -36,7 +34,7 @@ def f1(targets: Sequence[str], predictions: Sequence[str], *, label_words: Seque
     """
     expected, found = _numbers("f1", targets, predictions, label_words)
     found = np.where(found == NO_LABEL, 1 - expected, found)
-    return {"f1": float(sklearn.metrics.f1_score(expected, found, zero_division=0.0))}
+    return {"f1": float(_sklearn().f1_score(expected, found, zero_division=0.0))}
 
 
 def mean_f1(targets: Sequence[str], predictions: Sequence[str], *, label_words: Sequence[str]) -> dict[str, float]:
@@ -52,7 +50,7 @@ def mean_f1(targets: Sequence[str], predictions: Sequence[str], *, label_words: 
     """
     expected, found = _numbers("mean_f1", targets, predictions, label_words)
     classes = range(len(label_words))
-    mean = sklearn.metrics.f1_score(expected, found, labels=classes, average="macro", zero_division=0.0)
+    mean = _sklearn().f1_score(expected, found, labels=classes, average="macro", zero_division=0.0)
     return {f"mean_{len(label_words)}class_f1": float(mean)}
 
 
@@ -69,7 +67,7 @@ def matthews(targets: Sequence[str], predictions: Sequence[str], *, label_words:
     """
     expected, found = _numbers("matthews", targets, predictions, label_words)
     constant = len(set(expected)) == 1 or len(set(found)) == 1
-    return {"matthews_corrcoef": 0.0 if constant else float(sklearn.metrics.matthews_corrcoef(expected, found))}
+    return {"matthews_corrcoef": 0.0 if constant else float(_sklearn().matthews_corrcoef(expected, found))}
 
 
 def correlations(targets: Sequence[str | float], predictions: Sequence[str]) -> dict[str, float]:
@@ -94,6 +92,8 @@ def correlations(targets: Sequence[str | float], predictions: Sequence[str]) -> 
             raise UserError(f"correlations: target {i} is {targets[i]!r}, which is no finite number.")
     if len(set(expected)) == 1:
         raise UserError(f"correlations needs targets that differ; each of the {len(expected)} is {expected[0]}.")
+    import scipy.stats  # takes a second or more
+
     found = [_number(prediction, NO_NUMBER) for prediction in predictions]
     constant = len(set(found)) == 1
     return {
@@ -172,13 +172,21 @@ SUPERGLUE: dict[str, tuple[Metric, ...]] = {
 }
 
 
+def _sklearn():
+    import sklearn.metrics  # takes a second or more
+
+    return sklearn.metrics
+
+
 def _numbers(metric: str, targets: Sequence[str], predictions: Sequence[str], label_words: Sequence[str]):
     """Both as int arrays of the labels' numbers, with NO_LABEL for predictions that are none."""
     checks.paired(metric, targets, predictions)
     number = {word: i for i, word in enumerate(label_words)}
     for i, target in enumerate(targets):
         if target not in number:
-            raise UserError(f"{metric}: target {i} is {target!r}, which is none of the labels {', '.join(label_words)}.")
+            raise UserError(
+                f"{metric}: target {i} is {target!r}, which is none of the labels {', '.join(label_words)}."
+            )
     return np.array([number[t] for t in targets]), np.array([number.get(p, NO_LABEL) for p in predictions])
 
 

@@ -1,16 +1,19 @@
 """Captions as the tokens that the COCO caption evaluation counts.
 
 That evaluation runs Stanford's PTBTokenizer (CoreNLP 3.4.1, `-preserveLines -lowerCase`) and drops punctuation. This is the
-same in Python, written from what that program does to some two million words and strings, and pinned to its recorded
-output in the tests. The invariant: at each place the longest match of any rule is the token, and of two as long the one of
-the earlier rule. A rule may look further than its token; what it looked at counts for its length.
+same in Python, written from what that program was seen to do, and pinned to its recorded output in the tests. The
+invariant: at each place the longest match of any rule is the token, and of two as long the one of the earlier rule. A rule
+may look further than its token; what it looked at counts for its length.
 
-Only what is left after punctuation was dropped is kept alike. Brackets are tokens (`-lrb-`), since that evaluation drops
-them in upper case only and looks after lowering. Tokens may hold a no-break space (`1 1/2`, telephone numbers).
+Only what is left after punctuation was dropped is kept alike. Brackets are tokens (`-lrb-`): that evaluation drops them in
+upper case only, and looks after lowering. Tokens may hold a no-break space (`1 1/2`, telephone numbers).
+
+What differs: letters outside the European alphabets and symbols outside `_KEPT`; named entities but for a few; an
+underline beside a hyphen. A caption is taken by itself, with a line end after it; there, an initial that ends a caption
+("exhibit A.") loses its period if the next caption, of whatever image, starts with a word such as "The".
 """
 
 import re
-from collections.abc import Callable
 
 DROPPED = frozenset(["''", "'", "``", "`", ".", "?", "!", ",", ":", "-", "--", "...", ";"])
 
@@ -64,11 +67,11 @@ _FILES = _any_case("""
 """)
 _PATH = r"/[^\s\"<>|()]+[^\s\"<>|.!?(){},-]"
 _HOST = r"[^\s\"`'|!(){},-_$]"  # from the comma to the underline: no capital and no digit, as there
-_ADDRESS = rf"(?:(?i:www)\.(?:[^\s\"<>|.!?(){{}},/]+\.)+[A-Za-z]{{2,4}}|(?:{_HOST}+\.)+(?i:com|net|org|edu))(?:{_PATH})?"
-_TAG_NAME = r"[A-Za-z][A-Za-z0-9_:.@-]*"
-_TAG = (
-    rf"(?:<[!?]?{_TAG_NAME}(?: +{_TAG_NAME}(?:=(?:\"[^\"\n]*\"|'[^'\n]*'))?)* *[/?]?>|</{_TAG_NAME}>|<!--(?:[^\n]*?--)?>)"
+_ADDRESS = (
+    rf"(?:(?i:www)\.(?:[^\s\"<>|.!?(){{}},/]+\.)+[A-Za-z]{{2,4}}|(?:{_HOST}+\.)+(?i:com|net|org|edu))(?:{_PATH})?"
 )
+_TAG_NAME = r"[A-Za-z][A-Za-z0-9_:.@-]*"
+_TAG = rf"(?:<[!?]?{_TAG_NAME}(?: +{_TAG_NAME}(?:=(?:\"[^\"\n]*\"|'[^'\n]*'))?)* *[/?]?>|</{_TAG_NAME}>|<!--(?:[^\n]*?--)?>)"
 
 # Those that begin with a letter or a digit. A group `token` is the token where the rule looks further.
 _WORD_RULES = (
@@ -97,7 +100,7 @@ _WORD_RULES = (
     r"(?i:https?)://[^\s\"<>|()]+[^\s\"<>|.!?(){},-]",
     _ADDRESS,
     r"[A-Za-z0-9][^\s\"<>|(){}]*@[^\s\"<>|(){}.]+(?:\.[^\s\"<>|(){}.]+)*",
-    rf"(?:\d{{1,4}}[- \xa0])?\d{{1,4}}[/\u2044]\d{{1,4}}",
+    r"(?:\d{1,4}[- \xa0])?\d{1,4}[/\u2044]\d{1,4}",
     r"(?:\d{2,4}[- \xa0])?\d{2,4}[- \xa0]\d{3,4}[- \xa0]?\d{3,5}",
 )
 
@@ -126,7 +129,10 @@ _MARK_RULES = (
 
 _WORD_PATTERNS = [re.compile(rule) for rule in _WORD_RULES]
 _MARK_PATTERNS = [re.compile(rule) for rule in _MARK_RULES]
-_PLAIN = re.compile(r"(?!(?i:cannot|gonna|wanna|gotta|lemme|gimme)\b)([A-Za-z]{2,})(?:[,;:]?(?:\s+|$))")  # most words; no rule takes more of them
+_BEGINS_WORD = re.compile(_ALNUM)
+_PLAIN = re.compile(
+    r"(?!(?i:cannot|gonna|wanna|gotta|lemme|gimme)\b)([A-Za-z]{2,})(?:[,;:]?(?:\s+|$))"
+)  # most words; no rule takes more of them
 _SPACE = re.compile(r"[\s\u200b\x00-\x1f\x7f]+")
 _LINE_ENDS = re.compile("[\n\r\x0b\x0c\x85\u2028\u2029]")
 _ENTITIES = {"&amp;": "&", "&apos;": "'", "&quot;": '"', "&nbsp;": " "}
@@ -178,14 +184,12 @@ def tokenize(text: str) -> str:
 
 def _longest(text: str, at: int) -> str:
     """The token at a place that is no white space: of the rule that looks furthest; one character where there is none."""
-    patterns = _WORD_PATTERNS if re.match(_ALNUM, text[at]) else _MARK_PATTERNS
-    best = max((match for match in (p.match(text, at) for p in patterns) if match), key=_end, default=None)
+    patterns = _WORD_PATTERNS if _BEGINS_WORD.match(text, at) else _MARK_PATTERNS
+    matches = (pattern.match(text, at) for pattern in patterns)
+    best = max((match for match in matches if match), key=re.Match.end, default=None)
     if best is None:
         return text[at]
     return best["token"] if "token" in best.re.groupindex else best[0]
-
-
-_end: Callable[[re.Match], int] = re.Match.end
 
 
 def _written(token: str) -> list[str]:
@@ -199,7 +203,7 @@ def _written(token: str) -> list[str]:
         token = _WRITTEN[token]
     elif re.fullmatch(r"\.[. ]+|\u2026|[\u2010-\u2015\x96\x97-]{1,4}", token):
         return []
-    elif len(token) == 1 and not (_KEPT.match(token) or re.match(_ALNUM, token)):
+    elif len(token) == 1 and not (_KEPT.match(token) or _BEGINS_WORD.match(token)):
         return []
     else:
         token = re.sub(r"\s", "\xa0", token.replace("(", "-lrb-").replace(")", "-rrb-"))

@@ -18,7 +18,7 @@ _NUMBERS = {
     for number, word in enumerate("zero one two three four five six seven eight nine ten".split())
 } | {"none": "0"}  # fmt: skip
 _ARTICLES = ("a", "an", "the")
-_PUNCTUATION = ";/[]\"{}()=+\\_-><@`,?!"
+_PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 _PERIOD = re.compile(r"\.(?!\d)")
 _PERIODS = 32
 _DIGITS_COMMA = re.compile(r"\d,\d")
@@ -56,7 +56,9 @@ def vqa_accuracy(targets: Sequence[Sequence[str]], predictions: Sequence[str]) -
     several = checks.references("vqa_accuracy", targets)
     for i, answers in enumerate(several):
         if len(answers) != ANNOTATORS:
-            raise UserError(f"vqa_accuracy needs the answers of {ANNOTATORS} annotators; target {i} has {len(answers)}.")
+            raise UserError(
+                f"vqa_accuracy needs the answers of {ANNOTATORS} annotators; target {i} has {len(answers)}."
+            )
     return {"vqa_accuracy": sum(map(question_accuracy, several, predictions)) / len(several)}
 
 

@@ -20,6 +20,7 @@ _TINY, _SMALL = 1e-15, 1e-9  # the evaluation's own: an empty candidate has a sc
 
 Caption = str
 References = str | Sequence[str]
+Lines = list[list[str]]  # of each image, its references as lines of tokens
 Counts = collections.Counter
 
 
@@ -38,7 +39,10 @@ def cider(targets: Sequence[References], predictions: Sequence[Caption]) -> dict
     Raises:
       UserError: if there are no targets, not one prediction for each, or a target without reference.
     """
-    references, candidates = _tokenized("cider", targets, predictions)
+    return _cider(*_tokenized("cider", targets, predictions))
+
+
+def _cider(references: Lines, candidates: list[str]) -> dict[str, float]:
     references = [[_ngrams(line.split()) for line in each] for each in references]
     frequency = collections.Counter(ngram for each in references for ngram in set().union(*each))
     weights = _Weights(frequency, images=len(references))
@@ -57,7 +61,10 @@ def bleu(targets: Sequence[References], predictions: Sequence[Caption]) -> dict[
 
     Args, Raises: as for `cider`.
     """
-    references, candidates = _tokenized("bleu", targets, predictions)
+    return _bleu(*_tokenized("bleu", targets, predictions))
+
+
+def _bleu(references: Lines, candidates: list[str]) -> dict[str, float]:
     found, possible = np.zeros(MAX_N), np.zeros(MAX_N)
     length = closest = 0
     for each, line in zip(references, candidates):
@@ -84,13 +91,17 @@ def rouge_l(targets: Sequence[References], predictions: Sequence[Caption]) -> di
 
     Args, Raises: as for `cider`.
     """
-    references, candidates = _tokenized("rouge_l", targets, predictions)
-    return {"rouge_l": float(np.mean([_rouge_l(each, line) for each, line in zip(references, candidates)]))}
+    return _rouge_l(*_tokenized("rouge_l", targets, predictions))
+
+
+def _rouge_l(references: Lines, candidates: list[str]) -> dict[str, float]:
+    return {"rouge_l": float(np.mean([_subsequence_f(each, line) for each, line in zip(references, candidates)]))}
 
 
 def captions(targets: Sequence[References], predictions: Sequence[Caption]) -> dict[str, float]:
-    """`cider`, `bleu_1` to `bleu_4` and `rouge_l` at once. Args, Raises: as for `cider`."""
-    return cider(targets, predictions) | bleu(targets, predictions) | rouge_l(targets, predictions)
+    """`cider`, `bleu_1` to `bleu_4` and `rouge_l`, of captions that are tokenised once. Args, Raises: as for `cider`."""
+    lines = _tokenized("captions", targets, predictions)
+    return _cider(*lines) | _bleu(*lines) | _rouge_l(*lines)
 
 
 class _Weights:
@@ -124,7 +135,7 @@ def _cosine(candidate, reference) -> float:
     return sum(cosines) / MAX_N * math.exp(-((length - reference_length) ** 2) / (2.0 * SIGMA**2))
 
 
-def _rouge_l(references: list[str], candidate: str) -> float:
+def _subsequence_f(references: list[str], candidate: str) -> float:
     words = candidate.split(" ")
     each = [(reference.split(" "), _longest_common(reference.split(" "), words)) for reference in references]
     precision = max(common / len(words) for _, common in each)
@@ -148,7 +159,7 @@ def _ngrams(words: Sequence[str]) -> Counts:
     return Counts(tuple(words[i : i + n]) for n in range(1, MAX_N + 1) for i in range(len(words) - n + 1))
 
 
-def _tokenized(metric: str, targets: Sequence[References], predictions: Sequence[Caption]):
+def _tokenized(metric: str, targets: Sequence[References], predictions: Sequence[Caption]) -> tuple[Lines, list[str]]:
     """Lines of tokens: of each image's references, and of each prediction."""
     checks.paired(metric, targets, predictions)
     checks.strings(metric, predictions)

@@ -15,6 +15,7 @@ underline beside a hyphen. A caption is taken by itself, with a line end after i
 
 import re
 
+# That evaluation's list, without what never stands there in lower case.
 DROPPED = frozenset(["''", "'", "``", "`", ".", "?", "!", ",", ":", "-", "--", "...", ";"])
 
 _LETTER = (
@@ -130,9 +131,8 @@ _MARK_RULES = (
 _WORD_PATTERNS = [re.compile(rule) for rule in _WORD_RULES]
 _MARK_PATTERNS = [re.compile(rule) for rule in _MARK_RULES]
 _BEGINS_WORD = re.compile(_ALNUM)
-_PLAIN = re.compile(
-    r"(?!(?i:cannot|gonna|wanna|gotta|lemme|gimme)\b)([A-Za-z]{2,})(?:[,;:]?(?:\s+|$))"
-)  # most words; no rule takes more of them
+# Most words; no rule takes more of them.
+_PLAIN = re.compile(r"(?!(?i:cannot|gonna|wanna|gotta|lemme|gimme)\b)([A-Za-z]{2,})(?:[,;:]?(?:\s+|$))")
 _SPACE = re.compile(r"[\s\u200b\x00-\x1f\x7f]+")
 _LINE_ENDS = re.compile("[\n\r\x0b\x0c\x85\u2028\u2029]")
 _ENTITIES = {"&amp;": "&", "&apos;": "'", "&quot;": '"', "&nbsp;": " "}
@@ -148,6 +148,7 @@ _QUOTES = {
     "\u201b": "`", "\x91": "`", "\x92": "'", "\x93": "``", "\x94": "''",
     "`": "`", "\u201e": "\u201e", "\u201a": "\u201a",
 }  # fmt: skip
+_DASHES_OR_DOTS = re.compile(r"\.[. ]+|\u2026|[\u2010-\u2015\x96\x97-]{1,4}")
 _CLITIC = re.compile(rf"{_APOSTROPHE}(?:s|m|d|re|ve|ll)|n{_MARK}t")
 
 # Characters that stay, as tokens of their own. Of those beyond Latin, Greek and Cyrillic the list is not complete.
@@ -171,15 +172,15 @@ def tokenize(text: str) -> str:
     at = 0
     while at < len(text):
         if plain := _PLAIN.match(text, at):
-            tokens += _written(plain[1])
+            tokens.append(plain[1].lower())
             at = plain.end()
         elif space := _SPACE.match(text, at):
             at = space.end()
         else:
             token = _longest(text, at)
-            tokens += _written(token)
+            tokens.append(_written(token))
             at += len(token)
-    return " ".join(tokens)
+    return " ".join(token for token in tokens if token and token not in DROPPED)
 
 
 def _longest(text: str, at: int) -> str:
@@ -192,19 +193,17 @@ def _longest(text: str, at: int) -> str:
     return best["token"] if "token" in best.re.groupindex else best[0]
 
 
-def _written(token: str) -> list[str]:
-    """How a token is written: in its parts, with PTB's names for brackets; nothing if it is dropped."""
+def _written(token: str) -> str:
+    """A token as it is written: in lower case, in ASCII where PTB has a name for it; empty for what is not written."""
     token = token.lower().replace("\xad", "")
     if _CLITIC.fullmatch(token):
-        token = re.sub("[\u2019\x92]", "'", token)
-    elif len(token) <= 2 and all(character in _QUOTES for character in token):
-        token = "".join(map(_QUOTES.get, token))
-    elif token in _WRITTEN:
-        token = _WRITTEN[token]
-    elif re.fullmatch(r"\.[. ]+|\u2026|[\u2010-\u2015\x96\x97-]{1,4}", token):
-        return []
-    elif len(token) == 1 and not (_KEPT.match(token) or _BEGINS_WORD.match(token)):
-        return []
-    else:
-        token = re.sub(r"\s", "\xa0", token.replace("(", "-lrb-").replace(")", "-rrb-"))
-    return [] if not token or token in DROPPED else [token]
+        return re.sub("[\u2019\x92]", "'", token)
+    if len(token) <= 2 and all(character in _QUOTES for character in token):
+        return "".join(map(_QUOTES.get, token))
+    if token in _WRITTEN:
+        return _WRITTEN[token]
+    if _DASHES_OR_DOTS.fullmatch(token) or (
+        len(token) == 1 and not _KEPT.match(token) and not _BEGINS_WORD.match(token)
+    ):
+        return ""
+    return re.sub(r"\s", "\xa0", token.replace("(", "-lrb-").replace(")", "-rrb-"))

@@ -44,7 +44,8 @@ def test_where_tokens_differ_is_known():
         assert ptb_tokenizer.tokenize(text) != tokens, f"{text!r} is alike now: let it stand with the others"
 
 
-def test_line_ends_do_not_matter():
+def test_a_line_end_is_a_blank():
+    assert ptb_tokenizer.tokenize("1\n1/2 cups") == ptb_tokenizer.tokenize("1 1/2 cups") == "1\xa01/2 cups"
     assert ptb_tokenizer.tokenize("a dog\nand\r\na\u2028cat.\n") == "a dog and a cat"
 
 

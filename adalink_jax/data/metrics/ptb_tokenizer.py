@@ -9,8 +9,9 @@ Only what is left after punctuation was dropped is kept alike. Brackets are toke
 upper case only, and looks after lowering. Tokens may hold a no-break space (`1 1/2`, telephone numbers).
 
 What differs: letters outside the European alphabets and symbols outside `_KEPT`; named entities but for a few; an
-underline beside a hyphen. A caption is taken by itself, with a line end after it; there, an initial that ends a caption
-("exhibit A.") loses its period if the next caption, of whatever image, starts with a word such as "The".
+underline beside a hyphen. And a caption is taken by itself, with a line end after it, while that program sees all captions
+in a row: there an initial that ends a caption ("exhibit A.") loses its period if the next one starts with a word such as
+"The", and a "no." keeps its own if the next one starts with a digit.
 """
 
 import re

@@ -1,0 +1,26 @@
+"""Metrics over decoded strings: `(targets, predictions) -> {name: value}`, as seqio's metric functions are.
+
+Free of TensorFlow and seqio. Shares are in [0, 1], never percent; each function says where its scale is another. A target
+is one string, or several where a question has several right answers or an image several captions.
+"""
+
+from adalink_jax.data.metrics import glue, labels
+from adalink_jax.data.metrics.caption_scores import bleu, captions, cider, rouge_l
+from adalink_jax.data.metrics.exact import accuracy, exact_match
+from adalink_jax.data.metrics.levenshtein import anls
+from adalink_jax.data.metrics.vqa import vqa_accuracy
+from adalink_jax.data.metrics.word_overlap import squad
+
+__all__ = [
+    "accuracy",
+    "anls",
+    "bleu",
+    "captions",
+    "cider",
+    "exact_match",
+    "glue",
+    "labels",
+    "rouge_l",
+    "squad",
+    "vqa_accuracy",
+]

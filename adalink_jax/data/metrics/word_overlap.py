@@ -1,0 +1,45 @@
+"""SQuAD's exact match and F1 over words, the best over several answers, after SQuAD's normalisation."""
+
+import collections
+import re
+import string
+from collections.abc import Sequence
+
+from adalink_jax.data.metrics import checks
+
+_PUNCTUATION = str.maketrans("", "", string.punctuation)
+_ARTICLES = re.compile(r"\b(a|an|the)\b")
+
+
+def squad(targets: Sequence[str | Sequence[str]], predictions: Sequence[str]) -> dict[str, float]:
+    """`exact_match` and `f1`, shares in [0, 1] (Rajpurkar et al. 2016, "SQuAD"; the evaluation of version 1.1).
+
+    F1 is the harmonic mean of precision and recall over the words that prediction and answer share, counted with
+    repetitions; where they share none, as when both are empty, it is 0.
+
+    Args:
+      targets: each one answer, or several that are all right.
+      predictions: strings.
+
+    Raises:
+      UserError: if there are no targets, or not one prediction for each, or a target has no answer.
+    """
+    checks.paired("squad", targets, predictions)
+    checks.strings("squad", predictions)
+    several = [[normalize(answer) for answer in each] for each in checks.references("squad", targets)]
+    plain = [normalize(prediction) for prediction in predictions]
+    return {
+        "exact_match": sum(p in each for each, p in zip(several, plain)) / len(plain),
+        "f1": sum(max(_word_f1(answer, p) for answer in each) for each, p in zip(several, plain)) / len(plain),
+    }
+
+
+def normalize(text: str) -> str:
+    """In lower case, without ASCII punctuation, without the articles a, an, the, with single blanks."""
+    return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
+
+
+def _word_f1(answer: str, prediction: str) -> float:
+    expected, found = answer.split(), prediction.split()
+    shared = sum((collections.Counter(expected) & collections.Counter(found)).values())
+    return 2 * shared / (len(expected) + len(found)) if shared else 0.0

@@ -1,0 +1,255 @@
+"""Metrics give the numbers of the evaluations whose names they bear: those programs' recorded output, or scipy's own."""
+
+import functools
+import inspect
+import json
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from adalink_jax.data import metrics
+from adalink_jax.data.metrics import glue, labels, ptb_tokenizer
+from adalink_jax.data.metrics.levenshtein import edit_distance
+from adalink_jax.errors import UserError
+
+DATA = pathlib.Path(__file__).parent / "data" / "metrics"
+TEN = ["yes"] * 10
+
+
+@functools.cache
+def recorded(name):
+    return json.loads((DATA / f"{name}.json").read_text())
+
+
+def agree(found, expected):
+    assert found == pytest.approx(expected, abs=1e-9) and found.keys() == expected.keys()
+    assert all(type(value) is float for value in found.values())
+
+
+# Captions
+
+
+@pytest.mark.parametrize("source", ["own", "openstax"])
+def test_tokens_are_those_of_the_java_program(source):
+    rows = recorded("ptb_tokens")[source]
+    assert len(rows) > 50
+    assert [[text, ptb_tokenizer.tokenize(text)] for text, _ in rows] == rows
+
+
+def test_where_tokens_differ_is_known():
+    for text, tokens in recorded("ptb_tokens")["known_differences"]:
+        assert ptb_tokenizer.tokenize(text) != tokens, f"{text!r} is alike now: let it stand with the others"
+
+
+def test_a_line_end_is_a_blank():
+    assert ptb_tokenizer.tokenize("1\n1/2 cups") == ptb_tokenizer.tokenize("1 1/2 cups") == "1\xa01/2 cups"
+    assert ptb_tokenizer.tokenize("a dog\nand\r\na\u2028cat.\n") == "a dog and a cat"
+
+
+@pytest.mark.parametrize("which", recorded("caption_scores")["sets"], ids=lambda s: f"{s['first']}-{s['after']}")
+def test_cider_bleu_and_rouge_are_coco_s(which):
+    cases = recorded("caption_scores")["cases"][which["first"] : which["after"]]
+    references, candidates = [case[0] for case in cases], [case[1] for case in cases]
+    agree(metrics.captions(references, candidates), which["scores"])
+    if len(cases) < 20:
+        each = (metrics.cider, metrics.bleu, metrics.rouge_l)
+        agree(functools.reduce(dict.__or__, (metric(references, candidates) for metric in each)), which["scores"])
+
+
+def test_a_caption_that_is_its_only_reference_has_ten_and_one_image_alone_has_nothing():
+    captions = ["a red bus on a street", "two dogs run after one ball"]
+    assert metrics.cider(captions, captions)["cider"] == pytest.approx(10.0)
+    assert metrics.cider(captions[:1], captions[:1])["cider"] == 0.0
+    assert metrics.rouge_l(captions, captions)["rouge_l"] == 1.0
+    assert metrics.bleu(captions, captions[::-1])["bleu_1"] < 0.2
+
+
+def test_a_string_is_one_reference():
+    one = metrics.captions(["A red bus.", "Two dogs."], ["a bus", "dogs"])
+    assert one == metrics.captions([["A red bus."], ["Two dogs."]], ["a bus", "dogs"])
+
+
+# Questions
+
+
+def test_vqa_accuracy_is_the_challenge_s():
+    rows = recorded("vqa_accuracy")["rows"]
+    answers = [[texts[int(i)] for i in which] for texts, which, _, _ in rows]
+    for each, (_, _, prediction, expected) in zip(answers, rows):
+        assert metrics.vqa_accuracy([each], [prediction])["vqa_accuracy"] == pytest.approx(expected, abs=1e-8), each
+    overall = metrics.vqa_accuracy(answers, [row[2] for row in rows])["vqa_accuracy"]
+    assert overall == pytest.approx(np.mean([row[3] for row in rows]), abs=1e-8)
+    assert 0.3 < overall < 0.9 and len(rows) > 400
+
+
+@pytest.mark.parametrize("matches, expected", [(0, 0.0), (1, 0.3), (2, 0.6), (3, 0.9), (4, 1.0), (10, 1.0)])
+def test_vqa_accuracy_by_hand(matches, expected):
+    answers = ["red"] * matches + ["blue"] * (10 - matches)
+    assert metrics.vqa_accuracy([answers], ["The red"] if 0 < matches < 10 else ["red"]) == {
+        "vqa_accuracy": pytest.approx(expected)
+    }
+
+
+def test_anls_is_that_of_the_package():
+    rows = recorded("anls")["rows"]
+    for answers, prediction, expected in rows:
+        assert metrics.anls([answers], [prediction])["anls"] == pytest.approx(expected, abs=1e-9), (answers, prediction)
+    together = metrics.anls([row[0] for row in rows], [row[1] for row in rows])["anls"]
+    assert together == pytest.approx(np.mean([row[2] for row in rows]), abs=1e-9)
+
+
+@pytest.mark.parametrize("a, b, distance", [("", "", 0), ("abc", "", 3), ("kitten", "sitting", 3), ("ab", "ba", 2)])
+def test_edit_distance(a, b, distance):
+    assert edit_distance(a, b) == edit_distance(b, a) == distance
+
+
+def test_exact_match_and_accuracy():
+    assert metrics.accuracy(["a", "b"], ["a", "B"]) == {"accuracy": 0.5}
+    assert metrics.exact_match([["a", "A"], "b", ["c"]], ["A", "b", "c "]) == {"exact_match": pytest.approx(2 / 3)}
+
+
+# GLUE and SuperGLUE
+
+
+@pytest.mark.parametrize("task", sorted({each["task"] for each in recorded("t5_scores")["sets"]}))
+def test_glue_superglue_and_squad_are_t5_s(task):
+    of_task = glue.GLUE | glue.SUPERGLUE | {"squad": (metrics.squad,)}
+    sets = [each for each in recorded("t5_scores")["sets"] if each["task"] == task]
+    assert len(sets) >= 20
+    for each in sets:
+        targets = each["targets"]
+        if task == "record":
+            targets = [{"group": tuple(target["group"]), "value": target["value"]} for target in targets]
+        found = {}
+        for metric in of_task[task]:
+            found |= metric(targets, each["predictions"])
+        agree(found, each["scores"])
+
+
+def test_matthews_and_f1_by_their_formulas():
+    random, words = np.random.default_rng(0), labels.GLUE["cola"]
+    for _ in range(200):
+        expected, found = random.integers(0, 2, (2, random.integers(4, 40)))
+        tp, fp = np.sum(expected & found), np.sum((1 - expected) & found)
+        fn, tn = np.sum(expected & (1 - found)), np.sum((1 - expected) & (1 - found))
+        below = float(tp + fp) * (tp + fn) * (tn + fp) * (tn + fn)
+        targets, predictions = [words[i] for i in expected], [words[i] for i in found]
+        correlation = (tp * tn - fp * fn) / np.sqrt(below) if below else 0.0
+        agree(glue.matthews(targets, predictions, label_words=words), {"matthews_corrcoef": correlation})
+        f1 = 2 * tp / (2 * tp + fp + fn) if tp else 0.0
+        agree(glue.f1(targets, predictions, label_words=words), {"f1": f1})
+
+
+def test_a_prediction_that_is_no_label_is_wrong():
+    targets = ["True", "False", "True", "False"]
+    words, right = labels.SUPERGLUE["boolq"], ["True", "False", "True", "False"]
+    for junk in ("", "true", "True ", "1"):
+        for i, opposite in enumerate(("False", "True", "False", "True")):
+            wrong, opposed = right[:i] + [junk] + right[i + 1 :], right[:i] + [opposite] + right[i + 1 :]
+            assert glue.f1(targets, wrong, label_words=words) == glue.f1(targets, opposed, label_words=words)
+            assert metrics.accuracy(targets, wrong) == {"accuracy": 0.75}
+            assert glue.matthews(targets, wrong, label_words=words)["matthews_corrcoef"] < 1.0
+
+
+@pytest.mark.parametrize("junk", ["", "five", "nan", "inf", "-inf", "1e999"])
+def test_what_is_no_number_counts_as_minus_one(junk):
+    targets = ["0.0", "2.5", "5.0"]
+    assert glue.correlations(targets, ["0.2", junk, "4.8"]) == glue.correlations(targets, ["0.2", "-1", "4.8"])
+
+
+def test_a_constant_has_no_correlation():
+    agree(glue.correlations([1.0, 2.0], ["?", "?"]), {"pearson_corrcoef": 0.0, "spearman_corrcoef": 0.0})
+
+
+def test_multirc_counts_questions_whose_answers_are_all_right():
+    targets = [{"group": (i // 2, 0), "value": value} for i, value in enumerate(["True", "False", "True", "True"])]
+    assert glue.multirc(targets, ["True", "False", "True", "False"])["exact_match"] == 0.5
+    assert glue.multirc(targets, [{"value": "True"}, {"value": "False"}, "True", "no"])["exact_match"] == 0.5
+    shuffled = [targets[i] for i in (2, 0, 3, 1)]
+    assert glue.multirc(shuffled, ["True", "True", "False", "False"])["exact_match"] == 0.5
+
+
+def test_record_scores_a_query_once():
+    twice = [{"group": (1, 1), "value": ["the cat", "a dog"]}] * 2
+    assert glue.record(twice, ["Dog!", "wrong"]) == {"exact_match": 1.0, "f1": 1.0}
+    assert glue.record(twice, ["wrong", "Dog!"]) == {"exact_match": 0.0, "f1": 0.0}
+
+
+def test_seqio_can_call_every_metric_of_the_tables():
+    for metric in sum([*glue.GLUE.values(), *glue.SUPERGLUE.values()], ()):
+        needed = [name for name, it in inspect.signature(metric).parameters.items() if it.default is it.empty]
+        assert needed == ["targets", "predictions"]  # by these names seqio tells metrics of predictions from others
+
+
+def test_tables_name_every_task():
+    assert set(glue.GLUE) == set(labels.GLUE) - {"ax"} | {"stsb"}  # AX has no public targets
+    assert set(glue.SUPERGLUE) == set(labels.SUPERGLUE) | {"record"}
+
+
+# Bad input
+
+GOOD = {
+    metrics.accuracy: (["a"], ["a"]),
+    metrics.exact_match: (["a"], ["a"]),
+    metrics.anls: ([["a", "b"]], ["a"]),
+    metrics.squad: ([["a", "b"]], ["a"]),
+    metrics.vqa_accuracy: ([TEN], ["yes"]),
+    metrics.cider: ([["a", "b"]], ["a"]),
+    metrics.bleu: ([["a", "b"]], ["a"]),
+    metrics.rouge_l: ([["a", "b"]], ["a"]),
+    metrics.captions: ([["a", "b"]], ["a"]),
+    functools.partial(glue.f1, label_words=("a", "b")): (["a"], ["a"]),
+    functools.partial(glue.mean_f1, label_words=("a", "b")): (["a"], ["a"]),
+    functools.partial(glue.matthews, label_words=("a", "b")): (["a"], ["a"]),
+    glue.correlations: (["1", "2"], ["1", "2"]),
+    glue.multirc: ([{"group": 1, "value": "True"}], ["True"]),
+    glue.record: ([{"group": 1, "value": ["a"]}], ["a"]),
+}
+
+
+@pytest.mark.parametrize("metric", GOOD, ids=lambda metric: getattr(metric, "func", metric).__name__)
+def test_bad_input_is_one_sentence(metric):
+    targets, predictions = GOOD[metric]
+    name = getattr(metric, "func", metric).__name__
+    assert metric(targets, predictions)
+    for bad in (([], []), (targets, []), (targets, predictions * 2), ([], predictions)):
+        with pytest.raises(UserError, match=f"^{name} needs one prediction a target; it got [0-9]+ for [0-9]+\\.$"):
+            metric(*bad)
+
+
+@pytest.mark.parametrize(
+    "metric, targets, predictions, message",
+    [
+        (metrics.exact_match, ["a", []], ["a", "b"], r"exact_match: target 1 is \[\]"),
+        (metrics.anls, [["a"], [None]], ["a", "b"], r"anls: target 1 is \[None\]"),
+        (metrics.cider, [["a"], [3]], ["a", "b"], r"cider: target 1 is \[3\]"),
+        (metrics.bleu, ["a", "b"], ["a", None], "bleu: prediction 1 is None"),
+        (metrics.squad, [["a"], []], ["a", "b"], r"squad: target 1 is \[\]"),
+        (metrics.vqa_accuracy, [TEN, TEN[1:]], ["yes", "yes"], "10 annotators; target 1 has 9"),
+        (metrics.vqa_accuracy, ["yes"], ["yes"], "10 annotators; target 0 has 1"),
+        (glue.GLUE["cola"][0], ["acceptable", "ok"], ["ok", "ok"], "matthews: target 1 is 'ok', which is none of the labels"),
+        (glue.correlations, ["1", "x"], ["1", "2"], "target 1 is 'x', which is no finite number"),
+        (glue.correlations, ["1", "1"], ["1", "2"], "needs targets that differ"),
+        (glue.correlations, ["1"], ["1"], "needs targets that differ"),
+        (glue.multirc, ["True"], ["True"], "has to be a dict with `group` and `value`"),
+        (glue.record, [{"group": 1, "value": []}], ["a"], "squad: target 0"),
+        (glue.record, [{"group": 1, "value": ["a"]}], [3], "record: prediction 0 is 3"),
+    ],
+)  # fmt: skip
+def test_bad_targets_and_predictions_are_named(metric, targets, predictions, message):
+    with pytest.raises(UserError, match=message):
+        metric(targets, predictions)
+
+
+def test_neither_tensorflow_nor_seqio_is_needed():
+    program = """
+import sys
+sys.modules |= dict.fromkeys(["tensorflow", "seqio", "t5", "sacrebleu", "rouge_score"])
+from adalink_jax.data import answer_files, metrics
+metrics.captions([["a b"]], ["a b"])
+metrics.glue.correlations([1, 2], ["1", "2"])
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)

@@ -227,6 +227,54 @@ def test_glue_from_its_archive_s_files(tmp_path):
     assert list(task.examples("train", seed=1))[0]["inputs"][-1] == 1  # EOS
 
 
+ARCHIVE = {  # folder: (header, a row of number i, files), as in GLUE's archives
+    "CoLA": (None, "gj04\t{label}\t\tSentence {i}.", "train dev"),
+    "SST-2": ("sentence\tlabel", "sentence {i} \t{label}", "train dev"),
+    "MRPC": ("Quality\t#1 ID\t#2 ID\t#1 String\t#2 String", '{label}\t1\t2\tA "{i}.\tB.', "train dev"),
+    "QQP": ("id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate", "1\t2\t3\tA {i}?\tB?\t{label}", "train dev"),
+    "STS-B": (
+        "index\tgenre\tfilename\tyear\told_index\tsource1\tsource2\tsentence1\tsentence2\tscore",
+        "0\tg\tf\ty\t1\ts\ts\tA {i}.\tB.\t{label}.250", "train dev",
+    ),
+    "MNLI": (
+        "index\tsentence1\tsentence2\tlabel1\tgold_label", "0\tP {i}.\tH.\tneutral\tcontradiction",
+        "train dev_matched dev_mismatched",
+    ),
+    "QNLI": ("index\tquestion\tsentence\tlabel", "0\tQ {i}?\tS.\tentailment", "train dev"),
+    "RTE": ("index\tsentence1\tsentence2\tlabel", "0\tA {i}.\tB.\tnot_entailment", "train dev"),
+}  # fmt: skip
+
+
+def test_the_whole_archive_as_one_mixture(tmp_path):
+    for folder, (header, row, files) in ARCHIVE.items():
+        for file in files.split():
+            count = 1200 if (folder, file) == ("MNLI", "train") else 12
+            rows = [row.format(i=i, label=i % 2) for i in range(count)]
+            write(tmp_path / folder / f"{file}.tsv", "\n".join([header, *rows] if header else rows) + "\n")
+    with (tmp_path / "QQP" / "train.tsv").open("a") as file:
+        file.write("7\t8\t9\tcut short\n")  # as published
+    mixture, scored = tasks_of("glue", "glue_mixture", tmp_path)
+    assert [task.name for task in scored] == sorted(f"glue_{name}" for name in glue.RATES)
+    first = {task.name: text(task.examples("train"), "inputs_pretokenized", "targets_pretokenized") for task in scored}
+    assert len(first["glue_qqp"]) == 12
+    assert {name: rows[1] for name, rows in first.items()} == {
+        "glue_cola": ("cola sentence: Sentence 1.", "acceptable"),
+        "glue_sst2": ("sst2 sentence: sentence 1 ", "positive"),
+        "glue_mrpc": ('mrpc sentence1: A "1. sentence2: B.', "equivalent"),
+        "glue_qqp": ("qqp question1: A 1? question2: B?", "duplicate"),
+        "glue_stsb": ("stsb sentence1: A 1. sentence2: B.", "1.2"),
+        "glue_mnli_matched": ("mnli hypothesis: H. premise: P 1.", "contradiction"),
+        "glue_mnli_mismatched": ("mnli hypothesis: H. premise: P 1.", "contradiction"),
+        "glue_qnli": ("qnli question: Q 1? sentence: S.", "entailment"),
+        "glue_rte": ("rte sentence1: A 1. sentence2: B.", "not_entailment"),
+    }
+    drawn = [bytes(x for x in row["inputs"][:5]) for row, _ in zip(mixture.examples("train", seed=0), range(20))]
+    assert len(set(drawn)) > 1
+    mnli = next(task for task in scored if task.name == "glue_mnli_matched")
+    early = [int(row["inputs_pretokenized"].split()[-1][:-1]) for row, _ in zip(mnli.examples("train", 3), range(60))]
+    assert max(early) > 1100  # beyond seqio's buffer of 1,000: the whole split is shuffled
+
+
 def test_the_order_depends_on_the_seed_and_can_be_entered_anywhere(tmp_path):
     write_rte(tmp_path)
     task, _ = tasks_of("glue", "glue_rte", tmp_path)

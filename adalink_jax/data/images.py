@@ -31,6 +31,8 @@ def decode_image(encoded: bytes, shape: ImageShape, name: str) -> np.ndarray:
             pixels = np.asarray(image, np.float32)
     except (UnidentifiedImageError, OSError, SyntaxError) as e:  # Pillow's PNG reader raises the last
         raise UserError(f"{name} is damaged, or no picture.") from e
+    except Image.DecompressionBombError as e:
+        raise UserError(f"{name} is too large ({e}); scale it down.") from e
     return pixels.reshape(shape) / 127.5 - 1
 
 

@@ -36,6 +36,7 @@ class Layout:
       columns: our name -> column; without a header the columns in order, of which "" are left out.
       header: whether the first line names the columns.
       delimiter, quoted: see `readers.table`.
+      leave_out_short: whether rows without all columns are left out (the published QQP has some; TFDS leaves them out).
       labels: label in the file -> class; None for a number as it is.
     """
 
@@ -44,6 +45,7 @@ class Layout:
     header: bool = True
     delimiter: str = "\t"
     quoted: bool = False
+    leave_out_short: bool = False
     labels: Mapping[str, int] | None = None
 
     def there(self, folder) -> bool:
@@ -64,9 +66,10 @@ class Layout:
         )
         names = self.columns if self.header else {name: name for name in self.columns if name}
         for name in self.files[split]:
-            for number, row in enumerate(
-                readers.table(folder / name, list(columns), self.header, self.delimiter, self.quoted), 1
-            ):
+            table = readers.table(
+                folder / name, list(columns), self.header, self.delimiter, self.quoted, self.leave_out_short
+            )
+            for number, row in enumerate(table, 1):
                 found = {ours: row[column] for ours, column in names.items()}
                 yield found | {"label": self._label(found["label"], f"Example {number} of {folder / name}")}
 
@@ -157,8 +160,9 @@ GLUE = {
         [_usual(PAIR, "Quality", sentence1="#1 String", sentence2="#2 String")],
     ),
     "qqp": Glue(
-        "QQP", ("question1", "question2"), ("not_duplicate", "duplicate"), [metric("glue.f1", label_words=("not_duplicate", "duplicate")), ACCURACY],
-        [_usual(("question1", "question2"), "is_duplicate")],
+        "QQP", ("question1", "question2"), ("not_duplicate", "duplicate"),
+        [metric("glue.f1", label_words=("not_duplicate", "duplicate")), ACCURACY],
+        [dataclasses.replace(_usual(("question1", "question2"), "is_duplicate"), leave_out_short=True)],
     ),
     "stsb": Glue(
         "STS-B", PAIR, None, [metric("glue.correlations")],

@@ -37,7 +37,12 @@ def text(path: epath.Path) -> str:
 
 
 def table(
-    path: epath.Path, columns: Sequence[str], header: bool = True, delimiter: str = "\t", quoted: bool = False
+    path: epath.Path,
+    columns: Sequence[str],
+    header: bool = True,
+    delimiter: str = "\t",
+    quoted: bool = False,
+    leave_out_short: bool = False,
 ) -> Iterator[dict[str, str]]:
     """The rows of a table.
 
@@ -47,6 +52,7 @@ def table(
       header: whether its first line names the columns.
       delimiter: between columns.
       quoted: whether quotation marks enclose cells; else they are text.
+      leave_out_short: leave out rows that are too short, for files that were published with such.
 
     Raises:
       UserError: for another header, and a row that is too short, by its number.
@@ -62,6 +68,8 @@ def table(
         if row in ([], [""]):
             continue
         if len(row) <= max(place.values()):
+            if leave_out_short:
+                continue
             raise UserError(
                 f"Row {number} of {path} has {len(row)} columns, {max(place.values()) + 1} are needed; copy it again."
             )
@@ -72,7 +80,7 @@ def has_header(path: epath.Path, columns: Sequence[str], delimiter: str = "\t") 
     """Whether `path` is there and its first line names `columns`."""
     if not path.exists():
         return False
-    with path.open("r") as file:
+    with path.open("r", encoding="utf-8-sig") as file:
         return set(columns) <= set(file.readline().rstrip("\r\n").split(delimiter))
 
 

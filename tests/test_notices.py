@@ -44,7 +44,7 @@ def listens(process):
     return int(caught, 16) >> (signal.SIGTERM - 1) & 1
 
 
-def wait_for(condition, process, seconds=120):
+def wait_for(condition, process, seconds=240):
     deadline = time.monotonic() + seconds
     while not condition():
         assert process.poll() is None, process.communicate()[1][-3000:]
@@ -83,6 +83,21 @@ def test_the_other_processes_of_a_job_end_too(tmp_path):
     assert status == 75 and SENTENCE.format("SIGTERM") in err
     status, _ = end(first, 60)
     assert status != 0
+
+
+def test_the_library_of_tpus_does_not_take_the_signal_away():
+    """Where nobody listens it does, from when it is loaded, and prints a trace."""
+    program = """
+import os, signal, time
+from adalink_jax import notices
+with notices.ending_at_once():
+    from jax.experimental import topologies
+    topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2")
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(30)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (75, SENTENCE.format("SIGTERM"))
 
 
 @pytest.mark.parametrize("number, status", [("SIGTERM", 75), ("SIGUSR1", 75), ("SIGUSR2", 75), ("SIGINT", 130)])

@@ -4,7 +4,6 @@
 
 `adalink plan` of T5 1.1 xl with so many layers a stack: fully sharded, frozen weights in bfloat16, REMAT full, AdaLink; scanned
 (one compiled layer a stack, the default of the large models) and, with --unrolled, layer by layer. Each plan is a process of its own.
-Results: docs/results/compile_time.md.
 """
 
 import argparse

@@ -30,7 +30,7 @@ class Stopped(Exception):
 
 
 class Preempted(Stopped):
-    """The machine was asked for (SIGTERM): whoever started the run may start it again (EX_TEMPFAIL)."""
+    """The machine was asked for (see `notices`): whoever started the run may start it again (EX_TEMPFAIL)."""
 
     status = 75
 

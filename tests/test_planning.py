@@ -1,12 +1,16 @@
 """Plans: FLOPs, memory and collectives against what is known otherwise, and `adalink plan` as users type it."""
 
 import json
+import os
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
 import pytest
 from helpers import tiny_pali, tiny_t5
 
+import adalink_jax
 from adalink_jax import T5, AdaLinkAdapter, AdaptedModel, parallel
 from adalink_jax.cli.main import main
 from adalink_jax.errors import UserError
@@ -23,7 +27,7 @@ from adalink_jax.training.step import make_train_step
 
 KEYS = {
     "fits", "hbm_bytes", "frozen_bytes", "trainable_bytes", "optimizer_bytes", "temp_bytes", "flops", "collectives",
-    "estimated_step_seconds", "estimated_mfu", "compile_seconds",
+    "eval_hbm_bytes", "estimated_step_seconds", "estimated_mfu", "compile_seconds",
 }  # fmt: skip
 NANO = ["--gin_file=gin/models/pali_nano.gin", "--gin_file=gin/adapters/adalink.gin"]
 
@@ -152,13 +156,48 @@ def test_a_plan_of_the_bundled_model(capsys):
     assert plan["trainable_bytes"] == 2 * 2 * 64 * 64 * 4
     assert plan["collectives"]["all-reduce"]["bytes"] == plan["trainable_bytes"] + 8
     assert 0 < plan["estimated_mfu"] <= 1 and plan["compiler"] == "tpu"
+    assert plan["frozen_bytes"] < plan["eval_hbm_bytes"] < plan["hbm_limit_bytes"]
+
+
+def test_the_decoding_of_an_evaluation_is_planned():
+    """Its cache grows with the tokens of an output; the optimizer's state stays on the chip meanwhile."""
+    flags = [
+        "plan",
+        *NANO,
+        "--gin.BATCH_SIZE=512",
+        "--gin.TRAINABLE=('adapter/.*', 'backbone/.*')",
+        "--topology",
+        "cpu:8",
+    ]
+    lengths = [f"--gin.TASK_FEATURE_LENGTHS={{'inputs': 8, 'targets': {targets}}}" for targets in (32, 544)]
+    commands = [[*flags, each, "--json"] for each in lengths]
+    program = f"from adalink_jax.cli.main import main\nfor command in {commands!r}:\n    assert main(command) == 0"
+    env = {**os.environ, "PYTHONPATH": os.path.dirname(adalink_jax.__path__[0])}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=env)
+    assert done.returncode == 0, done.stderr[-3000:]
+    few, many = map(json.loads, done.stdout.splitlines())
+    cache = 2 * 2 * 512 // 8 * (544 - 32) * 64 * 4  # keys and values of two layers, 64 rows a device, float32
+    assert cache < many["eval_hbm_bytes"] - few["eval_hbm_bytes"] < 4 * cache
+    parameters = few["trainable_bytes"] + few["optimizer_bytes"]
+    assert parameters < few["eval_hbm_bytes"] < parameters + 2 * cache
+
+
+def test_a_job_whose_evaluation_does_not_fit_does_not_fit(capsys):
+    """With so many microbatches the step is small; an evaluation decodes the whole batch."""
+    lengths = "--gin.TASK_FEATURE_LENGTHS={'inputs': 512, 'targets': 512}"
+    small = ["--gin_file=gin/models/t5_1_1_small.gin", "--gin_file=gin/adapters/adalink.gin", lengths]
+    flags = ["plan", *small, "--gin.BATCH_SIZE=2048", "--gin.MICROBATCHES=256", "--topology", "v5e:1x1"]
+    assert main([*flags, "--json"]) == 1
+    plan = json.loads(capsys.readouterr().out)
+    assert plan["hbm_bytes"] < plan["hbm_limit_bytes"] < plan["eval_hbm_bytes"] and not plan["fits"]
+    assert any("an evaluation decodes a whole batch" in remedy for remedy in plan["remedies"])
 
 
 def test_a_plan_takes_the_flags_of_train(capsys, tmp_path):
     flags = ["--gin_file=gin/runs/quickstart.gin", f"--gin.MODEL_DIR='{tmp_path}'", "--gin.MICROBATCHES=2"]
     assert main(["plan", *flags, "--gin.RANK=8", "--topology", "v5e:2x2"]) == 0
     shown = capsys.readouterr().out
-    assert "2 microbatches" in shown and "It fits" in shown and "128 rows" in shown
+    assert "needed in evaluations" in shown and "2 microbatches" in shown and "It fits" in shown and "128 rows" in shown
     assert not list(tmp_path.iterdir())
     assert main(["plan", *NANO, "--gin.TRIAN_STEPS=9", "--topology", "v5e:2x2"]) == 2
     assert "TRAIN_STEPS" in capsys.readouterr().err

@@ -5,7 +5,6 @@ the part of it that was asked for, is left over.
 """
 
 import dataclasses
-import mmap
 import os
 import pathlib
 import re
@@ -16,6 +15,7 @@ import jax
 import numpy as np
 from etils import epath
 
+from adalink_jax import parallel
 from adalink_jax.checkpoints import architecture, big_vision, hugging_face, native, positions, t5x
 from adalink_jax.checkpoints.architecture import LANGUAGE, VISION
 from adalink_jax.checkpoints.fingerprint import fingerprint
@@ -151,8 +151,13 @@ def load_base(
         architecture.check_part_settings(source, configs, None if part is None else {part})
         found |= mine
     kept = {name: leaf for name, leaf in wanted.items() if names[name][0] in found}
-    params = paths.unflatten({name: _place(leaf, [found[n] for n in names[name]], names[name] != [name], dtype(name))
-                              for name, leaf in kept.items()})  # fmt: skip
+    readers = parallel.Readers()
+    params = {
+        name: _place(readers, leaf, [found[n] for n in names[name]], names[name] != [name], dtype(name))
+        for name, leaf in kept.items()
+    }
+    readers.finish()
+    params = paths.unflatten(params)
     mark = fingerprint(params) if kept.keys() == wanted.keys() else None
     stated = next(iter(opened.values())).fingerprint if len(by_part) == 1 and not renames else None
     if stated is not None and mark != stated and not notes:
@@ -242,13 +247,12 @@ def _parts(by_part: Mapping, shapes: Mapping) -> dict:
     return parts
 
 
-def _place(wanted, parts: list[Leaf], stacked: bool, dtype: str) -> jax.Array:
-    """One leaf in memory, from its leaves in files; each device gets its own part, which alone is read."""
+def _place(readers: parallel.Readers, wanted, parts: list[Leaf], stacked: bool, dtype: str) -> jax.Array:
+    """One leaf in memory, from its leaves in files; each device gets its own part (see `parallel.Readers`)."""
     np_dtype = np.dtype(dtype)
 
     def read(index):
-        index = tuple(slice(*i.indices(n)[:2]) for i, n in zip(index, wanted.shape))
-        out = _from_the_system([i.stop - i.start for i in index], np_dtype)
+        out = parallel.host_zeros([i.stop - i.start for i in index], np_dtype)
         if stacked:
             for row, i in enumerate(range(index[0].start, index[0].stop)):
                 parts[i].fill(out[row], index[1:])
@@ -256,10 +260,5 @@ def _place(wanted, parts: list[Leaf], stacked: bool, dtype: str) -> jax.Array:
             parts[0].fill(out, index)
         return out
 
-    return jax.make_array_from_callback(wanted.shape, wanted.sharding, read)
-
-
-def _from_the_system(shape: list[int], dtype: np.dtype) -> np.ndarray:
-    """An array of zeros whose memory goes back to the system with it; freed blocks of malloc's heap are kept."""
-    size = int(np.prod(shape, dtype=np.int64))
-    return np.frombuffer(mmap.mmap(-1, max(1, size * dtype.itemsize)), dtype, size).reshape(shape)
+    grain = (1, *parts[0].grain) if stacked else parts[0].grain
+    return readers.array(wanted.shape, np_dtype, wanted.sharding, read, grain)

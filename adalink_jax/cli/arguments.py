@@ -36,7 +36,7 @@ def add_processes(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group(
         "several processes",
         "Start the same command in each, with the same MODEL_DIR, a folder that all can read and write. A signal to one\n"
-        "stops all after the same step; SIGTERM ends in exit status 75, and the same command, on any number of devices,\n"
+        "stops all after the same step; SIGTERM, SIGUSR1 and SIGUSR2 end in exit status 75, and the same command, on any number of devices,\n"
         "goes on. NUM_DEVICES, if set, is compared with the devices of the whole job.",
     )
     group.add_argument(

@@ -1,5 +1,6 @@
 """The `adalink` command: finds the subcommand, imports what it needs, and prints errors in one sentence."""
 
+import contextlib
 import difflib
 import importlib
 import os
@@ -44,6 +45,8 @@ commands:
 """
 
 USER_ERROR, STOPPED = 2, 130
+_TRAINING = ("quickstart", "train", "pack", "tune", "compare")
+_SEVERAL = ("--multiprocess", "--coordinator_address")
 
 
 def usage() -> str:
@@ -57,7 +60,8 @@ def main(argv: list[str] | None = None) -> int:
 
     Returns:
       The exit status: 0; 1 for numbers that differ (verify-base, adapters fold), a method that fails (check-method), and a job
-      that does not fit (plan); 2 for bad input; 130 for a run that was stopped and saved, 75 if by SIGTERM.
+      that does not fit (plan); 2 for bad input; 130 for a run that was stopped and saved, 75 if by a notice (see
+      `notices`).
     """
     argv = sys.argv[1:] if argv is None else argv
     if not argv or argv[0] in ("-h", "--help", "help"):
@@ -79,13 +83,17 @@ def main(argv: list[str] | None = None) -> int:
     # TensorFlow only reads data here, and has much to say while it is imported.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+    from adalink_jax import notices
     from adalink_jax.configuration import original_message
     from adalink_jax.errors import Stopped, UserError, disk_error
 
     home = next(module for module, names in _MODULES.items() if name in names)
+    several = any(text.startswith(_SEVERAL) for text in rest)
+    listening = notices.ending_at_once(several) if name in _TRAINING else contextlib.nullcontext()
     try:
-        command = getattr(importlib.import_module(f"adalink_jax.cli.{home}"), name.replace("-", "_"))
-        return command(rest)
+        with listening:
+            command = getattr(importlib.import_module(f"adalink_jax.cli.{home}"), name.replace("-", "_"))
+            return command(rest)
     except UserError as e:
         print(f"error: {original_message(e)}", file=sys.stderr)
         return USER_ERROR

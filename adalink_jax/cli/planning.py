@@ -15,7 +15,8 @@ def plan(argv: list[str]) -> int:
     """`adalink plan`; status 1 where the job does not fit."""
     parser = gin_parser(
         "plan",
-        "Compile the training step for hardware that is not here: memory of a chip, FLOPs, collectives, a bound on its speed.\n"
+        "Compile the training step, and the decoding of an evaluation, for hardware that is not here: memory of a chip,\n"
+        "FLOPs, collectives, a bound on the step's speed.\n"
         "Takes the flags of `adalink train`; what they leave open is in gin/runs/plan.gin. Nothing is read or allocated.",
         "adalink plan --gin_file=gin/models/t5_1_1_xxl.gin --gin_file=gin/adapters/adalink.gin --topology v5e:4x8",
     )
@@ -136,6 +137,9 @@ def _print_plan(made, job, searching: bool) -> None:
     row("temporaries", gigabytes(made.temp_bytes), f"a chip, by the {made.compiler} compiler")
     limit = f"of {made.hbm_limit_bytes / GB:,.1f} GB" if made.hbm_limit_bytes else "memory of the machine not known"
     row("needed", gigabytes(made.hbm_bytes), f"a chip, {limit}")
+    row(
+        "needed in evaluations", gigabytes(made.eval_hbm_bytes), "a chip, to decode a batch, beside the optimizer state"
+    )
     table.add_section()
     recomputed = (
         f", {made.flops / made.model_flops:.2f} times that with recomputation" if made.flops > made.model_flops else ""
@@ -155,7 +159,8 @@ def _print_plan(made, job, searching: bool) -> None:
             f"{e.chip_hours:,.1f} chip-hours; {job.total_steps:,} steps, with evaluations",
         )
     table.add_section()
-    row("compiled in", f"{made.compile_seconds} s")
+    evaluation = f"the step; an evaluation's decoding in {made.eval_compile_seconds} s" if made.eval_hbm_bytes else ""
+    row("compiled in", f"{made.compile_seconds} s", evaluation)
     console.print(table)
     if made.compiler == "cpu" and not made.topology.startswith("cpu"):
         console.print(
@@ -166,8 +171,10 @@ def _print_plan(made, job, searching: bool) -> None:
     if made.fits:
         console.print("[green]It fits.[/]")
         return
-    over = made.hbm_bytes - (made.hbm_limit_bytes or 0)
-    console.print(f"[bold red]It does not fit[/]: {over / GB:,.1f} GB too much on each chip. What would help:")
+    needs = {"in a step": made.hbm_bytes, "in an evaluation": made.eval_hbm_bytes or 0}
+    when = max(needs, key=needs.get)
+    over = needs[when] - (made.hbm_limit_bytes or 0)
+    console.print(f"[bold red]It does not fit[/]: {over / GB:,.1f} GB too much on each chip, {when}. What would help:")
     for remedy in made.remedies:
         console.print(f"  {remedy}")
     console.print("Trying them:" if searching else "  --search tries them.")
@@ -176,4 +183,5 @@ def _print_plan(made, job, searching: bool) -> None:
 def _print_attempt(settings, where: str, made) -> None:
     typed = " ".join(f'--gin.{name}="{text}"' for name, text in settings.items())
     fits = "fits" if made.fits else "does not fit"
-    print(f"{fits}: {made.hbm_bytes / GB:,.1f} GB a chip with --topology {where} {typed}", flush=True)
+    needed = max(made.hbm_bytes, made.eval_hbm_bytes or 0)
+    print(f"{fits}: {needed / GB:,.1f} GB a chip with --topology {where} {typed}", flush=True)

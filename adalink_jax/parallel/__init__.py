@@ -2,6 +2,7 @@
 
 from adalink_jax.parallel.distributed import Agreement, all_agree, expect_devices, initialize, is_first, once
 from adalink_jax.parallel.mesh import data_axis_size, make_mesh
+from adalink_jax.parallel.read_once import Readers, host_zeros
 from adalink_jax.parallel.sharding import (
     batch_sharding,
     by_shard,
@@ -22,6 +23,7 @@ from adalink_jax.parallel.sharding import (
 
 __all__ = [
     "Agreement",
+    "Readers",
     "all_agree",
     "batch_sharding",
     "by_shard",
@@ -29,6 +31,7 @@ __all__ = [
     "constrain_shards",
     "data_axis_size",
     "expect_devices",
+    "host_zeros",
     "initialize",
     "is_first",
     "local_rows",

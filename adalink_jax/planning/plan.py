@@ -1,4 +1,4 @@
-"""Whether a job fits, and how fast it can be, before it is launched: its real step, compiled for hardware that is not here."""
+"""Whether a job fits, and how fast it can be, before it is launched: its real programs, compiled for hardware that is not here."""
 
 import dataclasses
 import re
@@ -17,6 +17,7 @@ from adalink_jax.planning.flops import count_flops
 from adalink_jax.planning.hlo import Program
 from adalink_jax.planning.traffic import bytes_moved
 from adalink_jax.training import abstract
+from adalink_jax.training.evaluation import make_generate
 from adalink_jax.training.setup import Setup
 from adalink_jax.training.step import CrossEntropy, check_batch, make_train_step
 
@@ -44,9 +45,11 @@ class Plan:
 
     Attributes:
       topology, chips, mesh: where.
-      fits: whether the program fits into a chip's memory.
+      fits: whether both programs, the step and an evaluation's decoding, fit into a chip's memory.
       hbm_bytes: what it needs: arguments, results that are not updated in place, temporaries, code. Where the arguments alone
         are too much nothing is compiled, and this is their sum.
+      eval_hbm_bytes: what the decoding of one evaluation batch needs (encoder, cache, and all as above), beside the optimizer's
+        state, which stays on the chip; None where the arguments of the step alone are too much.
       hbm_limit_bytes: what a program may use; None where nothing is known of the machine.
       frozen_bytes, trainable_bytes, optimizer_bytes, batch_bytes: the arguments.
       temp_bytes: the compiler's temporaries; None where it refused the program, or was not asked.
@@ -56,7 +59,7 @@ class Plan:
       collectives: kind -> `count`, `bytes`.
       bytes_moved: bytes to and from a chip's memory.
       estimate: seconds by the roofline; None where nothing is known of the machine.
-      compile_seconds: to trace the step and compile it.
+      compile_seconds, eval_compile_seconds: to trace and compile the step, and the decoding.
       remedies: what would make it fit, for people.
     """
 
@@ -65,6 +68,7 @@ class Plan:
     mesh: dict[str, int]
     fits: bool
     hbm_bytes: int
+    eval_hbm_bytes: int | None
     hbm_limit_bytes: int | None
     frozen_bytes: int
     trainable_bytes: int
@@ -78,6 +82,7 @@ class Plan:
     bytes_moved: int | None
     estimate: roofline.Estimate | None
     compile_seconds: float
+    eval_compile_seconds: float | None
     remedies: list[str]
 
     def to_json(self) -> dict:
@@ -115,7 +120,7 @@ def devices_of(topology: Topology):
 
 
 def make_plan(job: Job, topology: Topology, eval_examples: int) -> Plan:
-    """Compiles the step of `job` for `topology`, and counts.
+    """Compiles the step of `job` and its evaluation's decoding for `topology`, and counts.
 
     Args:
       job: what is planned.
@@ -139,21 +144,21 @@ def make_plan(job: Job, topology: Topology, eval_examples: int) -> Plan:
         alone = sum(sizes.values())
         too_much = chip is not None and alone > chip.memory  # whatever the program is
         step = _step(job, job.setup.model, parallel.shards_of(state.trainable, mesh))
-        started = time.perf_counter()
-        compiled, needed = (None, alone) if too_much else _compile(step, state, frozen, batch)
-        compile_seconds = time.perf_counter() - started
+        step_program, eval_program = _Compiled(None, alone, 0.0), _Compiled(None, None, None)
+        if not too_much:
+            step_program = _compile(jax.jit(step, donate_argnums=0), state, frozen, batch)
+            eval_program = _compile(_generate(job), state.trainable, frozen, batch)
         flops = count_flops(step, state, frozen, batch)
         model_flops = count_flops(_step(job, without_remat(job.setup.model), 1), state, frozen, batch)
-    program = Program(compiled.as_text()) if compiled else None
+    program = Program(step_program.compiled.as_text()) if step_program.compiled else None
     sent = collectives(program, topology.chips, topology.num_slices) if program else None
     moved = bytes_moved(program) if program else None
-    memory = compiled.memory_analysis() if compiled else None
-    if memory:
-        needed = (
-            memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
-            + memory.temp_size_in_bytes + memory.generated_code_size_in_bytes
-        )  # fmt: skip
+    memory = step_program.compiled.memory_analysis() if step_program.compiled else None
     limit = chip.memory if chip else None
+    eval_needed = None if eval_program.needed is None else eval_program.needed + sizes["optimizer_bytes"]
+    fits = all(each.compiled for each in (step_program, eval_program)) and (
+        limit is None or max(step_program.needed, eval_needed) <= limit
+    )
     estimate = None
     if chip and program:
         estimate = roofline.estimate(
@@ -163,11 +168,11 @@ def make_plan(job: Job, topology: Topology, eval_examples: int) -> Plan:
         )  # fmt: skip
     return Plan(
         topology=topology.text, chips=topology.chips, mesh=dict(mesh.shape),
-        fits=compiled is not None and (limit is None or needed <= limit), hbm_bytes=needed, hbm_limit_bytes=limit,
+        fits=fits, hbm_bytes=step_program.needed, eval_hbm_bytes=eval_needed, hbm_limit_bytes=limit,
         **sizes, temp_bytes=memory.temp_size_in_bytes if memory else None,
         compiler=mesh.devices.flat[0].platform, model_flops=model_flops, flops=flops,
         collectives=by_kind(sent) if sent is not None else None, bytes_moved=moved, estimate=estimate,
-        compile_seconds=round(compile_seconds, 1), remedies=[],
+        compile_seconds=step_program.seconds, eval_compile_seconds=eval_program.seconds, remedies=[],
     )  # fmt: skip
 
 
@@ -187,6 +192,11 @@ def _step(job: Job, model, shards: int):
     )
 
 
+def _generate(job: Job):
+    length = job.setup.dataset.task_feature_lengths["targets"]
+    return jax.jit(make_generate(job.setup.model, length, job.setup.decoding))
+
+
 def without_remat(model):
     """`model` with nothing recomputed: what model FLOPs are counted of."""
     changes = {
@@ -200,14 +210,30 @@ def without_remat(model):
 _SIZE = re.compile(r"([\d.]+)([KMGT])")
 
 
-def _compile(step, state, frozen, batch):
-    """`(compiled, 0)`; `(None, bytes that it would need)` where the compiler says that the program does not fit."""
+@dataclasses.dataclass(frozen=True)
+class _Compiled:
+    """A program, None where the compiler says that it does not fit; the bytes that it needs of a chip; seconds to compile it."""
+
+    compiled: jax.stages.Compiled | None
+    needed: int | None
+    seconds: float | None
+
+
+def _compile(program, *arguments) -> _Compiled:
+    started = time.perf_counter()
+    seconds = lambda: round(time.perf_counter() - started, 1)
     try:
-        return jax.jit(step, donate_argnums=0).lower(state, frozen, batch).compile(), 0
+        compiled = program.lower(*arguments).compile()
     except jax.errors.JaxRuntimeError as e:
         if "RESOURCE_EXHAUSTED" not in str(e):
             raise
-        return None, _needed(str(e))
+        return _Compiled(None, _needed(str(e)), seconds())
+    took, memory = seconds(), compiled.memory_analysis()
+    needed = (
+        memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+        + memory.temp_size_in_bytes + memory.generated_code_size_in_bytes
+    )  # fmt: skip
+    return _Compiled(compiled, needed, took)
 
 
 def _needed(message: str) -> int:

@@ -32,6 +32,11 @@ def remedies(plan: Plan, job: Job, fsdp: bool) -> list[str]:
         out.append(
             f"--gin.MICROBATCHES={2 * job.microbatches} (up to {largest}): temporaries{size} shrink about in proportion"
         )
+    if plan.eval_hbm_bytes and plan.eval_hbm_bytes > (plan.hbm_limit_bytes or plan.eval_hbm_bytes):
+        out.append(
+            f"--gin.BATCH_SIZE: an evaluation decodes a whole batch, of {job.setup.dataset.batch_size} rows, at once; fewer need "
+            f"less of {plan.eval_hbm_bytes / GB:.1f} GB a chip"
+        )
     larger = parse_topology(plan.topology).larger()
     if larger:
         out.append(f"--topology {larger[0]}: more chips, each with fewer rows (and, with FSDP, fewer parameters)")

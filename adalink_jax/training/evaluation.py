@@ -26,6 +26,24 @@ class Result:
     samples: list[dict]
 
 
+def make_generate(model, length: int, decoding: Decoding) -> Callable:
+    """The program of an evaluation: `(trainable, frozen, batch, **constants) -> ids` int32 [B, T] of the best output.
+
+    Args:
+      model: an `AdaptedModel`.
+      length: T, tokens of an output at most.
+      decoding: how outputs are made.
+    """
+
+    def generate(trainable, frozen, batch, **constants):
+        params = partition.merge(trainable, frozen)
+        key = jax.random.key(0)  # drawn from only if the decoding samples
+        variables = {"params": params, **constants}
+        return model.apply(variables, batch, length, decoding, key, method="generate").ids[:, 0]
+
+    return generate
+
+
 class Evaluator:
     """Decoding and the tasks' own metrics.
 
@@ -51,14 +69,7 @@ class Evaluator:
     ):
         self._tasks, self._converter, self._batch_size, self._mesh = tasks, converter, batch_size, mesh
         self._stop = decoding.stop
-        length = converter.task_feature_lengths["targets"]
-
-        def generate(trainable, frozen, batch, **constants):
-            params = partition.merge(trainable, frozen)
-            key = jax.random.key(0)  # drawn from only if the decoding samples
-            variables = {"params": params, **constants}
-            return model.apply(variables, batch, length, decoding, key, method="generate").ids[:, 0]
-
+        generate = make_generate(model, converter.task_feature_lengths["targets"], decoding)
         self._generate = jax.jit(generate)
 
         def generate_packed(members, frozen, batch):

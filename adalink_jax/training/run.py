@@ -198,7 +198,7 @@ class Run:
           NotFinite: says what the newest checkpoint is, and what may help.
         """
         try:
-            state = run_loop(step_fn, state, self.params.frozen, self.batches, stop=self.stop.requested, **options)
+            state = run_loop(step_fn, state, self.params.frozen, self.batches, stop=self.stop.before_step, **options)
         except NotFinite as e:
             self.newest.wait()
             step = self.newest.latest_step()

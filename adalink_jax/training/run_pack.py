@@ -170,7 +170,7 @@ class PackRun:
           NotFinite: when no member's loss is finite; says what may help.
         """
         step = lambda state, frozen, batch: step_fn(state, self.pack.members, frozen, batch)
-        stop = lambda: self.stop.requested() or self.at_plateau()
+        stop = lambda: self.stop.before_step() or self.at_plateau()
         try:
             state = run_loop(step, state, self.pack.params.frozen, self.batches, stop=stop, **options)
         except NotFinite as e:

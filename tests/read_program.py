@@ -1,0 +1,107 @@
+"""Run by test_read_once.py in each process of a job: loads a base on meshes, and prints what this process read of its file.
+
+python read_program.py PORT PROCESSES INDEX DEVICES BASE CASE...      CASE: DATAxMODEL[,fsdp][,scanned][,bfloat16][,fails]
+
+For each case one line of JSON: `read`, bytes of the weights' file; `digest`, of the bits of all values; or `error`. In a case
+that `fails` the last process cannot read large pieces.
+"""
+
+import hashlib
+import json
+import sys
+
+import jax
+import numpy as np
+from etils.epath import Path
+
+from adalink_jax import T5, AdaptedModel, T5Config, checkpoints, parallel
+from adalink_jax.errors import UserError
+from adalink_jax.models import paths
+from adalink_jax.training.abstract import abstract_leaves
+
+SIZES = {"vocab_size": 1024, "emb_dim": 64, "num_heads": 8, "head_dim": 16, "mlp_dim": 256, "num_encoder_layers": 2,
+         "num_decoder_layers": 2}  # fmt: skip
+
+
+def model(scanned: bool) -> AdaptedModel:
+    """The model whose base is read."""
+    return AdaptedModel(T5(T5Config(**SIZES, scan_layers=scanned)))
+
+
+def digest_of(leaves: dict) -> str:
+    """Of the bits of named arrays."""
+    digest = hashlib.sha256()
+    for name in sorted(leaves):
+        digest.update(name.encode() + np.ascontiguousarray(leaves[name]).tobytes())
+    return digest.hexdigest()
+
+
+class Counted:
+    """A file that counts what is read of it."""
+
+    total, fails = 0, False
+
+    def __init__(self, file):
+        self._file = file
+
+    def __getattr__(self, name):
+        return getattr(self._file, name)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._file.close()
+
+    def read(self, *size):
+        values = self._file.read(*size)
+        if Counted.fails and len(values) > 2**15:
+            raise OSError("The disk is gone.")
+        Counted.total += len(values)
+        return values
+
+
+def count_files() -> None:
+    """From here on, whoever opens a file of weights gets one that counts."""
+    kind = type(Path("."))
+    plain = kind.open
+
+    def counted(self, *arguments, **options):
+        file = plain(self, *arguments, **options)
+        return Counted(file) if self.suffix == ".safetensors" else file
+
+    kind.open = counted
+
+
+def load(base: str, case: str) -> dict:
+    """Loads `base` for `case`."""
+    shape, *options = case.split(",")
+    data, columns = map(int, shape.split("x"))
+    mesh, rules = parallel.make_mesh(data, columns), parallel.logical_axis_rules(fsdp="fsdp" in options)
+    dtype = "bfloat16" if "bfloat16" in options else "float32"
+    Counted.total = 0
+    Counted.fails = "fails" in options and jax.process_index() == jax.process_count() - 1
+    with parallel.use_mesh(mesh, rules):
+        wanted = paths.unflatten(abstract_leaves(model("scanned" in options), mesh, rules))["backbone"]
+        try:
+            loaded = checkpoints.load_base(base, wanted, dtype=lambda name: dtype).params
+        except (OSError, UserError) as e:
+            return {"case": case, "error": str(e)}
+        read = Counted.total
+        values = paths.unscan(parallel.to_host(paths.flatten(loaded)))
+    return {"case": case, "read": read, "digest": digest_of(values)}
+
+
+def main() -> None:
+    """Runs the cases."""
+    port, count, index, devices, base, *cases = sys.argv[1:]
+    jax.config.update("jax_num_cpu_devices", int(devices))
+    if int(count) > 1:
+        parallel.initialize(False, f"localhost:{port}", int(count), int(index))
+    count_files()
+    for case in cases:
+        print(json.dumps(load(base, case)), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -255,8 +255,9 @@ def test_the_whole_archive_as_one_mixture(tmp_path):
         file.write("7\t8\t9\tcut short\n")  # as published
     mixture, scored = tasks_of("glue", "glue_mixture", tmp_path)
     assert [task.name for task in scored] == sorted(f"glue_{name}" for name in glue.RATES)
-    first = {task.name: text(task.examples("train"), "inputs_pretokenized", "targets_pretokenized") for task in scored}
-    assert len(first["glue_qqp"]) == 12
+    two = lambda task: (row for row, _ in zip(task.examples("train"), range(2)))
+    first = {task.name: text(two(task), "inputs_pretokenized", "targets_pretokenized") for task in scored}
+    assert len(list(next(task for task in scored if task.name == "glue_qqp").examples("train"))) == 12
     assert {name: rows[1] for name, rows in first.items()} == {
         "glue_cola": ("cola sentence: Sentence 1.", "acceptable"),
         "glue_sst2": ("sst2 sentence: sentence 1 ", "positive"),

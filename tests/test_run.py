@@ -95,6 +95,11 @@ def test_a_run_leaves_what_it_promises(finished):
     assert "frozen    337,536" in info
     with Image.open(finished / "samples.png") as picture:
         assert picture.format == "PNG" and picture.size[0] > 500
+    sheets = [f"step_{step:06d}_validation.png" for step in (0, 12, 24)]
+    assert sorted(path.name for path in (finished / "samples").iterdir()) == sheets
+    images = events.Images("validation/samples")
+    assert [image.step for image in images] == [0, 12, 24]
+    assert images[-1].encoded_image_string == (finished / "samples" / sheets[-1]).read_bytes()
 
 
 def test_no_frozen_leaf_is_in_a_checkpoint(finished):

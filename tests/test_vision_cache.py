@@ -85,7 +85,7 @@ def test_a_pack_reads_it_too(runs, tmp_path):
     folder, _, _ = runs
     members = []
     for name, cache in (("plain", None), ("cached", str(folder / "vision"))):
-        settings = {"TRAIN_STEPS": 4, "EVAL_PERIOD": 4, "RANK": 4, "LEARNING_RATE": 0.01, "SEEDS": (0, 1)}
+        settings = {"TRAIN_STEPS": 4, "EVAL_PERIOD": 4, "WARMUP_STEPS": 2, "RANK": 4, "LEARNING_RATE": 0.01, "SEEDS": (0, 1)}
         files = ["--gin_file=gin/runs/pack.gin"]
         assert command("pack", *files, MODEL_DIR=str(tmp_path / name), VISION_CACHE=cache, **settings) == 0
         found = sorted((tmp_path / name / "members").iterdir())
@@ -117,7 +117,7 @@ def test_another_dtype_rounds_both_paths(tmp_path):
 def test_what_is_another_towers_or_no_constant_is_refused(runs, tmp_path, capsys, macros, named):
     folder, _, _ = runs
     rank = {} if "adapter" in macros else {"RANK": 4}
-    settings = {"TRAIN_STEPS": 8, "MODEL_DIR": str(tmp_path / "run"), "VISION_CACHE": str(folder / "vision")}
+    settings = {"TRAIN_STEPS": 8, "WARMUP_STEPS": 2, "MODEL_DIR": str(tmp_path / "run"), "VISION_CACHE": str(folder / "vision")}
     assert command("train", **settings, **rank, **macros) == 2
     error = capsys.readouterr().err
     assert named in error and error.count("\n") == 1

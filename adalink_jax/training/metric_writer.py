@@ -2,6 +2,7 @@
 
 import json
 import socket
+import struct
 import time
 
 from etils import epath
@@ -60,6 +61,16 @@ class MetricWriter:
         self._table.flush()
         summary = Summary(value=[Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()])
         self._add_event(Event(wall_time=time.time(), step=step, summary=summary))
+
+    def write_image(self, step: int, tag: str, png: bytes) -> None:
+        """Writes a picture for TensorBoard."""
+        if self._writes:
+            width, height = struct.unpack(">II", png[16:24])  # of the PNG's header
+            image = Summary.Image(encoded_image_string=png, width=width, height=height, colorspace=3)
+            event = Event(
+                wall_time=time.time(), step=step, summary=Summary(value=[Summary.Value(tag=tag, image=image)])
+            )
+            self._add_event(event)
 
     def _add_event(self, event: Event) -> None:
         self._records.write(event.SerializeToString())

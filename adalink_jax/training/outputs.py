@@ -9,7 +9,6 @@ import importlib.metadata
 import json
 from collections.abc import Iterator
 
-import numpy as np
 from etils import epath
 
 from adalink_jax import checkpoints, parallel
@@ -17,9 +16,10 @@ from adalink_jax.adapters import describe_adapter
 from adalink_jax.errors import UserError, disk_error
 from adalink_jax.training import partition, pictures, tables
 from adalink_jax.training.evaluation import Result
+from adalink_jax.training.metric_writer import MetricWriter
 from adalink_jax.training.setup import Parameters, Setup
 
-SUMMARY, BEFORE = "summary.json", "before.json"
+SUMMARY, BEFORE, PICTURE = "summary.json", "before.json", "samples.png"
 count = tables.count
 
 
@@ -47,8 +47,8 @@ def write_start(folder: epath.Path, params: Parameters, config: str) -> None:
 
 
 def write_before(folder: epath.Path, result: Result) -> None:
-    """Scores and samples of the model before its first step, for a run that is resumed."""
-    samples = [{**s, "image": np.asarray(s["image"]).tolist()} if "image" in s else s for s in result.samples]
+    """Scores of the model before its first step, and what it said of the samples, for a run that is resumed."""
+    samples = [{name: x for name, x in sample.items() if name != "image"} for sample in result.samples]
     (folder / BEFORE).write_text(json.dumps({"scores": result.scores, "samples": samples}))
 
 
@@ -56,9 +56,7 @@ def read_before(folder: epath.Path) -> Result | None:
     """What `write_before` wrote; None if it has not."""
     if not parallel.once((folder / BEFORE).exists):
         return None
-    found = json.loads((folder / BEFORE).read_text())
-    samples = [{**s, "image": np.array(s["image"], np.float32)} if "image" in s else s for s in found["samples"]]
-    return Result(found["scores"], samples)
+    return Result(**json.loads((folder / BEFORE).read_text()))
 
 
 def read_summary(folder: epath.Path) -> dict | None:
@@ -111,6 +109,17 @@ def write_summary(folder: epath.Path, summary: dict) -> None:
     (folder / SUMMARY).write_text(json.dumps(summary, indent=2) + "\n")
 
 
+def write_samples(folder: epath.Path, writer: MetricWriter, step: int, split: str, result: Result) -> None:
+    """The contact sheet of an evaluation, into `samples/` and TensorBoard; nothing where there are no images."""
+    if not parallel.is_first() or not result.samples or "image" not in result.samples[0]:
+        return
+    shown = ", ".join(f"{name} {value:.3f}" for name, value in list(result.scores.items())[:3])
+    picture = pictures.contact_sheet(result.samples, f"{split}, step {step}: {shown}")
+    (folder / "samples").mkdir(parents=True, exist_ok=True)
+    (folder / "samples" / f"step_{step:06d}_{split}.png").write_bytes(picture)
+    writer.write_image(step, f"{split}/samples", picture)
+
+
 def write_end(
     folder: epath.Path,
     setup: Setup,
@@ -127,8 +136,8 @@ def write_end(
     title = f"{summary['task']}: " + ", ".join(f"{k.replace('_', ' ')} {v:.3f}" for k, v in shown.items())
     old = [sample["prediction"] for sample in before.samples]
     if "image" in after.samples[0]:
-        parallel.once(pictures.draw_samples, folder / "samples.png", after.samples, old, title)
-        written.append(("samples.png", "sample images with the predictions"))
+        parallel.once(lambda: (folder / PICTURE).write_bytes(pictures.contact_sheet(after.samples, title, old)))
+        written.append((PICTURE, "sample images with the predictions; of each evaluation: samples/"))
     parallel.once(write_summary, folder, summary)
     return written + [
         (SUMMARY, "scores, counts, seconds"),

@@ -1,43 +1,61 @@
-"""The picture of a run: sample images with what the model says of them, before and after."""
+"""The pictures of a run: contact sheets of sample images with what the model was asked and what it says."""
 
+import io
+import textwrap
 from collections.abc import Sequence
 
-from etils import epath
 from matplotlib.figure import Figure
 
 from adalink_jax.training.evaluation import printable
 
 GREEN, RED, GREY = "#1a7f37", "#cf222e", "#57606a"
+COLUMNS, LETTERS, MOST_LINES = 4, 34, 3
 
 
-def draw_samples(path: str, samples: Sequence[dict], before: Sequence[str], title: str) -> None:
-    """Writes a PNG.
+def contact_sheet(samples: Sequence[dict], title: str, before: Sequence[str] | None = None) -> bytes:
+    """A PNG of images, each with its question above it, and below it the prediction, and the reference where that is another.
 
     Args:
-      path: the file.
       samples: `Result.samples` with an `image`, float32 [height, width, 1 or 3] in [-1, 1].
-      before: for each sample what the model said before it was trained.
       title: one line above all.
+      before: for each sample what the model said before it was trained.
     """
-    columns = 4
-    rows = -(-len(samples) // columns)
-    figure = Figure(figsize=(2.9 * columns, 2.15 * rows + 0.6), layout="constrained", dpi=110)
+    rows = -(-len(samples) // COLUMNS)
+    below = [_below(sample, None if before is None else before[i]) for i, sample in enumerate(samples)]
+    longest = max(sum(text.count("\n") + 1 for text, _ in lines) for lines in below)
+    height = 1.7 + 0.19 * (longest + max(_wrapped(sample["inputs"]).count("\n") for sample in samples))
+    figure = Figure(figsize=(2.9 * COLUMNS, height * rows + 0.6), layout="constrained", dpi=110)
+    figure.get_layout_engine().set(h_pad=0.14)  # inches around each image and its text
     figure.suptitle(title, fontsize=13, fontweight="bold")
-    grid = figure.subplots(rows, columns, squeeze=False)
+    grid = figure.subplots(rows, COLUMNS, squeeze=False)
     for axis in grid.flat:
         axis.set_axis_off()
-    for axis, sample, old in zip(grid.flat, samples, before):
-        image = (sample["image"] + 1) / 2
-        axis.imshow(image.squeeze(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-        axis.set_title(sample["inputs"], fontsize=10, color=GREY)
-        right = sample["prediction"] == sample["target"]
-        lines = [(f"after: {printable(sample['prediction'])}", GREEN if right else RED)]
-        lines.append((f"before: {printable(old)}", GREY))
-        if not right:
-            lines.insert(1, (f"right: {sample['target']}", GREY))
+    for axis, sample, lines in zip(grid.flat, samples, below):
+        image = ((sample["image"] + 1) / 2).squeeze().clip(0, 1)
+        axis.imshow(image, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+        axis.set_title(_wrapped(sample["inputs"]), fontsize=10, color=GREY)
+        offset = 4.0  # points
         for i, (text, colour) in enumerate(lines):
             size = 12 if i == 0 else 10
-            axis.text(0.5, -0.06 - 0.17 * i, text, transform=axis.transAxes, ha="center", va="top", fontsize=size,
-                      color=colour, fontweight="bold" if i == 0 else "normal")  # fmt: skip
-    with epath.Path(path).open("wb") as file:
-        figure.savefig(file, format="png", bbox_inches="tight")
+            axis.annotate(text, (0.5, 0), (0, -offset), xycoords="axes fraction", textcoords="offset points", ha="center",
+                          va="top", fontsize=size, color=colour, fontweight="bold" if i == 0 else "normal")  # fmt: skip
+            offset += 1.35 * size * (text.count("\n") + 1)
+    out = io.BytesIO()
+    figure.savefig(out, format="png", bbox_inches="tight")
+    return out.getvalue()
+
+
+def _below(sample: dict, before: str | None) -> list[tuple[str, str]]:
+    """The lines under an image, with their colours."""
+    right = sample["prediction"] == sample["target"]
+    after = "" if before is None else "after: "
+    lines = [(_wrapped(after + printable(sample["prediction"])), GREEN if right else RED)]
+    if not right:
+        lines.append((_wrapped(f"right: {sample['target']}"), GREY))
+    if before is not None:
+        lines.append((_wrapped(f"before: {printable(before)}"), GREY))
+    return lines
+
+
+def _wrapped(text: str) -> str:
+    return "\n".join(textwrap.wrap(text, LETTERS, max_lines=MOST_LINES, placeholder=" ...")) or " "

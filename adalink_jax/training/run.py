@@ -224,6 +224,7 @@ class Run:
         if known is None or score > known:
             self.best.save(state, score=score)
         self.writer.write(step, tagged("validation", result))
+        outputs.write_samples(self.folder, self.writer, step, "validation", result)
         self.console.scores(step, "validation", result.scores)
 
     def score_before(self, state: TrainState) -> Result | None:

@@ -1,6 +1,7 @@
 """Predictions: each row by the adapter that it names, as a library and from a CSV file."""
 
 import csv
+import json
 
 import jax
 import numpy as np
@@ -111,6 +112,31 @@ def test_a_csv_file_is_answered_row_by_row(tmp_path, scenes, adapters, capsys):
     assert main([*command, "--adapters", f"a={folders['a']}"]) == 2
     assert "out.csv is there already" in capsys.readouterr().err
     assert (tmp_path / "out.csv").read_bytes() == before
+
+
+def test_an_evaluation_server_s_file(tmp_path, scenes, capsys):
+    inputs, images, _ = scenes
+    with open(tmp_path / "rows.csv", "w", newline="") as file:
+        table = csv.DictWriter(file, ["question_id", "inputs", "image"])
+        table.writeheader()
+        for i, (text, image) in enumerate(zip(inputs[:2], images)):
+            Image.fromarray(np.round((image[..., 0] + 1) * 127.5).astype(np.uint8)).save(tmp_path / f"{i}.png")
+            table.writerow({"question_id": 70 + i, "inputs": text, "image": f"{i}.png"})
+    rows = str(tmp_path / "rows.csv")
+    assert main(["infer", rows, str(tmp_path / "plain.csv"), *FLAGS]) == 0
+    assert main(["infer", rows, str(tmp_path / "answers.json"), "--format=vqav2", *FLAGS]) == 0
+    with open(tmp_path / "plain.csv", newline="") as file:
+        expected = [row["prediction"] for row in csv.DictReader(file)]
+    found = json.loads((tmp_path / "answers.json").read_text())
+    assert found == [{"question_id": 70 + i, "answer": text} for i, text in enumerate(expected)]
+    for flags, told in (
+        (["--format=coco"], "needs a column `image_id`"),
+        (["--format=glue", "--task=rte"], "needs --task, one of cola"),
+        (["--task=rte"], "go with --format=glue"),
+    ):
+        capsys.readouterr()
+        assert main(["infer", rows, str(tmp_path / "other"), *flags, *FLAGS]) == 2
+        assert told in capsys.readouterr().err
 
 
 def test_pictures_are_scaled_to_the_model(tmp_path):

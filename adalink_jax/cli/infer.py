@@ -2,10 +2,14 @@
 
 import csv
 import pathlib
+import tempfile
+from collections.abc import Callable
 
 from adalink_jax import configuration
 from adalink_jax.cli.arguments import MODEL, gin_parser, register
 from adalink_jax.errors import UserError
+
+ID_COLUMNS = {"glue": "idx", "vqav2": "question_id", "docvqa": "questionId", "coco": "image_id"}
 
 
 def infer(argv: list[str]) -> int:
@@ -19,14 +23,22 @@ def infer(argv: list[str]) -> int:
         "    --gin.INITIAL_CHECKPOINT_PATH=\"'bundled:pali_nano_instruct'\" --gin.VOCABULARY=\"'bytes'\"",
     )
     parser.add_argument("input", help="a CSV file with a header")
-    parser.add_argument("output", help="a new CSV file")
+    parser.add_argument("output", help="a new file")
     parser.add_argument(
         "--adapters", metavar="NAME=PATH,...", default="", help="adapters, of one method, and their names"
     )
+    parser.add_argument(
+        "--format", choices=("csv", *ID_COLUMNS), default="csv",
+        help="csv, or the file of an evaluation server, whose ids are a column of the input: "
+        + ", ".join(f"{name}: {column}" for name, column in ID_COLUMNS.items()),
+    )  # fmt: skip
+    parser.add_argument("--task", metavar="NAME", help="glue: which of its tasks; output is then a folder")
+    parser.add_argument("--no_label", metavar="LABEL", help="glue: what to write for a prediction that is no label")
     flags, rest = configuration.parse_flags(argv)
     options = parser.parse_args(rest)
     adapters = _adapters(options.adapters)
     rows = _read(options.input, adapters)
+    write = _writer(options, rows)
     output = pathlib.Path(options.output)
     if output.exists() or not output.parent.is_dir():
         why = "is there already; name another file" if output.exists() else "lies in no folder; make it first"
@@ -55,12 +67,45 @@ def infer(argv: list[str]) -> int:
     found = list(
         track(texts, "predicting", total=len(rows), console=console, transient=True, disable=not console.is_terminal)
     )
-    with output.open("x", newline="") as file:
-        table = csv.DictWriter(file, [*rows[0], "prediction"])
-        table.writeheader()
-        table.writerows(row | {"prediction": text} for row, text in zip(rows, found))
-    print(f"{len(rows)} predictions in {output}")
+    print(f"{len(rows)} predictions in {write([row | {'prediction': text} for row, text in zip(rows, found)])}")
     return 0
+
+
+def _writer(options, rows: list[dict]) -> Callable[[list[dict]], object]:
+    """What writes rows with their predictions and gives the file. Refuses now what it would refuse then."""
+    path = pathlib.Path(options.output)
+    if (options.task or options.no_label) and options.format != "glue":
+        raise UserError("--task and --no_label go with --format=glue.")
+    if options.format == "csv":
+        return lambda answered: _write_table(path, answered)
+    from adalink_jax.data import answer_files
+
+    column = ID_COLUMNS[options.format]
+    for row in rows:
+        _cell(row, column, options.input)
+        if not row[column].strip().isdecimal():
+            raise UserError(f"{options.input} has {row[column]!r} in its column `{column}`; an id is a whole number.")
+        row[column] = int(row[column])
+    settings = {}
+    if options.format == "glue":
+        if options.task not in answer_files.GLUE_FILES or options.no_label is None:
+            raise UserError(
+                f"--format=glue needs --task, one of {', '.join(answer_files.GLUE_FILES)}, and --no_label, a label of it."
+            )
+        settings = {"task": options.task, "instead_of_no_label": options.no_label}
+    make = answer_files.FORMATS[options.format]
+    with tempfile.TemporaryDirectory() as folder:  # ids that repeat, and a label that is none, are told before the work
+        label = options.no_label or ""
+        make([row | {"prediction": label} for row in rows], pathlib.Path(folder) / "trial", **settings)
+    return lambda answered: make(answered, path, **settings)
+
+
+def _write_table(path: pathlib.Path, rows: list[dict]) -> pathlib.Path:
+    with path.open("x", newline="") as file:
+        table = csv.DictWriter(file, [*rows[0]])
+        table.writeheader()
+        table.writerows(rows)
+    return path
 
 
 def _adapters(text: str) -> dict[str, str]:

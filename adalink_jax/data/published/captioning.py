@@ -18,7 +18,7 @@ from adalink_jax.data.published.settings import TFDS, PublishedData
 from adalink_jax.data.published.splits import as_published, halved
 
 PROMPT = "caption en"  # as PaliGemma's
-METRICS = [metric("cider"), metric("bleu"), metric("rouge_l")]
+METRICS = [metric("captions")]  # CIDEr, BLEU, ROUGE-L
 
 
 def register() -> None:

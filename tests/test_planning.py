@@ -87,6 +87,13 @@ def test_traffic_of_a_loop_is_that_of_its_turns(turns):
     assert weights < moved < 3.5 * weights  # the CPU's program copies the slice before it multiplies
 
 
+def test_axes_of_a_slice_may_be_split():
+    for model in (1, 2, 8):
+        mesh = parallel.make_mesh(slices=2, model=model, devices=devices_of(parse_topology("v5e:4x4*2")))
+        assert dict(mesh.shape) == {"slice": 2, "data": 16 // model, "model": model}
+        assert [{device.slice_index for device in each.flat} for each in mesh.devices] == [{0}, {1}]
+
+
 def test_collectives_of_a_loop_on_two_slices_are_counted_with_their_slices():
     mesh = parallel.make_mesh(slices=2, devices=devices_of(parse_topology("v5e:2x4*2")))
     place = lambda *spec: jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*spec))

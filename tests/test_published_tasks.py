@@ -643,12 +643,28 @@ def test_every_division_is_equally_likely():
     assert max(found.values()) - min(found.values()) < 250
 
 
-def test_the_corpus_is_corrupted_anew_each_epoch_and_fills_its_lengths(tmp_path):
+def write_corpus(folder):
     for part, n in (("train", 3), ("valid", 12)):
         rows = [
             {"book": "b", "module": f"m{i}", "title": "", "text": f"{i} " + "some prose here. " * 20} for i in range(n)
         ]
-        write(tmp_path / f"corpus_openstax/{part}.jsonl.gz", gzip.compress("\n".join(map(json.dumps, rows)).encode()))
+        write(folder / f"corpus_openstax/{part}.jsonl.gz", gzip.compress("\n".join(map(json.dumps, rows)).encode()))
+
+
+def test_text_and_images_in_one_mixture(tmp_path):
+    write_free(tmp_path)
+    write_corpus(tmp_path)
+    lengths = {"inputs": 64, "targets": 32}
+    mixture, _ = tasks_of("free", "free_raw", tmp_path, lengths=lengths)
+    batches = train_batches(mixture, DatasetConfig("free_raw", lengths, 1), FeatureConverter(lengths, SHAPE))
+    found = [next(batches) for _ in range(6)]
+    present = [bool(batch["image_present"][0]) for batch in found]
+    assert {True, False} == set(present)
+    assert present == [bool(batch["images"].any()) for batch in found]
+
+
+def test_the_corpus_is_corrupted_anew_each_epoch_and_fills_its_lengths(tmp_path):
+    write_corpus(tmp_path)
     task, _ = tasks_of("free", "corpus_openstax", tmp_path, lengths={"inputs": 64, "targets": 32})
     epoch = lambda seed, start=0: [x["inputs"].tolist() for x in task.examples("train", seed, start)]
     assert epoch(1) == epoch(1) and epoch(1)[4:] == epoch(1, 4) and epoch(1) != epoch(2)

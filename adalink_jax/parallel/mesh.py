@@ -44,7 +44,9 @@ def make_mesh(data: int = -1, model: int = 1, slices: int = 1, devices: Sequence
     if found > 1 and found != slices:
         raise UserError(f"The {count} devices are {found} slices; set make_mesh.slices = {found}.")
     if found > 1:
-        grid = mesh_utils.create_hybrid_device_mesh((1, data, model), (slices, 1, 1), devices)
+        grid = mesh_utils.create_hybrid_device_mesh(
+            (1, data, model), (slices, 1, 1), devices, allow_split_physical_axes=True
+        )
         return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
     return jax.make_mesh((slices, data, model), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
 

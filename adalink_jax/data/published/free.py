@@ -10,7 +10,9 @@
 `instruct_t0_short`: `instruct_t0_short/t0_short.jsonl.gz` (template, inputs, targets).
   Of both, 2 % are `validation` and 2 % `test`, by the input; one source example may stand in several templates.
 
-Mixtures: `free_images` (the first three), `free_text` (the last two), in proportion to their training examples.
+Mixtures: `free_images` (the first three), `free_text` (the last two), in proportion to their training examples. To pre-train an
+image-and-text model, in equal parts: `free_raw` (captions, prose), `free_instruct` (captions, `vqa_easy`, prose, both sets of
+instructions); what is text alone is there as `NAME_blank`, with no image.
 """
 
 import functools
@@ -28,6 +30,7 @@ from adalink_jax.data.published.registration import (
     PublishedTask,
     add_mixture,
     add_tasks,
+    add_twin_without_image,
     metric,
     output_features,
     replace,
@@ -66,6 +69,9 @@ def register() -> None:
     _add_corpus(data, SpanCorruption())
     add_mixture("free_images", IMAGES)
     add_mixture("free_text", TEXT)
+    blank = {name: add_twin_without_image(name) for name in (CORPUS, *TEXT)}
+    add_mixture("free_raw", {"caption_openstax": 1, blank[CORPUS]: 1})
+    add_mixture("free_instruct", {"caption_openstax": 1, "vqa_easy": 1, **dict.fromkeys(blank.values(), 1)})
 
 
 # --- images ---

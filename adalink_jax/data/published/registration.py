@@ -22,6 +22,7 @@ from adalink_jax.errors import UserError
 
 ONE, MANY, GROUPED, GROUPED_MANY = "one", "many", "grouped", "grouped many"
 _BETWEEN = "\x1f"  # references in one string: ASCII's unit separator
+_IMAGE = seqio.Feature(seqio.PassThroughVocabulary(0), add_eos=False, dtype=tf.string, rank=0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -202,6 +203,21 @@ def add_mixture(name: str, rates: Mapping[str, float]) -> None:
     seqio.MixtureRegistry.add(name, list(rates.items()))
 
 
+def add_twin_without_image(name: str) -> str:
+    """Declares a task of text once more, with the feature `image` empty, for mixtures with tasks of images; its name."""
+    task, twin = seqio.TaskRegistry.get(name), f"{name}_blank"
+    replace(seqio.TaskRegistry, twin)
+    seqio.TaskRegistry.add(
+        twin,
+        source=task.source,
+        preprocessors=[*task.preprocessors, lambda dataset: dataset.map(lambda example: {**example, "image": ""})],
+        output_features={**task.output_features, "image": _IMAGE},
+        metric_fns=task.metric_fns,
+        postprocess_fn=task.postprocess_fn,
+    )
+    return twin
+
+
 def replace(registry, name: str) -> None:
     """Makes `name` free in a registry of seqio."""
     if name in registry.names():
@@ -221,7 +237,7 @@ def output_features(ids: seqio.Vocabulary, image: str | None) -> dict[str, seqio
     """Those of a task: text in and out with EOS, and the image as it lies."""
     features = {name: seqio.Feature(ids, add_eos=True) for name in ("inputs", "targets")}
     if image:
-        features[image] = seqio.Feature(seqio.PassThroughVocabulary(0), add_eos=False, dtype=tf.string, rank=0)
+        features[image] = _IMAGE
     return features
 
 

@@ -72,9 +72,7 @@ def test_the_cache_of_a_run_is_read_by_others(runs, capsys):
     capsys.readouterr()
     scores, adapter = [], str(folder / "plain" / "adapter")
     for cache in (None, str(folder / "vision")):
-        assert (
-            command("eval", "--json", VISION_CACHE=cache, RANK=4, INITIAL_ADAPTER_PATH=adapter) == 0
-        )
+        assert command("eval", "--json", VISION_CACHE=cache, RANK=4, INITIAL_ADAPTER_PATH=adapter) == 0
         scores.append(json.loads(capsys.readouterr().out))
     assert scores[0] == scores[1]
     assert command("cache-vision", VISION_CACHE=str(folder / "vision")) == 0
@@ -85,7 +83,14 @@ def test_a_pack_reads_it_too(runs, tmp_path):
     folder, _, _ = runs
     members = []
     for name, cache in (("plain", None), ("cached", str(folder / "vision"))):
-        settings = {"TRAIN_STEPS": 4, "EVAL_PERIOD": 4, "WARMUP_STEPS": 2, "RANK": 4, "LEARNING_RATE": 0.01, "SEEDS": (0, 1)}
+        settings = {
+            "TRAIN_STEPS": 4,
+            "EVAL_PERIOD": 4,
+            "WARMUP_STEPS": 2,
+            "RANK": 4,
+            "LEARNING_RATE": 0.01,
+            "SEEDS": (0, 1),
+        }
         files = ["--gin_file=gin/runs/pack.gin"]
         assert command("pack", *files, MODEL_DIR=str(tmp_path / name), VISION_CACHE=cache, **settings) == 0
         found = sorted((tmp_path / name / "members").iterdir())
@@ -117,7 +122,12 @@ def test_another_dtype_rounds_both_paths(tmp_path):
 def test_what_is_another_towers_or_no_constant_is_refused(runs, tmp_path, capsys, macros, named):
     folder, _, _ = runs
     rank = {} if "adapter" in macros else {"RANK": 4}
-    settings = {"TRAIN_STEPS": 8, "WARMUP_STEPS": 2, "MODEL_DIR": str(tmp_path / "run"), "VISION_CACHE": str(folder / "vision")}
+    settings = {
+        "TRAIN_STEPS": 8,
+        "WARMUP_STEPS": 2,
+        "MODEL_DIR": str(tmp_path / "run"),
+        "VISION_CACHE": str(folder / "vision"),
+    }
     assert command("train", **settings, **rank, **macros) == 2
     error = capsys.readouterr().err
     assert named in error and error.count("\n") == 1

@@ -63,9 +63,8 @@ def _check(setup: Setup, params: Parameters) -> None:
     backbone = setup.model.backbone
     if setup.image_shape is None:
         raise UserError("VISION_CACHE is set, but the model takes no images; leave it out.")
-    moved = [
-        name for name in paths.flatten(params.trainable) if name.split("/")[:2][1:] and name.split("/")[1] in PARTS
-    ]
+    inside = tuple(f"backbone/{part}/" for part in PARTS)
+    moved = [name for name in paths.flatten(params.trainable) if name.startswith(inside)]
     if moved:
         raise UserError(
             f"VISION_CACHE is set, but {moved[0]} is trained, so the tower's outputs are no constants; leave VISION_CACHE "

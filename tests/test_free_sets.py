@@ -35,9 +35,8 @@ def test_free_sets_of_images_and_their_mixture(tmp_path):
     sizes = {split: len(rows) for split, rows in whole(easy, "targets_pretokenized").items()}
     assert sizes["train"] + sizes["validation"] == 30 and sizes["test"] == 4
     config = DatasetConfig("free_images", {"inputs": 32, "targets": 32}, 2)
-    assert next(train_batches(mixture, config, FeatureConverter(config.task_feature_lengths, SHAPE)))[
-        "images"
-    ].shape == (2, *SHAPE)
+    batch = next(train_batches(mixture, config, FeatureConverter(config.task_feature_lengths, SHAPE)))
+    assert batch["images"].shape == (2, *SHAPE)
     write(tmp_path / "vqa_easy/test_images.zip", b"PK")
     with pytest.raises(UserError, match="test_images.zip is damaged"):
         tasks_of("free", "vqa_easy", tmp_path)

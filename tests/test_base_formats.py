@@ -214,7 +214,7 @@ def test_another_size_is_named(overrides, told, base):
 
 def test_another_activation_is_refused_though_the_shapes_agree(params, base):
     with pytest.raises(CheckpointError, match=r"mlp_activations = \('gelu', 'linear'\).*silu"):
-        load_base(base, abstract(params), config=tiny_t5(mlp_activations=("silu", "linear")))
+        load_base(base, abstract(params), configs={"language": tiny_t5(mlp_activations=("silu", "linear"))})
 
 
 def test_a_folded_folder_is_no_base(params, base, tmp_path):

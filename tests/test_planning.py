@@ -166,6 +166,7 @@ def test_a_plan_of_the_bundled_model(capsys):
     assert plan["frozen_bytes"] < plan["eval_hbm_bytes"] < plan["hbm_limit_bytes"]
 
 
+@pytest.mark.slow
 def test_the_decoding_of_an_evaluation_is_planned():
     """Its cache grows with the tokens of an output; the optimizer's state stays on the chip meanwhile."""
     flags = [
@@ -189,6 +190,7 @@ def test_the_decoding_of_an_evaluation_is_planned():
     assert parameters < few["eval_hbm_bytes"] < parameters + 2 * cache
 
 
+@pytest.mark.slow
 def test_a_job_whose_evaluation_does_not_fit_does_not_fit(capsys):
     """With so many microbatches the step is small; an evaluation decodes the whole batch."""
     lengths = "--gin.TASK_FEATURE_LENGTHS={'inputs': 512, 'targets': 512}"
@@ -219,6 +221,7 @@ def test_what_does_not_fit_is_told_with_remedies(capsys):
         assert words in shown, words
 
 
+@pytest.mark.slow
 def test_a_search_finds_settings_that_fit(capsys):
     lengths = "--gin.TASK_FEATURE_LENGTHS={'inputs': 512, 'targets': 128}"
     big = ["--gin.BATCH_SIZE=1024", lengths, "--gin.FROZEN_DTYPE='bfloat16'", "--topology", "v5e:1x1"]

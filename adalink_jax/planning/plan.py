@@ -49,7 +49,7 @@ class Plan:
       hbm_bytes: what it needs: arguments, results that are not updated in place, temporaries, code. Where the arguments alone
         are too much nothing is compiled, and this is their sum.
       eval_hbm_bytes: what the decoding of one evaluation batch needs (encoder, cache, and all as above), beside the optimizer's
-        state, which stays on the chip; None where the arguments of the step alone are too much.
+        state, which stays on the chip; None where the step does not fit, which is not looked beyond.
       hbm_limit_bytes: what a program may use; None where nothing is known of the machine.
       frozen_bytes, trainable_bytes, optimizer_bytes, batch_bytes: the arguments.
       temp_bytes: the compiler's temporaries; None where it refused the program, or was not asked.
@@ -147,6 +147,7 @@ def make_plan(job: Job, topology: Topology, eval_examples: int) -> Plan:
         step_program, eval_program = _Compiled(None, alone, 0.0), _Compiled(None, None, None)
         if not too_much:
             step_program = _compile(jax.jit(step, donate_argnums=0), state, frozen, batch)
+        if step_program.compiled:
             eval_program = _compile(_generate(job), state.trainable, frozen, batch)
         flops = count_flops(step, state, frozen, batch)
         model_flops = count_flops(_step(job, without_remat(job.setup.model), 1), state, frozen, batch)

@@ -79,6 +79,7 @@ def test_the_cache_of_a_run_is_read_by_others(runs, capsys):
     assert "110 images" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_pack_reads_it_too(runs, tmp_path):
     folder, _, _ = runs
     members = []

@@ -80,12 +80,6 @@ def _writer(options, rows: list[dict]) -> Callable[[list[dict]], object]:
         return lambda answered: _write_table(path, answered)
     from adalink_jax.data import answer_files
 
-    column = ID_COLUMNS[options.format]
-    for row in rows:
-        _cell(row, column, options.input)
-        if not row[column].strip().isdecimal():
-            raise UserError(f"{options.input} has {row[column]!r} in its column `{column}`; an id is a whole number.")
-        row[column] = int(row[column])
     settings = {}
     if options.format == "glue":
         if options.task not in answer_files.GLUE_FILES or options.no_label is None:
@@ -93,6 +87,12 @@ def _writer(options, rows: list[dict]) -> Callable[[list[dict]], object]:
                 f"--format=glue needs --task, one of {', '.join(answer_files.GLUE_FILES)}, and --no_label, a label of it."
             )
         settings = {"task": options.task, "instead_of_no_label": options.no_label}
+    column = ID_COLUMNS[options.format]
+    for row in rows:
+        _cell(row, column, options.input)
+        if not row[column].strip().isdecimal():
+            raise UserError(f"{options.input} has {row[column]!r} in its column `{column}`; an id is a whole number.")
+        row[column] = int(row[column])
     make = answer_files.FORMATS[options.format]
     with tempfile.TemporaryDirectory() as folder:  # ids that repeat, and a label that is none, are told before the work
         label = options.no_label or ""

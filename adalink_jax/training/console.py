@@ -70,8 +70,8 @@ class Console:
         """The run goes on, perhaps from an older checkpoint than the newest."""
         for bad, why in saved.damaged.items():
             told = f"The checkpoint {saved.folder / str(bad)} cannot be used ({why}); it is passed over, and replaced at step {bad}."
-            self._out.print(escape(told), style="bold red")
-        self._out.print(f"Going on from step {step} in {self._model_dir}.")
+            self._out.print(escape(told), style="bold red", soft_wrap=True)
+        self._out.print(f"Going on from step {step} in {self._model_dir}.", soft_wrap=True)
 
     def already_done(self, summary: dict) -> None:
         """The run had been finished before."""

@@ -20,8 +20,7 @@ from adalink_jax.data.images import ImageShape, decode_image, load_image, read_i
 from adalink_jax.data.vision_cache import VisionCache, image_key
 from adalink_jax.data.vocabularies import PAD, WordPieceVocabulary
 from adalink_jax.errors import UserError
-
-INSTRUCTION = "qformer_input_tokens"
+from adalink_jax.models.blip2 import INSTRUCTION
 
 
 @dataclasses.dataclass(frozen=True)

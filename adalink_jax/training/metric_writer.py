@@ -66,7 +66,7 @@ class MetricWriter:
         """Writes a picture for TensorBoard."""
         if self._writes:
             width, height = struct.unpack(">II", png[16:24])  # of the PNG's header
-            image = Summary.Image(encoded_image_string=png, width=width, height=height, colorspace=3)
+            image = Summary.Image(encoded_image_string=png, width=width, height=height, colorspace=4)
             event = Event(
                 wall_time=time.time(), step=step, summary=Summary(value=[Summary.Value(tag=tag, image=image)])
             )

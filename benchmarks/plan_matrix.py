@@ -1,10 +1,11 @@
 """Which slices large models fit on, for AdaLink and for full fine-tuning: `adalink plan` over a matrix, compiled without a TPU.
 
-    python benchmarks/plan_matrix.py [--out runs/plan_matrix] [--only NAME ...]
+    python benchmarks/plan_matrix.py [--out runs/plan_matrix] [--only NAME ...] [--full_effort]
 
-For each model, method and chip: the smallest slice on which the step fits, and the first with four times as many chips. Fully
-sharded (gin/meshes/fsdp.gin), frozen weights in bfloat16, REMAT full, AdamW, a row a chip and at least 128. One file a cell, so
-it goes on where it was stopped; hours on two cores. Writes table.md into --out.
+For each model, method and chip: the smallest slice on which the step and an evaluation fit, and the first with four times as many
+chips. Fully sharded (gin/meshes/fsdp.gin), frozen weights in bfloat16, REMAT full, AdamW, a row a chip and at least 128. Compiled with the
+least effort (`adalink plan --quick`), or, ten times as long, as a job is (--full_effort). One file a cell, so it goes on where it was
+stopped; an hour or two on two cores. Writes table.md into --out.
 """
 
 import argparse
@@ -31,8 +32,9 @@ METHODS = ("adalink", "full")
 CHIPS = ("v5e", "v5p", "v6e")
 
 
-def plan(model: str, method: str, topology: str, file: pathlib.Path) -> dict:
+def plan(model: str, method: str, topology: str, quick: bool, folder: pathlib.Path) -> dict:
     """One cell: from its file, or by `adalink plan`."""
+    file = folder / f"{model}.{method}.{topology.replace(':', '.')}{'.quick' if quick else ''}.json"
     if not file.exists():
         size, inputs, targets = MODELS[model]
         image = [f"--gin.IMAGE_SIZE=({size}, {size})"] if size else []
@@ -42,23 +44,24 @@ def plan(model: str, method: str, topology: str, file: pathlib.Path) -> dict:
             f"--gin_file=gin/adapters/{method}.gin", "--gin_file=gin/meshes/fsdp.gin", "--gin.FROZEN_DTYPE='bfloat16'",
             "--gin.REMAT='full'", f"--gin.BATCH_SIZE={batch}", *image,
             f"--gin.TASK_FEATURE_LENGTHS={{'inputs': {inputs}, 'targets': {targets}}}", "--topology", topology, "--json",
+            *(["--quick"] if quick else []),
         ]  # fmt: skip
         done = subprocess.run(command, capture_output=True, text=True)
         if not done.stdout.startswith("{"):
             sys.exit(f"{' '.join(command)}\n{done.stdout[-1000:]}{done.stderr[-3000:]}")
-        file.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps({"batch": batch, **json.loads(done.stdout)}, indent=1) + "\n")
     return json.loads(file.read_text())
 
 
-def smallest(model: str, method: str, chip: str, folder: pathlib.Path) -> list[dict]:
+def smallest(model: str, method: str, chip: str, quick: bool, folder: pathlib.Path) -> list[dict]:
     """Plans of the smallest slice that fits, and of the first with four times as many chips."""
     found = []
     for shape in ACCELERATORS[chip].slices:
         chips = parse_topology(f"{chip}:{shape}").chips
         if found and chips < 4 * found[0]["chips"]:
             continue
-        each = plan(model, method, f"{chip}:{shape}", folder / f"{model}.{method}.{chip}.{shape}.json")
+        each = plan(model, method, f"{chip}:{shape}", quick, folder)
         if found or each["fits"]:
             found.append(each)
         if len(found) == 2:
@@ -74,15 +77,15 @@ def row(model: str, method: str, each: dict) -> str:
     parameters = (each["frozen_bytes"] + each["trainable_bytes"] + each["optimizer_bytes"]) / 1e9
     cells = (
         model, method, each["topology"], each["chips"], each["batch"], f"{parameters:.2f}", f"{each['temp_bytes'] / 1e9:.2f}",
-        f"{each['hbm_bytes'] / 1e9:.2f} of {each['hbm_limit_bytes'] / 1e9:.1f}", sent, f"{each['estimated_step_seconds']:.3f}",
+        f"{each['hbm_bytes'] / 1e9:.2f}", f"{each['eval_hbm_bytes'] / 1e9:.2f}", f"{each['hbm_limit_bytes'] / 1e9:.1f}", sent, f"{each['estimated_step_seconds']:.3f}",
         f"{each['estimated_mfu']:.0%}", f"{each['compile_seconds']:.0f}",
     )  # fmt: skip
     return "| " + " | ".join(map(str, cells)) + " |"
 
 
-HEAD = """| model | method | slice | chips | rows | parameters and optimizer, GB | temporaries, GB | needed, GB a chip | collectives, GB a chip | \
+HEAD = """| model | method | slice | chips | rows | parameters and optimizer, GB | temporaries, GB | a step needs, GB | an evaluation needs, GB | a chip has, GB | collectives, GB | \
 step at best, s | MFU at most | compiled in, s |
-|---|---|---|---:|---:|---:|---:|---:|---|---:|---:|---:|"""
+|---|---|---|---:|---:|---:|---:|---:|---:|---:|---|---:|---:|---:|"""
 
 
 def main() -> None:
@@ -90,6 +93,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("runs/plan_matrix"))
     parser.add_argument("--only", nargs="*", default=list(MODELS), choices=list(MODELS), help="models")
+    parser.add_argument("--full_effort", action="store_true", help="compile as a job is compiled")
     options = parser.parse_args()
     cells = [(model, method, chip) for model in options.only for method in METHODS for chip in CHIPS]
     lines = [HEAD]
@@ -97,10 +101,10 @@ def main() -> None:
         task = bar.add_task("plans", total=len(cells))
         for model, method, chip in cells:
             bar.update(task, description=f"{model}, {method}, {chip}")
-            found = smallest(model, method, chip, options.out)
+            found = smallest(model, method, chip, not options.full_effort, options.out)
             lines += [row(model, method, each) for each in found]
             if not found:
-                lines.append(f"| {model} | {method} | {chip}: no slice |" + " - |" * 9)
+                lines.append(f"| {model} | {method} | {chip}: no slice |" + " - |" * 11)
             bar.advance(task)
     (options.out / "table.md").write_text("\n".join(lines) + "\n")
     print("\n".join(lines))

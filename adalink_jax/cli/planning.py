@@ -32,13 +32,18 @@ def plan(argv: list[str]) -> int:
     parser.add_argument(
         "--eval_examples", type=int, default=1000, metavar="N", help="examples that an evaluation decodes (1000)"
     )
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="compile with the least effort: a tenth of the time, for programs that need somewhat more memory",
+    )
     parser.add_argument("--json", action="store_true", help="print the plan as one JSON object")
     flags, rest = configuration.parse_flags(argv)
     options = parser.parse_args(rest)
     os.environ.update(NO_TPU_HERE)  # read when JAX is imported
     from adalink_jax.parallel.accelerators import parse_topology
 
-    _prepare(options.topology, options.search)
+    _prepare(options.topology, options.search, options.quick)
     register()
 
     from adalink_jax.planning import search
@@ -67,11 +72,11 @@ def plan(argv: list[str]) -> int:
             if not options.json:
                 _print_attempt(settings, where, each)
     if options.json:
-        print(json.dumps(made.to_json() | ({"search": tried} if options.search else {})))
+        print(json.dumps(made.to_json() | {"quick": options.quick} | ({"search": tried} if options.search else {})))
     return 0 if made.fits or any(each["fits"] for each in tried) else 1
 
 
-def _prepare(text: str, searching: bool) -> None:
+def _prepare(text: str, searching: bool, quick: bool) -> None:
     """What JAX and the TPU compiler read when they start."""
     import jax
 
@@ -85,6 +90,8 @@ def _prepare(text: str, searching: bool) -> None:
         largest = topology.larger()[-1] if searching else text
         jax.config.update("jax_num_cpu_devices", parse_topology(largest).chips)
     jax.config.update("jax_enable_compilation_cache", False)  # `compile_seconds` is the compiler's
+    if quick:
+        jax.config.update("jax_exec_time_optimization_effort", -1.0)
 
 
 def _job():

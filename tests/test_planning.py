@@ -202,6 +202,22 @@ def test_a_job_whose_evaluation_does_not_fit_does_not_fit(capsys):
     assert any("an evaluation decodes a whole batch" in remedy for remedy in plan["remedies"])
 
 
+def test_a_quick_plan_counts_what_a_plan_counts(capsys):
+    plans = []
+    for flags in ([], ["--quick"]):
+        done = subprocess.run(
+            [sys.executable, "-m", "adalink_jax", "plan", *NANO, "--topology", "v5e:2x4", "--json", *flags],
+            capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        plans.append(json.loads(done.stdout))
+    usual, quick = plans
+    assert quick["quick"] and not usual["quick"]
+    same = ("fits", "frozen_bytes", "trainable_bytes", "optimizer_bytes", "flops", "model_flops")
+    assert all(quick[name] == usual[name] for name in same)
+    assert quick["collectives"]["all-reduce"]["bytes"] == usual["collectives"]["all-reduce"]["bytes"]
+    assert quick["compile_seconds"] < usual["compile_seconds"]
+
+
 def test_a_plan_takes_the_flags_of_train(capsys, tmp_path):
     flags = ["--gin_file=gin/runs/quickstart.gin", f"--gin.MODEL_DIR='{tmp_path}'", "--gin.MICROBATCHES=2"]
     assert main(["plan", *flags, "--gin.RANK=8", "--topology", "v5e:2x2"]) == 0

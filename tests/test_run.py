@@ -66,6 +66,17 @@ def finished(tmp_path_factory):
     return model_dir
 
 
+def test_a_run_without_a_metric_scores_nothing_and_keeps_its_last_step(tmp_path, capsys):
+    assert quickstart(tmp_path / "unscored", TRAIN_STEPS=6, **{"train.metric": None}) == 0
+    summary = json.loads((tmp_path / "unscored" / "summary.json").read_text())
+    assert summary["step"] == summary["steps"] == 6 and summary["scores"] == {}
+    assert not any("accuracy" in name for name in summary)
+    assert "step 6, the last" in capsys.readouterr().out
+    assert not any(name.startswith(("validation", "test")) for row in rows(tmp_path / "unscored") for name in row)
+    files = [(tmp_path / "unscored" / name / "adapter_model.safetensors") for name in ("adapter", "adapter_last")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
 def test_a_run_leaves_what_it_promises(finished):
     from PIL import Image
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator

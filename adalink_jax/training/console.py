@@ -145,24 +145,19 @@ class Console:
 
         return show
 
-    def finished(self, summary: dict, before: Result, after: Result, written: list[tuple[str, str]]) -> None:
-        """Predictions, scores, files, and what to type next."""
+    def finished(
+        self, summary: dict, before: Result | None, after: Result | None, written: list[tuple[str, str]]
+    ) -> None:
+        """Predictions and scores (not without a metric), files, and what to type next."""
         self._bar.stop()
-        table = Table(title="Predictions on test", title_justify="left")
-        for heading in ("input", "target", "before", "after"):
-            table.add_column(heading)
-        for old, new in list(zip(before.samples, after.samples))[:8]:
-            right = new["prediction"] == new["target"]
-            style = "green" if right else "red"
-            cells = (new["inputs"], new["target"], old["prediction"])
-            table.add_row(*map(Text, map(printable, cells)), Text(printable(new["prediction"]), style))
-        self._out.print(table)
+        if after is not None:
+            self._predictions(before, after)
         for name, value in summary.items():
             if name.startswith(("frozen_", "adapted_")):
                 self._out.print(f"[bold]{name.replace('_', ' ')}[/] on test: [bold]{value:.4f}[/]")
+        kept = f"best step {summary['step']} of {summary['steps']}" if after else f"step {summary['step']}, the last"
         self._out.print(
-            f"{summary['trainable']:,} trained, {summary['frozen']:,} frozen parameters; best step {summary['step']} of "
-            f"{summary['steps']}; {summary['seconds']:.0f} s"
+            f"{summary['trainable']:,} trained, {summary['frozen']:,} frozen parameters; {kept}; {summary['seconds']:.0f} s"
         )
         files = Table(title=f"Written to {self._model_dir}", title_justify="left", show_header=False, box=None)
         for row in written:
@@ -177,3 +172,15 @@ class Console:
             )
         for command in commands:
             self._out.print(f"  {command}", soft_wrap=True, markup=False)
+
+    def _predictions(self, before: Result, after: Result) -> None:
+        """A table of inputs, targets and what was predicted before and after."""
+        table = Table(title="Predictions on test", title_justify="left")
+        for heading in ("input", "target", "before", "after"):
+            table.add_column(heading)
+        for old, new in list(zip(before.samples, after.samples))[:8]:
+            right = new["prediction"] == new["target"]
+            style = "green" if right else "red"
+            cells = (new["inputs"], new["target"], old["prediction"])
+            table.add_row(*map(Text, map(printable, cells)), Text(printable(new["prediction"]), style))
+        self._out.print(table)

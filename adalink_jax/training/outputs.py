@@ -126,16 +126,19 @@ def write_end(
     params: Parameters,
     trainable: dict,
     last: dict,
-    before: Result,
-    after: Result,
+    before: Result | None,
+    after: Result | None,
     summary: dict,
 ) -> list[tuple[str, str]]:
-    """What leaves the run: what `write_parameters` writes, the picture, `summary.json`; `(file, what it is)` of each."""
+    """What leaves the run: what `write_parameters` writes, the picture, `summary.json`; `(file, what it is)` of each.
+
+    Without a metric there is nothing `before` and `after`, and so no picture.
+    """
     written = write_parameters(folder, setup, params, trainable, last, summary)
-    shown = {name: value for name, value in summary.items() if name.startswith(("frozen_", "adapted_"))}
-    title = f"{summary['task']}: " + ", ".join(f"{k.replace('_', ' ')} {v:.3f}" for k, v in shown.items())
-    old = [sample["prediction"] for sample in before.samples]
-    if "image" in after.samples[0]:
+    if after is not None and "image" in after.samples[0]:
+        shown = {name: value for name, value in summary.items() if name.startswith(("frozen_", "adapted_"))}
+        title = f"{summary['task']}: " + ", ".join(f"{k.replace('_', ' ')} {v:.3f}" for k, v in shown.items())
+        old = [sample["prediction"] for sample in before.samples]
         parallel.once(lambda: (folder / PICTURE).write_bytes(pictures.contact_sheet(after.samples, title, old)))
         written.append((PICTURE, "sample images with the predictions; of each evaluation: samples/"))
     parallel.once(write_summary, folder, summary)

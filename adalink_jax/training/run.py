@@ -46,7 +46,7 @@ def train(
     loss: CrossEntropy | None = None,
     checkpoints: CheckpointConfig | None = None,
     eval_period: int = 0,
-    metric: str = "accuracy",
+    metric: str | None = "accuracy",
     microbatches: int = 1,
     log_period: int = 50,
     profile_steps: tuple[int, int] | None = None,
@@ -63,7 +63,8 @@ def train(
       loss: by default the cross-entropy.
       checkpoints: when they are written and kept.
       eval_period: steps between evaluations on `validation` (0: only before and after).
-      metric: the validation metric that chooses the best step; higher is better.
+      metric: the validation metric that chooses the best step; higher is better. None: nothing is scored, and the last step is
+        what leaves the run (pre-training on prose, whose accuracy is 0 all the way).
       microbatches: parts that a batch is cut into, one after the other, to save memory.
       log_period: steps between logged training metrics.
       profile_steps: `(first, last)` step of a profiler window, whose trace goes to `model_dir/profile`.
@@ -189,7 +190,7 @@ class Run:
     stop: StopRequest
     batches: BatchIterator
     evaluator: Evaluator
-    metric: str
+    metric: str | None
 
     def train(self, step_fn: Callable, state: TrainState, **options) -> TrainState:
         """`run_loop` from `state` on, then an evaluation of its last state.
@@ -213,6 +214,8 @@ class Run:
 
     def evaluate(self, state: TrainState) -> None:
         """Scores `validation`, unless this step was scored before, and keeps the state if it is the best so far."""
+        if self.metric is None:
+            return
         step = int(state.step)
         if self.writer.has(step, f"validation/{self.metric}") and self.best.latest_step() is not None:
             return
@@ -228,7 +231,9 @@ class Run:
         self.console.scores(step, "validation", result.scores)
 
     def score_before(self, state: TrainState) -> Result | None:
-        """Scores of the model as it was before its first step, from the run's own file if it was resumed."""
+        """Scores of the model as it was before its first step, from the run's own file if it was resumed; None without a metric."""
+        if self.metric is None:
+            return None
         known = outputs.read_before(self.folder)
         if known is not None:
             return known
@@ -242,24 +247,33 @@ class Run:
             self.console.scores(0, "test", result.scores)
         return result
 
-    def score_chosen(self, like: TrainState) -> tuple[TrainState, Result] | None:
-        """The state with the best validation score, and its scores on `test`, measured once, at the end."""
+    def score_chosen(self, last: TrainState) -> tuple[TrainState, Result | None] | None:
+        """The state with the best validation score, and its scores on `test`, measured once, at the end; without a metric the last."""
         if self.stop.requested():
             return None
+        if self.metric is None:
+            return last, None
         self.best.wait()
-        chosen, _ = self.best.restore(like)
+        chosen, _ = self.best.restore(last)
         result = self._score(chosen.trainable, "test")
         return None if result is None else (chosen, result)
 
-    def finish(self, state: TrainState, before: Result, after: tuple[TrainState, Result], seconds: float) -> dict:
+    def finish(
+        self, state: TrainState, before: Result | None, after: tuple[TrainState, Result | None], seconds: float
+    ) -> dict:
         """Writes what leaves the run."""
         chosen, result = after
         step = int(chosen.step)
         self.newest.wait()
-        self.writer.write(int(state.step), tagged("test", result))
+        scored = {}
+        if result is not None:
+            self.writer.write(int(state.step), tagged("test", result))
+            scored = {
+                f"frozen_{self.metric}": before.scores[self.metric],
+                f"adapted_{self.metric}": result.scores[self.metric],
+            }
         summary = {
-            f"frozen_{self.metric}": before.scores[self.metric],
-            f"adapted_{self.metric}": result.scores[self.metric],
+            **scored,
             "seconds": round(seconds, 1),
             "trainable": outputs.count(self.params.trainable),
             "frozen": outputs.count(self.params.frozen),
@@ -267,7 +281,7 @@ class Run:
             "steps": int(state.step),
             "base": self.params.base,
             "task": self.setup.dataset.mixture_or_task_name,
-            "scores": result.scores,
+            "scores": result.scores if result else {},
         }
         written = outputs.write_end(
             self.folder, self.setup, self.params, chosen.trainable, state.trainable, before, result, summary

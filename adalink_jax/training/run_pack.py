@@ -84,6 +84,8 @@ def train_pack(
     started = time.time()
     if jax.process_count() > 1:
         raise UserError(f"A pack is trained by one process, on all of its devices; this job has {jax.process_count()}.")
+    if metric is None:
+        raise UserError("A pack keeps each member's best step on validation, so it needs a metric: set METRIC.")
     parallel.expect_devices()
     mesh, rules = parallel.make_mesh(), parallel.logical_axis_rules()
     members = grid(learning_rates, seeds, ranks)

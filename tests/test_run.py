@@ -127,6 +127,18 @@ def test_eval_of_the_written_adapter_gives_the_run_s_score(finished, capsys):
     assert json.loads(capsys.readouterr().out)["accuracy"] == summary["frozen_accuracy"]
 
 
+def test_eval_writes_scores_and_a_picture_where_it_is_told(finished, tmp_path, capsys):
+    from PIL import Image
+
+    there = tmp_path / "scored"
+    config = f"--gin_file={finished}/config.gin"
+    assert main(["eval", config, "--json", "--split=validation", f"--output_dir={there}"]) == 0
+    score = json.loads(capsys.readouterr().out)["accuracy"]
+    assert rows(there) == [{"step": 0, "validation/accuracy": score}]
+    assert Image.open(there / "samples" / "step_000000_validation.png").size[0] > 300
+    assert list((there / "tensorboard").iterdir())
+
+
 def test_the_last_uneven_batch_counts_every_example_once(capsys):
     task = ["--gin_file=gin/runs/quickstart.gin", "--gin.MIXTURE_OR_TASK_NAME='digits_read'", "--json"]
     scores = []

@@ -55,6 +55,9 @@ def eval(argv: list[str]) -> int:
     )
     parser.add_argument("--split", default="test", choices=("train", "validation", "test"))
     parser.add_argument("--json", action="store_true", help="print the scores as one JSON object")
+    parser.add_argument(
+        "--output_dir", metavar="DIR", help="write scores (metrics.jsonl, TensorBoard) and a picture of samples there"
+    )
     add_processes(parser)
     flags, rest = configuration.parse_flags(argv)
     options = parser.parse_args(rest)
@@ -66,7 +69,7 @@ def eval(argv: list[str]) -> int:
     from adalink_jax.training import run
     from adalink_jax.training.setup import Setup
 
-    scores = run.evaluate(Setup(), options.split)
+    scores = run.evaluate(Setup(), options.split, options.output_dir)
     configuration.check_all_used(flags)
     if not parallel.is_first():
         return 0

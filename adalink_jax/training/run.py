@@ -323,12 +323,14 @@ def tagged(split: str, result: Result) -> dict[str, float]:
     return {f"{split}/{name}": value for name, value in result.scores.items()}
 
 
-def evaluate(setup: Setup, split: str = "test") -> dict[str, float]:
+def evaluate(setup: Setup, split: str = "test", output_dir: str | None = None) -> dict[str, float]:
     """Scores a base model, with an adapter or without, on a split.
 
     Args:
       setup: `initial_checkpoint_path` and, for an adapted model, `initial_adapter_path`; a fresh AdaLink is the identity.
       split: "train", "validation" or "test".
+      output_dir: where the scores go as a run's do (`metrics.jsonl`, TensorBoard), and, of a task with images, a contact sheet
+        (`samples/`); None: nowhere.
 
     Returns:
       metric -> value.
@@ -344,7 +346,14 @@ def evaluate(setup: Setup, split: str = "test") -> dict[str, float]:
         cache = vision_cache.prepare(setup, params, tasks, mesh, console, stop, (split,))
         converter = setup.converter(setup.dataset.task_feature_lengths, cache)
         evaluator = make_evaluator(setup, tasks, converter, mesh)
-        return evaluator(params.trainable, params.frozen, split, between=stop.check).scores
+        result = evaluator(params.trainable, params.frozen, split, NUM_SAMPLES, stop.check)
+        if output_dir is not None:
+            folder = epath.Path(output_dir)
+            with outputs.naming(folder):
+                writer = MetricWriter(folder, resumed_at=0)
+                writer.write(0, tagged(split, result))
+                outputs.write_samples(folder, writer, 0, split, result)
+        return result.scores
 
 
 def cache_vision(setup: Setup, splits: Sequence[str] = vision_cache.SPLITS) -> VisionCache:

@@ -3,7 +3,8 @@
     python benchmarks/plan_matrix.py [--out runs/plan_matrix] [--only NAME ...] [--full_effort]
 
 For each model, method and chip: the smallest slice on which the step and an evaluation fit, and the first with four times as many
-chips. Fully sharded (gin/meshes/fsdp.gin), frozen weights in bfloat16, REMAT full, AdamW, a row a chip and at least 128. Compiled with the
+chips. Fully sharded (gin/meshes/fsdp.gin; over half of the chips and tensor parallel over 2, or a quarter and 4, where a size does not
+divide), frozen weights in bfloat16, REMAT full, AdamW, a row a chip and at least 128. Compiled with the
 least effort (`adalink plan --quick`), or, ten times as long, as a job is (--full_effort). One file a cell, so it goes on where it was
 stopped; an hour or two on two cores. Writes table.md into --out.
 """
@@ -46,7 +47,11 @@ def plan(model: str, method: str, topology: str, quick: bool, folder: pathlib.Pa
             f"--gin.TASK_FEATURE_LENGTHS={{'inputs': {inputs}, 'targets': {targets}}}", "--topology", topology, "--json",
             *(["--quick"] if quick else []),
         ]  # fmt: skip
-        done = subprocess.run(command, capture_output=True, text=True)
+        for model_devices in (1, 2, 4):
+            mesh = [f"--gin.MODEL_DEVICES={model_devices}"]
+            done = subprocess.run([*command, *mesh], capture_output=True, text=True)
+            if "does not divide" not in done.stderr:
+                break
         if not done.stdout.startswith("{"):
             sys.exit(f"{' '.join(command)}\n{done.stdout[-1000:]}{done.stderr[-3000:]}")
         folder.mkdir(parents=True, exist_ok=True)
@@ -76,14 +81,14 @@ def row(model: str, method: str, each: dict) -> str:
     )
     parameters = (each["frozen_bytes"] + each["trainable_bytes"] + each["optimizer_bytes"]) / 1e9
     cells = (
-        model, method, each["topology"], each["chips"], each["batch"], f"{parameters:.2f}", f"{each['temp_bytes'] / 1e9:.2f}",
+        model, method, each["topology"], " x ".join(str(each["mesh"][axis]) for axis in ("data", "model")), each["batch"], f"{parameters:.2f}", f"{each['temp_bytes'] / 1e9:.2f}",
         f"{each['hbm_bytes'] / 1e9:.2f}", f"{each['eval_hbm_bytes'] / 1e9:.2f}", f"{each['hbm_limit_bytes'] / 1e9:.1f}", sent, f"{each['estimated_step_seconds']:.3f}",
         f"{each['estimated_mfu']:.0%}", f"{each['compile_seconds']:.0f}",
     )  # fmt: skip
     return "| " + " | ".join(map(str, cells)) + " |"
 
 
-HEAD = """| model | method | slice | chips | rows | parameters and optimizer, GB | temporaries, GB | a step needs, GB | an evaluation needs, GB | a chip has, GB | collectives, GB | \
+HEAD = """| model | method | slice | data x model | rows | parameters and optimizer, GB | temporaries, GB | a step needs, GB | an evaluation needs, GB | a chip has, GB | collectives, GB | \
 step at best, s | MFU at most | compiled in, s |
 |---|---|---|---:|---:|---:|---:|---:|---:|---:|---|---:|---:|---:|"""
 

@@ -128,12 +128,11 @@ def _run_in_foreground(job: Job, command: list[str]) -> int:
     pid = pathlib.Path(job.folder, "script.pid")
     pid.write_text(f"{process.pid}\n")
     try:
-        with open(os.path.join(job.folder, "script.log"), "ab") as log:
-            for text in iter(process.stdout.readline, b""):
+        with process.stdout, open(os.path.join(job.folder, "script.log"), "ab") as log:
+            for text in process.stdout:
                 log.write(text)
                 log.flush()
-                sys.stdout.buffer.write(text)
-                sys.stdout.flush()
+                print(text.decode(errors="replace"), end="", flush=True)
         return process.wait()
     finally:
         pid.unlink(missing_ok=True)

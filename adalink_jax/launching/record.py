@@ -144,8 +144,8 @@ def write(job: Job, launcher: str, settings, rendered: Rendered, staged: dict[st
     for name, text in texts.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(text)
-    if not found.diff:
-        (folder / "tree.diff").unlink(missing_ok=True)
+    for name in set(before.get("written", ())) - texts.keys():
+        (folder / name).unlink(missing_ok=True)  # of a job that was not submitted
     commands = dataclasses.asdict(rendered)
     record = same | {
         "launched_by": command,
@@ -153,7 +153,8 @@ def write(job: Job, launcher: str, settings, rendered: Rendered, staged: dict[st
         "commit": found.commit,
         "changed": bool(found.diff),
         "untracked": found.untracked,
-        "written": now(),
+        "written_at": now(),
+        "written": sorted(texts),
         "settings": dataclasses.asdict(settings),
         "files": sorted(staged),
         "commands": {name: commands[name] for name in ("submit", "status", "logs", "cancel")},

@@ -66,13 +66,18 @@ def submit(job: Job, launcher: str, settings) -> int:
       The exit status: of the job where it runs in the foreground, of the submission elsewhere.
 
     Raises:
-      UserError: if the command that submits is not on this machine, or a local job runs already.
+      UserError: if the command that submits, or a file that hosts install, is not here; if a local job runs already.
     """
     if launcher == "local":
         return _run_local(job, settings)
     command = record.read(job.folder)["commands"]["submit"]
     if launcher == "tpu":
         need("gcloud")
+        for name in filter(None, (settings.wheel, settings.constraints)):
+            if not os.path.isfile(name):
+                raise UserError(
+                    f"There is no file {name} for the TPU's hosts to install; `make wheel` makes the wheel, in dist/."
+                )
         return _run_in_foreground(job, command)
     need(command[0])
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True)

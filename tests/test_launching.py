@@ -250,6 +250,13 @@ def test_files_that_hosts_would_not_find_are_refused(place, capsys):
     assert main(["launch", "slurm", topology("h100:8"), "--", *outside]) == 0  # a cluster's nodes share the files
 
 
+def test_a_job_that_runs_here_is_not_overwritten(place, capsys):
+    assert launch("tpu_slice") == 0
+    (folder_of("tpu_slice") / "script.pid").write_text(str(os.getpid()))
+    assert launch("tpu_slice") == 2
+    assert "runs (runs/launch/digits-reverse/script.pid)" in capsys.readouterr().err
+
+
 def test_nothing_is_left_of_a_job_that_was_not_submitted(place):
     assert launch("tpu_slice") == launch("slurm_cpu") == 0
     names = {path.name for path in folder_of("slurm_cpu").iterdir()} - {"tree.diff"}
@@ -616,8 +623,13 @@ def test_a_job_of_two_processes_trains(tmp_path, monkeypatch, capfd):
 
 
 def test_a_name_for_a_job():
-    assert jobs.default_name(("train",), "gs://bucket/runs/Digits_reverse.2/") == "digits-reverse-2"
-    assert jobs.default_name(("train",), "runs/7") == "train"
-    assert jobs.default_name(("eval",), None) == "eval"
+    assert jobs.default_name(("train", "--gin.MODEL_DIR='gs://bucket/runs/Digits_reverse.2/'")) == "digits-reverse-2"
+    assert jobs.default_name(("train", "--gin.MODEL_DIR='runs/7'")) == "train"
+    assert jobs.default_name(("eval", "--gin.MODEL_DIR=%OTHER")) == "eval"
+    assert (
+        jobs.default_name(("quickstart", "--model_dir", "runs/x"))
+        == jobs.default_name(("train", "--model_dir=x"))
+        == "x"
+    )
     with pytest.raises(UserError, match="2 characters too long"):
         jobs.check_label("a" * 65)

@@ -1,7 +1,6 @@
 """`adalink launch`: jobs on other machines, and of several processes on this one."""
 
 import argparse
-import ast
 
 from adalink_jax import configuration
 from adalink_jax.cli.arguments import gin_parser, plain_parser
@@ -145,8 +144,6 @@ def _job(options: argparse.Namespace, settings, arguments: tuple[str, ...]):
         )
     if arguments[0] not in known:
         raise UserError(f"{arguments[0]!r} is no command that can be launched{nearest(arguments[0], known)}.")
-    flags, _ = configuration.parse_flags(arguments[1:])
-    model_dir = dict(flags.bindings).get("MODEL_DIR")
-    name = options.name or default_name(arguments, model_dir and ast.literal_eval(model_dir))
+    name = options.name or default_name(arguments)
     folder = options.folder or f"{HOME}/{name}"
     return Job(name, arguments, parse_topology(settings.topology), folder, getattr(options, "array", None))

@@ -63,7 +63,7 @@ def main(argv: list[str] | None = None) -> int:
     Returns:
       The exit status: 0; 1 for numbers that differ (verify-base, adapters fold), a method that fails (check-method), and a job
       that does not fit (plan); 2 for bad input; 130 for a run that was stopped and saved, 75 if by a notice (see
-      `notices`).
+      `notices`); the job's own (launch --submit, of a job that it waits for).
     """
     argv = sys.argv[1:] if argv is None else argv
     if not argv or argv[0] in ("-h", "--help", "help"):

@@ -6,7 +6,8 @@ import signal
 import subprocess
 
 from adalink_jax.errors import UserError
-from adalink_jax.launching.submit import alive, need
+from adalink_jax.launching.record import alive
+from adalink_jax.launching.submit import need
 
 
 def status(job: dict) -> int:

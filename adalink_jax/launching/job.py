@@ -29,7 +29,8 @@ class Job:
       array: elements that run the same command, each told its number by ADALINK_ARRAY_INDEX; None for one that knows none.
 
     Raises:
-      UserError: for a name that is no DNS label, an array of nothing, or of trainings into one MODEL_DIR, and for flags that a launcher gives.
+      UserError: for a name that is no DNS label, an array of nothing, or of trainings into one MODEL_DIR, flags that a launcher
+        gives.
     """
 
     name: str
@@ -67,11 +68,7 @@ class Job:
     @property
     def model_dir(self) -> str | None:
         """The folder that it writes, if its command line names one."""
-        for option in self.arguments[1:]:
-            if option.startswith("--model_dir="):
-                return option.partition("=")[2]
-        text = dict(self.flags.bindings).get("MODEL_DIR")
-        return None if text is None else ast.literal_eval(text)
+        return model_dir_of(self.arguments)
 
     def words(self, processes: int = 1, *options: str) -> list[str]:
         """The command for each process.
@@ -147,9 +144,27 @@ def check_label(name: str, longest: str | None = None) -> None:
         )
 
 
-def default_name(arguments: tuple[str, ...], model_dir: str | None) -> str:
+def string(text: str | None) -> str | None:
+    """The value of a binding that is a plain string; None for any other, such as a macro."""
+    try:
+        value = ast.literal_eval(text or "")
+    except (ValueError, SyntaxError):
+        return None
+    return value if isinstance(value, str) else None
+
+
+def model_dir_of(arguments: tuple[str, ...]) -> str | None:
+    """The folder that a command writes, if its command line names one."""
+    flags, rest = configuration.parse_flags(arguments[1:])
+    for option, after in zip(rest, [*rest[1:], None]):  # of `adalink quickstart`
+        if option.partition("=")[0] == "--model_dir":
+            return option.partition("=")[2] or after
+    return string(dict(flags.bindings).get("MODEL_DIR"))
+
+
+def default_name(arguments: tuple[str, ...]) -> str:
     """A name made of the folder that a job writes, else of its command."""
-    base = os.path.basename((model_dir or "").rstrip("/")) or arguments[0]
+    base = os.path.basename((model_dir_of(arguments) or "").rstrip("/")) or arguments[0]
     return re.sub(r"[^a-z0-9]+", "-", base.lower()).strip("-").lstrip("0123456789-") or arguments[0]
 
 

@@ -4,7 +4,6 @@
 needs. The job's own files (gin files as typed, and the modules of the current folder that they import) are copied to `files/`.
 """
 
-import ast
 import dataclasses
 import datetime
 import json
@@ -15,7 +14,7 @@ import subprocess
 
 from adalink_jax.configuration import GinFlags, files, gin_root
 from adalink_jax.errors import UserError
-from adalink_jax.launching.job import Job, Rendered
+from adalink_jax.launching.job import Job, Rendered, string
 from adalink_jax.version import __version__
 
 RECORD = "job.json"
@@ -46,7 +45,7 @@ def code() -> Code:
 
     def git(*words: str) -> str | None:
         try:
-            done = subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True)
+            done = subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, errors="replace")
         except FileNotFoundError:
             return None
         return done.stdout if done.returncode == 0 else None
@@ -93,7 +92,7 @@ def stage(flags: GinFlags) -> dict[str, str]:
 
     for name in flags.files:
         add_gin(name)
-    modules += [ast.literal_eval(text) for name, text in flags.bindings if name.endswith("mixture_or_task_module")]
+    modules += filter(None, (string(text) for name, text in flags.bindings if name.endswith("mixture_or_task_module")))
     while modules:
         top = modules.pop().split(".")[0]
         package = pathlib.Path(top)
@@ -125,14 +124,25 @@ def write(job: Job, launcher: str, settings, rendered: Rendered, staged: dict[st
       The files that were written, relative to the folder.
 
     Raises:
-      UserError: if the folder holds another job that was submitted.
+      UserError: if the folder holds another job that was submitted, or one that runs on this machine.
     """
     folder = pathlib.Path(job.folder)
     before = read(job.folder) if (folder / RECORD).exists() else {}
-    same = {"name": job.name, "launcher": launcher, "arguments": list(job.arguments), "topology": job.topology.text}
+    same = {
+        "name": job.name,
+        "launcher": launcher,
+        "arguments": list(job.arguments),
+        "topology": job.topology.text,
+        "array": job.array,
+    }
     if before.get("submitted") and any(before.get(key) != value for key, value in same.items()):
         raise UserError(
             f"{folder} holds another job that was submitted ({before['submitted']['at']}); give another --name or --folder."
+        )
+    running = [path for path in folder.glob("*.pid") if alive(path)]
+    if running:  # Bash reads a script while it runs it
+        raise UserError(
+            f"{job.name} runs ({running[0]}); stop it by `adalink launch cancel {job.name}`, or give another --name."
         )
     found = code()
     resume = f"{rendered.resume}\n\nThe launch command was:\n\n  {command}\n"
@@ -183,6 +193,16 @@ def submitted(folder: str, **facts) -> None:
     record = read(folder)
     path = pathlib.Path(record.pop("folder"))
     _write_record(path, record | {"submitted": {"at": now(), **facts}})
+
+
+def alive(path: pathlib.Path) -> int | None:
+    """The process that a pid file names, if it runs."""
+    try:
+        pid = int(path.read_text())
+        os.kill(pid, 0)
+    except (ValueError, ProcessLookupError, PermissionError, FileNotFoundError):
+        return None
+    return pid
 
 
 def now() -> str:

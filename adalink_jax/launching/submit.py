@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 
 from adalink_jax.errors import UserError
 from adalink_jax.launching import local, record, supervisor
@@ -66,7 +67,7 @@ def submit(job: Job, launcher: str, settings) -> int:
       The exit status: of the job where it runs in the foreground, of the submission elsewhere.
 
     Raises:
-      UserError: if the command that submits, or a file that hosts install, is not here; if a local job runs already.
+      UserError: if the command that submits, or a file that hosts install, is not here.
     """
     if launcher == "local":
         return _run_local(job, settings)
@@ -105,10 +106,6 @@ def _environment() -> dict[str, str]:
 
 
 def _run_local(job: Job, settings: local.Local) -> int:
-    folder = pathlib.Path(job.folder)
-    running = [path for path in folder.glob("process_*.pid") if alive(path)]
-    if running:
-        raise UserError(f"The job runs already ({running[0]}); stop it by `adalink launch cancel {job.name}`.")
     coordinator = f"localhost:{supervisor.free_port()}"
     indices = range(settings.processes)
     commands = [
@@ -116,8 +113,8 @@ def _run_local(job: Job, settings: local.Local) -> int:
         for index in indices
     ]
     environments = [{"PYTHONPATH": _environment()["PYTHONPATH"], **settings.environment(index)} for index in indices]
-    print(f"{settings.processes} processes; logs: {folder}/process_*.log", flush=True)
-    record.submitted(job.folder, pid=os.getpid())
+    print(f"{settings.processes} processes; logs: {job.folder}/process_*.log", flush=True)
+    record.submitted(job.folder)
     with supervisor.Supervisor(commands, environments, job.folder, settings.grace_seconds) as processes:
         status = processes.wait()
     print(f"Ended with status {status}.", flush=True)
@@ -125,31 +122,26 @@ def _run_local(job: Job, settings: local.Local) -> int:
 
 
 def _run_in_foreground(job: Job, command: list[str]) -> int:
-    """Runs a script, shows and logs what it prints, and passes signals on to it."""
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
+    """Runs a script, shows its log, and passes signals on to it. Where this process goes with its terminal, the script stays."""
+    path = pathlib.Path(job.folder, "script.log")
+    with open(path, "ab") as log:
+        begin = log.tell()
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
     pass_on = lambda number, frame: process.send_signal(number)
     before = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGINT)}
-    record.submitted(job.folder, pid=process.pid)
     pid = pathlib.Path(job.folder, "script.pid")
     pid.write_text(f"{process.pid}\n")
+    record.submitted(job.folder)
     try:
-        with process.stdout, open(os.path.join(job.folder, "script.log"), "ab") as log:
-            for text in process.stdout:
-                log.write(text)
-                log.flush()
-                print(text.decode(errors="replace"), end="", flush=True)
-        return process.wait()
+        with open(path, errors="replace") as log:
+            log.seek(begin)
+            while (ended := process.poll()) is None:
+                print(log.read(), end="", flush=True)
+                time.sleep(0.2)
+            print(log.read(), end="", flush=True)
+        return ended if ended >= 0 else 128 - ended
     finally:
-        pid.unlink(missing_ok=True)
+        if process.poll() is not None:
+            pid.unlink(missing_ok=True)
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def alive(path: pathlib.Path) -> int | None:
-    """The process that a pid file names, if it runs."""
-    try:
-        pid = int(path.read_text())
-        os.kill(pid, 0)
-    except (ValueError, ProcessLookupError, FileNotFoundError):
-        return None
-    return pid

@@ -10,10 +10,10 @@ import socket
 import subprocess
 import time
 
+from adalink_jax import notices
 from adalink_jax.errors import Preempted
 
-# Of a process that saved after a notice, or was killed by the one that ended the job.
-_NOTICES = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+_PASSED_ON = (*notices.NOTICES, signal.SIGINT)
 
 
 def free_port() -> int:
@@ -43,7 +43,7 @@ class Supervisor:
         self._handlers = {}
 
     def __enter__(self) -> "Supervisor":
-        self._handlers = {number: signal.signal(number, self._heard) for number in _NOTICES}
+        self._handlers = {number: signal.signal(number, self._heard) for number in _PASSED_ON}
         try:
             for index in range(len(self._commands)):
                 self._start(index)

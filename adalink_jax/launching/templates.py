@@ -1,5 +1,6 @@
 """The templates of `launch/`, filled in by Jinja. A name that a template lacks is an error, and so is one left undefined."""
 
+import functools
 import json
 import pathlib
 import re
@@ -41,5 +42,9 @@ def fill(template: str, **values) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"sh": quote, "line": line, "yaml": json.dumps}  # JSON is YAML
+    environment.filters |= {
+        "sh": quote,
+        "line": line,
+        "yaml": functools.partial(json.dumps, ensure_ascii=False),
+    }  # JSON is YAML
     return environment.get_template(template).render(**values)

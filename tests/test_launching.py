@@ -594,7 +594,8 @@ def test_a_process_that_ignores_sigterm_is_killed_after_the_time_of_grace(tmp_pa
 
 def test_a_notice_is_passed_on(tmp_path):
     text = "trap 'exit 75' TERM; echo ready; while true; do /bin/sleep 0.1; done"
-    with Supervisor([["bash", "-c", text]] * 2, [{}] * 2, tmp_path, 20) as processes:
+    young = "echo ready; while true; do /bin/sleep 0.1; done"
+    with Supervisor([["bash", "-c", young], ["bash", "-c", text]], [{}] * 2, tmp_path, 20) as processes:
         deadline = time.monotonic() + 30
         while not all((tmp_path / f"process_{i}.log").read_text() for i in (0, 1)):
             assert time.monotonic() < deadline

@@ -76,8 +76,8 @@ class Supervisor:
         statuses = [process.wait() for process in self.processes]
         if first is None:
             first = next((status for status in statuses if status), 0)
-        if Preempted.status in statuses and (self._notice is not None or first == Preempted.status):
-            return Preempted.status
+        if self._notice is not None and Preempted.status in statuses:
+            return Preempted.status  # another may have been too young to know the signal
         return first if first >= 0 else 128 - first  # as shells tell of a signal
 
     def _start(self, index: int) -> None:

@@ -33,7 +33,7 @@ def launch(argv: list[str]) -> int:
         prog="adalink launch",
         description="Write a job for other machines, and submit it; ask for it, and stop it.\n"
         + "\n".join(f"  {name:<{width}}  {text}" for name, text in texts.items()),
-        epilog="examples:\n  adalink launch slurm --gin.TOPOLOGY=\"'h100:8'\" -- train --gin_file=gin/runs/quickstart.gin ...\n"
+        epilog="example:\n  adalink launch slurm --gin.TOPOLOGY=\"'h100:8'\" -- train --gin_file=gin/runs/quickstart.gin ...\n"
         "  adalink launch status NAME",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -64,6 +64,8 @@ setup(
         "scikit-learn>=1.5,<2",
         "scipy>=1.13,<2",
         "pillow>=11",
+        # Templates of jobs.
+        "Jinja2>=3.1,<4",
         # What a run shows.
         "tensorboard>=2.21,<3",
         "matplotlib>=3.9,<4",
@@ -78,7 +80,16 @@ setup(
         "gcs": ["gcsfs>=2025.1"],
         "hf": HF,
         # The references of the parity tests (torch, transformers, peft) and what builds and tests the package.
-        "dev": [*HF, *PLAN, "torch==2.13.0", "peft>=0.21,<0.22", "pytest>=9.0,<10", "pytest-xdist>=3.6", "build>=1.2"],
+        "dev": [
+            *HF,
+            *PLAN,
+            "torch==2.13.0",
+            "peft>=0.21,<0.22",
+            "pytest>=9.0,<10",
+            "pytest-xdist>=3.6",
+            "PyYAML>=6",
+            "build>=1.2",
+        ],
     },
     entry_points={"console_scripts": ["adalink = adalink_jax.cli.main:main"]},
 )

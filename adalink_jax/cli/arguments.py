@@ -60,7 +60,7 @@ def register() -> None:
     """Imports every module with configurables, so that gin knows them before files are parsed."""
     from absl import logging as absl_logging
 
-    from adalink_jax import adapters, data, models, parallel  # noqa: F401
+    from adalink_jax import adapters, data, launching, models, parallel  # noqa: F401
     from adalink_jax.studies import compare, cost  # noqa: F401
     from adalink_jax.training import optimizers, predictor, prompt_start, run, run_pack  # noqa: F401
 

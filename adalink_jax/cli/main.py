@@ -16,6 +16,7 @@ COMMANDS = {
     "eval": "score a base model, with an adapter or without",
     "infer": "predict for the rows of a CSV file, each row by the adapter that it names",
     "plan": "say before a launch whether a job fits, on hardware that is not here, and how fast it can be",
+    "launch": "write a job for several processes, Slurm, Cloud TPU VMs or GKE, and submit it, ask for it, stop it",
     "params": "count trainable and frozen parameters of any configuration, without allocating them",
     "inspect": "say what a base model's checkpoint is: leaves, sizes, fingerprint, which shipped model fits",
     "convert": "write a base model in another format: native, Hugging Face, t5x",
@@ -28,6 +29,7 @@ _MODULES = {
     "runs": ("quickstart", "train", "cache-vision", "eval", "params"),
     "infer": ("infer",),
     "planning": ("plan",),
+    "launching": ("launch",),
     "studies": ("pack", "tune", "compare"),
     "adapters": ("adapters",),
     "methods": ("check-method",),
@@ -61,7 +63,7 @@ def main(argv: list[str] | None = None) -> int:
     Returns:
       The exit status: 0; 1 for numbers that differ (verify-base, adapters fold), a method that fails (check-method), and a job
       that does not fit (plan); 2 for bad input; 130 for a run that was stopped and saved, 75 if by a notice (see
-      `notices`).
+      `notices`); the job's own (launch --submit, of a job that it waits for).
     """
     argv = sys.argv[1:] if argv is None else argv
     if not argv or argv[0] in ("-h", "--help", "help"):

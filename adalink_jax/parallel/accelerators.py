@@ -30,6 +30,7 @@ class Accelerator:
       links: links along which a ring sends at once (TPU: both directions of one axis of the torus).
       network_bandwidth: bytes a second that a chip sends out of its slice or node.
       chips_per_host: chips of one host, in slices of several hosts.
+      chips_of_lone_host: the most chips that one host has, where it is the only one of its slice.
       slices: TPU topologies that can be had; for GPUs (), any whole number of them.
     """
 
@@ -42,20 +43,21 @@ class Accelerator:
     links: int
     network_bandwidth: float
     chips_per_host: int
+    chips_of_lone_host: int
     slices: tuple[str, ...]
 
 
 ACCELERATORS = {
     chip.name: chip
     for chip in (
-        Accelerator("v4", "tpu", int(30.75 * GiB), 1.228e12, 275e12, 45e9, 2, 6.25e9, 4, _CUBES),
-        Accelerator("v5e", "tpu", int(15.75 * GiB), 819e9, 197e12, 45e9, 2, 3.125e9, 4, _FLAT),
-        Accelerator("v5p", "tpu", int(95.74 * GiB), 2.765e12, 459e12, 90e9, 2, 6.25e9, 4, (*_CUBES, "16x16x16")),
-        Accelerator("v6e", "tpu", int(31.25 * GiB), 1.64e12, 918e12, 90e9, 2, 12.5e9, 4, _FLAT),
-        Accelerator("a100", "gpu", int(0.92 * 80e9), 2.039e12, 312e12, 300e9, 1, 25e9, 8, ()),
-        Accelerator("h100", "gpu", int(0.92 * 80e9), 3.35e12, 989e12, 450e9, 1, 50e9, 8, ()),
-        Accelerator("h200", "gpu", int(0.92 * 141e9), 4.8e12, 989e12, 450e9, 1, 50e9, 8, ()),
-        Accelerator("b200", "gpu", int(0.92 * 180e9), 7.7e12, 2250e12, 900e9, 1, 50e9, 8, ()),
+        Accelerator("v4", "tpu", int(30.75 * GiB), 1.228e12, 275e12, 45e9, 2, 6.25e9, 4, 4, _CUBES),
+        Accelerator("v5e", "tpu", int(15.75 * GiB), 819e9, 197e12, 45e9, 2, 3.125e9, 4, 8, _FLAT),
+        Accelerator("v5p", "tpu", int(95.74 * GiB), 2.765e12, 459e12, 90e9, 2, 6.25e9, 4, 4, (*_CUBES, "16x16x16")),
+        Accelerator("v6e", "tpu", int(31.25 * GiB), 1.64e12, 918e12, 90e9, 2, 12.5e9, 4, 8, _FLAT),
+        Accelerator("a100", "gpu", int(0.92 * 80e9), 2.039e12, 312e12, 300e9, 1, 25e9, 8, 8, ()),
+        Accelerator("h100", "gpu", int(0.92 * 80e9), 3.35e12, 989e12, 450e9, 1, 50e9, 8, 8, ()),
+        Accelerator("h200", "gpu", int(0.92 * 141e9), 4.8e12, 989e12, 450e9, 1, 50e9, 8, 8, ()),
+        Accelerator("b200", "gpu", int(0.92 * 180e9), 7.7e12, 2250e12, 900e9, 1, 50e9, 8, 8, ()),
     )
 }
 CPU = "cpu"
@@ -81,6 +83,29 @@ class Topology:
     def chips(self) -> int:
         """Chips of all slices."""
         return self.num_slices * math.prod(map(int, self.shape.split("x")))
+
+    @property
+    def hosts(self) -> int:
+        """Hosts of all slices; CPU devices are on one.
+
+        Raises:
+          UserError: for GPUs that do not fill their hosts.
+        """
+        if self.accelerator is None:
+            return 1
+        of_slice = self.chips // self.num_slices
+        if of_slice <= self.accelerator.chips_of_lone_host:
+            return self.num_slices
+        if of_slice % self.accelerator.chips_per_host:
+            raise UserError(
+                f"{self.text} does not fill its hosts, which have {self.accelerator.chips_per_host} chips each."
+            )
+        return self.num_slices * of_slice // self.accelerator.chips_per_host
+
+    @property
+    def chips_per_host(self) -> int:
+        """Chips of each host of this topology."""
+        return self.chips // self.hosts
 
     @property
     def axes(self) -> int:

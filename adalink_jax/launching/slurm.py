@@ -1,0 +1,97 @@
+"""Slurm: one batch script. One process for each GPU, each of which sees all GPUs of its node."""
+
+import dataclasses
+import os
+
+import gin
+
+from adalink_jax.errors import UserError
+from adalink_jax.launching import templates
+from adalink_jax.launching.job import SEVERAL, Job, Rendered
+
+SCRIPT = "job.sbatch"
+
+
+@gin.configurable
+@dataclasses.dataclass(frozen=True)
+class Slurm:
+    """Settings of a cluster and of a job on it.
+
+    Attributes:
+      topology: `h100:16`, or `cpu:4` for that many processes on the CPUs of one node.
+      account, partition, qos: as the cluster's users are told; None leaves the option out.
+      time: the longest that it may run at a stretch, as Slurm writes times.
+      gpus_per_node: None for what the table of accelerators says.
+      cpus_per_process: None for the cluster's default.
+      signal_seconds: before the end of `time` that the job is told to save.
+      modules: names for `module load`.
+      setup: shell lines before the command, such as `source .venv/bin/activate`.
+      container_image, container_mounts: for clusters with Pyxis; `container_mounts` is a tuple of `FROM:TO`.
+      sbatch: further options, such as `--mem=0`.
+    """
+
+    topology: str
+    account: str | None = None
+    partition: str | None = None
+    qos: str | None = None
+    time: str = "24:00:00"
+    gpus_per_node: int | None = None
+    cpus_per_process: int | None = None
+    signal_seconds: int = 120
+    modules: tuple[str, ...] = ()
+    setup: tuple[str, ...] = ()
+    container_image: str | None = None
+    container_mounts: tuple[str, ...] = ()
+    sbatch: tuple[str, ...] = ()
+
+
+def render(job: Job, settings: Slurm, staged: dict[str, str]) -> Rendered:
+    """The batch script of a job.
+
+    Raises:
+      UserError: for TPUs, for GPUs that do not fill their nodes, and for what `Job.words` refuses.
+    """
+    topology = job.topology
+    if topology.platform == "tpu":
+        raise UserError(
+            f"Slurm has no {topology.text}; give GPUs (h100:8) or CPUs (cpu:4), or use `adalink launch tpu`."
+        )
+    gpus = topology.platform == "gpu"
+    per_node = _per_node(job, settings)
+    nodes = topology.chips // per_node
+    # A command that runs in one process has all GPUs of one node.
+    processes = topology.chips if job.command in SEVERAL or nodes > 1 else 1
+    values = {
+        "job": job,
+        "settings": settings,
+        "script": os.path.join(job.folder, SCRIPT),
+        "log": os.path.join(job.folder, "%A_%a.log" if job.array else "%j.log"),
+        "nodes": nodes,
+        "tasks_per_node": processes // nodes,
+        "gpus_per_node": per_node if gpus else None,
+        "words": job.words(processes),
+    }
+    script = values["script"]
+    return Rendered(
+        files={SCRIPT: templates.fill("slurm.sh.jinja", **values)},
+        main=SCRIPT,
+        submit=("sbatch", "--parsable", script),
+        status=(
+            ("squeue", "--noheader", "--jobs={id}", "--format=%i %T %M %R"),
+            ("sacct", "--noheader", "--jobs={id}", "--format=JobID,State,ExitCode,Elapsed"),
+        ),
+        logs=None,
+        cancel=("scancel", "{id}"),
+        resume="A job that ends with status 75 is put back into the queue by its own script. After another end, and when it no longer "
+        f"runs, `sbatch {script}` goes on from the newest checkpoint in MODEL_DIR.",
+    )
+
+
+def _per_node(job: Job, settings: Slurm) -> int:
+    if job.topology.accelerator is None:
+        return job.topology.chips
+    if settings.gpus_per_node is None:
+        return job.topology.chips_per_host
+    if job.topology.chips % settings.gpus_per_node:
+        raise UserError(f"{job.topology.text} does not fill nodes of GPUS_PER_NODE = {settings.gpus_per_node}.")
+    return settings.gpus_per_node

@@ -1,0 +1,70 @@
+#!/bin/bash
+# digits-reverse, written by `adalink launch tpu`: v6e:4x4. Run it with: bash runs/launch/digits-reverse/job.sh
+# The slice my-slice existed before, and is never deleted here.
+# Ctrl-C or SIGTERM stops the job, which saves; the same a second time goes straight to the end.
+set -euo pipefail
+
+name=my-slice
+folder=runs/launch/digits-reverse
+home=adalink/digits-reverse
+where=(--project=my-project --zone=us-west4-a)
+ssh_flags=(--tunnel-through-iap)
+started=false
+running=
+
+on_all() {
+  gcloud compute tpus tpu-vm ssh "$name" "${where[@]}" ${ssh_flags[@]+"${ssh_flags[@]}"} --worker=all --command="$1"
+}
+
+copy() {
+  gcloud compute tpus tpu-vm scp "${where[@]}" ${ssh_flags[@]+"${ssh_flags[@]}"} "$@"
+}
+
+stop() {
+  on_all "if [ -f $home/pid ]; then kill -TERM \$(cat $home/pid) || true; fi"
+}
+
+notice() {
+  trap 'exit 143' INT TERM
+  local status=143
+  if [ -n "$running" ]; then
+    if stop; then
+      status=0
+      wait "$running" || status=$?
+    else
+      kill "$running"
+    fi
+  fi
+  exit "$status"
+}
+
+# shellcheck disable=SC2317  # called by the trap
+finish() {
+  local status=$?
+  trap '' INT TERM
+  trap - EXIT
+  set +e
+  if [ "$status" -ne 0 ] && $started && ! stop; then
+    echo "The job may still run on $name; to stop it:" >&2
+    echo "  gcloud compute tpus tpu-vm ssh $name ${where[*]} --worker=all --command='kill \$(cat $home/pid)'" >&2
+  fi
+  exit "$status"
+}
+
+trap finish EXIT
+trap notice INT TERM
+
+# A new host may not listen yet.
+failures=0
+until on_all "rm -f $home/pid && mkdir -p $home"; do
+  failures=$((failures + 1))
+  [ "$failures" -lt 5 ] || exit 1
+  sleep 30 & wait $!
+done
+copy --recurse --worker=all wheel.whl "$folder/worker.sh" "$folder"/files/few "$folder"/files/helper.py "$folder"/files/mine.gin "$folder"/files/more.gin "$folder"/files/other_tasks.py "$name:$home/"
+on_all "bash $home/worker.sh install"
+started=true
+on_all "bash $home/worker.sh run" &
+running=$!
+wait "$running"
+running=

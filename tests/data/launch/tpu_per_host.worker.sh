@@ -1,0 +1,28 @@
+#!/bin/bash
+# sweep on each host: `worker.sh install`, then `worker.sh run`. Written by `adalink launch tpu`.
+set -euo pipefail
+cd "$(dirname "$0")"
+
+install() {
+  # The hosts' own Python is older than 3.11 on most images; uv brings one.
+  python3 -m pip install --quiet --user uv
+  python3 -m uv venv --quiet --allow-existing --python 3.11 .venv
+  python3 -m uv pip install --quiet --python .venv/bin/python './wheel.whl[tpu]'
+}
+
+# The file `pid` says which process is to be told to save and end.
+run() {
+  export PATH="$PWD/.venv/bin:$PATH"
+  # This host is a slice of its own: without these variables JAX would wait for all hosts.
+  export TPU_CHIPS_PER_PROCESS_BOUNDS=2,2,1 TPU_PROCESS_BOUNDS=1,1,1 TPU_VISIBLE_DEVICES=0,1,2,3
+  local worker index
+  worker=$(curl --fail --silent --show-error --header 'Metadata-Flavor: Google' \
+    http://metadata.google.internal/computeMetadata/v1/instance/attributes/agent-worker-number)
+  for ((index = worker; index < 6; index += 4)); do
+    ADALINK_ARRAY_INDEX=$index adalink check-method my_method.Mine &
+    echo $! >pid
+    wait $!
+  done
+}
+
+"$1"

@@ -1,0 +1,105 @@
+#!/bin/bash
+# digits-reverse, written by `adalink launch tpu`: v5e:4x8. Run it with: bash runs/launch/digits-reverse/job.sh
+# It asks for a queued resource, runs the job on all of its hosts, and deletes what it created, however it ends.
+# Ctrl-C or SIGTERM stops the job, which saves; the same a second time goes straight to the end.
+set -euo pipefail
+
+name=digits-reverse
+folder=runs/launch/digits-reverse
+home=adalink/digits-reverse
+where=(--project=my-project --zone=us-west4-a)
+ssh_flags=()
+queued=(gcloud compute tpus queued-resources)
+asked=false
+started=false
+running=
+
+on_all() {
+  gcloud compute tpus queued-resources ssh "$name" "${where[@]}" ${ssh_flags[@]+"${ssh_flags[@]}"} --node=all --worker=all --command="$1"
+}
+
+copy() {
+  gcloud compute tpus queued-resources scp "${where[@]}" ${ssh_flags[@]+"${ssh_flags[@]}"} "$@"
+}
+
+stop() {
+  on_all "if [ -f $home/pid ]; then kill -TERM \$(cat $home/pid) || true; fi"
+}
+
+notice() {
+  trap 'exit 143' INT TERM
+  local status=143
+  if [ -n "$running" ]; then
+    if stop; then
+      status=0
+      wait "$running" || status=$?
+    else
+      kill "$running"
+    fi
+  fi
+  exit "$status"
+}
+
+# shellcheck disable=SC2317  # called by the trap
+finish() {
+  local status=$?
+  trap '' INT TERM
+  trap - EXIT
+  set +e
+  if $asked; then
+    # A slice that was taken away ends the job as a notice would.
+    if [ "$status" -ne 0 ] && $started; then
+      case $("${queued[@]}" describe "$name" "${where[@]}" --format='value(state.state)') in
+        SUSPENDING | SUSPENDED) status=75 ;;
+      esac
+    fi
+    if ! "${queued[@]}" delete "$name" "${where[@]}" --force --quiet; then
+      echo "$name could not be deleted, and may still cost money. Delete it with:" >&2
+      echo "  ${queued[*]} delete $name ${where[*]} --force --quiet" >&2
+      [ "$status" -ne 0 ] || status=1
+    fi
+  fi
+  exit "$status"
+}
+
+trap finish EXIT
+trap notice INT TERM
+
+there=$("${queued[@]}" list "${where[@]}" --format='value(name.basename())')
+if grep --quiet --fixed-strings --line-regexp "$name" <<<"$there"; then
+  echo "A queued resource $name exists already. It is not this job's, and is left as it is: delete it, or give another --name." >&2
+  exit 2
+fi
+asked=true
+"${queued[@]}" create "$name" "${where[@]}" --accelerator-type=v5litepod-32 --runtime-version=v2-alpha-tpuv5-lite --node-id=digits-reverse --spot
+
+failures=0
+while true; do
+  if state=$("${queued[@]}" describe "$name" "${where[@]}" --format='value(state.state)'); then
+    failures=0
+  else
+    state=unknown failures=$((failures + 1))
+  fi
+  echo "$name is $state."
+  case $state in
+    ACTIVE) break ;;
+    FAILED | SUSPENDING | SUSPENDED | DELETING) exit 1 ;;
+    unknown) [ "$failures" -lt 5 ] || exit 1 ;;
+  esac
+  sleep 30 & wait $!
+done
+
+# A new host may not listen yet.
+failures=0
+until on_all "rm -f $home/pid && mkdir -p $home"; do
+  failures=$((failures + 1))
+  [ "$failures" -lt 5 ] || exit 1
+  sleep 30 & wait $!
+done
+copy --recurse --node=all --worker=all wheel.whl "$folder/worker.sh" "$folder"/files/few "$folder"/files/helper.py "$folder"/files/mine.gin "$folder"/files/more.gin "$folder"/files/other_tasks.py "$name:$home/"
+on_all "bash $home/worker.sh install"
+started=true
+on_all "bash $home/worker.sh run" &
+running=$!
+wait "$running"
+running=

@@ -1,0 +1,636 @@
+"""What `adalink launch` writes, submits and asks for. Programs that would submit are fakes that record how they are called.
+
+Golden files are in tests/data/launch; ADALINK_WRITE_GOLDEN=1 writes them anew.
+"""
+
+import json
+import os
+import pathlib
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import yaml
+from launch_cases import CASES, CLUSTER, PROJECT, STAGED, SWEEP, TRAIN, fake, make_files, path_with, topology
+
+from adalink_jax.cli.main import main
+from adalink_jax.errors import UserError
+from adalink_jax.launching import job as jobs
+from adalink_jax.launching import record
+from adalink_jax.launching.gke import NODES
+from adalink_jax.launching.supervisor import Supervisor
+from adalink_jax.launching.tpu import CLOUD_NAMES
+from adalink_jax.parallel.accelerators import ACCELERATORS, parse_topology
+
+GOLDEN = pathlib.Path(__file__).parent / "data" / "launch"
+ROOT = pathlib.Path(__file__).parent.parent
+MAIN = {"slurm": ("job.sbatch",), "tpu": ("job.sh", "worker.sh"), "gke": ("jobset.yaml",)}
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """A user's folder, which is the current one, in which no real program of a cluster is found."""
+    make_files(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    for name in ("gcloud", "kubectl", "sbatch", "squeue", "sacct", "scancel"):
+        fake(tmp_path / "fakes", name, 'echo "not expected" >&2; exit 9')
+    monkeypatch.setenv("PATH", path_with(tmp_path / "fakes"))
+    return tmp_path
+
+
+def launch(case: str, *options: str) -> int:
+    launcher, mine, command = CASES[case]
+    return main(["launch", launcher, *mine, *options, "--", *command])
+
+
+def folder_of(case: str) -> pathlib.Path:
+    return pathlib.Path("runs/launch", "sweep" if CASES[case][2] is SWEEP else "digits-reverse")
+
+
+# --- what is written ---
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_files_are_those_of_the_golden_ones(place, case, capsys):
+    assert launch(case) == 0
+    shown = capsys.readouterr().out
+    for name in MAIN[CASES[case][0]]:
+        text = (folder_of(case) / name).read_text()
+        golden = GOLDEN / f"{case}.{name}"
+        if os.environ.get("ADALINK_WRITE_GOLDEN"):
+            golden.write_text(text)
+        assert text == golden.read_text()
+    assert (folder_of(case) / MAIN[CASES[case][0]][0]).read_text() in shown
+    assert not any(path.read_text() for path in (place / "fakes").glob("*.calls"))
+
+
+def test_every_golden_file_has_a_case():
+    assert {path.name for path in GOLDEN.iterdir()} == {
+        f"{case}.{name}" for case, (launcher, *_) in CASES.items() for name in MAIN[launcher]
+    }
+
+
+SCRIPTS = sorted(path for path in GOLDEN.iterdir() if path.suffix in (".sh", ".sbatch"))
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
+def test_scripts_are_bash(path):
+    subprocess.run(["bash", "-n", path], check=True)
+
+
+@pytest.mark.skipif(shutil.which("shellcheck") is None, reason="shellcheck is not installed")
+def test_scripts_pass_shellcheck():
+    # What a cluster's own file does is not known here.
+    done = subprocess.run(["shellcheck", "--exclude=SC1091", *SCRIPTS], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("case", [case for case, (launcher, *_) in CASES.items() if launcher == "slurm"])
+def test_a_batch_script_starts_one_process_for_each_device(case):
+    text = (GOLDEN / f"{case}.job.sbatch").read_text()
+    option = lambda name: int(dict(re.findall(r"#SBATCH --([\w-]+)=(\d+)$", text, re.MULTILINE)).get(name, 0))
+    wanted = parse_topology(next(word for word in CASES[case][1] if "TOPOLOGY" in word).split("'")[1])
+    processes = option("nodes") * option("ntasks-per-node")
+    assert option("nodes") * option("gpus-per-node") == (wanted.chips if wanted.platform == "gpu" else 0)
+    assert processes == (1 if CASES[case][2] is SWEEP else wanted.chips)
+    assert ("--multiprocess" in text) == (processes > 1)
+    assert "#SBATCH --gpus-per-task" not in text and "--signal=USR1@" in text and "--signal=B:" not in text
+
+
+@pytest.mark.parametrize("case", [case for case, (launcher, *_) in CASES.items() if launcher == "gke"])
+def test_a_manifest_is_valid_and_has_a_pod_for_each_host(case):
+    *maps, jobset = yaml.safe_load_all((GOLDEN / f"{case}.jobset.yaml").read_text())
+    wanted = parse_topology(next(word for word in CASES[case][1] if "TOPOLOGY" in word).split("'")[1])
+    assert (jobset["apiVersion"], jobset["kind"]) == ("jobset.x-k8s.io/v1alpha2", "JobSet")
+    (replicated,) = jobset["spec"]["replicatedJobs"]
+    job = replicated["template"]["spec"]
+    pod = job["template"]["spec"]
+    (container,) = pod["containers"]
+    (chips,) = container["resources"]["limits"].values()
+    assert replicated["replicas"] == wanted.num_slices
+    assert job["parallelism"] == job["completions"] == wanted.hosts // wanted.num_slices
+    assert replicated["replicas"] * job["parallelism"] * chips == wanted.chips
+    if wanted.platform == "tpu":
+        assert pod["nodeSelector"]["cloud.google.com/gke-tpu-topology"] == wanted.shape
+        assert set(container["resources"]["limits"]) == {"google.com/tpu"}
+    longest = (
+        f"{jobset['metadata']['name']}-{replicated['name']}-{replicated['replicas'] - 1}-{job['parallelism'] - 1}-xxxxx"
+    )
+    assert len(longest) <= 63
+    # Status 75 starts all again, and bad input does not.
+    (codes,) = [rule["onExitCodes"] for rule in job["podFailurePolicy"]["rules"] if "onExitCodes" in rule]
+    assert codes["operator"] == "In" and 2 in codes["values"] and 75 not in codes["values"]
+    assert job["backoffLimit"] == 0 and pod["restartPolicy"] == "Never"
+    assert jobset["spec"]["failurePolicy"]["rules"] == [
+        {"action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}
+    ]
+    assert container["command"][:2] == ["adalink", "train"]  # it is the first process
+    if wanted.hosts == 1:
+        assert not any("multiprocess" in word or "coordinator" in word for word in container["command"])
+    elif wanted.platform == "gpu":
+        assert (
+            f"--coordinator_address={jobset['metadata']['name']}-hosts-0-0.{jobset['metadata']['name']}:8476"
+            in container["command"]
+        )
+        assert "--process_index=$(JOB_COMPLETION_INDEX)" in container["command"]
+    (files,) = maps
+    paths = {item["key"]: item["path"] for item in pod["volumes"][0]["configMap"]["items"]}
+    assert {path: files["data"][key] for key, path in paths.items()}.keys() == STAGED
+
+
+def test_a_cluster_does_not_fill_in_what_looks_like_its_variables(place):
+    assert main(["launch", "gke", topology("v6e:2x4"), *CLUSTER, "--", *TRAIN, "--gin.TASK='$(HOME)'"]) == 0
+    text = (folder_of("gke_one_host") / "jobset.yaml").read_text()
+    assert "$$(HOME)" in text
+
+
+@pytest.mark.parametrize("text, hosts", [
+    ("v5e:1x1", 1), ("v5e:2x4", 1), ("v5e:4x4", 4), ("v6e:2x4*2", 2), ("v4:2x2x1", 1), ("v5p:2x2x2", 2), ("v5p:4x4x4*2", 32),
+    ("h100:4", 1), ("h100:8", 1), ("h100:16", 2), ("cpu:8", 1),
+])  # fmt: skip
+def test_hosts_of_a_topology(text, hosts):
+    assert (parse_topology(text).hosts, parse_topology(text).chips_per_host * hosts) == (
+        hosts,
+        parse_topology(text).chips,
+    )
+
+
+def test_every_chip_of_the_table_has_its_names_in_the_cloud():
+    assert NODES.keys() == ACCELERATORS.keys()
+    assert CLOUD_NAMES.keys() == {name for name, chip in ACCELERATORS.items() if chip.platform == "tpu"}
+
+
+def test_the_commands_of_several_processes_are_those_that_take_their_flags(capsys):
+    several = []
+    from adalink_jax.cli.main import COMMANDS
+
+    for name in COMMANDS:
+        with pytest.raises(SystemExit):
+            main([name, "--help"])
+        if "--process_index" in capsys.readouterr().out:
+            several.append(name)
+    assert sorted(several) == sorted(jobs.SEVERAL)
+
+
+def test_a_folder_records_the_job(place):
+    assert launch("gke_one_host") == 0
+    folder = folder_of("gke_one_host")
+    held = json.loads((folder / "job.json").read_text())
+    assert (
+        held["arguments"] == TRAIN
+        and held["topology"] == "v6e:2x4"
+        and held["settings"]["image"] == "registry/adalink:1"
+    )
+    assert held["submitted"] is None and held["version"]
+    git = lambda *words: subprocess.run(["git", "-C", ROOT, *words], capture_output=True, text=True)
+    head = git("rev-parse", "HEAD")
+    if head.returncode == 0:
+        assert held["commit"] == head.stdout.strip()
+        diff = git("diff", "HEAD").stdout
+        assert held["changed"] == bool(diff) == (folder / "tree.diff").exists()
+        assert not diff or (folder / "tree.diff").read_text() == diff
+    kept = {str(path.relative_to(folder / "files")) for path in (folder / "files").rglob("*") if path.is_file()}
+    assert kept == STAGED == set(held["files"])
+    resume = (folder / "resume.txt").read_text()
+    assert "newest checkpoint" in resume and held["launched_by"] in resume
+
+
+# --- what is refused ---
+
+
+@pytest.mark.parametrize("options, words", [
+    (["slurm", "--", *TRAIN], "TOPOLOGY"),
+    (["slurm", topology("h100:8")], "no command to run"),
+    (["slurm", topology("h100:8"), "--", "tarin"], "nearest: train"),
+    (["slurm", topology("h100:8"), "--", "launch", "status"], "no command that can be launched"),
+    (["slurm", topology("h100:8"), "--gin.PARTITON='gpu'", "--", *TRAIN], "nearest: PARTITION"),
+    (["slurm", topology("v5e:2x4"), "--", *TRAIN], "Slurm has no v5e:2x4"),
+    (["slurm", topology("h100:12"), "--", *TRAIN], "does not fill its hosts"),
+    (["slurm", topology("h100:12"), "--gin.GPUS_PER_NODE=8", "--", *TRAIN], "does not fill nodes"),
+    (["slurm", topology("h100:8"), "--array", "2", "--", *TRAIN], "2 times into one MODEL_DIR"),
+    (["slurm", topology("h100:8"), "--array", "0", "--", *SWEEP], "--array=0 must be 1 or more"),
+    (["slurm", topology("h100:16"), "--name", "x", "--", *SWEEP], "runs in one process"),
+    (["slurm", topology("h100:8"), "--name", "My_job", "--", *TRAIN], "lower-case letters"),
+    (["slurm", topology("h100:8"), "--folder", "my jobs", "--", *TRAIN], "no spaces"),
+    (["slurm", topology("h100:8"), "--", *TRAIN, "--multiprocess"], "given by the launcher"),
+    (["slurm", topology("h100:8"), "--", "train", "--gin_file=none.gin"], "no gin file none.gin"),
+    (["local", "--processes", "0", "--", *TRAIN], "must be 1 or more"),
+    (["tpu", topology("h100:8"), *PROJECT, "--", *TRAIN], "must be a TPU's"),
+    (["tpu", topology("v5e:4x4"), *PROJECT, "--", "train", "--gin.MODEL_DIR='runs/x'"], "all 4 hosts can write"),
+    (["tpu", topology("v5e:2x4"), *PROJECT, "--", "train", "--gin.MODEL_DIR='/runs/x'"], "under the current folder"),
+    (["tpu", topology("v5e:2x4"), *PROJECT, "--", "train", "--gin.MODEL_DIR='../x'"], "under the current folder"),
+    (["tpu", topology("v5e:2x4"), *PROJECT, "--name", "x", "--", "train"], "MODEL_DIR is None"),
+    (["tpu", topology("v5e:2x4"), *PROJECT, "--gin.SPOT=True", "--gin.RESERVED=True", "--", *TRAIN], "exclude each other"),
+    (["tpu", topology("v5e:4x4*2"), *PROJECT, "--tpu", "x", "--", *TRAIN], "is one slice"),
+    (["tpu", topology("v5e:4x4*2"), *PROJECT, "--per_host", "--", *SWEEP], "divides one slice"),
+    (["tpu", topology("v5e:4x4"), *PROJECT, "--array", "2", "--", *SWEEP], "needs --per_host"),
+    (["tpu", topology("v5e:4x4"), *PROJECT, "--per_host", "--", *TRAIN], "into one MODEL_DIR"),
+    (["gke", topology("cpu:4"), *CLUSTER, "--", *TRAIN], "must have TPUs or GPUs"),
+    (["gke", topology("v5e:2x4"), *CLUSTER, "--", "train", "--gin.MODEL_DIR='runs/x'"], "disk of a pod"),
+    (["gke", topology("v5e:4x4"), *CLUSTER, "--name", "a" * 50, "--", *TRAIN], "3 characters too long"),
+    (["status", "nothing"], "There is no job nothing"),
+])  # fmt: skip
+def test_what_cannot_be_is_refused_in_one_sentence(place, capsys, options, words):
+    assert main(["launch", *options]) == 2
+    err = capsys.readouterr().err
+    assert words in err and err.count("\n") == 1, err
+    assert not (place / "runs").exists()
+
+
+def test_files_that_hosts_would_not_find_are_refused(place, capsys):
+    (place.parent / f"{place.name}_outside.gin").write_text("TRAIN_STEPS = 5\n")
+    outside = ["train", f"--gin_file=../{place.name}_outside.gin", TRAIN[-1]]
+    for options in (["tpu", topology("v5e:2x4"), *PROJECT], ["gke", topology("v5e:2x4"), *CLUSTER]):
+        assert main(["launch", *options, "--", *outside]) == 2
+        assert "must lie under the current folder" in capsys.readouterr().err
+    assert main(["launch", "slurm", topology("h100:8"), "--", *outside]) == 0  # a cluster's nodes share the files
+
+
+def test_a_job_that_runs_here_is_not_overwritten(place, capsys):
+    assert launch("tpu_slice") == 0
+    (folder_of("tpu_slice") / "script.pid").write_text(str(os.getpid()))
+    assert launch("tpu_slice") == 2
+    assert "runs (runs/launch/digits-reverse/script.pid)" in capsys.readouterr().err
+
+
+def test_nothing_is_left_of_a_job_that_was_not_submitted(place):
+    assert launch("tpu_slice") == launch("slurm_cpu") == 0
+    names = {path.name for path in folder_of("slurm_cpu").iterdir()} - {"tree.diff"}
+    assert names == {"files", "job.json", "job.sbatch", "resume.txt"}
+
+
+def test_a_folder_of_another_submitted_job_is_not_overwritten(place, capsys):
+    assert launch("slurm_cpu") == 0
+    record.submitted(str(folder_of("slurm_cpu")), id="7")
+    assert launch("slurm_cpu") == 0  # the same job
+    before = (folder_of("slurm_cpu") / "job.sbatch").read_text()
+    assert launch("slurm_two_nodes") == launch("tpu_slice") == 2
+    assert "another job that was submitted" in capsys.readouterr().err
+    assert (folder_of("slurm_cpu") / "job.sbatch").read_text() == before
+
+
+@pytest.mark.parametrize("plan, told", [
+    ({"fits": False, "hbm_bytes": 44.5e9, "eval_hbm_bytes": 3e9, "hbm_limit_bytes": 16.9e9}, "needs 44.5 of 16.9 GB"),
+    ({"fits": True}, None),
+    ("error: TRIAN_STEPS is set, but nothing refers to it.", "TRIAN_STEPS is set"),
+    ("Segmentation fault", "could not be planned (Segmentation fault); --no_plan"),
+])  # fmt: skip
+def test_what_does_not_fit_is_not_submitted(place, capsys, monkeypatch, plan, told):
+    calls = fake(place / "fakes", "kubectl", "")
+    python = fake(
+        place / "fakes",
+        "python",
+        f"""
+        {f"echo '{json.dumps(plan)}'" if isinstance(plan, dict) else f"echo '{plan}' >&2; exit 2"}""",
+    )
+    monkeypatch.setattr(sys, "executable", str(place / "fakes" / "python"))
+    assert launch("gke_one_host", "--submit") == (2 if told else 0)
+    assert "plan --gin_file=gin/runs/quickstart.gin" in python.read_text()
+    assert "--topology v6e:2x4 --quick --json" in python.read_text()
+    err = capsys.readouterr().err
+    assert (told in err and err.count("\n") == 1) if told else not err
+    assert bool(calls.read_text()) == (told is None)
+    assert launch("gke_one_host", "--submit", "--no_plan") == 0 and calls.read_text()
+
+
+@pytest.mark.slow
+def test_a_real_plan_refuses_what_is_too_large(place, capsys):
+    big = ["train", "--gin_file=gin/models/t5_1_1_xxl.gin", "--gin_file=gin/adapters/adalink.gin", TRAIN[-1]]
+    assert main(["launch", "gke", topology("v5e:2x4"), *CLUSTER, "--submit", "--", *big]) == 2
+    err = capsys.readouterr().err
+    assert re.search(
+        r"does not fit v5e:2x4: it needs [\d.]+ of 16\.9 GB on each chip; `adalink plan .*` says what", err
+    )
+
+
+# --- Slurm and GKE: submitted, asked for, stopped ---
+
+
+def test_a_slurm_job_is_submitted_asked_for_and_cancelled(place, capfd):
+    fakes = place / "fakes"
+    sbatch = fake(fakes, "sbatch", "echo '4711;cluster'")
+    squeue, sacct = fake(fakes, "squeue", ""), fake(fakes, "sacct", "echo COMPLETED")
+    scancel = fake(fakes, "scancel", "")
+    assert launch("slurm_cpu") == 0
+    for part in ("status", "logs", "cancel"):
+        assert main(["launch", part, "digits-reverse"]) == 2
+        assert "not submitted" in capfd.readouterr().err
+    assert launch("slurm_cpu", "--submit") == 0
+    assert sbatch.read_text() == "--parsable runs/launch/digits-reverse/job.sbatch\n"
+    assert main(["launch", "status", "digits-reverse"]) == 0
+    assert "--jobs=4711" in squeue.read_text() and "--jobs=4711" in sacct.read_text()
+    assert "COMPLETED" in capfd.readouterr().out
+    assert main(["launch", "logs", "digits-reverse"]) == 2
+    (folder_of("slurm_cpu") / "4711.log").write_text("step 1\n")
+    capfd.readouterr()
+    assert main(["launch", "logs", str(folder_of("slurm_cpu"))]) == 0
+    assert capfd.readouterr().out == "step 1\n"
+    assert main(["launch", "cancel", "digits-reverse"]) == 0
+    assert scancel.read_text() == "4711\n"
+    fake(fakes, "sacct", "exit 1")
+    assert main(["launch", "status", "digits-reverse"]) == 2
+    assert "Nothing is known of digits-reverse" in capfd.readouterr().err
+
+
+def test_a_batch_script_requeues_itself_on_75_alone(place):
+    assert launch("slurm_array") == 0
+    script = folder_of("slurm_array") / "job.sbatch"
+    scontrol = fake(place / "fakes", "scontrol", "")
+    for status in (0, 1, 75):
+        srun = fake(place / "fakes", "srun", f'echo "$ADALINK_ARRAY_INDEX"; exit {status}')
+        env = os.environ | {"SLURM_JOB_ID": "12", "SLURM_ARRAY_TASK_ID": "3"}
+        done = subprocess.run(["bash", script], env=env, capture_output=True, text=True)
+        assert (done.returncode, done.stdout) == (status, "3\n")
+        assert scontrol.read_text() == ("requeue 12\n" if status == 75 else "")
+        assert "adalink check-method my_method.Mine" in srun.read_text()
+
+
+def test_a_jobset_is_created_asked_for_and_deleted(place):
+    kubectl = fake(place / "fakes", "kubectl", "echo something")
+    assert launch("gke_two_slices", "--submit", "--no_plan") == 0
+    for part in ("status", "logs", "cancel"):
+        assert main(["launch", part, "digits-reverse"]) == 0
+    where = "--context=gke_my-project_us-west4_my-cluster --namespace=default"
+    assert kubectl.read_text().splitlines() == [
+        f"{where} create --filename=runs/launch/digits-reverse/jobset.yaml",
+        f"{where} get jobsets,pods --selector=jobset.sigs.k8s.io/jobset-name=digits-reverse --output=wide",
+        f"{where} logs --selector=jobset.sigs.k8s.io/jobset-name=digits-reverse --prefix --tail=1000 --max-log-requests=16",
+        f"{where} delete --filename=runs/launch/digits-reverse/jobset.yaml --ignore-not-found",
+    ]
+
+
+# --- Cloud TPU: the script is run, with a gcloud that records its calls and fails where it is told to ---
+
+GCLOUD = """
+case "$*" in
+  *" list "*) printf '%s' "$FAKE_LIST" ;;
+  *" describe "*) [ -z "$FAKE_STATES" ] || { head -n 1 "$FAKE_STATES"; [ "$(wc -l <"$FAKE_STATES")" -le 1 ] || sed -i 1d "$FAKE_STATES"; } ;;
+  *"worker.sh run") [ -z "$FAKE_WAIT" ] || while [ ! -e "$FAKE_WAIT" ]; do /bin/sleep 0.05; done ;;
+  *"kill -TERM"*) [ -z "$FAKE_WAIT" ] || touch "$FAKE_WAIT" ;;
+esac
+for pattern in $FAKE_FAIL; do
+  case "$*" in *${pattern%%:*}*) exit "${pattern##*:}" ;; esac
+done
+"""
+
+
+class Script:
+    """A rendered script with fakes; `calls` are gcloud's, without what all of them share."""
+
+    def __init__(self, place, case, fail="", listed="", states=("PROVISIONING", "ACTIVE")):
+        assert launch(case) == 0
+        self.path = folder_of(case) / "job.sh"
+        self._calls = fake(place / "fakes", "gcloud", GCLOUD)
+        fake(place / "fakes", "sleep", "")
+        (place / "states").write_text("".join(f"{state}\n" for state in states))
+        self.env = os.environ | {
+            "FAKE_FAIL": fail, "FAKE_LIST": listed, "FAKE_STATES": str(place / "states"), "FAKE_WAIT": "",
+        }  # fmt: skip
+
+    def run(self):
+        return subprocess.run(["bash", self.path], env=self.env, capture_output=True, text=True, timeout=60)
+
+    @property
+    def calls(self) -> list[str]:
+        where = " --project=my-project --zone=us-west4-a"
+        return [text.removeprefix("compute tpus ").replace(where, "") for text in self._calls.read_text().splitlines()]
+
+    @property
+    def verbs(self) -> list[str]:
+        """`create`, `scp`, `run`: each call in one word."""
+        word = lambda text: next(
+            (w for w in ("install", "run", "kill", "mkdir") if re.search(rf"ssh.*{w}", text)), text.split()[1]
+        )
+        return [word(text) for text in self.calls]
+
+
+WHOLE = ["list", "create", "describe", "describe", "mkdir", "scp", "install", "run", "delete"]
+
+
+def test_a_slice_is_made_used_and_given_back(place):
+    script = Script(place, "tpu_slice")
+    done = script.run()
+    assert done.returncode == 0, done.stderr
+    every = "--node=all --worker=all"
+    assert script.calls == [
+        "queued-resources list --format=value(name.basename())",
+        "queued-resources create digits-reverse --accelerator-type=v5litepod-32 --runtime-version=v2-alpha-tpuv5-lite "
+        "--node-id=digits-reverse --spot",
+        "queued-resources describe digits-reverse --format=value(state.state)",
+        "queued-resources describe digits-reverse --format=value(state.state)",
+        f"queued-resources ssh digits-reverse {every} --command=rm -f adalink/digits-reverse/pid && mkdir -p adalink/digits-reverse",
+        f"queued-resources scp --recurse {every} wheel.whl runs/launch/digits-reverse/worker.sh "
+        "runs/launch/digits-reverse/files/few runs/launch/digits-reverse/files/helper.py runs/launch/digits-reverse/files/mine.gin "
+        "runs/launch/digits-reverse/files/more.gin runs/launch/digits-reverse/files/other_tasks.py digits-reverse:adalink/digits-reverse/",
+        f"queued-resources ssh digits-reverse {every} --command=bash adalink/digits-reverse/worker.sh install",
+        f"queued-resources ssh digits-reverse {every} --command=bash adalink/digits-reverse/worker.sh run",
+        "queued-resources delete digits-reverse --force --quiet",
+    ]
+    assert script.verbs == WHOLE
+
+
+@pytest.mark.parametrize("fail, verbs, status", [
+    (" create :1", ["list", "create", "delete"], 1),
+    (" scp :4", [*WHOLE[:6], "delete"], 4),
+    ("install:5", [*WHOLE[:7], "delete"], 5),
+    ("bash*run:3", [*WHOLE[:8], "describe", "delete"], 3),
+    ("bash*run:75", [*WHOLE[:8], "describe", "delete"], 75),
+    ("mkdir:1", [*WHOLE[:4], *["mkdir"] * 5, "delete"], 1),
+])  # fmt: skip
+def test_a_failure_half_way_leaves_nothing_running(place, fail, verbs, status):
+    script = Script(place, "tpu_slice", fail.strip().replace(" ", ""))
+    done = script.run()
+    assert (done.returncode, script.verbs) == (status, verbs), done.stderr
+
+
+@pytest.mark.parametrize("state", ["FAILED", "SUSPENDED"])
+def test_a_slice_that_never_comes_is_given_back(place, state):
+    script = Script(place, "tpu_slice", states=("WAITING_FOR_RESOURCES", state))
+    assert script.run().returncode == 1
+    assert script.verbs == ["list", "create", "describe", "describe", "delete"]
+
+
+def test_a_slice_that_was_taken_away_asks_to_be_started_again(place):
+    script = Script(place, "tpu_slice", "bash*run:255", states=("ACTIVE", "SUSPENDED"))
+    assert script.run().returncode == 75
+    assert script.verbs[-2:] == ["describe", "delete"]
+
+
+def test_a_clean_up_that_fails_tells_the_command(place):
+    script = Script(place, "tpu_slice", "delete:1")
+    done = script.run()
+    assert done.returncode == 1
+    command = "gcloud compute tpus queued-resources delete digits-reverse --project=my-project --zone=us-west4-a --force --quiet"
+    assert command in done.stderr.splitlines()[-1]
+
+
+def test_a_name_that_is_taken_is_left_alone(place):
+    script = Script(place, "tpu_slice", listed="other\ndigits-reverse")
+    done = script.run()
+    assert done.returncode == 2 and "exists already" in done.stderr
+    assert script.verbs == ["list"]
+
+
+@pytest.mark.parametrize("fail", ["", "scp:4", "install:5", "bash*run:3", "mkdir:1"])
+def test_a_slice_that_existed_before_is_never_deleted(place, fail):
+    script = Script(place, "tpu_existing", fail)
+    assert script.run().returncode == int(fail.partition(":")[2] or 0)
+    assert not [text for text in script.calls if "delete" in text or "create" in text or "queued" in text]
+    assert all(
+        text.startswith("tpu-vm ") and "my-slice" in text and "--tunnel-through-iap" in text for text in script.calls
+    )
+
+
+def test_where_the_job_cannot_be_stopped_on_a_slice_that_stays_the_command_is_told(place):
+    script = Script(place, "tpu_existing", "bash*run:255 kill:1")
+    done = script.run()
+    assert done.returncode == 255
+    assert "--command='kill $(cat adalink/digits-reverse/pid)'" in done.stderr.splitlines()[-1]
+
+
+def test_results_in_a_folder_are_sent_and_fetched(place):
+    (place / "runs" / "digits_reverse").mkdir(parents=True)
+    script = Script(place, "tpu_one_host", "bash*run:75")
+    assert script.run().returncode == 75
+    copies = [text for text in script.calls if " scp " in text]
+    assert copies[0].split()[5:7] == ["wheel.whl", "versions.txt"]
+    assert copies[1].endswith(" runs/digits_reverse digits-reverse:adalink/digits-reverse/runs/")
+    assert copies[2].endswith("--worker=0 digits-reverse:adalink/digits-reverse/runs/digits_reverse runs/")
+    assert script.verbs[-3:] == ["scp", "describe", "delete"]
+
+
+def test_a_notice_lets_the_job_save_and_gives_the_slice_back(place):
+    script = Script(place, "tpu_slice", "bash*run:75")
+    script.env["FAKE_WAIT"] = str(place / "told")
+    process = subprocess.Popen(
+        ["bash", script.path], env=script.env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 30
+    while "run" not in script.verbs:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(30) == 75
+    assert script.verbs == [*WHOLE[:8], "kill", "describe", "delete"]
+
+
+def test_each_host_runs_its_elements(place):
+    assert launch("tpu_per_host") == 0
+    worker = shutil.copy(folder_of("tpu_per_host") / "worker.sh", place / "worker.sh")
+    fake(place / "fakes", "curl", "echo 1")
+    (place / ".venv" / "bin").mkdir(parents=True)
+    fake(
+        place / ".venv" / "bin",
+        "adalink",
+        'echo "$ADALINK_ARRAY_INDEX $TPU_PROCESS_BOUNDS $TPU_CHIPS_PER_PROCESS_BOUNDS $*"',
+    )
+    done = subprocess.run(["bash", worker, "run"], capture_output=True, text=True, timeout=60)
+    assert done.stdout.splitlines() == [f"{i} 1,1,1 2,2,1 check-method my_method.Mine" for i in (1, 5)]
+
+
+def test_a_submitted_script_is_shown_logged_and_told_to_stop(place, capfd):
+    fake(place / "fakes", "gcloud", GCLOUD)
+    fake(place / "fakes", "sleep", "")
+    os.environ |= {"FAKE_FAIL": "", "FAKE_LIST": "", "FAKE_STATES": str(place / "states"), "FAKE_WAIT": ""}
+    (place / "states").write_text("ACTIVE\n")
+    try:
+        assert launch("tpu_slice", "--submit", "--no_plan") == 0
+    finally:
+        for name in ("FAKE_FAIL", "FAKE_LIST", "FAKE_STATES", "FAKE_WAIT"):
+            del os.environ[name]
+    assert "digits-reverse is ACTIVE." in capfd.readouterr().out
+    assert "digits-reverse is ACTIVE." in (folder_of("tpu_slice") / "script.log").read_text()
+    assert not (folder_of("tpu_slice") / "script.pid").exists()
+    calls = fake(place / "fakes", "gcloud", "echo ACTIVE")
+    calls.write_text("")
+    for part in ("status", "cancel"):
+        assert main(["launch", part, "digits-reverse"]) == 0
+    assert [text.split()[3] for text in calls.read_text().splitlines()] == ["describe", "delete"]
+
+
+def test_a_wheel_that_is_not_there_is_told_before_anything_is_asked_for(place, capsys):
+    (place / "wheel.whl").unlink()
+    assert launch("tpu_slice", "--submit", "--no_plan") == 2
+    assert "no file wheel.whl" in capsys.readouterr().err
+    assert not (place / "fakes" / "gcloud.calls").read_text()
+
+
+# --- this machine ---
+
+
+def supervise(tmp_path, *programs: str, grace: float = 20.0) -> tuple[int, float]:
+    """The status of a job of these pieces of Bash, and how long it took."""
+    begin = time.monotonic()
+    with Supervisor([["bash", "-c", text] for text in programs], [{}] * len(programs), tmp_path, grace) as processes:
+        status = processes.wait()
+    assert all(process.poll() is not None for process in processes.processes)
+    return status, time.monotonic() - begin
+
+
+@pytest.mark.parametrize("programs, status", [
+    (("exit 0", "exit 0"), 0),
+    (("exit 0", "exit 3"), 3),
+    (("exit 75", "exit 75"), 75),
+    (("trap 'exit 75' TERM; /bin/sleep 60 & wait", "/bin/sleep 0.5; exit 1"), 1),  # the others save, but it failed
+    (("/bin/sleep 60", "/bin/sleep 0.5; exit 75"), 75),
+    (("kill -KILL $$", "/bin/sleep 60"), 137),
+])  # fmt: skip
+def test_the_status_of_a_local_job(tmp_path, programs, status):
+    found, seconds = supervise(tmp_path, *programs)
+    assert found == status and seconds < 15
+    assert not list(tmp_path.glob("*.pid"))
+
+
+def test_a_process_that_ignores_sigterm_is_killed_after_the_time_of_grace(tmp_path):
+    status, seconds = supervise(
+        tmp_path, "trap '' TERM; while true; do /bin/sleep 1; done", "/bin/sleep 0.5; exit 4", grace=1.0
+    )
+    assert status == 4 and 1 < seconds < 15
+
+
+def test_a_notice_is_passed_on(tmp_path):
+    text = "trap 'exit 75' TERM; echo ready; while true; do /bin/sleep 0.1; done"
+    young = "echo ready; while true; do /bin/sleep 0.1; done"
+    with Supervisor([["bash", "-c", young], ["bash", "-c", text]], [{}] * 2, tmp_path, 20) as processes:
+        deadline = time.monotonic() + 30
+        while not all((tmp_path / f"process_{i}.log").read_text() for i in (0, 1)):
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert processes.wait() == 75
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_a_job_of_two_processes_trains(tmp_path, monkeypatch, capfd):
+    pytest.importorskip("seqio")
+    from test_hosts import TASK, flags
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "few_digits.py").write_text(TASK)
+    mine = flags("run", TRAIN_STEPS=2, EVAL_PERIOD=0, WARMUP_STEPS=1)
+    assert main(["launch", "local", "--processes", "2", "--submit", "--", "quickstart", *mine]) == 0
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["steps"] == 2
+    held = record.read("run")
+    assert held["submitted"] and set(held["files"]) == {"few_digits.py"}
+    capfd.readouterr()
+    assert main(["launch", "status", "run"]) == 0
+    assert capfd.readouterr().out == "No process of it runs.\n"
+    assert main(["launch", "logs", "run"]) == 0
+    assert "best step" in capfd.readouterr().out
+
+
+def test_a_name_for_a_job():
+    assert jobs.default_name(("train", "--gin.MODEL_DIR='gs://bucket/runs/Digits_reverse.2/'")) == "digits-reverse-2"
+    assert jobs.default_name(("train", "--gin.MODEL_DIR='runs/7'")) == "train"
+    assert jobs.default_name(("eval", "--gin.MODEL_DIR=%OTHER")) == "eval"
+    assert (
+        jobs.default_name(("quickstart", "--model_dir", "runs/x"))
+        == jobs.default_name(("train", "--model_dir=x"))
+        == "x"
+    )
+    with pytest.raises(UserError, match="2 characters too long"):
+        jobs.check_label("a" * 65)

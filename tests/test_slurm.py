@@ -1,0 +1,158 @@
+"""Batch scripts on a real Slurm of one node, which `start_slurm.sh` starts for these tests. Needs Debian's slurm-wlm and munge, and root."""
+
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import time
+
+import pytest
+from launch_cases import SWEEP, topology
+
+from adalink_jax.cli.main import main
+from adalink_jax.launching import record
+
+ROOT = pathlib.Path(__file__).parent.parent
+START = ROOT / "tests" / "start_slurm.sh"
+_PATH = f"{os.environ['PATH']}{os.pathsep}/usr/sbin"
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not all(shutil.which(name, path=_PATH) for name in ("slurmctld", "slurmd", "munged")) or os.geteuid() != 0,
+        reason="slurm-wlm and munge are not installed, or this is not root",
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def slurm(tmp_path_factory):
+    """The configuration of a Slurm that runs."""
+    folder = tmp_path_factory.mktemp("slurm")
+    try:
+        subprocess.run(["bash", START, folder], check=True)
+        yield folder / "slurm.conf"
+    finally:
+        subprocess.run(["bash", START, folder, "stop"], check=True)
+
+
+@pytest.fixture
+def place(slurm, tmp_path, monkeypatch):
+    """The current folder, from which jobs are submitted."""
+    monkeypatch.setenv("SLURM_CONF", str(slurm))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def adalink(place, body: str) -> str:
+    """A line for SETUP, after which the command `adalink` is this piece of Bash."""
+    (place / "bin").mkdir()
+    (place / "bin" / "adalink").write_text(f"#!/bin/bash\n{body}\n")
+    (place / "bin" / "adalink").chmod(0o755)
+    return f"--gin.SETUP=('export PATH={place}/bin:$PATH',)"
+
+
+def wait_for(condition, seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+
+
+def states() -> dict[str, str]:
+    """Job, or element of an array -> its state, as Slurm tells it."""
+    done = subprocess.run(
+        ["squeue", "--all", "--noheader", "--array", "--states=all", "--format=%i %T"],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    return dict(line.split() for line in done.stdout.splitlines())
+
+
+def at_once(job: str) -> bool:
+    """Has a requeued job, which Slurm would hold back for two minutes, start now; whether it was."""
+    if states().get(job) != "PENDING":
+        return False
+    time.sleep(3)  # the script that asked for it is still being ended, which is what the two minutes are for
+    return (
+        subprocess.run(["scontrol", "update", f"JobId={job}", "StartTime=now"], stderr=subprocess.DEVNULL).returncode
+        == 0
+    )
+
+
+def test_two_tasks_train(place):
+    pytest.importorskip("seqio")
+    from test_hosts import TASK, flags
+
+    (place / "few_digits.py").write_text(TASK)
+    setup = adalink(place, f'exec {sys.executable} -m adalink_jax "$@"')
+    os.environ["PYTHONPATH"] = str(ROOT)  # Slurm hands the environment of the submission on
+    mine = flags("run", TRAIN_STEPS=2, EVAL_PERIOD=0, WARMUP_STEPS=1)
+    try:
+        assert main(["launch", "slurm", topology("cpu:2"), setup, "--submit", "--", "quickstart", *mine]) == 0
+    finally:
+        del os.environ["PYTHONPATH"]
+    job = record.read("run")["submitted"]["id"]
+    wait_for(lambda: states()[job] not in ("PENDING", "RUNNING", "COMPLETING"), 500)
+    log = (place / "runs" / "launch" / "run" / f"{job}.log").read_text()
+    assert states()[job] == "COMPLETED", log[-3000:]
+    assert json.loads((place / "run" / "summary.json").read_text())["steps"] == 2
+    assert main(["launch", "logs", "run"]) == main(["launch", "status", "run"]) == 0
+
+
+def test_an_element_that_is_stopped_is_requeued_and_the_others_are_not(place):
+    setup = adalink(
+        place,
+        """
+        echo "$ADALINK_ARRAY_INDEX" >>started
+        if [ "$ADALINK_ARRAY_INDEX" = 1 ] && [ ! -e told ]; then
+          trap 'touch told; exit 75' USR1
+          touch waiting
+          while true; do sleep 0.2; done
+        fi
+        [ "$ADALINK_ARRAY_INDEX" != 2 ] || exit 3""",
+    )
+    options = ["slurm", topology("cpu:1"), "--array", "3", "--name", "sweep", setup, "--submit"]
+    assert main(["launch", *options, "--", *SWEEP]) == 0
+    job = record.read("sweep")["submitted"]["id"]
+    wait_for((place / "waiting").exists, 60)
+    subprocess.run(["scancel", "--signal=USR1", f"{job}_1"], check=True)
+    wait_for((place / "told").exists, 60)
+    wait_for(lambda: at_once(f"{job}_1"), 60)
+    wait_for(lambda: {states().get(f"{job}_{i}") for i in range(3)} <= {"COMPLETED", "FAILED"}, 60)
+    assert sorted((place / "started").read_text().split()) == ["0", "1", "1", "2"]
+    assert [states()[f"{job}_{i}"] for i in range(3)] == ["COMPLETED", "COMPLETED", "FAILED"]
+
+
+def test_tasks_of_which_one_ends_first_with_75_are_requeued(place):
+    setup = adalink(
+        place, 'echo x >>"started_$SLURM_PROCID"; [ -e again ] || { sleep "$SLURM_PROCID"; touch again; exit 75; }'
+    )
+    assert main(["launch", "slurm", topology("cpu:2"), "--name", "two", setup, "--submit", "--", "eval"]) == 0
+    job = record.read("two")["submitted"]["id"]
+    wait_for((place / "again").exists, 60)
+    wait_for(lambda: at_once(job), 60)
+    wait_for(lambda: states()[job] in ("COMPLETED", "FAILED"), 60)
+    assert states()[job] == "COMPLETED"
+    assert [(place / f"started_{i}").read_text().count("x") for i in (0, 1)] == [2, 2]
+
+
+def test_a_job_that_is_cancelled_is_told_to_save_and_not_requeued(place):
+    setup = adalink(place, "trap 'touch saved; exit 75' TERM; touch waiting; while true; do sleep 0.2; done")
+    assert main(["launch", "slurm", topology("cpu:1"), "--name", "one", setup, "--submit", "--", "eval"]) == 0
+    job = record.read("one")["submitted"]["id"]
+    wait_for((place / "waiting").exists, 60)
+    assert main(["launch", "cancel", "one"]) == 0
+    wait_for(lambda: states().get(job) not in ("RUNNING", "COMPLETING"), 60)
+    assert states().get(job) == "CANCELLED" and (place / "saved").exists()
+
+
+def test_a_job_is_told_to_save_before_its_time_is_over(place):
+    setup = adalink(place, "trap 'touch saved; exit 3' USR1; while true; do sleep 0.2; done")
+    limits = ["--gin.TIME='2'", "--gin.SIGNAL_SECONDS=110"]
+    assert main(["launch", "slurm", topology("cpu:1"), "--name", "time", setup, *limits, "--submit", "--", "eval"]) == 0
+    job = record.read("time")["submitted"]["id"]
+    wait_for(lambda: states()[job] not in ("PENDING", "RUNNING", "COMPLETING"), 140)
+    assert states()[job] == "FAILED" and (place / "saved").exists()  # not TIMEOUT

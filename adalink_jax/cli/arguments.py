@@ -32,7 +32,7 @@ def gin_parser(name: str, text: str, example: str) -> argparse.ArgumentParser:
 
 
 def add_processes(parser: argparse.ArgumentParser) -> None:
-    """The flags of a job of several processes (t5x's), for `start_processes`."""
+    """The flags of a job of several processes (t5x's), for `processes`."""
     group = parser.add_argument_group(
         "several processes",
         "Start the same command in each, with the same MODEL_DIR, a folder that all can read and write. A signal to one\n"
@@ -49,11 +49,19 @@ def add_processes(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--process_index", metavar="I", type=int, help="which this one is, from 0 on")
 
 
-def start_processes(options: argparse.Namespace) -> None:
-    """Joins the job's processes, before anything is computed."""
+@contextlib.contextmanager
+def processes(options: argparse.Namespace) -> Iterator[None]:
+    """Joins the job's processes, before anything is computed, and leaves it with them at the end, or where all have stopped."""
     from adalink_jax import parallel
+    from adalink_jax.errors import Stopped
 
     parallel.initialize(options.multiprocess, options.coordinator_address, options.process_count, options.process_index)
+    try:
+        yield
+    except Stopped:
+        parallel.leave()
+        raise
+    parallel.leave()
 
 
 def register() -> None:

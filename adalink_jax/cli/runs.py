@@ -4,7 +4,7 @@ import ast
 import json
 
 from adalink_jax import configuration
-from adalink_jax.cli.arguments import MODEL, add_processes, gin_parser, register, start_processes
+from adalink_jax.cli.arguments import MODEL, add_processes, gin_parser, processes, register
 
 DATA = {"Setup.dataset": "a task's file, such as --gin_file=gin/tasks/digits.gin"}
 RUN = {"train.setup": "a run's file, such as --gin_file=gin/runs/finetune.gin"}
@@ -27,18 +27,18 @@ def train(argv: list[str], name: str = "train", files: tuple[str, ...] = ()) -> 
         parser.error("give at least one --gin_file, such as --gin_file=gin/runs/quickstart.gin")
     if getattr(options, "model_dir", None):
         flags = flags.binding("MODEL_DIR", repr(options.model_dir))
-    start_processes(options)
-    register()
-    configuration.load(flags, extra_files=files)
-    configuration.require(MODEL | DATA | RUN)
-    from adalink_jax.training import run
+    with processes(options):
+        register()
+        configuration.load(flags, extra_files=files)
+        configuration.require(MODEL | DATA | RUN)
+        from adalink_jax.training import run
 
-    def config_text() -> str:
-        configuration.check_all_used(flags)
-        return configuration.operative_config()
+        def config_text() -> str:
+            configuration.check_all_used(flags)
+            return configuration.operative_config()
 
-    run.train(settings=configuration.used_settings, config_text=config_text)
-    return 0
+        run.train(settings=configuration.used_settings, config_text=config_text)
+        return 0
 
 
 def quickstart(argv: list[str]) -> int:
@@ -61,24 +61,24 @@ def eval(argv: list[str]) -> int:
     add_processes(parser)
     flags, rest = configuration.parse_flags(argv)
     options = parser.parse_args(rest)
-    start_processes(options)
-    register()
-    configuration.load(flags, require_all=False)
-    configuration.require(MODEL | DATA)
-    from adalink_jax import parallel
-    from adalink_jax.training import run
-    from adalink_jax.training.setup import Setup
+    with processes(options):
+        register()
+        configuration.load(flags, require_all=False)
+        configuration.require(MODEL | DATA)
+        from adalink_jax import parallel
+        from adalink_jax.training import run
+        from adalink_jax.training.setup import Setup
 
-    scores = run.evaluate(Setup(), options.split, options.output_dir)
-    configuration.check_all_used(flags)
-    if not parallel.is_first():
+        scores = run.evaluate(Setup(), options.split, options.output_dir)
+        configuration.check_all_used(flags)
+        if not parallel.is_first():
+            return 0
+        if options.json:
+            print(json.dumps(scores))
+        else:
+            for metric, value in scores.items():
+                print(f"{metric} on {options.split}: {value:.4f}")
         return 0
-    if options.json:
-        print(json.dumps(scores))
-    else:
-        for metric, value in scores.items():
-            print(f"{metric} on {options.split}: {value:.4f}")
-    return 0
 
 
 def cache_vision(argv: list[str]) -> int:
@@ -92,19 +92,19 @@ def cache_vision(argv: list[str]) -> int:
     add_processes(parser)
     flags, rest = configuration.parse_flags(argv)
     options = parser.parse_args(rest)
-    start_processes(options)
-    register()
-    configuration.load(flags, require_all=False)
-    configuration.require(MODEL | DATA)
-    from adalink_jax import parallel
-    from adalink_jax.training import run
-    from adalink_jax.training.setup import Setup
+    with processes(options):
+        register()
+        configuration.load(flags, require_all=False)
+        configuration.require(MODEL | DATA)
+        from adalink_jax import parallel
+        from adalink_jax.training import run
+        from adalink_jax.training.setup import Setup
 
-    cache = run.cache_vision(Setup())
-    if parallel.is_first():
-        (rows, width), dtype = cache.tower.shape, cache.tower.dtype
-        print(f"{len(cache):,} images in {cache.folder}: {rows} x {width} values of {dtype} each")
-    return 0
+        cache = run.cache_vision(Setup())
+        if parallel.is_first():
+            (rows, width), dtype = cache.tower.shape, cache.tower.dtype
+            print(f"{len(cache):,} images in {cache.folder}: {rows} x {width} values of {dtype} each")
+        return 0
 
 
 def params(argv: list[str]) -> int:

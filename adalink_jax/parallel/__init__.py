@@ -1,6 +1,6 @@
 """Processes, meshes and logical axis rules: where every array lives. Imports nothing of the project."""
 
-from adalink_jax.parallel.distributed import Agreement, all_agree, expect_devices, initialize, is_first, once
+from adalink_jax.parallel.distributed import Agreement, all_agree, expect_devices, initialize, is_first, leave, once
 from adalink_jax.parallel.mesh import data_axis_size, make_mesh
 from adalink_jax.parallel.read_once import Readers, host_zeros
 from adalink_jax.parallel.sharding import (
@@ -34,6 +34,7 @@ __all__ = [
     "host_zeros",
     "initialize",
     "is_first",
+    "leave",
     "local_rows",
     "logical_axis_rules",
     "make_mesh",

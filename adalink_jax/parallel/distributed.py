@@ -72,6 +72,17 @@ def initialize(
         raise UserError(f"Process {index} of {count} did not meet the others at {coordinator_address} ({why}).") from e
 
 
+def leave() -> None:
+    """Ends this process's part in the job, when all have come here. Nothing of JAX may be computed afterwards.
+
+    Without it each would wait for the others while Python ends, for TIMEOUT_SECONDS at most, and the first, which writes and
+    prints, comes later than the others.
+    """
+    if jax.process_count() > 1:
+        all_agree(True)
+        jax.distributed.shutdown()
+
+
 @gin.configurable
 def expect_devices(num_devices: int | None = None) -> None:
     """Compares the devices that were asked for with those of the job.

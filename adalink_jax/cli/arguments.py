@@ -61,7 +61,7 @@ def register() -> None:
     from absl import logging as absl_logging
 
     from adalink_jax import adapters, data, models, parallel  # noqa: F401
-    from adalink_jax.studies import compare, cost  # noqa: F401
+    from adalink_jax.studies import compare, cost, sweep  # noqa: F401
     from adalink_jax.training import optimizers, predictor, prompt_start, run, run_pack  # noqa: F401
 
     absl_logging.set_verbosity(absl_logging.FATAL)  # what Orbax calls an error is raised, and told in one sentence

@@ -7,6 +7,7 @@ Functions that take arrays are called by all processes, and the first writes; of
 import contextlib
 import importlib.metadata
 import json
+import os
 from collections.abc import Iterator
 
 from etils import epath
@@ -106,7 +107,18 @@ def write_parameters(
 
 def write_summary(folder: epath.Path, summary: dict) -> None:
     """`summary.json`: the run has ended."""
-    (folder / SUMMARY).write_text(json.dumps(summary, indent=2) + "\n")
+    write_whole(folder / SUMMARY, summary)
+
+
+def write_whole(path: epath.Path, value: dict) -> None:
+    """Writes JSON so that the file is whole, whenever the process is killed, or as it was."""
+    text = json.dumps(value, indent=2) + "\n"
+    if "://" in os.fspath(path):  # objects of a bucket are replaced at once
+        path.write_text(text)
+        return
+    new = path.with_name(f".{path.name}.new")
+    new.write_text(text)
+    new.replace(path)
 
 
 def write_samples(folder: epath.Path, writer: MetricWriter, step: int, split: str, result: Result) -> None:

@@ -1,6 +1,7 @@
 """`adalink sweep`: the table of a sweep's runs, what they need, and running them."""
 
 import argparse
+import ast
 import os
 import sys
 
@@ -35,11 +36,11 @@ def sweep(argv: list[str]) -> int:
     made = _Configured(flags)
     if options.element is not None:
         return _element(made, options.element)
+    if options.plan:
+        return _plan(made, options.topology)
     runs = {run.name: made.folder(run) for run in made.runs}
     for folder in runs.values():
         folder.check()
-    if options.plan:
-        return _plan(made, options.topology)
     if options.run:
         return _run(made, runs, argv, options.parallel)
     _show(made, runs)
@@ -54,7 +55,9 @@ def _parser() -> argparse.ArgumentParser:
         "adalink sweep --gin_file=gin/sweeps/digits_small.gin --gin.MODEL_DIR=\"'runs/small'\" --run",
     )
     parser.add_argument(
-        "--run", action="store_true", help="make, or go on with, all runs that are not finished; give it again after a stop"
+        "--run",
+        action="store_true",
+        help="make, or go on with, all runs that are not finished; give it again after a stop",
     )
     parser.add_argument("--parallel", type=int, default=1, metavar="N", help="how many runs at once (1)")
     parser.add_argument(
@@ -64,8 +67,12 @@ def _parser() -> argparse.ArgumentParser:
         metavar="I",
         help=f"make run number I of the table, or the one called I, alone, in this process; by default {INDEX}",
     )
-    parser.add_argument("--plan", action="store_true", help="see whether each fits, and what all need, without running any")
-    parser.add_argument("--topology", metavar="CHIP:SHAPE", help="for --plan, as `adalink plan` takes it: v5e:4x8, h100:8")
+    parser.add_argument(
+        "--plan", action="store_true", help="see whether each fits, and what all need, without running any"
+    )
+    parser.add_argument(
+        "--topology", metavar="CHIP:SHAPE", help="for --plan, as `adalink plan` takes it: v5e:4x8, h100:8"
+    )
     parser.add_argument("--follow", type=int, help=argparse.SUPPRESS)  # the process that this one ends with
     return parser
 
@@ -96,16 +103,24 @@ class _Configured:
     def flags_of(self, run) -> configuration.GinFlags:
         return run.flags(self.flags, f"{self.model_dir}/{run.name}")
 
-    def folder(self, run):
-        """Its folder, after all that can be checked of its configuration was checked."""
-        from adalink_jax.studies.run_folder import RunFolder
-
+    def settings(self, run) -> dict[str, str]:
+        """All that gin has for it, after all that can be checked of it was checked."""
         try:
             configuration.load(self.flags_of(run))
             configuration.require(MODEL | DATA | RUN)
         except UserError as e:
             raise UserError(f"Run {run.name}: {configuration.original_message(e)}") from e
-        return RunFolder(f"{self.model_dir}/{run.name}", dict(run.point.bindings), configuration.bindings())
+        return configuration.bindings()
+
+    def folder(self, run):
+        """Its folder; its settings are checked."""
+        from adalink_jax.studies.run_folder import RunFolder
+        from adalink_jax.training.run import identity_of
+
+        settings = self.settings(run)
+        kept = {name: text for name, text in settings.items() if not name.startswith(("Sweep.", "Comparison."))}
+        steps = ast.literal_eval(settings["train.total_steps"])
+        return RunFolder(f"{self.model_dir}/{run.name}", dict(run.point.bindings), identity_of(kept), steps)
 
 
 def _show(made: _Configured, runs: dict) -> None:
@@ -130,7 +145,43 @@ def _show(made: _Configured, runs: dict) -> None:
         table.add_row(str(run.number), run.name, *cells, told, style=styles.get(state))
     console = Console(highlight=False)
     console.print(table)
-    console.print(", ".join(f"{count} {state}" for state, count in counted.items()) + ". --run starts what is not done.")
+    console.print(
+        ", ".join(f"{count} {state}" for state, count in counted.items()) + ". --run starts what is not done."
+    )
+
+
+def _plan(made: _Configured, topology: str) -> int:
+    from rich.console import Console
+    from rich.table import Table
+
+    from adalink_jax.parallel.accelerators import parse_topology
+    from adalink_jax.studies import sweep_plan
+
+    parse_topology(topology)
+    console = Console(highlight=False)
+    runs = {run.name: (made.flags_of(run), made.settings(run)) for run in made.runs}
+    programs = sweep_plan.plan(
+        runs, topology, f"{made.model_dir}/.plans", lambda name: console.print(f"compiling for {name}", style="dim")
+    )
+    table = Table(title=f"{len(runs)} runs, {len(programs)} programs, each on {topology}", title_justify="left")
+    for heading in ("runs", "first", "GB a chip", "fits", "step, at best", "chip-hours of all"):
+        table.add_column(heading, justify="left" if heading == "first" else "right", overflow="fold")
+    shown = lambda value, text: "-" if value is None else text.format(value)
+    for program in programs:
+        found = program.plan
+        needed = max(found["hbm_bytes"], found["eval_hbm_bytes"] or 0) / 1e9
+        step = found["estimated_step_seconds"]
+        table.add_row(
+            str(len(program.runs)), program.runs[0], f"{needed:,.3f}", "yes" if found["fits"] else "[red]no[/]",
+            shown(step and step * 1e3, "{:,.2f} ms"), shown(program.chip_hours, "{:,.3g}"),
+        )  # fmt: skip
+    console.print(table)
+    hours = [program.chip_hours for program in programs]
+    if None not in hours:
+        console.print(f"{sum(hours):,.3g} chip-hours in all, at best; real steps take longer.")
+    too_large = sum(len(program.runs) for program in programs if not program.plan["fits"])
+    console.print(f"{too_large} of {len(runs)} runs do not fit." if too_large else "All runs fit.")
+    return 1 if too_large else 0
 
 
 def _element(made: _Configured, which: str) -> int:
@@ -170,7 +221,9 @@ def _run(made: _Configured, runs: dict, argv: list[str], parallel: int) -> int:
     from adalink_jax.studies.sweep_runner import Runner
 
     if "://" in made.model_dir:
-        raise UserError(f"--run needs a folder with locks and logs, and {made.model_dir} is a bucket; use --element for each.")
+        raise UserError(
+            f"--run needs a folder with locks and logs, and {made.model_dir} is a bucket; use --element for each."
+        )
     common = made.flags.arguments()
 
     def command(name: str) -> list[str]:

@@ -10,7 +10,6 @@ Beside what `adalink train` writes there are
 Between machines the lock is as good as the file system's flock: NFS 4 has it, Lustre if mounted with it, buckets have none.
 """
 
-import ast
 import contextlib
 import json
 import os
@@ -22,9 +21,9 @@ import filelock
 from etils import epath
 
 from adalink_jax.errors import Stopped, UserError
-from adalink_jax.training.outputs import SUMMARY, write_whole
-from adalink_jax.training.run import identity_of
+from adalink_jax.training.whole_file import read_json, write_json
 
+SUMMARY = "summary.json"  # `training.outputs` writes it, in the end
 RECORD, ATTEMPTS, LOCK, LOG = "sweep.json", "attempts.jsonl", "lock", "log.txt"
 DONE, RUNNING, STOPPED, FAILED, NEW = "done", "running", "stopped", "failed", "new"
 PATIENCE_SECONDS = 5  # for a lock that is held by one who only looks
@@ -43,14 +42,13 @@ class RunFolder:
     Args:
       path: `MODEL_DIR/<name of the run>`.
       bindings: its own, name -> literal.
-      settings: all settings that gin has for it, as `configuration.bindings` gives them.
+      settings: name in gin -> literal, of all that must stay when it goes on.
+      total_steps: when it is finished.
     """
 
-    def __init__(self, path: str, bindings: Mapping[str, str], settings: Mapping[str, str]):
+    def __init__(self, path: str, bindings: Mapping[str, str], settings: Mapping[str, str], total_steps: int):
         self.path = epath.Path(path)
-        self.bindings = dict(bindings)
-        self.settings = identity_of({k: v for k, v in settings.items() if not k.startswith(("Sweep.", "Comparison."))})
-        self.total_steps = ast.literal_eval(settings["train.total_steps"])
+        self.bindings, self.settings, self.total_steps = dict(bindings), dict(settings), total_steps
 
     def check(self) -> None:
         """Refuses a folder whose run was started with other settings.
@@ -101,7 +99,7 @@ class RunFolder:
     def begin(self) -> None:
         """Records that this process, which holds the run, starts it."""
         if read_json(self.path / RECORD) is None:
-            write_whole(self.path / RECORD, {"bindings": self.bindings, "settings": self.settings})
+            write_json(self.path / RECORD, {"bindings": self.bindings, "settings": self.settings})
         self._note(what="start", host=socket.gethostname(), pid=os.getpid())
 
     def end(self, status: int) -> None:
@@ -164,14 +162,6 @@ def read_attempts(path: epath.Path) -> list[dict]:
 def last_step(path: epath.Path) -> int:
     """Of `metrics.jsonl`; 0 without."""
     return max((row.get("step", 0) for row in _rows(path / "metrics.jsonl")[-1:]), default=0)
-
-
-def read_json(path: epath.Path) -> dict | None:
-    """What a file holds; None if it is not there, or not whole."""
-    try:
-        return json.loads(path.read_text())
-    except (FileNotFoundError, json.JSONDecodeError):
-        return None
 
 
 def _rows(path: epath.Path) -> list[dict]:

@@ -90,9 +90,7 @@ class SweepRun:
     def flags(self, common: GinFlags, model_dir: str) -> GinFlags:
         """Those of `adalink train`, in the folder `model_dir`: its files after the common ones, its bindings as well."""
         own = (*self.point.bindings, ("MODEL_DIR", repr(model_dir)))
-        return dataclasses.replace(
-            common, files=common.files + self.point.files, bindings=common.bindings + own
-        )
+        return dataclasses.replace(common, files=common.files + self.point.files, bindings=common.bindings + own)
 
 
 def expand(sweep: Sweep, typed: Sequence[str] = ()) -> list[SweepRun]:
@@ -162,7 +160,9 @@ def _entry(key: str, parts, where: str) -> Iterator[Point]:
     elif key in ("product", "zip", "chain"):
         each = [points(part, where) for part in parts]
         if key == "zip" and len(set(map(len, each))) > 1:
-            raise UserError(f"{where}: the parts of a zip have {', '.join(map(str, map(len, each)))} runs; they need as many.")
+            raise UserError(
+                f"{where}: the parts of a zip have {', '.join(map(str, map(len, each)))} runs; they need as many."
+            )
         rows = {"product": itertools.product, "zip": zip, "chain": lambda *each: ((p,) for part in each for p in part)}
         yield from map(_sum, rows[key](*each))
     else:

@@ -48,7 +48,9 @@ class Runner:
       failed: name -> why, with the log's name.
     """
 
-    def __init__(self, runs: dict[str, RunFolder], command: Callable[[str], Sequence[str]], parallel: int, board: Board):
+    def __init__(
+        self, runs: dict[str, RunFolder], command: Callable[[str], Sequence[str]], parallel: int, board: Board
+    ):
         self._runs, self._command, self._parallel, self._board = runs, command, parallel, board
         self._waiting = collections.deque(name for name, run in runs.items() if not run.finished())
         self._running: dict[str, subprocess.Popen] = {}

@@ -36,6 +36,10 @@ def sweep(argv: list[str]) -> int:
     made = _Configured(flags)
     if options.element is not None:
         return _element(made, options.element)
+    if options.run and "://" in made.model_dir:
+        raise UserError(
+            f"--run needs a folder with locks and logs, and {made.model_dir} is a bucket; use --element for each."
+        )
     if options.plan:
         return _plan(made, options.topology)
     runs = {run.name: made.folder(run) for run in made.runs}
@@ -220,10 +224,6 @@ def _run(made: _Configured, runs: dict, argv: list[str], parallel: int) -> int:
     from adalink_jax.studies.sweep_board import Board
     from adalink_jax.studies.sweep_runner import Runner
 
-    if "://" in made.model_dir:
-        raise UserError(
-            f"--run needs a folder with locks and logs, and {made.model_dir} is a bucket; use --element for each."
-        )
     common = made.flags.arguments()
 
     def command(name: str) -> list[str]:

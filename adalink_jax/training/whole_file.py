@@ -20,6 +20,6 @@ def write_json(path: epath.Path, value: dict) -> None:
 def read_json(path: epath.Path) -> dict | None:
     """What a file holds; None if it is not there, or was damaged."""
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text()) if path.exists() else None
     except (FileNotFoundError, NotADirectoryError, UnicodeDecodeError, json.JSONDecodeError):
         return None

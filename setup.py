@@ -64,6 +64,8 @@ setup(
         "scikit-learn>=1.5,<2",
         "scipy>=1.13,<2",
         "pillow>=11",
+        "pyarrow>=18",  # tables of results
+        "filelock>=3.16",  # one process a run
         # What a run shows.
         "tensorboard>=2.21,<3",
         "matplotlib>=3.9,<4",

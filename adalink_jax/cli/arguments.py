@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import logging
+import sys
 from collections.abc import Callable, Iterator
 
 MODEL = {"Setup.model": "a model's file, such as --gin_file=gin/models/pali_nano.gin"}
@@ -66,6 +67,13 @@ def register() -> None:
 
     absl_logging.set_verbosity(absl_logging.FATAL)  # what Orbax calls an error is raised, and told in one sentence
     logging.getLogger("absl").setLevel(logging.CRITICAL)
+
+
+def table_console():
+    """A console for wide tables: in a file or a pipe no column is folded."""
+    from rich.console import Console
+
+    return Console(highlight=False, width=None if sys.stdout.isatty() else 1000)
 
 
 @contextlib.contextmanager

@@ -2,7 +2,7 @@
 
 import pathlib
 
-from adalink_jax.cli.arguments import plain_parser
+from adalink_jax.cli.arguments import plain_parser, table_console
 
 
 def results(argv: list[str]) -> int:
@@ -45,10 +45,8 @@ def results(argv: list[str]) -> int:
 
 
 def _print(table, title: str) -> None:
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console(highlight=False)
     out = Table(title=title, title_justify="left", title_style="")
     names = [name for name in table.column_names if not name.endswith((" low", " high"))]
     for name in names:
@@ -57,8 +55,7 @@ def _print(table, title: str) -> None:
         out.add_row(
             *(_cell(row, name) for name in names), style=None if row.get("state", "done") == "done" else "yellow"
         )
-    # As wide as it is where nobody looks at it: a file, a pipe.
-    console.print(out, width=None if console.is_terminal else max(console.width, 24 * len(names)))
+    table_console().print(out)
 
 
 def _cell(row: dict, name: str) -> str:

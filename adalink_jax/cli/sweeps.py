@@ -6,7 +6,7 @@ import os
 import sys
 
 from adalink_jax import configuration
-from adalink_jax.cli.arguments import MODEL, gin_parser, register
+from adalink_jax.cli.arguments import MODEL, gin_parser, register, table_console
 from adalink_jax.cli.runs import DATA, RUN
 from adalink_jax.errors import UserError
 
@@ -128,7 +128,6 @@ class _Configured:
 
 
 def _show(made: _Configured, runs: dict) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     from adalink_jax.studies.run_folder import DONE, FAILED, RUNNING
@@ -147,7 +146,7 @@ def _show(made: _Configured, runs: dict) -> None:
         told = f"{state}, step {step} of {folder.total_steps}" if state != DONE and step else state
         cells = [own.get(name, "") for name in columns]
         table.add_row(str(run.number), run.name, *cells, told, style=styles.get(state))
-    console = Console(highlight=False)
+    console = table_console()
     console.print(table)
     console.print(
         ", ".join(f"{count} {state}" for state, count in counted.items()) + ". --run starts what is not done."
@@ -155,14 +154,13 @@ def _show(made: _Configured, runs: dict) -> None:
 
 
 def _plan(made: _Configured, topology: str) -> int:
-    from rich.console import Console
     from rich.table import Table
 
     from adalink_jax.parallel.accelerators import parse_topology
     from adalink_jax.studies import sweep_plan
 
     parse_topology(topology)
-    console = Console(highlight=False)
+    console = table_console()
     runs = {run.name: (made.flags_of(run), made.settings(run)) for run in made.runs}
     programs = sweep_plan.plan(
         runs, topology, f"{made.model_dir}/.plans", lambda name: console.print(f"compiling for {name}", style="dim")

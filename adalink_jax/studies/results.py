@@ -78,7 +78,7 @@ class Results:
         """The runs of which each `NAME=VALUE` is true.
 
         Raises:
-          UserError: for what is no such condition.
+          UserError: for what is no such condition, and where no run is left.
         """
         keep = np.ones(self.table.num_rows, bool)
         for condition in conditions:
@@ -87,6 +87,8 @@ class Results:
                 raise UserError(f"--where takes NAME=VALUE, not {condition!r}.")
             wanted = _value(text)
             keep &= [value == wanted or str(value) == text for value in self.table[self.column(name)].to_pylist()]
+        if not keep.any():
+            raise UserError(f"No run has {' and '.join(conditions)}.")
         return dataclasses.replace(self, table=self.table.filter(pa.array(keep)))
 
     def grouped(self, by: Sequence[str]) -> pa.Table:

@@ -46,7 +46,7 @@ def sweep(argv: list[str]) -> int:
     for folder in runs.values():
         folder.check()
     if options.run:
-        return _run(made, runs, argv, options.parallel)
+        return _run(made, runs, options.parallel)
     _show(made, runs)
     return 0
 
@@ -89,16 +89,14 @@ class _Configured:
 
         self.flags = flags
         configuration.load(flags, require_all=False)
-        configuration.require(SWEEP)
+        configuration.require(SWEEP | RUN)
         self.runs = study.expand(study.Sweep(), [name for name, _ in flags.bindings if name != "MODEL_DIR"])
         self.model_dir = self._model_dir()
 
     def _model_dir(self) -> str:
-        import gin
-
         try:
-            folder = gin.query_parameter("%MODEL_DIR")
-        except ValueError:
+            folder = ast.literal_eval(configuration.bindings()["train.model_dir"])
+        except (KeyError, ValueError, SyntaxError):  # no run's file, or not set there
             folder = None
         if not isinstance(folder, str) or not folder:
             raise UserError("MODEL_DIR is not set; add --gin.MODEL_DIR=\"'runs/NAME'\".")
@@ -216,7 +214,7 @@ def _element(made: _Configured, which: str) -> int:
         return status
 
 
-def _run(made: _Configured, runs: dict, argv: list[str], parallel: int) -> int:
+def _run(made: _Configured, runs: dict, parallel: int) -> int:
     from rich.console import Console
 
     from adalink_jax.studies.sweep_board import Board

@@ -90,7 +90,8 @@ class SweepRun:
     def flags(self, common: GinFlags, model_dir: str) -> GinFlags:
         """Those of `adalink train`, in the folder `model_dir`: its files after the common ones, its bindings as well."""
         own = (*self.point.bindings, ("MODEL_DIR", repr(model_dir)))
-        return dataclasses.replace(common, files=common.files + self.point.files, bindings=common.bindings + own)
+        bindings = tuple(binding for binding in common.bindings if not binding[0].startswith("Sweep.")) + own
+        return dataclasses.replace(common, files=common.files + self.point.files, bindings=bindings)
 
 
 def expand(sweep: Sweep, typed: Sequence[str] = ()) -> list[SweepRun]:
@@ -136,7 +137,7 @@ def points(description: Mapping, where: str) -> list[Point]:
     Raises:
       UserError: if it cannot be read.
     """
-    if not isinstance(description, Mapping) or not description:
+    if not isinstance(description, Mapping) or not description or not all(isinstance(key, str) for key in description):
         raise UserError(f"{where}: {description!r} is no description; it takes a dict like {{'RANK': (4, 16)}}.")
     entries = [list(_entry(key, parts, where)) for key, parts in description.items()]
     return [_sum(combination) for combination in itertools.product(*entries)]
@@ -149,8 +150,9 @@ def _sum(parts: Sequence[Point]) -> Point:
 def _entry(key: str, parts, where: str) -> Iterator[Point]:
     if key == "list" and isinstance(parts, Mapping) and parts:
         for name, texts in parts.items():
-            if not (label := _slug(name).strip("-+.")):
-                raise UserError(f"{where}: the name {name!r} needs letters or digits.")
+            label = _slug(str(name)).strip("-+.")
+            if not re.search("[a-z]", label):  # a number is a run's place in the table
+                raise UserError(f"{where}: the name {name!r} needs a letter.")
             yield dataclasses.replace(_parsed(texts, where), labels=(label,))
         return
     if not isinstance(parts, Sequence) or isinstance(parts, str) or not parts:
@@ -173,7 +175,7 @@ def _entry(key: str, parts, where: str) -> Iterator[Point]:
 def _parsed(texts: str | Sequence[str], where: str) -> Point:
     """From texts, each a gin file or a binding."""
     out = Point()
-    for text in [texts] if isinstance(texts, str) else texts:
+    for text in texts if isinstance(texts, (tuple, list)) else [texts]:
         name, equals, value = text.partition("=") if isinstance(text, str) else ("", "", "")
         if equals:
             out += _binding(name.strip(), _normal(value.strip()))

@@ -27,7 +27,7 @@ def work(run: RunFolder, parent: str) -> int:
             run.begin()
             steps = run.path / "steps.txt"
             for step in range(len(steps.read_text()) if steps.exists() else 0, STEPS):
-                time.sleep(0.1)
+                time.sleep(float(os.environ.get("STEP_SECONDS", "0.1")))
                 with open(steps, "a") as file:
                     file.write(str(step))
             write_json(run.path / "summary.json", {"steps": STEPS})

@@ -307,6 +307,21 @@ def test_two_sweeps_at_once_make_each_run_once(tmp_path):
     assert {path.read_text() for path in folder.glob("*/steps.txt")} == {"012"}
 
 
+def test_the_runs_of_a_killed_sweep_end(tmp_path, monkeypatch):
+    folder = tmp_path / "sweep"
+    monkeypatch.setitem(HERE, "STEP_SECONDS", "600")
+    process = begin([sys.executable, str(PROGRAM), str(folder)])
+    wait_for(lambda: len(starts(folder)) == 4, process, 120)
+    runs = [RunFolder(str(path.parent), {}, {}, 3) for path in folder.glob("*/lock")]
+    assert all(run.taken() for run in runs)
+    process.kill()
+    process.communicate()
+    deadline = time.monotonic() + 60
+    while any(run.taken() for run in runs):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
 def test_a_sweep_that_is_asked_to_stop_stops_its_runs_and_goes_on(tmp_path):
     folder = tmp_path / "sweep"
     command = [sys.executable, str(PROGRAM), str(folder)]

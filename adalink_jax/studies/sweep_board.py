@@ -3,7 +3,7 @@
 import time
 from collections.abc import Mapping
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 
@@ -65,13 +65,13 @@ class Board:
         also = f", [red]{failed} failed[/]" if failed else ""
         elsewhere = self._total - done - failed - len(running)
         title = f"[bold]{done} of {self._total} done[/]{also}, {elsewhere} to go{self._left(done, failed)}"
-        table = Table(title=title, title_justify="left", title_style="", box=None)
+        table = Table(box=None)
         for heading in ("running", "step", "left"):
             table.add_column(heading, justify="left" if heading == "running" else "right")
         for name, run in running.items():
             step = run.step()
             table.add_row(name, f"{step}/{run.total_steps}", self._left_of(name, step, run.total_steps))
-        self._live.update(table, refresh=True)
+        self._live.update(Group(title, table), refresh=True)
 
     def _left(self, done: int, failed: int) -> str:
         """Of the sweep, by the runs that were made since it was started."""

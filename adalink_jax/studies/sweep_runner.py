@@ -146,7 +146,7 @@ class Runner:
             return "killed by SIGKILL, as by a system out of memory"
         if status < 0:
             return f"ended by {signal.Signals(-status).name}"
-        text = (self._runs[name].path / LOG).read_text(errors="replace")
+        text = (self._runs[name].path / LOG).read_bytes().decode(errors="replace")
         errors = re.findall(r"^(?:error: |\w*(?:Error|Exception): )(.*?)\.?$", text, re.MULTILINE)
         return errors[-1] if errors else f"ended with status {status}"
 

@@ -9,6 +9,7 @@ import ast
 import dataclasses
 import difflib
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
@@ -161,7 +162,8 @@ def _folders(folder: epath.Path) -> Iterator[epath.Path]:
     if any((folder / mark).exists() for mark in MARKS):
         yield folder
         return
-    children = [child for child in folder.iterdir() if not child.name.startswith(".") and child.is_dir()]
+    linked = lambda child: os.path.islink(os.fspath(child))  # it would count a run twice
+    children = [x for x in folder.iterdir() if not x.name.startswith(".") and x.is_dir() and not linked(x)]
     for child in sorted(children, key=lambda path: path.name):
         yield from _folders(child)
 

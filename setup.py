@@ -66,6 +66,8 @@ setup(
         "pillow>=11",
         # Templates of jobs.
         "Jinja2>=3.1,<4",
+        "pyarrow>=18",  # tables of results
+        "filelock>=3.16",  # one process a run
         # What a run shows.
         "tensorboard>=2.21,<3",
         "matplotlib>=3.9,<4",

@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import logging
+import sys
 from collections.abc import Callable, Iterator
 
 MODEL = {"Setup.model": "a model's file, such as --gin_file=gin/models/pali_nano.gin"}
@@ -69,11 +70,18 @@ def register() -> None:
     from absl import logging as absl_logging
 
     from adalink_jax import adapters, data, launching, models, parallel  # noqa: F401
-    from adalink_jax.studies import compare, cost  # noqa: F401
+    from adalink_jax.studies import compare, cost, sweep  # noqa: F401
     from adalink_jax.training import optimizers, predictor, prompt_start, run, run_pack  # noqa: F401
 
     absl_logging.set_verbosity(absl_logging.FATAL)  # what Orbax calls an error is raised, and told in one sentence
     logging.getLogger("absl").setLevel(logging.CRITICAL)
+
+
+def table_console():
+    """A console for wide tables: in a file or a pipe no column is folded."""
+    from rich.console import Console
+
+    return Console(highlight=False, width=None if sys.stdout.isatty() else 1000)
 
 
 @contextlib.contextmanager

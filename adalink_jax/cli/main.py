@@ -12,6 +12,8 @@ COMMANDS = {
     "pack": "train several adapters in one program: every combination of learning rates, seeds and ranks",
     "tune": "choose a method's learning rate on validation, by one pack",
     "compare": "compare methods on one task: each tuned, over the same seeds, in one table",
+    "sweep": "show, plan and run the runs of a sweep: products, zips and lists of settings, each a run of its own",
+    "results": "collect all runs below a folder into one table: settings, scores, counts, times",
     "cache-vision": "compute a frozen vision tower's outputs once for all images of a task, for VISION_CACHE",
     "eval": "score a base model, with an adapter or without",
     "infer": "predict for the rows of a CSV file, each row by the adapter that it names",
@@ -31,6 +33,8 @@ _MODULES = {
     "planning": ("plan",),
     "launching": ("launch",),
     "studies": ("pack", "tune", "compare"),
+    "sweeps": ("sweep",),
+    "results": ("results",),
     "adapters": ("adapters",),
     "methods": ("check-method",),
     "checkpoints": ("inspect", "convert", "verify-base", "export"),
@@ -61,9 +65,10 @@ def main(argv: list[str] | None = None) -> int:
     """Runs one command.
 
     Returns:
-      The exit status: 0; 1 for numbers that differ (verify-base, adapters fold), a method that fails (check-method), and a job
-      that does not fit (plan); 2 for bad input; 130 for a run that was stopped and saved, 75 if by a notice (see
-      `notices`); the job's own (launch --submit, of a job that it waits for).
+      The exit status: 0; 1 for numbers that differ (verify-base, adapters fold), a method that fails (check-method), a job that
+      does not fit (plan), and a sweep of which a run failed; 2 for bad input; 4 for a run of a sweep that another process
+      trains; 130 for a run that was stopped and saved, 75 if by a notice (see `notices`); the job's own (launch --submit, of
+      a job that it waits for).
     """
     argv = sys.argv[1:] if argv is None else argv
     if not argv or argv[0] in ("-h", "--help", "help"):

@@ -28,6 +28,14 @@ class GinFlags:
         """With one more binding, which wins over the others."""
         return dataclasses.replace(self, bindings=(*self.bindings, (name, text)))
 
+    def arguments(self) -> list[str]:
+        """As a command line has them: what `parse_flags` reads."""
+        return [
+            *(f"{_PATHS}={path}" for path in self.search_paths),
+            *(f"{_FILE}={file}" for file in self.files),
+            *(f"{_BINDING}{name}={text}" for name, text in self.bindings),
+        ]
+
 
 def parse_flags(argv: Sequence[str]) -> tuple[GinFlags, list[str]]:
     """Takes gin's flags out of `argv`.

@@ -83,7 +83,9 @@ class Console:
         if "members" in summary:
             self.members_finished(summary)
         else:
-            self._out.print_json(data={key: value for key, value in summary.items() if key != "scores"})
+            self._out.print_json(
+                data={key: x for key, x in summary.items() if key not in ("scores", "settings", "versions")}
+            )
 
     @contextlib.contextmanager
     def working(self, what: str):

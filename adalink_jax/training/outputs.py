@@ -18,6 +18,8 @@ from adalink_jax.training import partition, pictures, tables
 from adalink_jax.training.evaluation import Result
 from adalink_jax.training.metric_writer import MetricWriter
 from adalink_jax.training.setup import Parameters, Setup
+from adalink_jax.training.whole_file import write_json
+from adalink_jax.version import __version__
 
 SUMMARY, BEFORE, PICTURE = "summary.json", "before.json", "samples.png"
 count = tables.count
@@ -84,7 +86,7 @@ def write_parameters(
         "task": summary["task"],
         "step": summary["step"],
         "metrics": {name: value for name, value in summary.items() if name.startswith(("frozen_", "adapted_"))},
-        "versions": {name: importlib.metadata.version(name) for name in ("jax", "flax", "optax")},
+        "versions": {name: version for name, version in versions().items() if name != "adalink-jax"},
     }
     whole, base, written = partition.merge(trainable, params.frozen), params.base, []
     if "backbone" in trainable:
@@ -104,9 +106,15 @@ def write_parameters(
     return written
 
 
+def versions() -> dict[str, str]:
+    """Of this package, and of those that a run's numbers may depend on."""
+    others = {name: importlib.metadata.version(name) for name in ("jax", "flax", "optax")}
+    return {"adalink-jax": __version__} | others
+
+
 def write_summary(folder: epath.Path, summary: dict) -> None:
     """`summary.json`: the run has ended."""
-    (folder / SUMMARY).write_text(json.dumps(summary, indent=2) + "\n")
+    write_json(folder / SUMMARY, summary)
 
 
 def write_samples(folder: epath.Path, writer: MetricWriter, step: int, split: str, result: Result) -> None:

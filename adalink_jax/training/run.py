@@ -5,6 +5,7 @@ on the same machine and devices, with the same bits as one that was never killed
 """
 
 import dataclasses
+import statistics
 import time
 from collections.abc import Callable, Sequence
 
@@ -116,7 +117,7 @@ def train(
         parallel.once(outputs.write_start, folder, params, config)
         evaluator = make_evaluator(setup, eval_tasks, converter, mesh)
         writer = MetricWriter(folder, resumed_at=int(state.step))
-        run = Run(setup, params, folder, newest, best, writer, console, stop, batches, evaluator, metric)
+        run = Run(setup, params, folder, newest, best, writer, console, stop, batches, evaluator, metric, identity)
         if eval_period and int(state.step) % eval_period == 0:
             run.evaluate(state)  # also where the run was killed between a checkpoint and its evaluation
         before = run.score_before(state)
@@ -191,6 +192,8 @@ class Run:
     batches: BatchIterator
     evaluator: Evaluator
     metric: str | None
+    settings: dict[str, str]
+    step_seconds: list[float] = dataclasses.field(default_factory=list)
 
     def train(self, step_fn: Callable, state: TrainState, **options) -> TrainState:
         """`run_loop` from `state` on, then an evaluation of its last state.
@@ -282,6 +285,11 @@ class Run:
             "base": self.params.base,
             "task": self.setup.dataset.mixture_or_task_name,
             "scores": result.scores if result else {},
+            "metric": self.metric,
+            "validation": self.best.facts()["score"] if result else None,
+            "step_seconds": statistics.median(self.step_seconds) if self.step_seconds else None,
+            "settings": self.settings,
+            "versions": outputs.versions(),
         }
         written = outputs.write_end(
             self.folder, self.setup, self.params, chosen.trainable, state.trainable, before, result, summary
@@ -293,6 +301,7 @@ class Run:
         """Writes a step's training metrics when it is a multiple of `period`."""
 
         def log(step: int, metrics: dict, examples_per_second: float) -> None:
+            self.step_seconds.append(self.setup.dataset.batch_size / examples_per_second)
             if step % period == 0:
                 rows = {f"train/{name}": value for name, value in metrics.items()}
                 self.writer.write(step, rows | {"train/examples_per_second": examples_per_second})

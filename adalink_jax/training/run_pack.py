@@ -92,7 +92,8 @@ def train_pack(
     task, eval_tasks = check_setup(members[0].setup(setup), microbatches, mesh)
     loss, checkpoints = loss or CrossEntropy(), checkpoints or CheckpointConfig()
     folder = epath.Path(model_dir)
-    saved = RunCheckpoints(folder / "checkpoints", checkpoints.keep, identity_of(settings()))
+    identity = identity_of(settings())
+    saved = RunCheckpoints(folder / "checkpoints", checkpoints.keep, identity)
 
     with contextlib.ExitStack() as during:
         during.enter_context(parallel.use_mesh(mesh, rules))
@@ -120,8 +121,8 @@ def train_pack(
         writer = lambda member: MetricWriter(folder / MEMBERS / member.name, int(state.step))
         writers = [writer(member) for member in members]
         evaluator = make_evaluator(dataclasses.replace(setup, model=pack.model), eval_tasks, converter, mesh, at_once)
-        run = PackRun(pack, members, folder, saved, writers, console, stop, batches, evaluator, metric, patience,
-                      best, Progress(**facts["progress"]) if facts else Progress.start(len(members)))  # fmt: skip
+        run = PackRun(pack, members, folder, saved, writers, console, stop, batches, evaluator, metric, identity,
+                      patience, best, Progress(**facts["progress"]) if facts else Progress.start(len(members)))  # fmt: skip
         if not int(state.step) or (eval_period and int(state.step) % eval_period == 0):
             run.evaluate(state)  # also where the run was stopped before an evaluation
         step_fn = make_packed_step(
@@ -161,6 +162,7 @@ class PackRun:
     batches: Batches
     evaluator: Evaluator
     metric: str
+    settings: dict[str, str]
     patience: int | None
     best: dict
     progress: Progress
@@ -228,6 +230,8 @@ class PackRun:
             "task": self.pack.setups[0].dataset.mixture_or_task_name,
             "metric": self.metric,
             "seconds": round(seconds, 1),
+            "settings": self.settings,
+            "versions": outputs.versions(),
         }
         rows = []
         for i, member in enumerate(self.members):

@@ -1,0 +1,236 @@
+"""`adalink sweep`: the table of a sweep's runs, what they need, and running them."""
+
+import argparse
+import ast
+import os
+import sys
+
+from adalink_jax import configuration
+from adalink_jax.cli.arguments import MODEL, gin_parser, register, table_console
+from adalink_jax.cli.runs import DATA, RUN
+from adalink_jax.errors import UserError
+
+SWEEP = {"Sweep.runs": "a sweep's file, such as --gin_file=gin/sweeps/digits_small.gin"}
+INDEX = "ADALINK_ARRAY_INDEX"
+
+
+def sweep(argv: list[str]) -> int:
+    """`adalink sweep`; status 1 where a run has failed, or one does not fit."""
+    parser = _parser()
+    flags, rest = configuration.parse_flags(argv)
+    options = parser.parse_args(rest)
+    if not flags.files:
+        parser.error("give at least one --gin_file, such as --gin_file=gin/sweeps/digits_small.gin")
+    chosen = [name for name in ("run", "plan", "element") if getattr(options, name) not in (None, False)]
+    if len(chosen) > 1:
+        parser.error(f"--{chosen[0]} and --{chosen[1]} do not go together")
+    if bool(options.plan) != bool(options.topology):
+        parser.error("--plan and --topology go together")
+    if options.parallel < 1:
+        parser.error("--parallel must be at least 1")
+    if options.follow:
+        from adalink_jax.studies.sweep_runner import follow
+
+        follow(options.follow)
+    register()
+    made = _Configured(flags)
+    if options.element is not None:
+        return _element(made, options.element)
+    if options.run and "://" in made.model_dir:
+        raise UserError(
+            f"--run needs a folder with locks and logs, and {made.model_dir} is a bucket; use --element for each."
+        )
+    if options.plan:
+        return _plan(made, options.topology)
+    runs = {run.name: made.folder(run) for run in made.runs}
+    for folder in runs.values():
+        folder.check()
+    if options.run:
+        return _run(made, runs, options.parallel)
+    _show(made, runs)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = gin_parser(
+        "sweep",
+        "Show the runs that Sweep.runs describes, and what became of each. Each is `adalink train` with the sweep's gin files\n"
+        "and flags and its own settings, in MODEL_DIR/<its name>. Nothing is started without --run or --element.",
+        "adalink sweep --gin_file=gin/sweeps/digits_small.gin --gin.MODEL_DIR=\"'runs/small'\" --run",
+    )
+    parser.add_argument(
+        "--run",
+        action="store_true",
+        help="make, or go on with, all runs that are not finished; give it again after a stop",
+    )
+    parser.add_argument("--parallel", type=int, default=1, metavar="N", help="how many runs at once (1)")
+    parser.add_argument(
+        "--element",
+        nargs="?",
+        const="",
+        metavar="I",
+        help=f"make run number I of the table, or the one called I, alone, in this process; by default {INDEX}",
+    )
+    parser.add_argument(
+        "--plan", action="store_true", help="see whether each fits, and what all need, without running any"
+    )
+    parser.add_argument(
+        "--topology", metavar="CHIP:SHAPE", help="for --plan, as `adalink plan` takes it: v5e:4x8, h100:8"
+    )
+    parser.add_argument("--follow", type=int, help=argparse.SUPPRESS)  # the process that this one ends with
+    return parser
+
+
+class _Configured:
+    """The sweep that gin describes, and gin's configuration of each run."""
+
+    def __init__(self, flags: configuration.GinFlags):
+        from adalink_jax.studies import sweep as study
+
+        self.flags = flags
+        configuration.load(flags, require_all=False)
+        configuration.require(SWEEP | RUN)
+        self.runs = study.expand(study.Sweep(), [name for name, _ in flags.bindings if name != "MODEL_DIR"])
+        self.model_dir = self._model_dir()
+
+    def _model_dir(self) -> str:
+        try:
+            folder = ast.literal_eval(configuration.bindings()["train.model_dir"])
+        except (KeyError, ValueError, SyntaxError):  # no run's file, or not set there
+            folder = None
+        if not isinstance(folder, str) or not folder:
+            raise UserError("MODEL_DIR is not set; add --gin.MODEL_DIR=\"'runs/NAME'\".")
+        return folder.rstrip("/")
+
+    def flags_of(self, run) -> configuration.GinFlags:
+        return run.flags(self.flags, f"{self.model_dir}/{run.name}")
+
+    def settings(self, run) -> dict[str, str]:
+        """All that gin has for it, after all that can be checked of it was checked."""
+        try:
+            configuration.load(self.flags_of(run))
+            configuration.require(MODEL | DATA | RUN)
+        except UserError as e:
+            raise UserError(f"Run {run.name}: {configuration.original_message(e)}") from e
+        return configuration.bindings()
+
+    def folder(self, run):
+        """Its folder; its settings are checked."""
+        from adalink_jax.studies.run_folder import RunFolder
+        from adalink_jax.training.run import identity_of
+
+        settings = self.settings(run)
+        kept = {name: text for name, text in settings.items() if not name.startswith(("Sweep.", "Comparison."))}
+        steps = ast.literal_eval(settings["train.total_steps"])
+        return RunFolder(f"{self.model_dir}/{run.name}", dict(run.point.bindings), identity_of(kept), steps)
+
+
+def _show(made: _Configured, runs: dict) -> None:
+    from rich.table import Table
+
+    from adalink_jax.studies.run_folder import DONE, FAILED, RUNNING
+
+    styles = {DONE: "green", RUNNING: "bold", FAILED: "red"}
+    columns = list(dict.fromkeys(name for run in made.runs for name, _ in run.point.bindings))
+    table = Table(title=f"{len(made.runs)} runs in {made.model_dir}", title_justify="left")
+    for heading in ("", "run", *columns, "state"):
+        table.add_column(heading, justify="left" if heading in ("run", "state") else "right", overflow="fold")
+    counted: dict[str, int] = {}
+    for run in made.runs:
+        folder, own = runs[run.name], dict(run.point.bindings)
+        state = folder.state()
+        counted[state] = counted.get(state, 0) + 1
+        step = folder.step()
+        told = f"{state}, step {step} of {folder.total_steps}" if state != DONE and step else state
+        cells = [own.get(name, "") for name in columns]
+        table.add_row(str(run.number), run.name, *cells, told, style=styles.get(state))
+    console = table_console()
+    console.print(table)
+    console.print(
+        ", ".join(f"{count} {state}" for state, count in counted.items()) + ". --run starts what is not done."
+    )
+
+
+def _plan(made: _Configured, topology: str) -> int:
+    from rich.table import Table
+
+    from adalink_jax.parallel.accelerators import parse_topology
+    from adalink_jax.studies import sweep_plan
+
+    parse_topology(topology)
+    console = table_console()
+    runs = {run.name: (made.flags_of(run), made.settings(run)) for run in made.runs}
+    programs = sweep_plan.plan(
+        runs, topology, f"{made.model_dir}/.plans", lambda name: console.print(f"compiling for {name}", style="dim")
+    )
+    table = Table(title=f"{len(runs)} runs, {len(programs)} programs, each on {topology}", title_justify="left")
+    for heading in ("runs", "first", "GB a chip", "fits", "step, at best", "chip-hours of all"):
+        table.add_column(heading, justify="left" if heading == "first" else "right", overflow="fold")
+    shown = lambda value, text: "-" if value is None else text.format(value)
+    for program in programs:
+        found = program.plan
+        needed = max(found["hbm_bytes"], found["eval_hbm_bytes"] or 0) / 1e9
+        step = found["estimated_step_seconds"]
+        table.add_row(
+            str(len(program.runs)), program.runs[0], f"{needed:,.3f}", "yes" if found["fits"] else "[red]no[/]",
+            shown(step and step * 1e3, "{:,.2f} ms"), shown(program.chip_hours, "{:,.3g}"),
+        )  # fmt: skip
+    console.print(table)
+    hours = [program.chip_hours for program in programs]
+    if None not in hours:
+        console.print(f"{sum(hours):,.3g} chip-hours in all, at best; real steps take longer.")
+    too_large = sum(len(program.runs) for program in programs if not program.plan["fits"])
+    console.print(f"{too_large} of {len(runs)} runs do not fit." if too_large else "All runs fit.")
+    return 1 if too_large else 0
+
+
+def _element(made: _Configured, which: str) -> int:
+    import jax
+
+    from adalink_jax.cli.main import main
+
+    which = which or os.environ.get(INDEX, "")
+    if not which:
+        raise UserError(f"--element has no number, and {INDEX} is not set; give the number of a run.")
+    found = [run for run in made.runs if which in (str(run.number), run.name)]
+    if not found:
+        raise UserError(f"There is no run {which!r}; the sweep has {len(made.runs)}, from 0 to {len(made.runs) - 1}.")
+    run = found[0]
+    folder = made.folder(run)
+    with folder.held():
+        if folder.finished():
+            print(f"{folder.path} holds this run, finished.")
+            return 0
+        folder.begin()
+        print(f"Run {run.number} of {len(made.runs)}: {run.name}", flush=True)
+        if jax.config.jax_compilation_cache_dir is None:  # the runs compile much the same
+            jax.config.update("jax_compilation_cache_dir", f"{made.model_dir}/.compilation_cache")
+        try:
+            status = main(["train", *made.flags_of(run).arguments()])
+        except BaseException:
+            folder.end(1)
+            raise
+        folder.end(status)
+        return status
+
+
+def _run(made: _Configured, runs: dict, parallel: int) -> int:
+    from rich.console import Console
+
+    from adalink_jax.studies.sweep_board import Board
+    from adalink_jax.studies.sweep_runner import Runner
+
+    common = made.flags.arguments()
+
+    def command(name: str) -> list[str]:
+        return [sys.executable, "-m", "adalink_jax", "sweep", *common, "--element", name, "--follow", str(os.getpid())]
+
+    console = Console(highlight=False)
+    runner = Runner(runs, command, parallel, Board(len(runs), parallel, console))
+    runner.run()
+    if runner.failed:
+        told = "; ".join(f"{name} ({why})" for name, why in runner.failed.items())
+        print(f"{len(runner.failed)} of {len(runs)} runs failed: {told}.", file=sys.stderr)
+        return 1
+    console.print(f"All {len(runs)} runs are done: `adalink results {made.model_dir}` shows them.", soft_wrap=True)
+    return 0

@@ -1,0 +1,143 @@
+"""`adalink results`: every run is a row, settings and scores are columns, groups have honest intervals."""
+
+import csv
+import json
+
+import pytest
+
+from adalink_jax.cli.main import main
+from adalink_jax.errors import UserError
+from adalink_jax.studies import results
+from adalink_jax.studies.run_folder import RunFolder
+
+VERSIONS = {"adalink-jax": "0.1.0", "jax": "0.10.2"}
+
+
+def write_run(folder, *, rank, seed, accuracy, sweep=True, **more):
+    """A finished run's files, as far as they are read."""
+    settings = {"AdaLinkAdapter.rank": repr(rank), "Setup.random_seed": repr(seed), "DatasetConfig.seed": repr(seed),
+                "DatasetConfig.mixture_or_task_name": "'digits_reverse'", "train.optimizer": "@adamw()"}  # fmt: skip
+    folder.mkdir(parents=True)
+    if sweep:
+        record = {"bindings": {"RANK": repr(rank), "RANDOM_SEED": repr(seed)}, "settings": settings}
+        (folder / "sweep.json").write_text(json.dumps(record))
+    summary = {"frozen_accuracy": 0.0, "adapted_accuracy": accuracy, "scores": {"accuracy": accuracy}, "validation": 0.5,
+               "metric": "accuracy", "trainable": 128 * rank, "step": 8, "steps": 10, "seconds": 2.5, "step_seconds": 0.1,
+               "settings": settings, "versions": VERSIONS}  # fmt: skip
+    (folder / "summary.json").write_text(json.dumps(summary | more))
+
+
+@pytest.fixture
+def runs(tmp_path):
+    """Two ranks, three seeds; one run that was stopped, one that failed, one whose summary is damaged."""
+    folder = tmp_path / "runs"
+    for rank in (1, 4):
+        for seed in range(3):
+            write_run(
+                folder / f"rank_{rank}_seed_{seed}", rank=rank, seed=seed, accuracy=round(rank / 10 + seed / 100, 2)
+            )
+    for name, status in (("stopped", None), ("failed", 3)):
+        run = RunFolder(str(folder / name), {"RANK": "8", "RANDOM_SEED": "0"}, {}, 10)
+        with run.held():
+            run.begin()
+            if status:
+                run.end(status)
+    (folder / "stopped" / "metrics.jsonl").write_text('{"step": 4, "train/loss": 1.0}\n{"step": 6, "tr')
+    write_run(folder / "torn", rank=8, seed=1, accuracy=0.0)
+    (folder / "torn" / "summary.json").write_text('{"steps": 1')
+    return folder
+
+
+def rows(found):
+    return {row["run"]: row for row in found.table.to_pylist()}
+
+
+def test_every_run_is_a_row_also_one_that_is_not_finished(runs):
+    found = rows(results.collect(str(runs)))
+    assert {name: row["state"] for name, row in found.items() if row["state"] != "done"} == {
+        "stopped": "stopped", "failed": "failed", "torn": "damaged"
+    }  # fmt: skip
+    assert len(found) == 9 and found["stopped"]["steps"] == 4 and found["stopped"]["RANK"] == 8
+    row = found["rank_4_seed_1"]
+    assert row["AdaLinkAdapter.rank"] == 4 and row["test/accuracy"] == 0.41 and row["frozen/accuracy"] == 0.0
+    assert row["trained"] == 512 and row["validation/accuracy"] == 0.5 and row["version/jax"] == "0.10.2"
+    assert row["train.optimizer"] == "@adamw()" and row["DatasetConfig.mixture_or_task_name"] == "digits_reverse"
+    assert row["step_seconds"] == 0.1 and found["torn"]["test/accuracy"] is None
+
+
+def test_a_run_that_is_being_trained_is_said_to_be(runs):
+    with RunFolder(str(runs / "stopped"), {"RANK": "8"}, {}, 10).held():
+        assert rows(results.collect(str(runs)))["stopped"]["state"] == "running"
+
+
+def test_settings_that_differ_are_shown_once(runs):
+    found = results.collect(str(runs)).where(["state=done"])
+    assert found.differing() == ["RANK", "RANDOM_SEED"]
+    alone = results.collect(str(runs)).where(["state=done", "seed=2"])
+    assert alone.differing() == ["RANK"]
+
+
+def test_runs_without_a_sweep_and_members_of_packs_are_rows(tmp_path):
+    write_run(tmp_path / "x" / "alone", rank=2, seed=0, accuracy=0.3, sweep=False)
+    pack = tmp_path / "x" / "pack"
+    for seed in (0, 1):
+        write_run(pack / "members" / f"seed_{seed}", rank=2, seed=0, accuracy=0.1, sweep=False)
+        path = pack / "members" / f"seed_{seed}" / "summary.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"learning_rate": 0.1, "seed": seed, "rank": None}))
+    (pack / "config.gin").write_text("")
+    (tmp_path / "x" / "started").mkdir()
+    (tmp_path / "x" / "started" / "config.gin").write_text("")
+    found = rows(results.collect(str(tmp_path)))
+    assert list(found) == ["x/alone", "x/pack/members/seed_0", "x/pack/members/seed_1", "x/started"]
+    assert [row["RANDOM_SEED"] for row in found.values()] == [None, 0, 1, None]
+    assert found["x/started"]["state"] == "unfinished"
+    assert list(rows(results.collect(str(tmp_path / "x" / "alone")))) == ["alone"]
+
+
+def test_groups_have_count_mean_and_interval(runs):
+    grouped = results.collect(str(runs)).grouped(["RANK"]).to_pylist()
+    assert [(row["RANK"], row["runs"]) for row in grouped] == [(1, 3), (4, 3)]
+    assert grouped[0]["test/accuracy"] == pytest.approx(0.11)
+    # Student's t with two degrees of freedom: 4.30265 x 0.01 / sqrt(3)
+    assert grouped[0]["test/accuracy low"] == pytest.approx(0.11 - 0.024841, abs=1e-5)
+    assert grouped[0]["test/accuracy high"] == pytest.approx(0.11 + 0.024841, abs=1e-5)
+    single = results.collect(str(runs)).grouped(["RANK", "RANDOM_SEED"]).to_pylist()
+    assert len(single) == 6 and single[0]["test/accuracy low"] is None
+
+
+def test_files_hold_what_the_table_holds(runs, tmp_path, capsys):
+    from pyarrow import parquet
+
+    csv_file, parquet_file = tmp_path / "out" / "table.csv", tmp_path / "out" / "table.parquet"
+    argv = ["results", str(runs), "--where", "RANK=4", "state=done", "--out", str(csv_file), str(parquet_file)]
+    assert main(argv) == 0
+    out = capsys.readouterr().out
+    assert "3 runs" in out and "rank_4_seed_2" in out and "RANDOM_SEED" in out and "rank_1" not in out
+    table = parquet.read_table(parquet_file).to_pylist()
+    assert [row["test/accuracy"] for row in table] == [0.4, 0.41, 0.42] and table[0]["AdaLinkAdapter.rank"] == 4
+    lines = list(csv.DictReader(csv_file.read_text().splitlines()))
+    assert [line["run"] for line in lines] == ["rank_4_seed_0", "rank_4_seed_1", "rank_4_seed_2"]
+    assert [float(line["test/accuracy"]) for line in lines] == [0.4, 0.41, 0.42]
+    assert main(["results", str(runs), "--group", "RANK", "--out", str(csv_file)]) == 0
+    assert "6 finished" in capsys.readouterr().out
+    assert [line["runs"] for line in csv.DictReader(csv_file.read_text().splitlines())] == ["3", "3"]
+
+
+@pytest.mark.parametrize("argv, words", [
+    (["--where", "RNAK=4"], "There is no column called RNAK: RANK"),
+    (["--where", "RANK"], "--where takes NAME=VALUE"),
+    (["--group", "accuracy"], "Several columns are called accuracy"),
+    (["--out", "table.xlsx"], "must end in .csv or .parquet"),
+    (["--where", "RANK=8", "--group", "RANK"], "No run is finished"),
+    (["--where", "RANK=5"], "No run has RANK=5"),
+])  # fmt: skip
+def test_what_cannot_be_meant_is_one_sentence(runs, capsys, argv, words):
+    assert main(["results", str(runs), *argv]) == 2
+    err = capsys.readouterr().err
+    assert words in err and err.count("\n") == 1
+
+
+def test_a_folder_without_runs_is_refused(tmp_path):
+    for folder in (tmp_path, tmp_path / "none"):
+        with pytest.raises(UserError, match="There is no run in"):
+            results.collect(str(folder))

@@ -1,0 +1,359 @@
+"""Sweeps: what a description stands for, and that no run is lost, made twice or mixed up, whatever is killed."""
+
+import contextlib
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+pytest.importorskip("seqio")
+
+from adalink_jax.cli.main import main  # noqa: E402
+from adalink_jax.errors import UserError  # noqa: E402
+from adalink_jax.studies.run_folder import RunFolder  # noqa: E402
+from adalink_jax.studies.sweep import Sweep, expand  # noqa: E402
+
+PROGRAM = pathlib.Path(__file__).parent / "sweep_program.py"
+HERE = os.environ | {"PYTHONPATH": str(PROGRAM.parent.parent)}
+SMALL = "--gin_file=gin/sweeps/digits_small.gin"
+
+
+def names(runs, drop=None):
+    return [run.name for run in expand(Sweep(runs, drop))]
+
+
+def arguments(folder, *more, **macros):
+    macros = {"MODEL_DIR": str(folder), **macros}
+    return ["sweep", SMALL, *(f"--gin.{name}={value!r}" for name, value in macros.items()), *more]
+
+
+# --- descriptions ---
+
+
+def test_a_dict_is_a_product():
+    runs = expand(Sweep({"RANK": (1, 2), "LEARNING_RATE": (0.1, 1e-05)}))
+    assert [run.name for run in runs] == ["rank_1_lr_0.1", "rank_1_lr_1e-05", "rank_2_lr_0.1", "rank_2_lr_1e-05"]
+    assert [run.number for run in runs] == [0, 1, 2, 3]
+    assert runs[1].point.bindings == (("RANK", "1"), ("LEARNING_RATE", "1e-05"))
+
+
+def test_products_zips_chains_and_lists_hold_one_another():
+    zipped = {"zip": ({"RANK": (1, 2)}, {"TRAIN_STEPS": (10, 20)})}
+    assert names(zipped) == ["rank_1_steps_10", "rank_2_steps_20"]
+    assert names({"chain": (zipped, {"RANK": (8,)})}) == ["rank_1_steps_10", "rank_2_steps_20", "rank_8"]
+    assert names({"product": (zipped, zipped | {"zip": ({"A": (1,)}, {"B": (2,)})})}) == [
+        "rank_1_steps_10_a_1_b_2", "rank_2_steps_20_a_1_b_2"
+    ]  # fmt: skip
+    methods = {"LoRA, small": ("gin/adapters/lora.gin", "RANK = 4"), "norms": "gin/adapters/norm_tuning.gin"}
+    runs = expand(Sweep({"list": methods, "RANDOM_SEED": (0, 1)}))
+    assert [run.name for run in runs] == ["lora_small_seed_0", "lora_small_seed_1", "norms_seed_0", "norms_seed_1"]
+    assert runs[0].point.files == ("gin/adapters/lora.gin",)
+    assert names({"list": (("a/lora.gin", "adamw.b2 = 0.99"), "b.gin")}) == ["lora_b2_0.99", "b"]
+
+
+def test_a_run_s_own_files_and_bindings_come_last():
+    from adalink_jax import configuration
+
+    common, _ = configuration.parse_flags(["--gin_file=common.gin", "--gin.BATCH_SIZE=8"])
+    (run,) = expand(Sweep({"list": (("own.gin", "RANK = 4"),)}))
+    flags = run.flags(common, "runs/x")
+    assert flags.files == ("common.gin", "own.gin")
+    assert flags.bindings == (("BATCH_SIZE", "8"), ("RANK", "4"), ("MODEL_DIR", "'runs/x'"))
+    assert configuration.parse_flags(flags.arguments()) == (flags, [])
+
+
+def test_combinations_are_dropped():
+    grid = {"RANK": (1, 2, 4), "LEARNING_RATE": (0.1, 0.01)}
+    assert names(grid, {"RANK": (2, 4), "LEARNING_RATE": (0.1,)}) == [
+        "rank_1_lr_0.1",
+        "rank_1_lr_0.01",
+        "rank_2_lr_0.01",
+        "rank_4_lr_0.01",
+    ]
+    assert names({"list": ("RANK = 4", "RANK = 1e-1")}, {"RANK": (0.1,)}) == ["rank_4"]
+
+
+def test_names_are_short_safe_and_stay():
+    long = {
+        "PROJECTIONS": (
+            ("encoder/.*/attention/(query|value)", "decoder/.*"),
+            ("encoder/.*/attention/(query|value)", "x"),
+        )
+    }
+    found = names(long)
+    assert len(set(found)) == 2 and all(len(name) < 60 for name in found)
+    for name in [*found, *names({"A": ("../../etc", "x y/z", None, ())})]:
+        assert not set(name) & set("/\\: *?\"<>|'()") and ".." not in name.split("/")
+    assert set(names({"RANK": (2,)})) <= set(names({"RANK": (1, 2, 4)}))
+    (name,) = names({f"NUMBER_{i}": (i,) for i in range(100)})
+    assert len(name) <= 120
+
+
+@pytest.mark.parametrize("runs, drop, words", [
+    ({"RANK": 4}, None, "'RANK' takes a tuple of one or more"),
+    ({"RANK": ()}, None, "'RANK' takes a tuple of one or more"),
+    ({}, None, "takes a dict"),
+    (("RANK", 4), None, "takes a dict"),
+    ({"RANK": (1, 1)}, None, "Two runs are called rank_1"),
+    ({"list": {"a b": "RANK = 1", "A-b": "RANK = 2", "a/b": "RANK = 3"}}, None, "Two runs are called a_b"),
+    ({"RANK": (1,), "list": ("RANK = 2",)}, None, "RANK is set twice in one run"),
+    ({"zip": ({"RANK": (1, 2)}, {"A": (1, 2, 3)})}, None, "2, 3 runs; they need as many"),
+    ({"list": ("gin/adapters/lora",)}, None, "not 'gin/adapters/lora'"),
+    ({"list": (4,)}, None, "not 4"),
+    ({"list": {"7": "RANK = 1"}}, None, "'7' needs a letter"),
+    ({4: (1,)}, None, "takes a dict"),
+    ({"RANK": (print,)}, None, "no literal"),
+    ({"MODEL_DIR": ("x",)}, None, "each run has its own"),
+    ({"BATCH_SIZE": (8,)}, None, "the command line sets it too"),
+    ({"RANK": (1, 2)}, {"RANK": (3,)}, "no run (that is left) has RANK = 3"),
+    ({"RANK": (1, 2)}, {"RANK": (1, 2)}, "leaves no run"),
+])  # fmt: skip
+def test_what_cannot_be_meant_is_one_sentence(runs, drop, words):
+    with pytest.raises(UserError) as told:
+        expand(Sweep(runs, drop), typed=("BATCH_SIZE",))
+    assert words in str(told.value) and "\n" not in str(told.value)
+
+
+# --- the command ---
+
+
+def test_the_table_is_shown_and_nothing_is_started(tmp_path, capsys):
+    assert main(arguments(tmp_path / "sweep")) == 0
+    out = capsys.readouterr().out
+    assert "48 runs" in out and "rank_8_lr_0.01_seed_3" in out and "48 new" in out
+    assert not (tmp_path / "sweep").exists()
+
+
+@pytest.mark.parametrize("more, words", [
+    (["--gin.Sweep.runs={'RNAK': (1, 2)}"], ["Run rnak_1", "RNAK", "nearest: RANK"]),
+    (["--gin.Sweep.runs={'list': ('gin/adapters/lroa.gin',)}"], ["Run lroa", "gin/adapters/lora.gin"]),
+    (["--gin.RANK=4"], ["Sweep.runs sets RANK, but the command line sets it too"]),
+    (["--gin.MODEL_DIR=''"], ["MODEL_DIR is not set"]),
+    (["--element", "48"], ["There is no run '48'", "from 0 to 47"]),
+    (["--element"], ["--element has no number", "ADALINK_ARRAY_INDEX"]),
+    (["--plan", "--topology", "v5e:4x9"], ["There is no slice v5e:4x9"]),
+    (["--run", "--gin.MODEL_DIR='gs://bucket/x'"], ["is a bucket"]),
+])  # fmt: skip
+def test_a_sweep_that_cannot_be_made_is_refused_before_anything_starts(tmp_path, capsys, monkeypatch, more, words):
+    monkeypatch.delenv("ADALINK_ARRAY_INDEX", raising=False)
+    assert main(arguments(tmp_path / "sweep", *more)) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: ") and err.count("\n") == 1, err
+    for word in words:
+        assert word in err
+    assert not (tmp_path / "sweep").exists()
+
+
+def test_flags_that_do_not_go_together(tmp_path, capsys):
+    for more in (["--run", "--element", "0"], ["--plan"], ["--run", "--parallel", "0"]):
+        with pytest.raises(SystemExit):
+            main(arguments(tmp_path, *more))
+
+
+@pytest.fixture(scope="module")
+def one_run(tmp_path_factory):
+    """A sweep of two, of which the array's index picked the second."""
+    folder = tmp_path_factory.mktemp("sweeps") / "element"
+    os.environ["ADALINK_ARRAY_INDEX"] = "1"
+    try:
+        assert main(arguments(folder, "--element", **FEW)) == 0
+    finally:
+        del os.environ["ADALINK_ARRAY_INDEX"]
+    return folder
+
+
+FEW = {"RANKS": (1,), "LEARNING_RATES": (0.01,), "SEEDS": (0, 1), "TRAIN_STEPS": 4, "CHECKPOINT_PERIOD": 2,
+       "EVAL_PERIOD": 0, "BATCH_SIZE": 125}  # fmt: skip
+SECOND = "rank_1_lr_0.01_seed_1"
+
+
+def starts(folder):
+    return {path.parent.name: path.read_text().count('"start"') for path in sorted(folder.glob("*/attempts.jsonl"))}
+
+
+def test_an_element_is_one_run_and_is_not_made_twice(one_run, capsys):
+    assert starts(one_run) == {SECOND: 1}
+    summary = json.loads((one_run / SECOND / "summary.json").read_text())
+    assert summary["settings"]["Setup.random_seed"] == "1" and summary["settings"]["DatasetConfig.seed"] == "1"
+    assert summary["settings"]["AdaLinkAdapter.rank"] == "1" and summary["versions"]["jax"]
+    assert summary["step_seconds"] > 0 and 0 <= summary["validation"] <= 1
+    assert main(arguments(one_run, "--element", SECOND, **FEW)) == 0
+    assert starts(one_run) == {SECOND: 1}
+    capsys.readouterr()
+    assert main(arguments(one_run, **FEW)) == 0
+    assert "1 new, 1 done" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("changed, told", [
+    ({"BATCH_SIZE": 64}, "DatasetConfig.batch_size = 125, and the sweep now says 64"),
+    ({"WARMUP_STEPS": 3}, "warmup_cosine.warmup_steps = 2, and the sweep now says 3"),
+])  # fmt: skip
+@pytest.mark.parametrize("how", [(), ("--run",), ("--element", "1")])
+def test_a_name_keeps_its_settings(one_run, capsys, changed, told, how):
+    assert main(arguments(one_run, *how, **FEW | changed)) == 2
+    err = capsys.readouterr().err
+    assert told in err and SECOND in err and err.count("\n") == 1
+    assert starts(one_run) == {SECOND: 1}
+
+
+def test_a_run_that_another_process_trains_is_left_alone(tmp_path, capsys, monkeypatch):
+    from adalink_jax.studies import run_folder
+
+    monkeypatch.setattr(run_folder, "PATIENCE_SECONDS", 0.1)
+    with RunFolder(str(tmp_path / SECOND), {}, {}, 4).held():
+        assert main(arguments(tmp_path, "--element", "1", **FEW)) == 4
+        assert "is being trained by another process" in capsys.readouterr().err
+        assert main(arguments(tmp_path, **FEW)) == 0
+        assert "1 new, 1 running" in capsys.readouterr().out
+    assert starts(tmp_path) == {}
+
+
+def test_a_run_that_fails_stops_no_other_and_is_told_with_its_log(tmp_path, capsys):
+    bad = {"chain": ({"TRAINABLE": (("nothing/.*",),)}, {"RANK": (1,)})}
+    few = {name: value for name, value in FEW.items() if name not in ("RANKS", "LEARNING_RATES", "SEEDS")}
+    argv = arguments(tmp_path, f"--gin.Sweep.runs={bad!r}", "--gin.RANDOM_SEED=0", "--run", **few)
+    assert main(argv) == 1
+    captured = capsys.readouterr()
+    (line,) = captured.err.splitlines()
+    log = tmp_path / "trainable_nothing" / "log.txt"
+    assert line.startswith("1 of 2 runs failed: trainable_nothing (") and "matches" in line and str(log) in line
+    assert "error: " in log.read_text()
+    assert (tmp_path / "rank_1" / "summary.json").exists()
+    assert "1 failed" in shown(argv[:-1], capsys)
+
+
+def shown(argv, capsys):
+    assert main(argv) == 0
+    return capsys.readouterr().out
+
+
+def test_a_plan_compiles_each_program_once(tmp_path, capsys, monkeypatch):
+    argv = arguments(tmp_path, "--plan", "--topology", "cpu:1", **FEW)
+    assert main(argv) == 0
+    assert "2 runs, 1 programs" in capsys.readouterr().out
+    monkeypatch.setattr(subprocess, "run", None)
+    assert main(argv) == 0
+    assert "All runs fit" in capsys.readouterr().out
+
+
+# --- killed sweeps ---
+
+
+def wait_for(condition, process, seconds):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def begin(command, **options):
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT} | options
+    return subprocess.Popen(command, text=True, env=HERE, **options)
+
+
+def interrupted(command, folder, runs, kills, seconds, with_children=False):
+    """Starts `command` until it ends by itself, with SIGKILL in between; sees that what was done stays as it is."""
+
+    finished = lambda: {path.parent.name: path.stat().st_mtime_ns for path in folder.glob("*/summary.json")}
+    at_work = lambda: [path for name in ("before.json", "steps.txt") for path in folder.glob(f"*/{name}")]
+    under_way = lambda: {path.parent.name for path in at_work()} - finished().keys()
+    process, before = begin(command), {}
+    for i in range(kills):
+        enough = runs * (i + 1) // (kills + 1)
+        wait_for(lambda n=enough: len(finished()) >= n and under_way(), process, seconds)
+        process.kill()
+        process.communicate()
+        if with_children and i % 2:
+            for path in folder.glob("*/attempts.jsonl"):
+                last = json.loads(path.read_text().splitlines()[-1])
+                if last["what"] == "start" and not (path.parent / "summary.json").exists():
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(last["pid"], signal.SIGKILL)
+        now, count = finished(), starts(folder)
+        assert len(now) < runs, "killed too late to mean anything"
+        before |= {name: (when, count[name]) for name, when in now.items() if name not in before}
+        process = begin(command)
+    out, _ = process.communicate(timeout=seconds)
+    assert process.returncode == 0, out
+    after, count = finished(), starts(folder)
+    assert len(after) == runs and len(count) == runs
+    assert before and {name: (after[name], count[name]) for name in before} == before  # not touched again
+    return count
+
+
+def test_48_runs_killed_three_times_are_each_made_once(tmp_path):
+    folder = tmp_path / "sweep"
+    count = interrupted(
+        [sys.executable, str(PROGRAM), str(folder)], folder, 48, kills=3, seconds=240, with_children=True
+    )
+    assert sum(count.values()) <= 48 + 3 * 4  # what was killed was started again
+    assert {(folder / name / "steps.txt").read_text() for name in count} == {"012"}
+
+
+def test_two_sweeps_at_once_make_each_run_once(tmp_path):
+    folder = tmp_path / "sweep"
+    command = [sys.executable, str(PROGRAM), str(folder)]
+    both = [begin(command) for _ in range(2)]
+    for process in both:
+        out, _ = process.communicate(timeout=240)
+        assert process.returncode == 0, out
+    assert list(starts(folder).values()) == [1] * 48
+    assert {path.read_text() for path in folder.glob("*/steps.txt")} == {"012"}
+
+
+def test_the_runs_of_a_killed_sweep_end(tmp_path, monkeypatch):
+    folder = tmp_path / "sweep"
+    monkeypatch.setitem(HERE, "STEP_SECONDS", "600")
+    process = begin([sys.executable, str(PROGRAM), str(folder)])
+    wait_for(lambda: len(starts(folder)) == 4, process, 120)
+    runs = [RunFolder(str(path.parent), {}, {}, 3) for path in folder.glob("*/lock")]
+    assert all(run.taken() for run in runs)
+    process.kill()
+    process.communicate()
+    deadline = time.monotonic() + 60
+    while any(run.taken() for run in runs):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def test_a_sweep_that_is_asked_to_stop_stops_its_runs_and_goes_on(tmp_path):
+    folder = tmp_path / "sweep"
+    command = [sys.executable, str(PROGRAM), str(folder)]
+    process = begin(command, stderr=subprocess.PIPE)
+    wait_for(lambda: len(list(folder.glob("*/summary.json"))) >= 4, process, 120)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 1 and "Preempted" in err  # `adalink` makes one sentence of it, and status 75
+    for path in folder.glob("*/lock"):
+        assert not RunFolder(str(path.parent), {}, {}, 3).taken()
+    assert len(list(folder.glob("*/summary.json"))) < 48
+    process = begin(command)
+    assert process.communicate(timeout=240) and process.returncode == 0
+    assert {path.read_text() for path in folder.glob("*/steps.txt")} == {"012"}
+
+
+def of_digits(folder, **macros):
+    return [sys.executable, "-m", "adalink_jax", *arguments(folder, "--run", **macros)]
+
+
+def test_a_small_sweep_killed_once(tmp_path):
+    folder = tmp_path / "sweep"
+    few = FEW | {"SEEDS": (0, 1, 2)}
+    count = interrupted(of_digits(folder, **few), folder, 3, kills=1, seconds=1200)
+    assert sum(count.values()) <= 3 + 1
+    assert {json.loads(path.read_text())["steps"] for path in folder.glob("*/summary.json")} == {4}
+
+
+@pytest.mark.slow
+def test_the_whole_sweep_killed_three_times(tmp_path):
+    folder = tmp_path / "sweep"
+    command = [*of_digits(folder, TRAIN_STEPS=4, CHECKPOINT_PERIOD=2, EVAL_PERIOD=0, BATCH_SIZE=125), "--parallel", "2"]
+    count = interrupted(command, folder, 48, kills=3, seconds=7200, with_children=True)
+    assert sum(count.values()) <= 48 + 3 * 2
+    assert {json.loads(path.read_text())["steps"] for path in folder.glob("*/summary.json")} == {4}

@@ -48,7 +48,9 @@ def make_mesh(data: int = -1, model: int = 1, slices: int = 1, devices: Sequence
             (1, data, model), (slices, 1, 1), devices, allow_split_physical_axes=True
         )
         return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
-    return jax.make_mesh((slices, data, model), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+    # An axis of the slice is split where no product of whole axes gives the mesh (128 x 2 on 16x16).
+    grid = mesh_utils.create_device_mesh((slices, data, model), devices, allow_split_physical_axes=True)
+    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def data_axis_size(mesh: Mesh) -> int:

@@ -47,7 +47,7 @@ def results(argv: list[str]) -> int:
 def _print(table, title: str) -> None:
     from rich.table import Table
 
-    out = Table(title=title, title_justify="left", title_style="")
+    out = Table(title_style="")
     names = [name for name in table.column_names if not name.endswith((" low", " high"))]
     for name in names:
         out.add_column(name, justify="left" if name in ("run", "state") else "right", overflow="fold")
@@ -55,6 +55,7 @@ def _print(table, title: str) -> None:
         out.add_row(
             *(_cell(row, name) for name in names), style=None if row.get("state", "done") == "done" else "yellow"
         )
+    print(title)
     table_console().print(out)
 
 

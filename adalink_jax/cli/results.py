@@ -47,7 +47,7 @@ def results(argv: list[str]) -> int:
 def _print(table, title: str) -> None:
     from rich.table import Table
 
-    out = Table(title_style="")
+    out = Table()
     names = [name for name in table.column_names if not name.endswith((" low", " high"))]
     for name in names:
         out.add_column(name, justify="left" if name in ("run", "state") else "right", overflow="fold")

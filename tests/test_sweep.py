@@ -342,6 +342,7 @@ def of_digits(folder, **macros):
     return [sys.executable, "-m", "adalink_jax", *arguments(folder, "--run", **macros)]
 
 
+@pytest.mark.slow
 def test_a_small_sweep_killed_once(tmp_path):
     folder = tmp_path / "sweep"
     few = FEW | {"SEEDS": (0, 1, 2)}

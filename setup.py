@@ -64,10 +64,11 @@ setup(
         "scikit-learn>=1.5,<2",
         "scipy>=1.13,<2",
         "pillow>=11",
-        # Templates of jobs.
+        # Jobs and sweeps: templates, processes of this machine, one process a run, tables of results.
         "Jinja2>=3.1,<4",
-        "pyarrow>=18",  # tables of results
-        "filelock>=3.16",  # one process a run
+        "psutil>=6,<8",
+        "filelock>=3.16,<4",
+        "pyarrow>=18",
         # What a run shows.
         "tensorboard>=2.21,<3",
         "matplotlib>=3.9,<4",

@@ -1,6 +1,6 @@
 """Seconds to compile the training step against the depth of the model, for a TPU that need not be here.
 
-    python benchmarks/compile_time.py [--layers 6 12 24 48] [--topology v5e:4x8]
+    python benchmarks/compile_time.py [--layers 6 12 24 48] [--topology v5e:4x8] [--quick]
 
 `adalink plan` of T5 1.1 xl with so many layers a stack: fully sharded, frozen weights in bfloat16, REMAT full, AdaLink; scanned
 (one compiled layer a stack, the default of the large models) and, with --unrolled, layer by layer. Each plan is a process of its own.
@@ -14,13 +14,14 @@ import subprocess
 import sys
 
 
-def plan(layers: int, topology: str, scanned: bool) -> dict:
+def plan(layers: int, topology: str, scanned: bool, quick: bool) -> dict:
     """What `adalink plan --json` says; `cpu`, seconds of processor that the whole command took; `load`, the machine's at its end."""
     command = [
         sys.executable, "-m", "adalink_jax", "plan", "--gin_file=gin/models/t5_1_1_xl.gin", "--gin_file=gin/adapters/adalink.gin",
         "--gin_file=gin/meshes/fsdp.gin", "--gin.FROZEN_DTYPE='bfloat16'", "--gin.REMAT='full'",
         f"--gin.SCAN_LAYERS={scanned}", f"--gin.T5Config.num_encoder_layers={layers}",
         f"--gin.T5Config.num_decoder_layers={layers}", "--topology", topology, "--json",
+        *(["--quick"] if quick else []),
     ]  # fmt: skip
     used = lambda: sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2])
     before = used()
@@ -37,6 +38,7 @@ def main() -> None:
         "--layers", type=int, nargs="+", default=[6, 12, 24, 48], help="of the encoder, and of the decoder"
     )
     parser.add_argument("--topology", default="v5e:4x8")
+    parser.add_argument("--quick", action="store_true", help="with the compiler's least effort")
     parser.add_argument("--unrolled", action="store_true", help="also without SCAN_LAYERS")
     options = parser.parse_args()
     heads = ("layers a stack", "program", "frozen, GB a chip", "temporaries, GB a chip", "step compiled in, s",
@@ -44,7 +46,7 @@ def main() -> None:
     print("| " + " | ".join(heads) + " |\n|---:|---|" + "---:|" * (len(heads) - 2), flush=True)
     for scanned in (True, False) if options.unrolled else (True,):
         for layers in options.layers:
-            each = plan(layers, options.topology, scanned)
+            each = plan(layers, options.topology, scanned, options.quick)
             cells = (
                 layers, "scanned" if scanned else "unrolled", f"{each['frozen_bytes'] / 1e9:.2f}",
                 f"{each['temp_bytes'] / 1e9:.2f}", f"{each['compile_seconds']:.1f}",

@@ -131,6 +131,14 @@ def test_a_method_that_fails_is_status_1(capsys, monkeypatch):
     assert re.search(r"starts as the base +PaLI +pass", out)
 
 
+def test_a_reader_that_has_seen_enough_is_no_error():
+    command = (
+        f"set -o pipefail; {sys.executable} -m adalink_jax params --gin_file=gin/models/pali_nano.gin --json | true"
+    )
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert done.returncode == 141 and "Traceback" not in done.stderr and "BrokenPipe" not in done.stderr, done.stderr
+
+
 def test_python_m_is_the_same_command():
     done = subprocess.run([sys.executable, "-m", "adalink_jax.train"], capture_output=True, text=True)
     assert done.returncode == 2 and "--gin_file" in done.stderr

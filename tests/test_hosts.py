@@ -177,6 +177,25 @@ def test_a_stopped_job_goes_on_with_fewer_processes_and_the_same_data(place, alo
     assert_same_run(model_dir, alone)
 
 
+LATE = """
+import argparse, sys, time
+from adalink_jax.cli.arguments import processes
+index = int(sys.argv[2])
+with processes(argparse.Namespace(multiprocess=False, coordinator_address=sys.argv[1], process_count=2, process_index=index)):
+    time.sleep(30 * index)
+"""
+
+
+@pytest.mark.slow
+def test_a_process_that_comes_late_to_the_end_is_waited_for():
+    """Longer than JAX's own wait for it, after which it would end the others by SIGABRT."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    started = [subprocess.Popen([sys.executable, "-c", LATE, address, str(index)]) for index in range(2)]
+    assert [process.wait(120) for process in started] == [0, 0]
+
+
 @pytest.mark.parametrize("victim, number", [
     (1, signal.SIGKILL),
     pytest.param(0, signal.SIGKILL, marks=pytest.mark.slow),

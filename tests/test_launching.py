@@ -252,7 +252,7 @@ def test_files_that_hosts_would_not_find_are_refused(place, capsys):
 
 def test_a_job_that_runs_here_is_not_overwritten(place, capsys):
     assert launch("tpu_slice") == 0
-    (folder_of("tpu_slice") / "script.pid").write_text(str(os.getpid()))
+    record.note_process(folder_of("tpu_slice") / "script.pid", os.getpid())
     assert launch("tpu_slice") == 2
     assert "runs (runs/launch/digits-reverse/script.pid)" in capsys.readouterr().err
 

@@ -203,19 +203,25 @@ def test_a_job_whose_evaluation_does_not_fit_does_not_fit(capsys):
 
 
 def test_a_quick_plan_counts_what_a_plan_counts(capsys):
-    plans = []
-    for flags in ([], ["--quick"]):
-        done = subprocess.run(
-            [sys.executable, "-m", "adalink_jax", "plan", *NANO, "--topology", "v5e:2x4", "--json", *flags],
-            capture_output=True, text=True, check=True,
-        )  # fmt: skip
-        plans.append(json.loads(done.stdout))
+    plans, effort = [], jax.config.jax_exec_time_optimization_effort
+    try:
+        for flags in ([], ["--quick"]):
+            assert main(["plan", *NANO, "--topology", "v5e:2x4", "--json", *flags]) == 0
+            plans.append(json.loads(capsys.readouterr().out))
+            assert jax.config.jax_exec_time_optimization_effort == (-1.0 if flags else effort)
+    finally:
+        jax.config.update("jax_exec_time_optimization_effort", effort)
     usual, quick = plans
     assert quick["quick"] and not usual["quick"]
     same = ("fits", "frozen_bytes", "trainable_bytes", "optimizer_bytes", "flops", "model_flops")
     assert all(quick[name] == usual[name] for name in same)
     assert quick["collectives"]["all-reduce"]["bytes"] == usual["collectives"]["all-reduce"]["bytes"]
-    assert quick["compile_seconds"] < usual["compile_seconds"]
+
+
+def test_a_mesh_splits_an_axis_of_the_slice_where_it_must():
+    """No product of whole axes of 16x16 is 128 x 2."""
+    mesh = parallel.make_mesh(model=2, devices=devices_of(parse_topology("v6e:16x16")))
+    assert dict(mesh.shape) == {"slice": 1, "data": 128, "model": 2}
 
 
 def test_a_plan_takes_the_flags_of_train(capsys, tmp_path):

@@ -104,6 +104,12 @@ def test_a_finished_pack_is_left_alone_and_another_grid_refused(finished, capsys
     assert contents(finished) == before
 
 
+def test_a_pack_without_a_metric_is_refused(tmp_path, capsys):
+    assert pack(tmp_path / "unscored", **GRID, **{"train_pack.metric": None}) == 2
+    assert "so it needs a metric: set METRIC" in capsys.readouterr().err
+    assert not (tmp_path / "unscored").exists()
+
+
 def test_members_that_get_no_better_end_the_pack(tmp_path):
     more = {"LEARNING_RATES": (1e-12, 1e-13), "SEEDS": (0,), "TRAIN_STEPS": 100, "EVAL_PERIOD": 3, "PATIENCE": 2}
     assert pack(tmp_path / "p", "--gin_file=gin/runs/plateau.gin", **more) == 0

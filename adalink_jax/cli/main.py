@@ -50,7 +50,7 @@ commands:
 `adalink COMMAND --help` tells more of one. Strings in --gin flags carry quotes of their own: --gin.MODEL_DIR="'runs/x'"
 """
 
-USER_ERROR, STOPPED = 2, 130
+USER_ERROR, STOPPED, PIPE_CLOSED = 2, 130, 141
 _TRAINING = ("quickstart", "train", "pack", "tune", "compare")
 _SEVERAL = ("--multiprocess", "--coordinator_address")
 
@@ -100,10 +100,15 @@ def main(argv: list[str] | None = None) -> int:
     try:
         with listening:
             command = getattr(importlib.import_module(f"adalink_jax.cli.{home}"), name.replace("-", "_"))
-            return command(rest)
+            status = command(rest)
+            sys.stdout.flush()
+            return status
     except UserError as e:
         print(f"error: {original_message(e)}", file=sys.stderr)
         return USER_ERROR
+    except BrokenPipeError:  # `| head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return PIPE_CLOSED
     except OSError as e:
         told = disk_error(e)
         if told is None:

@@ -9,9 +9,9 @@ from adalink_jax import configuration
 from adalink_jax.cli.arguments import MODEL, gin_parser, register, table_console
 from adalink_jax.cli.runs import DATA, RUN
 from adalink_jax.errors import UserError
+from adalink_jax.launching.job import ARRAY_INDEX
 
 SWEEP = {"Sweep.runs": "a sweep's file, such as --gin_file=gin/sweeps/digits_small.gin"}
-INDEX = "ADALINK_ARRAY_INDEX"
 
 
 def sweep(argv: list[str]) -> int:
@@ -69,7 +69,7 @@ def _parser() -> argparse.ArgumentParser:
         nargs="?",
         const="",
         metavar="I",
-        help=f"make run number I of the table, or the one called I, alone, in this process; by default {INDEX}",
+        help=f"make run number I of the table, or the one called I, alone, in this process; by default {ARRAY_INDEX}",
     )
     parser.add_argument(
         "--plan", action="store_true", help="see whether each fits, and what all need, without running any"
@@ -189,9 +189,9 @@ def _element(made: _Configured, which: str) -> int:
 
     from adalink_jax.cli.main import main
 
-    which = which or os.environ.get(INDEX, "")
+    which = which or os.environ.get(ARRAY_INDEX, "")
     if not which:
-        raise UserError(f"--element has no number, and {INDEX} is not set; give the number of a run.")
+        raise UserError(f"--element has no number, and {ARRAY_INDEX} is not set; give the number of a run.")
     found = [run for run in made.runs if which in (str(run.number), run.name)]
     if not found:
         raise UserError(f"There is no run {which!r}; the sweep has {len(made.runs)}, from 0 to {len(made.runs) - 1}.")

@@ -52,7 +52,7 @@ class Job:
             raise UserError(f"--array={self.array} must be 1 or more.")
         if self.array is not None and self.command in ("train", "quickstart"):
             raise UserError(
-                f"--array would run `{self.command}` {self.array} times into one MODEL_DIR; use a command that reads {ARRAY_INDEX}."
+                f"--array would run `{self.command}` {self.array} times into one MODEL_DIR; use `sweep --element`, which reads {ARRAY_INDEX}."
             )
 
     @property

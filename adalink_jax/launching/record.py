@@ -12,6 +12,8 @@ import pathlib
 import re
 import subprocess
 
+import psutil
+
 from adalink_jax.configuration import GinFlags, files, gin_root
 from adalink_jax.errors import UserError
 from adalink_jax.launching.job import Job, Rendered, string
@@ -195,14 +197,19 @@ def submitted(folder: str, **facts) -> None:
     _write_record(path, record | {"submitted": {"at": now(), **facts}})
 
 
+def note_process(path: pathlib.Path, pid: int) -> None:
+    """Writes a pid file: the process's number, and when it began, as numbers are given again."""
+    path.write_text(json.dumps({"pid": pid, "began": psutil.Process(pid).create_time()}) + "\n")
+
+
 def alive(path: pathlib.Path) -> int | None:
     """The process that a pid file names, if it runs."""
     try:
-        pid = int(path.read_text())
-        os.kill(pid, 0)
-    except (ValueError, ProcessLookupError, PermissionError, FileNotFoundError):
+        noted = json.loads(path.read_text())
+        process = psutil.Process(noted["pid"])
+        return process.pid if process.create_time() == noted["began"] and process.is_running() else None
+    except (FileNotFoundError, json.JSONDecodeError, psutil.Error):
         return None
-    return pid
 
 
 def now() -> str:

@@ -32,7 +32,8 @@ def plan_words(job: Job) -> list[str] | None:
 
 
 def check_fits(job: Job) -> None:
-    """Plans a training before it is submitted.
+    """Plans a training before it is submitted: with the compiler's least effort, and, as its programs need more memory than the
+    job's, again with the usual effort before one is refused.
 
     Raises:
       UserError: for a job that does not fit, whose configuration is refused, or that cannot be planned here.
@@ -40,6 +41,19 @@ def check_fits(job: Job) -> None:
     words = plan_words(job)
     if words is None:
         return
+    plan = _planned(words)
+    if not plan["fits"]:
+        words = [word for word in words if word != "--quick"]
+        plan = _planned(words)
+    if not plan["fits"]:
+        needed = max(plan["hbm_bytes"], plan["eval_hbm_bytes"] or 0)
+        raise UserError(
+            f"The job does not fit {job.topology.text}: it needs {needed / 1e9:.1f} of {plan['hbm_limit_bytes'] / 1e9:.1f} GB on each "
+            f"chip; `{line(word for word in words if word != '--json')}` says what would help."
+        )
+
+
+def _planned(words: list[str]) -> dict:
     done = subprocess.run(
         [sys.executable, "-m", "adalink_jax", *words[1:]], capture_output=True, text=True, env=_environment()
     )
@@ -47,17 +61,10 @@ def check_fits(job: Job) -> None:
     if told is not None:
         raise UserError(told.removeprefix("error: "))
     try:
-        plan = json.loads(done.stdout)
+        return json.loads(done.stdout)
     except json.JSONDecodeError as e:
         why = (done.stderr.strip().splitlines() or ["it printed nothing"])[-1][:300]
         raise UserError(f"The job could not be planned ({why}); --no_plan submits it as it is.") from e
-    if not plan["fits"]:
-        needed = max(plan["hbm_bytes"], plan["eval_hbm_bytes"] or 0)
-        without = line([word for word in words if word not in ("--quick", "--json")])
-        raise UserError(
-            f"The job does not fit {job.topology.text}: it needs {needed / 1e9:.1f} of {plan['hbm_limit_bytes'] / 1e9:.1f} GB on each "
-            f"chip; `{without}` says what would help."
-        )
 
 
 def submit(job: Job, launcher: str, settings) -> int:
@@ -130,7 +137,7 @@ def _run_in_foreground(job: Job, command: list[str]) -> int:
     pass_on = lambda number, frame: process.send_signal(number)
     before = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGINT)}
     pid = pathlib.Path(job.folder, "script.pid")
-    pid.write_text(f"{process.pid}\n")
+    record.note_process(pid, process.pid)
     record.submitted(job.folder)
     try:
         with open(path, errors="replace") as log:

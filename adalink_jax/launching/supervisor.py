@@ -12,6 +12,7 @@ import time
 
 from adalink_jax import notices
 from adalink_jax.errors import Preempted
+from adalink_jax.launching import record
 
 _PASSED_ON = (*notices.NOTICES, signal.SIGINT)
 
@@ -92,7 +93,7 @@ class Supervisor:
                 start_new_session=True,
             )
         self.processes.append(process)
-        (self._folder / f"process_{index}.pid").write_text(f"{process.pid}\n")
+        record.note_process(self._folder / f"process_{index}.pid", process.pid)
 
     def _heard(self, number, frame) -> None:
         if self._notice is None:

@@ -10,7 +10,7 @@ import gin
 
 from adalink_jax.errors import UserError
 from adalink_jax.launching import templates
-from adalink_jax.launching.job import WRITING, Job, Rendered, shared_model_dir
+from adalink_jax.launching.job import ARRAY_INDEX, WRITING, Job, Rendered, shared_model_dir
 
 SCRIPT, WORKER = "job.sh", "worker.sh"
 # The table's chip -> Google's name of a slice of N chips, what it counts for each chip, and the system image.
@@ -155,7 +155,7 @@ def _check(job: Job, settings: Tpu, tpu: str | None, per_host: bool) -> None:
         raise UserError("--array needs --per_host on a TPU, which gives each element one host.")
     if per_host and job.command in ("train", "quickstart"):
         raise UserError(
-            f"--per_host would run `{job.command}` on each host into one MODEL_DIR; use a command that reads ADALINK_ARRAY_INDEX."
+            f"--per_host would run `{job.command}` on each host into one MODEL_DIR; use `sweep --element`, which reads {ARRAY_INDEX}."
         )
     if topology.hosts > 1 and not per_host:
         shared_model_dir(job, f"which all {topology.hosts} hosts can write")

@@ -20,20 +20,22 @@ from collections.abc import Iterator, Mapping
 import filelock
 from etils import epath
 
-from adalink_jax.errors import Stopped, UserError
+from adalink_jax.errors import Preempted, Stopped, UserError
 from adalink_jax.training.whole_file import read_json, write_json
 
-SUMMARY = "summary.json"  # `training.outputs` writes it, in the end
+SUMMARY = "summary.json"  # that of `training.outputs`, which would import JAX into every process that only looks
 RECORD, ATTEMPTS, LOCK, LOG = "sweep.json", "attempts.jsonl", "lock", "log.txt"
 DONE, RUNNING, STOPPED, FAILED, NEW = "done", "running", "stopped", "failed", "new"
 PATIENCE_SECONDS = 5  # for a lock that is held by one who only looks
-GOES_ON = (75, 130, 4)  # statuses of a run that was stopped, or is another's
 
 
 class Taken(Stopped):
     """Another process trains this run."""
 
     status = 4
+
+
+GOES_ON = (Preempted.status, Stopped.status, Taken.status)  # of a run that was stopped, or is another's
 
 
 class RunFolder:

@@ -297,6 +297,15 @@ def test_what_does_not_fit_is_not_submitted(place, capsys, monkeypatch, plan, to
     assert launch("gke_one_host", "--submit", "--no_plan") == 0 and calls.read_text()
 
 
+def test_what_does_not_fit_by_a_quick_plan_is_planned_again(place, capsys, monkeypatch):
+    calls = fake(place / "fakes", "kubectl", "")
+    body = """case "$*" in *--quick*) echo '{"fits": false}' ;; *) echo '{"fits": true}' ;; esac"""
+    python = fake(place / "fakes", "python", body)
+    monkeypatch.setattr(sys, "executable", str(place / "fakes" / "python"))
+    assert launch("gke_one_host", "--submit") == 0 and calls.read_text()
+    assert ["--quick" in line for line in python.read_text().splitlines()] == [True, False]
+
+
 @pytest.mark.slow
 def test_a_real_plan_refuses_what_is_too_large(place, capsys):
     big = ["train", "--gin_file=gin/models/t5_1_1_xxl.gin", "--gin_file=gin/adapters/adalink.gin", TRAIN[-1]]

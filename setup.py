@@ -67,7 +67,7 @@ setup(
         # Jobs and sweeps: templates, processes of this machine, one process a run, tables of results.
         "Jinja2>=3.1,<4",
         "psutil>=6,<8",
-        "filelock>=3.16,<4",
+        "filelock>=3.16,<5",
         "pyarrow>=18",
         # What a run shows.
         "tensorboard>=2.21,<3",

@@ -185,10 +185,6 @@ def _plan(made: _Configured, topology: str) -> int:
 
 
 def _element(made: _Configured, which: str) -> int:
-    import jax
-
-    from adalink_jax.cli.main import main
-
     which = which or os.environ.get(ARRAY_INDEX, "")
     if not which:
         raise UserError(f"--element has no number, and {ARRAY_INDEX} is not set; give the number of a run.")
@@ -196,17 +192,36 @@ def _element(made: _Configured, which: str) -> int:
     if not found:
         raise UserError(f"There is no run {which!r}; the sweep has {len(made.runs)}, from 0 to {len(made.runs) - 1}.")
     run = found[0]
-    folder = made.folder(run)
+    told = f"Run {run.number} of {len(made.runs)}: {run.name}"
+    return make_run(made.folder(run), ["train", *made.flags_of(run).arguments()], told, made.model_dir)
+
+
+def make_run(folder, command: list[str], told: str, cache_dir: str) -> int:
+    """Makes, or goes on with, one run of many in this process, which holds its folder meanwhile.
+
+    Args:
+      folder: the run's `RunFolder`.
+      command: what `adalink` makes it with.
+      told: printed when it is started.
+      cache_dir: of the runs, which compile much the same.
+
+    Returns:
+      The command's exit status.
+    """
+    import jax
+
+    from adalink_jax.cli.main import main
+
     with folder.held():
         if folder.finished():
             print(f"{folder.path} holds this run, finished.")
             return 0
         folder.begin()
-        print(f"Run {run.number} of {len(made.runs)}: {run.name}", flush=True)
-        if jax.config.jax_compilation_cache_dir is None:  # the runs compile much the same
-            jax.config.update("jax_compilation_cache_dir", f"{made.model_dir}/.compilation_cache")
+        print(told, flush=True)
+        if jax.config.jax_compilation_cache_dir is None:
+            jax.config.update("jax_compilation_cache_dir", f"{cache_dir}/.compilation_cache")
         try:
-            status = main(["train", *made.flags_of(run).arguments()])
+            status = main(command)
         except BaseException:
             folder.end(1)
             raise

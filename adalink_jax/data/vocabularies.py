@@ -1,6 +1,7 @@
 """Vocabularies without TensorFlow; ids and text equal those of the seqio vocabulary of the same name."""
 
 import functools
+import io
 import json
 from collections.abc import Iterable
 
@@ -185,3 +186,36 @@ def find_vocabulary(path: str) -> epath.Path | None:
     except (json.JSONDecodeError, UnicodeDecodeError) as e:
         raise UserError(f"{config} is damaged or cut short ({e}); copy it again.") from e
     raise UserError(f"{path} holds no {SENTENCEPIECE_FILE}; give the vocabulary's path, or {BYTES!r} for UTF-8 bytes.")
+
+
+def train_sentencepiece(sentences: Iterable[str], pieces: int, folder: str) -> epath.Path:
+    """Makes a vocabulary in T5's form of text (SentencePiece's unigrams; Kudo, 2018): pad 0, EOS 1, unknown 2, unknown characters
+    as bytes, each digit a piece of its own. The same text gives the same file.
+
+    Args:
+      sentences: the text.
+      pieces: how many, the 256 bytes among them; extra ids come on top (see `SentencePieceVocabulary`).
+      folder: where `spiece.model` is written.
+
+    Returns:
+      The file.
+
+    Raises:
+      UserError: if the text is too little for so many pieces.
+    """
+    import sentencepiece
+
+    model = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(sentences), model_writer=model, vocab_size=pieces, model_type="unigram",
+            pad_id=PAD, eos_id=EOS, unk_id=UNK, bos_id=-1, byte_fallback=True, split_digits=True, num_threads=1,
+            input_sentence_size=200_000, shuffle_input_sentence=False, max_sentence_length=65_536, minloglevel=2,
+        )  # fmt: skip
+    except RuntimeError as e:
+        reason = str(e).strip().split("\n")[-1]
+        raise UserError(f"No vocabulary of {pieces} pieces can be made of this text: {reason}") from e
+    path = epath.Path(folder) / SENTENCEPIECE_FILE
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(model.getvalue())
+    return path

@@ -71,7 +71,7 @@ class RunFolder:
     def finished(self) -> bool:
         """Whether all steps are made and scored."""
         summary = read_json(self.path / SUMMARY)
-        return summary is not None and summary["steps"] >= self.total_steps
+        return summary is not None and summary.get("total_steps", summary["steps"]) >= self.total_steps
 
     def taken(self) -> bool:
         """Whether a process trains it now."""
@@ -162,7 +162,9 @@ def read_attempts(path: epath.Path) -> list[dict]:
 
 
 def last_step(path: epath.Path) -> int:
-    """Of `metrics.jsonl`; 0 without."""
+    """Of `metrics.jsonl`, in a pack that of its first member; 0 without."""
+    if (members := path / "members").is_dir():
+        path = min(members.iterdir(), key=lambda member: member.name, default=path)
     return max((row.get("step", 0) for row in _rows(path / "metrics.jsonl")[-1:]), default=0)
 
 

@@ -61,12 +61,11 @@ def register() -> None:
             ),
             PublishedTask("vqa_easy", _easy_rows(data), vqa.vqa_form, image, carved(0.1), EXACT, image="image"),
             PublishedTask("vqa_daquar", _daquar_rows(data), vqa.vqa_form, image, carved(0.1), EXACT, image="image"),
-            _instruct_task("instruct_flan_cot", _flan_rows(data)),
-            _instruct_task("instruct_t0_short", _t0_rows(data)),
+            *instructions(data),
         ],
         data.vocabulary,
     )  # fmt: skip
-    _add_corpus(data, SpanCorruption())
+    add_corpus(data, SpanCorruption())
     add_mixture("free_images", IMAGES)
     add_mixture("free_text", TEXT)
     blank = {name: add_twin_without_image(name) for name in (CORPUS, *TEXT)}
@@ -137,6 +136,11 @@ def _daquar_rows(data: PublishedData) -> Callable:
 # --- instructions ---
 
 
+def instructions(data: PublishedData) -> list[PublishedTask]:
+    """Both sets of instructions."""
+    return [_instruct_task("instruct_flan_cot", _flan_rows(data)), _instruct_task("instruct_t0_short", _t0_rows(data))]
+
+
 def _instruct_task(name: str, rows: Callable) -> PublishedTask:
     form = lambda row, train: [Example(row["inputs"], row["targets"])]
     return PublishedTask(name, rows, form, lambda row: row["inputs"], carved(0.02, test=None), EXACT)
@@ -201,7 +205,8 @@ class _Documents(seqio.FunctionDataSource):
         return tf.data.Dataset.from_generator(documents, output_signature=signature)
 
 
-def _add_corpus(data: PublishedData, settings: SpanCorruption) -> None:
+def add_corpus(data: PublishedData, settings: SpanCorruption) -> None:
+    """Declares the corpus under span corruption."""
     vocabulary = load_vocabulary(data.vocabulary)
     replace(seqio.TaskRegistry, CORPUS)
     seqio.TaskRegistry.add(

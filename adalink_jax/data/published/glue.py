@@ -16,7 +16,7 @@ is read as well: CoLA 1.1 (`in_domain_train.tsv`, `in_domain_dev.tsv`, `out_of_d
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from adalink_jax.data.published import readers
 from adalink_jax.data.published.registration import Example, PublishedTask, add_mixture, add_tasks, metric, tfds_rows
@@ -217,8 +217,13 @@ def glue_form(name: str, row: Mapping) -> Example:
 def register() -> None:
     """Declares the tasks, with the settings of `PublishedData`."""
     data = PublishedData()
-    add_tasks([_task(name, task, data) for name, task in GLUE.items()], data.vocabulary)
+    add_tasks(glue_tasks(GLUE, data), data.vocabulary)
     add_mixture("glue_mixture", {f"glue_{name}": min(rate, LIMIT) for name, rate in RATES.items()})
+
+
+def glue_tasks(names: Iterable[str], data: PublishedData) -> list[PublishedTask]:
+    """Tasks of GLUE, by their names there."""
+    return [_task(name, GLUE[name], data) for name in names]
 
 
 def _task(name: str, task: Glue, data: PublishedData) -> PublishedTask:

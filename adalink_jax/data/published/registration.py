@@ -203,9 +203,17 @@ def add_mixture(name: str, rates: Mapping[str, float]) -> None:
     seqio.MixtureRegistry.add(name, list(rates.items()))
 
 
-def add_twin_without_image(name: str) -> str:
-    """Declares a task of text once more, with the feature `image` empty, for mixtures with tasks of images; its name."""
-    task, twin = seqio.TaskRegistry.get(name), f"{name}_blank"
+def add_twin_without_image(name: str, twin: str | None = None) -> str:
+    """Declares a task of text once more, with the feature `image` empty, for mixtures with tasks of images.
+
+    Args:
+      name: of the task.
+      twin: of the other one; `NAME_blank` by default.
+
+    Returns:
+      The other one's name.
+    """
+    task, twin = seqio.TaskRegistry.get(name), twin or f"{name}_blank"
     replace(seqio.TaskRegistry, twin)
     seqio.TaskRegistry.add(
         twin,

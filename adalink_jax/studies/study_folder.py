@@ -1,0 +1,130 @@
+"""A cell of a study on the disk: its folder, and the small file that is kept of its result when the folder is not.
+
+What is kept is one JSON file a cell, `KEPT/<stage>/<cell>.json`: its place in the study, scores, counts, times, versions, and a digest of its
+settings, by which a file of another description is refused. Parameters are not kept: a base is trained again where a run that is
+not finished needs it.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+
+import numpy as np
+from etils import epath
+
+from adalink_jax.errors import UserError
+from adalink_jax.studies.run_folder import SUMMARY, RunFolder
+from adalink_jax.studies.study import BASES, TUNING, Cell
+from adalink_jax.training.whole_file import read_json, write_json
+
+# Where things lie on this machine, which says nothing of what they are.
+PLACES = ("initial_checkpoint_path", "data_dir", "vocabulary", "model_dir", "vision_cache")
+
+
+class CellFolder(RunFolder):
+    """Of one cell.
+
+    Args:
+      cell: which.
+      model_dir: the study's folder.
+      kept: the study's folder of results; None for none.
+      settings: name in gin -> literal, of all that must stay.
+      total_steps: when it is finished.
+    """
+
+    def __init__(self, cell: Cell, model_dir: str, kept: str | None, settings: Mapping[str, str], total_steps: int):
+        super().__init__(f"{model_dir}/{cell.name}", cell.axes(), settings, total_steps)
+        self.cell = cell
+        self._file = None if kept is None else epath.Path(kept) / f"{cell.name}.json"
+
+    def check(self) -> None:
+        """Refuses a folder, or a file that was kept, that was made with other settings."""
+        super().check()
+        kept = self._kept()
+        if kept is not None and kept["settings"] != self.digest:
+            raise UserError(
+                f"{self._file} was made with other settings than the study has now; set them back, give another "
+                f"Study.kept, or delete that file."
+            )
+
+    def finished(self) -> bool:
+        """Whether its result is there; of a base, whether its parameters are."""
+        return self.made() if self.cell.stage == BASES else self.result() is not None
+
+    def made(self) -> bool:
+        """Whether its folder holds all that was trained."""
+        return super().finished()
+
+    @property
+    def digest(self) -> str:
+        """Of its settings."""
+        kept = {name: text for name, text in self.settings.items() if not name.lower().endswith(PLACES)}
+        return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]
+
+    def result(self) -> dict | None:
+        """What is known of it: its axes, and of a base `parameters`, `seconds`; of the others see `_of_pack`. None if it is not done."""
+        kept = self._kept()
+        if kept is not None:
+            return kept
+        return self._read() if self.made() else None
+
+    def keep(self) -> None:
+        """Writes the result to the folder of results, if there is one."""
+        if self._file is not None and self._kept() is None:
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+            write_json(self._file, self._read())
+
+    def _kept(self) -> dict | None:
+        return None if self._file is None else read_json(self._file)
+
+    def _read(self) -> dict:
+        summary = read_json(self.path / SUMMARY)
+        facts = {"stage": self.cell.stage, **self.cell.axes(), "settings": self.digest}
+        facts |= _of_base(summary) if self.cell.stage == BASES else _of_pack(summary, self.cell.stage == TUNING)
+        return facts | {"seconds": summary["seconds"], "versions": summary["versions"]}
+
+
+def _of_base(summary: dict) -> dict:
+    return {"parameters": summary["trainable"], "steps": summary["steps"]}
+
+
+def _of_pack(summary: dict, tuning: bool) -> dict:
+    """`metric`, `trained`, `parameters`, `base` (fingerprint), `steps`, and lists over the members: `learning_rate`, `seed`,
+    `validation`, `step` (the best), and `test`, but for tuning."""
+    members, metric = summary["members"], summary["metric"]
+    trained = members[0]["trainable"]
+    column = lambda name: [member[name] for member in members]
+    out = {"metric": metric, "trained": trained, "frozen": summary["frozen"], "base": summary["base"]}
+    out |= {"steps": summary["steps"], "learning_rate": column("learning_rate"), "seed": column("seed")}
+    out |= {"validation": _rounded(column("validation")), "step": column("step")}
+    return out if tuning else out | {"test": _rounded(column(f"adapted_{metric}"))}
+
+
+def _rounded(values: list[float]) -> list[float]:
+    return np.round(values, 6).tolist()
+
+
+def chosen_rate(result: dict) -> float:
+    """The learning rate of the highest mean on validation; the lowest such."""
+    rates = np.array(result["learning_rate"])
+    scores = np.array(result["validation"])
+    mean = {float(rate): float(scores[rates == rate].mean()) for rate in np.unique(rates)}
+    return max(mean, key=mean.get)
+
+
+def read_results(folder: str) -> list[dict]:
+    """All results that were kept in a folder.
+
+    Raises:
+      UserError: if there are none, or one is damaged.
+    """
+    files = sorted(epath.Path(folder).glob("*/*.json")) if epath.Path(folder).is_dir() else []
+    out = []
+    for file in files:
+        result = read_json(file)
+        if result is None or "stage" not in result:
+            raise UserError(f"{file} is damaged, or no result of a study; delete it, and run the study again.")
+        out.append(result)
+    if not out:
+        raise UserError(f"There are no results of a study in {folder}.")
+    return out

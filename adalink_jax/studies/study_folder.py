@@ -14,7 +14,7 @@ from etils import epath
 
 from adalink_jax.errors import UserError
 from adalink_jax.studies.run_folder import SUMMARY, RunFolder
-from adalink_jax.studies.study import BASES, TUNING, Cell
+from adalink_jax.studies.study import BASES, RUNS, TUNING, Cell
 from adalink_jax.training.whole_file import read_json, write_json
 
 # Where things lie on this machine, which says nothing of what they are.
@@ -74,6 +74,11 @@ class CellFolder(RunFolder):
             self._file.parent.mkdir(parents=True, exist_ok=True)
             write_json(self._file, self._read())
 
+    def _start(self, metric: str, member: str) -> float:
+        """A member's score on validation before the first step: the frozen base's, where the method starts as the identity."""
+        lines = (self.path / "members" / member / "metrics.jsonl").read_text().splitlines()
+        return next(row[name] for row in map(json.loads, lines) if (name := f"validation/{metric}") in row)
+
     def _kept(self) -> dict | None:
         return None if self._file is None else read_json(self._file)
 
@@ -81,6 +86,8 @@ class CellFolder(RunFolder):
         summary = read_json(self.path / SUMMARY)
         facts = {"stage": self.cell.stage, **self.cell.axes(), "settings": self.digest}
         facts |= _of_base(summary) if self.cell.stage == BASES else _of_pack(summary, self.cell.stage == TUNING)
+        if self.cell.stage != BASES:
+            facts["start"] = _rounded([self._start(summary["metric"], member["name"]) for member in summary["members"]])
         return facts | {"seconds": summary["seconds"], "versions": summary["versions"]}
 
 
@@ -90,7 +97,7 @@ def _of_base(summary: dict) -> dict:
 
 def _of_pack(summary: dict, tuning: bool) -> dict:
     """`metric`, `trained`, `parameters`, `base` (fingerprint), `steps`, and lists over the members: `learning_rate`, `seed`,
-    `validation`, `step` (the best), and `test`, but for tuning."""
+    `validation`, `step` (the best), and `test`, but for tuning. `start` is added: each member's validation score at step 0."""
     members, metric = summary["members"], summary["metric"]
     trained = members[0]["trainable"]
     column = lambda name: [member[name] for member in members]
@@ -110,6 +117,13 @@ def chosen_rate(result: dict) -> float:
     scores = np.array(result["validation"])
     mean = {float(rate): float(scores[rates == rate].mean()) for rate in np.unique(rates)}
     return max(mean, key=mean.get)
+
+
+def holds_results(folder: str) -> bool:
+    """Whether a folder is one of results that were kept."""
+    return any((epath.Path(folder) / stage).is_dir() for stage in (TUNING, RUNS)) and not any(
+        (path / SUMMARY).exists() for path in epath.Path(folder).glob("*/*")
+    )
 
 
 def read_results(folder: str) -> list[dict]:

@@ -21,7 +21,7 @@ from adalink_jax.training.setup import Parameters, Setup
 from adalink_jax.training.whole_file import write_json
 from adalink_jax.version import __version__
 
-SUMMARY, BEFORE, PICTURE = "summary.json", "before.json", "samples.png"
+SUMMARY, BEFORE, PICTURE, SAMPLES = "summary.json", "before.json", "samples.png", "samples.json"
 count = tables.count
 
 
@@ -140,9 +140,16 @@ def write_end(
 ) -> list[tuple[str, str]]:
     """What leaves the run: what `write_parameters` writes, the picture, `summary.json`; `(file, what it is)` of each.
 
-    Without a metric there is nothing `before` and `after`, and so no picture.
+    Without a metric there is nothing `before` and `after`, and so no samples and no picture.
     """
     written = write_parameters(folder, setup, params, trainable, last, summary)
+    if after is not None:
+        said = [
+            {"inputs": new["inputs"], "target": new["target"], "before": old["prediction"], "after": new["prediction"]}
+            for old, new in zip(before.samples, after.samples)
+        ]
+        parallel.once(write_json, folder / SAMPLES, {"samples": said})
+        written.append((SAMPLES, "sample predictions, before and after"))
     if after is not None and "image" in after.samples[0]:
         shown = {name: value for name, value in summary.items() if name.startswith(("frozen_", "adapted_"))}
         title = f"{summary['task']}: " + ", ".join(f"{k.replace('_', ' ')} {v:.3f}" for k, v in shown.items())

@@ -1,0 +1,316 @@
+"""The report of a scaling study, from the results that were kept (see `study_folder`): what the data say, with intervals, whichever way."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from adalink_jax.studies import style
+from adalink_jax.studies.page import Part, Report, Table
+from adalink_jax.studies.scaling import Estimate, Runs, difference, mean, power_law, trend
+
+REFERENCE, OURS = "full fine-tuning", "AdaLink"
+LINES = {"raw": "--", "instruct": "-"}
+
+
+def make(results: Sequence[Mapping], command: str, reference: str = REFERENCE, ours: str = OURS) -> Report:
+    """The report.
+
+    Args:
+      results: of `read_results`.
+      command: what shows the same again.
+      reference: the method that gaps are measured to.
+      ours: the method whose variants are compared with it.
+    """
+    runs = Runs.of(results)
+    tuning = [row for row in results if row["stage"] == "tuning"]
+    methods = runs.names(3)
+    everywhere = [
+        m for m in methods if {key[0] for key in runs.scores if key[3] == m} == {key[0] for key in runs.scores}
+    ]
+    parts = [
+        _scores(runs, everywhere),
+        _gaps(runs, [m for m in everywhere if m != reference], reference),
+        _shrinks(runs, [m for m in everywhere if m != reference], reference),
+        _regimes(runs, [m for m in everywhere if m != reference], reference),
+        _power_laws(runs, everywhere),
+        _variants(runs, ours, [m for m in methods if m.startswith(f"{ours}, ")]),
+        _trained(runs, methods),
+        _rates(tuning),
+        _carried(tuning),
+        _bases(results),
+        _everything(runs),
+    ]
+    count = sum(len(seeds) for seeds in runs.scores.values())
+    versions = sorted({f"{name} {version}" for row in results for name, version in row["versions"].items()})
+    summary = (
+        f"{len(runs.scores)} packs, {count} runs, {len(set(key[0] for key in runs.scores))} sizes, {len(runs.metrics)} tasks, "
+        f"{len(methods)} methods. Scores are measured once on test; steps and learning rates were chosen on validation. "
+        f"Intervals are of 95 %. {', '.join(versions)}."
+    )
+    return Report("A scaling study", command, summary, [part for part in parts if part is not None])
+
+
+def _points(
+    axis, sizes: Mapping[str, int], values: Mapping[str, Mapping[int, float]], shift: float, **style_of
+) -> None:
+    x = np.array([sizes[size] for size in values]) * (1 + shift)
+    estimates = [mean(list(seeds.values())) for seeds in values.values()]
+    y = np.array([estimate.value for estimate in estimates])
+    around = np.array([[e.value - e.low, e.high - e.value] for e in estimates]).T
+    axis.errorbar(x, y, yerr=np.nan_to_num(around), capsize=2, **style_of)
+
+
+def _size_axis(axis, sizes: Mapping[str, int]) -> None:
+    axis.set_xscale("log")
+    axis.set_xticks(list(sizes.values()), list(sizes))
+    axis.minorticks_off()
+    axis.set_xlabel("parameters of the base")
+
+
+def _per_task(runs: Runs, methods: Sequence[str], values, label) -> tuple:
+    tasks = list(runs.metrics)
+    figure, axes = style.panels(len(tasks))
+    for task, axis in zip(tasks, axes):
+        for i, method in enumerate(methods):
+            for regime in runs.names(1):
+                found = values(regime, task, method)
+                if found:
+                    solid = LINES.get(regime, "-")
+                    _points(
+                        axis, runs.sizes, found, 0.03 * (i - len(methods) / 2), color=style.COLOURS[i], linestyle=solid,
+                        marker=style.MARKERS[i], markerfacecolor="white" if solid == "--" else None, label=f"{method}, {regime}",
+                    )  # fmt: skip
+        shown = {size: n for size, n in runs.sizes.items() if any(key[0] == size for key in runs.scores)}
+        _size_axis(axis, shown)
+        axis.set(title=task, ylabel=label(task))
+    style.legend(figure, axes)
+    return figure, tasks
+
+
+def _scores(runs: Runs, methods: Sequence[str]) -> Part:
+    figure, _ = _per_task(runs, methods, runs.by_size, lambda task: f"{runs.metrics[task]} on test")
+    rows = [
+        (task, regime, size, method, mean(list(scores.values())), len(scores))
+        for (size, regime, task, method), scores in runs.scores.items()
+        if method in methods
+    ]
+    columns = ("task", "base", "size", "method", "score on test", "seeds")
+    return Part("Score against size", "Means over the seeds and their intervals.", Table(columns, rows), figure)
+
+
+def _gaps(runs: Runs, methods: Sequence[str], reference: str) -> Part:
+    values = lambda regime, task, method: runs.gaps(regime, task, method, reference)
+    figure, tasks = _per_task(runs, methods, values, lambda task: f"{reference} less method ({runs.metrics[task]})")
+    for axis in figure.axes:
+        axis.axhline(0, color="black", linewidth=0.6)
+    rows = [
+        (task, regime, method, size, mean(list(gap.values()), signed=True))
+        for task in tasks
+        for regime in runs.names(1)
+        for method in methods
+        for size, gap in values(regime, task, method).items()
+    ]
+    text = f"What a method lacks of {reference}, paired by seed; below zero it is ahead."
+    return Part(f"Gap to {reference}", text, Table(("task", "base", "method", "size", "gap"), rows), figure)
+
+
+def _shrinks(runs: Runs, methods: Sequence[str], reference: str) -> Part | None:
+    rows = []
+    for task in runs.metrics:
+        for regime in runs.names(1):
+            for method in methods:
+                gaps = runs.gaps(regime, task, method, reference)
+                if (found := trend(runs, gaps)) is not None:
+                    said = {1: "grows", -1: "shrinks", 0: "cannot be told"}[found.sign]
+                    rows.append((task, regime, method, len(gaps), found, said))
+    if not rows:
+        return None
+    text = (
+        "The change of the gap for ten times the parameters: the slope of a line over the logarithm of the size, with a bootstrap "
+        "interval over the seeds. It speaks of these sizes, not of larger ones."
+    )
+    columns = ("task", "base", "method", "sizes", "change of the gap", "with size the gap")
+    return Part("Does the gap shrink with size?", text, Table(columns, rows))
+
+
+def _regimes(runs: Runs, methods: Sequence[str], reference: str) -> Part | None:
+    regimes = runs.names(1)
+    if len(regimes) < 2:
+        return None
+    first, last = regimes[0], regimes[-1]
+    rows = []
+    for task in runs.metrics:
+        for method in methods:
+            before, after = (runs.gaps(regime, task, method, reference) for regime in (first, last))
+            for size in runs.sizes:
+                if size in before and size in after:
+                    found = difference(after[size], before[size])
+                    said = {1: "wider", -1: "narrower", 0: "cannot be told"}[found.sign]
+                    rows.append((task, method, size, found, said))
+    if not rows:
+        return None
+    text = f"The gap to {reference} from the base `{last}`, less that from `{first}`, paired by seed."
+    return Part(
+        f"Does the gap shrink from {first} to {last}?",
+        text,
+        Table(("task", "method", "size", "change of the gap", "it is"), rows),
+    )
+
+
+def _power_laws(runs: Runs, methods: Sequence[str]) -> Part | None:
+    rows = []
+    for task in runs.metrics:
+        for regime in runs.names(1):
+            for method in methods:
+                errors = {
+                    size: {seed: 1 - score for seed, score in scores.items()}
+                    for size, scores in runs.by_size(regime, task, method).items()
+                }
+                if len(errors) < 3:
+                    continue
+                largest = list(errors)[-1]
+                seen = {size: seeds for size, seeds in errors.items() if size != largest}
+                whole, part = power_law(runs, errors), power_law(runs, seen, at=largest)
+                if whole is None or part is None:
+                    continue
+                measured = mean(list(errors[largest].values()))
+                apart = measured.low > part.predicted.high or measured.high < part.predicted.low
+                predicted = Estimate(part.predicted.value, part.predicted.low, part.predicted.high, signed=False)
+                said = "missed" if apart else "within the intervals"
+                rows.append((task, regime, method, whole.exponent, whole.c, largest, predicted, measured, said))
+    if not rows:
+        return None
+    text = (
+        "error = 1 - score = a N^-b + c, fitted to the means; the offset c is 0 where there are fewer than four sizes. The error of the largest "
+        "size is predicted from the smaller ones alone, and compared with what was measured. Intervals of fits are bootstraps over the seeds: "
+        "they know nothing of whether a power law is right, nor of bases trained with other seeds."
+    )
+    columns = (
+        "task",
+        "base",
+        "method",
+        "exponent b",
+        "offset c",
+        "predicted at",
+        "error, predicted",
+        "error, measured",
+        "",
+    )
+    return Part("Power laws, and a prediction that was checked", text, Table(columns, rows))
+
+
+def _variants(runs: Runs, ours: str, variants: Sequence[str]) -> Part | None:
+    rows = []
+    for (size, regime, task, method), scores in runs.scores.items():
+        if method in variants and (usual := runs.scores.get((size, regime, task, ours))):
+            found = difference(scores, usual)
+            said = {1: "better", -1: "worse", 0: "cannot be told"}[found.sign]
+            trained = [runs.trained[size, task, name] for name in (method, ours)]
+            rows.append((method.removeprefix(f"{ours}, "), task, regime, size, *trained, found, said))
+    if not rows:
+        return None
+    text = f"Each variant's score less that of {ours} as it is in the rest of the study, paired by seed, at the same learning rate."
+    columns = ("variant", "task", "base", "size", "trained", f"{ours}'s", "difference", "it is")
+    return Part("Ranks and modalities", text, Table(columns, sorted(rows, key=lambda row: (row[0], row[1]))))
+
+
+def _trained(runs: Runs, methods: Sequence[str]) -> Part:
+    tasks = list(runs.metrics)
+    figure, axes = style.panels(len(tasks))
+    regime = runs.names(1)[-1]
+    rows = []
+    for task, axis in zip(tasks, axes):
+        for i, method in enumerate(methods):
+            found = runs.by_size(regime, task, method)
+            if not found:
+                continue
+            x = [runs.trained[size, task, method] for size in found]
+            estimates = [mean(list(scores.values())) for scores in found.values()]
+            axis.plot(
+                x, [e.value for e in estimates], linestyle=":", linewidth=0.8, color=style.COLOURS[i % len(style.COLOURS)],
+                marker=style.MARKERS[i % len(style.MARKERS)], label=method, markerfacecolor=None if i < len(style.COLOURS) else "white",
+            )  # fmt: skip
+            rows += [(task, method, size, n, e) for size, n, e in zip(found, x, estimates)]
+        axis.set(xscale="log", title=task, xlabel="trained parameters", ylabel=f"{runs.metrics[task]} on test")
+    style.legend(figure, axes)
+    text = f"On the base `{regime}`; the points of a method are its sizes."
+    columns = ("task", "method", "size", "trained", "score on test")
+    return Part("Score against trained parameters", text, Table(columns, rows), figure)
+
+
+def _rates(tuning: Sequence[Mapping]) -> Part | None:
+    if not tuning:
+        return None
+    tasks = list(dict.fromkeys(row["task"] for row in tuning))
+    methods = list(dict.fromkeys(row["method"] for row in tuning))
+    sizes = list(dict.fromkeys(row["size"] for row in tuning))
+    figure, axes = style.panels(len(tasks))
+    rows = []
+    for row in tuning:
+        axis, i = axes[tasks.index(row["task"])], methods.index(row["method"])
+        axis.plot(
+            row["learning_rate"], row["validation"], color=style.COLOURS[i % 7], marker=style.MARKERS[i % 7],
+            linestyle=("-", "--", ":")[sizes.index(row["size"]) % 3], label=f"{row['method']}, {row['size']}",
+        )  # fmt: skip
+        axis.set(xscale="log", title=row["task"], xlabel="learning rate", ylabel=f"{row['metric']} on validation")
+        rows += [
+            (row["task"], row["method"], row["size"], rate, score)
+            for rate, score in zip(row["learning_rate"], row["validation"])
+        ]
+    style.legend(figure, axes)
+    columns = ("task", "method", "size", "learning rate", "score on validation")
+    return Part("Sensitivity to the learning rate", "One seed each.", Table(columns, rows), figure)
+
+
+def _carried(tuning: Sequence[Mapping]) -> Part | None:
+    """Needs two places; the one whose rates were used is that of the most methods and tasks, the first of equals."""
+    places: dict[tuple, dict[tuple, Mapping]] = {}
+    for row in tuning:
+        places.setdefault((row["size"], row["regime"]), {})[row["task"], row["method"]] = row
+    if len(places) != 2:
+        return None
+    one, other = places
+    rows = []
+    for key in places[one].keys() & places[other].keys():
+        best = lambda row: max(zip(row["validation"], (-r for r in row["learning_rate"])))
+        here, there = places[one][key], places[other][key]
+        score, rate = best(here)
+        at = dict(zip(there["learning_rate"], there["validation"]))
+        if -rate in at:
+            rows.append((*key, -rate, -best(there)[1], at[-rate], best(there)[0], at[-rate] - best(there)[0]))
+    columns = (
+        "task",
+        "method",
+        f"best at {' '.join(one)}",
+        f"best at {' '.join(other)}",
+        f"score at {' '.join(other)} with the first",
+        "with its own best",
+        "lost",
+    )
+    return Part(
+        "Do learning rates carry over?",
+        "On validation, one seed; a difference of one seed may be noise.",
+        Table(columns, sorted(rows)),
+    )
+
+
+def _bases(results: Sequence[Mapping]) -> Part:
+    rows = [
+        (row["size"], row["regime"], row["parameters"], row["steps"], round(row["seconds"] / 60, 1))
+        for row in sorted(results, key=lambda row: row.get("parameters", 0))
+        if row["stage"] == "bases"
+    ]
+    return Part(
+        "The bases",
+        "Minutes are those of the machine that trained them, other work included.",
+        Table(("size", "base", "parameters", "steps", "minutes"), rows),
+    )
+
+
+def _everything(runs: Runs) -> Part:
+    rows = [
+        (task, regime, size, method, runs.trained[size, task, method], mean(list(scores.values())), len(scores))
+        for (size, regime, task, method), scores in runs.scores.items()
+    ]
+    columns = ("task", "base", "size", "method", "trained", "score on test", "seeds")
+    return Part("All scores", "", Table(columns, rows))

@@ -1,0 +1,238 @@
+"""What a report says of scale: planted laws are found, planted breaks are noticed, noise is called noise; the page needs no network."""
+
+import csv
+import html.parser
+import json
+import re
+
+import numpy as np
+import pytest
+
+from adalink_jax.cli.main import main
+from adalink_jax.errors import UserError
+from adalink_jax.studies import scaling, study_report
+from adalink_jax.studies.page import Part, Report, Table
+from adalink_jax.studies.scaling import Estimate, Runs, power_law, trend
+from adalink_jax.studies.study_folder import read_results
+
+SIZES = {"0.3M": 3e5, "1M": 1e6, "3M": 3e6, "8M": 8e6}
+VERSIONS = {"jax": "0.10.2"}
+
+
+def planted(score, sizes=SIZES, methods=("AdaLink", "full fine-tuning"), regimes=("raw", "instruct"), seeds=3, noise=0.002, tasks=("one",)):
+    """Results of a study in which `score(N, regime, method)` is what is measured, with noise that seeds share."""
+    rng = np.random.default_rng(0)
+    out = []
+    for size, n in sizes.items():
+        for regime in regimes:
+            out.append({"stage": "bases", "size": size, "regime": regime, "parameters": int(n), "steps": 10, "seconds": 60.0})
+            for task in tasks:
+                for method in methods:
+                    test = [score(n, regime, method) + noise * rng.standard_normal() for _ in range(seeds)]
+                    out.append({
+                        "stage": "runs", "size": size, "regime": regime, "task": task, "method": method, "metric": "accuracy",
+                        "trained": int(n) if method.startswith("full") else 64, "seed": list(range(seeds)), "test": test, "seconds": 1.0,
+                    })  # fmt: skip
+    for size in list(sizes)[:2]:
+        row = {"stage": "tuning", "size": size, "regime": "instruct", "task": "one", "method": "AdaLink", "metric": "accuracy"}
+        out.append({**row, "learning_rate": [0.01, 0.1, 1.0], "validation": [0.2, 0.5, 0.1], "seconds": 1.0})
+    return [{**row, "versions": VERSIONS} for row in out]
+
+
+def errors(law, sizes=SIZES, seeds=3, noise=0.0):
+    rng = np.random.default_rng(1)
+    return {size: {s: law(n) + noise * rng.standard_normal() for s in range(seeds)} for size, n in sizes.items()}
+
+
+def runs_of(results):
+    return Runs.of(results)
+
+
+RUNS = runs_of(planted(lambda n, regime, method: 0.5))
+
+
+@pytest.mark.parametrize("a, b, c", [(40.0, 0.35, 0.1), (8.0, 0.25, 0.0)])
+def test_a_planted_power_law_is_found_with_its_offset(a, b, c):
+    found = power_law(RUNS, errors(lambda n: a * n**-b + c))
+    assert (found.a, found.b, found.c) == pytest.approx((a, b, c), rel=0.02, abs=0.003)
+    assert found.exponent.low <= found.b <= found.exponent.high
+
+
+def test_the_next_size_is_predicted_within_its_interval():
+    law = lambda n: 8.0 * n**-0.25
+    seen = errors(law, {name: n for name, n in SIZES.items() if name != "8M"}, noise=0.003)
+    found = power_law(RUNS, seen, at="8M").predicted
+    assert found.low < law(8e6) < found.high and found.high - found.low < 0.05
+
+
+def test_no_power_law_of_one_size_or_of_no_error():
+    assert power_law(RUNS, {"1M": {0: 0.5}}) is None
+    assert power_law(RUNS, errors(lambda n: 0.0)) is None
+
+
+def test_a_trend_is_a_slope_over_ten_times_the_size_and_noise_has_none():
+    planted_slope = errors(lambda n: 0.3 - 0.1 * np.log10(n / 3e5), noise=0.003)
+    found = trend(RUNS, planted_slope)
+    assert found.value == pytest.approx(-0.1, abs=0.01) and found.sign == -1
+    assert trend(RUNS, errors(lambda n: 0.3, noise=0.02)).sign == 0
+    assert trend(RUNS, {"1M": {0: 0.1}, "3M": {0: 0.2}}) is None
+
+
+def test_gaps_are_paired_by_seed():
+    """Seeds differ far more than methods do; paired, the difference is certain."""
+    level = {0: 0.2, 1: 0.5, 2: 0.8}
+    results = planted(lambda *_: 0.0)
+    for row in results:
+        if row["stage"] == "runs":
+            row["test"] = [level[s] + (0.05 if row["method"].startswith("full") else 0.001 * s) for s in row["seed"]]
+    gap = Runs.of(results).gaps("raw", "one", "AdaLink", "full fine-tuning")["1M"]
+    assert gap == pytest.approx({0: 0.05, 1: 0.049, 2: 0.048})
+    assert scaling.mean(list(gap.values()), signed=True).sign == 1
+    assert scaling.difference({0: 0.5, 1: 0.6}, {1: 0.5, 2: 0.9}).value == pytest.approx(0.1)  # the seed that both have
+
+
+def test_estimates_read_with_their_intervals():
+    assert str(Estimate(0.1234, 0.1, 0.15, signed=False)) == "0.123 [0.100, 0.150]"
+    assert str(Estimate(0.1234)) == "+0.123"
+    assert [Estimate(0, 0.1, 0.2).sign, Estimate(0, -0.2, -0.1).sign, Estimate(0, -0.1, 0.1).sign] == [1, -1, 0]
+
+
+# --- the report ---
+
+
+def report_of(score, **options):
+    return study_report.make(planted(score, **options), "adalink report kept")
+
+
+def rows_of(report, title):
+    [part] = [part for part in report.parts if part.title == title]
+    return [dict(zip(part.data.columns, row)) for row in part.data.texts()]
+
+
+def shrinking(n, regime, method):
+    reference = 1 - 8.0 * n**-0.25
+    return reference if method.startswith("full") else reference - (0.3 if regime == "raw" else 0.1) * (3e5 / n) ** 0.5
+
+
+def test_a_gap_that_shrinks_is_said_to_shrink():
+    found = rows_of(report_of(shrinking), "Does the gap shrink with size?")
+    assert {row["with size the gap"] for row in found} == {"shrinks"} and len(found) == 2
+    tuned = rows_of(report_of(shrinking), "Does the gap shrink from raw to instruct?")
+    assert {row["it is"] for row in tuned if row["size"] == "0.3M"} == {"narrower"}
+
+
+def test_a_gap_that_grows_and_one_that_is_noise_are_said_so():
+    grows = lambda n, regime, method: 0.9 if method.startswith("full") else 0.9 - 0.1 * np.log10(n / 1e5)
+    assert {row["with size the gap"] for row in rows_of(report_of(grows), "Does the gap shrink with size?")} == {"grows"}
+    assert {row["it is"] for row in rows_of(report_of(grows, noise=0.02), "Does the gap shrink from raw to instruct?")} == {
+        "cannot be told"
+    }
+
+
+def test_a_break_in_the_law_is_a_missed_prediction():
+    title = "Power laws, and a prediction that was checked"
+    law = lambda n, regime, method: 1 - 8.0 * n**-0.25
+    broken = lambda n, regime, method: 1 - 8.0 * n**-0.25 - (0.2 if n > 5e6 else 0)
+    assert {row[""] for row in rows_of(report_of(law), title)} == {"within the intervals"}
+    assert {row[""] for row in rows_of(report_of(broken), title)} == {"missed"}
+
+
+def test_variants_are_compared_with_the_method_itself():
+    score = lambda n, regime, method: {"AdaLink": 0.5, "AdaLink, low rank": 0.4}.get(method, 0.8)
+    methods = ("AdaLink", "AdaLink, low rank", "full fine-tuning")
+    found = rows_of(report_of(score, methods=methods), "Ranks and modalities")
+    assert {(row["variant"], row["it is"]) for row in found} == {("low rank", "worse")}
+
+
+def test_rates_that_carry_over_lose_nothing():
+    found = rows_of(report_of(shrinking), "Do learning rates carry over?")
+    assert [(row["best at 0.3M instruct"], row["lost"]) for row in found] == [("0.1", "0")]
+
+
+class Links(html.parser.HTMLParser):
+    """What a page would ask the network for, and its open elements."""
+
+    def __init__(self):
+        super().__init__()
+        self.asked, self.tags = [], []
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        self.asked += [value for name, value in attributes if name in ("src", "href", "xlink:href") and value]
+
+
+@pytest.fixture
+def kept(tmp_path):
+    for row in planted(shrinking):
+        name = ".".join(row.get(axis, "") for axis in ("size", "regime", "task", "method"))
+        path = tmp_path / "kept" / row["stage"] / f"{name}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(row))
+    return tmp_path / "kept"
+
+
+def test_the_page_needs_no_network_and_holds_its_data(kept, tmp_path, capsys):
+    out = {"out": "r.html", "markdown": "r.md", "latex": "r.tex", "figures": "figures"}
+    assert main(["report", str(kept), *(x for name, value in out.items() for x in (f"--{name}", str(tmp_path / value)))]) == 0
+    page = (tmp_path / "r.html").read_text()
+    found = Links()
+    found.feed(page)
+    assert [link for link in found.asked if not link.startswith(("#", "data:"))] == []
+    assert not re.search(r"url\((?!#)|@import|<script", page)
+    assert found.tags.count("svg") == 4 and found.tags.count("table") >= 8
+    assert f"adalink report {kept}" in page
+    figures = sorted(path.name for path in (tmp_path / "figures").iterdir())
+    assert len(figures) == 8 and all((tmp_path / "figures" / name).stat().st_size > 1000 for name in figures)
+    markdown = (tmp_path / "r.md").read_text()
+    assert all(f"({tmp_path}/figures/{name})" in markdown for name in figures if name.endswith(".svg"))
+    latex = (tmp_path / "r.tex").read_text()
+    assert latex.count(r"\begin{tabular}") == latex.count(r"\bottomrule") >= 5
+    assert "Written:" in capsys.readouterr().out
+
+
+def test_the_same_results_give_the_same_page(kept):
+    pages = [study_report.make(read_results(str(kept)), "c").html() for _ in range(2)]
+    assert pages[0] == pages[1]
+
+
+def test_tables_in_each_form_are_whole():
+    table = Table(("a_b", "score"), [("50 % & more", Estimate(0.5, 0.4, 0.6, signed=False)), ("<b>|", None)])
+    report = Report("t", "c", "s", [Part("P", "x_1", table)])
+    assert list(csv.reader(table.csv().splitlines())) == [
+        ["a_b", "score", "score low", "score high"], ["50 % & more", "0.5", "0.4", "0.6"], ["<b>|", "", "", ""]
+    ]  # fmt: skip
+    assert "&lt;b&gt;|" in report.html() and "<b>|" not in report.html()
+    assert r"| <b>\| |  |" in report.markdown()
+    assert r"50 \% \& more & 0.500 [0.400, 0.600] \\" in report.latex() and r"a\_b & score \\" in report.latex()
+
+
+def test_what_holds_nothing_is_told(tmp_path, capsys):
+    assert main(["report", str(tmp_path), "--out", str(tmp_path / "r.html")]) == 2
+    assert "There is no run in" in capsys.readouterr().err
+    assert main(["report", str(tmp_path), "--out", "r.pdf"]) == 2
+    assert "'r.pdf' must end in .html." in capsys.readouterr().err
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "torn.json").write_text('{"stage"')
+    with pytest.raises(UserError, match=r"torn.json is damaged"):
+        read_results(str(tmp_path))
+
+
+def test_a_folder_of_runs_has_its_table_map_curves_and_samples(tmp_path):
+    from test_results import write_run
+
+    for rank in (1, 4):
+        for rate in (0.1, 0.3):
+            folder = tmp_path / "runs" / f"rank_{rank}_lr_{rate}"
+            settings = {"AdaLinkAdapter.rank": repr(rank), "warmup_cosine.peak": repr(rate)}
+            write_run(folder, rank=rank, seed=0, accuracy=rank * rate, sweep=False, settings=settings, validation=rank * rate)
+            lines = [{"step": s, "train/loss": 1 / s, "validation/accuracy": s / 10} for s in (1, 2, 4)]
+            (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    best = tmp_path / "runs" / "rank_4_lr_0.3"
+    said = {"inputs": "read", "target": "4 2", "before": "9", "after": "4 2"}
+    (best / "samples.json").write_text(json.dumps({"samples": [said]}))
+    assert main(["report", str(tmp_path / "runs"), "--out", str(tmp_path / "r.html"), "--markdown", str(tmp_path / "r.md")]) == 0
+    markdown = (tmp_path / "r.md").read_text()
+    for title in ("## Runs", "## Map of the sweep", "## Curves", "## Sample predictions"):
+        assert title in markdown
+    assert "| read | 4 2 | 9 | 4 2 |" in markdown and "rank_4_lr_0.3" in markdown
+    assert (tmp_path / "r.html").read_text().count("<svg") == 2

@@ -1,0 +1,225 @@
+"""Scaling studies: which cells there are, that each is made once from what it needs, and goes on from the results that were kept."""
+
+import json
+import shutil
+
+import pytest
+
+pytest.importorskip("seqio")
+
+from adalink_jax.cli.main import main  # noqa: E402
+from adalink_jax.configuration import GinFlags  # noqa: E402
+from adalink_jax.errors import UserError  # noqa: E402
+from adalink_jax.studies.study import BASES, RUNS, TUNING, Study, cells, flags_of, tuning_of  # noqa: E402
+from adalink_jax.studies.study_folder import chosen_rate, read_results  # noqa: E402
+
+METHODS = {
+    "AdaLink": {"image": ("a.gin", "RANK = 2"), "text": ("a.gin", "RANK = 4")},
+    "full": ("f.gin",),
+    "shared": {"image": ("a.gin", "S = True")},
+}
+
+
+def described(**changes):
+    settings = {
+        "model_dir": "m", "sizes": {"S": ("s.gin",), "L": ("l.gin",)}, "regimes": {"raw": ("r.gin",), "tuned": ("t.gin",)},
+        "tasks": {"image": {"see": ("see.gin",)}, "text": {"read": ("read.gin", "M = 'x'")}}, "methods": METHODS,
+        "grid": ({"methods": ("AdaLink", "full")}, {"sizes": ("S",), "regimes": ("tuned",)}), "reference": "full",
+        "tuned_at": ("S", "tuned"), "checked_at": ("L", "tuned"), "tuned_as": {"shared": "AdaLink"}, "common": ("c.gin",),
+    }  # fmt: skip
+    return Study(**settings | changes)
+
+
+def names(found, stage):
+    return [cell.name.partition("/")[2] for cell in found[stage]]
+
+
+def test_the_grid_says_which_runs_there_are_and_what_they_need():
+    found = cells(described())
+    assert len(found[RUNS]) == 2 * 2 * 2 * 2 + 1  # and `shared`, on images alone, at one base
+    assert [name for name in names(found, RUNS) if "shared" in name] == ["s.tuned.see.shared"]
+    assert names(found, RUNS)[0] == "s.raw.see.adalink"
+    assert names(found, TUNING) == [
+        f"{size}.tuned.{task}.{method}" for size in "sl" for task in ("see", "read") for method in ("adalink", "full")
+    ]
+    assert names(found, BASES) == ["s.raw", "l.raw", "s.tuned", "l.tuned"]  # raw ones first
+
+
+def test_a_base_is_there_only_for_what_starts_from_it():
+    one = {"sizes": ("S",), "regimes": ("raw",), "tasks": ("see",)}
+    found = cells(described(grid=(one,), tuned_at=("S", "raw"), checked_at=("S", "raw")))
+    assert names(found, BASES) == ["s.raw"] and len(found[TUNING]) == 2 and len(found[RUNS]) == 3
+
+
+def test_commands_have_the_texts_in_order_and_start_from_their_base():
+    study, typed = described(), GinFlags(("study.gin",), (("DATA_DIR", "'d'"), ("MODEL_DIR", "'m'"), ("Study.seeds", "(1,)")))
+    found = cells(study)
+    run = next(cell for cell in found[RUNS] if cell.name == "runs/l.tuned.read.adalink")
+    flags = flags_of(study, run, typed, 0.5)
+    assert flags.files == ("c.gin", "l.gin", "a.gin", "read.gin")
+    assert flags.bindings == (
+        ("RANK", "4"), ("M", "'x'"), ("DATA_DIR", "'d'"), ("MODEL_DIR", "'m/runs/l.tuned.read.adalink'"),
+        ("INITIAL_CHECKPOINT_PATH", "'m/bases/l.tuned/model'"), ("SEEDS", "(0, 1, 2)"), ("LEARNING_RATE", "0.5"),
+    )  # fmt: skip
+    raw, _, tuned, _ = found[BASES]
+    assert flags_of(study, raw, typed).files == ("s.gin", "r.gin")
+    assert "INITIAL_CHECKPOINT_PATH" not in dict(flags_of(study, raw, typed).bindings)
+    assert dict(flags_of(study, tuned, typed).bindings)["INITIAL_CHECKPOINT_PATH"] == "'m/bases/s.raw/model'"
+    shared = next(cell for cell in found[RUNS] if "shared" in cell.name)
+    assert tuning_of(study, shared).name == "tuning/s.tuned.see.adalink"
+
+
+@pytest.mark.parametrize(
+    "changes, told",
+    [
+        ({"grid": ({"methods": ("AdaLonk",)},)}, "'AdaLonk' is none of methods; there are AdaLink, full, shared."),
+        ({"grid": ({"method": ("AdaLink",)},)}, "none of method; there are sizes, regimes, tasks, methods"),
+        ({"tuned_at": ("M", "raw")}, "'M' is none of sizes; there are S, L."),
+        ({"tuned_as": {"shared": "LoRA"}}, "'LoRA' is none of methods"),
+        ({"reference": "full fine-tuning"}, "'full fine-tuning' is none of methods"),
+        ({"seeds": (0,)}, "fewer than two seeds"),
+        ({"sizes": {"S": ("s.gin",), "s ": ("l.gin",)}, "grid": ({},)}, "a name with letters or digits of its own"),
+    ],
+)
+def test_descriptions_that_mean_nothing_are_refused(changes, told):
+    with pytest.raises(UserError) as error:
+        described(**{"checked_at": ("S", "raw"), **changes})
+    assert told.lower() in str(error.value).lower()
+
+
+def test_an_empty_grid_and_a_text_that_is_none_are_refused():
+    with pytest.raises(UserError, match="names no run"):
+        cells(described(grid=({"tasks": ("read",), "methods": ("shared",)},)))
+    study = described(common=("c.yaml",))
+    with pytest.raises(UserError, match="not 'c.yaml'"):
+        flags_of(study, cells(study)[RUNS][0], GinFlags())
+
+
+def test_the_learning_rate_of_the_highest_mean_is_chosen_and_the_lowest_of_equals():
+    row = {"learning_rate": [0.1, 0.1, 1.0, 1.0, 3.0, 3.0], "validation": [0.2, 0.4, 0.5, 0.5, 0.9, 0.1]}
+    assert chosen_rate(row) == 1.0
+
+
+# --- made for real ---
+
+STUDY = """
+MODEL_DIR = %gin.REQUIRED
+Study.model_dir = %MODEL_DIR
+Study.sizes = {'nano': ('gin/models/pali_nano.gin',)}
+Study.regimes = {'raw': ('gin/tasks/digits.gin', 'gin/runs/pretrain.gin', "MIXTURE_OR_TASK_NAME = 'few_scenes'", 'BATCH_SIZE = 8',
+    "DatasetConfig.mixture_or_task_module = 'small_scenes'", 'WARMUP_STEPS = 1', 'TRAIN_STEPS = 3', 'train.metric = None')}
+Study.tasks = {'image': {'reverse': ('gin/tasks/digits.gin', "MIXTURE_OR_TASK_NAME = 'few_scenes'", 'BATCH_SIZE = 8',
+    "DatasetConfig.mixture_or_task_module = 'small_scenes'")}}
+Study.methods = {'AdaLink': ('gin/adapters/adalink.gin', 'RANK = 2'), 'full': ('gin/adapters/full.gin',)}
+Study.reference = 'full'
+Study.grid = ({},)
+Study.common = ('TRAIN_STEPS = 4', 'WARMUP_STEPS = 1', 'EVAL_PERIOD = 2', 'CHECKPOINT_PERIOD = 2')
+Study.tuned_at = ('nano', 'raw')
+Study.checked_at = ('nano', 'raw')
+Study.factors = (0.1, 1.0)
+Study.seeds = (0, 1)
+"""
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A study of one size, one base, one task, two methods, made cell by cell in this process."""
+    folder = tmp_path_factory.mktemp("study")
+    (folder / "study.gin").write_text(STUDY)
+    for name in ("bases/nano.raw", *(f"{stage}/nano.raw.reverse.{m}" for stage in (TUNING, RUNS) for m in ("adalink", "full"))):
+        assert main(arguments(folder, "--element", name)) == 0
+    return folder
+
+
+def arguments(folder, *more, model_dir="made", kept="kept"):
+    flags = {"MODEL_DIR": str(folder / model_dir), "Study.kept": str(folder / kept)}
+    return ["study", f"--gin_file={folder}/study.gin", *(f"--gin.{name}={value!r}" for name, value in flags.items()), *more]
+
+
+def test_each_cell_keeps_its_result_and_runs_have_the_tuned_learning_rate(made):
+    found = {(row["stage"], row.get("method")): row for row in read_results(str(made / "kept"))}
+    assert len(found) == 5 and found[BASES, None]["parameters"] == 337_536
+    for method, own in (("AdaLink", 0.01), ("full", 0.0003)):
+        tuning, run = found[TUNING, method], found[RUNS, method]
+        assert tuning["learning_rate"] == pytest.approx([0.1 * own, own]) and "test" not in tuning
+        assert set(run["learning_rate"]) == {chosen_rate(tuning)} and run["seed"] == [0, 1]
+        summary = json.loads((made / "made" / RUNS / f"nano.raw.reverse.{method.lower()}" / "summary.json").read_text())
+        assert run["test"] == pytest.approx([member["adapted_accuracy"] for member in summary["members"]], abs=1e-6)
+        assert run["base"]["fingerprint"] == found[RUNS, "AdaLink"]["base"]["fingerprint"]
+
+
+def test_what_is_kept_is_not_made_again_where_its_folder_is_not(made, capsys):
+    assert main(arguments(made, "--run", model_dir="elsewhere")) == 0
+    assert "to make" not in capsys.readouterr().out and not (made / "elsewhere").exists()
+
+
+def test_a_result_that_is_missing_is_told_and_its_base_is_wanted(made, capsys, tmp_path):
+    from adalink_jax import configuration
+    from adalink_jax.cli.study import _Configured, _parser
+
+    shutil.copytree(made / "kept", tmp_path / "kept")
+    (tmp_path / "kept" / RUNS / "nano.raw.reverse.full.json").unlink()
+    shutil.copy(made / "study.gin", tmp_path)
+    flags, rest = configuration.parse_flags(arguments(tmp_path)[1:])
+    needed = _Configured(flags).needed(_parser().parse_args(rest))
+    assert {stage: [cell.name for cell in found] for stage, found in needed.items()} == {
+        BASES: ["bases/nano.raw"], TUNING: [], RUNS: ["runs/nano.raw.reverse.full"]
+    }  # fmt: skip
+    assert main(arguments(tmp_path)) == 0
+    assert "runs: 2" in capsys.readouterr().out
+
+
+def test_results_of_another_description_are_refused(made, tmp_path, capsys):
+    shutil.copytree(made / "kept", tmp_path / "kept")
+    (tmp_path / "study.gin").write_text(STUDY.replace("'TRAIN_STEPS = 4'", "'TRAIN_STEPS = 5'"))
+    assert main(arguments(tmp_path, "--run")) == 2
+    assert "was made with other settings than the study has now" in capsys.readouterr().err
+    assert not (tmp_path / "made").exists()
+
+
+def test_what_is_not_there_is_told(made, capsys):
+    assert main(arguments(made, "--element", "runs/x")) == 2
+    assert "The study has no runs/x" in capsys.readouterr().err
+    assert main(arguments(made, "--run", "--size", "9M")) == 2
+    assert "--size 9M: the study has nano." in capsys.readouterr().err
+    assert main(["study", f"--gin_file={made}/study.gin"]) == 2
+    assert "MODEL_DIR is not set" in capsys.readouterr().err
+
+
+# --- vocabularies ---
+
+
+def test_a_vocabulary_is_the_same_each_time_and_writes_every_character(tmp_path, capsys):
+    from adalink_jax.data.vocabularies import load_vocabulary
+
+    text = tmp_path / "text.jsonl"
+    words = ["reading", "writing", "the cat sat", "on a mat of straw", "twenty three cats were writing letters"]
+    text.write_text("".join(json.dumps({"text": f"{word} {i}\n{word}"}) + "\n" for i, word in enumerate(words * 20)))
+    for name in ("one", "two"):
+        assert main(["vocabulary", str(text), "--pieces", "290", "--out", str(tmp_path / name)]) == 0
+    files = [(tmp_path / name / "spiece.model").read_bytes() for name in ("one", "two")]
+    assert files[0] == files[1]
+    vocabulary = load_vocabulary(str(tmp_path / "one"))
+    assert vocabulary.vocab_size == 390
+    for said in ("the cat was reading 42", "Z\u00fcrich {3}"):
+        assert vocabulary.decode(vocabulary.encode(said)) == said
+    assert len(vocabulary.encode("42")) == 3  # a mark of the word, and each digit
+
+
+@pytest.mark.parametrize(
+    "name, content, told",
+    [
+        ("a.csv", "x", "neither .txt nor .jsonl"),
+        ("a.jsonl", '{"words": 1}', "Line 1 of"),
+        ("a.jsonl", "{", "damaged"),
+        ("a.txt.gz", "plain", "damaged"),
+        ("a.txt", "too little", "No vocabulary of 5000 pieces"),
+        (None, None, "There is no file"),
+    ],
+)
+def test_text_of_which_no_vocabulary_can_be_made_is_told(tmp_path, capsys, name, content, told):
+    path = tmp_path / (name or "none.txt")
+    if name:
+        path.write_text(content)
+    assert main(["vocabulary", str(path), "--pieces", "5000", "--out", str(tmp_path / "out")]) == 2
+    assert told in capsys.readouterr().err and not (tmp_path / "out").exists()

@@ -16,7 +16,7 @@ TESTABLE  := $(VENV)/.installed-dev
 PYTEST    := JAX_PLATFORMS=cpu TF_CPP_MIN_LOG_LEVEL=3 $(BIN)/python -m pytest $(PYTEST_ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-slow soak plan-matrix wheel clean
+.PHONY: help quickstart test test-slow soak plan-matrix study wheel clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,6 +35,16 @@ soak: $(INSTALLED)  ## kill one training run 50 times at random moments, and com
 
 plan-matrix: $(VENV)/.installed-plan  ## plans of large models on TPU slices, compiled here (hours; it resumes; runs/plan_matrix)
 	$(BIN)/python benchmarks/plan_matrix.py
+
+# Where the data sets of the study lie, its folder, and further arguments, e.g. STUDY_ARGS="--size 0.3M".
+DATA      ?= ../shared/data
+STUDY     ?= runs/miniature
+STUDY_ARGS ?=
+
+study: $(INSTALLED)  ## the scaling study in miniature: what is not done yet (many hours; it resumes), and its report
+	test -e $(STUDY)/vocabulary/spiece.model || $(BIN)/adalink vocabulary $(DATA)/corpus_openstax/train.jsonl.gz --pieces 1024 --out $(STUDY)/vocabulary
+	$(BIN)/adalink study --gin_file=gin/studies/miniature.gin --gin.MODEL_DIR="'$(STUDY)'" --gin.DATA_DIR="'$(DATA)'" --gin.VOCABULARY="'$(STUDY)/vocabulary'" --run $(STUDY_ARGS)
+	$(BIN)/adalink report docs/results/miniature --out $(STUDY)/report.html --title "The gap to full fine-tuning against model size, in miniature"
 
 wheel: $(BIN)/python  ## build the source distribution and the wheel into dist/
 	$(INSTALL) build

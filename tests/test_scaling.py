@@ -19,13 +19,23 @@ SIZES = {"0.3M": 3e5, "1M": 1e6, "3M": 3e6, "8M": 8e6}
 VERSIONS = {"jax": "0.10.2"}
 
 
-def planted(score, sizes=SIZES, methods=("AdaLink", "full fine-tuning"), regimes=("raw", "instruct"), seeds=3, noise=0.002, tasks=("one",)):
+def planted(
+    score,
+    sizes=SIZES,
+    methods=("AdaLink", "full fine-tuning"),
+    regimes=("raw", "instruct"),
+    seeds=3,
+    noise=0.002,
+    tasks=("one",),
+):
     """Results of a study in which `score(N, regime, method)` is what is measured, with noise that seeds share."""
     rng = np.random.default_rng(0)
     out = []
     for size, n in sizes.items():
         for regime in regimes:
-            out.append({"stage": "bases", "size": size, "regime": regime, "parameters": int(n), "steps": 10, "seconds": 60.0})
+            out.append(
+                {"stage": "bases", "size": size, "regime": regime, "parameters": int(n), "steps": 10, "seconds": 60.0}
+            )
             for task in tasks:
                 for method in methods:
                     test = [score(n, regime, method) + noise * rng.standard_normal() for _ in range(seeds)]
@@ -34,7 +44,14 @@ def planted(score, sizes=SIZES, methods=("AdaLink", "full fine-tuning"), regimes
                         "trained": int(n) if method.startswith("full") else 64, "seed": list(range(seeds)), "test": test, "seconds": 1.0,
                     })  # fmt: skip
     for size in list(sizes)[:2]:
-        row = {"stage": "tuning", "size": size, "regime": "instruct", "task": "one", "method": "AdaLink", "metric": "accuracy"}
+        row = {
+            "stage": "tuning",
+            "size": size,
+            "regime": "instruct",
+            "task": "one",
+            "method": "AdaLink",
+            "metric": "accuracy",
+        }
         out.append({**row, "learning_rate": [0.01, 0.1, 1.0], "validation": [0.2, 0.5, 0.1], "seconds": 1.0})
     return [{**row, "versions": VERSIONS} for row in out]
 
@@ -123,10 +140,12 @@ def test_a_gap_that_shrinks_is_said_to_shrink():
 
 def test_a_gap_that_grows_and_one_that_is_noise_are_said_so():
     grows = lambda n, regime, method: 0.9 if method.startswith("full") else 0.9 - 0.1 * np.log10(n / 1e5)
-    assert {row["with size the gap"] for row in rows_of(report_of(grows), "Does the gap shrink with size?")} == {"grows"}
-    assert {row["it is"] for row in rows_of(report_of(grows, noise=0.02), "Does the gap shrink from raw to instruct?")} == {
-        "cannot be told"
+    assert {row["with size the gap"] for row in rows_of(report_of(grows), "Does the gap shrink with size?")} == {
+        "grows"
     }
+    assert {
+        row["it is"] for row in rows_of(report_of(grows, noise=0.02), "Does the gap shrink from raw to instruct?")
+    } == {"cannot be told"}
 
 
 def test_a_break_in_the_law_is_a_missed_prediction():
@@ -173,7 +192,10 @@ def kept(tmp_path):
 
 def test_the_page_needs_no_network_and_holds_its_data(kept, tmp_path, capsys):
     out = {"out": "r.html", "markdown": "r.md", "latex": "r.tex", "figures": "figures"}
-    assert main(["report", str(kept), *(x for name, value in out.items() for x in (f"--{name}", str(tmp_path / value)))]) == 0
+    assert (
+        main(["report", str(kept), *(x for name, value in out.items() for x in (f"--{name}", str(tmp_path / value)))])
+        == 0
+    )
     page = (tmp_path / "r.html").read_text()
     found = Links()
     found.feed(page)
@@ -224,13 +246,20 @@ def test_a_folder_of_runs_has_its_table_map_curves_and_samples(tmp_path):
         for rate in (0.1, 0.3):
             folder = tmp_path / "runs" / f"rank_{rank}_lr_{rate}"
             settings = {"AdaLinkAdapter.rank": repr(rank), "warmup_cosine.peak": repr(rate)}
-            write_run(folder, rank=rank, seed=0, accuracy=rank * rate, sweep=False, settings=settings, validation=rank * rate)
+            write_run(
+                folder, rank=rank, seed=0, accuracy=rank * rate, sweep=False, settings=settings, validation=rank * rate
+            )
             lines = [{"step": s, "train/loss": 1 / s, "validation/accuracy": s / 10} for s in (1, 2, 4)]
             (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     best = tmp_path / "runs" / "rank_4_lr_0.3"
     said = {"inputs": "read", "target": "4 2", "before": "9", "after": "4 2"}
     (best / "samples.json").write_text(json.dumps({"samples": [said]}))
-    assert main(["report", str(tmp_path / "runs"), "--out", str(tmp_path / "r.html"), "--markdown", str(tmp_path / "r.md")]) == 0
+    assert (
+        main(
+            ["report", str(tmp_path / "runs"), "--out", str(tmp_path / "r.html"), "--markdown", str(tmp_path / "r.md")]
+        )
+        == 0
+    )
     markdown = (tmp_path / "r.md").read_text()
     for title in ("## Runs", "## Map of the sweep", "## Curves", "## Sample predictions"):
         assert title in markdown

@@ -52,7 +52,10 @@ def test_a_base_is_there_only_for_what_starts_from_it():
 
 
 def test_commands_have_the_texts_in_order_and_start_from_their_base():
-    study, typed = described(), GinFlags(("study.gin",), (("DATA_DIR", "'d'"), ("MODEL_DIR", "'m'"), ("Study.seeds", "(1,)")))
+    study, typed = (
+        described(),
+        GinFlags(("study.gin",), (("DATA_DIR", "'d'"), ("MODEL_DIR", "'m'"), ("Study.seeds", "(1,)"))),
+    )
     found = cells(study)
     run = next(cell for cell in found[RUNS] if cell.name == "runs/l.tuned.read.adalink")
     flags = flags_of(study, run, typed, 0.5)
@@ -126,14 +129,22 @@ def made(tmp_path_factory):
     """A study of one size, one base, one task, two methods, made cell by cell in this process."""
     folder = tmp_path_factory.mktemp("study")
     (folder / "study.gin").write_text(STUDY)
-    for name in ("bases/nano.raw", *(f"{stage}/nano.raw.reverse.{m}" for stage in (TUNING, RUNS) for m in ("adalink", "full"))):
+    for name in (
+        "bases/nano.raw",
+        *(f"{stage}/nano.raw.reverse.{m}" for stage in (TUNING, RUNS) for m in ("adalink", "full")),
+    ):
         assert main(arguments(folder, "--element", name)) == 0
     return folder
 
 
 def arguments(folder, *more, model_dir="made", kept="kept"):
     flags = {"MODEL_DIR": str(folder / model_dir), "Study.kept": str(folder / kept)}
-    return ["study", f"--gin_file={folder}/study.gin", *(f"--gin.{name}={value!r}" for name, value in flags.items()), *more]
+    return [
+        "study",
+        f"--gin_file={folder}/study.gin",
+        *(f"--gin.{name}={value!r}" for name, value in flags.items()),
+        *more,
+    ]
 
 
 def test_each_cell_keeps_its_result_and_runs_have_the_tuned_learning_rate(made):

@@ -167,7 +167,7 @@ def one_run(tmp_path_factory):
     return folder
 
 
-FEW = {"RANKS": (1,), "LEARNING_RATES": (0.01,), "SEEDS": (0, 1), "TRAIN_STEPS": 4, "CHECKPOINT_PERIOD": 2,
+FEW = {"TRIED_RANKS": (1,), "TRIED_RATES": (0.01,), "TRIED_SEEDS": (0, 1), "TRAIN_STEPS": 4, "CHECKPOINT_PERIOD": 2,
        "EVAL_PERIOD": 0, "BATCH_SIZE": 125}  # fmt: skip
 SECOND = "rank_1_lr_0.01_seed_1"
 
@@ -215,7 +215,7 @@ def test_a_run_that_another_process_trains_is_left_alone(tmp_path, capsys, monke
 
 def test_a_run_that_fails_stops_no_other_and_is_told_with_its_log(tmp_path, capsys):
     bad = {"chain": ({"TRAINABLE": (("nothing/.*",),)}, {"RANK": (1,)})}
-    few = {name: value for name, value in FEW.items() if name not in ("RANKS", "LEARNING_RATES", "SEEDS")}
+    few = {name: value for name, value in FEW.items() if name not in ("TRIED_RANKS", "TRIED_RATES", "TRIED_SEEDS")}
     argv = arguments(tmp_path, f"--gin.Sweep.runs={bad!r}", "--gin.RANDOM_SEED=0", "--run", **few)
     assert main(argv) == 1
     captured = capsys.readouterr()
@@ -345,7 +345,7 @@ def of_digits(folder, **macros):
 @pytest.mark.slow
 def test_a_small_sweep_killed_once(tmp_path):
     folder = tmp_path / "sweep"
-    few = FEW | {"SEEDS": (0, 1, 2)}
+    few = FEW | {"TRIED_SEEDS": (0, 1, 2)}
     count = interrupted(of_digits(folder, **few), folder, 3, kills=1, seconds=1200)
     assert sum(count.values()) <= 3 + 1
     assert {json.loads(path.read_text())["steps"] for path in folder.glob("*/summary.json")} == {4}
@@ -358,3 +358,67 @@ def test_the_whole_sweep_killed_three_times(tmp_path):
     count = interrupted(command, folder, 48, kills=3, seconds=7200, with_children=True)
     assert sum(count.values()) <= 48 + 3 * 2
     assert {json.loads(path.read_text())["steps"] for path in folder.glob("*/summary.json")} == {4}
+
+
+# --- packs ---
+
+
+def test_runs_that_share_a_program_become_one_pack():
+    runs = {"RANK": (1, 2), "LEARNING_RATE": (0.1, 0.2), "RANDOM_SEED": (0, 1, 2)}
+    packed = expand(Sweep(runs, pack=("RANDOM_SEED", "LEARNING_RATE")))
+    assert [run.name for run in packed] == ["rank_1", "rank_2"]
+    members = {"LEARNING_RATES": "(0.1, 0.2,)", "SEEDS": "(0, 1, 2,)", "RANKS": "None"}
+    assert packed[1].point.bindings == (("RANK", "2"), *members.items())
+    seeds = expand(Sweep(runs, pack=("RANDOM_SEED",)))
+    assert dict(seeds[0].point.bindings)["LEARNING_RATES"] == "(%LEARNING_RATE,)"  # of the run, and no macro of that name elsewhere
+    assert [run.name for run in seeds] == ["rank_1_lr_0.1", "rank_1_lr_0.2", "rank_2_lr_0.1", "rank_2_lr_0.2"]
+    assert [run.name for run in expand(Sweep({"RANDOM_SEED": (0, 1)}, pack=("RANDOM_SEED",)))] == ["pack"]
+    methods = {"list": {"one": ("a.gin", "RANK = 1"), "two": ("b.gin",)}, "RANDOM_SEED": (3,)}
+    assert [run.name for run in expand(Sweep(methods, pack=("RANDOM_SEED",)))] == ["one", "two"]
+
+
+@pytest.mark.parametrize(
+    "pack, drop, told",
+    [
+        (("BATCH_SIZE",), None, "takes a tuple of some of LEARNING_RATE, RANDOM_SEED, RANK"),
+        ("RANK", None, "takes a tuple"),
+        (("RANK",), None, "names RANK, which no run sets"),
+        (
+            ("LEARNING_RATE", "RANDOM_SEED"),
+            {"LEARNING_RATE": (0.1,), "RANDOM_SEED": (1,)},
+            "the runs of the sweep are not every combination of LEARNING_RATE, RANDOM_SEED",
+        ),
+    ],
+)
+def test_what_cannot_be_packed_is_refused(pack, drop, told):
+    with pytest.raises(UserError, match=told):
+        expand(Sweep({"LEARNING_RATE": (0.1, 0.2), "RANDOM_SEED": (0, 1)}, drop, pack))
+
+
+def test_a_packed_sweep_is_made_by_packs_and_its_members_are_results(tmp_path, capsys):
+    from adalink_jax.studies import results
+
+    small = {"TRIED_RANKS": (1,), "TRIED_RATES": (0.001, 0.01), "TRIED_SEEDS": (5,), "TRAIN_STEPS": 2, "WARMUP_STEPS": 1, "EVAL_PERIOD": 2}
+    packed = arguments(tmp_path, **small, **{"Sweep.pack": ("LEARNING_RATE",)})
+    assert main([*packed, "--element", "0"]) == 0
+    rows = results.collect(str(tmp_path)).table.to_pylist()
+    assert [(row["state"], row["LEARNING_RATE"], row["RANDOM_SEED"]) for row in rows] == [("done", 0.001, 5), ("done", 0.01, 5)]
+    capsys.readouterr()
+    assert main(packed) == 0
+    assert "1 done" in capsys.readouterr().out
+    assert main([*packed, "--plan", "--topology", "cpu:1"]) == 2
+    assert "--plan plans single runs" in capsys.readouterr().err
+
+
+def test_a_pack_multiplies_no_learning_rate_twice():
+    """A file that includes finetune.gin sets the schedule's peak, which a pack multiplies by each member's learning rate."""
+    from adalink_jax import configuration
+    from adalink_jax.cli.arguments import register
+    from adalink_jax.cli.studies import load_pack
+
+    register()
+    flags = configuration.GinFlags(("gin/sweeps/digits_small.gin",), (("MODEL_DIR", "'x'"),))
+    load_pack(flags, "pack")
+    assert configuration.bindings()["warmup_cosine.peak"] == "1.0"
+    with pytest.raises(UserError, match="a pack's members have LEARNING_RATES"):
+        load_pack(flags.binding("warmup_cosine.peak", "0.1"), "pack")

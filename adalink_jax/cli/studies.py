@@ -5,6 +5,7 @@ import ast
 from adalink_jax import configuration
 from adalink_jax.cli.arguments import MODEL, gin_parser, register
 from adalink_jax.cli.runs import DATA
+from adalink_jax.errors import UserError
 
 PACK = {"train_pack.setup": "a pack's file, such as --gin_file=gin/runs/pack.gin"}
 EXAMPLE = (
@@ -22,8 +23,27 @@ def _configured(name: str, argv: list[str], text: str):
     if not flags.files:
         parser.error("give at least one --gin_file")
     register()
-    configuration.load(flags, extra_files=(f"gin/runs/{name}.gin",))
+    return load_pack(flags, name)
+
+
+def load_pack(flags: configuration.GinFlags, name: str) -> configuration.GinFlags:
+    """Loads `gin/runs/NAME.gin`, of packs, and over it what the flags say.
+
+    Returns:
+      The flags, in which the schedule's peak is 1 also where a file (gin/runs/finetune.gin) set it: it is multiplied by each
+      member's learning rate.
+
+    Raises:
+      UserError: for a configuration that is none of a pack, or one that sets the peak itself.
+    """
+    files, peak = (f"gin/runs/{name}.gin",), "warmup_cosine.peak"
+    if peak in dict(flags.bindings):
+        raise UserError(f"{peak} is set, but a pack's members have LEARNING_RATES; leave it out.")
+    configuration.load(flags, extra_files=files)
     configuration.require(MODEL | DATA | PACK)
+    if configuration.bindings().get(peak, "1.0") != "1.0":
+        flags = flags.binding(peak, "1.0")
+        configuration.load(flags, extra_files=files)
     return flags
 
 

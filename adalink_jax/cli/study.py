@@ -8,7 +8,7 @@ import sys
 from adalink_jax import configuration
 from adalink_jax.cli.arguments import MODEL, gin_parser, register, table_console
 from adalink_jax.cli.runs import DATA, RUN
-from adalink_jax.cli.studies import PACK
+from adalink_jax.cli.studies import load_pack
 from adalink_jax.errors import UserError
 
 STUDY = {"Study.sizes": "a study's file, such as --gin_file=gin/studies/miniature.gin"}
@@ -104,9 +104,12 @@ class _Configured:
         rate = self.rate(cell) if cell.stage == "runs" else None
         command = self.command(cell)
         try:
-            extra = () if command == "train" else (f"gin/runs/{command}.gin",)
-            configuration.load(self.flags_of(cell, rate), extra_files=extra)
-            configuration.require(MODEL | DATA | (RUN if command == "train" else PACK))
+            flags = self.flags_of(cell, rate)
+            if command == "train":
+                configuration.load(flags)
+                configuration.require(MODEL | DATA | RUN)
+            else:
+                load_pack(flags, command)
         except UserError as e:
             raise UserError(f"{cell.name}: {configuration.original_message(e)}") from e
         settings = configuration.bindings()

@@ -8,6 +8,7 @@ import sys
 from adalink_jax import configuration
 from adalink_jax.cli.arguments import MODEL, gin_parser, register, table_console
 from adalink_jax.cli.runs import DATA, RUN
+from adalink_jax.cli.studies import load_pack
 from adalink_jax.errors import UserError
 from adalink_jax.launching.job import ARRAY_INDEX
 
@@ -90,7 +91,9 @@ class _Configured:
         self.flags = flags
         configuration.load(flags, require_all=False)
         configuration.require(SWEEP | RUN)
-        self.runs = study.expand(study.Sweep(), [name for name, _ in flags.bindings if name != "MODEL_DIR"])
+        sweep = study.Sweep()
+        self.command = "pack" if sweep.pack else "train"
+        self.runs = study.expand(sweep, [name for name, _ in flags.bindings if name != "MODEL_DIR"])
         self.model_dir = self._model_dir()
 
     def _model_dir(self) -> str:
@@ -108,8 +111,11 @@ class _Configured:
     def settings(self, run) -> dict[str, str]:
         """All that gin has for it, after all that can be checked of it was checked."""
         try:
-            configuration.load(self.flags_of(run))
-            configuration.require(MODEL | DATA | RUN)
+            if self.command == "pack":
+                load_pack(self.flags_of(run), self.command)
+            else:
+                configuration.load(self.flags_of(run))
+                configuration.require(MODEL | DATA | RUN)
         except UserError as e:
             raise UserError(f"Run {run.name}: {configuration.original_message(e)}") from e
         return configuration.bindings()
@@ -121,7 +127,7 @@ class _Configured:
 
         settings = self.settings(run)
         kept = {name: text for name, text in settings.items() if not name.startswith(("Sweep.", "Comparison."))}
-        steps = ast.literal_eval(settings["train.total_steps"])
+        steps = ast.literal_eval(settings[f"train{'_pack' if self.command == 'pack' else ''}.total_steps"])
         return RunFolder(f"{self.model_dir}/{run.name}", dict(run.point.bindings), identity_of(kept), steps)
 
 
@@ -152,6 +158,8 @@ def _show(made: _Configured, runs: dict) -> None:
 
 
 def _plan(made: _Configured, topology: str) -> int:
+    if made.command == "pack":
+        raise UserError("--plan plans single runs; add --gin.Sweep.pack='()' to see what each member needs.")
     from rich.table import Table
 
     from adalink_jax.parallel.accelerators import parse_topology
@@ -193,7 +201,7 @@ def _element(made: _Configured, which: str) -> int:
         raise UserError(f"There is no run {which!r}; the sweep has {len(made.runs)}, from 0 to {len(made.runs) - 1}.")
     run = found[0]
     told = f"Run {run.number} of {len(made.runs)}: {run.name}"
-    return make_run(made.folder(run), ["train", *made.flags_of(run).arguments()], told, made.model_dir)
+    return make_run(made.folder(run), [made.command, *made.flags_of(run).arguments()], told, made.model_dir)
 
 
 def make_run(folder, command: list[str], told: str, cache_dir: str) -> int:

@@ -18,6 +18,7 @@ from adalink_jax.errors import UserError
 
 SHORT = {"LEARNING_RATE": "lr", "RANDOM_SEED": "seed", "MIXTURE_OR_TASK_NAME": "task", "TRAIN_STEPS": "steps"}
 LONGEST_VALUE, LONGEST_NAME = 32, 120
+MEMBERS = {"LEARNING_RATE": "LEARNING_RATES", "RANDOM_SEED": "SEEDS", "RANK": "RANKS"}  # a run's -> those of a pack
 
 
 @gin.configurable
@@ -35,10 +36,12 @@ class Sweep:
     Attributes:
       runs: a description.
       drop: a description; a run that has all settings of one of its runs is left out.
+      pack: some of `MEMBERS`; runs that differ in these alone share a program, and become the members of one pack.
     """
 
     runs: Mapping
     drop: Mapping | None = None
+    pack: Sequence[str] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,6 +115,8 @@ def expand(sweep: Sweep, typed: Sequence[str] = ()) -> list[SweepRun]:
         found = kept
     if not found:
         raise UserError("Sweep.drop leaves no run.")
+    if sweep.pack:
+        found = _packed(found, sweep.pack)
     names: dict[str, Point] = {}
     for point in found:
         for name, _ in point.bindings:
@@ -141,6 +146,40 @@ def points(description: Mapping, where: str) -> list[Point]:
         raise UserError(f"{where}: {description!r} is no description; it takes a dict like {{'RANK': (4, 16)}}.")
     entries = [list(_entry(key, parts, where)) for key, parts in description.items()]
     return [_sum(combination) for combination in itertools.product(*entries)]
+
+
+def _packed(found: Sequence[Point], names: Sequence[str]) -> list[Point]:
+    """A point for each pack, in the order of the first of its runs."""
+    unknown = [name for name in names if name not in MEMBERS]
+    if isinstance(names, str) or unknown:
+        raise UserError(f"Sweep.pack is {names!r}; it takes a tuple of some of {', '.join(MEMBERS)}.")
+    unused = [name for name in names if not any(name in dict(point.bindings) for point in found)]
+    if unused:
+        raise UserError(f"Sweep.pack names {unused[0]}, which no run sets.")
+    groups: dict[Point, list[dict[str, str]]] = {}
+    for point in found:
+        mine = {name: text for name, text in point.bindings if name in names}
+        labels = {label for name, text in mine.items() for label in _binding(name, text).labels}
+        rest = Point(
+            point.files,
+            tuple(binding for binding in point.bindings if binding[0] not in mine),
+            tuple(label for label in point.labels if label not in labels),
+        )
+        groups.setdefault(rest, []).append(mine)
+    return [rest + _members(rest, members) for rest, members in groups.items()]
+
+
+def _members(rest: Point, members: Sequence[Mapping[str, str]]) -> Point:
+    values = {name: list(dict.fromkeys(member.get(name) for member in members)) for name in members[0]}
+    wanted = itertools.product(*values.values())
+    if {tuple(member.items()) for member in members} != {tuple(zip(values, combination)) for combination in wanted}:
+        raise UserError(
+            f"Sweep.pack: the runs {rest.name or 'of the sweep'} are not every combination of {', '.join(values)}, as a pack's "
+            f"members are; pack fewer of them."
+        )
+    each = {"LEARNING_RATES": "(%LEARNING_RATE,)", "SEEDS": "(%RANDOM_SEED,)", "RANKS": "None"}  # what is not packed
+    bindings = (each | {MEMBERS[name]: f"({', '.join(texts)},)" for name, texts in values.items()}).items()
+    return Point(bindings=tuple(bindings), labels=() if rest.labels else ("pack",))
 
 
 def _sum(parts: Sequence[Point]) -> Point:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from adalink_jax.data import EpochIterator, FeatureConverter, digits, padded_batches
+from adalink_jax.data import DatasetConfig, EpochIterator, FeatureConverter, digits, padded_batches, train_batches
 from adalink_jax.data.metrics import accuracy
 from adalink_jax.errors import UserError
 
@@ -135,3 +135,52 @@ def test_an_unknown_task_is_answered_with_the_nearest(instruct):
 
     with pytest.raises(UserError, match="digits_reverse"):
         get_tasks(DatasetConfig("digit_revers", {"inputs": 24, "targets": 4}, 8))
+
+
+# --- k-shot ---
+
+
+class Numbered:
+    """A task of 50 numbered examples."""
+
+    name, vocab_size, has_images = "numbered", 60, False
+
+    def examples(self, split, seed=None, start=0):
+        assert split == "train"
+        return numbered(50)(seed, start)
+
+
+def shots(count, seed=0, batch_size=4):
+    dataset = DatasetConfig("numbered", LENGTHS, batch_size, seed=seed, train_examples=count)
+    return train_batches(Numbered(), dataset, FeatureConverter(LENGTHS))
+
+
+def seen(batches, steps):
+    return [next(batches)["encoder_input_tokens"][:, 0].tolist() for _ in range(steps)]
+
+
+def test_k_shot_training_sees_the_same_k_examples_in_every_epoch():
+    epochs = [sum(rows, []) for rows in zip(*[iter(seen(shots(8), 6))] * 2)]
+    assert [sorted(epoch) for epoch in epochs] == [sorted(epochs[0])] * 3 and len(set(epochs[0])) == 8
+    assert epochs[0] != epochs[1]
+
+
+def test_the_seed_draws_the_k_examples():
+    assert set(sum(seen(shots(8, seed=1), 2), [])) != set(sum(seen(shots(8, seed=2), 2), []))
+    assert seen(shots(8, seed=1), 5) == seen(shots(8, seed=1), 5)
+
+
+def test_k_shot_training_goes_on_where_it_was():
+    batches = shots(8)
+    seen(batches, 3)
+    state, rest = batches.get_state(), seen(batches, 4)
+    again = shots(8)
+    again.set_state(state)
+    assert seen(again, 4) == rest
+
+
+def test_more_shots_than_examples_and_fewer_than_a_batch_are_refused():
+    with pytest.raises(UserError, match="TRAIN_EXAMPLES is 60, and the training split has 50"):
+        next(shots(60))
+    with pytest.raises(UserError, match="TRAIN_EXAMPLES is 3 and BATCH_SIZE 4"):
+        shots(3)

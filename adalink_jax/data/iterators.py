@@ -1,6 +1,7 @@
 """Iterators of NumPy batches whose position is one small state, valid on any number of hosts."""
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Protocol
@@ -88,8 +89,25 @@ def train_batches(
 ) -> EpochIterator:
     """The batches that `dataset` says of the task's training split, in the order of `dataset.seed`; of them `rows`."""
     examples = lambda seed, start: task.examples("train", seed, start)
+    if dataset.train_examples is not None:
+        examples = _drawn(examples, dataset.train_examples, dataset.seed)
     converter = dataclasses.replace(converter, task_name=task.name)
     return EpochIterator(examples, converter, dataset.batch_size, dataset.seed, rows)
+
+
+def _drawn(
+    examples: Callable[[int, int], Iterable[dict]], count: int, seed: int
+) -> Callable[[int, int], Iterable[dict]]:
+    """The first `count` in the order of `seed`, in each epoch's own order."""
+
+    @functools.cache
+    def drawn() -> list[dict]:
+        found = list(itertools.islice(examples(seed, 0), count))
+        if len(found) < count:
+            raise UserError(f"TRAIN_EXAMPLES is {count}, and the training split has {len(found)}; lower it.")
+        return found
+
+    return lambda epoch, start: [drawn()[i] for i in np.random.default_rng(epoch).permutation(count)[start:]]
 
 
 def padded_batches(

@@ -57,6 +57,7 @@ class DatasetConfig:
       mixture_or_task_module: imported first, so that its tasks are registered, either at import or by its function
         `register`, which is called with nothing whenever tasks are asked for; None for the scenes of digits.
       seed: seed of the order of the training examples.
+      train_examples: k-shot: train on so many examples, which `seed` draws from the training split; None for all.
     """
 
     mixture_or_task_name: str
@@ -64,6 +65,14 @@ class DatasetConfig:
     batch_size: int
     mixture_or_task_module: str | None = None
     seed: int = 0
+    train_examples: int | None = None
+
+    def __post_init__(self):
+        if self.train_examples is not None and self.train_examples < self.batch_size:
+            raise UserError(
+                f"TRAIN_EXAMPLES is {self.train_examples} and BATCH_SIZE {self.batch_size}; an epoch needs a whole batch: "
+                f"lower BATCH_SIZE."
+            )
 
 
 def get_tasks(config: DatasetConfig) -> tuple[Task, list[Task]]:

@@ -47,13 +47,17 @@ def planted(
         row = {
             "stage": "tuning",
             "size": size,
-            "regime": "instruct",
+            "regime": regimes[-1],
             "task": "one",
             "method": "AdaLink",
             "metric": "accuracy",
         }
         out.append({**row, "learning_rate": [0.01, 0.1, 1.0], "validation": [0.2, 0.5, 0.1], "seconds": 1.0})
-    return [{**row, "versions": VERSIONS} for row in out]
+    names = (list(sizes), list(regimes), list(tasks), list(methods))
+    place = lambda row: [
+        known.index(row[axis]) for axis, known in zip(("size", "regime", "task", "method"), names) if axis in row
+    ]
+    return [{**row, "versions": VERSIONS, "order": place(row)} for row in out]
 
 
 def errors(law, sizes=SIZES, seeds=3, noise=0.0):
@@ -233,7 +237,12 @@ def test_what_holds_nothing_is_told(tmp_path, capsys):
     assert "There is no run in" in capsys.readouterr().err
     assert main(["report", str(tmp_path), "--out", "r.pdf"]) == 2
     assert "'r.pdf' must end in .html." in capsys.readouterr().err
+    (tmp_path / "bases").mkdir()
     (tmp_path / "runs").mkdir()
+    [base] = [row for row in planted(shrinking, {"1M": 1e6}, regimes=("raw",)) if row["stage"] == "bases"]
+    (tmp_path / "bases" / "1m.json").write_text(json.dumps(base))
+    assert main(["report", str(tmp_path), "--out", str(tmp_path / "r.html")]) == 2
+    assert "No run of the study is finished" in capsys.readouterr().err
     (tmp_path / "runs" / "torn.json").write_text('{"stage"')
     with pytest.raises(UserError, match=r"torn.json is damaged"):
         read_results(str(tmp_path))

@@ -370,7 +370,9 @@ def test_runs_that_share_a_program_become_one_pack():
     members = {"LEARNING_RATES": "(0.1, 0.2,)", "SEEDS": "(0, 1, 2,)", "RANKS": "None"}
     assert packed[1].point.bindings == (("RANK", "2"), *members.items())
     seeds = expand(Sweep(runs, pack=("RANDOM_SEED",)))
-    assert dict(seeds[0].point.bindings)["LEARNING_RATES"] == "(%LEARNING_RATE,)"  # of the run, and no macro of that name elsewhere
+    assert (
+        dict(seeds[0].point.bindings)["LEARNING_RATES"] == "(%LEARNING_RATE,)"
+    )  # of the run, and no macro of that name elsewhere
     assert [run.name for run in seeds] == ["rank_1_lr_0.1", "rank_1_lr_0.2", "rank_2_lr_0.1", "rank_2_lr_0.2"]
     assert [run.name for run in expand(Sweep({"RANDOM_SEED": (0, 1)}, pack=("RANDOM_SEED",)))] == ["pack"]
     methods = {"list": {"one": ("a.gin", "RANK = 1"), "two": ("b.gin",)}, "RANDOM_SEED": (3,)}
@@ -398,11 +400,21 @@ def test_what_cannot_be_packed_is_refused(pack, drop, told):
 def test_a_packed_sweep_is_made_by_packs_and_its_members_are_results(tmp_path, capsys):
     from adalink_jax.studies import results
 
-    small = {"TRIED_RANKS": (1,), "TRIED_RATES": (0.001, 0.01), "TRIED_SEEDS": (5,), "TRAIN_STEPS": 2, "WARMUP_STEPS": 1, "EVAL_PERIOD": 2}
+    small = {
+        "TRIED_RANKS": (1,),
+        "TRIED_RATES": (0.001, 0.01),
+        "TRIED_SEEDS": (5,),
+        "TRAIN_STEPS": 2,
+        "WARMUP_STEPS": 1,
+        "EVAL_PERIOD": 2,
+    }
     packed = arguments(tmp_path, **small, **{"Sweep.pack": ("LEARNING_RATE",)})
     assert main([*packed, "--element", "0"]) == 0
     rows = results.collect(str(tmp_path)).table.to_pylist()
-    assert [(row["state"], row["LEARNING_RATE"], row["RANDOM_SEED"]) for row in rows] == [("done", 0.001, 5), ("done", 0.01, 5)]
+    assert [(row["state"], row["LEARNING_RATE"], row["RANDOM_SEED"]) for row in rows] == [
+        ("done", 0.001, 5),
+        ("done", 0.01, 5),
+    ]
     capsys.readouterr()
     assert main(packed) == 0
     assert "1 done" in capsys.readouterr().out

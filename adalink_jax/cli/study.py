@@ -115,7 +115,7 @@ class _Configured:
         settings = configuration.bindings()
         steps = ast.literal_eval(settings["train.total_steps" if command == "train" else "train_pack.total_steps"])
         identity = identity_of(settings)
-        found = CellFolder(cell, self.study.model_dir, self.study.kept, identity, steps)
+        found = CellFolder(self.study, cell, identity, steps)
         if cell.stage != "runs" or rate is not None:
             self._folders[cell] = found
         return found

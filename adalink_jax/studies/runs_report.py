@@ -24,7 +24,8 @@ def make(folder: str, command: str) -> Report:
     """
     found = collect(folder)
     scored = [name for name in found.metrics if name.startswith("test/")]
-    parts = [_table(found, scored), _map(found, scored), *_curves(folder, found), _samples(folder, found)]
+    with style.applied():
+        parts = [_table(found, scored), _map(found, scored), *_curves(folder, found), _samples(folder, found)]
     done = sum(state == DONE for state in found.table["state"].to_pylist())
     summary = f"{found.table.num_rows} runs below {folder}, {done} finished. Steps were chosen on validation; test was read once."
     return Report(f"Runs in {epath.Path(folder).name}", command, summary, [part for part in parts if part is not None])

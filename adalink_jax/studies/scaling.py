@@ -13,7 +13,7 @@ from scipy import optimize
 
 from adalink_jax.studies.report import CONFIDENCE, interval
 
-RESAMPLES, SEED = 2_000, 0
+RESAMPLES, FIT_RESAMPLES, SEED = 2_000, 200, 0
 FEWEST_SIZES = 3  # of a trend
 WITH_OFFSET = 4  # sizes from which a power law's third parameter can be told
 
@@ -112,7 +112,8 @@ def trend(runs: Runs, values: Mapping[str, Mapping[int, float]]) -> Estimate | N
     if len(values) < FEWEST_SIZES:
         return None
     x = np.log10([runs.sizes[size] for size in values])
-    return _bootstrap(values, lambda y: np.polyfit(x, y, 1)[0])
+    [slope] = _bootstrap(values, lambda y: np.polyfit(x, y, 1)[:1], RESAMPLES)
+    return slope
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,21 +159,24 @@ def power_law(runs: Runs, errors: Mapping[str, Mapping[int, float]], at: str | N
             found, _ = optimize.curve_fit(law, n / scale, y, start, bounds=([0.0] * len(start), top), maxfev=20_000)
         return np.array([*found, *([] if offset else [0.0])])
 
-    evaluate = lambda p, x: p[0] * x ** -p[1] + p[2]
+    def told(y: np.ndarray) -> np.ndarray:
+        a, b, c = fit(y)
+        return np.array([b] if there is None else [b, a * there**-b + c])
+
     a, b, c = fit(np.array([np.mean(list(seeds.values())) for seeds in errors.values()]))
-    exponent = _bootstrap(errors, lambda y: fit(y)[1], resamples=200)
-    predicted = None if there is None else _bootstrap(errors, lambda y: evaluate(fit(y), there), resamples=200)
-    return PowerLaw(float(a * scale**b), float(b), float(c), dataclasses.replace(exponent, signed=False), predicted)
+    exponent, *predicted = _bootstrap(errors, told, FIT_RESAMPLES)
+    return PowerLaw(float(a * scale**b), float(b), float(c), exponent, predicted[0] if predicted else None)
 
 
 def _bootstrap(
-    values: Mapping[str, Mapping[int, float]], statistic: Callable[[np.ndarray], float], resamples: int = RESAMPLES
-) -> Estimate:
-    """Of a statistic of the sizes' means, over resamples of the seeds within each size."""
+    values: Mapping[str, Mapping[int, float]], statistics: Callable[[np.ndarray], np.ndarray], resamples: int
+) -> list[Estimate]:
+    """Of statistics of the sizes' means, over resamples of the seeds within each size."""
     rng = np.random.default_rng(SEED)
     columns = [np.array(list(seeds.values())) for seeds in values.values()]
     draw = lambda column: column[rng.integers(len(column), size=len(column))].mean()
-    found = [statistic(np.array([draw(column) for column in columns])) for _ in range(resamples)]
+    found = np.array([statistics(np.array([draw(column) for column in columns])) for _ in range(resamples)])
     tail = 100 * (1 - CONFIDENCE) / 2
-    low, high = np.percentile(found, [tail, 100 - tail])
-    return Estimate(float(statistic(np.array([column.mean() for column in columns]))), float(low), float(high))
+    low, high = np.percentile(found, [tail, 100 - tail], axis=0)
+    measured = statistics(np.array([column.mean() for column in columns]))
+    return [Estimate(*map(float, ends)) for ends in zip(measured, low, high)]

@@ -7,7 +7,7 @@ runs      the grid: a pack of seeds, at the learning rate that was chosen on val
 
 import dataclasses
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import gin
 
@@ -82,6 +82,11 @@ class Study:
         """Task -> kind."""
         return {task: kind for kind, tasks in self.tasks.items() for task in tasks}
 
+    def order(self, cell: "Cell") -> list[int]:
+        """Where a cell stands on each axis, for tables."""
+        names = (self.sizes, self.regimes, self.kinds, self.methods)
+        return [list(known).index(value) for known, value in zip(names, cell.axes().values())]
+
     def texts(self, method: str, task: str) -> Texts | None:
         """Of a method on a task; None where it is not run."""
         found = self.methods[method]
@@ -137,9 +142,7 @@ def cells(study: Study) -> dict[str, list[Cell]]:
                             chosen[Cell(RUNS, size, regime, task, method)] = None
     if not chosen:
         raise UserError("Study.grid names no run.")
-    rank = {axis: {name: i for i, name in enumerate(names)} for axis, names in (
-        ("size", study.sizes), ("regime", study.regimes), ("task", study.kinds), ("method", study.methods))}  # fmt: skip
-    runs = sorted(chosen, key=lambda cell: [rank[axis][value] for axis, value in cell.axes().items()])
+    runs = sorted(chosen, key=study.order)
     tuned = dict.fromkeys((cell.task, study.tuned_as.get(cell.method, cell.method)) for cell in runs)
     places = dict.fromkeys((tuple(study.tuned_at), tuple(study.checked_at)))
     tuning = [Cell(TUNING, *place, *pair) for place in places for pair in tuned]
@@ -199,8 +202,3 @@ def _parsed(text: str) -> tuple[bool, str | tuple[str, str]]:
     if name.endswith(".gin"):
         return True, name
     raise UserError(f"Study takes gin files and bindings like 'RANK = 4', not {text!r}.")
-
-
-def places(study: Study) -> Iterator[tuple[str, str]]:
-    """All bases, in order."""
-    yield from ((size, regime) for size in study.sizes for regime in study.regimes)

@@ -14,7 +14,7 @@ from etils import epath
 
 from adalink_jax.errors import UserError
 from adalink_jax.studies.run_folder import SUMMARY, RunFolder
-from adalink_jax.studies.study import BASES, RUNS, TUNING, Cell
+from adalink_jax.studies.study import BASES, RUNS, TUNING, Cell, Study
 from adalink_jax.training.whole_file import read_json, write_json
 
 # Where things lie on this machine, which says nothing of what they are.
@@ -25,17 +25,16 @@ class CellFolder(RunFolder):
     """Of one cell.
 
     Args:
+      study: gives its folder, and that of its results.
       cell: which.
-      model_dir: the study's folder.
-      kept: the study's folder of results; None for none.
       settings: name in gin -> literal, of all that must stay.
       total_steps: when it is finished.
     """
 
-    def __init__(self, cell: Cell, model_dir: str, kept: str | None, settings: Mapping[str, str], total_steps: int):
-        super().__init__(f"{model_dir}/{cell.name}", cell.axes(), settings, total_steps)
-        self.cell = cell
-        self._file = None if kept is None else epath.Path(kept) / f"{cell.name}.json"
+    def __init__(self, study: Study, cell: Cell, settings: Mapping[str, str], total_steps: int):
+        super().__init__(f"{study.model_dir}/{cell.name}", cell.axes(), settings, total_steps)
+        self.cell, self._order = cell, study.order(cell)
+        self._file = None if study.kept is None else epath.Path(study.kept) / f"{cell.name}.json"
 
     def check(self) -> None:
         """Refuses a folder, or a file that was kept, that was made with other settings."""
@@ -84,7 +83,7 @@ class CellFolder(RunFolder):
 
     def _read(self) -> dict:
         summary = read_json(self.path / SUMMARY)
-        facts = {"stage": self.cell.stage, **self.cell.axes(), "settings": self.digest}
+        facts = {"stage": self.cell.stage, **self.cell.axes(), "order": self._order, "settings": self.digest}
         facts |= _of_base(summary) if self.cell.stage == BASES else _of_pack(summary, self.cell.stage == TUNING)
         if self.cell.stage != BASES:
             facts["start"] = _rounded([self._start(summary["metric"], member["name"]) for member in summary["members"]])
@@ -127,7 +126,7 @@ def holds_results(folder: str) -> bool:
 
 
 def read_results(folder: str) -> list[dict]:
-    """All results that were kept in a folder.
+    """All results that were kept in a folder, in the order of the study's axes.
 
     Raises:
       UserError: if there are none, or one is damaged.
@@ -141,4 +140,4 @@ def read_results(folder: str) -> list[dict]:
         out.append(result)
     if not out:
         raise UserError(f"There are no results of a study in {folder}.")
-    return out
+    return sorted(out, key=lambda row: (row["stage"], row["order"]))

@@ -1,12 +1,14 @@
 """The report of a scaling study, from the results that were kept (see `study_folder`): what the data say, with intervals, whichever way."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from adalink_jax.errors import UserError
 from adalink_jax.studies import style
 from adalink_jax.studies.page import Part, Report, Table
-from adalink_jax.studies.scaling import Estimate, Runs, difference, mean, power_law, trend
+from adalink_jax.studies.scaling import Runs, difference, mean, power_law, trend
 
 REFERENCE, OURS = "full fine-tuning", "AdaLink"
 LINES = {"raw": "--", "instruct": "-"}
@@ -20,26 +22,33 @@ def make(results: Sequence[Mapping], command: str, reference: str = REFERENCE, o
       command: what shows the same again.
       reference: the method that gaps are measured to.
       ours: the method whose variants are compared with it.
+
+    Raises:
+      UserError: if no run is finished.
     """
     runs = Runs.of(results)
+    if not runs.scores:
+        raise UserError("No run of the study is finished: there is nothing to report.")
     tuning = [row for row in results if row["stage"] == "tuning"]
     methods = runs.names(3)
     everywhere = [
         m for m in methods if {key[0] for key in runs.scores if key[3] == m} == {key[0] for key in runs.scores}
     ]
-    parts = [
-        _scores(runs, everywhere),
-        _gaps(runs, [m for m in everywhere if m != reference], reference),
-        _shrinks(runs, [m for m in everywhere if m != reference], reference),
-        _regimes(runs, [m for m in everywhere if m != reference], reference),
-        _power_laws(runs, everywhere),
-        _variants(runs, ours, [m for m in methods if m.startswith(f"{ours}, ")]),
-        _trained(runs, methods),
-        _rates(tuning),
-        _carried(tuning),
-        _bases(results),
-        _everything(runs),
-    ]
+    others = [m for m in everywhere if m != reference]
+    with style.applied():
+        parts = [
+            _scores(runs, everywhere),
+            _gaps(runs, others, reference),
+            _shrinks(runs, others, reference),
+            _regimes(runs, others, reference),
+            _power_laws(runs, everywhere),
+            _variants(runs, ours, [m for m in methods if m.startswith(f"{ours}, ")]),
+            _trained(runs, methods),
+            _rates(tuning),
+            _carried(tuning),
+            _bases(results),
+            _everything(runs),
+        ]
     count = sum(len(seeds) for seeds in runs.scores.values())
     versions = sorted({f"{name} {version}" for row in results for name, version in row["versions"].items()})
     summary = (
@@ -149,7 +158,7 @@ def _regimes(runs: Runs, methods: Sequence[str], reference: str) -> Part | None:
                     rows.append((task, method, size, found, said))
     if not rows:
         return None
-    text = f"The gap to {reference} from the base `{last}`, less that from `{first}`, paired by seed."
+    text = f"The gap to {reference} from the base {last}, less that from {first}, paired by seed."
     return Part(
         f"Does the gap shrink from {first} to {last}?",
         text,
@@ -175,9 +184,9 @@ def _power_laws(runs: Runs, methods: Sequence[str]) -> Part | None:
                     continue
                 measured = mean(list(errors[largest].values()))
                 apart = measured.low > part.predicted.high or measured.high < part.predicted.low
-                predicted = Estimate(part.predicted.value, part.predicted.low, part.predicted.high, signed=False)
+                exponent, predicted = (dataclasses.replace(x, signed=False) for x in (whole.exponent, part.predicted))
                 said = "missed" if apart else "within the intervals"
-                rows.append((task, regime, method, whole.exponent, whole.c, largest, predicted, measured, said))
+                rows.append((task, regime, method, exponent, round(whole.c, 3), largest, predicted, measured, said))
     if not rows:
         return None
     text = (
@@ -233,7 +242,7 @@ def _trained(runs: Runs, methods: Sequence[str]) -> Part:
             rows += [(task, method, size, n, e) for size, n, e in zip(found, x, estimates)]
         axis.set(xscale="log", title=task, xlabel="trained parameters", ylabel=f"{runs.metrics[task]} on test")
     style.legend(figure, axes)
-    text = f"On the base `{regime}`; the points of a method are its sizes."
+    text = f"On the base {regime}; the points of a method are its sizes."
     columns = ("task", "method", "size", "trained", "score on test")
     return Part("Score against trained parameters", text, Table(columns, rows), figure)
 

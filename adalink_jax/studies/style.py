@@ -19,6 +19,11 @@ SETTINGS = {
 }  # fmt: skip
 
 
+def applied():
+    """The style, while entered: everything of a figure is drawn under it."""
+    return matplotlib.rc_context(SETTINGS)
+
+
 def panels(count: int, columns: int = 2, height: float = 2.3, share_y: bool = False):
     """A figure of a page's width with `count` panels.
 
@@ -26,7 +31,7 @@ def panels(count: int, columns: int = 2, height: float = 2.3, share_y: bool = Fa
       The figure, and its panels in order.
     """
     rows = -(-count // columns)
-    with matplotlib.rc_context(SETTINGS):
+    with applied():
         figure = Figure(figsize=(PAGE if columns > 1 else COLUMN, height * rows + 0.4), layout="constrained")
         grid = figure.subplots(rows, columns, squeeze=False, sharey=share_y)
     flat = [axis for row in grid for axis in row]
@@ -40,14 +45,14 @@ def legend(figure: Figure, axes) -> None:
     found = {}
     for axis in axes:
         found |= dict(reversed(pair) for pair in zip(*axis.get_legend_handles_labels()))
-    with matplotlib.rc_context(SETTINGS):
+    with applied():
         figure.legend(found.values(), found.keys(), loc="outside lower center", ncols=min(len(found), 4))
 
 
 def svg(figure: Figure) -> str:
     """The figure as an element of HTML."""
     out = io.StringIO()
-    with matplotlib.rc_context(SETTINGS):
+    with applied():
         figure.savefig(out, format="svg", metadata={"Date": None})
     text = out.getvalue()
     return text[text.index("<svg") :]
@@ -55,7 +60,7 @@ def svg(figure: Figure) -> str:
 
 def save(figure: Figure, path) -> None:
     """As the vector file that its name says: .pdf or .svg."""
-    with matplotlib.rc_context(SETTINGS), path.open("wb") as file:
+    with applied(), path.open("wb") as file:
         figure.savefig(
             file, format=path.suffix[1:], metadata={"CreationDate" if path.suffix == ".pdf" else "Date": None}
         )

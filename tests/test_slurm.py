@@ -126,6 +126,37 @@ def test_an_element_that_is_stopped_is_requeued_and_the_others_are_not(place):
     assert [states()[f"{job}_{i}"] for i in range(3)] == ["COMPLETED", "COMPLETED", "FAILED"]
 
 
+def test_a_sweep_is_an_array_of_which_one_run_is_killed_requeued_and_goes_on(place, monkeypatch):
+    pytest.importorskip("seqio")
+    from adalink_jax.studies import results
+
+    setup = adalink(place, f'exec {sys.executable} -m adalink_jax "$@"')
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    few = {"MODEL_DIR": "runs/small", "TRIED_RANKS": (1,), "TRIED_RATES": (0.01,), "TRIED_SEEDS": (0, 1), "TRAIN_STEPS": 300,
+           "CHECKPOINT_PERIOD": 5, "EVAL_PERIOD": 0}  # fmt: skip
+    sweep = [
+        "sweep",
+        "--gin_file=gin/sweeps/digits_small.gin",
+        *(f"--gin.{name}={value!r}" for name, value in few.items()),
+    ]
+    options = ["slurm", topology("cpu:1"), "--array", "2", "--name", "small", setup, "--submit"]
+    assert main(["launch", *options, "--", *sweep, "--element"]) == 0
+    job = record.read("small")["submitted"]["id"]
+    killed = place / "runs" / "small" / "rank_1_lr_0.01_seed_1"
+    saved = lambda: any(path.name.isdigit() for path in (killed / "checkpoints").glob("*"))
+    wait_for(saved, 300)
+    subprocess.run(["scontrol", "requeue", f"{job}_1"], check=True)
+    wait_for(lambda: at_once(f"{job}_1"), 60)
+    wait_for(lambda: {states().get(f"{job}_{i}") for i in range(2)} <= {"COMPLETED", "FAILED"}, 600)
+    assert [states()[f"{job}_{i}"] for i in range(2)] == ["COMPLETED", "COMPLETED"]
+    rows = results.collect("runs/small").table.to_pylist()
+    assert [(row["state"], row["steps"], row["RANDOM_SEED"]) for row in rows] == [("done", 300, 0), ("done", 300, 1)]
+    starts = [json.loads(line)["what"] for line in (killed / "attempts.jsonl").read_text().splitlines()].count("start")
+    assert starts == 2
+    log = (place / "runs" / "launch" / "small" / f"{job}_1.log").read_text()
+    assert "Going on from step" in log
+
+
 def test_tasks_of_which_one_ends_first_with_75_are_requeued(place):
     setup = adalink(
         place, 'echo x >>"started_$SLURM_PROCID"; [ -e again ] || { sleep "$SLURM_PROCID"; touch again; exit 75; }'

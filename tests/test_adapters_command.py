@@ -64,7 +64,8 @@ def test_a_folder_is_verified_with_its_base_and_another_refused(base, tmp_path, 
     assert capsys.readouterr().err.count("\n") == 1
 
 
-@pytest.mark.parametrize("module, own_table", [(AdaLinkAdapter(rank=2), True), (LoRA(rank=2), False)])
+@pytest.mark.parametrize("module, own_table", [
+    (AdaLinkAdapter(rank=2), True), pytest.param(LoRA(rank=2), False, marks=pytest.mark.slow)])  # fmt: skip
 def test_a_folded_base_needs_no_adapter(base, tmp_path, capsys, module, own_table):
     path, folded = write(base, tmp_path / "a", module), str(tmp_path / "folded")
     assert main(["adapters", "fold", path, folded, "--base", BASE, MODEL]) == 0

@@ -111,7 +111,7 @@ def assert_trains_as_on_one_device(method, steps, *cases):
 
 @pytest.mark.parametrize("method, steps, cases", [
     ("adalink", 100, ("2x4,fsdp,scanned", "8x1,fsdp")),
-    ("lora", 100, ("4x2,fsdp,scanned",)),
+    pytest.param("lora", 100, ("4x2,fsdp,scanned",), marks=pytest.mark.slow),
     ("full", 10, ("2x4,fsdp",)),
 ])  # fmt: skip
 def test_pali_nano_trains_on_a_mesh_as_on_one_device(method, steps, cases):

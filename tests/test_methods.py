@@ -107,6 +107,7 @@ print("KnowsTheMesh", examine(trains_alike_on_several_devices, Case(KnowsTheMesh
 """
 
 
+@pytest.mark.slow
 def test_every_method_trains_alike_on_several_devices():
     """In a process that has them; with a method that does not, to see that it would be told."""
     env = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}

@@ -48,7 +48,7 @@ def planted(
             "stage": "tuning",
             "size": size,
             "regime": regimes[-1],
-            "task": "one",
+            "task": tasks[0],
             "method": "AdaLink",
             "metric": "accuracy",
         }

@@ -79,6 +79,7 @@ def plan(argv: list[str]) -> int:
 def _prepare(text: str, searching: bool, quick: bool) -> None:
     """What JAX and the TPU compiler read when they start."""
     import jax
+    from jax.experimental.compilation_cache import compilation_cache
 
     from adalink_jax.parallel.accelerators import parse_topology
 
@@ -90,6 +91,7 @@ def _prepare(text: str, searching: bool, quick: bool) -> None:
         largest = topology.larger()[-1] if searching else text
         jax.config.update("jax_num_cpu_devices", parse_topology(largest).chips)
     jax.config.update("jax_enable_compilation_cache", False)  # `compile_seconds` is the compiler's
+    compilation_cache.reset_cache()  # JAX remembers whether there is one from a first use in this process
     if quick:
         jax.config.update("jax_exec_time_optimization_effort", -1.0)
 

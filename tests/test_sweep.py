@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -326,10 +327,13 @@ def test_a_sweep_that_is_asked_to_stop_stops_its_runs_and_goes_on(tmp_path):
     folder = tmp_path / "sweep"
     command = [sys.executable, str(PROGRAM), str(folder)]
     process = begin(command, stderr=subprocess.PIPE)
-    wait_for(lambda: len(list(folder.glob("*/summary.json"))) >= 4, process, 120)
+    made = lambda: len(list(folder.glob("*/summary.json")))
+    wait_for(lambda: made() >= 4 and len(starts(folder)) >= made() + 2, process, 120)  # and some are in their midst
     process.send_signal(signal.SIGTERM)
-    _, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=60)
     assert process.returncode == 1 and "Preempted" in err  # `adalink` makes one sentence of it, and status 75
+    counted = [int(count) for count in re.findall(r"(\d+) of 48 done", out)]
+    assert all(count <= made() for count in counted)  # one that was stopped is not done
     for path in folder.glob("*/lock"):
         assert not RunFolder(str(path.parent), {}, {}, 3).taken()
     assert len(list(folder.glob("*/summary.json"))) < 48

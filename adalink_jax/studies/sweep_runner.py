@@ -132,7 +132,8 @@ class Runner:
             if status == 0 and self._runs[name].finished():
                 self._board.told(name, "done")
             elif self._signals:
-                pass
+                if not self._runs[name].finished():
+                    self._waiting.append(name)
             elif status in AGAIN and self._tries[name] < TRIES:
                 self._waiting.append(name)
                 self._tries[name] -= status == Taken.status

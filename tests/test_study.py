@@ -82,6 +82,16 @@ def test_commands_have_the_texts_in_order_and_start_from_their_base():
         ({"reference": "full fine-tuning"}, "'full fine-tuning' is none of methods"),
         ({"seeds": (0,)}, "fewer than two seeds"),
         ({"sizes": {"S": ("s.gin",), "s ": ("l.gin",)}, "grid": ({},)}, "a name with letters or digits of its own"),
+        (
+            {"methods": METHODS | {"AdaLink": {"imgae": ("a.gin",)}}},
+            "'imgae' is none of kinds of tasks; there are image, text.",
+        ),
+        ({"tasks": {"image": {"see": ("a.gin",)}, "text": {"see": ("b.gin",)}}}, "Study.tasks names 'see' twice"),
+        ({"tuned_as": {"full": "shared"}}, "full takes the learning rate of shared, which is not run on read"),
+        ({"tuned_at": ("S",)}, "each take a size and a regime"),
+        ({"grid": {"sizes": ("S",)}}, "Study.grid is {'sizes': ('S',)}; it takes a tuple"),
+        ({"seeds": 3}, "Study.seeds is 3; it takes a tuple"),
+        ({"methods": ("AdaLink",)}, "it takes a dict"),
     ],
 )
 def test_descriptions_that_mean_nothing_are_refused(changes, told):
@@ -96,6 +106,9 @@ def test_an_empty_grid_and_a_text_that_is_none_are_refused():
     study = described(common=("c.yaml",))
     with pytest.raises(UserError, match="not 'c.yaml'"):
         flags_of(study, cells(study)[RUNS][0], GinFlags())
+    for name in ("SEEDS", "LEARNING_RATES", "LEARNING_RATE", "INITIAL_CHECKPOINT_PATH"):
+        with pytest.raises(UserError, match=f"{name} is set, but the study sets it for each run"):
+            flags_of(described(), cells(described())[RUNS][0], GinFlags((), ((name, "1"),)))
 
 
 def test_the_learning_rate_of_the_highest_mean_is_chosen_and_the_lowest_of_equals():
@@ -180,19 +193,51 @@ def test_a_result_that_is_missing_is_told_and_its_base_is_wanted(made, capsys, t
     assert "runs: 2" in capsys.readouterr().out
 
 
-def test_results_of_another_description_are_refused(made, tmp_path, capsys):
+@pytest.mark.parametrize(
+    "old, new", [("'TRAIN_STEPS = 4'", "'TRAIN_STEPS = 5'"), ("'TRAIN_STEPS = 3'", "'TRAIN_STEPS = 2'")]
+)
+def test_results_of_another_description_or_of_another_base_s_are_refused(made, tmp_path, capsys, old, new):
     shutil.copytree(made / "kept", tmp_path / "kept")
-    (tmp_path / "study.gin").write_text(STUDY.replace("'TRAIN_STEPS = 4'", "'TRAIN_STEPS = 5'"))
+    shutil.rmtree(tmp_path / "kept" / BASES)
+    (tmp_path / "study.gin").write_text(STUDY.replace(old, new))
     assert main(arguments(tmp_path, "--run")) == 2
     assert "was made with other settings than the study has now" in capsys.readouterr().err
     assert not (tmp_path / "made").exists()
 
 
+def test_a_setting_at_its_own_default_is_none_of_the_digest(made, tmp_path):
+    shutil.copytree(made / "kept", tmp_path / "kept")
+    (tmp_path / "study.gin").write_text(
+        STUDY.replace("'TRAIN_STEPS = 4'", "'TRAIN_STEPS = 4', 'train_pack.at_once = None'")
+    )
+    assert main(arguments(tmp_path)) == 0
+
+
+def test_results_that_were_not_kept_when_they_were_made_are_kept_later(made, tmp_path):
+    assert main(arguments(made, "--run", kept="later")) == 0
+    kept = lambda name: {path.relative_to(made / name): path.read_text() for path in (made / name).glob("*/*.json")}
+    assert kept("later") == kept("kept") and len(kept("kept")) == 5
+
+
+def test_tuning_that_is_lost_is_made_again_and_blocks_nothing(made, tmp_path):
+    from adalink_jax import configuration
+    from adalink_jax.cli.study import _Configured, _parser
+
+    shutil.copytree(made / "kept", tmp_path / "kept")
+    (tmp_path / "kept" / TUNING / "nano.raw.reverse.full.json").unlink()
+    shutil.copy(made / "study.gin", tmp_path)
+    assert main(arguments(tmp_path)) == 0
+    flags, rest = configuration.parse_flags(arguments(tmp_path)[1:])
+    needed = _Configured(flags).needed(_parser().parse_args(rest))
+    assert [cell.name for cell in needed[TUNING]] == ["tuning/nano.raw.reverse.full"]
+
+
 def test_what_is_not_there_is_told(made, capsys):
     assert main(arguments(made, "--element", "runs/x")) == 2
     assert "The study has no runs/x" in capsys.readouterr().err
-    assert main(arguments(made, "--run", "--size", "9M")) == 2
-    assert "--size 9M: the study has nano." in capsys.readouterr().err
+    for run in ((), ("--run",)):
+        assert main(arguments(made, *run, "--size", "9M")) == 2
+        assert "--size 9M: the study has nano." in capsys.readouterr().err
     assert main(["study", f"--gin_file={made}/study.gin"]) == 2
     assert "MODEL_DIR is not set" in capsys.readouterr().err
 

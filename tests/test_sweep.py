@@ -333,7 +333,7 @@ def test_a_sweep_that_is_asked_to_stop_stops_its_runs_and_goes_on(tmp_path):
     out, err = process.communicate(timeout=60)
     assert process.returncode == 1 and "Preempted" in err  # `adalink` makes one sentence of it, and status 75
     counted = [int(count) for count in re.findall(r"(\d+) of 48 done", out)]
-    assert all(count <= made() for count in counted)  # one that was stopped is not done
+    assert counted and all(count <= made() for count in counted)  # one that was stopped is not done
     for path in folder.glob("*/lock"):
         assert not RunFolder(str(path.parent), {}, {}, 3).taken()
     assert len(list(folder.glob("*/summary.json"))) < 48
@@ -399,6 +399,13 @@ def test_runs_that_share_a_program_become_one_pack():
 def test_what_cannot_be_packed_is_refused(pack, drop, told):
     with pytest.raises(UserError, match=told):
         expand(Sweep({"LEARNING_RATE": (0.1, 0.2), "RANDOM_SEED": (0, 1)}, drop, pack))
+
+
+def test_a_pack_hides_nothing_that_is_set_elsewhere():
+    with pytest.raises(UserError, match="Sweep.runs sets RANDOM_SEED, but the command line sets it too"):
+        expand(Sweep({"RANDOM_SEED": (0, 1)}, pack=("RANDOM_SEED",)), typed=["RANDOM_SEED"])
+    with pytest.raises(UserError, match="let the runs set no DATA_SEED"):
+        expand(Sweep({"RANDOM_SEED": (0, 1), "DATA_SEED": (0, 1)}, pack=("RANDOM_SEED",)))
 
 
 def test_a_packed_sweep_is_made_by_packs_and_its_members_are_results(tmp_path, capsys):

@@ -1,5 +1,6 @@
 """`adalink report`: what runs or a study found, as one page."""
 
+import os
 import shlex
 
 from adalink_jax.cli.arguments import plain_parser
@@ -17,8 +18,8 @@ def report(argv: list[str]) -> int:
     parser.add_argument("folder", help="results of a study, or a folder that holds runs")
     parser.add_argument("--out", required=True, metavar="FILE.html", help="the page")
     parser.add_argument("--title", help="its heading")
-    parser.add_argument("--markdown", metavar="FILE.md", help="the same tables, with links to --figures")
-    parser.add_argument("--latex", metavar="FILE.tex", help="the tables for booktabs")
+    parser.add_argument("--markdown", metavar="FILE.md", help="the tables, and links to --figures")
+    parser.add_argument("--latex", metavar="FILE.tex", help="the tables of what has no figure, for booktabs")
     parser.add_argument("--figures", metavar="FOLDER", help="each figure as SVG and PDF, at the width of a page")
     options = parser.parse_args(argv)
     for value, ending in ((options.out, ".html"), (options.markdown, ".md"), (options.latex, ".tex")):
@@ -42,7 +43,7 @@ def report(argv: list[str]) -> int:
     written = [options.out]
     _write(epath.Path(options.out), page.html())
     if options.markdown:
-        _write(epath.Path(options.markdown), page.markdown(options.figures))
+        _write(epath.Path(options.markdown), page.markdown(_beside(options.markdown, options.figures)))
         written.append(options.markdown)
     if options.latex:
         _write(epath.Path(options.latex), page.latex())
@@ -52,6 +53,11 @@ def report(argv: list[str]) -> int:
         written.append(f"{len(names)} figures in {options.figures}")
     print(f"Written: {', '.join(written)}.")
     return 0
+
+
+def _beside(file: str, folder: str | None) -> str | None:
+    """A folder as links in a file name it."""
+    return folder and os.path.relpath(folder, os.path.dirname(file) or ".")
 
 
 def _write(path, text: str) -> None:

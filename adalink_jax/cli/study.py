@@ -11,7 +11,8 @@ from adalink_jax.cli.runs import DATA, RUN
 from adalink_jax.cli.studies import load_pack
 from adalink_jax.errors import UserError
 
-STUDY = {"Study.sizes": "a study's file, such as --gin_file=gin/studies/miniature.gin"}
+_PARTS = ("sizes", "regimes", "tasks", "methods", "grid", "tuned_at", "checked_at")
+STUDY = {f"Study.{name}": "a study's file, such as --gin_file=gin/studies/miniature.gin" for name in _PARTS}
 
 
 def study(argv: list[str]) -> int:
@@ -23,8 +24,8 @@ def study(argv: list[str]) -> int:
         parser.error("give at least one --gin_file, such as --gin_file=gin/studies/miniature.gin")
     if options.parallel < 1:
         parser.error("--parallel must be at least 1")
-    if options.element is not None and options.run:
-        parser.error("--run and --element do not go together")
+    if options.element is not None and (options.run or options.size or options.task):
+        parser.error("--element goes with none of --run, --size, --task")
     if options.follow:
         from adalink_jax.studies.sweep_runner import follow
 
@@ -33,9 +34,10 @@ def study(argv: list[str]) -> int:
     made = _Configured(flags)
     if options.element is not None:
         return _element(made, options.element)
+    made.check_asked(options)
     if options.run:
         return _run(made, options)
-    _show(made)
+    _show(made, options)
     return 0
 
 
@@ -50,8 +52,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--run", action="store_true", help="make what is not done; give it again after a stop")
     parser.add_argument("--parallel", type=int, default=1, metavar="N", help="how many at once (1)")
-    parser.add_argument("--size", action="append", metavar="NAME", help="only runs of this size; repeatable")
-    parser.add_argument("--task", action="append", metavar="NAME", help="only runs on this task; repeatable")
+    parser.add_argument("--size", action="append", metavar="NAME", help="only what is of this size; repeatable")
+    parser.add_argument("--task", action="append", metavar="NAME", help="only what is on this task; repeatable")
     parser.add_argument(
         "--element", metavar="NAME", help="make this one alone, in this process (runs/..., tuning/..., bases/...)"
     )
@@ -96,6 +98,7 @@ class _Configured:
 
     def folder(self, cell):
         """Its folder; its settings are checked when it is first asked for."""
+        from adalink_jax.data.vocabularies import fingerprint
         from adalink_jax.studies.study_folder import CellFolder
         from adalink_jax.training.run import identity_of
 
@@ -115,19 +118,49 @@ class _Configured:
         settings = configuration.bindings()
         steps = ast.literal_eval(settings["train.total_steps" if command == "train" else "train_pack.total_steps"])
         identity = identity_of(settings)
-        found = CellFolder(self.study, cell, identity, steps)
+        if (vocabulary := identity.get("PublishedData.vocabulary")) is not None:
+            identity["PublishedData.vocabulary"] = repr(fingerprint(ast.literal_eval(vocabulary)))
+        found = CellFolder(self.study, cell, self._base_of(cell), identity, steps)
         if cell.stage != "runs" or rate is not None:
             self._folders[cell] = found
         return found
+
+    def _base_of(self, cell):
+        """The folder of what a cell starts from; None of a base that starts from random weights."""
+        from adalink_jax.studies.study import BASES, Cell
+
+        if cell.stage != BASES:
+            return self.folder(cell.base)
+        regimes = list(self.study.regimes)
+        before = regimes[: regimes.index(cell.regime)]
+        return self.folder(Cell(BASES, cell.size, before[-1])) if before else None
+
+    def asked(self, cell, options) -> bool:
+        """Whether --size and --task ask for a cell; a base is on no task."""
+        return (not options.size or cell.size in options.size) and (
+            not options.task or not cell.task or cell.task in options.task
+        )
+
+    def check(self) -> None:
+        """Refuses what was made with other settings; runs whose learning rate is not tuned have none to compare."""
+        for cells in self.cells.values():
+            for cell in cells:
+                if cell.stage != "runs" or self.rate(cell) is not None:
+                    self.folder(cell).check()
+
+    def keep(self) -> None:
+        """Keeps the results of all that is made: a run may have been killed before it did, or nothing was to be kept then."""
+        for cells in self.cells.values():
+            for cell in cells:
+                folder = self.folder(cell)
+                if folder.made() and (cell.stage != "runs" or self.rate(cell) is not None):
+                    folder.keep()
 
     def needed(self, options) -> dict[str, list]:
         """What is not done and asked for, by stage; bases only where something starts from them."""
         from adalink_jax.studies.study import BASES, RUNS, TUNING, tuning_of
 
-        asked = lambda cell: (
-            (not options.size or cell.size in options.size) and (not options.task or cell.task in options.task)
-        )
-        self._check_asked(options)
+        asked = lambda cell: self.asked(cell, options)
         runs = [cell for cell in self.cells[RUNS] if asked(cell) and not self.folder(cell).finished()]
         wanted = {tuning_of(self.study, cell) for cell in self.cells[RUNS] if asked(cell)}
         tuning = [
@@ -141,26 +174,30 @@ class _Configured:
         ]
         return {BASES: bases, TUNING: tuning, RUNS: runs}
 
-    def _check_asked(self, options) -> None:
+    def check_asked(self, options) -> None:
+        """Refuses sizes and tasks that the study has not."""
         for name, asked, known in (("size", options.size, self.study.sizes), ("task", options.task, self.study.kinds)):
             for value in asked or ():
                 if value not in known:
                     raise UserError(f"--{name} {value}: the study has {', '.join(known)}.")
 
 
-def _show(made: _Configured) -> None:
+def _show(made: _Configured, options) -> None:
     from rich.table import Table
 
     from adalink_jax.studies.study import AXES
 
     console = table_console()
-    for stage, cells in made.cells.items():
+    made.check()
+    for stage, every in made.cells.items():
+        cells = [cell for cell in every if made.asked(cell, options)]
+        if not cells:
+            continue
         table = Table(title=f"{stage}: {len(cells)}", title_justify="left")
         axes = [axis for axis in AXES if getattr(cells[0], axis)]
         rows: dict[tuple, list] = {}
         for cell in cells:
             folder = made.folder(cell)
-            folder.check()
             rows.setdefault(tuple(cell.axes()[axis] for axis in axes if axis != "task"), []).append(folder)
         for heading in (*(axis for axis in axes if axis != "task"), "done", "of", "going on"):
             table.add_column(heading, justify="right" if heading in ("done", "of") else "left")
@@ -200,9 +237,8 @@ def _run(made: _Configured, options) -> int:
 
     if "://" in made.study.model_dir:
         raise UserError(f"--run needs a folder with locks and logs, and {made.study.model_dir} is a bucket.")
-    for cells in made.cells.values():
-        for cell in cells:
-            made.folder(cell).check()
+    made.check()
+    made.keep()
     common = made.flags.arguments()
 
     def command(name: str) -> list[str]:

@@ -56,7 +56,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = gin_parser(
         "sweep",
         "Show the runs that Sweep.runs describes, and what became of each. Each is `adalink train` with the sweep's gin files\n"
-        "and flags and its own settings, in MODEL_DIR/<its name>. Nothing is started without --run or --element.",
+        "and flags and its own settings, in MODEL_DIR/<its name>; with Sweep.pack, `adalink pack`. Nothing is started without\n"
+        "--run or --element.",
         "adalink sweep --gin_file=gin/sweeps/digits_small.gin --gin.MODEL_DIR=\"'runs/small'\" --run",
     )
     parser.add_argument(
@@ -215,6 +216,9 @@ def make_run(folder, command: list[str], told: str, cache_dir: str) -> int:
 
     Returns:
       The command's exit status.
+
+    Raises:
+      Taken, UserError: see `RunFolder.held`.
     """
     import jax
 

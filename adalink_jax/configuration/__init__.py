@@ -6,12 +6,21 @@ Imports nothing of the project but its errors, and no numerical library.
 from adalink_jax.configuration.checks import check_all_used
 from adalink_jax.configuration.files import gin_root
 from adalink_jax.configuration.flags import GinFlags, parse_flags
-from adalink_jax.configuration.load import bindings, load, operative_config, original_message, require, used_settings
+from adalink_jax.configuration.load import (
+    bindings,
+    default_of,
+    load,
+    operative_config,
+    original_message,
+    require,
+    used_settings,
+)
 
 __all__ = [
     "GinFlags",
     "bindings",
     "check_all_used",
+    "default_of",
     "gin_root",
     "load",
     "operative_config",

@@ -2,6 +2,7 @@
 
 import collections
 import importlib.util  # noqa: F401  gin's reader of included files uses it without importing it
+import inspect
 import logging
 import re
 import tokenize
@@ -83,6 +84,16 @@ def operative_config() -> str:
 def bindings() -> dict[str, str]:
     """What is bound, as `{"scope/function.parameter": literal}`, with macros replaced by their values."""
     return _flat(checks.config())
+
+
+def default_of(name: str) -> str | None:
+    """The literal of a parameter's own default, by its name in `bindings`; None if it has none, or there is no such parameter."""
+    try:
+        configurable = gin_config._REGISTRY.get_match(name.split("/")[-1].rpartition(".")[0])
+        parameter = inspect.signature(configurable.wrapped).parameters[name.rpartition(".")[2]]
+    except (KeyError, ValueError, AttributeError, TypeError):
+        return None
+    return None if parameter.default is parameter.empty else repr(parameter.default)
 
 
 def used_settings() -> dict[str, str]:

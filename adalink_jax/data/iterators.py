@@ -87,7 +87,11 @@ class EpochIterator:
 def train_batches(
     task: Task, dataset: DatasetConfig, converter: FeatureConverter, rows: Sequence[int] | None = None
 ) -> EpochIterator:
-    """The batches that `dataset` says of the task's training split, in the order of `dataset.seed`; of them `rows`."""
+    """The batches that `dataset` says of the task's training split, in the order of `dataset.seed`; of them `rows`.
+
+    Raises:
+      UserError: from `next`, if the split has fewer examples than a batch, or than `dataset.train_examples`.
+    """
     examples = lambda seed, start: task.examples("train", seed, start)
     if dataset.train_examples is not None:
         examples = _drawn(examples, dataset.train_examples, dataset.seed)

@@ -58,6 +58,9 @@ class DatasetConfig:
         `register`, which is called with nothing whenever tasks are asked for; None for the scenes of digits.
       seed: seed of the order of the training examples.
       train_examples: k-shot: train on so many examples, which `seed` draws from the training split; None for all.
+
+    Raises:
+      UserError: if `train_examples` are fewer than a batch.
     """
 
     mixture_or_task_name: str

@@ -1,6 +1,7 @@
 """Vocabularies without TensorFlow; ids and text equal those of the seqio vocabulary of the same name."""
 
 import functools
+import hashlib
 import io
 import json
 from collections.abc import Iterable
@@ -188,12 +189,25 @@ def find_vocabulary(path: str) -> epath.Path | None:
     raise UserError(f"{path} holds no {SENTENCEPIECE_FILE}; give the vocabulary's path, or {BYTES!r} for UTF-8 bytes.")
 
 
+def fingerprint(path: str) -> str:
+    """SHA-256 of a vocabulary's file, wherever it lies, in 16 digits; "bytes" of UTF-8.
+
+    Args:
+      path: as for `load_vocabulary`.
+
+    Raises:
+      UserError: if there is none.
+    """
+    file = find_vocabulary(path)
+    return BYTES if file is None else hashlib.sha256(file.read_bytes()).hexdigest()[:16]
+
+
 def train_sentencepiece(sentences: Iterable[str], pieces: int, folder: str) -> epath.Path:
     """Makes a vocabulary in T5's form of text (SentencePiece's unigrams; Kudo, 2018): pad 0, EOS 1, unknown 2, unknown characters
     as bytes, each digit a piece of its own. The same text gives the same file.
 
     Args:
-      sentences: the text.
+      sentences: the text, of which the first 200,000 are read, and none that is longer than 65,536 bytes.
       pieces: how many, the 256 bytes among them; extra ids come on top (see `SentencePieceVocabulary`).
       folder: where `spiece.model` is written.
 

@@ -136,7 +136,11 @@ def _numeric(table: Table, column: int) -> bool:
 def _markdown(table: Table) -> str:
     sides = ["---:" if _numeric(table, i) else "---" for i in range(len(table.columns))]
     lines = [table.columns, sides, *table.texts()]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+    return "\n".join("| " + " | ".join(_cell(cell) for cell in line) + " |" for line in lines)
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.replace("|", "\\|").split("\n"))
 
 
 def _latex(part: Part) -> str:
@@ -151,4 +155,5 @@ def _latex(part: Part) -> str:
 
 
 def _escaped(text: str) -> str:
-    return re.sub(r"([&%$#_{}])", r"\\\1", text).replace("~", r"\textasciitilde{}").replace("^", r"\textasciicircum{}")
+    special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    return re.sub(r"[&%$#_{}\\~^]", lambda found: special.get(found[0], "\\" + found[0]), text)

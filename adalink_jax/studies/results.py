@@ -174,15 +174,18 @@ def _read(path: epath.Path, root: epath.Path) -> Iterator[dict]:
     members = path / "members"
     if members.exists():
         for member in sorted(members.iterdir(), key=lambda folder: folder.name):
-            yield _row(member, root, read_json(member / SUMMARY), {})
+            yield _row(member, root, read_json(member / SUMMARY), record, held=path)
         return
     yield _row(path, root, summary, record)
 
 
-def _row(path: epath.Path, root: epath.Path, summary: Mapping | None, record: Mapping) -> dict:
+def _row(
+    path: epath.Path, root: epath.Path, summary: Mapping | None, record: Mapping, held: epath.Path | None = None
+) -> dict:
+    """Of the run in `path`, whose state and record are those of the folder `held`, a pack's, if it is a member."""
     own = dict(record.get("bindings", {}))
     if summary is None:
-        state = state_of(path) if record else UNFINISHED
+        state = state_of(held or path) if record else UNFINISHED
         if (path / SUMMARY).exists():
             state = "damaged"
         summary = {"steps": last_step(path)}

@@ -10,10 +10,10 @@ from adalink_jax.studies import style
 from adalink_jax.studies.page import Part, Report, Table
 from adalink_jax.studies.results import DONE, Results, collect
 from adalink_jax.studies.scaling import mean
+from adalink_jax.training.outputs import PICTURE, SAMPLES
 from adalink_jax.training.whole_file import read_json
 
 CURVES = 7  # more lines than colours cannot be told apart
-PICTURE, SAMPLES = "samples.png", "samples.json"  # those of `training.outputs`, which would import JAX
 
 
 def make(folder: str, command: str) -> Report:
@@ -27,7 +27,7 @@ def make(folder: str, command: str) -> Report:
     with style.applied():
         parts = [_table(found, scored), _map(found, scored), *_curves(folder, found), _samples(folder, found)]
     done = sum(state == DONE for state in found.table["state"].to_pylist())
-    summary = f"{found.table.num_rows} runs below {folder}, {done} finished. Steps were chosen on validation; test was read once."
+    summary = f"{found.table.num_rows} runs below {folder}, {done} finished. Where there is a metric, the step was chosen on validation, and test was read once."
     return Report(f"Runs in {epath.Path(folder).name}", command, summary, [part for part in parts if part is not None])
 
 
@@ -86,7 +86,7 @@ def _map(found: Results, scored: Sequence[str]) -> Part | None:
 
 
 def _curves(folder: str, found: Results) -> list[Part]:
-    """The training loss and the first validation metric of the best runs, by step, and by hours of training."""
+    """The training loss and the first validation metric of the best runs, by step, and by minutes of steps."""
     scored = [name for name in found.metrics if name.startswith("validation/")]
     rows = found.table.to_pylist()
     if scored:

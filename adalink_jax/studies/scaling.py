@@ -1,19 +1,21 @@
 """What a study's runs say of scale: gaps paired by seed, their trend over model size, power laws, and a check of their predictions.
 
-Intervals are of 95 %. Those of means and of paired differences are Student's over the seeds; those of fits are percentiles over
-resamples of the seeds within each size (the bootstrap; Efron, 1979).
+Intervals are of 95 %. Those of means and of paired differences are Student's over the seeds. Trends and fits take the seeds' variance as
+one for all sizes (pooled): a trend's is Student's of a slope, a fit's are percentiles over draws of the means from Student's distributions.
+With so few seeds, resampling them would give intervals that miss far more often.
 """
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 
 import numpy as np
-from scipy import optimize
+from scipy import optimize, stats
 
 from adalink_jax.studies.report import CONFIDENCE, interval
 
-RESAMPLES, FIT_RESAMPLES, SEED = 2_000, 200, 0
+DRAWS, SEED = 200, 0
 FEWEST_SIZES = 3  # of a trend
 WITH_OFFSET = 4  # sizes from which a power law's third parameter can be told
 
@@ -71,9 +73,10 @@ class Runs:
         """From results that were kept (see `study_folder`)."""
         scores, sizes, metrics, trained = {}, {}, {}, {}
         for row in results:
-            if row["stage"] == "bases":
-                sizes[row["size"]] = row["parameters"]
-            elif row["stage"] == "runs":
+            if row["stage"] == "runs":
+                sizes[row["size"]] = (
+                    row["frozen"] or row["trained"]
+                )  # an adapter's base is frozen; without one it is all
                 key = tuple(row[axis] for axis in ("size", "regime", "task", "method"))
                 scores[key] = dict(zip(row["seed"], row["test"]))
                 metrics[row["task"]] = row["metric"]
@@ -112,8 +115,11 @@ def trend(runs: Runs, values: Mapping[str, Mapping[int, float]]) -> Estimate | N
     if len(values) < FEWEST_SIZES:
         return None
     x = np.log10([runs.sizes[size] for size in values])
-    [slope] = _bootstrap(values, lambda y: np.polyfit(x, y, 1)[:1], RESAMPLES)
-    return slope
+    weights = (x - x.mean()) / ((x - x.mean()) ** 2).sum()  # of the means, in the slope
+    means, errors, freedom = _means(values)
+    slope, error = float(weights @ means), float(np.sqrt((weights**2) @ (errors**2)))
+    reach = stats.t.ppf((1 + CONFIDENCE) / 2, freedom) * error if freedom else math.nan
+    return Estimate(slope, slope - reach, slope + reach)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,29 +160,30 @@ def power_law(runs: Runs, errors: Mapping[str, Mapping[int, float]], at: str | N
     def fit(y: np.ndarray) -> np.ndarray:
         law = (lambda x, a, b, c: a * x**-b + c) if offset else (lambda x, a, b: a * x**-b)
         start = [max(y[0], 1e-6), 0.2, *([0.0] if offset else [])]
-        top = [10.0, 5.0, *([max(y.min(), 1e-9)] if offset else [])]
-        with np.errstate(all="ignore"):
-            found, _ = optimize.curve_fit(law, n / scale, y, start, bounds=([0.0] * len(start), top), maxfev=20_000)
+        bottom, top = [0.0, -5.0, *([0.0] if offset else [])], [10.0, 5.0, *([max(y.min(), 1e-9)] if offset else [])]
+        with np.errstate(all="ignore"), warnings.catch_warnings():
+            warnings.simplefilter("ignore", optimize.OptimizeWarning)  # of the covariance, which is not used
+            found, _ = optimize.curve_fit(law, n / scale, y, start, bounds=(bottom, top), maxfev=20_000)
         return np.array([*found, *([] if offset else [0.0])])
 
     def told(y: np.ndarray) -> np.ndarray:
         a, b, c = fit(y)
         return np.array([b] if there is None else [b, a * there**-b + c])
 
-    a, b, c = fit(np.array([np.mean(list(seeds.values())) for seeds in errors.values()]))
-    exponent, *predicted = _bootstrap(errors, told, FIT_RESAMPLES)
+    means, deviations, freedom = _means(errors)
+    a, b, c = fit(means)
+    drawn = np.random.default_rng(SEED).standard_t(max(freedom, 1), (DRAWS, len(means)))
+    found = np.array([told(np.maximum(means + deviations * t, 1e-6)) for t in drawn])
+    tail = 100 * (1 - CONFIDENCE) / 2
+    ends = np.percentile(found, [tail, 100 - tail], axis=0) if freedom else np.full((2, found.shape[1]), math.nan)
+    exponent, *predicted = (Estimate(*map(float, each)) for each in zip(told(means), *ends))
     return PowerLaw(float(a * scale**b), float(b), float(c), exponent, predicted[0] if predicted else None)
 
 
-def _bootstrap(
-    values: Mapping[str, Mapping[int, float]], statistics: Callable[[np.ndarray], np.ndarray], resamples: int
-) -> list[Estimate]:
-    """Of statistics of the sizes' means, over resamples of the seeds within each size."""
-    rng = np.random.default_rng(SEED)
+def _means(values: Mapping[str, Mapping[int, float]]) -> tuple[np.ndarray, np.ndarray, int]:
+    """Of each size the mean and its standard error, by one variance of the seeds for all; its degrees of freedom."""
     columns = [np.array(list(seeds.values())) for seeds in values.values()]
-    draw = lambda column: column[rng.integers(len(column), size=len(column))].mean()
-    found = np.array([statistics(np.array([draw(column) for column in columns])) for _ in range(resamples)])
-    tail = 100 * (1 - CONFIDENCE) / 2
-    low, high = np.percentile(found, [tail, 100 - tail], axis=0)
-    measured = statistics(np.array([column.mean() for column in columns]))
-    return [Estimate(*map(float, ends)) for ends in zip(measured, low, high)]
+    freedom = sum(len(column) - 1 for column in columns)
+    variance = sum(((column - column.mean()) ** 2).sum() for column in columns) / max(freedom, 1)
+    errors = np.sqrt([variance / len(column) for column in columns])
+    return np.array([column.mean() for column in columns]), errors, freedom

@@ -18,6 +18,7 @@ from adalink_jax.studies.compare import slug
 BASES, TUNING, RUNS = "bases", "tuning", "runs"
 AXES = ("size", "regime", "task", "method")
 Texts = Sequence[str]
+OURS = ("SEEDS", "FACTORS", "LEARNING_RATES", "INITIAL_CHECKPOINT_PATH", "MODEL_DIR")  # what a study sets itself
 
 
 @gin.configurable
@@ -41,6 +42,9 @@ class Study:
       factors: of a method's own LEARNING_RATE, to try.
       seeds: of each run.
       kept: a folder of small files, one for each result, so that a study goes on where these files are; None for none.
+
+    Raises:
+      UserError: for names that are none, or not told apart, and for what is not of these forms.
     """
 
     model_dir: str
@@ -59,6 +63,7 @@ class Study:
     kept: str | None = None
 
     def __post_init__(self):
+        self._check_forms()
         names = {"sizes": self.sizes, "regimes": self.regimes, "tasks": self.kinds, "methods": self.methods}
         for axis, known in names.items():
             slugs = [slug(name) for name in known]
@@ -69,13 +74,46 @@ class Study:
                 )
         asked = [(axis, name) for entry in self.grid for axis, chosen in entry.items() for name in chosen]
         for where in (self.tuned_at, self.checked_at):
-            asked += zip(("sizes", "regimes"), where, strict=True)
+            asked += zip(("sizes", "regimes"), where)
         asked += [("methods", name) for name in (self.reference, *self.tuned_as, *self.tuned_as.values())]
+        names["kinds of tasks"] = self.tasks
+        asked += [
+            ("kinds of tasks", kind) for texts in self.methods.values() if isinstance(texts, Mapping) for kind in texts
+        ]
         for axis, name in asked:
             if name not in names.get(axis, ()):
                 raise UserError(f"Study: {name!r} is none of {axis}; there are {', '.join(names.get(axis, names))}.")
+        for variant, other in self.tuned_as.items():
+            for task in self.kinds:
+                if self.texts(variant, task) is not None and self.texts(other, task) is None:
+                    raise UserError(
+                        f"Study.tuned_as: {variant} takes the learning rate of {other}, which is not run on {task}."
+                    )
         if len(self.seeds) < 2:
             raise UserError("Study.seeds has fewer than two seeds; an interval needs two, and better five.")
+
+    def _check_forms(self) -> None:
+        mappings = {name: getattr(self, name) for name in ("sizes", "regimes", "tasks", "methods", "tuned_as")}
+        mappings |= (
+            {f"tasks[{kind!r}]": tasks for kind, tasks in self.tasks.items()} if isinstance(self.tasks, Mapping) else {}
+        )
+        for name, value in mappings.items():
+            if not isinstance(value, Mapping):
+                raise UserError(f"Study.{name} is {value!r}; it takes a dict.")
+        tuples = {
+            name: getattr(self, name) for name in ("grid", "tuned_at", "checked_at", "common", "factors", "seeds")
+        }
+        for name, value in tuples.items():
+            if not isinstance(value, tuple | list):
+                raise UserError(f"Study.{name} is {value!r}; it takes a tuple, such as (1, 2).")
+        if len(self.tuned_at) != 2 or len(self.checked_at) != 2:
+            raise UserError("Study.tuned_at and Study.checked_at each take a size and a regime.")
+        if not all(isinstance(entry, Mapping) for entry in self.grid):
+            raise UserError("Study.grid takes a tuple of dicts, such as ({'sizes': ('0.3M',)},).")
+        tasks = [task for each in self.tasks.values() for task in each]
+        twice = next((task for task in tasks if tasks.count(task) > 1), None)
+        if twice is not None:
+            raise UserError(f"Study.tasks names {twice!r} twice; give each a name of its own.")
 
     @property
     def kinds(self) -> dict[str, str]:
@@ -167,7 +205,7 @@ def flags_of(study: Study, cell: Cell, typed: GinFlags, learning_rate: float | N
       learning_rate: of a run; None for a check of the rest.
 
     Raises:
-      UserError: for a text that is neither file nor binding.
+      UserError: for a text that is neither file nor binding, and for a binding of what the study sets itself.
     """
     folder = lambda other: f"{study.model_dir}/{other.name}"
     own = {"MODEL_DIR": folder(cell)}
@@ -186,11 +224,14 @@ def flags_of(study: Study, cell: Cell, typed: GinFlags, learning_rate: float | N
             own["SEEDS"] = (study.seeds[0],)
         else:
             own["SEEDS"] = tuple(study.seeds)
-            own |= {} if learning_rate is None else {"LEARNING_RATE": learning_rate}
+            own |= {} if learning_rate is None else {"LEARNING_RATE": float(learning_rate)}
     files, bindings = [], []
     for is_file, value in map(_parsed, texts):
         (files if is_file else bindings).append(value)
     passed = [(name, text) for name, text in typed.bindings if name != "MODEL_DIR" and not name.startswith("Study.")]
+    mine = next((name for name, _ in (*bindings, *passed) if name in OURS), None)
+    if mine or "LEARNING_RATE" in dict(passed):
+        raise UserError(f"{mine or 'LEARNING_RATE'} is set, but the study sets it for each run; leave it out.")
     bindings += [*passed, *((name, repr(value)) for name, value in own.items())]
     return GinFlags(tuple(files), tuple(bindings), typed.search_paths)
 

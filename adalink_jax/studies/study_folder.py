@@ -5,6 +5,7 @@ settings, by which a file of another description is refused. Parameters are not 
 not finished needs it.
 """
 
+import functools
 import hashlib
 import json
 from collections.abc import Mapping
@@ -12,13 +13,15 @@ from collections.abc import Mapping
 import numpy as np
 from etils import epath
 
+from adalink_jax import configuration
 from adalink_jax.errors import UserError
 from adalink_jax.studies.run_folder import SUMMARY, RunFolder
 from adalink_jax.studies.study import BASES, RUNS, TUNING, Cell, Study
 from adalink_jax.training.whole_file import read_json, write_json
 
 # Where things lie on this machine, which says nothing of what they are.
-PLACES = ("initial_checkpoint_path", "data_dir", "vocabulary", "model_dir", "vision_cache")
+PLACES = ("initial_checkpoint_path", "data_dir", "model_dir", "vision_cache")
+NEEDED = ("stage", "size", "regime", "order", "settings", "seconds", "versions")  # of what is kept
 
 
 class CellFolder(RunFolder):
@@ -27,17 +30,24 @@ class CellFolder(RunFolder):
     Args:
       study: gives its folder, and that of its results.
       cell: which.
+      base: the base that it starts from; None of one that starts from random weights.
       settings: name in gin -> literal, of all that must stay.
       total_steps: when it is finished.
     """
 
-    def __init__(self, study: Study, cell: Cell, settings: Mapping[str, str], total_steps: int):
+    def __init__(
+        self, study: Study, cell: Cell, base: "CellFolder | None", settings: Mapping[str, str], total_steps: int
+    ):
         super().__init__(f"{study.model_dir}/{cell.name}", cell.axes(), settings, total_steps)
-        self.cell, self._order = cell, study.order(cell)
+        self.cell, self._study, self._base = cell, study, base
         self._file = None if study.kept is None else epath.Path(study.kept) / f"{cell.name}.json"
 
     def check(self) -> None:
-        """Refuses a folder, or a file that was kept, that was made with other settings."""
+        """Refuses a folder, or a file that was kept, that was made with other settings.
+
+        Raises:
+          UserError: names it.
+        """
         super().check()
         kept = self._kept()
         if kept is not None and kept["settings"] != self.digest:
@@ -54,10 +64,12 @@ class CellFolder(RunFolder):
         """Whether its folder holds all that was trained."""
         return super().finished()
 
-    @property
+    @functools.cached_property
     def digest(self) -> str:
-        """Of its settings."""
+        """Of its settings, but for defaults, and of its base's."""
         kept = {name: text for name, text in self.settings.items() if not name.lower().endswith(PLACES)}
+        kept = {name: text for name, text in kept.items() if text != configuration.default_of(name)}
+        kept["base"] = None if self._base is None else self._base.digest
         return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]
 
     def result(self) -> dict | None:
@@ -79,12 +91,21 @@ class CellFolder(RunFolder):
         return next(row[name] for row in map(json.loads, lines) if (name := f"validation/{metric}") in row)
 
     def _kept(self) -> dict | None:
-        return None if self._file is None else read_json(self._file)
+        return read_result(self._file) if self._file is not None and self._file.exists() else None
 
     def _read(self) -> dict:
         summary = read_json(self.path / SUMMARY)
-        facts = {"stage": self.cell.stage, **self.cell.axes(), "order": self._order, "settings": self.digest}
+        facts = {
+            "stage": self.cell.stage,
+            **self.cell.axes(),
+            "order": self._study.order(self.cell),
+            "settings": self.digest,
+        }
         facts |= _of_base(summary) if self.cell.stage == BASES else _of_pack(summary, self.cell.stage == TUNING)
+        if self.cell.stage == RUNS:
+            facts["reference"] = self._study.reference
+        if self.cell.stage == TUNING:
+            facts["used"] = (self.cell.size, self.cell.regime) == tuple(self._study.tuned_at)
         if self.cell.stage != BASES:
             facts["start"] = _rounded([self._start(summary["metric"], member["name"]) for member in summary["members"]])
         return facts | {"seconds": summary["seconds"], "versions": summary["versions"]}
@@ -118,6 +139,18 @@ def chosen_rate(result: dict) -> float:
     return max(mean, key=mean.get)
 
 
+def read_result(file: epath.Path) -> dict:
+    """What a file keeps.
+
+    Raises:
+      UserError: if it is damaged.
+    """
+    result = read_json(file)
+    if result is None or any(name not in result for name in NEEDED):
+        raise UserError(f"{file} is damaged, or no result of a study; delete it, and run the study again.")
+    return result
+
+
 def holds_results(folder: str) -> bool:
     """Whether a folder is one of results that were kept."""
     return any((epath.Path(folder) / stage).is_dir() for stage in (TUNING, RUNS)) and not any(
@@ -132,12 +165,7 @@ def read_results(folder: str) -> list[dict]:
       UserError: if there are none, or one is damaged.
     """
     files = sorted(epath.Path(folder).glob("*/*.json")) if epath.Path(folder).is_dir() else []
-    out = []
-    for file in files:
-        result = read_json(file)
-        if result is None or "stage" not in result:
-            raise UserError(f"{file} is damaged, or no result of a study; delete it, and run the study again.")
-        out.append(result)
+    out = [read_result(file) for file in files]
     if not out:
         raise UserError(f"There are no results of a study in {folder}.")
     return sorted(out, key=lambda row: (row["stage"], row["order"]))

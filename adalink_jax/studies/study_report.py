@@ -9,26 +9,28 @@ from adalink_jax.errors import UserError
 from adalink_jax.studies import style
 from adalink_jax.studies.page import Part, Report, Table
 from adalink_jax.studies.scaling import Runs, difference, mean, power_law, trend
+from adalink_jax.studies.study_folder import chosen_rate
 
-REFERENCE, OURS = "full fine-tuning", "AdaLink"
-LINES = {"raw": "--", "instruct": "-"}
+OURS = "AdaLink"
+FADED = ("--", ":", "-.")  # lines of all bases but the last, which has whole ones
 
 
-def make(results: Sequence[Mapping], command: str, reference: str = REFERENCE, ours: str = OURS) -> Report:
+def make(results: Sequence[Mapping], command: str, ours: str = OURS) -> Report:
     """The report.
 
     Args:
       results: of `read_results`.
       command: what shows the same again.
-      reference: the method that gaps are measured to.
-      ours: the method whose variants are compared with it.
+      ours: the method whose variants ("AdaLink, ...") are compared with it.
 
     Raises:
-      UserError: if no run is finished.
+      UserError: if no run is finished, or runs of one base were made from several.
     """
     runs = Runs.of(results)
     if not runs.scores:
         raise UserError("No run of the study is finished: there is nothing to report.")
+    _check_bases(results)
+    reference = next(row["reference"] for row in results if row["stage"] == "runs")
     tuning = [row for row in results if row["stage"] == "tuning"]
     methods = runs.names(3)
     everywhere = [
@@ -59,6 +61,20 @@ def make(results: Sequence[Mapping], command: str, reference: str = REFERENCE, o
     return Report("A scaling study", command, summary, [part for part in parts if part is not None])
 
 
+def _check_bases(results: Sequence[Mapping]) -> None:
+    """Differences are paired within a base, so all of its runs must have started from the same one."""
+    found: dict[tuple, dict[str, Mapping]] = {}
+    for row in results:
+        if row["stage"] == "runs":
+            found.setdefault((row["size"], row["regime"]), {})[row["base"]["fingerprint"]] = row
+    for (size, regime), bases in found.items():
+        if len(bases) > 1:
+            told = " and ".join(f"{row['task']} by {row['method']}" for row in list(bases.values())[:2])
+            raise UserError(
+                f"The runs of {size}, {regime} were made from {len(bases)} bases ({told}), and cannot be compared; delete those of one."
+            )
+
+
 def _points(
     axis, sizes: Mapping[str, int], values: Mapping[str, Mapping[int, float]], shift: float, **style_of
 ) -> None:
@@ -79,15 +95,17 @@ def _size_axis(axis, sizes: Mapping[str, int]) -> None:
 def _per_task(runs: Runs, methods: Sequence[str], values, label) -> tuple:
     tasks = list(runs.metrics)
     figure, axes = style.panels(len(tasks))
+    regimes = runs.names(1)
     for task, axis in zip(tasks, axes):
         for i, method in enumerate(methods):
-            for regime in runs.names(1):
+            for k, regime in enumerate(regimes):
                 found = values(regime, task, method)
                 if found:
-                    solid = LINES.get(regime, "-")
+                    line = "-" if k == len(regimes) - 1 else FADED[k % len(FADED)]
                     _points(
-                        axis, runs.sizes, found, 0.03 * (i - len(methods) / 2), color=style.COLOURS[i], linestyle=solid,
-                        marker=style.MARKERS[i], markerfacecolor="white" if solid == "--" else None, label=f"{method}, {regime}",
+                        axis, runs.sizes, found, 0.03 * (i - len(methods) / 2), color=style.COLOURS[i % len(style.COLOURS)],
+                        linestyle=line, marker=style.MARKERS[i % len(style.MARKERS)], label=f"{method}, {regime}",
+                        markerfacecolor=None if line == "-" else "white",
                     )  # fmt: skip
         shown = {size: n for size, n in runs.sizes.items() if any(key[0] == size for key in runs.scores)}
         _size_axis(axis, shown)
@@ -135,8 +153,8 @@ def _shrinks(runs: Runs, methods: Sequence[str], reference: str) -> Part | None:
     if not rows:
         return None
     text = (
-        "The change of the gap for ten times the parameters: the slope of a line over the logarithm of the size, with a bootstrap "
-        "interval over the seeds. It speaks of these sizes, not of larger ones."
+        "The change of the gap for ten times the parameters: the slope of a line over the logarithm of the size, with "
+        "Student's interval. It speaks of these sizes, not of larger ones."
     )
     columns = ("task", "base", "method", "sizes", "change of the gap", "with size the gap")
     return Part("Does the gap shrink with size?", text, Table(columns, rows))
@@ -185,13 +203,13 @@ def _power_laws(runs: Runs, methods: Sequence[str]) -> Part | None:
                 measured = mean(list(errors[largest].values()))
                 apart = measured.low > part.predicted.high or measured.high < part.predicted.low
                 exponent, predicted = (dataclasses.replace(x, signed=False) for x in (whole.exponent, part.predicted))
-                said = "missed" if apart else "within the intervals"
+                said = "missed" if apart else "intervals overlap"
                 rows.append((task, regime, method, exponent, round(whole.c, 3), largest, predicted, measured, said))
     if not rows:
         return None
     text = (
         "error = 1 - score = a N^-b + c, fitted to the means; the offset c is 0 where there are fewer than four sizes. The error of the largest "
-        "size is predicted from the smaller ones alone, and compared with what was measured. Intervals of fits are bootstraps over the seeds: "
+        "size is predicted from the smaller ones alone, and compared with what was measured. Intervals of fits are those of the seeds: "
         "they know nothing of whether a power law is right, nor of bases trained with other seeds."
     )
     columns = (
@@ -272,35 +290,33 @@ def _rates(tuning: Sequence[Mapping]) -> Part | None:
 
 
 def _carried(tuning: Sequence[Mapping]) -> Part | None:
-    """Needs two places; the one whose rates were used is that of the most methods and tasks, the first of equals."""
-    places: dict[tuple, dict[tuple, Mapping]] = {}
-    for row in tuning:
-        places.setdefault((row["size"], row["regime"]), {})[row["task"], row["method"]] = row
-    if len(places) != 2:
-        return None
-    one, other = places
+    """The learning rates that the runs have, where they were tuned and at the other place."""
     rows = []
-    for key in places[one].keys() & places[other].keys():
-        best = lambda row: max(zip(row["validation"], (-r for r in row["learning_rate"])))
-        here, there = places[one][key], places[other][key]
-        score, rate = best(here)
-        at = dict(zip(there["learning_rate"], there["validation"]))
-        if -rate in at:
-            rows.append((*key, -rate, -best(there)[1], at[-rate], best(there)[0], at[-rate] - best(there)[0]))
+    there = {(row["task"], row["method"]): row for row in tuning if not row["used"]}
+    for row in tuning:
+        other = there.get((row["task"], row["method"]))
+        if not row["used"] or other is None:
+            continue
+        rate, best = chosen_rate(row), chosen_rate(other)
+        scores = dict(zip(other["learning_rate"], other["validation"]))
+        if rate in scores:
+            place = f"{other['size']} {other['regime']}"
+            lost = round(scores[best] - scores[rate], 4)
+            rows.append((row["task"], row["method"], rate, place, best, scores[rate], scores[best], lost))
+    if not rows:
+        return None
     columns = (
         "task",
         "method",
-        f"best at {' '.join(one)}",
-        f"best at {' '.join(other)}",
-        f"score at {' '.join(other)} with the first",
-        "with its own best",
+        "chosen",
+        "tried again at",
+        "best there",
+        "score with the chosen",
+        "with the best",
         "lost",
     )
-    return Part(
-        "Do learning rates carry over?",
-        "On validation, one seed; a difference of one seed may be noise.",
-        Table(columns, sorted(rows)),
-    )
+    text = "On validation, one seed; a difference of one seed may be noise."
+    return Part("Do learning rates carry over?", text, Table(columns, rows))
 
 
 def _bases(results: Sequence[Mapping]) -> Part:

@@ -36,7 +36,8 @@ class Sweep:
     Attributes:
       runs: a description.
       drop: a description; a run that has all settings of one of its runs is left out.
-      pack: some of `MEMBERS`; runs that differ in these alone share a program, and become the members of one pack.
+      pack: some of `MEMBERS`; runs that differ in these alone share a program, and become the members of one pack. A member's
+        RANDOM_SEED is its DATA_SEED too.
     """
 
     runs: Mapping
@@ -91,7 +92,7 @@ class SweepRun:
     point: Point
 
     def flags(self, common: GinFlags, model_dir: str) -> GinFlags:
-        """Those of `adalink train`, in the folder `model_dir`: its files after the common ones, its bindings as well."""
+        """Those of `adalink train`, or of a pack, in the folder `model_dir`: its files after the common ones, its bindings as well."""
         own = (*self.point.bindings, ("MODEL_DIR", repr(model_dir)))
         bindings = tuple(binding for binding in common.bindings if not binding[0].startswith("Sweep.")) + own
         return dataclasses.replace(common, files=common.files + self.point.files, bindings=bindings)
@@ -115,14 +116,14 @@ def expand(sweep: Sweep, typed: Sequence[str] = ()) -> list[SweepRun]:
         found = kept
     if not found:
         raise UserError("Sweep.drop leaves no run.")
+    for name in (name for point in found for name, _ in point.bindings):
+        if name == "MODEL_DIR" or name in typed:
+            why = "each run has its own" if name == "MODEL_DIR" else "the command line sets it too"
+            raise UserError(f"Sweep.runs sets {name}, but {why}.")
     if sweep.pack:
         found = _packed(found, sweep.pack)
     names: dict[str, Point] = {}
     for point in found:
-        for name, _ in point.bindings:
-            if name == "MODEL_DIR" or name in typed:
-                why = "each run has its own" if name == "MODEL_DIR" else "the command line sets it too"
-                raise UserError(f"Sweep.runs sets {name}, but {why}.")
         if point.name in names:
             raise UserError(
                 f"Two runs are called {point.name} ({_told(names[point.name])}; {_told(point)}); give them names: "
@@ -156,6 +157,10 @@ def _packed(found: Sequence[Point], names: Sequence[str]) -> list[Point]:
     unused = [name for name in names if not any(name in dict(point.bindings) for point in found)]
     if unused:
         raise UserError(f"Sweep.pack names {unused[0]}, which no run sets.")
+    if "RANDOM_SEED" in names and any("DATA_SEED" in dict(point.bindings) for point in found):
+        raise UserError(
+            "Sweep.pack names RANDOM_SEED, which is a member's DATA_SEED too; let the runs set no DATA_SEED."
+        )
     groups: dict[Point, list[dict[str, str]]] = {}
     for point in found:
         mine = {name: text for name, text in point.bindings if name in names}

@@ -6,7 +6,8 @@ with one channel. Text comes without an image.
 
 Adaptation: `mini_digits_reverse`, `mini_digits_inverted` and the other tasks of `digits.ADAPTATION`; `mini_sst2`, `mini_cola`.
 Pre-training: `mini_raw` (`digits_read` as captions, prose), `mini_instruct` (six questions about scenes, prose, instructions), in
-equal parts, with the questions as one part. No task of the adaptation is in them.
+equal parts, with the questions as one part. No example of the adaptation's tasks is put in them; but `instruct_t0_short` holds sentiment as
+a task, 2,000 of its rows from Rotten Tomatoes, of which SST-2 is made too, so SST-2 is no new kind of task to what is tuned on it.
 """
 
 import functools

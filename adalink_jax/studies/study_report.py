@@ -327,7 +327,7 @@ def _bases(results: Sequence[Mapping]) -> Part:
     ]
     return Part(
         "The bases",
-        "Minutes are those of the machine that trained them, other work included.",
+        "Minutes are those of the last start alone, on the machine that trained them, other work included.",
         Table(("size", "base", "parameters", "steps", "minutes"), rows),
     )
 

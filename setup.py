@@ -59,6 +59,7 @@ setup(
         "gin-config>=0.5.0,<0.6",
         f"seqio>=0.0.20,<0.1; {HAS_SEQIO}",
         f"tensorflow-datasets>=4.9.9,<5; {HAS_SEQIO}",
+        "grain>=0.2.16,<0.3",  # the order of one's own files, and the processes that read them
         "sentencepiece>=0.2.1",
         "protobuf>=5",  # reads SentencePiece models
         "scikit-learn>=1.5,<2",

@@ -10,8 +10,8 @@ seqio = pytest.importorskip("seqio")
 
 from published import SHARED, tasks_of, text, whole, write, write_rte, write_superglue, write_tfds, write_vqa  # noqa: E402
 
-from adalink_jax.data import DatasetConfig, PublishedData, get_tasks  # noqa: E402
-from adalink_jax.data.published import glue, splits, superglue  # noqa: E402
+from adalink_jax.data import DatasetConfig, PublishedData, get_tasks, splits  # noqa: E402
+from adalink_jax.data.published import glue, superglue  # noqa: E402
 from adalink_jax.errors import UserError  # noqa: E402
 
 # --- splits ---

@@ -8,6 +8,7 @@ import sys
 
 COMMANDS = {
     "quickstart": "adapt the bundled frozen model to a task it cannot do; needs nothing but this package",
+    "init": "look at data of yours, a table or a folder of images, and write a task file for them",
     "train": "train an adapter (or a model), or go on with a run: --gin_file=... --gin.NAME=value",
     "pack": "train several adapters in one program: every combination of learning rates, seeds and ranks",
     "tune": "choose a method's learning rate on validation, by one pack",
@@ -33,6 +34,7 @@ COMMANDS = {
 _MODULES = {
     "runs": ("quickstart", "train", "cache-vision", "eval", "params"),
     "infer": ("infer",),
+    "init": ("init",),
     "planning": ("plan",),
     "launching": ("launch",),
     "studies": ("pack", "tune", "compare"),

@@ -6,6 +6,7 @@ The training loop knows one thing of this layer: an iterator of NumPy batches wh
 """
 
 from adalink_jax.data.feature_converter import INSTRUCTION, FeatureConverter, has_image
+from adalink_jax.data.files import FileTask
 from adalink_jax.data.iterators import BatchIterator, EpochIterator, padded_batches, train_batches
 from adalink_jax.data.published import PublishedData, SpanCorruption
 from adalink_jax.data.tasks import DatasetConfig, Task, get_tasks
@@ -19,6 +20,7 @@ __all__ = [
     "DatasetConfig",
     "EpochIterator",
     "FeatureConverter",
+    "FileTask",
     "PublishedData",
     "SentencePieceVocabulary",
     "SpanCorruption",

@@ -4,7 +4,7 @@ import io
 
 import numpy as np
 from etils import epath
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from adalink_jax.errors import UserError
 
@@ -13,6 +13,8 @@ ImageShape = tuple[int, int, int]  # height, width, channels (1 or 3)
 
 def decode_image(encoded: bytes, shape: ImageShape, name: str) -> np.ndarray:
     """An encoded picture (PNG, JPEG, ...) as float32 `shape` in [-1, 1]; another size is scaled (bicubic).
+
+    A photo is turned as its camera says (EXIF); of an animation the first picture is taken; 16 bits are scaled, not cut.
 
     Args:
       encoded: the bytes of the file.
@@ -25,6 +27,9 @@ def decode_image(encoded: bytes, shape: ImageShape, name: str) -> np.ndarray:
     height, width, channels = shape
     try:
         with Image.open(io.BytesIO(encoded)) as image:
+            image = ImageOps.exif_transpose(image)
+            if image.mode.startswith("I"):  # 16 bits of grey, which `convert` would cut at 255
+                image = Image.fromarray((np.asarray(image, np.float32) / 257).round().clip(0, 255).astype(np.uint8))
             image = image.convert("L" if channels == 1 else "RGB")
             if image.size != (width, height):
                 image = image.resize((width, height), Image.Resampling.BICUBIC)

@@ -25,6 +25,11 @@ class BatchIterator(Protocol):
         """Goes to a position that `get_state` gave."""
 
 
+def epoch_seed(seed: int, epoch: int) -> int:
+    """The seed of an epoch's order, of 31 bits."""
+    return int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0] & 0x7FFFFFFF)
+
+
 class EpochIterator:
     """Full batches of a source, epoch after epoch, each shuffled by a seed of its own; an epoch's remainder is dropped.
 
@@ -58,22 +63,25 @@ class EpochIterator:
 
     def __next__(self) -> dict[str, np.ndarray]:
         batch = self._take()
-        if batch is None:
-            if self._batch == 0:
-                raise UserError(f"The data has fewer examples than the batch size, {self._batch_size}.")
+        if batch is None and self._batch:
             self.set_state({"epoch": self._epoch + 1, "batch": 0})
             batch = self._take()
-            if batch is None:
-                raise UserError(f"The data has fewer examples than the batch size, {self._batch_size}.")
+        if batch is None:
+            raise UserError(f"The data has fewer examples than the batch size, {self._batch_size}.")
         self._batch += 1
-        return self._converter([batch[row] for row in self._mine])
+        return batch
 
-    def _take(self):
-        if self._rows is None:
-            epoch_seed = int(np.random.SeedSequence([self._seed, self._epoch]).generate_state(1)[0] & 0x7FFFFFFF)
-            self._rows = iter(self._examples(epoch_seed, self._batch * self._batch_size))
-        rows = list(itertools.islice(self._rows, self._batch_size))
-        return rows if len(rows) == self._batch_size else None
+    def _take(self) -> dict[str, np.ndarray] | None:
+        """The next batch of this epoch; None at its end."""
+        if self._opened is None:
+            self._opened = self._open(epoch_seed(self._seed, self._epoch), self._batch)
+        return next(self._opened, None)
+
+    def _open(self, seed: int, batch: int) -> Iterator[dict[str, np.ndarray]]:
+        """The batches of an epoch, from number `batch` on."""
+        rows = iter(self._examples(seed, batch * self._batch_size))
+        while len(whole := list(itertools.islice(rows, self._batch_size))) == self._batch_size:
+            yield self._converter([whole[row] for row in self._mine])
 
     def get_state(self) -> dict:
         """`{"epoch": ..., "batch": ...}`."""
@@ -81,7 +89,7 @@ class EpochIterator:
 
     def set_state(self, state: dict) -> None:
         """Opens the epoch and skips to the batch, when the next one is asked for."""
-        self._epoch, self._batch, self._rows = int(state["epoch"]), int(state["batch"]), None
+        self._epoch, self._batch, self._opened = int(state["epoch"]), int(state["batch"]), None
 
 
 def train_batches(
@@ -96,6 +104,10 @@ def train_batches(
     if dataset.train_examples is not None:
         examples = _drawn(examples, dataset.train_examples, dataset.seed)
     converter = dataclasses.replace(converter, task_name=task.name)
+    if getattr(task, "workers", 0) and dataset.train_examples is None:  # a few examples are read once
+        from adalink_jax.data.files.workers import WorkerIterator
+
+        return WorkerIterator(task, converter, dataset.batch_size, dataset.seed, rows)
     return EpochIterator(examples, converter, dataset.batch_size, dataset.seed, rows)
 
 

@@ -20,6 +20,8 @@ SHIPPED_TASKS = "adalink_jax.data.seqio_tasks"
 class SeqioTask:
     """A seqio task, or a mixture (which can be trained on, not scored)."""
 
+    notes = ()
+
     def __init__(self, task: seqio.Task | seqio.Mixture, lengths):
         self._task = task
         features = task.output_features

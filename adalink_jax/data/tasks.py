@@ -6,11 +6,14 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import gin
 
 from adalink_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from adalink_jax.data.files import FileTask
 
 
 class Task(Protocol):
@@ -20,11 +23,13 @@ class Task(Protocol):
       name: unique name.
       vocab_size: one more than the largest id in its examples.
       has_images: whether its examples have an `image` or `image_file`.
+      notes: what a run tells of the data before it starts, a line each.
     """
 
     name: str
     vocab_size: int
     has_images: bool
+    notes: Sequence[str]
 
     def examples(self, split: str, seed: int | None = None, start: int = 0) -> Iterable[dict]:
         """Tokenised examples, `{"inputs": ids, "targets": ids, "image": ..., "inputs_pretokenized": str, ...}`.
@@ -51,16 +56,17 @@ class DatasetConfig:
     """Which data a run reads (t5x's names).
 
     Attributes:
-      mixture_or_task_name: a registered seqio task or mixture.
+      mixture_or_task_name: a registered seqio task or mixture; of files of one's own, what the task is called.
       task_feature_lengths: `{"inputs": L, "targets": T}`, in tokens.
       batch_size: rows of the global batch.
       mixture_or_task_module: imported first, so that its tasks are registered, either at import or by its function
         `register`, which is called with nothing whenever tasks are asked for; None for the scenes of digits.
       seed: seed of the order of the training examples.
+      own_files: files of one's own; None where the task is seqio's.
       train_examples: k-shot: train on so many examples, which `seed` draws from the training split; None for all.
 
     Raises:
-      UserError: if `train_examples` are fewer than a batch.
+      UserError: if `train_examples` are fewer than a batch, or a module of seqio's tasks is named beside files.
     """
 
     mixture_or_task_name: str
@@ -69,8 +75,13 @@ class DatasetConfig:
     mixture_or_task_module: str | None = None
     seed: int = 0
     train_examples: int | None = None
+    own_files: "FileTask | None" = None
 
     def __post_init__(self):
+        if self.own_files is not None and self.mixture_or_task_module is not None:
+            raise UserError(
+                "DatasetConfig has own_files and mixture_or_task_module; give one gin file of a task, not two."
+            )
         if self.train_examples is not None and self.train_examples < self.batch_size:
             raise UserError(
                 f"TRAIN_EXAMPLES is {self.train_examples} and BATCH_SIZE {self.batch_size}; an epoch needs a whole batch: "
@@ -79,11 +90,14 @@ class DatasetConfig:
 
 
 def get_tasks(config: DatasetConfig) -> tuple[Task, list[Task]]:
-    """The task or mixture to train on, and the tasks in it to evaluate. Needs seqio, and so TensorFlow.
+    """The task or mixture to train on, and the tasks in it to evaluate. seqio's need seqio, and so TensorFlow; own files do not.
 
     Raises:
-      UserError: if seqio is not installed, or there is no such task, with the nearest names.
+      UserError: if seqio is not installed, or there is no such task, with the nearest names; for files that cannot be used.
     """
+    if config.own_files is not None:
+        task = config.own_files.load(config.mixture_or_task_name, config.task_feature_lengths)
+        return task, [task]
     try:
         with _quiet():
             from adalink_jax.data import seqio_source

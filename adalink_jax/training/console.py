@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from adalink_jax import parallel
+from adalink_jax.data import Task
 from adalink_jax.training import tables
 from adalink_jax.training.evaluation import Result, printable
 from adalink_jax.training.run_checkpoints import RunCheckpoints
@@ -42,6 +43,12 @@ class Console:
         self._out.print(tables.parameter_table(params.trainable, params.frozen, params.sources))
         if params.base is not None and params.base["fingerprint"] is not None:
             self._out.print(f"base: {params.base['name']}, fingerprint {params.base['fingerprint'][:12]}")
+
+    def notes(self, tasks: Sequence[Task]) -> None:
+        """What is known of the data before the run starts."""
+        for task in tasks:
+            for line in task.notes:
+                self._out.print(f"{task.name}, {line}", soft_wrap=True, markup=False)
 
     def members(self, names: Sequence[str]) -> None:
         """What is trained at once."""

@@ -106,6 +106,7 @@ def train(
         state = TrainState(jnp.int32(0), params.trainable, optimizer.init(params.trainable))
         state = parallel.on_mesh(state, mesh)
         console.parameters(params)
+        console.notes(eval_tasks)
         cache = vision_cache.prepare(setup, params, eval_tasks, mesh, console, stop)
         converter = setup.converter(setup.dataset.task_feature_lengths, cache)
         batches = train_batches(task, setup.dataset, converter, parallel.local_rows(setup.dataset.batch_size, mesh))

@@ -106,6 +106,7 @@ def train_pack(
             return summary
         pack = load_pack(setup, members, mesh, rules)
         console.parameters(pack.params)
+        console.notes(eval_tasks)
         console.members([member.name for member in members])
         cache = vision_cache.prepare(setup, pack.params, eval_tasks, mesh, console, stop)
         converter = setup.converter(setup.dataset.task_feature_lengths, cache)

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from adalink_jax.data.published import readers
 from adalink_jax.data.published.registration import MANY, Example, PublishedTask, add_tasks, metric, tfds_rows
 from adalink_jax.data.published.settings import TFDS, PublishedData
-from adalink_jax.data.published.splits import as_published, halved
+from adalink_jax.data.splits import as_published, halved
 
 PROMPT = "caption en"  # as PaliGemma's
 METRICS = [metric("captions")]  # CIDEr, BLEU, ROUGE-L

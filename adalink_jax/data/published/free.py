@@ -37,7 +37,7 @@ from adalink_jax.data.published.registration import (
     seqio_vocabulary,
 )
 from adalink_jax.data.published.settings import FILES, PublishedData, SpanCorruption
-from adalink_jax.data.published.splits import as_published, carved, halved
+from adalink_jax.data.splits import as_published, carved, halved
 from adalink_jax.data.vocabularies import load_vocabulary
 from adalink_jax.errors import UserError
 

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from adalink_jax.data.published import readers
 from adalink_jax.data.published.registration import Example, PublishedTask, add_mixture, add_tasks, metric, tfds_rows
 from adalink_jax.data.published.settings import TFDS, PublishedData
-from adalink_jax.data.published.splits import halved
+from adalink_jax.data.splits import halved
 from adalink_jax.errors import UserError
 
 LIMIT = 2**19  # T5's limit on the examples that count in a proportional mixture

@@ -29,7 +29,7 @@ from adalink_jax.data.published.registration import (
     metric,
 )
 from adalink_jax.data.published.settings import PublishedData, SpanCorruption
-from adalink_jax.data.published.splits import as_published
+from adalink_jax.data.splits import as_published
 
 TEXT = ("sst2", "cola")
 

@@ -16,7 +16,7 @@ from etils import epath
 
 from adalink_jax.data import metrics
 from adalink_jax.data.published.settings import PublishedData
-from adalink_jax.data.published.splits import Splits
+from adalink_jax.data.splits import Splits
 from adalink_jax.data.vocabularies import SentencePieceVocabulary, find_vocabulary
 from adalink_jax.errors import UserError
 

@@ -32,7 +32,7 @@ from adalink_jax.data.published.registration import (
     tfds_rows,
 )
 from adalink_jax.data.published.settings import TFDS, PublishedData
-from adalink_jax.data.published.splits import halved
+from adalink_jax.data.splits import halved
 from adalink_jax.errors import UserError
 
 BOOLEAN = ("False", "True")

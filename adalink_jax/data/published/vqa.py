@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from adalink_jax.data.published import readers
 from adalink_jax.data.published.registration import MANY, Example, PublishedTask, add_mixture, add_tasks, metric
 from adalink_jax.data.published.settings import FILES, PublishedData
-from adalink_jax.data.published.splits import Splits, halved
+from adalink_jax.data.splits import Splits, halved
 from adalink_jax.errors import UserError
 
 PROMPT = "answer en {}"  # as PaliGemma's

@@ -12,8 +12,12 @@ from collections.abc import Mapping
 
 def position(identity: str) -> float:
     """Where a digest puts `identity` in [0, 1): evenly spread, the same on every machine."""
-    digest = hashlib.blake2b(identity.encode(), digest_size=8).digest()
-    return (int.from_bytes(digest, "big") >> 11) / 2**53  # 53 bits: exact as a float
+    return position_of(int.from_bytes(hashlib.blake2b(identity.encode(), digest_size=8).digest(), "big"))
+
+
+def position_of(digest: int) -> float:
+    """Where a digest of 64 bits stands in [0, 1)."""
+    return (digest >> 11) / 2**53  # 53 bits: exact as a float
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,0 +1,231 @@
+"""What the columns of a table are for, by their names and what they hold: a first draft that a person reads and corrects."""
+
+import dataclasses
+import itertools
+import os
+import pathlib
+import re
+from collections.abc import Mapping, Sequence
+
+from adalink_jax.data.files import tables
+from adalink_jax.data.files.pictures import ARCHIVES, Pictures
+from adalink_jax.data.files.reading import folder_of
+from adalink_jax.data.files.templates import cell_text
+from adalink_jax.errors import UserError
+
+LOOKED_AT = 1_000  # rows
+FEW_LABELS = 50
+PICTURES_LOOKED_FOR = 50
+TARGETS = (
+    "target", "targets", "label", "labels", "answer", "answers", "output", "outputs", "completion", "response", "summary",
+    "caption", "captions", "alt", "translation", "class", "category", "sentiment", "gold",
+)  # fmt: skip
+INPUTS = (
+    "instruction", "question", "query", "prompt", "input", "inputs", "source_text", "text", "sentence", "sentence1", "sentence2",
+    "premise", "hypothesis", "context", "passage", "document", "article", "review", "title", "content", "body",
+)  # fmt: skip
+SPLITS = ("split", "set", "fold", "subset", "partition")
+
+
+@dataclasses.dataclass(frozen=True)
+class Draft:
+    """Settings of a `FileTask`, by its names; those that are its defaults are left out.
+
+    Attributes:
+      settings: name -> value.
+      doubts: what was chosen of several, for people.
+    """
+
+    settings: dict
+    doubts: tuple[str, ...]
+
+
+def draft(data: str, given: Mapping[str, str | None]) -> Draft:
+    """Looks at a file or a folder.
+
+    Args:
+      data: the file; a folder of images by class; or a folder with one table for each split.
+      given: `inputs`, `targets`, `image`, `images`: what is known; None for what is to be guessed.
+
+    Raises:
+      UserError: for what cannot be read, and columns whose use cannot be told.
+    """
+    files = _files(data)
+    first = files if isinstance(files, str) else files["train"]
+    settings: dict = {"data": files}
+    delimiter = _delimiter(first)
+    if delimiter is not None:
+        settings["delimiter"] = delimiter
+    if not _has_header(first, delimiter):
+        count = len(tables.open_table(first, None, delimiter).columns)
+        settings["columns"] = tuple(f"column_{i}" for i in range(1, count + 1))
+    table = tables.open_table(first, settings.get("columns"), delimiter)
+    rows = [found[1] for found in itertools.islice(table.rows(), LOOKED_AT) if not isinstance(found, tables.Bad)]
+    if not rows:
+        raise UserError(f"{first} has no rows that can be read below its header.")
+    doubts: list[str] = []
+    left = list(table.columns)
+    split = _split_column(left, rows)
+    if split is not None and isinstance(files, str):
+        settings["split"] = split
+    left = [name for name in left if name != split]
+    settings |= _image(first, left, rows, given)
+    in_image = re.findall(r"\{([^{}]*)\}", settings.get("image", ""))
+    left = [name for name in left if name not in in_image]
+    settings["targets"] = given.get("targets") or _targets(first, left, rows, doubts)
+    left = [name for name in left if f"{{{name}}}" not in settings["targets"]]
+    settings["inputs"] = given.get("inputs") or _inputs(left, rows, "image" in settings, doubts)
+    return Draft(settings, tuple(doubts))
+
+
+# --- files ---
+
+
+def _files(data: str) -> str | dict[str, str]:
+    """The table; or, where others beside it are for the other splits, all by split."""
+    where = pathlib.Path(data)
+    if where.is_dir():
+        found = {
+            split: str(file)
+            for file in sorted(where.iterdir())
+            if tables.suffix_of(file.name) in tables.SUFFIXES and (split := _split_in(file.name)) is not None
+        }
+        if "train" in found:
+            return {split: found[split] for split in tables.SPLIT_NAMES if split in found}
+        if any(tables.suffix_of(file.name) in tables.SUFFIXES for file in where.iterdir()):
+            raise UserError(f"{data} holds tables, none of which is called train; name the table itself.")
+        return data
+    if _split_in(where.name) != "train":
+        return data
+    names = itertools.chain.from_iterable(
+        ((split, where.name.replace("train", name)) for name in tables.SPLIT_NAMES[split])
+        for split in ("validation", "test")
+    )
+    others = {split: str(where.with_name(name)) for split, name in names if where.with_name(name).is_file()}
+    return {"train": data, **others} if others else data
+
+
+def _split_in(name: str) -> str | None:
+    """The split that a word of a file's name means."""
+    words = re.split(r"[\W_]+", name.lower())
+    return next((split for word in words if (split := tables.split_of(word)) is not None), None)
+
+
+def _delimiter(path: str) -> str | None:
+    """The one that a CSV or TSV has, where it is not its own."""
+    own = tables.DELIMITERS.get(tables.suffix_of(path))
+    if own is None or os.path.isdir(path):
+        return None
+    columns = tables.open_table(path).columns
+    if len(columns) > 1:
+        return None
+    return next((sign for sign in "\t;|," if sign != own and sign in columns[0]), None)
+
+
+def _has_header(path: str, delimiter: str | None) -> bool:
+    """Whether the first line names columns: no cell of it is empty, a number, long, or found again in its column."""
+    if tables.suffix_of(path) not in tables.DELIMITERS or os.path.isdir(path):
+        return True
+    try:
+        table = tables.open_table(path, None, delimiter)
+    except UserError as e:
+        if "twice" in str(e):
+            return False
+        raise
+    names = table.columns
+    rows = [found[1] for found in itertools.islice(table.rows(), 200) if not isinstance(found, tables.Bad)]
+    number = lambda text: re.fullmatch(r"[-+]?\d+(\.\d+)?", text) is not None
+    if any(number(name) or len(name) > 60 or re.fullmatch(r"column_\d+", name) for name in names):
+        return False
+    return not any(name == row[name] for row in rows for name in names)
+
+
+# --- columns ---
+
+
+def _texts(rows: Sequence[dict], name: str) -> list[str]:
+    """What a column holds that is text or a number; lists of it one after the other."""
+    found = []
+    for row in rows:
+        value = row.get(name)
+        for each in value if isinstance(value, list) else (value,):
+            try:
+                found.append(cell_text(each))
+            except TypeError:
+                return []
+    return found
+
+
+def _split_column(columns: Sequence[str], rows: Sequence[dict]) -> str | None:
+    fits = lambda name: all(tables.split_of(text) is not None for text in _texts(rows, name) or [""])
+    return next((name for name in columns if name.lower() in SPLITS and fits(name)), None)
+
+
+def _image(path: str, columns: Sequence[str], rows: Sequence[dict], given: Mapping) -> dict:
+    """`image`, and `images` where they lie elsewhere than in the table's folder."""
+    if given.get("image"):
+        return {"image": given["image"]} | ({"images": given["images"]} if given.get("images") else {})
+    if os.path.isdir(path):
+        return {"image": f"{{{tables.IMAGE}}}"}
+    for name in columns:
+        value = rows[0].get(name)
+        if isinstance(value, bytes) or (isinstance(value, Mapping) and "bytes" in value):
+            return {"image": f"{{{name}}}"}
+    folder = pathlib.Path(folder_of(path))
+    roots = [given["images"]] if given.get("images") else [
+        str(folder), *(str(each) for each in sorted(folder.iterdir()) if each.is_dir() or each.suffix.lower() in ARCHIVES)
+    ]  # fmt: skip
+    for root in roots:
+        pictures = None
+        for name in columns:
+            texts = [text for text in _texts(rows, name) if text][:PICTURES_LOOKED_FOR]
+            if not texts or any("\n" in text or len(text) > 200 for text in texts):
+                continue
+            pictures = pictures or Pictures(root)
+            for suffix in ("", *tables.PICTURES):
+                if suffix == "" and not texts[0].lower().endswith(tables.PICTURES):
+                    continue
+                there = sum(pictures.problem(text + suffix) is None for text in texts)
+                if there >= 0.9 * len(texts):
+                    elsewhere = {} if root == str(folder) else {"images": root}
+                    return {"image": f"{{{name}}}{suffix}", **elsewhere}
+    return {}
+
+
+def _targets(path: str, columns: Sequence[str], rows: Sequence[dict], doubts: list[str]) -> str:
+    named = [name for known in TARGETS for name in columns if name.lower() == known]
+    if named:
+        if len(named) > 1:
+            doubts.append(f"TARGETS is {named[0]}; it could be {' or '.join(named[1:])}")
+        return f"{{{named[0]}}}"
+    labels = {
+        name: len(set(texts))
+        for name in columns
+        if (texts := _texts(rows, name)) and all(texts) and 2 <= len(set(texts)) <= min(FEW_LABELS, len(texts) // 2)
+    }
+    if not labels:
+        raise UserError(
+            f"Which column of {path} is to be predicted cannot be told; say so: --targets '{{COLUMN}}', of {', '.join(columns)}."
+        )
+    chosen = min(labels, key=labels.get)
+    doubts.append(f"TARGETS is {chosen}, which has the fewest values; no column has a name that says it is the target")
+    return f"{{{chosen}}}"
+
+
+def _inputs(columns: Sequence[str], rows: Sequence[dict], has_image: bool, doubts: list[str]) -> str:
+    named = [name for name in columns if name.lower() in INPUTS]
+    if not named and has_image:
+        if columns:
+            doubts.append(f"INPUTS names no column; there are {', '.join(columns)}")
+        return "what is this?"
+    if not named:
+        lengths = {name: sum(map(len, texts)) / len(texts) for name in columns if (texts := _texts(rows, name))}
+        if not lengths:
+            raise UserError("Which columns are the input cannot be told; say so: --inputs 'text: {COLUMN}'.")
+        named = [max(lengths, key=lengths.get)]
+        if len(lengths) > 1:
+            doubts.append(f"INPUTS is {named[0]}, the longest text; no column has a name that says it is the input")
+    named.sort(key=columns.index)
+    if len(named) == 1:
+        return f"{{{named[0]}}}"
+    return " ".join(f"{name}: {{{name}}}" for name in named)

@@ -1,0 +1,561 @@
+"""Tasks over one's own files: every way in which a file can be wrong has a fate of its own, and nothing is lost on the way."""
+
+import csv
+import gzip
+import io
+import json
+import os
+import tarfile
+import zipfile
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from adalink_jax.configuration import original_message
+from adalink_jax.data import DatasetConfig, FeatureConverter, FileTask, padded_batches, train_batches
+from adalink_jax.data.files import reading, tables
+from adalink_jax.data.files.store import Writer
+from adalink_jax.errors import UserError
+
+LENGTHS = {"inputs": 24, "targets": 8}
+GOOD = [(f"text {i}", "yes" if i % 2 else "no") for i in range(60)]
+
+
+def csv_text(rows=GOOD, header="text,label", delimiter=","):
+    return "".join(f"{line}\n" for line in (header, *(delimiter.join(row) for row in rows)))
+
+
+def jsonl_text(rows):
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+def picture(mode="RGB", size=(6, 5), form="PNG", **options):
+    out = io.BytesIO()
+    Image.new(mode, size, 90 if mode in ("L", "I;16", "I") else None).save(out, form, **options)
+    return out.getvalue()
+
+
+def load(path, **settings):
+    defaults = {"inputs": "{text}", "targets": "{label}", "vocabulary": "bytes"}
+    return FileTask(data=settings.pop("data", str(path)), **(defaults | settings)).load("mine", LENGTHS)
+
+
+def written(folder, name, content):
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
+
+
+def total(task):
+    return sum(len(split) for split in task.splits.values())
+
+
+def found(task, kind):
+    return sum(finding.count for finding in task.findings if finding.kind == kind)
+
+
+# --- what spoils a file as a whole: one sentence ---
+
+LONG = "x" * (tables.LONGEST + 1)
+WHOLE = {
+    "no_such_file": (None, b"", {}, r"There is no .*none\.csv"),
+    "of_no_known_kind": ("a.xlsx", b"PK", {}, r"a\.xlsx is none of \.csv"),
+    "empty_csv": ("a.csv", b"", {}, r"a\.csv is empty"),
+    "only_empty_lines": ("a.csv", b"\n\n\n", {}, r"a\.csv is empty"),
+    "only_a_bom": ("a.csv", b"\xef\xbb\xbf", {}, r"a\.csv"),
+    "header_alone": ("a.csv", b"text,label\n", {}, r"no rows below its header"),
+    "empty_jsonl": ("a.jsonl", b"", {}, r"a\.jsonl is empty"),
+    "empty_parquet": ("a.parquet", b"", {}, r"a\.parquet is damaged, or no Parquet"),
+    "parquet_of_noise": ("a.parquet", b"PAR1" + bytes(100), {}, r"a\.parquet is damaged, or no Parquet"),
+    "column_twice": ("a.csv", csv_text(header="text,text"), {}, r"has the column 'text' twice"),
+    "column_twice_by_setting": ("a.csv", csv_text(), {"columns": ("a", "a")}, r"COLUMNS names the column 'a' twice"),
+    "semicolons": ("a.csv", csv_text(delimiter=";", header="text;label"), {}, r"one column, 'text;label'; is it separated by ';'\? Set DELIMITER"),
+    "tabs_in_csv": ("a.csv", csv_text(delimiter="\t", header="text\tlabel"), {}, r"separated by '\\t'\?"),
+    "commas_in_tsv": ("a.tsv", csv_text(), {}, r"separated by ','\?"),
+    "delimiter_of_two": ("a.csv", csv_text(), {"delimiter": "||"}, r"DELIMITER is '\|\|'; it must be one character"),
+    "delimiter_of_jsonl": ("a.jsonl", jsonl_text([{"text": "a", "label": "b"}]), {"delimiter": ","}, r"COLUMNS and DELIMITER are of CSV"),
+    "utf_16": ("a.csv", csv_text().encode("utf-16"), {}, r"is UTF-16; save it as UTF-8"),
+    "latin_1_header": ("a.csv", "té,label\n".encode("latin-1"), {}, r"header of .* cannot be read: it is no UTF-8 \(byte 0xE9\)"),
+    "nul_in_header": ("a.csv", b"te\0xt,label\na,b\n", {}, r"header of .*NUL"),
+    "line_of_16_mb": ("a.csv", csv_text() + LONG, {}, r"Line 62 of .* is longer than 16 MB"),
+    "quote_never_closed": ("a.csv", csv_text() + '"open,yes\n' + csv_text(), {}, r"quotation mark that opens in line 62 .* is not closed"),
+    "carriage_returns_alone": ("a.csv", csv_text().replace("\n", "\r"), {}, r"carriage return"),
+    "gz_of_noise": ("a.csv.gz", b"no gzip", {}, r"a\.csv\.gz cannot be read"),
+    "gz_cut_short": ("a.csv.gz", gzip.compress(csv_text().encode() * 500)[:-900], {}, r"a\.csv\.gz cannot be read"),
+    "unknown_input_column": ("a.csv", csv_text(), {"inputs": "{txt}"}, r"INPUTS names the column 'txt'; there are text, label"),
+    "unknown_target_column": ("a.csv", csv_text(), {"targets": "{y}"}, r"TARGETS names the column 'y'"),
+    "brace_alone": ("a.csv", csv_text(), {"inputs": "{text"}, r"INPUTS is '\{text', with a brace alone"),
+    "no_split_column": ("a.csv", csv_text(), {"split": "part"}, r"SPLIT is the column 'part'"),
+    "split_of_no_name": ("a.csv", csv_text(header="text,part"), {"split": "part", "targets": "{text}"}, r"Line 2 .*'no' in its column 'part'"),
+    "one_row": ("a.csv", csv_text(GOOD[:1]), {}, r"examples"),
+    "files_and_split_column": ("a.csv", csv_text(), {"split": "label", "data": {"train": "A", "test": "A"}}, r"give one of them"),
+    "no_file_to_train_on": ("a.csv", csv_text(), {"data": {"test": "A"}}, r"takes a file, or files by 'train'"),
+    "unknown_metric": ("a.csv", csv_text(), {"metrics": ("bleurt",)}, r"METRICS has 'bleurt'"),
+    "unknown_limit": ("a.csv", csv_text(), {"limits": {"cut": 0.1}}, r"LIMITS has 'cut'"),
+    "limit_of_two": ("a.csv", csv_text(), {"limits": {"empty": 2}}, r"shares from 0 to 1"),
+    "shares_above_one": ("a.csv", csv_text(), {"validation_share": 0.6, "test_share": 0.6}, r"below 1 together"),
+    "images_without_image": ("a.csv", csv_text(), {"images": "photos"}, r"IMAGE, which names each row's picture, is not"),
+    "no_folder_of_images": ("a.csv", csv_text(), {"image": "{text}", "images": "none"}, r"There is no folder or archive .* none"),
+    "archive_of_noise": ("a.zip", b"no zip", {"data": "B", "image": "{text}", "images": "A"}, r"no whole archive"),
+    "folder_without_subfolders": ("photos/a.png", picture(), {"data": "D", "inputs": "?", "image": "{image}"}, r"has no subfolders"),
+    "folder_without_pictures": ("photos/cats/a.txt", b"", {"data": "P", "inputs": "?", "image": "{image}"}, r"There is no picture in"),
+    "stray_folder_beside_splits": ("photos/train/cats/a.png", picture(), {"data": "S", "inputs": "?", "image": "{image}"}, r"other, which names none"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_what_spoils_a_file_is_one_sentence(name, tmp_path):
+    file, content, settings, message = WHOLE[name]
+    path = written(tmp_path, file, content) if file else tmp_path / "none.csv"
+    other = written(tmp_path, "other.csv", csv_text())
+    (tmp_path / "photos" / "other").mkdir(parents=True, exist_ok=name.startswith("stray"))
+    places = {"A": str(path), "B": str(other), "D": str(path.parent), "P": str(path.parent.parent), "S": str(path.parent.parent.parent)}  # fmt: skip
+    if name == "folder_without_subfolders":
+        os.rmdir(tmp_path / "photos" / "other")
+    settings = {
+        key: {split: places[at] for split, at in value.items()} if key == "data" and isinstance(value, dict)
+        else places.get(value, value) if isinstance(value, str) else value
+        for key, value in settings.items()
+    }  # fmt: skip
+    with pytest.raises(UserError, match=message) as error:
+        load(path, **settings)
+    told = original_message(error.value)  # gin adds where it was, on lines of its own
+    assert told.endswith((".", "?")) and "\n" not in told
+
+
+# --- what spoils a row: it is counted, named, and left out, and too many stop the run ---
+
+ROWS = {
+    "too_few_cells": ("a.csv", "alone\n", "it has 1 cells, and there are 2 columns"),
+    "too_many_cells": ("a.csv", "a,b,c\n", "it has 3 cells"),
+    "trailing_comma": ("a.csv", "a,b,\n", "it has 3 cells"),
+    "latin_1": ("a.csv", "caf\u00e9,no\n".encode("latin-1"), "no UTF-8 (byte 0xE9)"),
+    "cut_utf_8": ("a.csv", b"caf\xc3,no\n", "no UTF-8 (byte 0xC3)"),
+    "nul": ("a.csv", b"a\0b,no\n", "NUL"),
+    "text_after_a_quote": ("a.csv", '"a"b,no\n', "its quotation marks do not fit"),
+    "tsv_short": ("a.tsv", "alone\n", "it has 1 cells"),
+    "tsv_nul": ("a.tsv", b"\0\tno\n", "NUL"),
+    "no_json": ("a.jsonl", "{text: 1}\n", "it is no JSON"),
+    "json_cut_short": ("a.jsonl", '{"text": "a"\n', "it is no JSON"),
+    "json_list": ("a.jsonl", '["a", "b"]\n', "it is no object of JSON"),
+    "json_latin_1": ("a.jsonl", '{"text": "caf\u00e9", "label": "no"}\n'.encode("latin-1"), "no UTF-8"),
+    "json_object_as_text": ("a.jsonl", '{"text": {"a": 1}, "label": "no"}\n', "a cell holds dict"),
+    "json_nested_deep": ("a.jsonl", '{"text": ' + "[" * 100_000 + "\n", "it is no JSON"),
+}
+EMPTY = {
+    "no_target": ("a.csv", "a,\n"),
+    "no_input": ("a.csv", ",yes\n"),
+    "spaces": ("a.csv", "   ,yes\n"),
+    "json_null": ("a.jsonl", '{"text": null, "label": "yes"}\n'),
+    "json_without_the_key": ("a.jsonl", '{"text": "a"}\n'),
+    "json_empty_list": ("a.jsonl", '{"text": "a", "label": []}\n'),
+}
+
+
+def good_content(name):
+    if name.endswith(".jsonl"):
+        return jsonl_text([{"text": text, "label": label} for text, label in GOOD]).encode()
+    delimiter = "\t" if name.endswith(".tsv") else ","
+    return csv_text(header=f"text{delimiter}label", delimiter=delimiter).encode()
+
+
+@pytest.mark.parametrize("name", [*ROWS, *EMPTY])
+def test_what_spoils_a_row_is_counted_and_named(name, tmp_path):
+    file, row, *reason = (ROWS | EMPTY)[name]
+    content = good_content(file) + (row if isinstance(row, bytes) else row.encode())
+    path = written(tmp_path, file, content)
+    kind, line = ("unparsed" if reason else "empty"), content.count(b"\n", 0, len(content) - 1) + 1
+    with pytest.raises(UserError, match="mend the file" if reason else "fill them") as error:
+        load(path)
+    assert f"line {line} of {path}" in str(error.value) and all(each in str(error.value) for each in reason)
+    task = load(path, limits={kind: 0.05})
+    assert total(task) == len(GOOD) and found(task, kind) == 1
+    assert any(f"line {line} of" in note for note in task.notes)
+
+
+def test_a_quote_that_swallows_lines_counts_them_all(tmp_path):
+    path = written(tmp_path, "a.csv", csv_text() + '"opens here\nis swallowed,no\nand this,no\n" closes"x",no\n')
+    task = load(path, limits={"unparsed": 0.1})
+    assert found(task, "unparsed") == 4 and total(task) == len(GOOD)
+
+
+# --- what is read as it should be ---
+
+
+@pytest.mark.parametrize(
+    "name, content",
+    {
+        "a.csv": csv_text(),
+        "bom.csv": b"\xef\xbb\xbf" + csv_text().encode(),
+        "crlf.csv": csv_text().replace("\n", "\r\n"),
+        "no_last_newline.csv": csv_text()[:-1],
+        "quoted.csv": csv_text().replace("text 7,", '"text 7",'),
+        "blank_lines.csv": csv_text().replace("text 9", "\n\ntext 9"),
+        "a.tsv": csv_text(delimiter="\t", header="text\tlabel"),
+        "A.TSV": csv_text(delimiter="\t", header="text\tlabel"),
+        "a.csv.gz": gzip.compress(csv_text().encode()),
+        "spaces.csv": csv_text(header=" text , label ").replace("text 3,", "  text 3  ,"),
+    }.items(),
+)
+def test_forms_of_a_table_are_read_alike(name, content, tmp_path):
+    task = load(written(tmp_path, name, content))
+    rows = [row for split in ("train", "validation", "test") for row in task.examples(split)]
+    assert sorted((row["inputs_pretokenized"], row["references"][0]) for row in rows) == sorted(GOOD)
+
+
+def test_quotes_newlines_and_doubled_quotes_stay_in_a_csv_and_quotes_are_text_in_a_tsv(tmp_path):
+    rows = [('a "b" c', "one,\ntwo"), *GOOD]
+    out = io.StringIO()
+    csv.writer(out).writerows([("text", "label"), *rows])
+    everything = lambda task: {row["inputs_pretokenized"]: row for split in task.splits for row in task.examples(split)}
+    limits = {"truncated": 1.0}
+    assert everything(load(written(tmp_path, "a.csv", out.getvalue()), limits=limits))['a "b" c']["references"] == [
+        "one,\ntwo"
+    ]
+    tsv = csv_text([*GOOD, ('"open', "yes")], "text\tlabel", "\t")
+    assert '"open' in everything(load(written(tmp_path, "a.tsv", tsv)))
+
+
+def test_a_table_without_a_header_has_names_by_setting(tmp_path):
+    path = written(tmp_path, "a.tsv", csv_text(delimiter="\t").split("\n", 1)[1])
+    assert total(load(path, columns=("text", "label"))) == len(GOOD)
+
+
+def test_templates_braces_numbers_and_lists(tmp_path):
+    rows = [{"n": i, "x": 0.5, "ok": True, "a b": "words", "answers": ["first", "", "second"]} for i in range(60)]
+    path = written(tmp_path, "a.jsonl", jsonl_text(rows))
+    task = load(path, inputs="{{{n}}} {x} {ok} {a b}", targets="{answers}", metrics=("exact_match",))
+    row = next(iter(task.examples("train")))
+    assert row["inputs_pretokenized"].endswith("} 0.5 True words") and row["inputs_pretokenized"][0] == "{"
+    assert row["references"] == ["first", "second"]
+
+
+def test_one_of_several_references_is_drawn_by_the_seed_and_all_are_scored(tmp_path):
+    rows = [{"text": f"t{i}", "label": ["a", "b", "c"]} for i in range(100)]
+    task = load(written(tmp_path, "a.jsonl", jsonl_text(rows)), metrics=("exact_match",))
+    drawn = lambda seed: [row["targets_pretokenized"] for row in task.examples("train", seed)]
+    assert set(drawn(1)) == {"a", "b", "c"} and drawn(1) == drawn(1) != drawn(2)
+    examples = list(task.examples("test"))
+    assert task.score(examples, ["c"] * len(examples)) == {"exact_match": 1.0}
+
+
+def test_parquet_with_pictures_numbers_and_lists(tmp_path):
+    import pyarrow
+    from pyarrow import parquet
+
+    content = {
+        "text": [f"t{i}" for i in range(60)],
+        "label": [["a", "b"]] * 60,
+        "n": list(range(60)),
+        "photo": [{"bytes": picture(), "path": "x.png"}] * 60,
+    }
+    parquet.write_table(pyarrow.table(content), tmp_path / "a.parquet", row_group_size=7)
+    settings = {"inputs": "{text} {n}", "image": "{photo}", "metrics": ("exact_match",), "group": "{n}"}
+    task = load(tmp_path / "a.parquet", **settings)
+    assert total(task) == 60 and next(iter(task.examples("train")))["image"] == picture()
+
+
+def test_a_parquet_that_is_cut_says_where(tmp_path):
+    import pyarrow
+    from pyarrow import parquet
+
+    noise = np.random.default_rng(0).bytes(400_000).hex()
+    table = {"text": [noise[i * 8000 : (i + 1) * 8000] for i in range(100)], "label": ["a"] * 100}
+    parquet.write_table(pyarrow.table(table), tmp_path / "a.parquet", row_group_size=10)
+    content = bytearray((tmp_path / "a.parquet").read_bytes())
+    content[len(content) // 2 : len(content) // 2 + 30_000] = b"\xff" * 30_000
+    (tmp_path / "a.parquet").write_bytes(content)
+    with pytest.raises(UserError, match=r"a\.parquet is damaged after row \d+"):
+        load(tmp_path / "a.parquet")
+
+
+# --- pictures ---
+
+MADE = {
+    "grey": picture("L"), "palette": picture("P"), "alpha": picture("RGBA"), "cmyk": picture("CMYK", form="JPEG"),
+    "sixteen_bits": picture("I;16"), "one_pixel": picture(size=(1, 1)), "webp": picture(form="WEBP"), "bmp": picture(form="BMP"),
+    "animated": picture(form="GIF", save_all=True, append_images=[Image.new("RGB", (6, 5), "red")]),
+    "long": picture("L", size=(20_000, 3)),
+}  # fmt: skip
+
+
+def photos(folder, name, content, rows=40):
+    written(folder, f"photos/{name}", content)
+    return written(folder, "a.csv", csv_text([(f"t{i}", name) for i in range(rows)], "text,photo"))
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_pictures_of_any_form_become_the_model_s(name, tmp_path):
+    path = photos(tmp_path, "p", MADE[name])
+    task = load(path, targets="{text}", image="{photo}", images=str(tmp_path / "photos"), group="{text}")
+    batch = FeatureConverter(LENGTHS, (8, 16, 3))(list(task.examples("train"))[:2])
+    assert batch["images"].shape == (2, 8, 16, 3) and np.abs(batch["images"]).max() <= 1
+
+
+def test_sixteen_bits_are_scaled_not_cut():
+    from adalink_jax.data.images import decode_image
+
+    out = io.BytesIO()
+    Image.fromarray(np.full((4, 4), 32768, np.uint16)).save(out, "PNG")
+    assert decode_image(out.getvalue(), (4, 4, 1), "it") == pytest.approx(0, abs=0.01)
+
+
+def test_a_photo_is_turned_as_its_camera_says():
+    from adalink_jax.data.images import decode_image
+
+    image, out = Image.new("L", (4, 2)), io.BytesIO()
+    image.putpixel((0, 0), 255)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn by a quarter, clockwise
+    image.save(out, "PNG", exif=exif)
+    assert decode_image(out.getvalue(), (4, 2, 1), "it")[0, 1, 0] == 1
+
+
+BROKEN = {
+    "cut_jpeg": (picture(size=(64, 64), form="JPEG")[:300], "is damaged, or no picture"),
+    "text": (b"not a picture", "is damaged, or no picture"),
+    "nothing": (b"", "is damaged, or no picture"),
+    "html": (b"<html>404</html>", "is damaged, or no picture"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_picture_that_is_none_is_told_before_training(name, tmp_path):
+    content, message = BROKEN[name]
+    path = photos(tmp_path, "p.jpg", content)
+    with pytest.raises(UserError, match=message) as error:
+        load(path, targets="{text}", image="{photo}", images=str(tmp_path / "photos"), group="{text}")
+    assert "p.jpg" in str(error.value)
+
+
+def test_a_picture_of_400_million_pixels_is_refused(tmp_path):
+    path = photos(tmp_path, "p.png", picture("1", size=(20_000, 20_000)))
+    with pytest.raises(UserError, match="too large"):
+        load(path, targets="{text}", image="{photo}", images=str(tmp_path / "photos"), group="{text}")
+
+
+@pytest.mark.parametrize("name", ["../secret.png", "/etc/hostname", "photos/../../secret.png"])
+def test_a_picture_outside_the_folder_is_not_read(name, tmp_path):
+    written(tmp_path, "secret.png", picture())
+    path = photos(tmp_path, "p.png", picture())
+    path.write_text(path.read_text().replace("t7,p.png", f"t7,{name}"))
+    with pytest.raises(UserError, match=r"its picture .* lies outside .* \(IMAGES\)"):
+        load(path, targets="{text}", image="{photo}", images=str(tmp_path / "photos"), group="{text}")
+
+
+def test_a_missing_picture_is_a_row_that_does_not_parse(tmp_path):
+    path = photos(tmp_path, "p.png", picture())
+    path.write_text(path.read_text().replace("t7,p.png", "t7,gone.png"))
+    settings = {"targets": "{text}", "image": "{photo}", "images": str(tmp_path / "photos"), "group": "{text}"}
+    with pytest.raises(UserError, match="line 9 of .*there is no picture gone.png in"):
+        load(path, **settings)
+    assert total(load(path, **settings, limits={"unparsed": 0.1})) == 39
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar"])
+def test_pictures_are_read_in_an_archive(kind, tmp_path):
+    path = photos(tmp_path, "p.png", picture(size=(3, 3)))
+    archive = tmp_path / f"photos.{kind}"
+    if kind == "zip":
+        with zipfile.ZipFile(archive, "w") as file:
+            file.write(tmp_path / "photos/p.png", "deep/er/p.png")
+    else:
+        with tarfile.open(archive, "w") as file:
+            file.add(tmp_path / "photos/p.png", "deep/er/p.png")
+    task = load(path, targets="{text}", image="{photo}", images=str(archive), group="{text}")
+    assert next(iter(task.examples("train")))["image"] == picture(size=(3, 3))
+
+
+def test_a_folder_of_images_by_class_and_by_split(tmp_path):
+    for i in range(30):
+        for kind in ("cat", "dog"):
+            size = (4 + i, 5 if kind == "cat" else 6)
+            written(tmp_path, f"plain/{kind}/{i}.png", picture(size=size))
+            written(tmp_path, f"split/{('train', 'val', 'test')[i % 3]}/{kind}/{i}.png", picture(size=size))
+    written(tmp_path, "plain/.hidden/x.png", b"")
+    settings = {"inputs": "what is this?", "targets": "{label}", "image": "{image}"}
+    plain = load(tmp_path / "plain", **settings)
+    assert total(plain) == 60 and {row["references"][0] for row in plain.examples("train")} == {"cat", "dog"}
+    split = load(tmp_path / "split", **settings, split="split")
+    assert [len(split.splits[name]) for name in ("train", "validation", "test")] == [20, 20, 20]
+
+
+# --- splits ---
+
+
+def test_splits_are_whole_disjoint_and_the_same_in_any_order_of_the_file(tmp_path):
+    forward, back = written(tmp_path, "a.csv", csv_text()), written(tmp_path, "b.csv", csv_text(GOOD[::-1]))
+    sets = [
+        {split: {row["inputs_pretokenized"] for row in task.examples(split)} for split in task.splits}
+        for task in (load(forward), load(back))
+    ]
+    assert sets[0] == sets[1] and set.union(*sets[0].values()) == {text for text, _ in GOOD}
+    assert sum(map(len, sets[0].values())) == len(GOOD)
+
+
+def test_rows_of_a_group_are_in_one_split(tmp_path):
+    path = written(tmp_path, "a.csv", csv_text([(f"t{i}", f"g{i % 20}") for i in range(400)]))
+    task = load(path, group="{label}")
+    groups = [{row["references"][0] for row in task.examples(split)} for split in task.splits]
+    assert sum(map(len, groups)) == 20 and all(groups)
+
+
+def test_files_by_split_and_a_validation_split_that_is_halved(tmp_path):
+    train = written(tmp_path, "train.csv", csv_text())
+    dev = written(tmp_path, "dev.csv", csv_text([(f"dev {i}", "no") for i in range(40)]))
+    both = load(None, data={"train": str(train), "validation": str(dev)})
+    assert len(both.splits["train"]) == 60 and len(both.splits["validation"]) + len(both.splits["test"]) == 40
+    unlabelled = written(tmp_path, "test.csv", csv_text([(f"u{i}", "") for i in range(9)]))
+    same = load(None, data={"train": str(train), "validation": str(dev), "test": str(unlabelled)})
+    assert len(same.splits["test"]) == len(both.splits["test"])
+
+
+def test_a_split_column(tmp_path):
+    rows = [(f"t{i}", ("train", "valid", "TEST")[i % 3]) for i in range(60)]
+    task = load(written(tmp_path, "a.csv", csv_text(rows, "text,part")), targets="{text}", split="part")
+    assert [len(task.splits[name]) for name in ("train", "validation", "test")] == [20, 20, 20]
+
+
+def test_what_is_in_two_splits_is_refused_or_left_out_of_training(tmp_path):
+    train = written(tmp_path, "train.csv", csv_text())
+    test = written(tmp_path, "test.csv", csv_text([*[(f"t{i}", "no") for i in range(30)], GOOD[5], GOOD[6]]))
+    data = {"train": str(train), "test": str(test)}
+    with pytest.raises(UserError, match=r"are in validation or test too \(.*'text \d'.*DROP_SHARED"):
+        load(None, data=data)
+    task = load(None, data=data, drop_shared=True)
+    texts = {split: {row["inputs_pretokenized"] for row in task.examples(split)} for split in task.splits}
+    assert len(texts["test"]) == 32 and not texts["test"] & (texts["train"] | texts["validation"])
+
+
+# --- what tokens say ---
+
+
+def test_what_will_be_cut_and_what_cannot_be_written(tmp_path, request):
+    vocabulary = request.config.rootpath / "../shared/data/t5_vocab"
+    rows = [*GOOD, ("x" * 40, "a {b}"), ("y", "no\\nline <c>")]
+    path = written(tmp_path, "a.csv", csv_text(rows))
+    with pytest.raises(UserError, match=r"1 of \d+ (inputs|targets) of \w+ are longer than \d+ tokens and will be cut"):
+        load(path, limits={"truncated": 0.0})
+    if not vocabulary.exists():
+        pytest.skip("T5's vocabulary is not here")
+    with pytest.raises(UserError, match=r"targets of \w+ cannot be written with the vocabulary .* it lacks '[{<]'"):
+        load(path, vocabulary=str(vocabulary), limits={"truncated": 1.0, "unproducible": 0.0})
+    task = load(path, vocabulary=str(vocabulary), limits={"truncated": 1.0, "unproducible": 1.0})
+    assert found(task, "unproducible") == 2
+
+
+# --- order, resuming, hosts, processes ---
+
+
+@pytest.fixture
+def task(tmp_path):
+    return load(written(tmp_path, "a.csv", csv_text([(f"text {i}", str(i)) for i in range(100)])))
+
+
+def batches_of(task, rows=None, **settings):
+    return train_batches(
+        task, DatasetConfig("mine", LENGTHS, 8, seed=3, own_files=None, **settings), FeatureConverter(LENGTHS), rows
+    )
+
+
+def targets(batch):
+    return [bytes(int(i) - 3 for i in row if i > 2).decode() for row in batch["decoder_target_tokens"]]
+
+
+def test_an_epoch_has_every_example_once_in_an_order_of_its_seed(task):
+    read = lambda seed: [row["targets_pretokenized"] for row in task.examples("train", seed)]
+    assert sorted(read(1)) == sorted(read(None)) and read(1) == read(1) != read(2)
+
+
+def test_it_goes_on_in_the_middle_of_an_epoch_with_the_same_batches(task):
+    whole, cut = batches_of(task), batches_of(task)
+    expected = [targets(next(whole)) for _ in range(25)]  # more than two epochs
+    for _ in range(13):
+        next(cut)
+    fresh = batches_of(task)
+    fresh.set_state(json.loads(json.dumps(cut.get_state())))
+    assert [targets(next(fresh)) for _ in range(12)] == expected[13:]
+
+
+@pytest.mark.parametrize("hosts", [1, 2, 4])
+def test_hosts_see_each_example_of_an_epoch_once_between_them(task, hosts):
+    readers = [batches_of(task, rows=range(host, 8, hosts)) for host in range(hosts)]
+    steps = len(task.splits["train"]) // 8
+    seen = [target for _ in range(steps) for reader in readers for target in targets(next(reader))]
+    assert len(seen) == len(set(seen)) == steps * 8
+    whole = batches_of(task)
+    assert sorted(seen) == sorted(target for _ in range(steps) for target in targets(next(whole)))
+
+
+def test_processes_make_the_same_batches_and_go_on_alike(tmp_path):
+    path = written(tmp_path, "a.csv", csv_text([(f"text {i}", str(i)) for i in range(60)]))
+    plain, forked = batches_of(load(path)), batches_of(load(path, workers=2))
+    expected = [next(plain) for _ in range(9)]
+    for batch in expected[:4]:
+        np.testing.assert_equal(next(forked), batch)
+    again = batches_of(load(path, workers=1))
+    again.set_state(forked.get_state())
+    for batch in expected[4:]:
+        np.testing.assert_equal(next(again), batch)
+
+
+def test_rows_beyond_memory_are_mapped_from_a_file_that_is_deleted(tmp_path):
+    small, large = Writer(), Writer(in_memory=10_000)
+    for writer in (small, large):
+        for i in range(2000):
+            writer.append({"inputs": f"row {i}", "references": [str(i)], "image_name": None, "image": b"x", "line": i})
+    small, large = small.finish(), large.finish()
+    assert [small[i] for i in range(2000)] == [large[i] for i in range(2000)]
+    import pickle
+
+    assert pickle.loads(pickle.dumps(large))[1999] == small[1999]
+    path = large._path
+    assert os.path.exists(path)
+    del large
+    assert not os.path.exists(path)
+
+
+def test_batches_are_those_that_seqio_makes_of_the_same_rows(tmp_path):
+    seqio = pytest.importorskip("seqio")
+    import functools
+
+    import tensorflow as tf
+
+    rows = [(f"text {i}" + "x" * i, str(i)) for i in range(30)]
+    path = written(tmp_path, "a.csv", csv_text(rows))
+    mine = load(path, limits={"truncated": 1.0})
+    ordered = [row for row in (mine.splits["train"][i] for i in range(len(mine.splits["train"])))]
+    vocabulary = seqio.ByteVocabulary()
+    seqio.TaskRegistry.remove("same_rows") if "same_rows" in seqio.TaskRegistry.names() else None
+    seqio.TaskRegistry.add(
+        "same_rows",
+        source=seqio.FunctionDataSource(
+            lambda split, shuffle_files, seed=None: tf.data.Dataset.from_tensor_slices(
+                {"inputs": [r["inputs"] for r in ordered], "targets": [r["references"][0] for r in ordered]}
+            ),
+            splits=["train"],
+        ),
+        preprocessors=[
+            functools.partial(seqio.preprocessors.tokenize, copy_pretokenized=True),
+            seqio.preprocessors.append_eos_after_trim,
+        ],
+        output_features={name: seqio.Feature(vocabulary, add_eos=True) for name in ("inputs", "targets")},
+        metric_fns=[],
+    )
+    from adalink_jax.data.seqio_source import get_tasks
+
+    theirs, _ = get_tasks("same_rows", None, LENGTHS)
+    converter = FeatureConverter(LENGTHS)
+    pairs = zip(
+        padded_batches(mine.examples("train"), converter, 8),
+        padded_batches(theirs.examples("train"), converter, 8),
+        strict=True,
+    )
+    for (ours, _), (other, _) in pairs:
+        np.testing.assert_equal(ours, other)
+
+
+def test_a_folder_of_a_file_is_found_for_bare_names():
+    assert reading.folder_of("a.csv") == "." and reading.folder_of("x/a.csv") == "x"

@@ -19,6 +19,7 @@ _HOMES = {
     "PromptTuning": "adapters",
     "BLIP2": "models",
     "PaLI": "models",
+    "Predictor": "serving",
     "QFormerConfig": "models",
     "T5": "models",
     "T5Config": "models",

@@ -16,7 +16,7 @@ from adalink_jax.cli.main import main
 from adalink_jax.data import digits
 from adalink_jax.data.images import load_image
 from adalink_jax.errors import UserError
-from adalink_jax.training.predictor import Predictor
+from adalink_jax.serving import Predictor
 from adalink_jax.training.setup import Setup, load_parameters
 
 FLAGS = ["--gin_file=gin/models/pali_nano.gin", "--gin.INITIAL_CHECKPOINT_PATH='bundled:pali_nano_instruct'",
@@ -89,7 +89,7 @@ def test_each_row_has_the_answer_of_a_run_of_its_adapter(configured, scenes, ada
         ]
     assert mixed == [alone[name][i] for i, name in enumerate(names)]
     assert alone["a"] != alone[None] and alone["b"] != alone["a"]
-    assert predictor(texts, images, "b") == alone["b"] and predictor(texts, images) == alone[None]
+    assert predictor(texts, images, "b") == alone["b"] and predictor(texts, images, None) == alone[None]
 
 
 def test_a_csv_file_is_answered_row_by_row(tmp_path, scenes, adapters, capsys):
@@ -154,27 +154,194 @@ def test_calls_that_fit_nothing_are_refused(configured, scenes, adapters):
     texts, images, _ = scenes
     predictor = Predictor(adapters=adapters[0])
     with pytest.raises(UserError, match="takes an image for each input; 6 inputs and 0 images"):
-        predictor(texts)
+        predictor(texts, None, "a")
+    with pytest.raises(UserError, match="Which adapter\\? Name one of a, b"):
+        predictor(texts, images)
     with pytest.raises(UserError, match="There is no adapter 'c'; there are: a, b"):
         predictor(texts, images, "c")
     with pytest.raises(UserError, match="2 adapters are named for 6 inputs"):
         predictor(texts, images, ["a", "b"])
-    with pytest.raises(UserError, match=r"Image 0 is \(8, 8, 1\); the model takes \(8, 16, 1\)"):
-        predictor(texts, images[:, :, :8])
+    with pytest.raises(UserError, match=r"Image 0 is float32 \(8, 8, 1\); the model takes float32 \(8, 16, 1\)"):
+        predictor(texts, images[:, :, :8], "a")
 
 
 @pytest.mark.parametrize("text, more, words", [
-    ("inputs\n", [], "no rows below its header"),
+    ("inputs,image\n", [], "no rows below its header"),
     ("text\nx\n", [], "needs a column `inputs`, filled in every row; it has text"),
     ("inputs\nx\n", [], "needs a column `image`"),
-    ("inputs,adapter\nx,b\n", ["--adapters", "a=p"], "names the adapter 'b'; --adapters has a"),
-    ("inputs\nx\n", ["--adapters", "a=p,b=q"], "has no column `adapter`, and --adapters names 2"),
+    ("inputs,image,adapter\nx,p.png,b\n", ["--adapters", "a=p"], "names the adapter 'b'; --adapters has a"),
+    ("inputs,image\nx,p.png\n", ["--adapters", "a=p,b=q"], "has no column `adapter`, and --adapters names 2"),
     ("inputs\nx\n", ["--adapters", "a=p,a=q"], "with each name once"),
     ("inputs,prediction\nx,y\n", [], "has a column `prediction` already"),
 ])  # fmt: skip
 def test_files_that_fit_nothing_are_one_sentence(tmp_path, capsys, text, more, words):
     (tmp_path / "rows.csv").write_text(text)
+    Image.new("L", (16, 8)).save(tmp_path / "p.png")
     assert main(["infer", str(tmp_path / "rows.csv"), str(tmp_path / "out.csv"), *FLAGS, *more]) == 2
     err = capsys.readouterr().err
     assert words in err and err.count("\n") == 1
     assert not (tmp_path / "out.csv").exists()
+
+
+# --- without gin ---
+
+
+@pytest.fixture(scope="module")
+def predict(adapters):
+    return Predictor(
+        "bundled:pali_nano_instruct", adapters=adapters[0], task_feature_lengths={"inputs": 32, "targets": 8}
+    )
+
+
+def test_a_base_is_opened_by_its_name_and_gin_stays_as_it_was(configured, predict, scenes):
+    texts, images, targets = scenes
+    before = configuration.bindings()
+    again = Predictor("bundled:pali_nano_instruct")
+    assert configuration.bindings() == before
+    assert sum(a == b for a, b in zip(again(texts, images), targets)) >= ROWS - 1
+    assert again(texts, images) == predict(texts, images, None)
+
+
+def test_images_of_every_form_and_one_text_alone(predict, scenes, tmp_path):
+    texts, images, _ = scenes
+    pixels = np.round((images[0][..., 0] + 1) * 127.5).astype(np.uint8)
+    picture = Image.fromarray(pixels)
+    picture.save(tmp_path / "0.png")
+    path = tmp_path / "0.png"
+    forms = [picture, path, str(path), path.read_bytes(), pixels, pixels.astype(np.float32)[..., None] / 127.5 - 1]
+    assert {predict(texts[0], form, None) for form in forms} == {predict(texts[:1], [forms[-1]], None)[0]}
+    assert predict([], [], None) == []
+
+
+def test_log_likelihoods_are_those_of_the_tokens(predict, scenes):
+    texts, images, _ = scenes
+    choices = ["11", "42", "7"]
+    by_choice = predict(texts, images, "a", choices=choices, scores=True)
+    assert predict(texts, images, "a", choices=choices) == [max(each, key=each.get) for each in by_choice]
+    assert [list(each.values()) for each in by_choice] == [sorted(each.values(), reverse=True) for each in by_choice]
+    said = predict(texts, images, None, scores=True)
+    for (text, score), each in zip(said, predict(texts, images, None, choices=[said[0][0], "11"], scores=True)):
+        assert score <= 0 and (text != said[0][0] or each[text] == pytest.approx(score, abs=1e-5))
+    # by hand, from the logits of teacher forcing
+    setup = Setup(**{"model": predict._setup.model, "initial_checkpoint_path": "bundled:pali_nano_instruct"})
+    frozen = load_parameters(setup, parallel.make_mesh(), parallel.logical_axis_rules()).frozen
+    ids = [*(byte + 3 for byte in b"42"), 1]
+    batch = {
+        "encoder_input_tokens": np.array([[*(byte + 3 for byte in texts[0].encode()), 1]], np.int32),
+        "images": images[:1],
+        "decoder_input_tokens": np.array([[0, *ids[:-1]]], np.int32),
+    }
+    logits = AdaptedModel(setup.model.backbone).apply({"params": frozen}, batch)
+    by_hand = sum(float(jax.nn.log_softmax(logits[0, i])[x]) for i, x in enumerate(ids))
+    found = predict(texts[0], images[0], None, choices=["42", "7"], scores=True)["42"]
+    assert found == pytest.approx(by_hand, abs=1e-4)
+
+
+def test_other_adapters_and_as_many_rows_compile_nothing_again(predict, scenes):
+    texts, images, _ = scenes
+    predict(texts, images, "a")
+    compiled = predict._generate._cache_size()
+    predict(texts, images, "b")
+    predict(texts, images, ["a", None, "b"] * 2)
+    predict([text.upper() for text in texts][:5], images[:5], None)
+    assert predict._generate._cache_size() == compiled
+
+
+def test_what_a_predictor_cannot_answer_is_one_sentence(predict, scenes, tmp_path):
+    texts, images, _ = scenes
+    for told, call in {
+        "two different answers": lambda: predict(texts, images, "a", choices=["1", "1"]),
+        "longer than 8 tokens": lambda: predict(texts, images, "a", choices=["1", "123456789"]),
+        "There is no picture": lambda: predict(texts[0], tmp_path / "none.png", "a"),
+        "Image 0 is damaged": lambda: predict(texts[0], b"no picture", "a"),
+        "is no base model": lambda: Predictor(str(tmp_path)),
+    }.items():
+        with pytest.raises(UserError, match=told):
+            call()
+
+
+# --- own files: init, train, predict, go on ---
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run of an AdaLink over a CSV of scenes, by the commands that `adalink init` prints."""
+    folder = tmp_path_factory.mktemp("own")
+    found = digits.compose("digits_reverse", "train")
+    with open(folder / "scenes.csv", "w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["photo", "question", "answer"])
+        for i in range(300):
+            pixels = np.round((found["image"][i][..., 0] + 1) * 127.5).astype(np.uint8)
+            (folder / "photos").mkdir(exist_ok=True)
+            Image.fromarray(pixels).save(folder / "photos" / f"{i}.png")
+            table.writerow([f"{i}.png", str(found["inputs"][i]), str(found["targets"][i])])
+    task = folder / "task.gin"
+    assert main(["init", str(folder / "scenes.csv"), f"--out={task}"]) == 0
+    train = [
+        "train",
+        "--gin_file=gin/models/pali_nano.gin",
+        "--gin_file=gin/adapters/adalink.gin",
+        f"--gin_file={task}",
+    ]
+    train += ["--gin_file=gin/runs/finetune.gin", "--gin.INITIAL_CHECKPOINT_PATH='bundled:pali_nano_instruct'"]
+    train += [f"--gin.MODEL_DIR='{folder / 'run'}'", "--gin.TRAIN_STEPS=40", "--gin.WARMUP_STEPS=2"]
+    assert main(train) == 0
+    return folder
+
+
+def test_init_writes_what_a_person_would(trained):
+    text = (trained / "task.gin").read_text()
+    for line in ("INPUTS = '{question}'", "TARGETS = '{answer}'", "IMAGE = '{photo}'", "METRIC = 'accuracy'",
+                 "TASK_FEATURE_LENGTHS = {'inputs': 24, 'targets': 4}"):  # fmt: skip
+        assert line in text
+    assert f"IMAGES = '{trained / 'photos'}'" in text and (trained / "task.png").exists()
+
+
+def test_a_run_predicts_by_its_own_templates_and_scores_as_it_did(trained, capsys):
+    rows = list(csv.DictReader((trained / "scenes.csv").read_text().splitlines()))
+    predict = Predictor(trained / "run")
+    asked = [row["question"] for row in rows], [trained / "photos" / row["photo"] for row in rows]
+    found = predict(*asked)
+    assert main(["infer", str(trained / "scenes.csv"), str(trained / "a.jsonl"), f"--run={trained / 'run'}",
+                 f"--images={trained / 'photos'}"]) == 0  # fmt: skip
+    written = [json.loads(line) for line in (trained / "a.jsonl").read_text().splitlines()]
+    assert [row["prediction"] for row in written] == found and [row["photo"] for row in written] == [
+        r["photo"] for r in rows
+    ]
+    assert main(["infer", "task:test", str(trained / "test.jsonl"), f"--run={trained / 'run'}"]) == 0
+    tested = [json.loads(line) for line in (trained / "test.jsonl").read_text().splitlines()]
+    share = sum(row["prediction"] == row["target"] for row in tested) / len(tested)
+    summary = json.loads((trained / "run" / "summary.json").read_text())
+    assert share == pytest.approx(summary["adapted_accuracy"])
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv"])
+def test_predictions_go_on_where_they_were_stopped(trained, suffix, monkeypatch, capsys):
+    from adalink_jax.cli import infer
+
+    monkeypatch.setattr(infer, "AT_ONCE", 1)
+    command = lambda name: ["infer", str(trained / "scenes.csv"), str(trained / f"{name}{suffix}"),
+                            f"--run={trained / 'run'}", f"--images={trained / 'photos'}"]  # fmt: skip
+    assert main(command("whole")) == 0
+    calls, called = [], Predictor.__call__
+
+    def killed_at_the_third(self, *args, **options):
+        calls.append(len(args[0]))
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return called(self, *args, **options)
+
+    monkeypatch.setattr(Predictor, "__call__", killed_at_the_third)
+    assert main(command("cut")) == 130
+    out = trained / f"cut{suffix}"
+    with out.open("ab") as file:
+        file.write(b'{"half a row')
+    with pytest.raises(AssertionError):
+        assert main([*command("cut"), "--inputs={answer}"]) == 0
+    assert "was begun by another command" in capsys.readouterr().err
+    calls[:] = [0] * 10
+    assert main(command("cut")) == 0
+    assert sum(calls[10:]) == 300 - 64  # nothing is predicted twice
+    assert out.read_bytes() == (trained / f"whole{suffix}").read_bytes()
+    assert main(command("cut")) == 2 and "is there already" in capsys.readouterr().err

@@ -6,10 +6,10 @@ import math
 import sys
 
 from adalink_jax import checkpoints, configuration
-from adalink_jax.cli import shipped
 from adalink_jax.cli.arguments import bytes_bar, gin_parser, plain_parser, register
 from adalink_jax.cli.checkpoints import print_facts
 from adalink_jax.errors import UserError
+from adalink_jax.serving import shipped
 
 _TOLERANCE = 1e-4  # of the spread of the logits, between the adapter and what it was folded into
 

@@ -8,9 +8,9 @@ import sys
 import numpy as np
 
 from adalink_jax import checkpoints, configuration
-from adalink_jax.cli import shipped
 from adalink_jax.cli.arguments import bytes_bar, gin_parser, plain_parser, register
 from adalink_jax.errors import CheckpointError
+from adalink_jax.serving import shipped
 
 
 def inspect(argv: list[str]) -> int:

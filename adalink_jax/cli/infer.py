@@ -1,8 +1,10 @@
-"""`adalink infer`: predictions for the rows of a CSV file."""
+"""`adalink infer`: predictions for the rows of a file, a folder of images or a task."""
 
-import csv
+import itertools
+import json
 import pathlib
 import tempfile
+import time
 from collections.abc import Callable
 
 from adalink_jax import configuration
@@ -10,26 +12,35 @@ from adalink_jax.cli.arguments import MODEL, gin_parser, register
 from adalink_jax.errors import UserError
 
 ID_COLUMNS = {"glue": "idx", "vqav2": "question_id", "docvqa": "questionId", "coco": "image_id"}
+TASK = "task:"
+AT_ONCE = 8  # batches between two writes
 
 
 def infer(argv: list[str]) -> int:
     """`adalink infer`."""
     parser = gin_parser(
         "infer",
-        "Predict for each row of a CSV file: its column `inputs`, for models that see images `image` (a file, beside the CSV),\n"
-        "and `adapter`, the name of the adapter that serves the row (empty: the plain base). Without that column the only\n"
-        "adapter serves all rows. Writes the same rows with a column `prediction`. gin/runs/infer.gin is read first.",
-        "adalink infer rows.csv predictions.csv --gin_file=gin/models/pali_nano.gin --adapters a=runs/a/adapter,b=runs/b/adapter \\\n"
+        "Predict for each row of INPUT: a .csv, .tsv, .jsonl, .parquet, .txt (an input a line), a folder of images, or\n"
+        "task:SPLIT, the examples of a task. The model is a run's (--run, with its own adapter, vocabulary and templates), or what\n"
+        "gin files say (gin/runs/infer.gin is read first). Writes the rows with a column `prediction` into OUTPUT, .jsonl or .csv, as\n"
+        "they are made; killed, the same command goes on. Columns: `inputs`, for models that see images `image` (a file, beside the\n"
+        "table), `adapter`, the name of the adapter that serves the row (empty: the plain base); without it the only one serves all.",
+        "adalink infer new.csv predictions.jsonl --run runs/sst2\n"
+        "  adalink infer rows.csv predictions.csv --gin_file=gin/models/pali_nano.gin --adapters a=runs/a/adapter,b=runs/b/adapter \\\n"
         "    --gin.INITIAL_CHECKPOINT_PATH=\"'bundled:pali_nano_instruct'\" --gin.VOCABULARY=\"'bytes'\"",
     )
-    parser.add_argument("input", help="a CSV file with a header")
-    parser.add_argument("output", help="a new file")
+    parser.add_argument("input", metavar="INPUT")
+    parser.add_argument("output", metavar="OUTPUT")
+    parser.add_argument("--run", metavar="DIR", help="a folder of `adalink train`, or a member's of `adalink pack`")
+    parser.add_argument("--inputs", metavar="TEMPLATE", help="'review: {text}', with names of columns in braces")
+    parser.add_argument("--image", metavar="TEMPLATE", help="the name of each row's picture: '{photo}', '{id}.jpg'")
+    parser.add_argument("--images", metavar="PATH", help="where pictures lie: a folder, .zip or .tar")
     parser.add_argument(
         "--adapters", metavar="NAME=PATH,...", default="", help="adapters, of one method, and their names"
     )
     parser.add_argument(
-        "--format", choices=("csv", *ID_COLUMNS), default="csv",
-        help="csv, or the file of an evaluation server, whose ids are a column of the input: "
+        "--format", choices=("table", *ID_COLUMNS), default="table",
+        help="table, by OUTPUT's ending; or the file of an evaluation server, whose ids are a column of the input: "
         + ", ".join(f"{name}: {column}" for name, column in ID_COLUMNS.items()),
     )  # fmt: skip
     parser.add_argument("--task", metavar="NAME", help="glue: which of its tasks; output is then a folder")
@@ -37,75 +48,127 @@ def infer(argv: list[str]) -> int:
     flags, rest = configuration.parse_flags(argv)
     options = parser.parse_args(rest)
     adapters = _adapters(options.adapters)
-    rows = _read(options.input, adapters)
-    write = _writer(options, rows)
-    output = pathlib.Path(options.output)
-    if output.exists() or not output.parent.is_dir():
-        why = "is there already; name another file" if output.exists() else "lies in no folder; make it first"
-        raise UserError(f"{output} {why}.")
+    if options.run and (flags.files or flags.bindings):
+        parser.error("--run says all that gin files would; give one of them")
     register()
-    configuration.load(flags, extra_files=("gin/runs/infer.gin",))
-    configuration.require(MODEL)
-    from rich.console import Console
-    from rich.progress import track
+    if not options.run:
+        configuration.load(flags, extra_files=("gin/runs/infer.gin",))
+        configuration.require(MODEL)
+    from adalink_jax.serving import opening, rows
 
-    from adalink_jax.data.images import load_image
-    from adalink_jax.training.predictor import Predictor
-    from adalink_jax.training.setup import Setup
+    if options.run:
+        opened = opening.open_model(options.run)
+        templates, wants_images = opened.templates, opened.setup.image_shape is not None
+    else:
+        from adalink_jax.training.setup import Setup
 
-    shape = Setup().image_shape
-    images = None
-    if shape is not None:
-        folder = pathlib.Path(options.input).parent
-        images = [load_image(folder / _cell(row, "image", options.input), shape) for row in rows]
-    predictor = Predictor(adapters=adapters)
-    configuration.check_all_used(flags)
-    only = next(iter(adapters), None)
-    names = [row["adapter"] or None if "adapter" in row else only for row in rows]
-    texts = predictor.stream([row["inputs"] for row in rows], images, names)
-    console = Console(stderr=True)
-    found = list(
-        track(texts, "predicting", total=len(rows), console=console, transient=True, disable=not console.is_terminal)
-    )
-    print(f"{len(rows)} predictions in {write([row | {'prediction': text} for row, text in zip(rows, found)])}")
+        templates, wants_images = {}, Setup().image_shape is not None
+    if options.input.startswith(TASK):
+        source = rows.of_task(_task(options.run), options.input.removeprefix(TASK))
+    else:
+        source = rows.of_file(options.input, options.inputs, options.image, options.images, templates, wants_images)
+    _check_adapters(source, adapters, options)
+    convert = _converter(options, source)
+    path = options.output if options.format == "table" else f"{options.output}.rows.jsonl"
+    identity = {name: value for name, value in vars(options).items() if value} | {"rows": source.count}
+    identity["gin"] = [list(flags.files), sorted(map(list, flags.bindings))]
+    with rows.Output(path, identity) as output:
+        _predict(options, adapters, source, output)
+        configuration.check_all_used(flags) if not options.run else None
+        output.finish()
+    print(f"{source.count:,} predictions in {convert(path)}")
     return 0
 
 
-def _writer(options, rows: list[dict]) -> Callable[[list[dict]], object]:
-    """What writes rows with their predictions and gives the file. Refuses now what it would refuse then."""
-    path = pathlib.Path(options.output)
+def _predict(options, adapters: dict, source, output) -> None:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from adalink_jax.serving import Predictor
+    from adalink_jax.serving.predictor import ONLY
+    from adalink_jax.serving.rows import PREDICTION
+
+    predictor = Predictor(options.run, adapters=adapters or None) if options.run else Predictor(adapters=adapters)
+    console = Console(stderr=True)
+    if output.rows:
+        console.print(f"Going on after {output.rows:,} rows.")
+    columns = (TextColumn("predicting"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]:,.1f} rows/s"),
+               TextColumn("left"), TimeRemainingColumn())  # fmt: skip
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        shown = bar.add_task("", total=source.count, completed=output.rows, rate=0.0)
+        began, first = time.monotonic(), output.rows
+        asks = itertools.islice(source.asks(), output.rows, None)
+        while chunk := list(itertools.islice(asks, AT_ONCE * predictor.batch_size)):
+            images = None if all(ask.image is None for ask in chunk) else [ask.image for ask in chunk]
+            names = ONLY if chunk[0].adapter is None else [ask.adapter or None for ask in chunk]
+            found = predictor([ask.text for ask in chunk], images, names)
+            output.append([ask.row | {PREDICTION: text} for ask, text in zip(chunk, found)])
+            rate = (output.rows - first) / (time.monotonic() - began)
+            bar.update(shown, completed=output.rows, rate=rate)
+
+
+def _task(run: str | None):
+    """The one task of the configuration, or of a run's."""
+    from adalink_jax.data import get_tasks
+    from adalink_jax.training.setup import Setup
+
+    if run:
+        configuration.load(configuration.parse_flags([f"--gin_file={run}/config.gin"])[0], require_all=False)
+    dataset = Setup().dataset
+    if dataset is None:
+        raise UserError("There is no task; add a task's file, such as --gin_file=gin/tasks/digits.gin, or --run.")
+    _, tasks = get_tasks(dataset)
+    if len(tasks) != 1:
+        raise UserError(
+            f"{dataset.mixture_or_task_name} is a mixture; name one of {', '.join(task.name for task in tasks)}."
+        )
+    return tasks[0]
+
+
+def _converter(options, source) -> Callable[[str], object]:
+    """What makes the final file of rows with predictions, and gives its path. Refuses now what it would refuse then."""
     if (options.task or options.no_label) and options.format != "glue":
         raise UserError("--task and --no_label go with --format=glue.")
-    if options.format == "csv":
-        return lambda answered: _write_table(path, answered)
+    if options.format == "table":
+        return lambda path: path
     from adalink_jax.data import answer_files
 
-    settings = {}
+    output, settings = pathlib.Path(options.output), {}
+    if output.exists() or not output.parent.is_dir():
+        why = "is there already; name another file" if output.exists() else "lies in no folder; make it first"
+        raise UserError(f"{output} {why}.")
     if options.format == "glue":
         if options.task not in answer_files.GLUE_FILES or options.no_label is None:
             raise UserError(
                 f"--format=glue needs --task, one of {', '.join(answer_files.GLUE_FILES)}, and --no_label, a label of it."
             )
         settings = {"task": options.task, "instead_of_no_label": options.no_label}
-    column = ID_COLUMNS[options.format]
-    for row in rows:
-        _cell(row, column, options.input)
-        if not row[column].strip().isdecimal():
-            raise UserError(f"{options.input} has {row[column]!r} in its column `{column}`; an id is a whole number.")
-        row[column] = int(row[column])
+    column, label = ID_COLUMNS[options.format], options.no_label or ""
+
+    def numbered(rows):
+        for row in rows:
+            if not str(row.get(column, "")).strip():
+                raise UserError(
+                    f"{options.input} needs a column `{column}`, filled in every row; it has {', '.join(row)}."
+                )
+            if not str(row[column]).strip().isdecimal():
+                raise UserError(
+                    f"{options.input} has {row[column]!r} in its column `{column}`; an id is a whole number."
+                )
+            yield row | {column: int(row[column])}
+
     make = answer_files.FORMATS[options.format]
     with tempfile.TemporaryDirectory() as folder:  # ids that repeat, and a label that is none, are told before the work
-        label = options.no_label or ""
-        make([row | {"prediction": label} for row in rows], pathlib.Path(folder) / "trial", **settings)
-    return lambda answered: make(answered, path, **settings)
+        rows = [ask.row | {"prediction": label} for ask in source.asks()]
+        make(list(numbered(rows)), pathlib.Path(folder) / "trial", **settings)
 
+    def convert(path: str):
+        lines = pathlib.Path(path).read_text().splitlines()
+        made = make(list(numbered(map(json.loads, lines))), output, **settings)
+        pathlib.Path(path).unlink()
+        return made
 
-def _write_table(path: pathlib.Path, rows: list[dict]) -> pathlib.Path:
-    with path.open("x", newline="") as file:
-        table = csv.DictWriter(file, [*rows[0]])
-        table.writeheader()
-        table.writerows(rows)
-    return path
+    return convert
 
 
 def _adapters(text: str) -> dict[str, str]:
@@ -118,31 +181,17 @@ def _adapters(text: str) -> dict[str, str]:
     return found
 
 
-def _read(path: str, adapters: dict[str, str]) -> list[dict]:
-    try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.DictReader(file, strict=True))
-    except (OSError, UnicodeDecodeError, csv.Error) as e:
-        raise UserError(f"{path} cannot be read as a CSV file ({e}).") from e
-    if not rows:
-        raise UserError(f"{path} has no rows below its header.")
-    for row in rows:
-        _cell(row, "inputs", path)
-    if "prediction" in rows[0]:
-        raise UserError(f"{path} has a column `prediction` already; rename it.")
-    unknown = next((row["adapter"] for row in rows if row.get("adapter") and row["adapter"] not in adapters), None)
-    if unknown is not None:
-        raise UserError(f"{path} names the adapter {unknown!r}; --adapters has {', '.join(adapters) or 'none'}.")
-    if "adapter" not in rows[0] and len(adapters) > 1:
-        raise UserError(
-            f"{path} has no column `adapter`, and --adapters names {len(adapters)}; add the column, or name one."
-        )
-    return rows
-
-
-def _cell(row: dict, column: str, path: str) -> str:
-    if row.get(column) is None:
-        raise UserError(
-            f"{path} needs a column `{column}`, filled in every row; it has {', '.join(filter(None, row))}."
-        )
-    return row[column]
+def _check_adapters(source, adapters: dict[str, str], options) -> None:
+    """Refuses names in the rows that --adapters has not."""
+    known = adapters or ({"adapter": ""} if options.run else {})
+    for ask in source.asks():
+        if ask.adapter is None:
+            if len(known) > 1:
+                raise UserError(
+                    f"{options.input} has no column `adapter`, and --adapters names {len(known)}; add the column, or name one."
+                )
+            return
+        if ask.adapter and ask.adapter not in known:
+            raise UserError(
+                f"{options.input} names the adapter {ask.adapter!r}; --adapters has {', '.join(known) or 'none'}."
+            )

@@ -141,8 +141,8 @@ def _name(data: str) -> str:
 def _base(options) -> tuple[str, bool, str]:
     """The model's gin file, whether it takes images, and its vocabulary."""
     from adalink_jax import checkpoints
-    from adalink_jax.cli import shipped
     from adalink_jax.data.vocabularies import BYTES, find_vocabulary
+    from adalink_jax.serving import shipped
     from adalink_jax.training.setup import Setup
 
     model = options.model

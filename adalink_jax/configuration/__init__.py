@@ -9,6 +9,7 @@ from adalink_jax.configuration.flags import GinFlags, parse_flags
 from adalink_jax.configuration.load import (
     bindings,
     default_of,
+    isolated,
     load,
     operative_config,
     original_message,
@@ -22,6 +23,7 @@ __all__ = [
     "check_all_used",
     "default_of",
     "gin_root",
+    "isolated",
     "load",
     "operative_config",
     "original_message",

@@ -1,12 +1,13 @@
 """Parsing gin files and flags into gin's configuration, with every failure in one sentence."""
 
 import collections
+import contextlib
 import importlib.util  # noqa: F401  gin's reader of included files uses it without importing it
 import inspect
 import logging
 import re
 import tokenize
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import gin
 from gin import config as gin_config
@@ -56,6 +57,22 @@ def load(flags: GinFlags, extra_files: Sequence[str] = (), require_all: bool = T
     checks.check_macros(flags, require_all)
     # gin.finalize() would lock it too, but refuses macros that a partial configuration leaves open.
     gin_config._set_config_is_locked(True)
+
+
+@contextlib.contextmanager
+def isolated() -> Iterator[None]:
+    """A configuration of its own; what was configured before is there again afterwards."""
+    kept = (gin_config._CONFIG, gin_config._SINGLETONS, gin_config._OPERATIVE_CONFIG)
+    saved = [{key: dict(x) if isinstance(x, dict) else x for key, x in each.items()} for each in kept]
+    imports, locked = set(gin_config._IMPORTS), gin.config_is_locked()
+    try:
+        yield
+    finally:
+        gin.clear_config()
+        for each, before in zip(kept, saved):
+            each.update(before)
+        gin_config._IMPORTS.update(imports)
+        gin_config._set_config_is_locked(locked)
 
 
 def _explain(error: Exception) -> str:

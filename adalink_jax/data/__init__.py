@@ -5,7 +5,7 @@ The training loop knows one thing of this layer: an iterator of NumPy batches wh
 (`adalink_jax.data.iterators.BatchIterator`).
 """
 
-from adalink_jax.data.feature_converter import INSTRUCTION, FeatureConverter, has_image
+from adalink_jax.data.feature_converter import INSTRUCTION, FeatureConverter, has_image, text_of
 from adalink_jax.data.files import FileTask
 from adalink_jax.data.iterators import BatchIterator, EpochIterator, padded_batches, train_batches
 from adalink_jax.data.published import PublishedData, SpanCorruption
@@ -32,5 +32,6 @@ __all__ = [
     "has_image",
     "load_vocabulary",
     "padded_batches",
+    "text_of",
     "train_batches",
 ]

@@ -72,7 +72,7 @@ class FeatureConverter:
         found = read(examples)
         batch[name] = np.zeros((rows, *found[0].shape), found[0].dtype)
         batch[name][: len(examples)] = np.stack(found)
-        if _encoded(examples[0]):
+        if any(map(_encoded, examples)):
             batch["image_present"] = np.zeros(rows, bool)
             batch["image_present"][: len(examples)] = [not _absent(example) for example in examples]
         return batch
@@ -83,13 +83,13 @@ class FeatureConverter:
             return []
         if "inputs_pretokenized" not in example:
             raise UserError(f"There is no text (`inputs_pretokenized`) beside the ids of {self._name(example)}.")
-        return self.instructions.encode(_text(example["inputs_pretokenized"]))[: self.task_feature_lengths["inputs"]]
+        return self.instructions.encode(text_of(example["inputs_pretokenized"]))[: self.task_feature_lengths["inputs"]]
 
     def key(self, example: dict) -> bytes:
         """What the example's image is known by in a cache, with its instruction where the tower reads it."""
         image = example.get("image")
         if image is None:
-            image = read_image(_text(example["image_file"]))
+            image = read_image(text_of(example["image_file"]))
         return image_key(image, self.instruction(example))
 
     def image(self, example: dict) -> np.ndarray:
@@ -112,7 +112,7 @@ class FeatureConverter:
             if _absent(example):
                 return np.zeros(shape, np.float32)
             if image is None:
-                return load_image(_text(example["image_file"]), shape)
+                return load_image(text_of(example["image_file"]), shape)
             return decode_image(image, shape, f"The image of {self._name(example)}")
         if shape is not None and np.shape(image) != tuple(shape):
             raise UserError(
@@ -135,7 +135,7 @@ class FeatureConverter:
         name = example.get("inputs_pretokenized")
         if name is None:
             return f"an example of {self.task_name} (its first ids are {np.asarray(example['inputs'])[:8].tolist()})"
-        return f"the example {_text(name)[:100]!r} of {self.task_name}"
+        return f"the example {text_of(name)[:100]!r} of {self.task_name}"
 
     def _stack(self, examples, name, rows, length=None):
         length = length or self.task_feature_lengths[name]
@@ -160,7 +160,8 @@ def _absent(example: dict) -> bool:
     return isinstance(image, (bytes, str)) and not image
 
 
-def _text(value) -> str:
+def text_of(value) -> str:
+    """The text of an example, as str, bytes or an array of them, as seqio has it."""
     value = np.asarray(value).item()
     return value.decode(errors="replace") if isinstance(value, bytes) else value
 

@@ -24,21 +24,25 @@ def decode_image(encoded: bytes, shape: ImageShape, name: str) -> np.ndarray:
     Raises:
       UserError: for bytes that are no whole picture.
     """
-    height, width, channels = shape
     try:
         with Image.open(io.BytesIO(encoded)) as image:
-            image = ImageOps.exif_transpose(image)
-            if image.mode.startswith("I"):  # 16 bits of grey, which `convert` would cut at 255
-                image = Image.fromarray((np.asarray(image, np.float32) / 257).round().clip(0, 255).astype(np.uint8))
-            image = image.convert("L" if channels == 1 else "RGB")
-            if image.size != (width, height):
-                image = image.resize((width, height), Image.Resampling.BICUBIC)
-            pixels = np.asarray(image, np.float32)
+            return picture_array(image, shape)
     except (UnidentifiedImageError, OSError, SyntaxError) as e:  # Pillow's PNG reader raises the last
         raise UserError(f"{name} is damaged, or no picture.") from e
     except Image.DecompressionBombError as e:
         raise UserError(f"{name} is too large ({e}); scale it down.") from e
-    return pixels.reshape(shape) / 127.5 - 1
+
+
+def picture_array(image: Image.Image, shape: ImageShape) -> np.ndarray:
+    """A picture as `decode_image` gives it."""
+    height, width, channels = shape
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):  # 16 bits of grey, which `convert` would cut at 255
+        image = Image.fromarray((np.asarray(image, np.float32) / 257).round().clip(0, 255).astype(np.uint8))
+    image = image.convert("L" if channels == 1 else "RGB")
+    if image.size != (width, height):
+        image = image.resize((width, height), Image.Resampling.BICUBIC)
+    return np.asarray(image, np.float32).reshape(shape) / 127.5 - 1
 
 
 def load_image(path: str, shape: ImageShape) -> np.ndarray:

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from adalink_jax import parallel
-from adalink_jax.data import FeatureConverter, Task, has_image, padded_batches
+from adalink_jax.data import FeatureConverter, Task, has_image, padded_batches, text_of
 from adalink_jax.models.decoding import Decoding
 from adalink_jax.training import partition
 from adalink_jax.training.pack import map_members
@@ -156,7 +156,7 @@ def printable(text: str) -> str:
 
 
 def _shown(example: dict, converter: FeatureConverter) -> dict:
-    text = lambda name: np.asarray(example[f"{name}_pretokenized"]).item().decode()
+    text = lambda name: text_of(example[f"{name}_pretokenized"])
     image = {"image": converter.image(example)} if has_image(example) else {}
     return {"inputs": text("inputs"), "target": text("targets"), **image}
 

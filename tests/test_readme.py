@@ -89,3 +89,20 @@ def test_no_class_is_documented_nowhere():
 
     for name in adalink_jax.__all__:
         assert name == "__version__" or getattr(adalink_jax, name).__doc__
+
+
+def test_the_notebook_runs_and_adapts():
+    import json
+
+    import numpy as np
+
+    cells = json.loads((ROOT / "docs" / "notebook.ipynb").read_text())["cells"]
+    code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    lines = [line for text in code for line in text.splitlines() if line.strip() and "import " not in line]
+    assert len(lines) <= 30
+    names = {}
+    for text in code:
+        exec(text, names)
+    predict, (texts, images) = names["predict"], names["asked"]
+    right = [a == str(b) for a, b in zip(predict(texts, images, "reverse"), names["test"]["targets"])]
+    assert np.mean(right) > 0.9

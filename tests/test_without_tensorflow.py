@@ -83,3 +83,29 @@ def test_a_seqio_task_says_what_is_missing():
 def test_importing_the_package_imports_nothing_heavy():
     done = run("import sys, adalink_jax; print([m for m in ('jax', 'flax', 'gin', 'tensorflow') if m in sys.modules])")
     assert done.stdout.strip() == "[]", done.stderr
+
+
+OWN_FILES = """
+import csv, pathlib
+from adalink_jax.cli.main import main
+
+rows = [("a good thing number %d" % i, "yes") if i % 2 else ("a bad thing number %d" % i, "no") for i in range(80)]
+with open("rows.csv", "w", newline="") as file:
+    csv.writer(file).writerows([("text", "label"), *rows])
+assert main(["init", "rows.csv"]) == 0
+train = ["--gin_file=gin/models/pali_nano.gin", "--gin_file=gin/adapters/adalink.gin", "--gin_file=rows.gin",
+         "--gin_file=gin/runs/finetune.gin", "--gin.INITIAL_CHECKPOINT_PATH='bundled:pali_nano_instruct'", "--gin.MODEL_DIR='run'",
+         "--gin.TRAIN_STEPS=6", "--gin.WARMUP_STEPS=1", "--gin.BATCH_SIZE=8"]
+assert main(["train", *train]) == 0
+assert main(["eval", "--gin_file=run/config.gin", "--gin.INITIAL_ADAPTER_PATH='run/adapter'", "--split=validation"]) == 0
+assert main(["infer", "rows.csv", "out.jsonl", "--run=run"]) == 0
+assert len(pathlib.Path("out.jsonl").read_text().splitlines()) == 80
+assert not [name for name in sys.modules if name.split(".")[0] in BLOCKED]
+"""
+
+
+def test_a_csv_is_looked_at_trained_on_scored_and_predicted_for(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", BLOCK + textwrap.dedent(OWN_FILES)], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -20,7 +20,7 @@ COMMANDS = {
     "vocabulary": "make a SentencePiece vocabulary from text, for models that are trained from random weights",
     "cache-vision": "compute a frozen vision tower's outputs once for all images of a task, for VISION_CACHE",
     "eval": "score a base model, with an adapter or without",
-    "infer": "predict for the rows of a CSV file, each row by the adapter that it names",
+    "infer": "predict for the rows of a file, a folder of images or a task, each row by the adapter that it names",
     "plan": "say before a launch whether a job fits, on hardware that is not here, and how fast it can be",
     "launch": "write a job for several processes, Slurm, Cloud TPU VMs or GKE, and submit it, ask for it, stop it",
     "params": "count trainable and frozen parameters of any configuration, without allocating them",

@@ -250,7 +250,10 @@ def test_other_adapters_and_as_many_rows_compile_nothing_again(predict, scenes):
 def test_what_a_predictor_cannot_answer_is_one_sentence(predict, scenes, tmp_path):
     texts, images, _ = scenes
     for told, call in {
-        "two different answers": lambda: predict(texts, images, "a", choices=["1", "1"]),
+        "all different to the vocabulary": lambda: predict(texts, images, "a", choices=["1", "1"]),
+        "give a list of answers": lambda: predict(texts, images, "a", choices="12"),
+        "Image 0 is int64": lambda: predict(texts[0], np.zeros((8, 16, 1), int), "a"),
+        "Rows by column need a run": lambda: predict({"question": "x"}, images[0], "a"),
         "longer than 8 tokens": lambda: predict(texts, images, "a", choices=["1", "123456789"]),
         "There is no picture": lambda: predict(texts[0], tmp_path / "none.png", "a"),
         "Image 0 is damaged": lambda: predict(texts[0], b"no picture", "a"),
@@ -295,16 +298,18 @@ def test_init_writes_what_a_person_would(trained):
     for line in ("INPUTS = '{question}'", "TARGETS = '{answer}'", "IMAGE = '{photo}'", "METRIC = 'accuracy'",
                  "TASK_FEATURE_LENGTHS = {'inputs': 24, 'targets': 4}"):  # fmt: skip
         assert line in text
-    assert f"IMAGES = '{trained / 'photos'}'" in text and (trained / "task.png").exists()
+    assert f"IMAGES = '{trained / 'photos'}'" in text and (trained / "task.sheet.png").exists()
 
 
 def test_a_run_predicts_by_its_own_templates_and_scores_as_it_did(trained, capsys):
     rows = list(csv.DictReader((trained / "scenes.csv").read_text().splitlines()))
     predict = Predictor(trained / "run")
+    assert predict({"question": rows[0]["question"]}, trained / "photos" / rows[0]["photo"]) == predict(
+        rows[0]["question"], trained / "photos" / rows[0]["photo"]
+    )
     asked = [row["question"] for row in rows], [trained / "photos" / row["photo"] for row in rows]
     found = predict(*asked)
-    assert main(["infer", str(trained / "scenes.csv"), str(trained / "a.jsonl"), f"--run={trained / 'run'}",
-                 f"--images={trained / 'photos'}"]) == 0  # fmt: skip
+    assert main(["infer", str(trained / "scenes.csv"), str(trained / "a.jsonl"), f"--run={trained / 'run'}"]) == 0  # fmt: skip
     written = [json.loads(line) for line in (trained / "a.jsonl").read_text().splitlines()]
     assert [row["prediction"] for row in written] == found and [row["photo"] for row in written] == [
         r["photo"] for r in rows
@@ -322,7 +327,7 @@ def test_predictions_go_on_where_they_were_stopped(trained, suffix, monkeypatch,
 
     monkeypatch.setattr(infer, "AT_ONCE", 1)
     command = lambda name: ["infer", str(trained / "scenes.csv"), str(trained / f"{name}{suffix}"),
-                            f"--run={trained / 'run'}", f"--images={trained / 'photos'}"]  # fmt: skip
+                            f"--run={trained / 'run'}"]  # fmt: skip
     assert main(command("whole")) == 0
     calls, called = [], Predictor.__call__
 

@@ -5,6 +5,7 @@ import gzip
 import io
 import json
 import os
+import pathlib
 import tarfile
 import zipfile
 
@@ -32,7 +33,7 @@ def jsonl_text(rows):
 
 def picture(mode="RGB", size=(6, 5), form="PNG", **options):
     out = io.BytesIO()
-    Image.new(mode, size, 90 if mode in ("L", "I;16", "I") else None).save(out, form, **options)
+    Image.new(mode, size, 90 if mode in ("L", "I;16", "I", "F") else None).save(out, form, **options)
     return out.getvalue()
 
 
@@ -64,7 +65,7 @@ WHOLE = {
     "of_no_known_kind": ("a.xlsx", b"PK", {}, r"a\.xlsx is none of \.csv"),
     "empty_csv": ("a.csv", b"", {}, r"a\.csv is empty"),
     "only_empty_lines": ("a.csv", b"\n\n\n", {}, r"a\.csv is empty"),
-    "only_a_bom": ("a.csv", b"\xef\xbb\xbf", {}, r"a\.csv"),
+    "only_a_bom": ("a.csv", b"\xef\xbb\xbf", {}, r"a\.csv is empty"),
     "header_alone": ("a.csv", b"text,label\n", {}, r"no rows below its header"),
     "empty_jsonl": ("a.jsonl", b"", {}, r"a\.jsonl is empty"),
     "empty_parquet": ("a.parquet", b"", {}, r"a\.parquet is damaged, or no Parquet"),
@@ -78,18 +79,21 @@ WHOLE = {
     "delimiter_of_jsonl": ("a.jsonl", jsonl_text([{"text": "a", "label": "b"}]), {"delimiter": ","}, r"COLUMNS and DELIMITER are of CSV"),
     "utf_16": ("a.csv", csv_text().encode("utf-16"), {}, r"is UTF-16; save it as UTF-8"),
     "latin_1_header": ("a.csv", "té,label\n".encode("latin-1"), {}, r"header of .* cannot be read: it is no UTF-8 \(byte 0xE9\)"),
-    "nul_in_header": ("a.csv", b"te\0xt,label\na,b\n", {}, r"header of .*NUL"),
+    "nul_in_header": ("a.csv", b"te\0xt,label\na,b\n", {}, r"is no text: its first line holds NUL"),
     "line_of_16_mb": ("a.csv", csv_text() + LONG, {}, r"Line 62 of .* is longer than 16 MB"),
     "quote_never_closed": ("a.csv", csv_text() + '"open,yes\n' + csv_text(), {}, r"quotation mark that opens in line 62 .* is not closed"),
     "carriage_returns_alone": ("a.csv", csv_text().replace("\n", "\r"), {}, r"carriage return"),
     "gz_of_noise": ("a.csv.gz", b"no gzip", {}, r"a\.csv\.gz cannot be read"),
+    "gz_damaged": ("a.csv.gz", gzip.compress(csv_text().encode() * 500)[:200] + b"?" * 900, {}, r"a\.csv\.gz cannot be read"),
+    "accuracy_of_several": ("a.jsonl", jsonl_text([{"text": f"t{i}", "label": ["a", "b"]} for i in range(60)]), {}, r"several references, and METRICS 'accuracy'; use"),
+    "train_of_empty_targets": ("a.csv", "text,label\n" + "a,\n" * 9, {}, r"no examples in train"),
     "gz_cut_short": ("a.csv.gz", gzip.compress(csv_text().encode() * 500)[:-900], {}, r"a\.csv\.gz cannot be read"),
     "unknown_input_column": ("a.csv", csv_text(), {"inputs": "{txt}"}, r"INPUTS names the column 'txt'; there are text, label"),
     "unknown_target_column": ("a.csv", csv_text(), {"targets": "{y}"}, r"TARGETS names the column 'y'"),
     "brace_alone": ("a.csv", csv_text(), {"inputs": "{text"}, r"INPUTS is '\{text', with a brace alone"),
     "no_split_column": ("a.csv", csv_text(), {"split": "part"}, r"SPLIT is the column 'part'"),
     "split_of_no_name": ("a.csv", csv_text(header="text,part"), {"split": "part", "targets": "{text}"}, r"Line 2 .*'no' in its column 'part'"),
-    "one_row": ("a.csv", csv_text(GOOD[:1]), {}, r"examples"),
+    "one_row": ("a.csv", csv_text(GOOD[:1]), {}, r"The split \w+ has no examples; give it a file"),
     "files_and_split_column": ("a.csv", csv_text(), {"split": "label", "data": {"train": "A", "test": "A"}}, r"give one of them"),
     "no_file_to_train_on": ("a.csv", csv_text(), {"data": {"test": "A"}}, r"takes a file, or files by 'train'"),
     "unknown_metric": ("a.csv", csv_text(), {"metrics": ("bleurt",)}, r"METRICS has 'bleurt'"),
@@ -142,6 +146,8 @@ ROWS = {
     "json_list": ("a.jsonl", '["a", "b"]\n', "it is no object of JSON"),
     "json_latin_1": ("a.jsonl", '{"text": "caf\u00e9", "label": "no"}\n'.encode("latin-1"), "no UTF-8"),
     "json_object_as_text": ("a.jsonl", '{"text": {"a": 1}, "label": "no"}\n', "a cell holds dict"),
+    "json_half_a_character": ("a.jsonl", '{"text": "\\ud83d", "label": "no"}\n', "half a character"),
+    "json_number_of_5000_digits": ("a.jsonl", '{"text": ' + "7" * 5000 + ', "label": "no"}\n', "it is no JSON"),
     "json_nested_deep": ("a.jsonl", '{"text": ' + "[" * 100_000 + "\n", "it is no JSON"),
 }
 EMPTY = {
@@ -173,6 +179,16 @@ def test_what_spoils_a_row_is_counted_and_named(name, tmp_path):
     task = load(path, limits={kind: 0.05})
     assert total(task) == len(GOOD) and found(task, kind) == 1
     assert any(f"line {line} of" in note for note in task.notes)
+
+
+def test_two_stray_quotes_that_swallow_lines_are_told(tmp_path):
+    swallowed = "".join(f"lost {i},no\n" for i in range(60))
+    path = written(tmp_path, "a.csv", csv_text() + f'"opens,no\n{swallowed}closes",no\n')
+    task = load(path, limits={"truncated": 1.0})
+    assert found(task, "long") == 1 and any("line 62 of" in note and "62 lines" in note for note in task.notes)
+    ragged = written(tmp_path, "b.csv", csv_text() + f'"opens,no\n{swallowed}closes",no,more\n')
+    with pytest.raises(UserError, match=r"62 of 122 rows of train do not parse"):
+        load(ragged)
 
 
 def test_a_quote_that_swallows_lines_counts_them_all(tmp_path):
@@ -318,6 +334,7 @@ BROKEN = {
     "text": (b"not a picture", "is damaged, or no picture"),
     "nothing": (b"", "is damaged, or no picture"),
     "html": (b"<html>404</html>", "is damaged, or no picture"),
+    "floating_point": (picture("F", form="TIFF"), "is damaged, or no picture"),
 }
 
 
@@ -410,6 +427,71 @@ def test_files_by_split_and_a_validation_split_that_is_halved(tmp_path):
     unlabelled = written(tmp_path, "test.csv", csv_text([(f"u{i}", "") for i in range(9)]))
     same = load(None, data={"train": str(train), "validation": str(dev), "test": str(unlabelled)})
     assert len(same.splits["test"]) == len(both.splits["test"])
+
+
+def test_pictures_of_each_split_are_those_beside_its_table(tmp_path):
+    data = {}
+    for i, split in enumerate(("train", "validation", "test")):
+        for j in range(4):
+            written(tmp_path, f"{split}/{j}.png", picture(size=(3 + i, 3 + j)))
+        data[split] = str(
+            written(
+                tmp_path, f"{split}/a.csv", csv_text([(f"{split} {j}", f"{j}.png") for j in range(4)], "text,photo")
+            )
+        )
+    task = load(None, data=data, targets="{text}", image="{photo}", limits={"truncated": 1.0})
+    for split in data:
+        files = [example["image_file"] for example in task.examples(split)]
+        assert sorted(files) == [str(tmp_path / split / f"{j}.png") for j in range(4)]
+
+
+def test_the_same_picture_under_another_name_is_in_one_split_and_known_in_two(tmp_path):
+    for i in range(40):
+        written(tmp_path, f"photos/{i}.png", picture(size=(3 + i // 2, 3)))  # each twice
+    rows = [(f"t{i}", name) for i in range(40) for name in (f"{i}.png", f"./{i}.png")]
+    path = written(tmp_path, "a.csv", csv_text(rows, "text,photo"))
+    task = load(path, targets="{text}", image="{photo}", images=str(tmp_path / "photos"))
+    size = lambda row: Image.open(io.BytesIO(pathlib.Path(row["image_file"]).read_bytes())).size
+    sizes = [{size(row) for row in task.examples(split)} for split in task.splits]
+    assert sum(map(len, sizes)) == 20 and sum(len(split) for split in task.splits.values()) == 80
+    for split, size in (("train", 4), ("val", 5), ("test", 4)):
+        written(tmp_path, f"classes/{split}/cat/{split}.png", picture(size=(size, 4)))
+    settings = {"inputs": "what is this?", "targets": "{label}", "image": "{image}", "split": "split"}
+    with pytest.raises(UserError, match="1 of 1 examples of train are in validation or test too"):
+        load(tmp_path / "classes", **settings)
+
+
+def test_a_group_in_two_files_is_refused(tmp_path):
+    data = {
+        split: str(written(tmp_path, f"{split}.csv", csv_text([(f"{split} {i}", f"g{i + start}") for i in range(9)])))
+        for split, start in (("train", 0), ("validation", 8), ("test", 20))
+    }
+    assert load(None, data=data, limits={"truncated": 1.0})
+    with pytest.raises(UserError, match=r"1 of 9 examples of train, or others of their group, are in validation"):
+        load(None, data=data, group="{label}", limits={"truncated": 1.0})
+
+
+def test_deeper_pictures_and_files_that_are_none_are_told(tmp_path):
+    for i in range(30):
+        written(tmp_path, f"plain/cat/{i}.png", picture(size=(3 + i, 4)))
+    written(tmp_path, "plain/cat/more/1.png", picture(size=(99, 4)))
+    written(tmp_path, "plain/cat/1.heic", b"")
+    settings = {"inputs": "?", "targets": "{label}", "image": "{image}"}
+    with pytest.raises(UserError, match="2 of 32 rows .* cat/1.heic is none of .*cat/more/1.png lies in no folder"):
+        load(tmp_path / "plain", **settings)
+
+
+def test_several_files_of_one_split_and_a_test_file_without_targets(tmp_path):
+    shards = [str(written(tmp_path, f"{i}.csv", csv_text(GOOD[i::3]))) for i in range(3)]
+    assert total(load(None, data=shards)) == len(GOOD)
+    dev = str(written(tmp_path, "dev.csv", csv_text([(f"dev {i}", "no") for i in range(40)])))
+    test = str(written(tmp_path, "test.csv", "text\nunknown\n"))
+    task = load(None, data={"train": shards, "validation": dev, "test": test})
+    assert len(task.splits["test"]) + len(task.splits["validation"]) == 40
+    assert any("the test split has no targets" in note for note in task.notes)
+    empty = str(written(tmp_path, "e.csv", csv_text([("a", "")] * 9)))
+    with pytest.raises(UserError, match="no examples in validation"):
+        load(None, data={"train": shards, "validation": empty})
 
 
 def test_a_split_column(tmp_path):

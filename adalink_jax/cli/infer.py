@@ -1,5 +1,6 @@
 """`adalink infer`: predictions for the rows of a file, a folder of images or a task."""
 
+import concurrent.futures
 import itertools
 import json
 import pathlib
@@ -54,57 +55,67 @@ def infer(argv: list[str]) -> int:
     if not options.run:
         configuration.load(flags, extra_files=("gin/runs/infer.gin",))
         configuration.require(MODEL)
-    from adalink_jax.serving import opening, rows
+    from adalink_jax.serving import Predictor, opening, rows
 
+    own, wants_images = {}, None
     if options.run:
         opened = opening.open_model(options.run)
-        templates, wants_images = opened.templates, opened.setup.image_shape is not None
+        own, wants_images = opened.rows, opened.setup.image_shape is not None and not opened.without_images
     else:
         from adalink_jax.training.setup import Setup
 
-        templates, wants_images = {}, Setup().image_shape is not None
+        wants_images = Setup().image_shape is not None
     if options.input.startswith(TASK):
         source = rows.of_task(_task(options.run), options.input.removeprefix(TASK))
     else:
-        source = rows.of_file(options.input, options.inputs, options.image, options.images, templates, wants_images)
+        given = {name: getattr(options, name) for name in ("inputs", "image", "images")}
+        source = rows.of_file(options.input, given, own, wants_images)
     _check_adapters(source, adapters, options)
     convert = _converter(options, source)
     path = options.output if options.format == "table" else f"{options.output}.rows.jsonl"
     identity = {name: value for name, value in vars(options).items() if value} | {"rows": source.count}
     identity["gin"] = [list(flags.files), sorted(map(list, flags.bindings))]
-    with rows.Output(path, identity) as output:
-        _predict(options, adapters, source, output)
-        configuration.check_all_used(flags) if not options.run else None
-        output.finish()
+    identity["files"] = rows.marks(
+        options.input, *adapters.values(), *([f"{options.run}/adapter"] if options.run else [])
+    )
+    output = rows.Output(path, (*source.columns, rows.PREDICTION), identity)
+    predictor = Predictor(options.run, adapters=adapters or None) if options.run else Predictor(adapters=adapters)
+    if not options.run:
+        configuration.check_all_used(flags)
+    _predict(predictor, source, output)
+    output.finish()
     print(f"{source.count:,} predictions in {convert(path)}")
     return 0
 
 
-def _predict(options, adapters: dict, source, output) -> None:
+def _predict(predictor, source, output) -> None:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from adalink_jax.serving import Predictor
     from adalink_jax.serving.predictor import ONLY
     from adalink_jax.serving.rows import PREDICTION
 
-    predictor = Predictor(options.run, adapters=adapters or None) if options.run else Predictor(adapters=adapters)
     console = Console(stderr=True)
     if output.rows:
         console.print(f"Going on after {output.rows:,} rows.")
     columns = (TextColumn("predicting"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]:,.1f} rows/s"),
                TextColumn("left"), TimeRemainingColumn())  # fmt: skip
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+    began, first = time.monotonic(), output.rows
+    with (
+        Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar,
+        concurrent.futures.ThreadPoolExecutor() as threads,
+    ):
         shown = bar.add_task("", total=source.count, completed=output.rows, rate=0.0)
-        began, first = time.monotonic(), output.rows
         asks = itertools.islice(source.asks(), output.rows, None)
         while chunk := list(itertools.islice(asks, AT_ONCE * predictor.batch_size)):
-            images = None if all(ask.image is None for ask in chunk) else [ask.image for ask in chunk]
+            images = None
+            if any(ask.picture for ask in chunk):
+                read = lambda ask: b"" if ask.picture is None else ask.picture(predictor.image_shape)
+                images = list(threads.map(read, chunk))
             names = ONLY if chunk[0].adapter is None else [ask.adapter or None for ask in chunk]
             found = predictor([ask.text for ask in chunk], images, names)
-            output.append([ask.row | {PREDICTION: text} for ask, text in zip(chunk, found)])
-            rate = (output.rows - first) / (time.monotonic() - began)
-            bar.update(shown, completed=output.rows, rate=rate)
+            output.append([ask.cells | {PREDICTION: text} for ask, text in zip(chunk, found)])
+            bar.update(shown, completed=output.rows, rate=(output.rows - first) / (time.monotonic() - began))
 
 
 def _task(run: str | None):
@@ -159,7 +170,7 @@ def _converter(options, source) -> Callable[[str], object]:
 
     make = answer_files.FORMATS[options.format]
     with tempfile.TemporaryDirectory() as folder:  # ids that repeat, and a label that is none, are told before the work
-        rows = [ask.row | {"prediction": label} for ask in source.asks()]
+        rows = [ask.cells | {"prediction": label} for ask in source.asks()]
         make(list(numbered(rows)), pathlib.Path(folder) / "trial", **settings)
 
     def convert(path: str):

@@ -22,8 +22,9 @@ def init(argv: list[str]) -> int:
     """`adalink init`; status 1 where a run would be refused."""
     options = _parser().parse_args(argv)
     out = pathlib.Path(options.out or f"{_name(options.data)}.gin")
-    if out.exists():
-        raise UserError(f"{out} is there already; delete it, or name another file with --out.")
+    for file in (out, _sheet(out)):
+        if file.exists():
+            raise UserError(f"{file} is there already; delete it, or name another file with --out.")
     if not out.parent.is_dir():
         raise UserError(f"{out} lies in no folder; make it first.")
     register()
@@ -40,7 +41,7 @@ def init(argv: list[str]) -> int:
         )
     if takes_images and "image" not in settings:
         settings["blank_image"] = True
-    console = table_console()
+    console, macro_name = table_console(), _name(options.data)
     with console.status("reading"):
         unlimited = {"inputs": 2**30, "targets": 2**30}  # lengths are what is to be found
         task = _loaded(FileTask(**settings, metrics=("exact_match",)), unlimited)
@@ -55,14 +56,14 @@ def init(argv: list[str]) -> int:
     with console.status("reading"):
         metric = settings.pop("metric")
         configured = FileTask(**settings)
-        task = _loaded(configured, lengths)
+        task = _loaded(configured, lengths, macro_name)
     batch = min(32, 1 << (len(task.splits["train"]) // 2).bit_length() - 1) if len(task.splits["train"]) > 1 else 1
     remarks = (
         {"DROP_SHARED": "what is in another split too is left out of the one that is trained on"} if shared else {}
     )
     order = [field.name for field in dataclasses.fields(FileTask)]
     macros = {
-        "MIXTURE_OR_TASK_NAME": _name(options.data),
+        "MIXTURE_OR_TASK_NAME": macro_name,
         **{name.upper(): settings[name] for name in sorted(settings, key=order.index)},
         "METRIC": metric,
         "TASK_FEATURE_LENGTHS": lengths,
@@ -75,7 +76,7 @@ def init(argv: list[str]) -> int:
     _write(out, macros, remarks, options)
     console.print(f"\nWritten: {out}{f', and {picture}, a sheet of pictures' if picture else ''}", soft_wrap=True)
     try:
-        configured.load(macros["MIXTURE_OR_TASK_NAME"], lengths)
+        configured.refuse(task)
     except UserError as e:
         console.print("It will be refused as it is:", style="bold red")
         console.print(str(e), soft_wrap=True, markup=False)
@@ -86,7 +87,7 @@ def init(argv: list[str]) -> int:
     files = [model, "gin/adapters/adalink.gin", str(out), "gin/runs/finetune.gin"]
     bindings = {"INITIAL_CHECKPOINT_PATH": options.base, "MODEL_DIR": run, "TRAIN_STEPS": steps}
     bindings |= {"EVAL_PERIOD": -(-steps // 4)}
-    train = ["adalink train", *(f"--gin_file={file}" for file in files)]
+    train = ["adalink train", *(f"--gin_file={shlex.quote(file)}" for file in files)]
     train += [f"--gin.{name}={_typed(value)}" for name, value in bindings.items()]
     half = len(train) // 2 + 1
     console.print("  " + " ".join(train[:half]) + " \\\n    " + " ".join(train[half:]), soft_wrap=True, markup=False)
@@ -128,6 +129,11 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _sheet(out: pathlib.Path) -> pathlib.Path:
+    """Where the contact sheet goes."""
+    return out.with_name(f"{out.stem}.sheet.png")
+
+
 def _name(data: str) -> str:
     from adalink_jax.data.files.tables import SUFFIXES, split_of
 
@@ -140,42 +146,27 @@ def _name(data: str) -> str:
 
 def _base(options) -> tuple[str, bool, str]:
     """The model's gin file, whether it takes images, and its vocabulary."""
-    from adalink_jax import checkpoints
-    from adalink_jax.data.vocabularies import BYTES, find_vocabulary
-    from adalink_jax.serving import shipped
+    from adalink_jax.data.vocabularies import find_vocabulary
+    from adalink_jax.serving.opening import model_file, vocabulary_of
     from adalink_jax.training.setup import Setup
 
-    model = options.model
-    if model is None:
-        found = list(shipped.fitting_models(checkpoints.open_source(options.base)))
-        if len(found) != 1:
-            told = (
-                f"{len(found)} of gin/models fit {options.base} ({', '.join(found)})"
-                if found
-                else f"none of gin/models fits {options.base}"
-            )
-            raise UserError(f"{told}; name its gin file with --model.")
-        [model] = found
+    model = options.model or model_file(options.base, "name its gin file with --model")
     flags, _ = configuration.parse_flags([f"--gin_file={model}"])
     configuration.load(flags, require_all=False)
     configuration.require({"Setup.model": "a model's file, such as --model=gin/models/pali_nano.gin"})
     takes_images = Setup().image_shape is not None
-    if options.vocabulary is not None:
-        find_vocabulary(options.vocabulary)
-        return model, takes_images, options.vocabulary
-    if options.base.startswith("bundled:"):
-        return model, takes_images, BYTES
+    vocabulary = options.vocabulary or vocabulary_of(options.base)
     try:
-        find_vocabulary(options.base)
+        find_vocabulary(vocabulary)
     except UserError as e:
         raise UserError(f"{e} (--vocabulary)") from e
-    return model, takes_images, options.base
+    return model, takes_images, vocabulary
 
 
-def _loaded(task, lengths):
+def _loaded(task, lengths, name: str = "task"):
     from adalink_jax.data.files.task import LoadedFileTask
 
-    return LoadedFileTask(task, "task", lengths)
+    return LoadedFileTask(task, name, lengths)
 
 
 def _metrics(task) -> dict:
@@ -273,7 +264,7 @@ def _contact_sheet(task, out: pathlib.Path) -> pathlib.Path:
         target = example["targets_pretokenized"]
         picture = decode_image(encoded, (224, 224, 3), str(row["image_name"]))
         samples.append({"image": picture, "inputs": row["inputs"], "target": target, "prediction": target})
-    path = out.with_suffix(".png")
+    path = _sheet(out)
     path.write_bytes(contact_sheet(samples, f"{out.stem}: examples of train, with their targets"))
     return path
 

@@ -27,15 +27,21 @@ def decode_image(encoded: bytes, shape: ImageShape, name: str) -> np.ndarray:
     try:
         with Image.open(io.BytesIO(encoded)) as image:
             return picture_array(image, shape)
-    except (UnidentifiedImageError, OSError, SyntaxError) as e:  # Pillow's PNG reader raises the last
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as e:  # Pillow's readers raise all of them
         raise UserError(f"{name} is damaged, or no picture.") from e
     except Image.DecompressionBombError as e:
         raise UserError(f"{name} is too large ({e}); scale it down.") from e
 
 
 def picture_array(image: Image.Image, shape: ImageShape) -> np.ndarray:
-    """A picture as `decode_image` gives it."""
+    """A picture as `decode_image` gives it.
+
+    Raises:
+      ValueError: for one of floating-point numbers, whose range is not known.
+    """
     height, width, channels = shape
+    if image.mode == "F":
+        raise ValueError("a picture of floating-point numbers")
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):  # 16 bits of grey, which `convert` would cut at 255
         image = Image.fromarray((np.asarray(image, np.float32) / 257).round().clip(0, 255).astype(np.uint8))

@@ -41,15 +41,12 @@ def halved(train: str = "train", validation: str = "validation") -> Splits:
     return {"train": Part(train), "validation": Part(validation, 0.0, 0.5), "test": Part(validation, 0.5, 1.0)}
 
 
-def carved(share: float, train: str = "train", test: str | None = "test") -> Splits:
-    """`share` of the published `train` is our validation; with `test` None another such share is our test."""
-    if test is None:
-        return {
-            "train": Part(train, 2 * share, 1.0),
-            "validation": Part(train, 0.0, share),
-            "test": Part(train, share, 2 * share),
-        }
-    return {"train": Part(train, share, 1.0), "validation": Part(train, 0.0, share), "test": Part(test)}
+def carved(share: float, train: str = "train", test: str | None = "test", test_share: float | None = None) -> Splits:
+    """`share` of the published `train` is our validation; with `test` None `test_share` of it (or as much) is our test."""
+    if test is not None:
+        return {"train": Part(train, share, 1.0), "validation": Part(train, 0.0, share), "test": Part(test)}
+    end = share + (share if test_share is None else test_share)
+    return {"train": Part(train, end, 1.0), "validation": Part(train, 0.0, share), "test": Part(train, share, end)}
 
 
 def as_published(train: str = "train", validation: str = "validation", test: str = "test") -> Splits:

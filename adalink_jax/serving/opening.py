@@ -13,6 +13,7 @@ from adalink_jax.serving import shipped
 from adalink_jax.training.setup import Setup
 
 CONFIG, ADAPTER, MODEL = "config.gin", "adapter", "model"
+ROWS = ("inputs", "image", "images", "columns", "delimiter")
 LENGTHS = {"inputs": 512, "targets": 64}  # of a base model; a run has its own
 
 
@@ -26,7 +27,8 @@ class Opened:
       task_feature_lengths: `{"inputs": L, "targets": T}` at most, in tokens.
       adapters: name -> folder; the run's own is called `adapter`.
       without_images: whether an input may come without an image, though the model takes them.
-      templates: of a run over one's own files: `inputs`, `image`, by which its rows were written; {} otherwise.
+      rows: of a run over one's own files, how its rows were written and read: those of `inputs`, `image`, `images`, `columns`,
+        `delimiter` (see `FileTask`) that are set; {} otherwise.
     """
 
     setup: Setup
@@ -34,7 +36,7 @@ class Opened:
     task_feature_lengths: Mapping[str, int]
     adapters: Mapping[str, str]
     without_images: bool = False
-    templates: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    rows: Mapping[str, object] = dataclasses.field(default_factory=dict)
 
 
 def open_model(path: str, vocabulary: str | None = None) -> Opened:
@@ -74,26 +76,44 @@ def _run(folder: epath.Path, vocabulary: str | None) -> Opened:
         vocabulary = stated("FileTask.vocabulary" if own else "PublishedData.vocabulary")
     if vocabulary is None and stated("DatasetConfig.mixture_or_task_module") is not None:
         raise UserError(f"The task of {folder} has a vocabulary of its own; name it: vocabulary='bytes', or a path.")
-    templates = {name: stated(f"FileTask.{name}") for name in ("inputs", "image")} if own else {}
+    rows = {name: stated(f"FileTask.{name}") for name in ROWS} if own else {}
     return Opened(
         setup,
         vocabulary or BYTES,
         stated("DatasetConfig.task_feature_lengths"),
         adapters,
         stated("FileTask.blank_image", False),
-        {name: text for name, text in templates.items() if text is not None},
+        {name: value for name, value in rows.items() if value is not None},
     )
 
 
 def _base(path: str, vocabulary: str | None) -> Opened:
-    files = list(shipped.fitting_models(checkpoints.open_source(path)))
-    if len(files) != 1:
-        found = f"{len(files)} ({', '.join(files)})" if files else "none"
-        raise UserError(f"Of the models in gin/models {found} fit {path}; give Predictor a Setup of its model.")
-    flags, _ = configuration.parse_flags([f"--gin_file={files[0]}"])
+    flags, _ = configuration.parse_flags([f"--gin_file={model_file(path, 'give Predictor a Setup of its model')}"])
     configuration.load(flags, require_all=False)
     setup = dataclasses.replace(Setup(), initial_checkpoint_path=path)
-    return Opened(setup, vocabulary or (BYTES if path.startswith("bundled:") else path), LENGTHS, {})
+    return Opened(setup, vocabulary or vocabulary_of(path), LENGTHS, {})
+
+
+def model_file(base: str, otherwise: str) -> str:
+    """The one file of gin/models that fits a base model.
+
+    Args:
+      base: as INITIAL_CHECKPOINT_PATH.
+      otherwise: what to do where there is none.
+
+    Raises:
+      UserError: if none fits, or several.
+    """
+    files = list(shipped.fitting_models(checkpoints.open_source(base)))
+    if len(files) != 1:
+        found = f"{len(files)} ({', '.join(files)})" if files else "none"
+        raise UserError(f"Of the models in gin/models {found} fit {base}; {otherwise}.")
+    return files[0]
+
+
+def vocabulary_of(base: str) -> str:
+    """Where a base model's vocabulary is."""
+    return BYTES if base.startswith("bundled:") else base
 
 
 def _register() -> None:

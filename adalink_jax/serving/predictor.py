@@ -17,6 +17,7 @@ from PIL import Image
 from adalink_jax import checkpoints, parallel
 from adalink_jax.adapters import NONE, AdaptedModel, abstract_params, make_adapter, stack_adapters
 from adalink_jax.data import load_vocabulary
+from adalink_jax.data.files.templates import Template
 from adalink_jax.data.images import decode_image, load_image, picture_array
 from adalink_jax.data.vocabularies import EOS
 from adalink_jax.errors import UserError
@@ -71,7 +72,8 @@ class Predictor:
             raise UserError("INITIAL_ADAPTER_PATH is set; a Predictor takes its adapters by name, as `adapters`.")
         backbone, adapters = setup.model.backbone, dict(adapters or {})
         self.names = list(adapters)
-        self.templates = opened.templates if opened else {}
+        written = opened.rows.get("inputs") if opened else None
+        self._written = None if written is None else Template("INPUTS", written)
         self._without_images = opened is not None and opened.without_images
         self._vocabulary, self.batch_size = load_vocabulary(vocabulary), batch_size
         self._lengths, self._stop = dict(task_feature_lengths or LENGTHS), setup.decoding.stop
@@ -104,7 +106,7 @@ class Predictor:
 
     def __call__(
         self,
-        inputs: str | Sequence[str],
+        inputs: str | Mapping | Sequence[str | Mapping],
         images: Any = None,
         adapters: Sequence[str | None] | str | None = ONLY,
         *,
@@ -114,7 +116,8 @@ class Predictor:
         """Predictions; of one text one, of several a list in their order.
 
         Args:
-          inputs: a text, or several.
+          inputs: a text as the model sees it, or several; or, of a run over one's own files, rows by column (`{"review": "..."}`), which
+            are written as the run's were.
           images: where the model sees images, one for each text: a path, a file's bytes, a PIL image, an array uint8 [height, width,
             3] of any size, or float32 of the model's shape in [-1, 1].
           adapters: the name that serves all, or each; None is the plain base. By default the only adapter.
@@ -127,12 +130,14 @@ class Predictor:
         Raises:
           UserError: for a name that is not there, images that are missing, too many or damaged, choices that are too long.
         """
-        if isinstance(inputs, str):
+        if isinstance(inputs, (str, Mapping)):
             name = adapters if adapters is ONLY or adapters is None else [adapters]
             found = self([inputs], None if images is None else [images], name, scores=scores, choices=choices)
             return found[0]
         rows, index = self._examples(inputs, images), self._index(adapters, len(inputs))
         if choices is not None:
+            if isinstance(choices, str):
+                raise UserError(f"`choices` is the text {choices!r}; give a list of answers.")
             likely = self._of_choices(rows, index, list(choices))
             return likely if scores else [next(iter(each)) for each in likely]
         ids = list(self._decoded(rows, index))
@@ -144,9 +149,9 @@ class Predictor:
         return list(zip(texts, likelihoods))
 
     def _of_choices(self, rows, index, choices: list[str]) -> list[dict[str, float]]:
-        if len(set(choices)) < 2:
-            raise UserError("`choices` needs two different answers or more.")
         ids = [[*self._vocabulary.encode(text), EOS] for text in choices]
+        if len(set(map(tuple, ids))) < max(2, len(ids)):
+            raise UserError("`choices` needs two answers or more, all different to the vocabulary.")
         long = next((text for text, each in zip(choices, ids) if len(each) > self._lengths["targets"]), None)
         if long is not None:
             raise UserError(
@@ -211,12 +216,24 @@ class Predictor:
                 f"The model takes {wanted}; {len(inputs)} inputs and {len(images or ())} images were given."
             )
         rows = []
-        for number, text in enumerate(inputs):
+        for number, text in enumerate(map(self._as_seen, inputs)):
             ids = self._vocabulary.encode(text)[: self._lengths["inputs"] - 1]
             rows.append({"inputs": [*ids, EOS], "targets": [], "inputs_pretokenized": text})
             if images is not None:
                 rows[-1]["image"] = self._picture(images[number], number)
         return rows
+
+    def _as_seen(self, row: str | Mapping) -> str:
+        if isinstance(row, str):
+            return row
+        if self._written is None:
+            raise UserError("Rows by column need a run over one's own files, whose INPUTS writes them; give texts.")
+        lacking = next((name for name in self._written.columns if name not in row), None)
+        if lacking is not None:
+            raise UserError(
+                f"A row has no {lacking!r}, which the run's INPUTS names; it has {', '.join(map(str, row))}."
+            )
+        return self._written.text(row)
 
     def _picture(self, image, number: int):
         if isinstance(image, bytes):  # none of no image, which the converter tells the model
@@ -226,9 +243,9 @@ class Predictor:
         if isinstance(image, Image.Image):
             return picture_array(image, self.image_shape)
         array = np.asarray(image)
-        if array.dtype == np.uint8:
-            return picture_array(Image.fromarray(array.squeeze()), self.image_shape)
-        if array.shape != self.image_shape:
+        if array.dtype == np.uint8 and array.ndim in (2, 3):
+            return picture_array(Image.fromarray(array[..., 0] if array.shape[2:] == (1,) else array), self.image_shape)
+        if array.shape != self.image_shape or array.dtype.kind != "f":
             raise UserError(
                 f"Image {number} is {array.dtype} {array.shape}; the model takes float32 {self.image_shape}, or uint8 of any size."
             )

@@ -7,18 +7,23 @@ OUTPUT          rows with a column `prediction`: .jsonl or .csv
 import csv
 import dataclasses
 import io
+import itertools
 import json
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
+import numpy as np
+from etils import epath
+
 from adalink_jax.data import text_of
 from adalink_jax.data.files import reading, tables
-from adalink_jax.data.files.pictures import Pictures
+from adalink_jax.data.files.pictures import Pictures, RowPicture
 from adalink_jax.data.files.templates import Template
+from adalink_jax.data.images import ImageShape, decode_image, load_image
 from adalink_jax.errors import UserError
 from adalink_jax.training.whole_file import read_json, write_json
 
-PREDICTION, ADAPTER, INPUTS = "prediction", "adapter", "inputs"
+PREDICTION, ADAPTER, INPUTS, TARGET = "prediction", "adapter", "inputs", "target"
 TEXT = ".txt"
 KINDS = (".jsonl", ".csv")
 
@@ -28,15 +33,15 @@ class Ask:
     """One row.
 
     Attributes:
-      row: its cells, as they are written again.
+      cells: as they are written again.
       text: what the model is asked.
-      image: a path, bytes, or an array; None where there is none.
-      adapter: the name in its column `adapter`; None where there is no such column, "" for the plain base.
+      picture: reads its picture as the model takes it; None where it has none.
+      adapter: the name in its column `adapter`, "" for the plain base; None where there is no such column.
     """
 
-    row: dict
+    cells: dict
     text: str
-    image: object = None
+    picture: Callable[[ImageShape], np.ndarray] | None = None
     adapter: str | None = None
 
 
@@ -45,124 +50,130 @@ class Source:
     """What is asked.
 
     Attributes:
+      columns: of what is written, but for the prediction.
       count: of rows.
       asks: begins a pass over them.
     """
 
+    columns: tuple[str, ...]
     count: int
     asks: Callable[[], Iterator[Ask]]
 
 
-def of_file(
-    path: str,
-    inputs: str | None,
-    image: str | None,
-    images: str | None,
-    templates: Mapping[str, str],
-    wants_images: bool,
-) -> Source:
+def of_file(path: str, given: Mapping[str, str | None], run: Mapping[str, object], wants_images: bool) -> Source:
     """The rows of a table, a folder of images, or the lines of a text.
 
     Args:
       path: .csv, .tsv, .jsonl, .parquet (see `tables`), a folder of images, or .txt with an input a line.
-      inputs, image: templates; None for those of `templates` whose columns are there, or else the columns `inputs` and `image`.
-      images: where pictures lie; None for the folder of the table.
-      templates: by which a run's own rows were written.
+      given: `inputs`, `image`, `images`: templates and where pictures lie, as typed; None for the run's, or else the columns
+        `inputs` and `image`, and the folder of the table.
+      run: how a run's own rows were written, see `Opened.rows`.
       wants_images: whether the model takes images.
 
     Raises:
       UserError: for a file or a row that cannot be used, before anything is predicted.
     """
-    table = _text(path) if path.lower().endswith(TEXT) else tables.open_table(path)
+    table = _opened(path, run)
     if PREDICTION in table.columns:
         raise UserError(f"{path} has a column `{PREDICTION}` already; rename it.")
-    written = Template("--inputs", _template(inputs, templates, INPUTS, path, table), table.columns)
-    pictures = named = None
-    if wants_images and (image or templates.get(tables.IMAGE) or tables.IMAGE in table.columns or not templates):
-        named = Template("--image", _template(image, templates, tables.IMAGE, path, table), table.columns)
-        folder = path if pathlib.Path(path).is_dir() else reading.folder_of(path)
-        pictures = Pictures(images or folder)
+    written = _template(INPUTS, given, run, path, table)
+    picture = pictures = None
+    if wants_images:
+        pictures = Pictures(given["images"] or run.get("images") or reading.picture_root(None, path))
+        picture = RowPicture(_template(tables.IMAGE, given, run, path, table), pictures)
 
     def asks() -> Iterator[Ask]:
-        for found in table.rows():
-            if isinstance(found, tables.Bad):
-                raise UserError(f"Line {found.line} of {path} cannot be read: {found.reason}.")
-            line, row = found
+        for row in table.rows():
+            if isinstance(row, tables.Bad):
+                raise UserError(f"Line {row.line} of {path} cannot be read: {row.reason}.")
             try:
-                text, picture = written.text(row), _picture(row, named, pictures) if pictures else None
+                text, found = written.text(row.cells), {} if picture is None else picture(row.cells)
             except TypeError as e:
-                raise UserError(f"Line {line} of {path}: {e}.") from e
-            lacks = INPUTS if not text else tables.IMAGE if pictures and picture is None else None
+                raise UserError(f"Line {row.line} of {path}: {e}.") from e
+            lacks = INPUTS if not text else tables.IMAGE if picture is not None and not found else None
             if lacks:
                 raise UserError(
-                    f"{path} needs a column `{lacks}`, filled in every row (line {line}); it has {', '.join(table.columns)}."
+                    f"{path} needs a column `{lacks}`, filled in every row (line {row.line}); it has {', '.join(table.columns)}."
                 )
-            if isinstance(picture, str):
-                raise UserError(f"Line {line} of {path}: {picture}.")
-            shown = {name: value for name, value in row.items() if not _is_bytes(value)}
-            adapter = row.get(ADAPTER) if ADAPTER in table.columns else None
-            yield Ask(shown, text, None if picture is None else next(iter(picture.values())), adapter)
+            if isinstance(found, str):
+                raise UserError(f"Line {row.line} of {path}: {found}.")
+            shown = {name: value for name, value in row.cells.items() if not _is_bytes(value)}
+            adapter = str(row.cells.get(ADAPTER) or "") if ADAPTER in table.columns else None
+            yield Ask(shown, text, _reader(found, pictures, f"The picture in line {row.line} of {path}"), adapter)
 
-    count = sum(1 for _ in asks())
+    count, shown = 0, set()
+    for ask in asks():
+        count += 1
+        shown.update(ask.cells)
     if not count:
         raise UserError(f"{path} has no rows below its header.")
-    return Source(count, asks)
+    return Source(tuple(name for name in table.columns if name in shown), count, asks)
 
 
 def of_task(task, split: str) -> Source:
     """The examples of a split of a task, in their order; each row has its input, and its target for comparison."""
+
     def asks() -> Iterator[Ask]:
-        for example in task.examples(split):
-            row = {INPUTS: text_of(example["inputs_pretokenized"]), "target": task.decode(example["targets"])}
-            image = example.get("image_file", example.get("image"))
-            yield Ask(row, row[INPUTS], image)
+        for number, example in enumerate(task.examples(split), 1):
+            text = text_of(example["inputs_pretokenized"])
+            found = {name: example[name] for name in ("image", "image_file") if name in example}
+            if "image_file" in found:
+                found["image_file"] = text_of(found["image_file"])
+            picture = _reader(found, None, f"The picture of example {number} of {task.name}")
+            yield Ask({INPUTS: text, TARGET: task.decode(example["targets"])}, text, picture)
 
-    return Source(sum(1 for _ in task.examples(split)), asks)
+    return Source((INPUTS, TARGET), sum(1 for _ in task.examples(split)), asks)
 
 
-def _text(path: str) -> tables.Table:
-    from etils import epath
+def _opened(path: str, run: Mapping) -> tables.Table:
+    if path.lower().endswith(TEXT):
+        return _text(path, run)
+    own = tables.suffix_of(path) in tables.DELIMITERS  # JSONL, Parquet and folders name their columns
+    return tables.open_table(path, *((run.get("columns"), run.get("delimiter")) if own else ()))
 
+
+def _text(path: str, run: Mapping) -> tables.Table:
+    """A file with an input a line: the one column that a run's template names."""
     if not epath.Path(path).exists():
         raise UserError(f"There is no {path}.")
+    columns = Template("INPUTS", run.get(INPUTS, "{inputs}")).columns
+    if len(columns) != 1:
+        raise UserError(f"The run's inputs are made of {len(columns)} columns, and {path} has lines; give it a table.")
 
-    def rows():
+    def rows() -> Iterator[tables.Row | tables.Bad]:
         for number, line in enumerate(tables.lines(epath.Path(path)), 1):
             if line.strip():
-                yield number, {INPUTS: line.strip()}
+                reason = tables.unclean([line])
+                yield tables.Bad(number, reason) if reason else tables.Row(number, {columns[0]: line.strip()})
 
-    return tables.Table(path, (INPUTS,), rows)
+    return tables.Table(path, columns, rows)
 
 
-def _template(given: str | None, templates: Mapping[str, str], name: str, path: str, table: tables.Table) -> str:
-    if given is not None:
-        return given
-    own = templates.get(name)
+def _template(name: str, given: Mapping, run: Mapping, path: str, table: tables.Table) -> Template:
+    if given[name] is not None:
+        return Template(f"--{name}", given[name], table.columns)
+    own = run.get(name)
+    if own is not None and set(Template(name, own).columns) <= set(table.columns):
+        return Template(name, own, table.columns)
+    if name in table.columns:
+        return Template(name, f"{{{name}}}", table.columns)
+    has = f"it has {', '.join(table.columns)}"
     if own is not None:
-        try:
-            Template(name, own, table.columns)
-            return own
-        except UserError:
-            if name not in table.columns:
-                raise UserError(
-                    f"The run's rows were written by {own!r}, and {path} has the columns {', '.join(table.columns)}; give --{name}."
-                ) from None
-    if name not in table.columns:
-        raise UserError(f"{path} needs a column `{name}`, filled in every row; it has {', '.join(table.columns)}.")
-    return f"{{{name}}}"
+        raise UserError(f"The run's rows were written by {own!r}, and {path} has other columns ({has}); give --{name}.")
+    raise UserError(f"{path} needs a column `{name}`, filled in every row; {has}.")
 
 
-def _picture(row: Mapping, named: Template, pictures: Pictures) -> dict | str | None:
-    """`image` or `image_file`; in words why there is none; None where its cell is empty."""
-    value = row.get(named.columns[0]) if len(named.columns) == 1 else None
-    if isinstance(value, Mapping):
-        value = value.get("bytes") or value.get("path")
-    if isinstance(value, bytes):
-        return {"image": value}
-    name = named.text(row if not isinstance(value, str) else {named.columns[0]: value})
-    if not name:
-        return None
-    return pictures.problem(name) or pictures.example(name)
+def _reader(found: Mapping, pictures: Pictures | None, name: str) -> Callable[[ImageShape], np.ndarray] | None:
+    """Reads a picture when it is wanted."""
+
+    def read(shape: ImageShape) -> np.ndarray | bytes:
+        image = pictures.example(found["image_name"]) if "image_name" in found else found
+        if "image_file" in image:
+            return load_image(image["image_file"], shape)
+        encoded = image["image"]
+        return decode_image(encoded, shape, name) if isinstance(encoded, bytes) and encoded else encoded
+
+    return read if found else None
 
 
 def _is_bytes(value) -> bool:
@@ -173,17 +184,18 @@ def _is_bytes(value) -> bool:
 
 
 class Output:
-    """A file of predictions, appended to; use it as a context."""
+    """A file of predictions, appended to. Nothing is written before the first of them."""
 
-    def __init__(self, path: str, identity: Mapping):
+    def __init__(self, path: str, columns: Sequence[str], identity: Mapping):
         """Args:
           path: `.jsonl` or `.csv`.
+          columns: of the rows.
           identity: what makes it, as JSON; a file that something else was making is refused.
 
         Raises:
           UserError: for another ending, a folder that is not there, a file that is whole or another's.
         """
-        self.path = pathlib.Path(path)
+        self.path, self._columns = pathlib.Path(path), list(columns)
         self._state = self.path.with_name(f".{self.path.name}.json")
         if self.path.suffix not in KINDS:
             raise UserError(f"{path} must end in {' or '.join(KINDS)}.")
@@ -193,36 +205,31 @@ class Output:
         known = read_json(self._state)
         if self.path.exists() and known is None:
             raise UserError(f"{path} is there already; name another file.")
-        if known is not None and known["identity"] != self._identity:
+        if known is not None and self.path.exists() and known["identity"] != self._identity:
             raise UserError(
-                f"{path} was begun by another command; finish it by that one, or delete it and {self._state}."
+                f"{path} was begun by another command, or of other files; finish it by that one, or delete it and {self._state}."
             )
         self.rows, self._bytes = (known["rows"], known["bytes"]) if known and self.path.exists() else (0, 0)
 
-    def __enter__(self):
-        self._file = self.path.open("r+b" if self.path.exists() else "w+b")
-        self._file.truncate(self._bytes)  # a row that was being written
-        self._file.seek(self._bytes)
-        self._note()
-        return self
-
-    def __exit__(self, *_):
-        self._file.close()
-
     def append(self, rows: Sequence[Mapping]) -> None:
-        """Writes whole rows, all with the same names."""
+        """Writes whole rows."""
         text = io.StringIO(newline="")
         if self.path.suffix == ".csv":
-            table = csv.DictWriter(text, [*rows[0]], lineterminator="\n")
+            table = csv.DictWriter(text, self._columns, restval="", lineterminator="\n")
             if not self.rows:
                 table.writeheader()
             table.writerows(rows)
         else:
             for row in rows:
                 text.write(json.dumps(row, ensure_ascii=False, default=str) + "\n")
-        self._file.write(text.getvalue().encode())
-        self._file.flush()
-        self.rows, self._bytes = self.rows + len(rows), self._file.tell()
+        if not self.rows:
+            self._note()
+        with self.path.open("r+b" if self.path.exists() else "wb") as file:
+            file.truncate(self._bytes)  # a row that was being written
+            file.seek(self._bytes)
+            file.write(text.getvalue().encode())
+            self._bytes = file.tell()
+        self.rows += len(rows)
         self._note()
 
     def finish(self) -> None:
@@ -231,3 +238,14 @@ class Output:
 
     def _note(self) -> None:
         write_json(self._state, {"identity": self._identity, "rows": self.rows, "bytes": self._bytes})
+
+
+def marks(*paths: str) -> list:
+    """By which files and folders are known again: sizes and times of what is in them."""
+    found = []
+    for path in map(pathlib.Path, paths):
+        files = sorted(path.rglob("*")) if path.is_dir() else [path] if path.exists() else []
+        found.append(
+            [str(path), *([str(f), f.stat().st_size, f.stat().st_mtime_ns] for f in itertools.islice(files, 1000))]
+        )
+    return found

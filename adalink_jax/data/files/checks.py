@@ -8,14 +8,22 @@ import numpy as np
 
 from adalink_jax.errors import UserError
 
-UNPARSED, EMPTY, SHARED, TRUNCATED, UNPRODUCIBLE = "unparsed", "empty", "shared", "truncated", "unproducible"
-LIMITS = {UNPARSED: 0.01, EMPTY: 0.01, SHARED: 0.0, TRUNCATED: 0.05, UNPRODUCIBLE: 0.01}
+UNPARSED, EMPTY, SHARED, TRUNCATED, UNPRODUCIBLE, LONG = (
+    "unparsed",
+    "empty",
+    "shared",
+    "truncated",
+    "unproducible",
+    "long",
+)
+LIMITS = {UNPARSED: 0.01, EMPTY: 0.01, SHARED: 0.0, TRUNCATED: 0.05, UNPRODUCIBLE: 0.01, LONG: 1.0}
 REMEDIES = {
     UNPARSED: "mend the file",
     EMPTY: "fill them",
     SHARED: "set DROP_SHARED = True to leave them out of the split that is trained on",
     TRUNCATED: "raise TASK_FEATURE_LENGTHS",
     UNPRODUCIBLE: "write them otherwise, or use a VOCABULARY that has them",
+    LONG: "close their quotation marks",
 }
 TOLD = 3  # rows that are named
 

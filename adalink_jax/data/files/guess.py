@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 
 from adalink_jax.data.files import tables
 from adalink_jax.data.files.pictures import ARCHIVES, Pictures
-from adalink_jax.data.files.reading import folder_of
+from adalink_jax.data.files.reading import files_of, first_of, folder_of
 from adalink_jax.data.files.templates import cell_text
 from adalink_jax.errors import UserError
 
@@ -51,19 +51,20 @@ def draft(data: str, given: Mapping[str, str | None]) -> Draft:
       UserError: for what cannot be read, and columns whose use cannot be told.
     """
     files = _files(data)
-    first = files if isinstance(files, str) else files["train"]
+    first = files_of(files)["train"][0]
     settings: dict = {"data": files}
     delimiter = _delimiter(first)
     if delimiter is not None:
         settings["delimiter"] = delimiter
+    doubts: list[str] = []
     if not _has_header(first, delimiter):
-        count = len(tables.open_table(first, None, delimiter).columns)
+        count = len(next(tables.records(first, delimiter or tables.DELIMITERS[tables.suffix_of(first)]), []))
         settings["columns"] = tuple(f"column_{i}" for i in range(1, count + 1))
+        doubts.append(f"The first line of {first} is read as data, not as a header; if it is one, delete COLUMNS")
     table = tables.open_table(first, settings.get("columns"), delimiter)
-    rows = [found[1] for found in itertools.islice(table.rows(), LOOKED_AT) if not isinstance(found, tables.Bad)]
+    rows = [row.cells for row in first_of(table.rows(), LOOKED_AT)]
     if not rows:
         raise UserError(f"{first} has no rows that can be read below its header.")
-    doubts: list[str] = []
     left = list(table.columns)
     split = _split_column(left, rows)
     if split is not None and isinstance(files, str):
@@ -81,34 +82,45 @@ def draft(data: str, given: Mapping[str, str | None]) -> Draft:
 # --- files ---
 
 
-def _files(data: str) -> str | dict[str, str]:
+def _files(data: str) -> str | dict[str, str | tuple[str, ...]]:
     """The table; or, where others beside it are for the other splits, all by split."""
     where = pathlib.Path(data)
     if where.is_dir():
-        found = {
-            split: str(file)
-            for file in sorted(where.iterdir())
-            if tables.suffix_of(file.name) in tables.SUFFIXES and (split := _split_in(file.name)) is not None
-        }
+        held = [file for file in sorted(where.iterdir()) if tables.suffix_of(file.name) in tables.SUFFIXES]
+        found: dict[str, list[str]] = {}
+        for file in held:
+            if (split := _split_in(file.name)) is not None:
+                found.setdefault(split, []).append(str(file))
+        for split, files in found.items():
+            if len({re.sub(r"\d+", "0", file) for file in files}) > 1:
+                raise UserError(f"{data} has several files for {split}: {', '.join(files)}; name the table itself.")
         if "train" in found:
-            return {split: found[split] for split in tables.SPLIT_NAMES if split in found}
-        if any(tables.suffix_of(file.name) in tables.SUFFIXES for file in where.iterdir()):
+            one = lambda files: files[0] if len(files) == 1 else tuple(files)
+            return {split: one(found[split]) for split in tables.SPLIT_NAMES if split in found}
+        if held:
             raise UserError(f"{data} holds tables, none of which is called train; name the table itself.")
         return data
-    if _split_in(where.name) != "train":
+    word = _split_word(where.name)
+    if word is None or tables.split_of(word) != "train" or not where.parent.is_dir():
         return data
-    names = itertools.chain.from_iterable(
-        ((split, where.name.replace("train", name)) for name in tables.SPLIT_NAMES[split])
-        for split in ("validation", "test")
-    )
-    others = {split: str(where.with_name(name)) for split, name in names if where.with_name(name).is_file()}
+    beside = {file.name.lower(): str(file) for file in where.parent.iterdir() if file != where}
+    others: dict[str, str] = {}
+    for split in ("validation", "test"):
+        names = (re.sub(rf"(?<![a-z]){word}(?![a-z])", name, where.name.lower()) for name in tables.SPLIT_NAMES[split])
+        if (file := next((beside[name] for name in names if name in beside), None)) is not None:
+            others[split] = file
     return {"train": data, **others} if others else data
 
 
+def _split_word(name: str) -> str | None:
+    """The word of a file's name that names a split."""
+    return next((word for word in re.split(r"[\W_\d]+", name.lower()) if tables.split_of(word) is not None), None)
+
+
 def _split_in(name: str) -> str | None:
-    """The split that a word of a file's name means."""
-    words = re.split(r"[\W_]+", name.lower())
-    return next((split for word in words if (split := tables.split_of(word)) is not None), None)
+    """The split that a file's name says."""
+    word = _split_word(name)
+    return None if word is None else tables.split_of(word)
 
 
 def _delimiter(path: str) -> str | None:
@@ -116,28 +128,23 @@ def _delimiter(path: str) -> str | None:
     own = tables.DELIMITERS.get(tables.suffix_of(path))
     if own is None or os.path.isdir(path):
         return None
-    columns = tables.open_table(path).columns
-    if len(columns) > 1:
-        return None
-    return next((sign for sign in "\t;|," if sign != own and sign in columns[0]), None)
+    first = next(tables.records(path, own), [""])
+    return next((sign for sign in "\t;|," if sign != own and sign in first[0]), None) if len(first) == 1 else None
 
 
 def _has_header(path: str, delimiter: str | None) -> bool:
-    """Whether the first line names columns: no cell of it is empty, a number, long, or found again in its column."""
-    if tables.suffix_of(path) not in tables.DELIMITERS or os.path.isdir(path):
+    """Whether the first line names columns: no cell of it is a number, long, there twice, or found again in its column."""
+    own = tables.DELIMITERS.get(tables.suffix_of(path))
+    if own is None or os.path.isdir(path):
         return True
-    try:
-        table = tables.open_table(path, None, delimiter)
-    except UserError as e:
-        if "twice" in str(e):
-            return False
-        raise
-    names = table.columns
-    rows = [found[1] for found in itertools.islice(table.rows(), 200) if not isinstance(found, tables.Bad)]
+    names, *rows = [*itertools.islice(tables.records(path, delimiter or own), 200)] or [[]]
+    if not names:
+        return True
+    told = [name.strip() for name in names if name.strip()]
     number = lambda text: re.fullmatch(r"[-+]?\d+(\.\d+)?", text) is not None
-    if any(number(name) or len(name) > 60 or re.fullmatch(r"column_\d+", name) for name in names):
+    if not told or len(set(told)) < len(told) or any(number(name) or len(name) > 60 for name in told):
         return False
-    return not any(name == row[name] for row in rows for name in names)
+    return not any(name.strip() and name == cell for row in rows for name, cell in zip(names, row))
 
 
 # --- columns ---
@@ -176,12 +183,16 @@ def _image(path: str, columns: Sequence[str], rows: Sequence[dict], given: Mappi
         str(folder), *(str(each) for each in sorted(folder.iterdir()) if each.is_dir() or each.suffix.lower() in ARCHIVES)
     ]  # fmt: skip
     for root in roots:
-        pictures = None
+        try:
+            pictures = Pictures(root)
+        except UserError:
+            if given.get("images"):
+                raise
+            continue  # an archive of something else
         for name in columns:
             texts = [text for text in _texts(rows, name) if text][:PICTURES_LOOKED_FOR]
             if not texts or any("\n" in text or len(text) > 200 for text in texts):
                 continue
-            pictures = pictures or Pictures(root)
             for suffix in ("", *tables.PICTURES):
                 if suffix == "" and not texts[0].lower().endswith(tables.PICTURES):
                     continue
@@ -189,6 +200,8 @@ def _image(path: str, columns: Sequence[str], rows: Sequence[dict], given: Mappi
                 if there >= 0.9 * len(texts):
                     elsewhere = {} if root == str(folder) else {"images": root}
                     return {"image": f"{{{name}}}{suffix}", **elsewhere}
+    if given.get("images"):
+        raise UserError(f"No column of {path} names pictures in {given['images']}; say which: --image '{{COLUMN}}'.")
     return {}
 
 

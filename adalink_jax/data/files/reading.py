@@ -6,20 +6,22 @@ refused, or left out of the one that is trained on.
 
 import dataclasses
 import hashlib
+import itertools
 from array import array
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
 from adalink_jax.data.files import checks, tables
 from adalink_jax.data.files.checks import Finding
-from adalink_jax.data.files.pictures import Pictures
+from adalink_jax.data.files.pictures import Pictures, RowPicture
 from adalink_jax.data.files.store import Rows, Writer
 from adalink_jax.data.files.templates import Template
-from adalink_jax.data.splits import Part, Splits, as_published, carved, halved, position_of
+from adalink_jax.data.splits import Splits, as_published, carved, halved, position_of
 from adalink_jax.errors import UserError
 
 TRAIN, VALIDATION, TEST = "train", "validation", "test"
+LONG_ROW = 50  # lines, from which on a row may have swallowed others
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,155 +43,188 @@ class Split:
         return self.rows[int(self.numbers[number])]
 
 
+@dataclasses.dataclass(frozen=True)
+class Read:
+    """What was read.
+
+    Attributes:
+      splits: name -> its examples.
+      findings: what is wrong with them.
+      notes: what else there is to tell, for people.
+      pictures: folders and archives; a row's `root` is a number in this list.
+      several: whether a row has several references.
+    """
+
+    splits: dict[str, Split]
+    findings: list[Finding]
+    notes: list[str]
+    pictures: list[Pictures]
+    several: bool
+
+
 class _Source:
     """What is read of a published split."""
 
     def __init__(self):
-        self.writer, self.bad, self.empty = Writer(), [], []
+        self.writer, self.bad, self.empty, self.long = Writer(), [], [], []
         self.bad_lines = 0
-        self.identities, self.positions = array("Q"), array("d")
+        self.several = False
+        self._identities, self._groups = array("Q"), array("Q")
 
-    def finish(self):
+    def add(self, example: dict) -> None:
+        """An example, with its `identity` and `group`."""
+        self._identities.append(example.pop("identity"))
+        self._groups.append(example.pop("group"))
+        self.several |= len(example["references"]) > 1
+        self.writer.append(example)
+
+    def finish(self) -> None:
         """No more rows come."""
         self.rows = self.writer.finish()
-        self.identities = np.frombuffer(self.identities, np.uint64) if self.identities else np.zeros(0, np.uint64)
-        self.positions = np.frombuffer(self.positions, float) if self.positions else np.zeros(0)
+        self.identities, self.groups = (np.array(each, np.uint64) for each in (self._identities, self._groups))
+        self.positions = np.array([position_of(int(group)) for group in self.groups])
 
 
-def read(task, on_rows=lambda count: None) -> tuple[dict[str, Split], list[Finding]]:
+def read(task, on_rows: Callable[[int], None] = lambda count: None) -> Read:
     """Reads all of a task's rows once.
 
     Args:
       task: a `FileTask`.
       on_rows: told how many more were read, now and then.
 
-    Returns:
-      The three splits, and what was found.
-
     Raises:
       UserError: for files, settings and columns that do not fit each other, and splits without examples.
     """
-    files = {TRAIN: task.data} if isinstance(task.data, str) else dict(task.data)
-    unknown = next((name for name in files if name not in (TRAIN, VALIDATION, TEST)), None)
-    if unknown is not None or TRAIN not in files:
-        raise UserError(f"DATA is {task.data!r}; it takes a file, or files by 'train', 'validation' and 'test'.")
+    sources: dict[str, _Source] = {}
+    pictures: list[Pictures] = []
+    files = files_of(task.data)
     if task.split is not None and len(files) > 1:
         raise UserError("DATA names a file for each split, and SPLIT a column for it; give one of them.")
-    sources = {name: _Source() for name in files}
-    for name, path in files.items():
-        _read_file(task, path, name, sources, on_rows)
+    for name, paths in files.items():
+        for path in paths:
+            _read_file(task, path, name, sources, pictures, on_rows)
     for source in sources.values():
         source.finish()
+    notes = []
+    if TEST in sources and not len(sources[TEST].rows) and not sources[TEST].bad:
+        del sources[TEST]
+        notes.append("the test split has no targets: it is none, and another is made of what has")
     findings = [finding for name, source in sources.items() for finding in _of_reading(name, source)]
     splits, shared = _divided(task, sources)
-    return splits, findings + shared
+    return Read(splits, findings + shared, notes, pictures, any(source.several for source in sources.values()))
 
 
-def _read_file(task, path: str, published: str, sources: dict, on_rows) -> None:
-    table = tables.open_table(path, task.columns, task.delimiter)
-    if len(table.columns) == 1 and (other := _other_delimiter(table.columns[0])):
-        raise UserError(f"{path} has one column, {table.columns[0]!r}; is it separated by {other!r}? Set DELIMITER.")
-    templates = {
-        setting: Template(setting.upper(), text, table.columns)
-        for setting in ("inputs", "targets", "image", "group")
-        if (text := getattr(task, setting)) is not None
-    }
-    if task.split is not None and task.split not in table.columns:
-        raise UserError(f"SPLIT is the column {task.split!r}; {path} has {', '.join(table.columns)}.")
-    form = _Form(task, path, templates)
-    counted = 0
-    for found in table.rows():
-        counted += 1
-        if counted % 1000 == 0:
-            on_rows(1000)
-        source = sources[published]
-        if isinstance(found, tables.Bad):
-            source.bad.append(f"line {found.line} of {path}: {found.reason}")
-            source.bad_lines += found.lines
-            continue
-        line, row = found
-        if task.split is not None:
-            named = str(row.get(task.split) or "")
-            where = tables.split_of(named)
-            if where is None:
-                raise UserError(
-                    f"Line {line} of {path} has {named!r} in its column {task.split!r} (SPLIT), which names no split."
-                )
-            source = sources.setdefault(where, _Source())
-        example = form(row)
-        if isinstance(example, str):
-            source.bad.append(f"line {line} of {path}: {example}")
-            source.bad_lines += 1
-        elif example is None:
-            source.empty.append(f"line {line} of {path}")
-        else:
-            identity, position = example.pop("identity"), example.pop("position")
-            source.identities.append(identity)
-            source.positions.append(position)
-            source.writer.append(example | {"line": line})
-    on_rows(counted % 1000)
-    if not counted:
-        raise UserError(f"{path} has no rows below its header.")
+def files_of(data) -> dict[str, tuple[str, ...]]:
+    """The files of each published split.
+
+    Raises:
+      UserError: for a setting of another form.
+    """
+    named = {TRAIN: data} if isinstance(data, (str, tuple, list)) else data
+    many = lambda value: (value,) if isinstance(value, str) else tuple(value)
+    if not isinstance(named, Mapping) or TRAIN not in named or not set(named) <= {TRAIN, VALIDATION, TEST}:
+        raise UserError(f"DATA is {data!r}; it takes a file, or files by 'train', 'validation' and 'test'.")
+    return {split: many(named[split]) for split in (TRAIN, VALIDATION, TEST) if split in named}
 
 
-def _other_delimiter(name: str) -> str | None:
-    return next((sign for sign in "\t;|," if sign in name), None)
-
-
-class _Form:
-    """A row as an example."""
-
-    def __init__(self, task, path: str, templates: Mapping[str, Template]):
-        self._templates = templates
-        self._pictures = None
-        if task.image is not None:
-            folder = path if task.images is None and tables.suffix_of(path) not in tables.SUFFIXES else task.images
-            self._pictures = Pictures(folder_of(path) if folder is None else folder)
-        self._checked: dict[str, str | None] = {}
-
-    def __call__(self, row: Mapping) -> dict | str | None:
-        """The example; in words why there is none; or None where it is empty."""
-        templates = self._templates
-        try:
-            inputs, references = templates["inputs"].text(row), templates["targets"].texts(row)
-            image = self._image(row)
-            group = templates["group"].text(row) if "group" in templates else None
-        except TypeError as e:
-            return str(e)
-        if isinstance(image, str):
-            return image
-        if not references or not (inputs or image) or (self._pictures is not None and not image):
-            return None
-        picture = image.get("image_name") or image.get("image") or ""
-        identity = _digest(inputs, picture)
-        where = identity if group is None and not picture else _digest(picture if group is None else group)
-        return {
-            "inputs": inputs, "references": references, "image_name": None, "image": None, **image,
-            "identity": identity, "position": position_of(where),
-        }  # fmt: skip
-
-    def _image(self, row: Mapping) -> dict | str:
-        """`image_name` or `image`; {} where there is none; or in words what is wrong with it."""
-        if self._pictures is None:
-            return {}
-        template = self._templates["image"]
-        value = row.get(template.columns[0]) if len(template.columns) == 1 else None
-        if isinstance(value, Mapping):  # Hugging Face's images in Parquet
-            value = value.get("bytes") or value.get("path")
-        if isinstance(value, bytes):
-            return {"image": value} if value else {}
-        name = template.text(row if not isinstance(value, str) else {template.columns[0]: value})
-        if not name:
-            return {}
-        if name not in self._checked:
-            self._checked[name] = self._pictures.problem(name)
-        return self._checked[name] or {"image_name": name}
+def picture_root(images: str | None, path: str) -> str:
+    """The folder or archive where a table's pictures lie."""
+    if images is not None:
+        return images
+    return folder_of(path) if tables.suffix_of(path) in tables.SUFFIXES else path
 
 
 def folder_of(path: str) -> str:
     """The folder in which a file lies."""
     head = path.rpartition("/")[0]
     return head if head else "."
+
+
+def _read_file(task, path: str, published: str, sources: dict, pictures: list[Pictures], on_rows) -> None:
+    table = tables.open_table(path, task.columns, task.delimiter)
+    if len(table.columns) == 1 and (other := next((sign for sign in "\t;|," if sign in table.columns[0]), None)):
+        raise UserError(f"{path} has one column, {table.columns[0]!r}; is it separated by {other!r}? Set DELIMITER.")
+    if task.split is not None and task.split not in table.columns:
+        raise UserError(f"SPLIT is the column {task.split!r}; {path} has {', '.join(table.columns)}.")
+    source = sources.setdefault(published, _Source())
+    wanted = Template("TARGETS", task.targets).columns
+    if published == TEST and wanted and not set(wanted) & set(table.columns):
+        return  # as test files without labels are published
+    form = _Form(task, path, table.columns, pictures)
+    counted = 0
+    for counted, row in enumerate(table.rows(), 1):  # noqa: B007
+        if counted % 1000 == 0:
+            on_rows(1000)
+        if isinstance(row, tables.Bad):
+            source.bad.append(f"line {row.line} of {path}: {row.reason}")
+            source.bad_lines += row.lines
+            continue
+        mine = source if task.split is None else _of_split_column(task, path, row, sources)
+        example = form(row.cells)
+        if isinstance(example, str):
+            mine.bad.append(f"line {row.line} of {path}: {example}")
+            mine.bad_lines += row.lines
+        elif example is None:
+            mine.empty.append(f"line {row.line} of {path}")
+        else:
+            mine.add(example | {"line": row.line})
+            if row.lines >= LONG_ROW:
+                mine.long.append(f"line {row.line} of {path}, {row.lines} lines")
+    on_rows(counted % 1000)
+    if not counted:
+        raise UserError(f"{path} has no rows below its header.")
+
+
+def _of_split_column(task, path: str, row: tables.Row, sources: dict) -> _Source:
+    named = str(row.cells.get(task.split) or "")
+    where = tables.split_of(named)
+    if where is None:
+        raise UserError(
+            f"Line {row.line} of {path} has {named!r} in its column {task.split!r} (SPLIT), which names no split."
+        )
+    return sources.setdefault(where, _Source())
+
+
+class _Form:
+    """A row as an example."""
+
+    def __init__(self, task, path: str, columns: Sequence[str], pictures: list[Pictures]):
+        self._templates = {
+            setting: Template(setting.upper(), text, columns)
+            for setting in ("inputs", "targets", "image", "group")
+            if (text := getattr(task, setting)) is not None
+        }
+        self._picture = None
+        if task.image is not None:
+            root = picture_root(task.images, path)
+            known = [each.root for each in pictures]
+            if root not in known:
+                pictures.append(Pictures(root))
+                known.append(root)
+            self._root = known.index(root)
+            self._pictures = pictures[self._root]
+            self._picture = RowPicture(self._templates["image"], self._pictures)
+
+    def __call__(self, cells: Mapping) -> dict | str | None:
+        """The example; in words why there is none; or None where it is empty."""
+        templates = self._templates
+        try:
+            inputs, references = templates["inputs"].text(cells), templates["targets"].texts(cells)
+            image = {} if self._picture is None else self._picture(cells)
+            group = templates["group"].text(cells) if "group" in templates else None
+            if isinstance(image, str):
+                return image
+            if not references or not (inputs or image) or (self._picture is not None and not image):
+                return None
+            key = self._pictures.key(image["image_name"]) if "image_name" in image else image.get("image", "")
+        except (TypeError, OSError) as e:
+            return str(e)
+        identity = _digest(inputs, key)
+        where = identity if group is None and not key else _digest(key if group is None else group)
+        return {
+            "inputs": inputs, "references": references, "image_name": None, "image": None, **image,
+            "root": self._root if "image_name" in image else None, "identity": identity, "group": where,
+        }  # fmt: skip
 
 
 def _digest(*parts: str | bytes) -> int:
@@ -200,16 +235,14 @@ def _digest(*parts: str | bytes) -> int:
     return int.from_bytes(digest.digest(), "big")
 
 
-def _of_reading(name: str, source: _Source) -> list[Finding]:
-    if name != TRAIN and not len(source.rows) and not source.bad:
-        return []  # a test split without labels is none
+def _of_reading(name: str, source: _Source) -> Iterator[Finding]:
     rows = len(source.rows) + source.bad_lines + len(source.empty)
-    return [
-        Finding(checks.UNPARSED, f"rows of {name} do not parse and are left out", source.bad_lines, rows,
-                checks.named(source.bad, len(source.bad))),
-        Finding(checks.EMPTY, f"rows of {name} have no input or no target and are left out", len(source.empty), rows,
-                checks.named(source.empty, len(source.empty))),
-    ]  # fmt: skip
+    for kind, what, told, count in (
+        (checks.UNPARSED, "do not parse and are left out", source.bad, source.bad_lines),
+        (checks.EMPTY, "have no input or no target and are left out", source.empty, len(source.empty)),
+        (checks.LONG, f"take {LONG_ROW} lines or more; is a quotation mark left open?", source.long, len(source.long)),
+    ):
+        yield Finding(kind, f"rows of {name} {what}", count, rows, checks.named(told, len(told)))
 
 
 # --- splits ---
@@ -217,53 +250,47 @@ def _of_reading(name: str, source: _Source) -> list[Finding]:
 
 def _parts(task, published: Mapping) -> Splits:
     """Where each of our splits comes from, by what is there."""
-    if VALIDATION in published and TEST in published:
-        return as_published()
     if VALIDATION in published:
-        return halved()
-    if TEST in published:
-        return carved(task.validation_share)
-    shares = (task.validation_share, task.validation_share + task.test_share)
-    return {
-        TRAIN: Part(TRAIN, shares[1], 1.0),
-        VALIDATION: Part(TRAIN, 0.0, shares[0]),
-        TEST: Part(TRAIN, shares[0], shares[1]),
-    }
+        return as_published() if TEST in published else halved()
+    return carved(task.validation_share, test=TEST if TEST in published else None, test_share=task.test_share)
 
 
 def _divided(task, sources: Mapping[str, _Source]) -> tuple[dict[str, Split], list[Finding]]:
-    read = {name: source for name, source in sources.items() if len(source.rows)}
-    if TRAIN not in read:
+    for name, source in sources.items():
+        if not len(source.rows):
+            raise UserError(f"There are no examples in {name}; see DATA, SPLIT and TARGETS.")
+    if TRAIN not in sources:
         raise UserError("There are no examples to train on; see DATA and SPLIT.")
-    numbers, identities = {}, {}
-    parts = _parts(task, read)
-    for name, part in parts.items():
-        source = read[part.split]
-        numbers[name] = np.flatnonzero((part.low <= source.positions) & (source.positions < part.high))
-        identities[name] = source.identities[numbers[name]]
+    parts = _parts(task, sources)
+    numbers = {
+        name: np.flatnonzero((part.low <= sources[part.split].positions) & (sources[part.split].positions < part.high))
+        for name, part in parts.items()
+    }
     findings = []
     for name, others in ((TRAIN, (VALIDATION, TEST)), (VALIDATION, (TEST,))):
-        elsewhere = np.concatenate([identities[other] for other in others])
-        twice = np.isin(identities[name], elsewhere)
-        lines = [read[parts[name].split].rows[int(i)] for i in numbers[name][twice][: checks.TOLD]]
-        told = checks.named([f"line {row['line']}, {row['inputs'][:60]!r}" for row in lines], int(twice.sum()))
+        twice = np.zeros(len(numbers[name]), bool)
+        for known in ("identities", "groups") if task.group is not None else ("identities",):
+            keys = {split: getattr(sources[parts[split].split], known)[numbers[split]] for split in (name, *others)}
+            twice |= np.isin(keys[name], np.concatenate([keys[other] for other in others]))
+        rows = [sources[parts[name].split].rows[int(i)] for i in numbers[name][twice][: checks.TOLD]]
+        told = checks.named([f"line {row['line']}, {row['inputs'][:60]!r}" for row in rows], int(twice.sum()))
+        what = f"examples of {name}{'' if task.group is None else ', or others of their group,'} are in"
         fate = " and are left out" if task.drop_shared else ""
         findings.append(
-            Finding(
-                checks.SHARED,
-                f"examples of {name} are in {' or '.join(others)} too{fate}",
-                int(twice.sum()),
-                len(twice),
-                told,
-            )
+            Finding(checks.SHARED, f"{what} {' or '.join(others)} too{fate}", int(twice.sum()), len(twice), told)
         )
         if task.drop_shared:
-            numbers[name], identities[name] = numbers[name][~twice], identities[name][~twice]
-    splits = {name: Split(read[part.split].rows, numbers[name]) for name, part in parts.items()}
+            numbers[name] = numbers[name][~twice]
+    splits = {name: Split(sources[part.split].rows, numbers[name]) for name, part in parts.items()}
     for name, split in splits.items():
         if not len(split):
             raise UserError(
                 f"The split {name} has no examples; give it a file (DATA), or a larger share "
-                f"(VALIDATION_SHARE, TEST_SHARE) of the {len(read[TRAIN].rows):,} rows."
+                f"(VALIDATION_SHARE, TEST_SHARE) of the {len(sources[TRAIN].rows):,} rows."
             )
     return splits, findings
+
+
+def first_of(rows: Iterator, count: int) -> list:
+    """The first few rows that parse."""
+    return list(itertools.islice((row for row in rows if isinstance(row, tables.Row)), count))

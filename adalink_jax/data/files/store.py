@@ -15,6 +15,7 @@ SCHEMA = pa.schema(
         "inputs": pa.string(),
         "references": pa.list_(pa.string()),
         "image_name": pa.string(),  # of a picture in a folder or an archive
+        "root": pa.int8(),  # which folder or archive
         "image": pa.binary(),  # a picture's bytes, where the table holds them
         "line": pa.int64(),
     }

@@ -12,6 +12,7 @@ import gzip
 import json
 import os
 import re
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 
 from etils import epath
@@ -45,7 +46,19 @@ class Bad:
     lines: int = 1
 
 
-Found = tuple[int, dict[str, object]] | Bad  # (line, row)
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A row that does.
+
+    Attributes:
+      line: where it starts, from 1 on; of Parquet and of a folder the row.
+      cells: by column. Text; of JSONL and Parquet also numbers, lists, bytes, None.
+      lines: how many lines it takes.
+    """
+
+    line: int
+    cells: dict[str, object]
+    lines: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,12 +68,12 @@ class Table:
     Attributes:
       path: the file.
       columns: their names.
-      rows: begins a pass over `(line, row)` and `Bad`. Cells are text; of JSONL and Parquet also numbers, lists, bytes, None.
+      rows: begins a pass.
     """
 
     path: str
     columns: tuple[str, ...]
-    rows: Callable[[], Iterator[Found]]
+    rows: Callable[[], "Iterator[Row | Bad]"]
 
 
 def split_of(name: str) -> str | None:
@@ -119,16 +132,20 @@ def lines(path: epath.Path) -> Iterator[str]:
                     )
                 if number == 1 and line[:2] in (b"\xff\xfe", b"\xfe\xff"):
                     raise UserError(f"{path} is UTF-16; save it as UTF-8.")
+                if number == 1 and b"\0" in line:
+                    raise UserError(f"{path} is no text: its first line holds NUL characters; is it a table of lines?")
                 yield line.decode("utf-8-sig" if number == 1 else "utf-8", errors="surrogateescape")
-    except (OSError, EOFError) as e:
+    except (OSError, EOFError, zlib.error) as e:
         raise UserError(f"{path} cannot be read ({e}).") from e
 
 
-def _unclean(texts: Sequence[str]) -> str | None:
+def unclean(texts: Sequence[str]) -> str | None:
     """Why text is none, in words."""
     for text in texts:
         if (found := re.search("[\udc80-\udcff]", text)) is not None:
             return f"it is no UTF-8 (byte 0x{ord(found[0]) - 0xDC00:02X}); save the file as UTF-8"
+        if re.search("[\ud800-\udfff]", text) is not None:
+            return "it holds half a character (a lone surrogate)"
         if "\0" in text:
             return "it holds a NUL character"
     return None
@@ -145,9 +162,8 @@ def _delimited(path: epath.Path, delimiter: str, columns: Sequence[str] | None) 
         if isinstance(header, Bad):
             raise UserError(f"Line {header.line} of {path}, its header, cannot be read: {header.reason}.")
         names = [name.strip() or f"column_{i}" for i, name in enumerate(header[1], 1)]
-        unclean = _unclean(names)
-        if unclean:
-            raise UserError(f"The header of {path} cannot be read: {unclean}.")
+        if (reason := unclean(names)) is not None:
+            raise UserError(f"The header of {path} cannot be read: {reason}.")
     else:
         names = list(columns)
     twice = next((name for name in names if names.count(name) > 1), None)
@@ -155,7 +171,7 @@ def _delimited(path: epath.Path, delimiter: str, columns: Sequence[str] | None) 
         where = "COLUMNS names" if columns is not None else f"{path} has"
         raise UserError(f"{where} the column {twice!r} twice; give each a name of its own.")
 
-    def rows() -> Iterator[Found]:
+    def rows() -> Iterator[Row | Bad]:
         found = records()
         if columns is None:
             next(found)
@@ -163,17 +179,17 @@ def _delimited(path: epath.Path, delimiter: str, columns: Sequence[str] | None) 
             if isinstance(record, Bad):
                 yield record
                 continue
-            line, cells = record
-            reason = _unclean(cells)
+            line, cells, taken = record
+            reason = unclean(cells)
             if len(cells) != len(names):
                 reason = f"it has {len(cells)} cells, and there are {len(names)} columns"
-            yield Bad(line, reason) if reason else (line, dict(zip(names, cells)))
+            yield Bad(line, reason, taken) if reason else Row(line, dict(zip(names, cells)), taken)
 
     return Table(str(path), tuple(names), rows)
 
 
-def _records(path: epath.Path, delimiter: str) -> Iterator[tuple[int, list[str]] | Bad]:
-    """Cells, by the line where they start. Quotation marks are RFC 4180's, and text where tabs separate. Empty lines are no rows."""
+def _records(path: epath.Path, delimiter: str) -> Iterator[tuple[int, list[str], int] | Bad]:
+    """Cells, by the line where they start, and how many lines they take. Quotation marks are RFC 4180's, and text where tabs separate. Empty lines are no rows."""
     csv.field_size_limit(LONGEST)
     quoting = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
     reader = csv.reader(lines(path), delimiter=delimiter, quoting=quoting, strict=True)
@@ -193,43 +209,62 @@ def _records(path: epath.Path, delimiter: str) -> Iterator[tuple[int, list[str]]
             yield Bad(line, f"its quotation marks do not fit ({e})", reader.line_num - line + 1)
             continue
         if cells:
-            yield line, cells
+            yield line, cells, reader.line_num - line + 1
+
+
+def records(path: str, delimiter: str) -> Iterator[list[str]]:
+    """The cells of each line of a CSV or TSV that can be read, the first one too, whatever it is.
+
+    Raises:
+      UserError: if it is not there, or spoilt as a whole.
+    """
+    if not epath.Path(path).exists():
+        raise UserError(f"There is no {path}.")
+    return (record[1] for record in _records(epath.Path(path), delimiter) if not isinstance(record, Bad))
 
 
 def _jsonl(path: epath.Path) -> Table:
-    def rows() -> Iterator[Found]:
+    def rows() -> Iterator[Row | Bad]:
         for number, line in enumerate(lines(path), 1):
             if not line.strip():
                 continue
-            reason, row = _unclean([line]), None
+            reason, row = unclean([line]), None
             if reason is None:
                 try:
                     row = json.loads(line)
-                except (json.JSONDecodeError, RecursionError) as e:
+                except (ValueError, RecursionError) as e:
                     reason = f"it is no JSON ({e})"
                 else:
                     reason = None if isinstance(row, dict) else "it is no object of JSON"
-            yield Bad(number, reason) if reason else (number, row)
+                    reason = reason or unclean(list(_strings(row)))
+            yield Bad(number, reason) if reason else Row(number, row)
 
     names: dict[str, None] = {}
-    for count, row in enumerate(rows()):
-        if not isinstance(row, Bad):
-            names.update(dict.fromkeys(row[1]))
-        if count == 100:
-            break
+    for row in rows():
+        if isinstance(row, Row):
+            names.update(dict.fromkeys(row.cells))
     if not names and next(rows(), None) is None:
         raise UserError(f"{path} is empty.")
     return Table(str(path), tuple(names), rows)
 
 
+def _strings(value) -> Iterator[str]:
+    """All text in a value of JSON."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, (list, dict)):
+        for each in (*value, *value.values()) if isinstance(value, dict) else value:
+            yield from _strings(each)
+
+
 def _parquet(path: epath.Path) -> Table:
-    def rows() -> Iterator[Found]:
+    def rows() -> Iterator[Row | Bad]:
         number = 0
         with _parquet_file(path, lambda: f" after row {number}") as file:
             for batch in file.iter_batches(256):
                 for row in batch.to_pylist():
                     number += 1
-                    yield number, row
+                    yield Row(number, row)
 
     with _parquet_file(path, lambda: ", or no Parquet file") as file:
         names = file.schema_arrow.names
@@ -265,19 +300,30 @@ def _image_folder(folder: epath.Path) -> Table:
         stray = subfolders[splits.index(None)].name
         raise UserError(f"{folder} has subfolders for splits, and {stray}, which names none; move it, or rename it.")
     nested = all(splits)
-    pattern = "*/*/*" if nested else "*/*"
+    depth = 3 if nested else 2
 
-    def rows() -> Iterator[Found]:
+    def rows() -> Iterator[Row | Bad]:
         number = 0
-        for path in sorted(folder.glob(pattern)):
-            if not shown(path) or not shown(path.parent) or path.suffix.lower() not in PICTURES:
-                continue
+        for path in _files_below(folder):
+            name = path.relative_to(folder)
             number += 1
-            row = {IMAGE: str(path.relative_to(folder)), LABEL: path.parent.name}
-            yield number, row | ({SPLIT: path.parent.parent.name} if nested else {})
+            if len(name.parts) != depth:
+                yield Bad(number, f"{name} lies in no folder of a class alone")
+            elif path.suffix.lower() not in PICTURES:
+                yield Bad(number, f"{name} is none of {', '.join(PICTURES)}")
+            else:
+                row = {IMAGE: str(name), LABEL: path.parent.name}
+                yield Row(number, row | ({SPLIT: path.parent.parent.name} if nested else {}))
 
-    if next(rows(), None) is None:
+    if not any(isinstance(row, Row) for row in rows()):
         raise UserError(
             f"There is no picture in {folder}/{'SPLIT/' if nested else ''}CLASS/; it takes {', '.join(PICTURES)}."
         )
     return Table(str(folder), (IMAGE, LABEL, *((SPLIT,) if nested else ())), rows)
+
+
+def _files_below(folder: epath.Path) -> Iterator[epath.Path]:
+    """All that are not hidden, by name."""
+    for path in sorted(folder.iterdir(), key=lambda path: path.name):
+        if not path.name.startswith("."):
+            yield from _files_below(path) if path.is_dir() else (path,)

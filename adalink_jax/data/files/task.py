@@ -12,9 +12,8 @@ import gin
 import numpy as np
 
 from adalink_jax.data import metrics as scores
-from adalink_jax.data.files import checks, reading, tables
+from adalink_jax.data.files import checks, reading
 from adalink_jax.data.files.checks import Lengths
-from adalink_jax.data.files.pictures import Pictures
 from adalink_jax.data.images import decode_image, read_image
 from adalink_jax.data.vocabularies import EOS, Vocabulary, load_vocabulary
 from adalink_jax.errors import UserError
@@ -39,7 +38,7 @@ class FileTask:
     """Which files, and what is made of their rows (`gin/tasks/files.gin`; `adalink init` writes such settings).
 
     Attributes:
-      data: a file, or files by split (`train`, and `validation`, `test`, or neither); or a folder of images with a subfolder for each
+      data: a file, or several; or files by split (`train`, and `validation`, `test`, or neither); or a folder of images with a subfolder for each
         class, or for each split and in it for each class (its columns are `image`, `label`, `split`).
       inputs, targets: templates, `question: {question}`, with names of columns. `targets` of one column that holds lists has
         several references: of them one is drawn for each epoch, and all are scored against.
@@ -61,7 +60,7 @@ class FileTask:
       UserError: for a metric that is none, and settings that contradict each other.
     """
 
-    data: str | Mapping[str, str]
+    data: str | Sequence[str] | Mapping[str, str | Sequence[str]]
     inputs: str
     targets: str
     vocabulary: str
@@ -103,9 +102,20 @@ class FileTask:
           UserError: for what cannot be read, and where more is wrong than `limits` allow.
         """
         loaded = LoadedFileTask(self, name, lengths, on_rows)
-        limits = checks.check_limits(self.limits)
-        checks.refuse(loaded.findings, limits | ({checks.SHARED: 1.0} if self.drop_shared else {}), name)
+        self.refuse(loaded)
         return loaded
+
+    def refuse(self, loaded: "LoadedFileTask") -> None:
+        """Raises:
+        UserError: where more is wrong than `limits` allow, and for a metric of one reference where rows have several.
+        """
+        limits = checks.check_limits(self.limits)
+        checks.refuse(loaded.findings, limits | ({checks.SHARED: 1.0} if self.drop_shared else {}), loaded.name)
+        single = next((metric for metric in self.metrics if metric in ONE_REFERENCE), None)
+        if loaded.several and single is not None:
+            raise UserError(
+                f"{loaded.name} has rows with several references, and METRICS {single!r}; use 'exact_match'."
+            )
 
 
 class LoadedFileTask:
@@ -114,6 +124,7 @@ class LoadedFileTask:
     Attributes:
       splits: name -> its examples.
       findings: what is wrong with them.
+      several: whether a row has several references.
       lengths: split -> `{"inputs": Lengths, "targets": Lengths}`, of a sample.
       workers: see `FileTask`.
     """
@@ -125,8 +136,9 @@ class LoadedFileTask:
         self._vocabulary: Vocabulary = load_vocabulary(settings.vocabulary)
         self.vocab_size = self._vocabulary.vocab_size
         self.has_images = settings.image is not None or settings.blank_image
-        self.splits, self.findings = reading.read(settings, on_rows)
-        self._pictures = self._find_pictures()
+        found = reading.read(settings, on_rows)
+        self.splits, self.findings, self.several = found.splits, found.findings, found.several
+        self._pictures, self._told = found.pictures, found.notes
         self.lengths: dict[str, dict[str, Lengths]] = {}
         for split, examples in self.splits.items():
             texts = [(row["inputs"], row["references"]) for row in sample(examples, SAMPLED)]
@@ -134,16 +146,8 @@ class LoadedFileTask:
             self.findings += found
             self._try_pictures(examples)
 
-    def _find_pictures(self) -> Pictures | None:
-        settings = self._settings
-        if settings.image is None:
-            return None
-        data = settings.data if isinstance(settings.data, str) else settings.data["train"]
-        table = tables.suffix_of(data) in tables.SUFFIXES
-        return Pictures(settings.images or (reading.folder_of(data) if table else data))
-
     def _try_pictures(self, examples: reading.Split) -> None:
-        if self._pictures is None:
+        if self._settings.image is None:
             return
         for row in sample(examples, PICTURES_TRIED):
             image = self._image(row)
@@ -160,7 +164,7 @@ class LoadedFileTask:
                 for side, each in self.lengths[split].items()
             ]
             told.append(f"{split}: {len(examples):,} examples; {'; '.join(sides)}")
-        return told + [str(finding) for finding in self.findings if finding.count]
+        return told + self._told + [str(finding) for finding in self.findings if finding.count]
 
     def dataset(self, split: str, seed: int | None):
         """The examples of a split, at random access: a `grain.MapDataset`, shuffled by `seed`; None keeps the order."""
@@ -199,9 +203,13 @@ class LoadedFileTask:
         return np.array([*self._vocabulary.encode(text)[: self._max[side] - 1], EOS], np.int32)
 
     def _image(self, row: dict) -> dict:
-        if self._pictures is None:
+        if self._settings.image is None:
             return {"image": b""} if self._settings.blank_image else {}
-        return {"image": row["image"]} if row["image"] is not None else self._pictures.example(row["image_name"])
+        return {"image": row["image"]} if row["image"] is not None else self.picture(row)
+
+    def picture(self, row: dict) -> dict:
+        """`image_file` or `image` of a row whose picture lies in a folder or an archive."""
+        return self._pictures[row["root"]].example(row["image_name"])
 
     def decode(self, ids: Sequence[int]) -> str:
         """See `Task.decode`."""

@@ -17,11 +17,11 @@ class Template:
       columns: those that it names, in order.
     """
 
-    def __init__(self, setting: str, text: str, known: Sequence[str]):
+    def __init__(self, setting: str, text: str, known: Sequence[str] | None = None):
         """Args:
           setting: its macro, for errors.
           text: the template.
-          known: columns of the table.
+          known: columns of the table; None where they are not known yet.
 
         Raises:
           UserError: for a column that the table has not, and a brace without its other one.
@@ -35,7 +35,7 @@ class Template:
                 plain += found[0][0]
             elif found[1] is None:
                 raise UserError(f"{setting} is {text!r}, with a brace alone; write {{{{ and }}}} for braces.")
-            elif found[1] not in known:
+            elif known is not None and found[1] not in known:
                 raise UserError(f"{setting} names the column {found[1]!r}; there are {', '.join(known)}.")
             else:
                 self._parts.append((plain, found[1]))

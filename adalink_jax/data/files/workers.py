@@ -67,4 +67,5 @@ class WorkerIterator(EpochIterator):
         if not flags.FLAGS.is_parsed():  # grain asks for flags of its own
             flags.FLAGS.mark_as_parsed()
         options = grain.MultiprocessingOptions(num_workers=self._workers, per_worker_buffer_size=2)
-        return iter(grain.MapDataset.source(self._batches)[batch:].to_iter_dataset().mp_prefetch(options))
+        reading = grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)  # of whole batches
+        return iter(grain.MapDataset.source(self._batches)[batch:].to_iter_dataset(reading).mp_prefetch(options))

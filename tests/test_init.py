@@ -1,0 +1,214 @@
+"""`adalink init`: what it makes of tables as people have them, and that nothing is half-written where it cannot."""
+
+import csv
+import re
+import zipfile
+
+import pytest
+from PIL import Image
+
+from adalink_jax import configuration
+from adalink_jax.cli.main import main
+
+ROWS = [(f"text number {i}", "good" if i % 2 else "bad") for i in range(60)]
+
+
+def write(path, rows, header=("text", "label"), delimiter=","):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="") as file:
+        csv.writer(file, delimiter=delimiter).writerows([header, *rows] if header else rows)
+    return path
+
+
+def picture(path, size=(6, 5)):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size).save(path)
+    return path
+
+
+@pytest.fixture
+def init(tmp_path, monkeypatch, capsys):
+    """Runs it in a folder of its own; gives the status, what was said, and the settings that were written."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(data, *more):
+        status = main(["init", str(data), "--out=task.gin", *more])
+        said = capsys.readouterr()
+        text = (tmp_path / "task.gin").read_text() if (tmp_path / "task.gin").exists() else ""
+        settings = dict(re.findall(r"^(\w+) = (.*?)(?:  # .*)?$", text, re.MULTILINE))
+        return status, said.out + said.err, settings
+
+    return run
+
+
+def test_an_index_column_without_a_name_is_no_missing_header(init, tmp_path):
+    path = write(tmp_path / "a.csv", [(i, *row) for i, row in enumerate(ROWS)], ("", "text", "label"))
+    status, said, settings = init(path)
+    assert status == 0 and settings["INPUTS"] == "'{text}'" and "COLUMNS" not in settings and "as data" not in said
+
+
+def test_a_table_without_a_header_says_so(init, tmp_path):
+    status, said, settings = init(
+        write(tmp_path / "a.tsv", [(f"s{i % 9}", i % 2, "", f"words and words {i}") for i in range(60)], None, "\t")
+    )
+    assert status == 0 and settings["TARGETS"] == "'{column_2}'" and settings["INPUTS"] == "'{column_4}'"
+    assert "read as data, not as a header" in said
+
+
+def test_capitals_in_a_file_s_name_are_no_other_splits(init, tmp_path):
+    status, _, settings = init(write(tmp_path / "Train.csv", ROWS))
+    assert status == 0 and settings["DATA"] == repr(str(tmp_path / "Train.csv"))
+
+
+@pytest.mark.parametrize("typed", ["set", "set/train.csv"])
+def test_files_beside_it_are_the_other_splits(init, tmp_path, typed):
+    for name, rows in (("train", ROWS), ("dev", [("other", "bad")] * 9), ("Test", [("third", "bad")] * 9)):
+        write(tmp_path / "set" / f"{name}.csv", [(f"{text} {i}", label) for i, (text, label) in enumerate(rows)])
+    status, said, settings = init(typed)
+    assert status == 0, said
+    assert settings["DATA"] == "{'train': 'set/train.csv', 'validation': 'set/dev.csv', 'test': 'set/Test.csv'}"
+
+
+def test_shards_are_read_together_and_two_tables_are_refused(init, tmp_path):
+    for i in range(2):
+        write(tmp_path / "set" / f"train-0000{i}-of-00002.csv", ROWS[i::2])
+    status, said, settings = init("set")
+    assert status == 0 and "('set/train-00000-of-00002.csv', 'set/train-00001-of-00002.csv')" in settings["DATA"], said
+    write(tmp_path / "set" / "train_small.csv", ROWS)
+    (tmp_path / "task.gin").unlink()
+    status, said, _ = init("set")
+    assert status == 2 and "several files for train" in said
+
+
+@pytest.mark.parametrize("delimiter", [";", "|", "\t"])
+def test_another_delimiter_is_found(init, tmp_path, delimiter):
+    status, _, settings = init(write(tmp_path / "a.csv", ROWS, delimiter=delimiter))
+    assert status == 0 and settings["DELIMITER"] == repr(delimiter) and settings["TARGETS"] == "'{label}'"
+
+
+def test_pictures_in_a_folder_and_in_an_archive_and_an_archive_of_something_else(init, tmp_path):
+    (tmp_path / "backup.zip").write_bytes(b"no archive")
+    for i in range(60):
+        picture(tmp_path / "photos" / f"{i}.png", (4 + i, 5))
+    path = write(tmp_path / "a.csv", [(f"{i}", *row) for i, row in enumerate(ROWS)], ("id", "question", "answer"))
+    status, said, settings = init(path)
+    assert status == 0 and settings["IMAGE"] == "'{id}.png'" and settings["IMAGES"].endswith("photos'"), said
+    assert (tmp_path / "task.sheet.png").exists()
+    with zipfile.ZipFile(tmp_path / "photos.zip", "w") as file:
+        for i in range(60):
+            file.write(tmp_path / "photos" / f"{i}.png", f"top/{i}.png")
+    for file in ("task.gin", "task.sheet.png"):
+        (tmp_path / file).unlink()
+    status, said, settings = init(path, "--images=photos.zip")
+    assert status == 0 and settings["IMAGES"] == "'photos.zip'", said
+    for file in ("task.gin", "task.sheet.png"):
+        (tmp_path / file).unlink()
+    (tmp_path / "empty").mkdir()
+    status, said, _ = init(path, "--images=empty")
+    assert status == 2 and "No column of" in said
+
+
+def test_metrics_by_what_the_targets_are(init, tmp_path):
+    long = [(f"document {i}", "a summary of seven words or more " + "x" * i) for i in range(60)]
+    assert init(write(tmp_path / "a.csv", long, ("document", "summary")))[2]["METRIC"] == "'rouge_l'"
+    (tmp_path / "task.gin").unlink()
+    rows = "".join('{"question": "q%d", "answers": ["a", "b"]}\n' % i for i in range(60))
+    (tmp_path / "b.jsonl").write_text(rows)
+    assert init(tmp_path / "b.jsonl")[2]["METRIC"] == "'exact_match'"
+
+
+def test_the_file_that_it_writes_loads_and_names_what_it_says(init, tmp_path):
+    from adalink_jax.cli.arguments import register
+    from adalink_jax.training.setup import Setup
+
+    assert init(write(tmp_path / "a.csv", ROWS))[0] == 0
+    register()
+    flags, _ = configuration.parse_flags(["--gin_file=gin/models/pali_nano.gin", "--gin_file=task.gin"])
+    configuration.load(flags, require_all=False)
+    assert Setup().dataset.own_files.inputs == "{text}" and Setup().dataset.batch_size == 16
+
+
+def test_nothing_that_is_there_is_overwritten(init, tmp_path):
+    path = write(tmp_path / "a.csv", ROWS)
+    (tmp_path / "task.gin").write_text("mine")
+    assert init(path)[:2][0] == 2 and (tmp_path / "task.gin").read_text() == "mine"
+    (tmp_path / "task.gin").unlink()
+    (tmp_path / "task.sheet.png").write_text("mine")
+    status, said, _ = init(path)
+    assert status == 2 and "task.sheet.png is there already" in said and not (tmp_path / "task.gin").exists()
+
+
+def test_what_a_run_would_refuse_is_told_with_status_1(init, tmp_path):
+    path = write(tmp_path / "a.csv", [*ROWS, *[("alone",)] * 9])
+    status, said, settings = init(path)
+    assert status == 1 and settings and "It will be refused as it is" in said and "9 of 69 rows" in said
+
+
+BAD = {
+    "empty": (b"", "is empty"),
+    "binary": (bytes(range(256)) * 9, "is no text"),
+    "utf_16": ("text,label\na,b\n".encode("utf-16"), "UTF-16"),
+    "header_alone": (b"text,label\n", "no rows that can be read"),
+    "open_quote": (b'text,label\n"a,b\nc,d\n', "is not closed"),
+    "one_class": (b"text,other\n" + b"".join(b"t%d,x\n" % i for i in range(60)), "cannot be told"),
+    "one_row": (b"text,label\nonly,one\n", "no examples"),
+    "damaged_gz": (b"\x1f\x8b\x08nothing", "cannot be read"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+@pytest.mark.parametrize("command", ["init", "infer"])
+def test_files_that_are_none_are_one_sentence_and_nothing_is_written(name, command, tmp_path, monkeypatch, capsys):
+    content, message = BAD[name]
+    if command == "infer" and name in ("one_class", "one_row"):
+        pytest.skip("as good as any other to predict for")
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / ("a.csv.gz" if name == "damaged_gz" else "a.csv")
+    file.write_bytes(content)
+    more = ["--out=task.gin"]
+    if command == "infer":
+        more = [
+            "out.csv",
+            "--gin_file=gin/models/t5_1_1_small.gin",
+            "--gin.INITIAL_CHECKPOINT_PATH='none'",
+            "--gin.VOCABULARY='bytes'",
+            "--inputs={text}",
+        ]
+    status = main([command, file.name, *more])
+    said = capsys.readouterr().err
+    assert status == 2 and said.startswith("error: ") and said.count("\n") == 1
+    assert message in said or (command == "infer" and name == "header_alone" and "no rows" in said), said
+    assert sorted(path.name for path in tmp_path.iterdir()) == [file.name]
+
+
+def test_a_headerless_table_and_lines_are_predicted_by_a_run_s_own_settings(tmp_path):
+    from adalink_jax.serving import rows
+
+    run = {"inputs": "judge: {column_2}", "columns": ("column_1", "column_2"), "delimiter": ";"}
+    given = dict.fromkeys(("inputs", "image", "images"))
+    path = write(tmp_path / "a.csv", [(1, "first"), (2, "second")], None, ";")
+    assert [ask.text for ask in rows.of_file(str(path), given, run, False).asks()] == ["judge: first", "judge: second"]
+    (tmp_path / "a.txt").write_text("third\n\nfourth\n")
+    assert [ask.text for ask in rows.of_file(str(tmp_path / "a.txt"), given, run, False).asks()] == [
+        "judge: third",
+        "judge: fourth",
+    ]
+
+
+def test_rows_of_json_with_other_keys_stay_under_their_columns_in_a_csv(tmp_path):
+    from adalink_jax.serving import rows
+
+    (tmp_path / "a.jsonl").write_text('{"inputs": "x", "a": 1}\n{"b": 2, "inputs": "y"}\n')
+    source = rows.of_file(str(tmp_path / "a.jsonl"), dict.fromkeys(("inputs", "image", "images")), {}, False)
+    output = rows.Output(str(tmp_path / "out.csv"), (*source.columns, "prediction"), {})
+    for ask in source.asks():
+        output.append([ask.cells | {"prediction": "p"}])
+    assert (tmp_path / "out.csv").read_text() == "inputs,a,b,prediction\nx,1,,p\ny,,2,p\n"
+
+
+def test_an_adapter_column_with_gaps_names_the_base_there(tmp_path):
+    from adalink_jax.serving import rows
+
+    (tmp_path / "a.jsonl").write_text('{"inputs": "x"}\n{"inputs": "y", "adapter": "b"}\n')
+    source = rows.of_file(str(tmp_path / "a.jsonl"), dict.fromkeys(("inputs", "image", "images")), {}, False)
+    assert [ask.adapter for ask in source.asks()] == ["", "b"]

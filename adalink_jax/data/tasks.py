@@ -5,7 +5,7 @@ import dataclasses
 import os
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 import gin
@@ -89,14 +89,18 @@ class DatasetConfig:
             )
 
 
-def get_tasks(config: DatasetConfig) -> tuple[Task, list[Task]]:
+def get_tasks(config: DatasetConfig, on_rows: Callable[[int], None] = lambda count: None) -> tuple[Task, list[Task]]:
     """The task or mixture to train on, and the tasks in it to evaluate. seqio's need seqio, and so TensorFlow; own files do not.
+
+    Args:
+      config: which.
+      on_rows: of own files, told how many more rows were read, now and then.
 
     Raises:
       UserError: if seqio is not installed, or there is no such task, with the nearest names; for files that cannot be used.
     """
     if config.own_files is not None:
-        task = config.own_files.load(config.mixture_or_task_name, config.task_feature_lengths)
+        task = config.own_files.load(config.mixture_or_task_name, config.task_feature_lengths, on_rows)
         return task, [task]
     try:
         with _quiet():

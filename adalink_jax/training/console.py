@@ -20,6 +20,31 @@ from adalink_jax.training.setup import Parameters
 LINE_EVERY_SECONDS = 15  # without a terminal
 
 
+@contextlib.contextmanager
+def reading_rows():
+    """Tells of the rows of one's own files, where reading them takes long; gives the function to call with how many more are read."""
+    out = RichConsole(stderr=True, highlight=False, quiet=not parallel.is_first())
+    done, printed = 0, time.monotonic()
+    with contextlib.ExitStack() as during:
+        status = None
+
+        def advance(count: int) -> None:
+            nonlocal done, printed, status
+            done += count
+            wait = 1 if out.is_terminal else LINE_EVERY_SECONDS
+            if time.monotonic() - printed < wait:
+                return
+            printed, text = time.monotonic(), f"reading and checking the data: {done:,} rows"
+            if not out.is_terminal:
+                out.print(text)
+            elif status is None:
+                status = during.enter_context(out.status(text))
+            else:
+                status.update(text)
+
+        yield advance
+
+
 class Console:
     """Use it as a context; the progress bar ends with it. Only the first process shows anything."""
 

@@ -19,7 +19,7 @@ from adalink_jax import parallel
 from adalink_jax.data import BatchIterator, FeatureConverter, VisionCache, get_tasks, train_batches
 from adalink_jax.errors import NotFinite, UserError
 from adalink_jax.training import outputs, vision_cache
-from adalink_jax.training.console import Console
+from adalink_jax.training.console import Console, reading_rows
 from adalink_jax.training.evaluation import Evaluator, Result
 from adalink_jax.training.interrupt import Interrupted, StopRequest
 from adalink_jax.training.loop import Period, run_loop
@@ -156,7 +156,8 @@ def check_setup(setup: Setup, microbatches: int, mesh):
 
 def _check_data(setup: Setup, microbatches: int, mesh):
     check_batch(setup.dataset.batch_size, microbatches, parallel.data_axis_size(mesh))
-    task, eval_tasks = get_tasks(setup.dataset)
+    with reading_rows() as on_rows:
+        task, eval_tasks = get_tasks(setup.dataset, on_rows)
     rows = setup.model.backbone.config.vocab_size
     if task.vocab_size > rows:
         raise UserError(

@@ -9,9 +9,9 @@ import pytest
 from adalink_jax import AdaLinkAdapter, AdaptedModel, LoRA, PromptTuning, configuration, parallel
 from adalink_jax.adapters import describe_adapter, fresh_params
 from adalink_jax.checkpoints import save_adapter
-from adalink_jax.cli import shipped
 from adalink_jax.cli.arguments import register
 from adalink_jax.cli.main import main
+from adalink_jax.serving import shipped
 from adalink_jax.training.setup import Setup, load_parameters
 
 BASE, MODEL = "bundled:pali_nano_instruct", "--gin_file=gin/models/pali_nano.gin"

@@ -21,12 +21,12 @@ from adalink_jax.adapters import abstract_params  # noqa: E402
 from adalink_jax.adapters.adalink import PHI  # noqa: E402
 from adalink_jax.checkpoints import fingerprint, open_source, save_adapter  # noqa: E402
 from adalink_jax.checkpoints.source import Leaf, Source  # noqa: E402
-from adalink_jax.cli import shipped  # noqa: E402
 from adalink_jax.cli.arguments import register  # noqa: E402
 from adalink_jax.cli.main import main  # noqa: E402
 from adalink_jax.data import ByteVocabulary  # noqa: E402
 from adalink_jax.interop import verify_base  # noqa: E402
 from adalink_jax.models import paths  # noqa: E402
+from adalink_jax.serving import shipped  # noqa: E402
 
 RANK = 4
 pytestmark = pytest.mark.usefixtures("exact_matmuls")

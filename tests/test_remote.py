@@ -102,7 +102,7 @@ def test_a_run_in_a_bucket_goes_on(bucket, capsys):
 
 
 @pytest.mark.parametrize("kilobytes, words", [
-    (2, "could not be written (File too large); make room there"),
+    pytest.param(2, "could not be written (File too large); make room there", marks=pytest.mark.slow),
     (60, "File too large"),
 ])  # fmt: skip
 def test_a_full_disk_is_one_sentence_and_nothing_is_lost(tmp_path, kilobytes, words):

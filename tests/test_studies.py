@@ -212,6 +212,7 @@ def compare(tmp_path, methods, **more):
     return main(["compare", f"--gin_file={file}", *macros(tmp_path / "c", **more)])
 
 
+@pytest.mark.slow
 def test_a_comparison_is_one_table_and_takes_up_what_is_done(tmp_path, capsys):
     assert compare(tmp_path, METHODS) == 0
     folder = tmp_path / "c"

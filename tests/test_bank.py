@@ -47,7 +47,9 @@ def run(model, params, batch):
 SLOW = [("T5", method) for method in METHODS]
 
 
-@pytest.mark.parametrize("backbone, method", [("PaLI", "adalink"), *(pytest.param(*case, marks=pytest.mark.slow) for case in SLOW)])
+@pytest.mark.parametrize(
+    "backbone, method", [("PaLI", "adalink"), *(pytest.param(*case, marks=pytest.mark.slow) for case in SLOW)]
+)
 def test_64_rows_with_64_adapters_give_what_64_separate_runs_give(backbone, method):
     model = AdaptedModel(BACKBONES[backbone]())
     members = [trained(backbone, method, i) for i in range(ROWS - 1)]

@@ -2,14 +2,17 @@
 
 import io
 import textwrap
+import warnings
 from collections.abc import Sequence
 
+import matplotlib
 from matplotlib.figure import Figure
 
 from adalink_jax.training.evaluation import printable
 
 GREEN, RED, GREY = "#1a7f37", "#cf222e", "#57606a"
-COLUMNS, LETTERS, MOST_LINES = 4, 34, 3
+COLUMNS = 4
+NORMAL, BOLD = (34, 3), (26, 4)  # letters that fit in the width of a column, and lines: of 10 points, and of 12 in bold
 
 
 def contact_sheet(samples: Sequence[dict], title: str, before: Sequence[str] | None = None) -> bytes:
@@ -20,6 +23,12 @@ def contact_sheet(samples: Sequence[dict], title: str, before: Sequence[str] | N
       title: one line above all.
       before: for each sample what the model said before it was trained.
     """
+    with matplotlib.rc_context({"text.parse_math": False}), warnings.catch_warnings():  # a $ is a dollar
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # it is drawn as a box
+        return _drawn(samples, title, before)
+
+
+def _drawn(samples, title, before) -> bytes:
     rows = -(-len(samples) // COLUMNS)
     below = [_below(sample, None if before is None else before[i]) for i, sample in enumerate(samples)]
     longest = max(sum(text.count("\n") + 1 for text, _ in lines) for lines in below)
@@ -49,7 +58,7 @@ def _below(sample: dict, before: str | None) -> list[tuple[str, str]]:
     """The lines under an image, with their colours."""
     right = sample["prediction"] == sample["target"]
     after = "" if before is None else "after: "
-    lines = [(_wrapped(after + printable(sample["prediction"])), GREEN if right else RED)]
+    lines = [(_wrapped(after + printable(sample["prediction"]), BOLD), GREEN if right else RED)]
     if not right:
         lines.append((_wrapped(f"right: {sample['target']}"), GREY))
     if before is not None:
@@ -57,5 +66,6 @@ def _below(sample: dict, before: str | None) -> list[tuple[str, str]]:
     return lines
 
 
-def _wrapped(text: str) -> str:
-    return "\n".join(textwrap.wrap(text, LETTERS, max_lines=MOST_LINES, placeholder=" ...")) or " "
+def _wrapped(text: str, fits: tuple[int, int] = NORMAL) -> str:
+    letters, lines = fits
+    return "\n".join(textwrap.wrap(text, letters, max_lines=lines, placeholder=" ...")) or " "

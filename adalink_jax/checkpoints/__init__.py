@@ -1,6 +1,13 @@
 """Files of parameters: base models of every format, adapter folders, and the fingerprint that ties the two together."""
 
-from adalink_jax.checkpoints.adapter_files import check_base, load_adapter, open_adapter, read_adapter, save_adapter
+from adalink_jax.checkpoints.adapter_files import (
+    check_base,
+    check_shapes,
+    load_adapter,
+    open_adapter,
+    read_adapter,
+    save_adapter,
+)
 from adalink_jax.checkpoints.architecture import (
     check_fit,
     check_part_settings,
@@ -16,6 +23,7 @@ from adalink_jax.checkpoints.fingerprint import digests, fingerprint, fingerprin
 from adalink_jax.checkpoints.load import Base, folder_of, load_base, open_source
 from adalink_jax.checkpoints.native import save_base
 from adalink_jax.checkpoints.source import counted
+from adalink_jax.checkpoints.t5x_run import extract_adapter, open_run
 
 __all__ = [
     "FORMATS",
@@ -26,16 +34,19 @@ __all__ = [
     "check_fit",
     "check_part_settings",
     "check_settings",
+    "check_shapes",
     "configs_of",
     "convert",
     "counted",
     "digests",
+    "extract_adapter",
     "fingerprint",
     "fingerprint_of_source",
     "folder_of",
     "load_adapter",
     "load_base",
     "open_adapter",
+    "open_run",
     "open_source",
     "read_adapter",
     "save_adapter",

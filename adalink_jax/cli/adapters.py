@@ -1,6 +1,7 @@
-"""`adalink adapters`: look at an adapter's files, check them, fold them into their base."""
+"""`adalink adapters`: look at an adapter's files, check them, fold them into their base, take them out of a run of t5x."""
 
 import argparse
+import dataclasses
 import json
 import math
 import sys
@@ -15,14 +16,15 @@ _TOLERANCE = 1e-4  # of the spread of the logits, between the adapter and what i
 
 
 def adapters(argv: list[str]) -> int:
-    """`adalink adapters`: show, verify or fold."""
-    parts = {"show": show, "verify": verify, "fold": fold}
+    """`adalink adapters`: show, verify, fold or extract."""
+    parts = {"show": show, "verify": verify, "fold": fold, "extract": extract}
     parser = argparse.ArgumentParser(
         prog="adalink adapters",
         description="Adapter folders, as a run or PEFT writes them.\n"
         "  show     what one holds\n"
         "  verify   read all of it, and compare it with its base\n"
-        "  fold     write its base with the adapter in it",
+        "  fold     write its base with the adapter in it\n"
+        "  extract  write the adapter of a run of t5x as such a folder",
         epilog="example:\n  adalink adapters show runs/quickstart/adapter",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -111,6 +113,27 @@ def fold(argv: list[str]) -> int:
     if found.folding > _TOLERANCE:
         print(f"The folded base does NOT have the adapter's logits (allowed: {_TOLERANCE:.0e}).", file=sys.stderr)
         return 1
+    return 0
+
+
+def extract(argv: list[str]) -> int:
+    """`adalink adapters extract`."""
+    parser = plain_parser(
+        "adapters extract",
+        "Write the adapter of a run of t5x (gin/t5x/finetune.gin) as an adapter's folder. The base is read once, for its\n"
+        "fingerprint.",
+        "adalink adapters extract gs://bucket/run adapters/mine",
+    )
+    parser.add_argument("path", help="MODEL_DIR, for its last checkpoint, or MODEL_DIR/checkpoint_N")
+    parser.add_argument("destination", help="a new folder")
+    options = parser.parse_args(argv)
+    register()
+    run = checkpoints.open_run(options.path)
+    with bytes_bar("fingerprint", run.base.nbytes) as on_bytes:
+        run = dataclasses.replace(run, base=checkpoints.counted(run.base, on_bytes))
+        about = checkpoints.extract_adapter(run, options.destination)
+    print_facts(("wrote", f"{options.destination}, from {run.path}"), *_facts(about).items())
+    print_facts(("use", f"""--gin.INITIAL_ADAPTER_PATH="'{options.destination}'\""""))
     return 0
 
 

@@ -1,0 +1,105 @@
+"""A run of t5x of an adapted model (`adalink_jax.t5x`): its adapter as a file of ours."""
+
+import dataclasses
+import json
+import os
+import re
+
+import numpy as np
+from etils import epath
+
+from adalink_jax.checkpoints.adapter_files import save_adapter
+from adalink_jax.checkpoints.fingerprint import fingerprint_of_source
+from adalink_jax.checkpoints.load import open_source
+from adalink_jax.checkpoints.source import Source
+from adalink_jax.errors import CheckpointError
+from adalink_jax.models import paths
+
+ABOUT = "adapter.json"
+_BACKBONE, _ADAPTER = "backbone/", "adapter/"
+
+
+@dataclasses.dataclass(frozen=True)
+class RunCheckpoint:
+    """One checkpoint of a run, opened and not yet read.
+
+    Attributes:
+      path: `MODEL_DIR/checkpoint_N`.
+      step: N.
+      about: what the run left about its adapter: `method`, `settings`, `base`, `task`.
+      base: the backbone's leaves.
+      adapter: name -> leaf.
+    """
+
+    path: str
+    step: int
+    about: dict
+    base: Source
+    adapter: dict
+
+
+def open_run(path: str) -> RunCheckpoint:
+    """Opens the last checkpoint of a run, or a given one.
+
+    Args:
+      path: `MODEL_DIR`, or `MODEL_DIR/checkpoint_N`.
+
+    Raises:
+      CheckpointError: if there is no checkpoint, or none of an adapted model.
+    """
+    folder = epath.Path(os.fspath(path)).expanduser()
+    step = lambda at: at.name.removeprefix("checkpoint_")
+    if not step(folder).isdigit():
+        found = [
+            at for at in (folder.iterdir() if folder.is_dir() else ()) if at.name != step(at) and step(at).isdigit()
+        ]
+        if not found:
+            raise CheckpointError(
+                f"{path} holds no checkpoint_N; give the MODEL_DIR of a run of t5x, or one of its checkpoints."
+            )
+        folder = max(found, key=lambda at: int(step(at)))
+    file = folder.parent / ABOUT
+    if not file.exists():
+        raise CheckpointError(
+            f"{folder.parent} has no {ABOUT}, which a run of gin/t5x/finetune.gin leaves; copy it there."
+        )
+    source = open_source(str(folder))
+    of = lambda prefix: {n.removeprefix(prefix): leaf for n, leaf in source.leaves.items() if n.startswith(prefix)}
+    if not of(_BACKBONE) or not of(_ADAPTER):
+        raise CheckpointError(
+            f"{folder} is no checkpoint of an adapted model: it has no leaves {_BACKBONE}... and {_ADAPTER}..."
+        )
+    base = dataclasses.replace(source, leaves=of(_BACKBONE))
+    return RunCheckpoint(str(folder), int(step(folder)), json.loads(file.read_text()), base, of(_ADAPTER))
+
+
+def extract_adapter(run: RunCheckpoint, folder: str) -> dict:
+    """Writes the adapter of a run's checkpoint as a folder of ours; reads all of its base, for the fingerprint.
+
+    Args:
+      run: from `open_run`; its `base` may count the bytes that are read.
+      folder: a new one.
+
+    Returns:
+      The adapter's facts, as `open_adapter` gives them.
+
+    Raises:
+      CheckpointError: if the folder is there already, or an array is damaged.
+    """
+    if epath.Path(folder).exists():
+        raise CheckpointError(f"{folder} is there already; delete it, or give another folder.")
+    base = epath.Path(run.about["base"].rstrip("/"))
+    step = re.fullmatch(r"checkpoint_(\d+)", base.name)
+    about = {
+        "method": run.about["method"],
+        "settings": run.about["settings"],
+        "task": run.about["task"],
+        "step": run.step,
+        "base": {
+            "name": f"{base.parent.name}@{step[1]}" if step else base.name,
+            "fingerprint": fingerprint_of_source(run.base),
+        },
+    }
+    leaves = {name: np.asarray(leaf.whole(), np.float32) for name, leaf in run.adapter.items()}
+    save_adapter(folder, paths.unflatten(leaves), about)
+    return about

@@ -50,6 +50,24 @@ def add_processes(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--process_index", metavar="I", type=int, help="which this one is, from 0 on")
 
 
+def add_seqio(parser: argparse.ArgumentParser) -> None:
+    """The flags that say where seqio's data lie (t5x's), for `use_seqio`."""
+    group = parser.add_argument_group("where seqio's tasks find their data (t5x's flags)")
+    group.add_argument("--tfds_data_dir", metavar="DIR", help="where data sets of TFDS are prepared, for every task")
+    group.add_argument(
+        "--seqio_additional_cache_dirs", metavar="DIRS", default="", help="folders of cached tasks, comma-separated"
+    )
+
+
+def use_seqio(options: argparse.Namespace) -> None:
+    """Heeds the flags of `add_seqio`; seqio is imported only if one was given."""
+    folders = [folder for folder in options.seqio_additional_cache_dirs.split(",") if folder]
+    if options.tfds_data_dir or folders:
+        from adalink_jax.data import seqio_source
+
+        seqio_source.use_folders(options.tfds_data_dir, folders)
+
+
 @contextlib.contextmanager
 def processes(options: argparse.Namespace) -> Iterator[None]:
     """Joins the job's processes, before anything is computed, and leaves it with them at the end, or where all have stopped."""

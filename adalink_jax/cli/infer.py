@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 
 from adalink_jax import configuration
-from adalink_jax.cli.arguments import MODEL, gin_parser, register
+from adalink_jax.cli.arguments import MODEL, add_seqio, gin_parser, register, use_seqio
 from adalink_jax.errors import UserError
 
 ID_COLUMNS = {"glue": "idx", "vqav2": "question_id", "docvqa": "questionId", "coco": "image_id"}
@@ -46,12 +46,14 @@ def infer(argv: list[str]) -> int:
     )  # fmt: skip
     parser.add_argument("--task", metavar="NAME", help="glue: which of its tasks; output is then a folder")
     parser.add_argument("--no_label", metavar="LABEL", help="glue: what to write for a prediction that is no label")
+    add_seqio(parser)
     flags, rest = configuration.parse_flags(argv)
     options = parser.parse_args(rest)
     adapters = _adapters(options.adapters)
     if options.run and (flags.files or flags.bindings):
         parser.error("--run says all that gin files would; give one of them")
     register()
+    use_seqio(options)
     if not options.run:
         configuration.load(flags, extra_files=("gin/runs/infer.gin",))
         configuration.require(MODEL)

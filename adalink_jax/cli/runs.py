@@ -4,7 +4,7 @@ import ast
 import json
 
 from adalink_jax import configuration
-from adalink_jax.cli.arguments import MODEL, add_processes, gin_parser, processes, register
+from adalink_jax.cli.arguments import MODEL, add_processes, add_seqio, gin_parser, processes, register, use_seqio
 
 DATA = {"Setup.dataset": "a task's file, such as --gin_file=gin/tasks/digits.gin"}
 RUN = {"train.setup": "a run's file, such as --gin_file=gin/runs/finetune.gin"}
@@ -20,6 +20,7 @@ def train(argv: list[str], name: str = "train", files: tuple[str, ...] = ()) -> 
     )
     if files:
         parser.add_argument("--model_dir", metavar="DIR", help="folder of the run (runs/quickstart)")
+    add_seqio(parser)
     add_processes(parser)
     flags, rest = configuration.parse_flags(argv)
     options = parser.parse_args(rest)
@@ -29,6 +30,7 @@ def train(argv: list[str], name: str = "train", files: tuple[str, ...] = ()) -> 
         flags = flags.binding("MODEL_DIR", repr(options.model_dir))
     with processes(options):
         register()
+        use_seqio(options)
         configuration.load(flags, extra_files=files)
         configuration.require(MODEL | DATA | RUN)
         from adalink_jax.training import run
@@ -51,33 +53,41 @@ def eval(argv: list[str]) -> int:
     parser = gin_parser(
         "eval",
         "Score a base model, with an adapter (INITIAL_ADAPTER_PATH) or without. A run's config.gin is a good start.",
-        "adalink eval --gin_file=runs/quickstart/config.gin --gin.INITIAL_ADAPTER_PATH=\"'runs/quickstart/adapter'\"",
+        "adalink eval --gin_file=runs/quickstart/config.gin --gin.INITIAL_ADAPTER_PATH=\"'runs/quickstart/adapter'\"\n"
+        "  adalink eval --gin_file=runs/quickstart/config.gin --checkpoints runs/quickstart --split validation",
     )
     parser.add_argument("--split", default="test", choices=("train", "validation", "test"))
     parser.add_argument("--json", action="store_true", help="print the scores as one JSON object")
     parser.add_argument(
         "--output_dir", metavar="DIR", help="write scores (metrics.jsonl, TensorBoard) and a picture of samples there"
     )
+    parser.add_argument(
+        "--checkpoints", metavar="DIR", help="score each checkpoint that the run in DIR keeps; with --output_dir, once"
+    )
+    add_seqio(parser)
     add_processes(parser)
     flags, rest = configuration.parse_flags(argv)
     options = parser.parse_args(rest)
     with processes(options):
         register()
+        use_seqio(options)
         configuration.load(flags, require_all=False)
         configuration.require(MODEL | DATA)
         from adalink_jax import parallel
         from adalink_jax.training import run
         from adalink_jax.training.setup import Setup
 
-        scores = run.evaluate(Setup(), options.split, options.output_dir)
+        found = run.evaluate(Setup(), options.split, options.output_dir, options.checkpoints)
         configuration.check_all_used(flags)
         if not parallel.is_first():
             return 0
         if options.json:
-            print(json.dumps(scores))
-        else:
+            print(json.dumps(found if options.checkpoints else found[0]))
+            return 0
+        for step, scores in found.items():
+            at = f"step {step}: " if options.checkpoints else ""
             for metric, value in scores.items():
-                print(f"{metric} on {options.split}: {value:.4f}")
+                print(f"{at}{metric} on {options.split}: {value:.4f}")
         return 0
 
 
@@ -89,11 +99,13 @@ def cache_vision(argv: list[str]) -> int:
         "flags of `adalink train`, which then reads it; goes on where it was stopped. CACHE_DTYPE is the dtype of what is stored.",
         "adalink cache-vision --gin_file=gin/runs/quickstart.gin --gin.VISION_CACHE=\"'runs/vision'\"",
     )
+    add_seqio(parser)
     add_processes(parser)
     flags, rest = configuration.parse_flags(argv)
     options = parser.parse_args(rest)
     with processes(options):
         register()
+        use_seqio(options)
         configuration.load(flags, require_all=False)
         configuration.require(MODEL | DATA)
         from adalink_jax import parallel

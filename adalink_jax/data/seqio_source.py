@@ -22,8 +22,8 @@ class SeqioTask:
 
     notes = ()
 
-    def __init__(self, task: seqio.Task | seqio.Mixture, lengths):
-        self._task = task
+    def __init__(self, task: seqio.Task | seqio.Mixture, lengths, use_cached: bool):
+        self._task, self._use_cached = task, use_cached
         features = task.output_features
         self._lengths = {name: lengths.get(name) for name in features}
         self._vocabulary = features["targets"].vocabulary
@@ -34,8 +34,9 @@ class SeqioTask:
     def examples(self, split: str, seed: int | None = None, start: int = 0) -> Iterable[dict]:
         """See `Task.examples`. The order is seqio's own for this seed."""
         dataset = self._task.get_dataset(
-            self._lengths, split=split, shuffle=seed is not None, seed=seed, num_epochs=1, trim_output_features=True
-        )
+            self._lengths, split=split, shuffle=seed is not None, seed=seed, num_epochs=1, trim_output_features=True,
+            use_cached=self._use_cached,
+        )  # fmt: skip
         return dataset.skip(start).prefetch(64).as_numpy_iterator()
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -55,11 +56,20 @@ class SeqioTask:
         return scores
 
 
-def get_tasks(name: str, module: str | None, lengths: Mapping[str, int]) -> tuple[SeqioTask, list[SeqioTask]]:
+def use_folders(tfds_data_dir: str | None, cache_dirs: Sequence[str]) -> None:
+    """t5x's flags: where TFDS's data sets lie, for every task, and further folders of what seqio has cached."""
+    if tfds_data_dir:
+        seqio.set_tfds_data_dir_override(tfds_data_dir)
+    seqio.add_global_cache_dirs(list(cache_dirs))
+
+
+def get_tasks(
+    name: str, module: str | None, lengths: Mapping[str, int], use_cached: bool = False
+) -> tuple[SeqioTask, list[SeqioTask]]:
     """The task or mixture `name`, and the tasks in it; `module` (None: the shipped one) registers them.
 
     Raises:
-      UserError: if there is no such task, with the nearest names; if its data are not there.
+      UserError: if there is no such task, with the nearest names; if its data, or what should be cached of it, are not there.
     """
     declared = importlib.import_module(module or SHIPPED_TASKS)
     if hasattr(declared, "register"):
@@ -71,6 +81,11 @@ def get_tasks(name: str, module: str | None, lengths: Mapping[str, int]) -> tupl
     found = seqio.get_mixture_or_task(name)
     tasks = seqio.get_subtasks(found)
     for task in tasks:
-        if hasattr(task.source, "check"):
+        if use_cached and task.cache_dir is None:
+            raise UserError(
+                f"USE_CACHED_TASKS is True, and {task.name} is not cached in {', '.join(seqio.get_global_cache_dirs()) or 'any folder'}; name "
+                f"its folder with --seqio_additional_cache_dirs, or set USE_CACHED_TASKS to False."
+            )
+        if hasattr(task.source, "check") and not use_cached:
             task.source.check()
-    return SeqioTask(found, lengths), [SeqioTask(task, lengths) for task in tasks]
+    return SeqioTask(found, lengths, use_cached), [SeqioTask(task, lengths, use_cached) for task in tasks]

@@ -63,10 +63,11 @@ class DatasetConfig:
         `register`, which is called with nothing whenever tasks are asked for; None for the scenes of digits.
       seed: seed of the order of the training examples.
       own_files: files of one's own; None where the task is seqio's.
+      use_cached: read what seqio has cached of the task (`seqio_cache_tasks`), and refuse where it has not.
       train_examples: k-shot: train on so many examples, which `seed` draws from the training split; None for all.
 
     Raises:
-      UserError: if `train_examples` are fewer than a batch, or a module of seqio's tasks is named beside files.
+      UserError: if `train_examples` are fewer than a batch; if a module of seqio's tasks, or its cache, is named beside files.
     """
 
     mixture_or_task_name: str
@@ -76,12 +77,15 @@ class DatasetConfig:
     seed: int = 0
     train_examples: int | None = None
     own_files: "FileTask | None" = None
+    use_cached: bool = False
 
     def __post_init__(self):
         if self.own_files is not None and self.mixture_or_task_module is not None:
             raise UserError(
                 "DatasetConfig has own_files and mixture_or_task_module; give one gin file of a task, not two."
             )
+        if self.own_files is not None and self.use_cached:
+            raise UserError("USE_CACHED_TASKS is True, and files of one's own are no task of seqio; set it to False.")
         if self.train_examples is not None and self.train_examples < self.batch_size:
             raise UserError(
                 f"TRAIN_EXAMPLES is {self.train_examples} and BATCH_SIZE {self.batch_size}; an epoch needs a whole batch: "
@@ -108,7 +112,7 @@ def get_tasks(config: DatasetConfig, on_rows: Callable[[int], None] = lambda cou
     except ModuleNotFoundError as e:
         raise UserError(f"seqio tasks need seqio and TensorFlow, and {e.name} is missing: pip install seqio.") from e
     return seqio_source.get_tasks(
-        config.mixture_or_task_name, config.mixture_or_task_module, config.task_feature_lengths
+        config.mixture_or_task_name, config.mixture_or_task_module, config.task_feature_lengths, config.use_cached
     )
 
 

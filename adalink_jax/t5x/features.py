@@ -27,6 +27,10 @@ class ImageFeatureConverter(seqio.EncDecFeatureConverter):
         self._convert = FeatureConverter({"inputs": 1, "targets": 1}, self._shape)
         super().__init__(**more)
 
+    def __call__(self, ds, task_feature_lengths):
+        """See `seqio.FeatureConverter`; an image has no length, though seqio's evaluator gives it one."""
+        return super().__call__(ds, {name: task_feature_lengths[name] for name in self.TASK_FEATURES})
+
     def _convert_example(self, features):
         return super()._convert_example(features) | {"images": self._image(features)}
 

@@ -80,6 +80,12 @@ class MetricWriter:
         """Whether `tag` was written for `step`."""
         return any(tag in row and json.loads(row)["step"] == step for row in self._rows)
 
+    def values(self, step: int, prefix: str) -> dict[str, float]:
+        """What was written for `step` under tags that begin with `prefix`, by the rest of the tag."""
+        rows = (json.loads(row) for row in self._rows)
+        found = {tag: value for row in rows if row["step"] == step for tag, value in row.items()}
+        return {tag.removeprefix(prefix): value for tag, value in found.items() if tag.startswith(prefix)}
+
 
 def _step(row: str) -> float:
     try:

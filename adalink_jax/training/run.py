@@ -5,6 +5,7 @@ on the same machine and devices, with the same bits as one that was never killed
 """
 
 import dataclasses
+import functools
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -334,17 +335,20 @@ def tagged(split: str, result: Result) -> dict[str, float]:
     return {f"{split}/{name}": value for name, value in result.scores.items()}
 
 
-def evaluate(setup: Setup, split: str = "test", output_dir: str | None = None) -> dict[str, float]:
-    """Scores a base model, with an adapter or without, on a split.
+def evaluate(
+    setup: Setup, split: str = "test", output_dir: str | None = None, run_dir: str | None = None
+) -> dict[int, dict[str, float]]:
+    """Scores a base model, with an adapter or without, on a split; or each checkpoint that a run keeps.
 
     Args:
       setup: `initial_checkpoint_path` and, for an adapted model, `initial_adapter_path`; a fresh AdaLink is the identity.
       split: "train", "validation" or "test".
       output_dir: where the scores go as a run's do (`metrics.jsonl`, TensorBoard), and, of a task with images, a contact sheet
-        (`samples/`); None: nowhere.
+        (`samples/`); None: nowhere. Of a run's checkpoints, those whose scores are there already are not scored again.
+      run_dir: the `MODEL_DIR` of a run of this configuration, for all its checkpoints: the newest, and the best.
 
     Returns:
-      metric -> value.
+      step (0 where there is no run) -> metric -> value.
 
     Raises:
       UserError, CheckpointError: for bad settings and files.
@@ -357,14 +361,32 @@ def evaluate(setup: Setup, split: str = "test", output_dir: str | None = None) -
         cache = vision_cache.prepare(setup, params, tasks, mesh, console, stop, (split,))
         converter = setup.converter(setup.dataset.task_feature_lengths, cache)
         evaluator = make_evaluator(setup, tasks, converter, mesh)
-        result = evaluator(params.trainable, params.frozen, split, NUM_SAMPLES, stop.check)
-        if output_dir is not None:
-            folder = epath.Path(output_dir)
-            with outputs.naming(folder):
-                writer = MetricWriter(folder, resumed_at=0)
-                writer.write(0, tagged(split, result))
-                outputs.write_samples(folder, writer, 0, split, result)
-        return result.scores
+        states = {0: lambda: params.trainable} if run_dir is None else _checkpoints_of(run_dir, params.trainable)
+        folder = None if output_dir is None else epath.Path(output_dir)
+        writer = None if folder is None else MetricWriter(folder, resumed_at=max(states))
+        scores = {}
+        for step, trainable in states.items():
+            if run_dir is not None and writer is not None and (known := writer.values(step, f"{split}/")):
+                scores[step] = known
+                continue
+            result = evaluator(trainable(), params.frozen, split, NUM_SAMPLES, stop.check)
+            scores[step] = result.scores
+            if folder is not None:
+                with outputs.naming(folder):
+                    writer.write(step, tagged(split, result))
+                    outputs.write_samples(folder, writer, step, split, result)
+        return scores
+
+
+def _checkpoints_of(run_dir: str, like) -> dict[int, Callable]:
+    """step -> what reads its trained leaves, of the checkpoints that a run keeps."""
+    found = {}
+    for name in ("checkpoints", "best"):
+        kept = RunCheckpoints(f"{run_dir}/{name}", 1, {})
+        found |= {step: functools.partial(kept.read_trainable, step, like) for step in kept.steps()}
+    if not found:
+        raise UserError(f"{run_dir} holds no checkpoints of a run; give its MODEL_DIR.")
+    return dict(sorted(found.items()))
 
 
 def cache_vision(setup: Setup, splits: Sequence[str] = vision_cache.SPLITS) -> VisionCache:

@@ -20,9 +20,10 @@ import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
-from adalink_jax import parallel
+from adalink_jax import configuration, parallel
 from adalink_jax.checkpoints import digests
 from adalink_jax.errors import CheckpointError
+from adalink_jax.models import paths
 from adalink_jax.training.step import TrainState
 
 
@@ -133,6 +134,40 @@ class RunCheckpoints:
         """
         return self._newest_good(self._meta) if self.latest_step() is not None else {}
 
+    def steps(self) -> list[int]:
+        """The steps that were written whole, ascending."""
+        return sorted(self._manager.all_steps()) if parallel.once(self.folder.exists) else []
+
+    def read_trainable(self, step: int, like):
+        """The trained leaves of one step, for evaluation.
+
+        Args:
+          step: one of `steps()`.
+          like: a tree of the same shapes and shardings.
+
+        Raises:
+          CheckpointError: if it is damaged, or of a model with other leaves.
+        """
+        wanted = paths.flatten(like)
+        try:
+            with ocp.StandardCheckpointer() as reader:
+                stored = reader.metadata(self.folder / str(step) / "state").item_metadata.tree
+            anywhere = parallel.replicated(next(iter(wanted.values())).sharding.mesh)
+            abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=anywhere), stored)
+            placed = {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding) for name, x in wanted.items()}
+            found = {name: tuple(x.shape) for name, x in paths.flatten(abstract["trainable"]).items()}
+            if found != {name: tuple(x.shape) for name, x in wanted.items()}:
+                raise CheckpointError(f"The checkpoint of step {step} in {self.folder} is of another model or adapter.")
+            abstract["trainable"] = paths.unflatten(placed)
+            tree = self._read(step, state=ocp.args.StandardRestore(abstract))["state"]
+            meta = self._read(step, meta=ocp.args.JsonRestore())["meta"]
+            wrong = [name for name, digest in digests(tree).items() if meta["digests"].get(name) != digest]
+            if wrong:
+                raise _Damaged(f"the digest of {wrong[0]} differs")
+        except (_Damaged, KeyError, TypeError) as e:
+            raise CheckpointError(f"The checkpoint of step {step} in {self.folder} cannot be used ({e}).") from e
+        return tree["trainable"]
+
     def restore(self, like: TrainState) -> tuple[TrainState, dict]:
         """The newest good state, and its facts. What is passed over is in `damaged`.
 
@@ -202,11 +237,11 @@ class RunCheckpoints:
             ) from e
 
     def _compare_identity(self, found: dict) -> None:
-        changed = [
-            f"{key} {found.get(key)} there, {self._identity.get(key)} here"
-            for key in sorted(found.keys() | self._identity.keys())
-            if found.get(key) != self._identity.get(key)
-        ]
+        """A setting that one side does not have, as it is newer, or older, has its default there."""
+        names = sorted(found.keys() | self._identity.keys())
+        default = {name: configuration.default_of(name) for name in found.keys() ^ self._identity.keys()}
+        there, here = default | found, default | self._identity
+        changed = [f"{key} {there[key]} there, {here[key]} here" for key in names if there[key] != here[key]]
         if changed:
             raise CheckpointError(
                 f"{self.folder.parent} holds a run of another configuration ({'; '.join(changed[:5])}); "

@@ -16,7 +16,7 @@ TESTABLE  := $(VENV)/.installed-dev
 PYTEST    := JAX_PLATFORMS=cpu TF_CPP_MIN_LOG_LEVEL=3 $(BIN)/python -m pytest $(PYTEST_ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-slow soak plan-matrix study wheel clean
+.PHONY: help quickstart test test-slow test-t5x soak plan-matrix study wheel clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,6 +29,12 @@ test: $(TESTABLE)  ## install what the tests need, then run all but the slow one
 
 test-slow: $(TESTABLE)  ## the slow tests only
 	$(PYTEST) -m "slow and not t5x"
+
+# A Python in whose environment t5x is installed, beside what the tests need (docs/t5x.md).
+T5X_PYTHON ?= $(BIN)/python
+
+test-t5x:  ## the tests against t5x itself, with T5X_PYTHON=PATH, a Python that has it; skipped where there is none
+	JAX_PLATFORMS=cpu TF_CPP_MIN_LOG_LEVEL=3 $(T5X_PYTHON) -m pytest -m t5x tests/test_t5x.py
 
 soak: $(INSTALLED)  ## kill one training run 50 times at random moments, and compare its end with an undisturbed one (8 minutes)
 	$(BIN)/python benchmarks/soak.py

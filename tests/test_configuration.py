@@ -80,6 +80,14 @@ def test_what_was_used_is_written_so_that_it_can_be_read_again(file):
     assert configuration.used_settings() == used
 
 
+def test_a_reference_means_the_same_however_much_of_its_module_is_written(file):
+    found = []
+    for written in ("kettle", "test_configuration.kettle"):
+        load(file(COFFEE.replace("@kettle", f"@{written}")))
+        found.append(configuration.bindings())
+    assert found[0] == found[1] and "@kettle()" in found[0].values()
+
+
 def test_a_setting_that_nothing_used_is_an_error(file):
     flags = load(file("brew.beans = 'robusta'"), "--gin.kettle.degrees=70")
     brew()

@@ -139,6 +139,23 @@ def test_eval_writes_scores_and_a_picture_where_it_is_told(finished, tmp_path, c
     assert list((there / "tensorboard").iterdir())
 
 
+def test_eval_scores_each_checkpoint_that_a_run_keeps_and_none_twice(finished, tmp_path, capsys):
+    there = tmp_path / "scored"
+    command = ["eval", f"--gin_file={finished}/config.gin", f"--checkpoints={finished}", "--json", "--split=validation",
+               f"--output_dir={there}"]  # fmt: skip
+    assert main(command) == 0
+    scores = {int(step): value["accuracy"] for step, value in json.loads(capsys.readouterr().out).items()}
+    known = {row["step"]: row["validation/accuracy"] for row in rows(finished) if "validation/accuracy" in row}
+    assert {18, 24} <= scores.keys() and scores.items() >= {
+        step: known[step] for step in scores if step in known
+    }.items()
+    (there / "metrics.jsonl").write_text((there / "metrics.jsonl").read_text().replace(str(scores[24]), "0.125"))
+    assert main(command) == 0
+    assert json.loads(capsys.readouterr().out)["24"] == {"accuracy": 0.125}  # read, not computed
+    assert main([*command[:2], f"--checkpoints={tmp_path}"]) == 2
+    assert "holds no checkpoints of a run" in capsys.readouterr().err
+
+
 def test_the_last_uneven_batch_counts_every_example_once(capsys):
     task = ["--gin_file=gin/runs/quickstart.gin", "--gin.MIXTURE_OR_TASK_NAME='digits_read'", "--json"]
     scores = []

@@ -142,7 +142,9 @@ def _flat(config: dict) -> dict[str, str]:
     def literal(value):
         if isinstance(value, gin_config.ConfigurableReference):
             name = checks.macro_name(value)
-            return literal(macros[name]) if name in macros else repr(value)
+            if name in macros:
+                return literal(macros[name])
+            return re.sub(r"(?:\w+\.)+(?=\w+(\(\))?$)", "", repr(value))  # however much of the module was written
         if isinstance(value, dict):
             return "{" + ", ".join(f"{literal(k)}: {literal(v)}" for k, v in value.items()) + "}"
         if isinstance(value, (list, tuple)):

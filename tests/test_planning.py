@@ -17,11 +17,11 @@ from adalink_jax.errors import UserError
 from adalink_jax.models import paths
 from adalink_jax.parallel.accelerators import ACCELERATORS, parse_topology
 from adalink_jax.planning.collectives import collectives
-from adalink_jax.planning.flops import count_flops
 from adalink_jax.planning.hlo import Program
 from adalink_jax.planning.plan import devices_of, without_remat
 from adalink_jax.planning.traffic import bytes_moved
 from adalink_jax.training import abstract, optimizers
+from adalink_jax.training.flops import count_flops
 from adalink_jax.training.setup import Setup, load_parameters
 from adalink_jax.training.step import make_train_step
 

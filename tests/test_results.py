@@ -23,7 +23,7 @@ def write_run(folder, *, rank, seed, accuracy, sweep=True, **more):
         (folder / "sweep.json").write_text(json.dumps(record))
     summary = {"frozen_accuracy": 0.0, "adapted_accuracy": accuracy, "scores": {"accuracy": accuracy}, "validation": 0.5,
                "metric": "accuracy", "trainable": 128 * rank, "step": 8, "steps": 10, "seconds": 2.5, "step_seconds": 0.1,
-               "settings": settings, "versions": VERSIONS}  # fmt: skip
+               "step_flops": 2 * 10**9, "settings": settings, "versions": VERSIONS}  # fmt: skip
     (folder / "summary.json").write_text(json.dumps(summary | more))
 
 
@@ -62,7 +62,7 @@ def test_every_run_is_a_row_also_one_that_is_not_finished(runs):
     assert row["AdaLinkAdapter.rank"] == 4 and row["test/accuracy"] == 0.41 and row["frozen/accuracy"] == 0.0
     assert row["trained"] == 512 and row["validation/accuracy"] == 0.5 and row["version/jax"] == "0.10.2"
     assert row["train.optimizer"] == "@adamw()" and row["DatasetConfig.mixture_or_task_name"] == "digits_reverse"
-    assert row["step_seconds"] == 0.1 and found["torn"]["test/accuracy"] is None
+    assert row["step_seconds"] == 0.1 and row["step_flops"] == 2 * 10**9 and found["torn"]["test/accuracy"] is None
 
 
 def test_a_run_that_is_being_trained_is_said_to_be(runs):

@@ -86,6 +86,8 @@ def test_a_run_leaves_what_it_promises(finished):
     assert summary["frozen"] == 337_536
     assert 0 <= summary["frozen_accuracy"] < 0.1
     assert summary["seconds"] > 0
+    # 4 for each frozen weight and token: 32 of the text and visual tokens, 4 of the target; the rest is attention and the table
+    assert 1 < summary["step_flops"] / (4 * 40 * (32 * 82_496 + 4 * 132_288)) < 2
     assert (finished / "adapter" / "adapter_model.safetensors").stat().st_size < 10_000
     about = json.loads((finished / "adapter" / "adapter_config.json").read_text())["adalink"]
     assert about["method"] == "AdaLinkAdapter" and about["settings"]["rank"] == 4

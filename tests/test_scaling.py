@@ -315,4 +315,5 @@ def test_a_folder_of_runs_has_its_table_map_curves_and_samples(tmp_path):
     for title in ("## Runs", "## Map of the sweep", "## Curves", "## Sample predictions"):
         assert title in markdown
     assert "| read | 4 2 | 9 | 4 2 |" in markdown and "rank_4_lr_0.3" in markdown
-    assert (tmp_path / "r.html").read_text().count("<svg") == 2
+    page = (tmp_path / "r.html").read_text()
+    assert page.count("<svg") == 2 and "TFLOPs of steps" in page

@@ -13,11 +13,11 @@ from adalink_jax.errors import UserError
 from adalink_jax.parallel.accelerators import Topology
 from adalink_jax.planning import roofline
 from adalink_jax.planning.collectives import by_kind, collectives
-from adalink_jax.planning.flops import count_flops
 from adalink_jax.planning.hlo import Program
 from adalink_jax.planning.traffic import bytes_moved
 from adalink_jax.training import abstract
 from adalink_jax.training.evaluation import make_generate
+from adalink_jax.training.flops import count_flops
 from adalink_jax.training.setup import Setup
 from adalink_jax.training.step import CrossEntropy, check_batch, make_train_step
 

@@ -2,7 +2,8 @@
 
 Columns are, in this order: `run` (its folder), `state`; the sweep's own bindings and all settings, by their names in gin; then
 what was measured: `validation/METRIC` (of the best step), `test/METRIC`, `frozen/METRIC` (on test, before the first step),
-`trained` (parameters), `step` (the best), `steps`, `seconds`, `step_seconds`, and `version/PACKAGE`.
+`trained` (parameters), `step` (the best), `steps`, `seconds`, `step_seconds`, `step_flops` (those of the
+matrix products of a step, with what remat computes again), and `version/PACKAGE`.
 """
 
 import ast
@@ -26,7 +27,7 @@ from adalink_jax.training.whole_file import read_json
 UNFINISHED = "unfinished"  # of a run of no sweep: nobody knows whether it is going on
 MARKS = (SUMMARY, RECORD, "config.gin", "checkpoints", "before.json")  # of a folder that holds a run
 COUNTS = ("trained", "step", "steps")
-MEASURED = (*COUNTS, "seconds", "step_seconds")
+MEASURED = (*COUNTS, "seconds", "step_seconds", "step_flops")
 OF_MEMBER = {"learning_rate": "LEARNING_RATE", "seed": "RANDOM_SEED", "rank": "RANK"}
 
 

@@ -1,4 +1,4 @@
-"""The report of any folder of runs: their table, curves by step and by time, a map of what was varied, sample predictions."""
+"""The report of any folder of runs: their table, curves by step, time and FLOPs, a map of what was varied, sample predictions."""
 
 import json
 from collections.abc import Sequence
@@ -13,6 +13,7 @@ from adalink_jax.studies.scaling import mean
 from adalink_jax.training.outputs import PICTURE, SAMPLES
 from adalink_jax.training.whole_file import read_json
 
+BY = ("step", "minutes of steps (steps x median step time)", "TFLOPs of steps (their matrix products)")
 CURVES = 7  # more lines than colours cannot be told apart
 
 
@@ -32,7 +33,7 @@ def make(folder: str, command: str) -> Report:
 
 
 def _table(found: Results, scored: Sequence[str]) -> Part:
-    measured = [name for name in (*found.metrics, "trained", "step", "steps", "seconds", "step_seconds")
+    measured = [name for name in (*found.metrics, "trained", "step", "steps", "seconds", "step_seconds", "step_flops")
                 if found.table[name].null_count < found.table.num_rows]  # fmt: skip
     columns = ["run", "state", *found.differing(), *measured]
     rows = [[row[name] for name in columns] for row in found.table.select(columns).to_pylist()]
@@ -86,7 +87,7 @@ def _map(found: Results, scored: Sequence[str]) -> Part | None:
 
 
 def _curves(folder: str, found: Results) -> list[Part]:
-    """The training loss and the first validation metric of the best runs, by step, and by minutes of steps."""
+    """The training loss and the first validation metric of the best runs, by step, by minutes and by FLOPs of steps."""
     scored = [name for name in found.metrics if name.startswith("validation/")]
     rows = found.table.to_pylist()
     if scored:
@@ -94,10 +95,10 @@ def _curves(folder: str, found: Results) -> list[Part]:
     chosen = [(row["run"], _metrics(folder, row["run"])) for row in rows[:CURVES]]
     chosen = [(name, lines) for name, lines in chosen if lines]
     wanted = ["train/loss", *scored[:1]]
-    seconds = {row["run"]: row["step_seconds"] for row in rows}
+    of_step = {row["run"]: (1, (row["step_seconds"] or 0) / 60, (row["step_flops"] or 0) / 1e12) for row in rows}
     if not chosen:
         return []
-    figure, axes = style.panels(2 * len(wanted))
+    figure, axes = style.panels(len(BY) * len(wanted), columns=len(wanted))
     data = []
     for i, (name, lines) in enumerate(chosen):
         for k, metric in enumerate(wanted):
@@ -112,12 +113,12 @@ def _curves(folder: str, found: Results) -> list[Part]:
                 "markevery": max(1, len(steps) // 8),
                 "label": name,
             }
-            axes[2 * k].plot(steps, values, **look)
-            if seconds[name]:
-                axes[2 * k + 1].plot(steps * seconds[name] / 60, values, **look)
+            for j, each in enumerate(of_step[name]):
+                if each:
+                    axes[j * len(wanted) + k].plot(steps * each, values, **look)
     for k, metric in enumerate(wanted):
-        axes[2 * k].set(xlabel="step", ylabel=metric)
-        axes[2 * k + 1].set(xlabel="minutes of steps (steps x median step time)", ylabel=metric)
+        for j, label in enumerate(BY):
+            axes[j * len(wanted) + k].set(xlabel=label, ylabel=metric)
     style.legend(figure, axes)
     text = f"The {len(chosen)} best by {scored[0]}." if scored and len(rows) > CURVES else ""
     return [Part("Curves", text, Table(("run", "metric", "step", "value"), data), figure)]

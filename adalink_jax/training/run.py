@@ -22,6 +22,7 @@ from adalink_jax.errors import NotFinite, UserError
 from adalink_jax.training import outputs, vision_cache
 from adalink_jax.training.console import Console, reading_rows
 from adalink_jax.training.evaluation import Evaluator, Result
+from adalink_jax.training.flops import count_traced
 from adalink_jax.training.interrupt import Interrupted, StopRequest
 from adalink_jax.training.loop import Period, run_loop
 from adalink_jax.training.metric_writer import MetricWriter
@@ -197,6 +198,7 @@ class Run:
     metric: str | None
     settings: dict[str, str]
     step_seconds: list[float] = dataclasses.field(default_factory=list)
+    step_flops: int | None = None
 
     def train(self, step_fn: Callable, state: TrainState, **options) -> TrainState:
         """`run_loop` from `state` on, then an evaluation of its last state.
@@ -204,8 +206,14 @@ class Run:
         Raises:
           NotFinite: says what the newest checkpoint is, and what may help.
         """
+
+        def counted(*arguments):
+            if self.step_flops is None:  # traced once, for this and for the call
+                self.step_flops = count_traced(step_fn.trace(*arguments).jaxpr)
+            return step_fn(*arguments)
+
         try:
-            state = run_loop(step_fn, state, self.params.frozen, self.batches, stop=self.stop.before_step, **options)
+            state = run_loop(counted, state, self.params.frozen, self.batches, stop=self.stop.before_step, **options)
         except NotFinite as e:
             self.newest.wait()
             step = self.newest.latest_step()
@@ -291,6 +299,7 @@ class Run:
             "metric": self.metric,
             "validation": self.best.facts()["score"] if result else None,
             "step_seconds": statistics.median(self.step_seconds) if self.step_seconds else None,
+            "step_flops": self.step_flops,
             "settings": self.settings,
             "versions": outputs.versions(),
         }

@@ -14,7 +14,12 @@ from jax.extend.core import ClosedJaxpr, Jaxpr
 
 def count_flops(function, *arguments) -> int:
     """FLOPs of all matrix products and convolutions of `function(*arguments)`; abstract arguments will do."""
-    return _of_jaxpr(jax.make_jaxpr(function)(*arguments).jaxpr)
+    return count_traced(jax.make_jaxpr(function)(*arguments))
+
+
+def count_traced(traced: ClosedJaxpr) -> int:
+    """`count_flops` of what is traced already, such as `jax.jit(function).trace(*arguments).jaxpr`."""
+    return _of_jaxpr(traced.jaxpr)
 
 
 def _of_jaxpr(jaxpr: Jaxpr) -> int:

@@ -39,6 +39,10 @@ class SeqioTask:
         )  # fmt: skip
         return dataset.skip(start).prefetch(64).as_numpy_iterator()
 
+    def encode(self, text: str) -> list[int]:
+        """Text -> ids, without EOS."""
+        return self._task.output_features["inputs"].vocabulary.encode(text)
+
     def decode(self, ids: Sequence[int]) -> str:
         """Predicted ids, up to the first EOS, as text."""
         ids = np.asarray(ids).tolist()

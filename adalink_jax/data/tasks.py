@@ -43,6 +43,9 @@ class Task(Protocol):
           start: examples to skip.
         """
 
+    def encode(self, text: str) -> list[int]:
+        """Text -> ids of the inputs' vocabulary, without EOS."""
+
     def decode(self, ids: Sequence[int]) -> str:
         """Predicted ids -> text."""
 
@@ -63,6 +66,8 @@ class DatasetConfig:
         `register`, which is called with nothing whenever tasks are asked for; None for the scenes of digits.
       seed: seed of the order of the training examples.
       own_files: files of one's own; None where the task is seqio's.
+      in_context_examples: solved examples that stand before each input where a model is evaluated, for a frozen base: `seed` draws
+        them from the training split. Nothing can be trained with them.
       use_cached: read what seqio has cached of the task (`seqio_cache_tasks`), and refuse where it has not.
       train_examples: k-shot: train on so many examples, which `seed` draws from the training split; None for all.
 
@@ -78,6 +83,7 @@ class DatasetConfig:
     train_examples: int | None = None
     own_files: "FileTask | None" = None
     use_cached: bool = False
+    in_context_examples: int = 0
 
     def __post_init__(self):
         if self.own_files is not None and self.mixture_or_task_module is not None:
@@ -103,6 +109,16 @@ def get_tasks(config: DatasetConfig, on_rows: Callable[[int], None] = lambda cou
     Raises:
       UserError: if seqio is not installed, or there is no such task, with the nearest names; for files that cannot be used.
     """
+    task, tasks = _found(config, on_rows)
+    if config.in_context_examples:
+        from adalink_jax.data.in_context import InContextTask
+
+        shots = (config.in_context_examples, config.seed, config.task_feature_lengths)
+        return task, [InContextTask(each, *shots) for each in tasks]
+    return task, tasks
+
+
+def _found(config: DatasetConfig, on_rows: Callable[[int], None]) -> tuple[Task, list[Task]]:
     if config.own_files is not None:
         task = config.own_files.load(config.mixture_or_task_name, config.task_feature_lengths, on_rows)
         return task, [task]

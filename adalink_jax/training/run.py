@@ -152,6 +152,8 @@ def check_setup(setup: Setup, microbatches: int, mesh):
     """Refuses what can be refused before anything is read; gives the tasks to train on and to evaluate."""
     if not setup.trainable:
         raise UserError("Nothing is trainable: add --gin_file=gin/adapters/adalink.gin, or set TRAINABLE.")
+    if setup.dataset.in_context_examples:
+        raise UserError("in_context_examples are for frozen models, with `adalink eval`; leave them out to train.")
     split_abstract(setup.model, setup.trainable)
     return _check_data(setup, microbatches, mesh)
 

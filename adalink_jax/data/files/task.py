@@ -211,6 +211,10 @@ class LoadedFileTask:
         """`image_file` or `image` of a row whose picture lies in a folder or an archive."""
         return self._pictures[row["root"]].example(row["image_name"])
 
+    def encode(self, text: str) -> list[int]:
+        """See `Task.encode`."""
+        return self._vocabulary.encode(text)
+
     def decode(self, ids: Sequence[int]) -> str:
         """See `Task.decode`."""
         return self._vocabulary.decode(ids)

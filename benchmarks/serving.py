@@ -100,13 +100,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     options = parser.parse_args()
     backbone = configured(options.gin_file)
-    with jax.default_matmul_precision("default"):
-        found = methods(backbone)
-        sizes = sum(leaf.size for leaf in jax.tree.leaves(found[BASE][1]))
-        print(f"{jax.devices()[0].device_kind}, jax {jax.__version__}; a base of {sizes:,} parameters, {backbone.config.dtype}; "
-              f"{options.inputs} tokens in, {options.outputs} out, {options.rounds} rounds\n")  # fmt: skip
-        one = timed(found, 1, options.inputs, options.outputs, options.rounds)
-        many = timed(found, options.batch_size, options.inputs, options.outputs, options.rounds)
+    found = methods(backbone)
+    sizes = sum(leaf.size for leaf in jax.tree.leaves(found[BASE][1]))
+    print(f"{jax.devices()[0].device_kind}, jax {jax.__version__}; a base of {sizes:,} parameters, {backbone.config.dtype}; "
+          f"{options.inputs} tokens in, {options.outputs} out, {options.rounds} rounds\n")  # fmt: skip
+    one = timed(found, 1, options.inputs, options.outputs, options.rounds)
+    many = timed(found, options.batch_size, options.inputs, options.outputs, options.rounds)
     print(
         f"| | one request, ms | of the base's | {options.batch_size} requests, tokens/s | time, of the base's |\n|---|---:|---:|---:|---:|"
     )

@@ -4,6 +4,7 @@ import gc
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -156,6 +157,18 @@ def test_eval_scores_each_checkpoint_that_a_run_keeps_and_none_twice(finished, t
     assert json.loads(capsys.readouterr().out)["24"] == {"accuracy": 0.125}  # read, not computed
     assert main([*command[:2], f"--checkpoints={tmp_path}"]) == 2
     assert "holds no checkpoints of a run" in capsys.readouterr().err
+    assert main([*command[:3], "--gin.AdaLinkAdapter.phi='relu'"]) == 2
+    assert "AdaLinkAdapter.phi 'identity' there, 'relu' here" in capsys.readouterr().err
+    shutil.copytree(finished, tmp_path / "other", ignore=shutil.ignore_patterns("compilation_cache"))
+    assert main([*command[:2], f"--checkpoints={tmp_path / 'other'}", f"--output_dir={there}"]) == 2
+    assert f"holds the scores of {finished}; give another --output_dir" in capsys.readouterr().err
+    kept = (there / "metrics.jsonl").read_text()
+    for file in (tmp_path / "other" / "checkpoints" / "24" / "state").rglob("d/*"):
+        file.write_bytes(b"x" * file.stat().st_size)
+    shutil.rmtree(tmp_path / "other" / "best")
+    assert main([*command[:2], f"--checkpoints={tmp_path / 'other'}", "--split=validation"]) == 2
+    assert "The checkpoint of step 24 in" in (said := capsys.readouterr().err) and "delete the folder 24" in said
+    assert (there / "metrics.jsonl").read_text() == kept
 
 
 def test_the_last_uneven_batch_counts_every_example_once(capsys):

@@ -2,6 +2,7 @@
 
 from adalink_jax.checkpoints.adapter_files import (
     check_base,
+    check_method,
     check_shapes,
     load_adapter,
     open_adapter,
@@ -32,6 +33,7 @@ __all__ = [
     "check_base",
     "check_destination",
     "check_fit",
+    "check_method",
     "check_part_settings",
     "check_settings",
     "check_shapes",

@@ -157,7 +157,7 @@ def load_adapter(
     wanted = paths.flatten(abstract)
     check_shapes(folder, about, found, paths.unscanned_shapes(wanted))
     if module is not None:
-        _check_settings(folder, about, about, describe_adapter(module))
+        check_method(folder, about, describe_adapter(module))
     whole = paths.rescan(_read(found, folder), wanted)
     leaves = {name: jax.device_put(whole[name].astype(leaf.dtype), leaf.sharding) for name, leaf in wanted.items()}
     return paths.unflatten(leaves), about
@@ -210,6 +210,11 @@ def _read(leaves: dict[str, Leaf], path: str) -> dict[str, np.ndarray]:
                 f"The adapter {path} holds values that are not finite, in {name}; train it again from an earlier checkpoint."
             )
     return values
+
+
+def check_method(path: str, about: dict, wanted: dict) -> None:
+    """Refuses an adapter of another method, or with another setting that shapes do not show, than `wanted` (`describe_adapter`)."""
+    _check_settings(path, about, about, wanted)
 
 
 def _check_settings(path: str, about: dict, mine: dict, wanted: dict) -> None:

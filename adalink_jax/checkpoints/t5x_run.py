@@ -17,6 +17,7 @@ from adalink_jax.models import paths
 
 ABOUT = "adapter.json"
 _BACKBONE, _ADAPTER = "backbone/", "adapter/"
+_FIELDS = {"method": str, "settings": dict, "base": str, "task": str, "trainable": tuple}  # of ABOUT
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,16 +49,14 @@ def open_run(path: str) -> RunCheckpoint:
       CheckpointError: if there is no checkpoint, or none of an adapted model.
     """
     folder = epath.Path(os.fspath(path)).expanduser()
-    step = lambda at: at.name.removeprefix("checkpoint_")
-    if not step(folder).isdigit():
-        found = [
-            at for at in (folder.iterdir() if folder.is_dir() else ()) if at.name != step(at) and step(at).isdigit()
-        ]
+    step = lambda at: int(found[1]) if (found := re.fullmatch(r"checkpoint_(\d+)", at.name)) else None
+    if step(folder) is None:
+        found = [at for at in (folder.iterdir() if folder.is_dir() else ()) if step(at) is not None]
         if not found:
             raise CheckpointError(
                 f"{path} holds no checkpoint_N; give the MODEL_DIR of a run of t5x, or one of its checkpoints."
             )
-        folder = max(found, key=lambda at: int(step(at)))
+        folder = max(found, key=step)
     file = folder.parent / ABOUT
     if not file.exists():
         raise CheckpointError(
@@ -69,8 +68,17 @@ def open_run(path: str) -> RunCheckpoint:
         raise CheckpointError(
             f"{folder} is no checkpoint of an adapted model: it has no leaves {_BACKBONE}... and {_ADAPTER}..."
         )
+    try:
+        about = {name: kind(found[name]) for found in [json.loads(file.read_text())] for name, kind in _FIELDS.items()}
+    except (ValueError, KeyError, TypeError) as e:
+        raise CheckpointError(f"{file} is damaged or cut short ({type(e).__name__}: {e}); copy it again.") from e
+    if any(re.fullmatch(each, _BACKBONE + name) for each in about["trainable"] for name in of(_BACKBONE)):
+        raise CheckpointError(
+            f"{folder.parent} trained leaves of the backbone too ({', '.join(about['trainable'])}), which an adapter's folder cannot hold; "
+            f"use the whole checkpoint."
+        )
     base = dataclasses.replace(source, leaves=of(_BACKBONE))
-    return RunCheckpoint(str(folder), int(step(folder)), json.loads(file.read_text()), base, of(_ADAPTER))
+    return RunCheckpoint(str(folder), step(folder), about, base, of(_ADAPTER))
 
 
 def extract_adapter(run: RunCheckpoint, folder: str) -> dict:

@@ -53,7 +53,11 @@ def add_processes(parser: argparse.ArgumentParser) -> None:
 def add_seqio(parser: argparse.ArgumentParser) -> None:
     """The flags that say where seqio's data lie (t5x's), for `use_seqio`."""
     group = parser.add_argument_group("where seqio's tasks find their data (t5x's flags)")
-    group.add_argument("--tfds_data_dir", metavar="DIR", help="where data sets of TFDS are prepared, for every task")
+    group.add_argument(
+        "--tfds_data_dir",
+        metavar="DIR",
+        help="where data sets of TFDS are prepared, for tasks that name no folder (the shipped ones read DATA_DIR)",
+    )
     group.add_argument(
         "--seqio_additional_cache_dirs", metavar="DIRS", default="", help="folders of cached tasks, comma-separated"
     )
@@ -63,9 +67,9 @@ def use_seqio(options: argparse.Namespace) -> None:
     """Heeds the flags of `add_seqio`; seqio is imported only if one was given."""
     folders = [folder for folder in options.seqio_additional_cache_dirs.split(",") if folder]
     if options.tfds_data_dir or folders:
-        from adalink_jax.data import seqio_source
+        from adalink_jax.data import seqio_sources
 
-        seqio_source.use_folders(options.tfds_data_dir, folders)
+        seqio_sources().use_folders(options.tfds_data_dir, folders)
 
 
 @contextlib.contextmanager

@@ -75,7 +75,10 @@ def infer(argv: list[str]) -> int:
     _check_adapters(source, adapters, options)
     convert = _converter(options, source)
     path = options.output if options.format == "table" else f"{options.output}.rows.jsonl"
-    identity = {name: value for name, value in vars(options).items() if value} | {"rows": source.count}
+    where = ("tfds_data_dir", "seqio_additional_cache_dirs")
+    identity = {name: value for name, value in vars(options).items() if value and name not in where} | {
+        "rows": source.count
+    }
     identity["gin"] = [list(flags.files), sorted(map(list, flags.bindings))]
     identity["files"] = rows.marks(
         options.input, *adapters.values(), *([f"{options.run}/adapter"] if options.run else [])

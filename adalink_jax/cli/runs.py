@@ -77,7 +77,9 @@ def eval(argv: list[str]) -> int:
         from adalink_jax.training import run
         from adalink_jax.training.setup import Setup
 
-        found = run.evaluate(Setup(), options.split, options.output_dir, options.checkpoints)
+        found = run.evaluate(
+            Setup(), options.split, options.output_dir, options.checkpoints, settings=configuration.used_settings
+        )
         configuration.check_all_used(flags)
         if not parallel.is_first():
             return 0

@@ -144,7 +144,9 @@ def _flat(config: dict) -> dict[str, str]:
             name = checks.macro_name(value)
             if name in macros:
                 return literal(macros[name])
-            return re.sub(r"(?:\w+\.)+(?=\w+(\(\))?$)", "", repr(value))  # however much of the module was written
+            short = re.sub(r"(?:\w+\.)+(?=\w+(\(\))?$)", "", repr(value))  # however much of the module was written
+            one = len(gin_config._REGISTRY.matching_selectors(re.search(r"\w+(?=\W*$)", short)[0])) == 1
+            return short if one else repr(value)
         if isinstance(value, dict):
             return "{" + ", ".join(f"{literal(k)}: {literal(v)}" for k, v in value.items()) + "}"
         if isinstance(value, (list, tuple)):

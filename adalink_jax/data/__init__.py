@@ -9,7 +9,7 @@ from adalink_jax.data.feature_converter import INSTRUCTION, FeatureConverter, ha
 from adalink_jax.data.files import FileTask
 from adalink_jax.data.iterators import BatchIterator, EpochIterator, padded_batches, train_batches
 from adalink_jax.data.published import PublishedData, SpanCorruption
-from adalink_jax.data.tasks import DatasetConfig, Task, get_tasks
+from adalink_jax.data.tasks import DatasetConfig, Task, get_tasks, seqio_sources
 from adalink_jax.data.vision_cache import Tower, VisionCache
 from adalink_jax.data.vocabularies import ByteVocabulary, SentencePieceVocabulary, WordPieceVocabulary, load_vocabulary
 
@@ -29,6 +29,7 @@ __all__ = [
     "VisionCache",
     "WordPieceVocabulary",
     "get_tasks",
+    "seqio_sources",
     "has_image",
     "load_vocabulary",
     "padded_batches",

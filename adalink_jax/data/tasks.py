@@ -122,14 +122,23 @@ def _found(config: DatasetConfig, on_rows: Callable[[int], None]) -> tuple[Task,
     if config.own_files is not None:
         task = config.own_files.load(config.mixture_or_task_name, config.task_feature_lengths, on_rows)
         return task, [task]
+    return seqio_sources().get_tasks(
+        config.mixture_or_task_name, config.mixture_or_task_module, config.task_feature_lengths, config.use_cached
+    )
+
+
+def seqio_sources():
+    """The module `seqio_source`, which imports TensorFlow.
+
+    Raises:
+      UserError: if seqio is not installed.
+    """
     try:
         with _quiet():
             from adalink_jax.data import seqio_source
     except ModuleNotFoundError as e:
         raise UserError(f"seqio tasks need seqio and TensorFlow, and {e.name} is missing: pip install seqio.") from e
-    return seqio_source.get_tasks(
-        config.mixture_or_task_name, config.mixture_or_task_module, config.task_feature_lengths, config.use_cached
-    )
+    return seqio_source
 
 
 @contextlib.contextmanager

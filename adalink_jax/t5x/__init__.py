@@ -21,6 +21,6 @@ from adalink_jax.t5x.restore import with_adapter
 from adalink_jax.t5x.summary import summarize_config
 
 import_configurables()
-gin.add_config_file_search_path(str(gin_root()))
+gin.add_config_file_search_path(str(gin_root().parent))
 
 __all__ = ["AdaptedEncoderDecoderModel", "AdapterOptimizer", "summarize_config", "vocabulary", "with_adapter"]

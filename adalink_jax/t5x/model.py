@@ -13,21 +13,46 @@ from flax.core import FrozenDict, freeze, unfreeze
 from flax.linen.partitioning import AxisMetadata
 from t5x import losses, models
 
-from adalink_jax import parallel
+from adalink_jax import configuration, parallel
 from adalink_jax.adapters import AdaptedModel, abstract_params
 from adalink_jax.data.published.registration import seqio_vocabulary
+from adalink_jax.data.seqio_source import SHIPPED_TASKS
 from adalink_jax.errors import UserError
 from adalink_jax.models import paths
+from adalink_jax.models.blip2 import INSTRUCTION
 from adalink_jax.models.decoding import Decoding, Sampling
 from adalink_jax.t5x.features import ImageFeatureConverter
 from adalink_jax.t5x.optimizer import AdapterOptimizer
 
 PACKED = "encoder_segment_ids"
+_WITHOUT_PLACE = {
+    "Setup.decoding": "bind AdaptedEncoderDecoderModel.decoding",
+    "Setup.adapter_start": "start the prompt at random (PROMPT_START = None), or from a file (INITIAL_ADAPTER_PATH)",
+    "Setup.vision_cache": "leave VISION_CACHE out",
+}
 
 
 def vocabulary(name: str) -> seqio.Vocabulary:
     """The vocabulary of our task files: "bytes", a SentencePiece model, or a checkpoint's folder that holds one."""
     return seqio_vocabulary(name)
+
+
+def _check_task(name: str) -> None:
+    known = [*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()]
+    if name not in known:
+        raise UserError(
+            f"There is no task or mixture {name!r} (MIXTURE_OR_TASK_NAME); name the module that declares it in MIXTURE_OR_TASK_MODULE. "
+            f"Files of one's own (gin/tasks/files.gin) are read by `adalink train` alone."
+        )
+    for task in seqio.get_subtasks(seqio.get_mixture_or_task(name)):
+        image = next(
+            (task.output_features[key] for key in ("image", "image_file") if key in task.output_features), None
+        )
+        if image is not None and image.rank == 0:
+            raise UserError(
+                f"The images of {task.name} are files, which seqio's evaluator cannot measure; under t5x a task's `image` is an "
+                f"array of the model's size. `adalink train` reads files."
+            )
 
 
 class AdaptedEncoderDecoderModel(models.BaseTransformerModel):
@@ -46,6 +71,7 @@ class AdaptedEncoderDecoderModel(models.BaseTransformerModel):
         trainable: Sequence[str] = ("adapter/.*",),
         decoding: Decoding = Sampling(),  # noqa: B008
         mixture_or_task_module: str | None = None,
+        mixture_or_task_name: str | None = None,
         label_smoothing: float = 0.0,
         z_loss: float = 0.0,
         loss_normalizing_factor: float | int | str | losses.SpecialLossNormalizingFactor | None = None,
@@ -56,24 +82,40 @@ class AdaptedEncoderDecoderModel(models.BaseTransformerModel):
           optimizer: of the trainable leaves; None where nothing is trained.
           trainable: expressions for whole paths.
           decoding: how `predict_batch` decodes.
-          mixture_or_task_module: a module that declares its tasks by a function `register`, which is called here.
+          mixture_or_task_module: a module that declares its tasks, at import or by a function `register`, which is called here; None for the
+            scenes of digits.
+          mixture_or_task_name: the task, to be looked at before anything is read; None: not looked at.
           label_smoothing, z_loss, loss_normalizing_factor: as in t5x.
 
         Raises:
-          UserError: for stacked layers.
+          UserError: for stacked layers, a Q-Former that reads the instruction, a bound setting of ours that has no place here, an optimizer
+            without an adapter, and a task that is not declared or whose images are files.
         """
         if module.backbone.config.scan_layers:
             raise UserError(
                 "SCAN_LAYERS is True, and the checkpoints of t5x's networks hold each layer by itself; add "
                 "--gin.SCAN_LAYERS=False."
             )
-        if mixture_or_task_module is not None:
-            declared = importlib.import_module(mixture_or_task_module)
-            if hasattr(declared, "register"):
-                declared.register()
+        if optimizer is not None and module.adapter is None:
+            raise UserError(
+                "There is no adapter to train; add --gin_file=gin/adapters/adalink.gin. Whole models are t5x's own to train."
+            )
+        bound = configuration.bindings()
+        for name, remedy in _WITHOUT_PLACE.items():
+            if bound.get(name, "None") != "None":
+                raise UserError(f"{name} is {bound[name]}, which has no place under t5x; {remedy}.")
+        declared = importlib.import_module(mixture_or_task_module or SHIPPED_TASKS)
+        if hasattr(declared, "register"):
+            declared.register()
+        if mixture_or_task_name is not None:
+            _check_task(mixture_or_task_name)
         self._decoding, self._trainable = decoding, tuple(trainable)
         self._features = module.backbone.abstract_batch(1, 1, 1)
         self.FEATURE_CONVERTER_CLS = seqio.EncDecFeatureConverter
+        if INSTRUCTION in self._features:
+            raise UserError(
+                "The Q-Former reads the instruction in a vocabulary of its own, which t5x's features lack; use `adalink train`."
+            )
         if "images" in self._features:
             shape = self._features["images"].shape[1:]
             self.FEATURE_CONVERTER_CLS = functools.partial(ImageFeatureConverter, image_shape=shape)
@@ -97,7 +139,7 @@ class AdaptedEncoderDecoderModel(models.BaseTransformerModel):
         """
         if PACKED in input_shapes:
             raise UserError(
-                "The features are packed, which an adapted model does not read; set DatasetConfig.pack = False."
+                "The features are packed, which an adapted model does not read; set utils.DatasetConfig.pack = False."
             )
         rows = self.module.backbone.config.vocab_size
         if self.input_vocabulary.vocab_size > rows:

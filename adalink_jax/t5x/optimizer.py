@@ -51,7 +51,7 @@ class AdapterOptimizer(OptaxWrapper):
         masked = lambda trained, names: names if trained else optax.MaskedNode()
         state = optax.tree_map_params(
             self.optax_optimizer,
-            lambda _, names: names,
+            lambda leaf, names: names if len(names) == leaf.ndim else None,  # Adafactor's rows and columns: replicated
             optimizer.state.param_states,
             jax.tree.map(masked, self.mask(optimizer.target), param_logical_axes),
             transform_non_params=lambda _: None,

@@ -2,7 +2,10 @@
 
 from collections.abc import Mapping
 
+import orbax.checkpoint as ocp
+
 from adalink_jax import checkpoints
+from adalink_jax.adapters import AdaptedModel, describe_adapter
 from adalink_jax.errors import UserError
 from adalink_jax.models import paths
 
@@ -10,32 +13,58 @@ BACKBONE, ADAPTER = "backbone", "adapter"
 
 
 def with_adapter(
-    state_dict: Mapping, target_state_dict: Mapping, path: str | None = None, *, is_resuming: bool = False
+    state_dict: Mapping,
+    target_state_dict: Mapping,
+    module: AdaptedModel,
+    path: str | None = None,
+    *,
+    is_resuming: bool = False,
 ):
-    """A `state_transformation_fns` of t5x: the state of a base, or of an adapted model, with the adapter of a file in it.
+    """A `state_transformation_fns` of t5x: a base, or an adapted model, with the adapter of a file in it.
 
-    A base (`target/encoder/...`) becomes `target/backbone/encoder/...`. The values of a checkpoint are read later by t5x, so that whether the adapter belongs to this base is not known here: `adalink
-    adapters verify ADAPTER --base CHECKPOINT` compares them.
+    A base (`target/encoder/...`) becomes `target/backbone/encoder/...`. The values of a checkpoint are read later by t5x, so
+    that whether the adapter belongs to this base is not known here: `adalink adapters verify ADAPTER --base CHECKPOINT` compares them.
 
     Args:
       state_dict: what is in the checkpoint.
       target_state_dict: what is wanted.
-      path: an adapter's folder; None leaves an adapted model as it is.
+      module: the model that is restored.
+      path: an adapter's folder; None leaves the state as it is.
       is_resuming: a run that goes on is left as it is.
 
     Raises:
-      UserError: for a base without `path`.
-      CheckpointError: for a folder that is no adapter, or one of another method, rank or model.
+      UserError: for a base in Orbax's format, whose leaves t5x cannot rename; without `path`, where an adapter is wanted and none is there.
+      CheckpointError: for a folder that is no adapter, or one of another method, settings or model.
     """
-    adapted = BACKBONE in state_dict["target"]
-    if is_resuming or (adapted and path is None):
+    if is_resuming:
         return state_dict
-    if path is None:
+    base = BACKBONE not in state_dict["target"]
+    backbone = state_dict["target"] if base else state_dict["target"][BACKBONE]
+    if (base or ADAPTER not in state_dict["target"]) and _of_orbax(backbone):
+        raise UserError(
+            "The base is a checkpoint in Orbax's format, in which t5x finds no leaf under another name; write it once with "
+            "`adalink convert BASE/checkpoint_N NEW/checkpoint_N --to t5x`."
+        )
+    target = {**({} if base else state_dict["target"]), BACKBONE: backbone}
+    if path is not None:
+        target[ADAPTER] = _read(path, module, target_state_dict["target"].get(ADAPTER, {}))
+    elif base and ADAPTER in target_state_dict["target"]:
         raise UserError("The checkpoint is a base without an adapter; set INITIAL_ADAPTER_PATH to an adapter's folder.")
-    leaves, about = checkpoints.open_adapter(path)
-    wanted = paths.flatten(target_state_dict["target"][ADAPTER])
-    checkpoints.check_shapes(path, about, leaves, {name: tuple(leaf.shape) for name, leaf in wanted.items()})
-    values, _ = checkpoints.read_adapter(path)
-    backbone = state_dict["target"][BACKBONE] if adapted else state_dict["target"]
-    target = {BACKBONE: backbone, ADAPTER: paths.unflatten({name: values[name] for name in wanted})}
     return {**state_dict, "target": target}
+
+
+def _read(path: str, module: AdaptedModel, wanted: Mapping) -> dict:
+    if module.adapter is None:
+        raise UserError(
+            "INITIAL_ADAPTER_PATH is set, and the model has no adapter; add its file, --gin_file=gin/adapters/..."
+        )
+    leaves, about = checkpoints.open_adapter(path)
+    shapes = {name: tuple(leaf.shape) for name, leaf in paths.flatten(wanted).items()}
+    checkpoints.check_shapes(path, about, leaves, shapes)
+    checkpoints.check_method(path, about, describe_adapter(module.adapter))
+    values, _ = checkpoints.read_adapter(path)
+    return paths.unflatten({name: values[name] for name in shapes})
+
+
+def _of_orbax(tree: Mapping) -> bool:
+    return any(isinstance(leaf, ocp.metadata.tree.ValueMetadataEntry) for leaf in paths.flatten(tree).values())

@@ -3,6 +3,7 @@
 import json
 import socket
 import struct
+import sys
 import time
 
 from etils import epath
@@ -21,10 +22,10 @@ class MetricWriter:
 
     Args:
       model_dir: the run's folder.
-      resumed_at: rows of later steps, written before a run was killed, are dropped from `metrics.jsonl`.
+      resumed_at: rows of later steps, written before a run was killed, are dropped from `metrics.jsonl`; None keeps all.
     """
 
-    def __init__(self, model_dir: str, resumed_at: int):
+    def __init__(self, model_dir: str, resumed_at: int | None):
         self._folder = epath.Path(model_dir)
         self._rows = parallel.once(self._kept_rows, resumed_at)
         self._writes = parallel.is_first()
@@ -41,11 +42,11 @@ class MetricWriter:
             start = SessionLog(status=SessionLog.START)
             self._add_event(Event(wall_time=started, step=resumed_at + 1, session_log=start))
 
-    def _kept_rows(self, resumed_at: int) -> list[str]:
+    def _kept_rows(self, resumed_at: int | None) -> list[str]:
         path = self._folder / "metrics.jsonl"
         path.parent.mkdir(parents=True, exist_ok=True)
         found = path.read_text() if path.exists() else ""
-        rows = [row for row in found.splitlines() if _step(row) <= resumed_at]
+        rows = [row for row in found.splitlines() if _step(row) <= (sys.maxsize if resumed_at is None else resumed_at)]
         kept = "".join(row + "\n" for row in rows)
         if kept != found or not path.exists():
             path.write_text(kept)

@@ -22,6 +22,7 @@ from adalink_jax.training.whole_file import write_json
 from adalink_jax.version import __version__
 
 SUMMARY, BEFORE, PICTURE, SAMPLES = "summary.json", "before.json", "samples.png", "samples.json"
+SCORES_OF = "scores_of.json"
 count = tables.count
 
 
@@ -59,6 +60,29 @@ def read_before(folder: epath.Path) -> Result | None:
     if not parallel.once((folder / BEFORE).exists):
         return None
     return Result(**json.loads((folder / BEFORE).read_text()))
+
+
+def claim_scores(folder: epath.Path, run_dir: str | None) -> None:
+    """Says in `folder` whose checkpoints are scored there.
+
+    Raises:
+      UserError: if others' scores are there.
+    """
+    mark, mine = folder / SCORES_OF, {"run": None if run_dir is None else str(epath.Path(run_dir).resolve())}
+    found = mine
+    if mark.exists():
+        found = json.loads(mark.read_text())
+    elif (
+        run_dir is not None
+        and (folder / "metrics.jsonl").exists()
+        and folder.resolve() != epath.Path(run_dir).resolve()
+    ):
+        found = {"run": None}
+    if found != mine:
+        raise UserError(f"{folder} holds the scores of {found['run'] or 'something else'}; give another --output_dir.")
+    if run_dir is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        mark.write_text(json.dumps(mine))
 
 
 def read_summary(folder: epath.Path) -> dict | None:

@@ -347,7 +347,11 @@ def tagged(split: str, result: Result) -> dict[str, float]:
 
 
 def evaluate(
-    setup: Setup, split: str = "test", output_dir: str | None = None, run_dir: str | None = None
+    setup: Setup,
+    split: str = "test",
+    output_dir: str | None = None,
+    run_dir: str | None = None,
+    settings: Callable[[], dict[str, str]] = dict,
 ) -> dict[int, dict[str, float]]:
     """Scores a base model, with an adapter or without, on a split; or each checkpoint that a run keeps.
 
@@ -357,6 +361,7 @@ def evaluate(
       output_dir: where the scores go as a run's do (`metrics.jsonl`, TensorBoard), and, of a task with images, a contact sheet
         (`samples/`); None: nowhere. Of a run's checkpoints, those whose scores are there already are not scored again.
       run_dir: the `MODEL_DIR` of a run of this configuration, for all its checkpoints: the newest, and the best.
+      settings: gives those in use, which must be the run's.
 
     Returns:
       step (0 where there is no run) -> metric -> value.
@@ -372,9 +377,13 @@ def evaluate(
         cache = vision_cache.prepare(setup, params, tasks, mesh, console, stop, (split,))
         converter = setup.converter(setup.dataset.task_feature_lengths, cache)
         evaluator = make_evaluator(setup, tasks, converter, mesh)
-        states = {0: lambda: params.trainable} if run_dir is None else _checkpoints_of(run_dir, params.trainable)
+        states = {0: lambda: params.trainable}
+        if run_dir is not None:
+            states = _checkpoints_of(run_dir, params.trainable, settings())
         folder = None if output_dir is None else epath.Path(output_dir)
-        writer = None if folder is None else MetricWriter(folder, resumed_at=max(states))
+        if folder is not None:
+            parallel.once(outputs.claim_scores, folder, run_dir)
+        writer = None if folder is None else MetricWriter(folder, resumed_at=None)
         scores = {}
         for step, trainable in states.items():
             if run_dir is not None and writer is not None and (known := writer.values(step, f"{split}/")):
@@ -389,12 +398,16 @@ def evaluate(
         return scores
 
 
-def _checkpoints_of(run_dir: str, like) -> dict[int, Callable]:
+def _checkpoints_of(run_dir: str, like, settings: dict[str, str]) -> dict[int, Callable]:
     """step -> what reads its trained leaves, of the checkpoints that a run keeps."""
+    if not like:
+        raise UserError(
+            "Nothing is trainable in this configuration, so a run of it has no checkpoints; give the run's config.gin."
+        )
     found = {}
     for name in ("checkpoints", "best"):
         kept = RunCheckpoints(f"{run_dir}/{name}", 1, {})
-        found |= {step: functools.partial(kept.read_trainable, step, like) for step in kept.steps()}
+        found |= {step: functools.partial(kept.read_trainable, step, like, settings) for step in kept.steps()}
     if not found:
         raise UserError(f"{run_dir} holds no checkpoints of a run; give its MODEL_DIR.")
     return dict(sorted(found.items()))

@@ -23,7 +23,6 @@ from etils import epath
 from adalink_jax import configuration, parallel
 from adalink_jax.checkpoints import digests
 from adalink_jax.errors import CheckpointError
-from adalink_jax.models import paths
 from adalink_jax.training.step import TrainState
 
 
@@ -138,34 +137,43 @@ class RunCheckpoints:
         """The steps that were written whole, ascending."""
         return sorted(self._manager.all_steps()) if parallel.once(self.folder.exists) else []
 
-    def read_trainable(self, step: int, like):
-        """The trained leaves of one step, for evaluation.
+    def read_trainable(self, step: int, like, settings: dict[str, str]):
+        """The trained leaves of one step, for evaluation, on whatever data; of the optimizer's state nothing is read.
 
         Args:
           step: one of `steps()`.
           like: a tree of the same shapes and shardings.
+          settings: those in use; the run's own must be the same where it has them.
 
         Raises:
-          CheckpointError: if it is damaged, or of a model with other leaves.
+          CheckpointError: if it is damaged, or of a run of another base, model or adapter.
         """
-        wanted = paths.flatten(like)
         try:
-            with ocp.StandardCheckpointer() as reader:
-                stored = reader.metadata(self.folder / str(step) / "state").item_metadata.tree
-            anywhere = parallel.replicated(next(iter(wanted.values())).sharding.mesh)
-            abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=anywhere), stored)
-            placed = {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding) for name, x in wanted.items()}
-            found = {name: tuple(x.shape) for name, x in paths.flatten(abstract["trainable"]).items()}
-            if found != {name: tuple(x.shape) for name, x in wanted.items()}:
-                raise CheckpointError(f"The checkpoint of step {step} in {self.folder} is of another model or adapter.")
-            abstract["trainable"] = paths.unflatten(placed)
-            tree = self._read(step, state=ocp.args.StandardRestore(abstract))["state"]
-            meta = self._read(step, meta=ocp.args.JsonRestore())["meta"]
-            wrong = [name for name, digest in digests(tree).items() if meta["digests"].get(name) != digest]
+            identity = self._facts_of(step)["identity"]
+            changed = [f"{key} {identity[key]} there, {settings[key]} here"
+                       for key in sorted(identity.keys() & settings.keys())
+                       if identity[key] != settings[key] and not key.startswith("DatasetConfig.")]  # fmt: skip
+            if changed:
+                raise CheckpointError(
+                    f"{self.folder.parent} holds a run of another configuration ({'; '.join(changed[:5])})."
+                )
+            as_abstract = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
+            wanted = {"trainable": jax.tree.map(as_abstract, like)}
+            placed = ocp.checkpoint_utils.construct_restore_args(wanted)
+            part = ocp.args.PyTreeRestore(wanted, restore_args=placed, partial_restore=True)
+            try:
+                with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+                    tree = reader.restore(self.folder / str(step) / "state", args=part)
+            except Exception as e:  # see `_read`
+                raise _Damaged(str(e).split("\n")[0][:200]) from e
+            stated = self._facts_of(step)["digests"]
+            wrong = [name for name, digest in digests(tree).items() if stated.get(name) != digest]
             if wrong:
                 raise _Damaged(f"the digest of {wrong[0]} differs")
-        except (_Damaged, KeyError, TypeError) as e:
-            raise CheckpointError(f"The checkpoint of step {step} in {self.folder} cannot be used ({e}).") from e
+        except _Damaged as e:
+            raise CheckpointError(
+                f"The checkpoint of step {step} in {self.folder} cannot be used ({e}); delete the folder {step} there, and the others can be."
+            ) from e
         return tree["trainable"]
 
     def restore(self, like: TrainState) -> tuple[TrainState, dict]:
@@ -209,10 +217,14 @@ class RunCheckpoints:
         )
 
     def _meta(self, step: int) -> dict:
+        meta = self._facts_of(step)
+        self._compare_identity(meta["identity"])
+        return meta
+
+    def _facts_of(self, step: int) -> dict:
         meta = self._read(step, meta=ocp.args.JsonRestore())["meta"]
         if not isinstance(meta, dict) or meta.pop("digest", None) != _digest(meta):
             raise _Damaged("the digest of its facts differs")
-        self._compare_identity(meta["identity"])
         return meta
 
     def _read(self, step: int, **items):

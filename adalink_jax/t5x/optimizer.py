@@ -14,7 +14,7 @@ from adalink_jax.models import paths
 class AdapterOptimizer(OptaxWrapper):
     """Steps the leaves that `trainable` matches; all others keep their bits, and have no state.
 
-    The checkpoints of t5x hold the state of an `OptaxWrapper` under Orbax too, which its `MultiOptimizer` has not. Unlike
+    The checkpoints of t5x hold its state. Unlike
     `OptaxWrapper`, any optax transformation whose state follows the parameters has its axes, also one that keeps its learning
     rate in its state.
     """
@@ -49,9 +49,13 @@ class AdapterOptimizer(OptaxWrapper):
         axes = jax.tree.map(lambda _: None, optimizer.state_dict())
         axes["target"] = param_logical_axes
         masked = lambda trained, names: names if trained else optax.MaskedNode()
+
+        def of_state(leaf, names):  # Adafactor's rows and columns have fewer axes than the leaf: replicated
+            return names if isinstance(leaf, optax.MaskedNode) or len(names) == leaf.ndim else None
+
         state = optax.tree_map_params(
             self.optax_optimizer,
-            lambda leaf, names: names if len(names) == leaf.ndim else None,  # Adafactor's rows and columns: replicated
+            of_state,
             optimizer.state.param_states,
             jax.tree.map(masked, self.mask(optimizer.target), param_logical_axes),
             transform_non_params=lambda _: None,

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+import jax
 import orbax.checkpoint as ocp
 
 from adalink_jax import checkpoints
@@ -67,4 +68,4 @@ def _read(path: str, module: AdaptedModel, wanted: Mapping) -> dict:
 
 
 def _of_orbax(tree: Mapping) -> bool:
-    return any(isinstance(leaf, ocp.metadata.tree.ValueMetadataEntry) for leaf in paths.flatten(tree).values())
+    return any(isinstance(leaf, ocp.metadata.tree.ValueMetadataEntry) for leaf in jax.tree.leaves(tree))

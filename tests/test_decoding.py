@@ -219,8 +219,14 @@ def test_settings_that_mean_nothing_are_refused(decoding, told):
         RandomModel(rows=2, seed=0).decode(decoding)
 
 
-@pytest.mark.parametrize("scan_layers", [False, True])
-@pytest.mark.parametrize("decoding", [Sampling(), BeamSearch(3, 0.6), BeamSearch(3, 0.6, "transformers")])
+@pytest.mark.parametrize("decoding, scan_layers", [
+    (Sampling(), True),
+    (BeamSearch(3, 0.6), False),
+    *(pytest.param(*case, marks=pytest.mark.slow) for case in (
+        (Sampling(), False), (BeamSearch(3, 0.6), True),
+        (BeamSearch(3, 0.6, "transformers"), False), (BeamSearch(3, 0.6, "transformers"), True),
+    )),
+])  # fmt: skip
 def test_a_model_s_decodes_score_what_the_model_gives_them(decoding, scan_layers):
     backbone = tiny_pali(scan_layers=scan_layers)
     model = AdaptedModel(backbone, AdaLinkAdapter(rank=4, kinds=("text", "image", "target")))

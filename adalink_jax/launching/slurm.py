@@ -77,7 +77,7 @@ def render(job: Job, settings: Slurm, staged: dict[str, str]) -> Rendered:
         main=SCRIPT,
         submit=("sbatch", "--parsable", script),
         status=(
-            ("squeue", "--noheader", "--jobs={id}", "--format=%i %T %M %R"),
+            ("squeue", "--noheader", "--states=all", "--jobs={id}", "--format=%i %T %M %R"),
             ("sacct", "--noheader", "--jobs={id}", "--format=JobID,State,ExitCode,Elapsed"),
         ),
         logs=None,

@@ -18,7 +18,7 @@ import numpy as np
 
 from adalink_jax import T5, AdaLinkAdapter, AdaptedModel, T5Config, configuration, parallel
 from adalink_jax.adapters import LoRA, PromptTuning, fold_adapter, fresh_params, stack_adapters
-from adalink_jax.cli.arguments import import_configurables
+from adalink_jax.cli.arguments import register
 from adalink_jax.models.decoding import Sampling
 from adalink_jax.serving import shipped
 
@@ -32,7 +32,7 @@ def configured(file: str | None) -> T5:
     dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
     if file is None:
         return T5(T5Config(8128, 512, 8, 64, 1024, 6, 6, dtype=dtype))
-    import_configurables()
+    register()
     flags, _ = configuration.parse_flags([f"--gin_file={file}"])
     found = shipped.configured_backbone(flags)
     gin.clear_config()

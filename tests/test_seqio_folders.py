@@ -1,4 +1,4 @@
-"""t5x's flags that say where seqio's data lie: TFDS's folder for every task, and tasks that seqio has cached."""
+"""t5x's flags that say where seqio's data lie: the folder of TFDS's data sets, and tasks that seqio has cached."""
 
 import json
 import sys
@@ -51,7 +51,7 @@ def texts(config):
     return [task.decode(example["inputs"]) for example in task.examples("train")]
 
 
-def test_the_folder_of_tfds_is_that_of_every_task(tmp_path, declared):
+def test_a_task_of_tfds_is_read_from_the_folder(tmp_path, declared):
     import tensorflow_datasets as tfds
     from published import write_tfds
 

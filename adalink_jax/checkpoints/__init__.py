@@ -24,7 +24,7 @@ from adalink_jax.checkpoints.fingerprint import digests, fingerprint, fingerprin
 from adalink_jax.checkpoints.load import Base, folder_of, load_base, open_source
 from adalink_jax.checkpoints.native import save_base
 from adalink_jax.checkpoints.source import counted
-from adalink_jax.checkpoints.t5x_run import extract_adapter, open_run
+from adalink_jax.checkpoints.t5x_run import extract_adapter, open_t5x_run
 
 __all__ = [
     "FORMATS",
@@ -48,8 +48,8 @@ __all__ = [
     "load_adapter",
     "load_base",
     "open_adapter",
-    "open_run",
     "open_source",
+    "open_t5x_run",
     "read_adapter",
     "save_adapter",
     "save_base",

@@ -39,7 +39,7 @@ class RunCheckpoint:
     adapter: dict
 
 
-def open_run(path: str) -> RunCheckpoint:
+def open_t5x_run(path: str) -> RunCheckpoint:
     """Opens the last checkpoint of a run, or a given one.
 
     Args:
@@ -49,14 +49,13 @@ def open_run(path: str) -> RunCheckpoint:
       CheckpointError: if there is no checkpoint, or none of an adapted model.
     """
     folder = epath.Path(os.fspath(path)).expanduser()
-    step = lambda at: int(found[1]) if (found := re.fullmatch(r"checkpoint_(\d+)", at.name)) else None
-    if step(folder) is None:
-        found = [at for at in (folder.iterdir() if folder.is_dir() else ()) if step(at) is not None]
+    if _step(folder) is None:
+        found = [at for at in (folder.iterdir() if folder.is_dir() else ()) if _step(at) is not None]
         if not found:
             raise CheckpointError(
                 f"{path} holds no checkpoint_N; give the MODEL_DIR of a run of t5x, or one of its checkpoints."
             )
-        folder = max(found, key=step)
+        folder = max(found, key=_step)
     file = folder.parent / ABOUT
     if not file.exists():
         raise CheckpointError(
@@ -69,7 +68,8 @@ def open_run(path: str) -> RunCheckpoint:
             f"{folder} is no checkpoint of an adapted model: it has no leaves {_BACKBONE}... and {_ADAPTER}..."
         )
     try:
-        about = {name: kind(found[name]) for found in [json.loads(file.read_text())] for name, kind in _FIELDS.items()}
+        stated = json.loads(file.read_text())
+        about = {name: kind(stated[name]) for name, kind in _FIELDS.items()}
     except (ValueError, KeyError, TypeError) as e:
         raise CheckpointError(f"{file} is damaged or cut short ({type(e).__name__}: {e}); copy it again.") from e
     if any(re.fullmatch(each, _BACKBONE + name) for each in about["trainable"] for name in of(_BACKBONE)):
@@ -78,14 +78,14 @@ def open_run(path: str) -> RunCheckpoint:
             f"use the whole checkpoint."
         )
     base = dataclasses.replace(source, leaves=of(_BACKBONE))
-    return RunCheckpoint(str(folder), step(folder), about, base, of(_ADAPTER))
+    return RunCheckpoint(str(folder), _step(folder), about, base, of(_ADAPTER))
 
 
 def extract_adapter(run: RunCheckpoint, folder: str) -> dict:
     """Writes the adapter of a run's checkpoint as a folder of ours; reads all of its base, for the fingerprint.
 
     Args:
-      run: from `open_run`; its `base` may count the bytes that are read.
+      run: from `open_t5x_run`; its `base` may count the bytes that are read.
       folder: a new one.
 
     Returns:
@@ -97,17 +97,23 @@ def extract_adapter(run: RunCheckpoint, folder: str) -> dict:
     if epath.Path(folder).exists():
         raise CheckpointError(f"{folder} is there already; delete it, or give another folder.")
     base = epath.Path(run.about["base"].rstrip("/"))
-    step = re.fullmatch(r"checkpoint_(\d+)", base.name)
+    step = _step(base)
     about = {
         "method": run.about["method"],
         "settings": run.about["settings"],
         "task": run.about["task"],
         "step": run.step,
         "base": {
-            "name": f"{base.parent.name}@{step[1]}" if step else base.name,
+            "name": base.name if step is None else f"{base.parent.name}@{step}",
             "fingerprint": fingerprint_of_source(run.base),
         },
     }
     leaves = {name: np.asarray(leaf.whole(), np.float32) for name, leaf in run.adapter.items()}
     save_adapter(folder, paths.unflatten(leaves), about)
     return about
+
+
+def _step(folder: epath.Path) -> int | None:
+    """N of `checkpoint_N`; None for another name."""
+    found = re.fullmatch(r"checkpoint_(\d+)", folder.name)
+    return int(found[1]) if found else None

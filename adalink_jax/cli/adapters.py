@@ -128,7 +128,7 @@ def extract(argv: list[str]) -> int:
     parser.add_argument("destination", help="a new folder")
     options = parser.parse_args(argv)
     register()
-    run = checkpoints.open_run(options.path)
+    run = checkpoints.open_t5x_run(options.path)
     with bytes_bar("fingerprint", run.base.nbytes) as on_bytes:
         run = dataclasses.replace(run, base=checkpoints.counted(run.base, on_bytes))
         about = checkpoints.extract_adapter(run, options.destination)

@@ -88,20 +88,16 @@ def processes(options: argparse.Namespace) -> Iterator[None]:
 
 
 def register() -> None:
-    """Imports every module with configurables, so that gin knows them before files are parsed; quietens Orbax."""
+    """Imports every module with configurables, so that gin knows them before files are parsed."""
     from absl import logging as absl_logging
 
-    import_configurables()
-    absl_logging.set_verbosity(absl_logging.FATAL)  # what Orbax calls an error is raised, and told in one sentence
-    logging.getLogger("absl").setLevel(logging.CRITICAL)
-
-
-def import_configurables() -> None:
-    """Imports every module with configurables, and no more."""
     from adalink_jax import adapters, data, launching, models, parallel  # noqa: F401
     from adalink_jax.serving import predictor  # noqa: F401
     from adalink_jax.studies import compare, cost, study, sweep  # noqa: F401
     from adalink_jax.training import optimizers, prompt_start, run, run_pack  # noqa: F401
+
+    absl_logging.set_verbosity(absl_logging.FATAL)  # what Orbax calls an error is raised, and told in one sentence
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
 
 
 def table_console():

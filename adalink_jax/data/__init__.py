@@ -29,10 +29,10 @@ __all__ = [
     "VisionCache",
     "WordPieceVocabulary",
     "get_tasks",
-    "seqio_sources",
     "has_image",
     "load_vocabulary",
     "padded_batches",
+    "seqio_sources",
     "text_of",
     "train_batches",
 ]

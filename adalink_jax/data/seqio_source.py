@@ -61,7 +61,7 @@ class SeqioTask:
 
 
 def use_folders(tfds_data_dir: str | None, cache_dirs: Sequence[str]) -> None:
-    """t5x's flags: where TFDS's data sets lie, for every task, and further folders of what seqio has cached."""
+    """t5x's flags: where the data sets of `TfdsDataSource`s lie, and further folders of what seqio has cached."""
     if tfds_data_dir:
         seqio.set_tfds_data_dir_override(tfds_data_dir)
     seqio.add_global_cache_dirs(list(cache_dirs))

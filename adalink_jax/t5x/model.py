@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 import seqio
-from flax.core import FrozenDict, freeze, unfreeze
+from flax.core import freeze, unfreeze
 from flax.linen.partitioning import AxisMetadata
 from t5x import losses, models
 
@@ -23,8 +23,10 @@ from adalink_jax.models.blip2 import INSTRUCTION
 from adalink_jax.models.decoding import Decoding, Sampling
 from adalink_jax.t5x.features import ImageFeatureConverter
 from adalink_jax.t5x.optimizer import AdapterOptimizer
+from adalink_jax.training import partition
 
 PACKED = "encoder_segment_ids"
+_IMAGES = ("image", "image_file")
 _WITHOUT_PLACE = {
     "Setup.decoding": "bind AdaptedEncoderDecoderModel.decoding",
     "Setup.adapter_start": "start the prompt at random (PROMPT_START = None), or from a file (INITIAL_ADAPTER_PATH)",
@@ -37,7 +39,7 @@ def vocabulary(name: str) -> seqio.Vocabulary:
     return seqio_vocabulary(name)
 
 
-def _check_task(name: str) -> None:
+def _check_task(name: str, takes_images: bool) -> None:
     known = [*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()]
     if name not in known:
         raise UserError(
@@ -45,9 +47,10 @@ def _check_task(name: str) -> None:
             f"Files of one's own (gin/tasks/files.gin) are read by `adalink train` alone."
         )
     for task in seqio.get_subtasks(seqio.get_mixture_or_task(name)):
-        image = next(
-            (task.output_features[key] for key in ("image", "image_file") if key in task.output_features), None
-        )
+        image = next((task.output_features[key] for key in _IMAGES if key in task.output_features), None)
+        if (image is not None) != takes_images:
+            has, takes = ("images", "none") if image else ("no images", "them")
+            raise UserError(f"{task.name} has {has}, and the model takes {takes}; use another task, or another model.")
         if image is not None and image.rank == 0:
             raise UserError(
                 f"The images of {task.name} are files, which seqio's evaluator cannot measure; under t5x a task's `image` is an "
@@ -89,7 +92,7 @@ class AdaptedEncoderDecoderModel(models.BaseTransformerModel):
 
         Raises:
           UserError: for stacked layers, a Q-Former that reads the instruction, a bound setting of ours that has no place here, an optimizer
-            without an adapter, and a task that is not declared or whose images are files.
+            without an adapter, and a task that is not declared, has images where the model takes none (or the other way round), or has files for them.
         """
         if module.backbone.config.scan_layers:
             raise UserError(
@@ -107,8 +110,6 @@ class AdaptedEncoderDecoderModel(models.BaseTransformerModel):
         declared = importlib.import_module(mixture_or_task_module or SHIPPED_TASKS)
         if hasattr(declared, "register"):
             declared.register()
-        if mixture_or_task_name is not None:
-            _check_task(mixture_or_task_name)
         self._decoding, self._trainable = decoding, tuple(trainable)
         self._features = module.backbone.abstract_batch(1, 1, 1)
         self.FEATURE_CONVERTER_CLS = seqio.EncDecFeatureConverter
@@ -116,6 +117,8 @@ class AdaptedEncoderDecoderModel(models.BaseTransformerModel):
             raise UserError(
                 "The Q-Former reads the instruction in a vocabulary of its own, which t5x's features lack; use `adalink train`."
             )
+        if mixture_or_task_name is not None:
+            _check_task(mixture_or_task_name, "images" in self._features)
         if "images" in self._features:
             shape = self._features["images"].shape[1:]
             self.FEATURE_CONVERTER_CLS = functools.partial(ImageFeatureConverter, image_shape=shape)
@@ -158,12 +161,9 @@ class AdaptedEncoderDecoderModel(models.BaseTransformerModel):
         """See `BaseModel`; differentiable in the trainable leaves."""
         return super().loss_fn(self._frozen(params), batch, dropout_rng)
 
-    def _frozen(self, params):
-        tree = unfreeze(params)
-        names = set().union(*paths.matching(self._trainable, paths.leaf_names(tree), "TRAINABLE"))
-        stop = lambda name, leaf: leaf if name in names else jax.lax.stop_gradient(leaf)
-        stopped = paths.unflatten({name: stop(name, leaf) for name, leaf in paths.flatten(tree).items()})
-        return freeze(stopped) if isinstance(params, FrozenDict) else stopped
+    def _frozen(self, params) -> dict:
+        trainable, frozen = partition.split(unfreeze(params), self._trainable)
+        return partition.merge(trainable, jax.lax.stop_gradient(frozen))
 
     def _compute_logits(self, params, batch, dropout_rng=None):
         rngs = {} if dropout_rng is None else {"dropout": dropout_rng}

@@ -8,15 +8,14 @@ from flax import serialization
 from flax.core import FrozenDict, freeze, unfreeze
 from t5x.optimizers import OptaxWrapper
 
-from adalink_jax.models import paths
+from adalink_jax.training import partition
 
 
 class AdapterOptimizer(OptaxWrapper):
     """Steps the leaves that `trainable` matches; all others keep their bits, and have no state.
 
-    The checkpoints of t5x hold its state. Unlike
-    `OptaxWrapper`, any optax transformation whose state follows the parameters has its axes, also one that keeps its learning
-    rate in its state.
+    Unlike `OptaxWrapper`, any optax transformation whose state follows the parameters has its axes, also one that keeps its
+    learning rate in its state.
     """
 
     def __init__(self, optimizer: optax.GradientTransformation, trainable: Sequence[str]):
@@ -33,9 +32,8 @@ class AdapterOptimizer(OptaxWrapper):
         Raises:
           UserError: for an expression that matches nothing, or some layers of a stack.
         """
-        tree = unfreeze(params)
-        names = set().union(*paths.matching(self._trainable, paths.leaf_names(tree), "TRAINABLE"))
-        marks = paths.unflatten({name: name in names for name in paths.flatten(tree)})
+        trainable, frozen = partition.split(unfreeze(params), self._trainable)
+        marks = partition.merge(jax.tree.map(lambda _: True, trainable), jax.tree.map(lambda _: False, frozen))
         return freeze(marks) if isinstance(params, FrozenDict) else marks
 
     def apply_gradient(self, hyper_params, params, state, grads):

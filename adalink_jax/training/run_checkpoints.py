@@ -75,6 +75,12 @@ def _digest(meta: dict) -> str:
     return hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()
 
 
+def _check_digests(tree: dict, meta: dict) -> None:
+    wrong = [name for name, digest in digests(tree).items() if meta["digests"].get(name) != digest]
+    if wrong:
+        raise _Damaged(f"the digest of {wrong[0]} differs")
+
+
 class RunCheckpoints:
     """One folder of checkpoints. As a context it ends when all that was saved is on disk, however the run ended.
 
@@ -149,13 +155,14 @@ class RunCheckpoints:
           CheckpointError: if it is damaged, or of a run of another base, model or adapter.
         """
         try:
-            identity = self._facts_of(step)["identity"]
+            facts = self._facts_of(step)
+            identity = facts["identity"]
             changed = [f"{key} {identity[key]} there, {settings[key]} here"
                        for key in sorted(identity.keys() & settings.keys())
                        if identity[key] != settings[key] and not key.startswith("DatasetConfig.")]  # fmt: skip
             if changed:
                 raise CheckpointError(
-                    f"{self.folder.parent} holds a run of another configuration ({'; '.join(changed[:5])})."
+                    f"{self.folder.parent} holds a run of another configuration ({'; '.join(changed[:5])}); give that run's config.gin."
                 )
             as_abstract = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
             wanted = {"trainable": jax.tree.map(as_abstract, like)}
@@ -166,10 +173,7 @@ class RunCheckpoints:
                     tree = reader.restore(self.folder / str(step) / "state", args=part)
             except Exception as e:  # see `_read`
                 raise _Damaged(str(e).split("\n")[0][:200]) from e
-            stated = self._facts_of(step)["digests"]
-            wrong = [name for name, digest in digests(tree).items() if stated.get(name) != digest]
-            if wrong:
-                raise _Damaged(f"the digest of {wrong[0]} differs")
+            _check_digests(tree, facts)
         except _Damaged as e:
             raise CheckpointError(
                 f"The checkpoint of step {step} in {self.folder} cannot be used ({e}); delete the folder {step} there, and the others can be."
@@ -191,9 +195,7 @@ class RunCheckpoints:
         def read(step):
             meta = self._meta(step)
             tree = self._read(step, state=ocp.args.StandardRestore(abstract))["state"]
-            wrong = [name for name, digest in digests(tree).items() if meta["digests"].get(name) != digest]
-            if wrong:
-                raise _Damaged(f"the digest of {wrong[0]} differs")
+            _check_digests(tree, meta)
             return _from_tree(tree, like), meta
 
         return self._newest_good(read)

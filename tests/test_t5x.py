@@ -209,7 +209,7 @@ def flags(files, **macros):
     return [*files, *(f"--gin.{name}={value!r}" for name, value in macros.items())]
 
 
-def hosted(what, base, *more, log=None, devices=1, files=None, task=DATA, **macros):
+def hosted(what, base, *more, log=None, devices=1, files=None, task=DATA, rank=8, **macros):
     """`python -m t5x.WHAT` with our files, and what it prints; with `log`, a file for that, started only. `more` are further flags."""
     first = f"gin/t5x/{'finetune' if what == 'train' else what}.gin"
     files = [first, *(files or [base / "tiny.gin", "gin/adapters/adalink.gin"])]
@@ -218,7 +218,7 @@ def hosted(what, base, *more, log=None, devices=1, files=None, task=DATA, **macr
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
     }  # fmt: skip
     command = [sys.executable, "-m", f"t5x.{what}", f"--gin_search_paths={ROOT}"]
-    command += [*flags(files, **{**task, "RANK": 8, **macros}), *more]
+    command += [*flags(files, **{**task, **({"RANK": rank} if rank else {}), **macros}), *more]
     if log is not None:
         with log.open("w") as out:
             return subprocess.Popen(command, env=env, stdout=out, stderr=subprocess.STDOUT)
@@ -319,6 +319,50 @@ def test_t5x_s_scores_and_predictions_are_ours(base, run, extracted, tmp_path, c
     assert main(["infer", "task:validation", str(tmp_path / "mine.jsonl"), *mine, f"--adapters=a={extracted}"]) == 0
     mine = [json.loads(row)["prediction"] for row in (tmp_path / "mine.jsonl").read_text().splitlines()]
     assert predicted["checkpoint"] == predicted["file"] == mine and len(set(mine)) > 2
+
+
+def test_the_frozen_base_and_every_checkpoint_of_a_run_are_scored(base, run, tmp_path):
+    split = '--gin.utils.DatasetConfig.split="validation"'
+    first = {**DATA, "MIXTURE_OR_TASK_NAME": "first_letter"}
+    more = {"CHECKPOINT_PATH": str(base / "checkpoint_1000"), "EVAL_OUTPUT_DIR": str(tmp_path / "base")}
+    hosted("eval", base, split, files=[base / "tiny.gin"], task=first, rank=None, **more)
+    rows = (tmp_path / "base/inference_eval/first_letter-metrics.jsonl").read_text().splitlines()
+    assert json.loads(rows[-1])["accuracy"] > 0.9
+    every = '--gin.utils.RestoreCheckpointConfig.mode="all"'
+    hosted("eval", base, split, every, CHECKPOINT_PATH=str(run[0]), EVAL_OUTPUT_DIR=str(tmp_path / "all"))
+    rows = (tmp_path / "all/inference_eval/next_letter-metrics.jsonl").read_text().splitlines()
+    assert [json.loads(row)["step"] for row in rows] == [150, 200]
+
+
+def test_a_published_task_lora_a_beam_microbatches_and_dropout(base, tmp_path):
+    from published import write_rte
+
+    write_rte(tmp_path)
+    files = [base / "tiny.gin", "gin/adapters/lora.gin", "gin/tasks/glue.gin"]
+    task = {"MIXTURE_OR_TASK_NAME": "glue_rte", "DATA_DIR": str(tmp_path), "VOCABULARY": "bytes", "BATCH_SIZE": 4,
+            "TASK_FEATURE_LENGTHS": {"inputs": 48, "targets": 16}}  # fmt: skip
+    short = {
+        "TRAIN_STEPS": 4,
+        "WARMUP_STEPS": 1,
+        "EVAL_PERIOD": 4,
+        "CHECKPOINT_PERIOD": 4,
+        "MICROBATCHES": 2,
+        "DROPOUT_RATE": 0.1,
+    }
+    beam = ["--gin.AdaptedEncoderDecoderModel.decoding=@BeamSearch()", "--gin.BeamSearch.num_beams=2"]
+    hosted("train", base, *beam, files=files, task=task, **{**start(base, tmp_path / "run"), **short})
+    assert main(["adapters", "extract", str(tmp_path / "run"), str(tmp_path / "lora")]) == 0
+    leaves, about = checkpoints.open_adapter(str(tmp_path / "lora"))
+    assert about["method"] == "LoRA" and any(leaf.whole().any() for name, leaf in leaves.items() if name.endswith("b"))
+
+
+def test_a_run_begins_with_an_adapter_of_a_file(base, extracted, tmp_path):
+    short = {"TRAIN_STEPS": 1, "WARMUP_STEPS": 0, "EVAL_PERIOD": 1, "CHECKPOINT_PERIOD": 1}
+    more = {**start(base, tmp_path / "run"), **short, "INITIAL_ADAPTER_PATH": str(extracted)}
+    hosted("train", base, **more)
+    first = checkpoints.open_source(str(tmp_path / "run" / "checkpoint_0")).leaves
+    for name, leaf in checkpoints.open_adapter(str(extracted))[0].items():
+        np.testing.assert_array_equal(leaf.whole(), first[f"adapter/{name}"].whole())
 
 
 def test_an_adapter_of_ours_is_a_file_of_t5x_s_run(run, extracted, base, capsys):

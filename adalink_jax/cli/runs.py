@@ -62,7 +62,9 @@ def eval(argv: list[str]) -> int:
         "--output_dir", metavar="DIR", help="write scores (metrics.jsonl, TensorBoard) and a picture of samples there"
     )
     parser.add_argument(
-        "--checkpoints", metavar="DIR", help="score each checkpoint that the run in DIR keeps; with --output_dir, once"
+        "--checkpoints",
+        metavar="DIR",
+        help="score each checkpoint that the run in DIR keeps; with --output_dir those that have no scores there yet",
     )
     add_seqio(parser)
     add_processes(parser)

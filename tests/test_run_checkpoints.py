@@ -102,3 +102,19 @@ def test_another_configuration_is_refused_and_not_passed_over(saved):
         pytest.raises(CheckpointError, match=r"adamw.b1 0.9 there, 0.8 here"),
     ):
         checkpoints.facts()
+
+
+@pytest.mark.parametrize("setting, value, goes_on", [
+    ("adamw.weight_decay", "0.0", True),  # a setting that is newer than the run, with its default
+    ("adamw.weight_decay", "0.1", False),
+    ("adamw.no_such", "1", False),
+])  # fmt: skip
+def test_a_setting_that_a_run_does_not_have_had_its_default_there(saved, setting, value, goes_on):
+    from adalink_jax.training import optimizers  # noqa: F401  gin knows its defaults
+
+    checkpoints = RunCheckpoints(saved, 2, {**IDENTITY, setting: value})
+    if goes_on:
+        assert checkpoints.facts()["data_position"] == {"epoch": 0, "batch": 20}
+    else:
+        with pytest.raises(CheckpointError, match=f"{setting} .* there, {value} here"):
+            checkpoints.facts()

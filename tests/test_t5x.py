@@ -349,11 +349,11 @@ def test_a_published_task_lora_a_beam_microbatches_and_dropout(base, tmp_path):
         "MICROBATCHES": 2,
         "DROPOUT_RATE": 0.1,
     }
-    beam = ["--gin.AdaptedEncoderDecoderModel.decoding=@BeamSearch()", "--gin.BeamSearch.num_beams=2"]
+    beam = ["--gin.AdaptedEncoderDecoderModel.decoding=@BeamSearch()", "--gin.BeamSearch.num_decodes=2"]
     hosted("train", base, *beam, files=files, task=task, **{**start(base, tmp_path / "run"), **short})
     assert main(["adapters", "extract", str(tmp_path / "run"), str(tmp_path / "lora")]) == 0
     leaves, about = checkpoints.open_adapter(str(tmp_path / "lora"))
-    assert about["method"] == "LoRA" and any(leaf.whole().any() for name, leaf in leaves.items() if name.endswith("b"))
+    assert about["method"] == "LoRA" and any(leaf.whole().any() for name, leaf in leaves.items() if name.endswith("up"))
 
 
 def test_a_run_begins_with_an_adapter_of_a_file(base, extracted, tmp_path):

@@ -37,25 +37,28 @@ def make(results: Sequence[Mapping], command: str, ours: str = OURS) -> Report:
         m for m in methods if {key[0] for key in runs.scores if key[3] == m} == {key[0] for key in runs.scores}
     ]
     others = [m for m in everywhere if m != reference]
+    variants = [m for m in methods if m.startswith(f"{ours}, ")]
+    looks = _looks([*methods, *(row["method"] for row in tuning)])
     with style.applied():
         parts = [
-            _scores(runs, everywhere),
-            _gaps(runs, others, reference),
+            _scores(runs, everywhere, variants, looks),
+            _gaps(runs, others, variants, reference, looks),
             _shrinks(runs, others, reference),
             _regimes(runs, others, reference),
             _power_laws(runs, everywhere),
-            _variants(runs, ours, [m for m in methods if m.startswith(f"{ours}, ")]),
-            _trained(runs, methods),
-            _rates(tuning),
+            _variants(runs, ours, variants),
+            _trained(runs, methods, looks),
+            _rates(tuning, looks),
             _carried(tuning),
             _bases(results),
             _everything(runs),
         ]
     count = sum(len(seeds) for seeds in runs.scores.values())
     versions = sorted({f"{name} {version}" for row in results for name, version in row["versions"].items()})
+    axes = {"size": runs.names(0), "task": runs.metrics, "method": methods}
+    counted = ", ".join(f"{len(names)} {axis}{'s' * (len(names) != 1)}" for axis, names in axes.items())
     summary = (
-        f"{len(runs.scores)} packs, {count} runs, {len(set(key[0] for key in runs.scores))} sizes, {len(runs.metrics)} tasks, "
-        f"{len(methods)} methods. Scores are measured once on test; steps and learning rates were chosen on validation. "
+        f"{len(runs.scores)} packs, {count} runs, {counted}. Scores are measured once on test; steps and learning rates were chosen on validation. "
         f"Intervals are of 95 %. {', '.join(versions)}."
     )
     return Report("A scaling study", command, summary, [part for part in parts if part is not None])
@@ -92,7 +95,18 @@ def _size_axis(axis, sizes: Mapping[str, int]) -> None:
     axis.set_xlabel("parameters of the base")
 
 
-def _per_task(runs: Runs, methods: Sequence[str], values, label) -> tuple:
+def _looks(methods: Sequence[str]) -> dict[str, dict]:
+    """Each method's colour and marker, the same in every figure; hollow markers where the colours begin again."""
+    count = len(style.COLOURS)
+    return {
+        method: {"color": style.COLOURS[i % count], "marker": style.MARKERS[i % count]}
+        | ({"markerfacecolor": "white"} if i >= count else {})
+        for i, method in enumerate(dict.fromkeys(methods))
+    }
+
+
+def _per_task(runs: Runs, methods: Sequence[str], values, label, looks: Mapping[str, dict]):
+    """A panel for each task, in it a line for each method and base; hollow markers are of all bases but the last."""
     tasks = list(runs.metrics)
     figure, axes = style.panels(len(tasks))
     regimes = runs.names(1)
@@ -101,38 +115,45 @@ def _per_task(runs: Runs, methods: Sequence[str], values, label) -> tuple:
             for k, regime in enumerate(regimes):
                 found = values(regime, task, method)
                 if found:
-                    line = "-" if k == len(regimes) - 1 else FADED[k % len(FADED)]
+                    of_base = (
+                        {"linestyle": "-"}
+                        if k == len(regimes) - 1
+                        else {"linestyle": FADED[k % len(FADED)], "markerfacecolor": "white"}
+                    )
                     _points(
-                        axis, runs.sizes, found, 0.03 * (i - len(methods) / 2), color=style.COLOURS[i % len(style.COLOURS)],
-                        linestyle=line, marker=style.MARKERS[i % len(style.MARKERS)], label=f"{method}, {regime}",
-                        markerfacecolor=None if line == "-" else "white",
+                        axis, runs.sizes, found, 0.03 * (i - len(methods) / 2), label=f"{method}, {regime}", **looks[method] | of_base,
                     )  # fmt: skip
         shown = {size: n for size, n in runs.sizes.items() if any(key[0] == size for key in runs.scores)}
         _size_axis(axis, shown)
         axis.set(title=task, ylabel=label(task))
     style.legend(figure, axes)
-    return figure, tasks
+    return figure
 
 
-def _scores(runs: Runs, methods: Sequence[str]) -> Part:
-    figure, _ = _per_task(runs, methods, runs.by_size, lambda task: f"{runs.metrics[task]} on test")
+def _scores(runs: Runs, methods: Sequence[str], variants: Sequence[str], looks: Mapping[str, dict]) -> Part:
+    drawn = [method for method in methods if method not in variants]
+    figure = _per_task(runs, drawn, runs.by_size, lambda task: f"{runs.metrics[task]} on test", looks)
     rows = [
         (task, regime, size, method, mean(list(scores.values())), len(scores))
         for (size, regime, task, method), scores in runs.scores.items()
         if method in methods
     ]
     columns = ("task", "base", "size", "method", "score on test", "seeds")
-    return Part("Score against size", "Means over the seeds and their intervals.", Table(columns, rows), figure)
+    text = "Means over the seeds and their intervals." + (" Variants stand in the tables alone." if variants else "")
+    return Part("Score against size", text, Table(columns, rows), figure)
 
 
-def _gaps(runs: Runs, methods: Sequence[str], reference: str) -> Part:
+def _gaps(
+    runs: Runs, methods: Sequence[str], variants: Sequence[str], reference: str, looks: Mapping[str, dict]
+) -> Part:
     values = lambda regime, task, method: runs.gaps(regime, task, method, reference)
-    figure, tasks = _per_task(runs, methods, values, lambda task: f"{reference} less method ({runs.metrics[task]})")
+    drawn = [method for method in methods if method not in variants]
+    figure = _per_task(runs, drawn, values, lambda task: f"gap ({runs.metrics[task]})", looks)
     for axis in figure.axes:
         axis.axhline(0, color="black", linewidth=0.6)
     rows = [
         (task, regime, method, size, mean(list(gap.values()), signed=True))
-        for task in tasks
+        for task in runs.metrics
         for regime in runs.names(1)
         for method in methods
         for size, gap in values(regime, task, method).items()
@@ -241,22 +262,19 @@ def _variants(runs: Runs, ours: str, variants: Sequence[str]) -> Part | None:
     return Part("Ranks and modalities", text, Table(columns, sorted(rows, key=lambda row: (row[0], row[1]))))
 
 
-def _trained(runs: Runs, methods: Sequence[str]) -> Part:
+def _trained(runs: Runs, methods: Sequence[str], looks: Mapping[str, dict]) -> Part:
     tasks = list(runs.metrics)
     figure, axes = style.panels(len(tasks))
     regime = runs.names(1)[-1]
     rows = []
     for task, axis in zip(tasks, axes):
-        for i, method in enumerate(methods):
+        for method in methods:
             found = runs.by_size(regime, task, method)
             if not found:
                 continue
             x = [runs.trained[size, task, method] for size in found]
             estimates = [mean(list(scores.values())) for scores in found.values()]
-            axis.plot(
-                x, [e.value for e in estimates], linestyle=":", linewidth=0.8, color=style.COLOURS[i % len(style.COLOURS)],
-                marker=style.MARKERS[i % len(style.MARKERS)], label=method, markerfacecolor=None if i < len(style.COLOURS) else "white",
-            )  # fmt: skip
+            axis.plot(x, [e.value for e in estimates], linestyle=":", linewidth=0.8, label=method, **looks[method])
             rows += [(task, method, size, n, e) for size, n, e in zip(found, x, estimates)]
         axis.set(xscale="log", title=task, xlabel="trained parameters", ylabel=f"{runs.metrics[task]} on test")
     style.legend(figure, axes)
@@ -265,19 +283,18 @@ def _trained(runs: Runs, methods: Sequence[str]) -> Part:
     return Part("Score against trained parameters", text, Table(columns, rows), figure)
 
 
-def _rates(tuning: Sequence[Mapping]) -> Part | None:
+def _rates(tuning: Sequence[Mapping], looks: Mapping[str, dict]) -> Part | None:
     if not tuning:
         return None
     tasks = list(dict.fromkeys(row["task"] for row in tuning))
-    methods = list(dict.fromkeys(row["method"] for row in tuning))
     sizes = list(dict.fromkeys(row["size"] for row in tuning))
     figure, axes = style.panels(len(tasks))
     rows = []
     for row in tuning:
-        axis, i = axes[tasks.index(row["task"])], methods.index(row["method"])
+        axis = axes[tasks.index(row["task"])]
         axis.plot(
-            row["learning_rate"], row["validation"], color=style.COLOURS[i % 7], marker=style.MARKERS[i % 7],
-            linestyle=("-", "--", ":")[sizes.index(row["size"]) % 3], label=f"{row['method']}, {row['size']}",
+            row["learning_rate"], row["validation"], linestyle=("-", "--", ":")[sizes.index(row["size"]) % 3],
+            label=f"{row['method']}, {row['size']}", **looks[row["method"]],
         )  # fmt: skip
         axis.set(xscale="log", title=row["task"], xlabel="learning rate", ylabel=f"{row['metric']} on validation")
         rows += [

@@ -41,12 +41,16 @@ def panels(count: int, columns: int = 2, height: float = 2.3, share_y: bool = Fa
 
 
 def legend(figure: Figure, axes) -> None:
-    """One legend for all panels, under them."""
+    """One legend for all panels, under them, of as many columns as the figure is wide enough for."""
     found = {}
     for axis in axes:
         found |= dict(reversed(pair) for pair in zip(*axis.get_legend_handles_labels()))
     with applied():
-        figure.legend(found.values(), found.keys(), loc="outside lower center", ncols=min(len(found), 4))
+        for columns in range(min(len(found), 4), 0, -1):
+            drawn = figure.legend(found.values(), found.keys(), loc="outside lower center", ncols=columns)
+            if drawn.get_window_extent().width <= 0.95 * figure.bbox.width or columns == 1:
+                break
+            drawn.remove()
 
 
 def svg(figure: Figure) -> str:

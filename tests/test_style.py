@@ -1,0 +1,17 @@
+"""What the house's style of figures does beyond colours."""
+
+import pytest
+
+from adalink_jax.studies import style
+
+
+@pytest.mark.parametrize("length, columns", [(5, 4), (25, 2)])
+def test_a_legend_is_no_wider_than_its_figure(length, columns):
+    figure, axes = style.panels(2)
+    for number in range(6):
+        axes[0].plot([0, 1], [0, number], label=f"{number}" + "m" * length)
+    style.legend(figure, axes)
+    figure.draw_without_rendering()
+    [drawn] = figure.legends
+    assert drawn.get_window_extent().width <= figure.bbox.width
+    assert len({round(text.get_window_extent().x0) for text in drawn.get_texts()}) == columns

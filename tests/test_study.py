@@ -68,6 +68,8 @@ def test_commands_have_the_texts_in_order_and_start_from_their_base():
     assert flags_of(study, raw, typed).files == ("s.gin", "r.gin")
     assert "INITIAL_CHECKPOINT_PATH" not in dict(flags_of(study, raw, typed).bindings)
     assert dict(flags_of(study, tuned, typed).bindings)["INITIAL_CHECKPOINT_PATH"] == "'m/bases/s.raw/model'"
+    by_size = described(regimes={"raw": {"S": ("r.gin", "L = 2"), "L": ("r.gin", "L = 1")}, "tuned": ("t.gin",)})
+    assert [dict(flags_of(by_size, base, typed).bindings).get("L") for base in found[BASES]] == ["2", "1", None, None]
     shared = next(cell for cell in found[RUNS] if "shared" in cell.name)
     assert tuning_of(study, shared).name == "tuning/s.tuned.see.adalink"
 
@@ -92,6 +94,10 @@ def test_commands_have_the_texts_in_order_and_start_from_their_base():
         ({"grid": {"sizes": ("S",)}}, "Study.grid is {'sizes': ('S',)}; it takes a tuple"),
         ({"seeds": 3}, "Study.seeds is 3; it takes a tuple"),
         ({"methods": ("AdaLink",)}, "it takes a dict"),
+        (
+            {"regimes": {"raw": {"S": ("r.gin",)}, "tuned": ()}},
+            "Study.regimes['raw'] is for S; it takes texts for each of S, L.",
+        ),
     ],
 )
 def test_descriptions_that_mean_nothing_are_refused(changes, told):
@@ -203,6 +209,18 @@ def test_results_of_another_description_or_of_another_base_s_are_refused(made, t
     assert main(arguments(tmp_path, "--run")) == 2
     assert "was made with other settings than the study has now" in capsys.readouterr().err
     assert not (tmp_path / "made").exists()
+
+
+def test_a_run_is_refused_whose_base_was_thrown_away_for_one_of_other_settings(made, tmp_path, capsys):
+    (tmp_path / "study.gin").write_text(STUDY.replace("'TRAIN_STEPS = 3'", "'TRAIN_STEPS = 2'"))
+    command, *_, model_dir, kept, run = arguments(made, "--run", kept="none_kept")
+    base = (made / "made" / BASES).rename(tmp_path / BASES)
+    try:
+        assert main([command, f"--gin_file={tmp_path}/study.gin", model_dir, kept, run]) == 2
+        assert "nano.raw.reverse.adalink was made with base = " in capsys.readouterr().err
+        assert not (made / "made" / BASES).exists()
+    finally:
+        base.rename(made / "made" / BASES)
 
 
 def test_a_setting_at_its_own_default_is_none_of_the_digest(made, tmp_path):

@@ -29,7 +29,8 @@ class Study:
     Attributes:
       model_dir: folder of all that is trained.
       sizes: name -> texts of the model, small ones first.
-      regimes: name -> texts of the run that trains the base; each but the first starts from the one before it.
+      regimes: name -> texts of the run that trains the base, or size -> texts where they differ (a learning rate for each width); each
+        but the first starts from the one before it.
       tasks: kind -> name -> texts.
       methods: name -> texts, or kind of task -> texts where they differ; kinds that are left out are not run.
       grid: which runs there are: each entry names some of `sizes`, `regimes`, `tasks`, `methods` (all of those it does not name),
@@ -49,7 +50,7 @@ class Study:
 
     model_dir: str
     sizes: Mapping[str, Texts]
-    regimes: Mapping[str, Texts]
+    regimes: Mapping[str, Texts | Mapping[str, Texts]]
     tasks: Mapping[str, Mapping[str, Texts]]
     methods: Mapping[str, Texts | Mapping[str, Texts]]
     grid: Sequence[Mapping[str, Sequence[str]]]
@@ -83,6 +84,11 @@ class Study:
         for axis, name in asked:
             if name not in names.get(axis, ()):
                 raise UserError(f"Study: {name!r} is none of {axis}; there are {', '.join(names.get(axis, names))}.")
+        for regime, texts in self.regimes.items():
+            if isinstance(texts, Mapping) and set(texts) != set(self.sizes):
+                raise UserError(
+                    f"Study.regimes[{regime!r}] is for {', '.join(texts)}; it takes texts for each of {', '.join(self.sizes)}."
+                )
         for variant, other in self.tuned_as.items():
             for task in self.kinds:
                 if self.texts(variant, task) is not None and self.texts(other, task) is None:
@@ -210,7 +216,8 @@ def flags_of(study: Study, cell: Cell, typed: GinFlags, learning_rate: float | N
     folder = lambda other: f"{study.model_dir}/{other.name}"
     own = {"MODEL_DIR": folder(cell)}
     if cell.stage == BASES:
-        texts = (*study.sizes[cell.size], *study.regimes[cell.regime])
+        regime = study.regimes[cell.regime]
+        texts = (*study.sizes[cell.size], *(regime[cell.size] if isinstance(regime, Mapping) else regime))
         order = list(study.regimes)
         if earlier := order[: order.index(cell.regime)]:
             own["INITIAL_CHECKPOINT_PATH"] = folder(Cell(BASES, cell.size, earlier[-1])) + "/model"

@@ -38,8 +38,10 @@ class CellFolder(RunFolder):
     def __init__(
         self, study: Study, cell: Cell, base: "CellFolder | None", settings: Mapping[str, str], total_steps: int
     ):
+        if base is not None:  # a folder whose base was trained anew with other settings is refused
+            settings = {**settings, "base": base.digest}
         super().__init__(f"{study.model_dir}/{cell.name}", cell.axes(), settings, total_steps)
-        self.cell, self._study, self._base = cell, study, base
+        self.cell, self._study = cell, study
         self._file = None if study.kept is None else epath.Path(study.kept) / f"{cell.name}.json"
 
     def check(self) -> None:
@@ -69,7 +71,7 @@ class CellFolder(RunFolder):
         """Of its settings, but for defaults, and of its base's."""
         kept = {name: text for name, text in self.settings.items() if not name.lower().endswith(PLACES)}
         kept = {name: text for name, text in kept.items() if text != configuration.default_of(name)}
-        kept["base"] = None if self._base is None else self._base.digest
+        kept.setdefault("base", None)
         return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]
 
     def result(self) -> dict | None:

@@ -130,6 +130,43 @@ def test_seqio_tasks_are_scored_on_decoded_text(instruct):
     assert examples[0]["image"].shape == digits.SCENE_SHAPE
 
 
+@pytest.mark.parametrize("shape", [(2, 3), (None, 3)])
+def test_examples_are_those_of_the_task_whatever_they_hold(shape):
+    seqio, tf = pytest.importorskip("seqio"), pytest.importorskip("tensorflow")
+    from adalink_jax.data.seqio_source import SeqioTask
+
+    def rows():
+        for i in range(150):
+            ids = np.arange(i % 7, dtype=np.int32)
+            yield {
+                "inputs": ids, "targets": ids[:1], "image": np.full((2, 3), i, np.float32), "label": i, "name": f"n{i}",
+                "words": ["a"] * (i % 3), "box": np.full(4, i, np.float32), "file": b"\x00\xff",
+            }  # fmt: skip
+
+    ids, words = tf.TensorSpec([None], tf.int32), tf.TensorSpec([None], tf.string)
+    spec = lambda kind, *shape: tf.TensorSpec(shape, kind)
+    signature = {
+        "inputs": ids, "targets": ids, "image": spec(tf.float32, *shape), "label": spec(tf.int64), "name": spec(tf.string),
+        "words": words, "box": spec(tf.float32, 4), "file": spec(tf.string),
+    }  # fmt: skip
+    made = lambda split, shuffle_files, seed=None: tf.data.Dataset.from_generator(rows, output_signature=signature)
+    feature = seqio.Feature(seqio.ByteVocabulary(), add_eos=False)
+    task = seqio.Task(
+        "rows_of_all_kinds", seqio.FunctionDataSource(made, splits=["train"]), dict.fromkeys(("inputs", "targets"), feature),
+        [],
+    )  # fmt: skip
+    lengths = {"inputs": 8, "targets": 8}
+    wanted = list(task.get_dataset(lengths, split="train", shuffle=False, num_epochs=1).as_numpy_iterator())
+    for start in (0, 100):
+        found = list(SeqioTask(task, lengths, False).examples("train", start=start))
+        assert len(found) == 150 - start
+        for mine, theirs in zip(found, wanted[start:]):
+            assert mine.keys() == theirs.keys()
+            for name, value in theirs.items():
+                assert type(mine[name]) is type(value) and np.array_equal(mine[name], value), name
+                assert np.asarray(mine[name]).dtype == np.asarray(value).dtype
+
+
 def test_an_unknown_task_is_answered_with_the_nearest(instruct):
     from adalink_jax.data import DatasetConfig, get_tasks
 

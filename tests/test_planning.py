@@ -7,11 +7,13 @@ import sys
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from helpers import tiny_pali, tiny_t5
 
 import adalink_jax
 from adalink_jax import T5, AdaLinkAdapter, AdaptedModel, parallel
+from adalink_jax.cli.arguments import register
 from adalink_jax.cli.main import main
 from adalink_jax.errors import UserError
 from adalink_jax.models import paths
@@ -22,6 +24,8 @@ from adalink_jax.planning.plan import devices_of, without_remat
 from adalink_jax.planning.traffic import bytes_moved
 from adalink_jax.training import abstract, optimizers
 from adalink_jax.training.flops import count_flops
+from adalink_jax.training.members import grid
+from adalink_jax.training.pack import abstract_pack, load_pack
 from adalink_jax.training.setup import Setup, load_parameters
 from adalink_jax.training.step import make_train_step
 
@@ -125,6 +129,36 @@ def test_bytes_are_those_of_the_arrays_of_a_run():
     assert frozen == {}
 
 
+def pack_flags(method, *more):
+    bindings = {
+        "INITIAL_CHECKPOINT_PATH": "bundled:pali_nano_raw", "MODEL_DIR": "unused", "TRAIN_STEPS": 100, "EVAL_PERIOD": 50,
+        "MIXTURE_OR_TASK_NAME": "digits_reverse",
+    }  # fmt: skip
+    files = ("runs/pack", "models/pali_nano", f"adapters/{method}", "tasks/digits")
+    return (
+        [f"--gin_file=gin/{name}.gin" for name in files] + [f"--gin.{k}={v!r}" for k, v in bindings.items()] + [*more]
+    )
+
+
+@pytest.mark.parametrize("method, ranks", [("adalink", (2, 4)), ("full", None)])
+def test_the_arrays_of_a_pack_are_planned_as_they_are(method, ranks):
+    from adalink_jax import configuration
+
+    register()
+    configuration.load(configuration.parse_flags(pack_flags(method))[0])
+    members = grid((0.1,), (0, 1), ranks)
+    setup, optimizer = Setup(), optimizers.adamw(optimizers.constant(1.0), clip_norm=1.0)
+    mesh, rules = parallel.make_mesh(), parallel.logical_axis_rules()
+    with parallel.use_mesh(mesh, rules):
+        pack = load_pack(setup, members, mesh, rules)
+        model, state, what, frozen = abstract_pack(setup, members, optimizer, mesh, rules)
+    alike = lambda x: (x.shape, np.dtype(x.dtype))
+    same = lambda planned, real: jax.tree.map(alike, planned) == jax.tree.map(alike, real)
+    assert model.adapter == pack.model.adapter
+    assert same(state.trainable, pack.trainable) and same(frozen, pack.params.frozen) and same(what, pack.members)
+    assert same(state.opt_state, jax.vmap(optimizer.init)(pack.trainable))
+
+
 def test_a_moment_lies_where_its_parameter_lies():
     mesh = parallel.make_mesh(devices=devices_of(parse_topology("v5e:2x4")))
     rules = parallel.logical_axis_rules(fsdp=True)
@@ -167,6 +201,22 @@ def test_a_plan_of_the_bundled_model(capsys):
 
 
 @pytest.mark.slow
+def test_a_pack_makes_its_members_steps(capsys):
+    found = []
+    for seeds in ("(0,)", "(0,1,2)"):
+        assert (
+            main(["plan", *pack_flags("adalink"), f"--gin.SEEDS={seeds}", "--topology", "v5e:2x2", "--quick", "--json"])
+            == 0
+        )
+        found.append(json.loads(capsys.readouterr().out))
+    one, three = found
+    assert (one["members"], three["members"]) == (1, 3)
+    for name in ("model_flops", "trainable_bytes", "optimizer_bytes"):
+        assert three[name] == pytest.approx(3 * one[name], rel=0.01), name
+    assert three["frozen_bytes"] == one["frozen_bytes"]
+    assert one["temp_bytes"] < three["temp_bytes"] and one["eval_hbm_bytes"] < three["eval_hbm_bytes"]
+
+
 def test_the_decoding_of_an_evaluation_is_planned():
     """Its cache grows with the tokens of an output; the optimizer's state stays on the chip meanwhile."""
     flags = [
@@ -226,6 +276,7 @@ def test_a_mesh_splits_an_axis_of_the_slice_where_it_must():
 
 def test_a_plan_takes_the_flags_of_train(capsys, tmp_path):
     flags = ["--gin_file=gin/runs/quickstart.gin", f"--gin.MODEL_DIR='{tmp_path}'", "--gin.MICROBATCHES=2"]
+    flags += ["--gin.train_pack.metric='accuracy'"]  # as files of tasks have it; it makes no pack
     assert main(["plan", *flags, "--gin.RANK=8", "--topology", "v5e:2x2"]) == 0
     shown = capsys.readouterr().out
     assert "needed in evaluations" in shown and "2 microbatches" in shown and "It fits" in shown and "128 rows" in shown

@@ -429,8 +429,10 @@ def test_a_packed_sweep_is_made_by_packs_and_its_members_are_results(tmp_path, c
     capsys.readouterr()
     assert main(packed) == 0
     assert "1 done" in capsys.readouterr().out
-    assert main([*packed, "--plan", "--topology", "cpu:1"]) == 2
-    assert "--plan plans single runs" in capsys.readouterr().err
+    assert main([*packed, "--plan", "--topology", "cpu:1"]) == 0
+    assert "1 runs, 1 programs" in capsys.readouterr().out
+    [plan] = (tmp_path / ".plans").glob("*.json")
+    assert json.loads(plan.read_text())["members"] == 2
 
 
 def test_a_pack_multiplies_no_learning_rate_twice():

@@ -3,7 +3,7 @@ no backbone."""
 
 from adalink_jax.adapters.adalink import AdaLink, AdaLinkAdapter
 from adalink_jax.adapters.adapted import AdaptedModel, abstract_params, fresh_params
-from adalink_jax.adapters.bank import NONE, Bank, align, stack_adapters, unpad
+from adalink_jax.adapters.bank import NONE, Bank, align, stack_adapters, unpad, widest
 from adalink_jax.adapters.chain import Chain
 from adalink_jax.adapters.folding import fold_adapter, fold_image, fold_text
 from adalink_jax.adapters.layer_adapter import LayerAdapter
@@ -37,4 +37,5 @@ __all__ = [
     "make_adapter",
     "stack_adapters",
     "unpad",
+    "widest",
 ]

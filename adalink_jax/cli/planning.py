@@ -17,7 +17,8 @@ def plan(argv: list[str]) -> int:
         "plan",
         "Compile the training step, and the decoding of an evaluation, for hardware that is not here: memory of a chip,\n"
         "FLOPs, collectives, a bound on the step's speed.\n"
-        "Takes the flags of `adalink train`; what they leave open is in gin/runs/plan.gin. Nothing is read or allocated.",
+        "Takes the flags of `adalink train`, or with --gin_file=gin/runs/pack.gin those of `adalink pack`; what they leave open\n"
+        "is in gin/runs/plan.gin. Nothing is read or allocated.",
         "adalink plan --gin_file=gin/models/t5_1_1_xxl.gin --gin_file=gin/adapters/adalink.gin --topology v5e:4x8",
     )
     parser.add_argument(
@@ -97,17 +98,21 @@ def _prepare(text: str, searching: bool, quick: bool) -> None:
 
 
 def _job():
-    """The job that `train` would run under gin's configuration."""
+    """The job that `train` would run under gin's configuration, or `train_pack` where a file configures it."""
     import gin
 
     from adalink_jax.planning.plan import Job
-    from adalink_jax.training import run
+    from adalink_jax.training import members, run, run_pack
     from adalink_jax.training.step import CrossEntropy
 
-    settings = gin.get_bindings(run.train)
+    settings, pack = gin.get_bindings(run.train), gin.get_bindings(run_pack.train_pack)
+    if "setup" in pack:
+        pack["members"] = members.grid(pack["learning_rates"], pack["seeds"], pack.get("ranks"))
+        settings = pack
     return Job(
         settings["setup"], settings["optimizer"], settings.get("loss") or CrossEntropy(), settings["total_steps"],
-        settings.get("eval_period", 0), settings.get("microbatches", 1),
+        settings.get("eval_period", 0), settings.get("microbatches", 1), settings.get("members", ()),
+        settings.get("at_once"),
     )  # fmt: skip
 
 
@@ -125,7 +130,8 @@ def _print_plan(made, job, searching: bool) -> None:
     console = Console(highlight=False)
     mesh = " x ".join(f"{name} {size}" for name, size in made.mesh.items() if size > 1) or "one device"
     table = Table(
-        title=f"{made.topology}: {made.chips} chips, mesh {mesh}",
+        title=f"{made.topology}: {made.chips} chips, mesh {mesh}"
+        + (f", a pack of {made.members}" if made.members > 1 else ""),
         title_justify="left",
         box=box.SIMPLE,
         show_header=False,

@@ -109,6 +109,14 @@ class _Configured:
     def flags_of(self, run) -> configuration.GinFlags:
         return run.flags(self.flags, f"{self.model_dir}/{run.name}")
 
+    def planned_flags(self, run) -> configuration.GinFlags:
+        """Those of `adalink plan`, which reads the file of a pack only where it is given."""
+        flags = self.flags_of(run)
+        if self.command != "pack":
+            return flags
+        flags = load_pack(flags, self.command)
+        return configuration.GinFlags(("gin/runs/pack.gin", *flags.files), flags.bindings, flags.search_paths)
+
     def settings(self, run) -> dict[str, str]:
         """All that gin has for it, after all that can be checked of it was checked."""
         try:
@@ -159,8 +167,6 @@ def _show(made: _Configured, runs: dict) -> None:
 
 
 def _plan(made: _Configured, topology: str) -> int:
-    if made.command == "pack":
-        raise UserError("--plan plans single runs; add --gin.Sweep.pack='()' to see what each member needs.")
     from rich.table import Table
 
     from adalink_jax.parallel.accelerators import parse_topology
@@ -168,7 +174,7 @@ def _plan(made: _Configured, topology: str) -> int:
 
     parse_topology(topology)
     console = table_console()
-    runs = {run.name: (made.flags_of(run), made.settings(run)) for run in made.runs}
+    runs = {run.name: (made.planned_flags(run), made.settings(run)) for run in made.runs}
     programs = sweep_plan.plan(
         runs, topology, f"{made.model_dir}/.plans", lambda name: console.print(f"compiling for {name}", style="dim")
     )

@@ -3,6 +3,7 @@
 import dataclasses
 import re
 import time
+from collections.abc import Sequence
 
 import jax
 import optax
@@ -16,19 +17,23 @@ from adalink_jax.planning.collectives import by_kind, collectives
 from adalink_jax.planning.hlo import Program
 from adalink_jax.planning.traffic import bytes_moved
 from adalink_jax.training import abstract
-from adalink_jax.training.evaluation import make_generate
+from adalink_jax.training.evaluation import make_generate, make_generate_packed
 from adalink_jax.training.flops import count_flops
+from adalink_jax.training.members import Member, own_batches
+from adalink_jax.training.pack import abstract_pack, make_packed_step
 from adalink_jax.training.setup import Setup
 from adalink_jax.training.step import CrossEntropy, check_batch, make_train_step
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """What is planned: the settings of `train`.
+    """What is planned: the settings of `train`, or of `train_pack`.
 
     Attributes:
       setup: model, data, what is trained. Nothing is read.
       optimizer, loss, microbatches, total_steps, eval_period: as in `train`.
+      members: of a pack; none of a single run.
+      at_once: as in `train_pack`.
     """
 
     setup: Setup
@@ -37,6 +42,8 @@ class Job:
     total_steps: int
     eval_period: int
     microbatches: int
+    members: Sequence[Member] = ()
+    at_once: int | None = None
 
 
 @dataclasses.dataclass
@@ -45,6 +52,7 @@ class Plan:
 
     Attributes:
       topology, chips, mesh: where.
+      members: of a pack; 1 for a single run.
       fits: whether both programs, the step and an evaluation's decoding, fit into a chip's memory.
       hbm_bytes: what it needs: arguments, results that are not updated in place, temporaries, code. Where the arguments alone
         are too much nothing is compiled, and this is their sum.
@@ -66,6 +74,7 @@ class Plan:
     topology: str
     chips: int
     mesh: dict[str, int]
+    members: int
     fits: bool
     hbm_bytes: int
     eval_hbm_bytes: int | None
@@ -134,7 +143,9 @@ def make_plan(job: Job, topology: Topology, eval_examples: int) -> Plan:
     check_batch(job.setup.dataset.batch_size, job.microbatches, parallel.data_axis_size(mesh))
     chip = topology.accelerator
     with parallel.use_mesh(mesh, rules):
-        state, frozen, batch = _arguments(job, mesh, rules)
+        model, arguments, decoded = _arguments(job, mesh, rules)
+        state, *_, frozen, batch = arguments
+        at_once = job.at_once or (None if topology.platform == "cpu" else len(job.members))
         sizes = {
             "frozen_bytes": abstract.bytes_per_device(frozen),
             "trainable_bytes": abstract.bytes_per_device(state.trainable),
@@ -143,14 +154,14 @@ def make_plan(job: Job, topology: Topology, eval_examples: int) -> Plan:
         }
         alone = sum(sizes.values())
         too_much = chip is not None and alone > chip.memory  # whatever the program is
-        step = _step(job, job.setup.model, parallel.shards_of(state.trainable, mesh))
+        step = _step(job, model, parallel.shards_of(state.trainable, mesh), at_once)
         step_program, eval_program = _Compiled(None, alone, 0.0), _Compiled(None, None, None)
         if not too_much:
-            step_program = _compile(jax.jit(step, donate_argnums=0), state, frozen, batch)
+            step_program = _compile(jax.jit(step, donate_argnums=0), *arguments)
         if step_program.compiled:
-            eval_program = _compile(_generate(job), state.trainable, frozen, batch)
-        flops = count_flops(step, state, frozen, batch)
-        model_flops = count_flops(_step(job, without_remat(job.setup.model), 1), state, frozen, batch)
+            eval_program = _compile(_generate(job, model, at_once), *decoded)
+        flops = count_flops(step, *arguments)
+        model_flops = count_flops(_step(job, without_remat(model), 1, at_once), *arguments)
     program = Program(step_program.compiled.as_text()) if step_program.compiled else None
     sent = collectives(program, topology.chips, topology.num_slices) if program else None
     moved = bytes_moved(program) if program else None
@@ -168,7 +179,7 @@ def make_plan(job: Job, topology: Topology, eval_examples: int) -> Plan:
             evaluations=_evaluations(job),
         )  # fmt: skip
     return Plan(
-        topology=topology.text, chips=topology.chips, mesh=dict(mesh.shape),
+        topology=topology.text, chips=topology.chips, mesh=dict(mesh.shape), members=len(job.members) or 1,
         fits=fits, hbm_bytes=step_program.needed, eval_hbm_bytes=eval_needed, hbm_limit_bytes=limit,
         **sizes, temp_bytes=memory.temp_size_in_bytes if memory else None,
         compiler=mesh.devices.flat[0].platform, model_flops=model_flops, flops=flops,
@@ -178,24 +189,39 @@ def make_plan(job: Job, topology: Topology, eval_examples: int) -> Plan:
 
 
 def _arguments(job: Job, mesh, rules):
-    """`(state, frozen, batch)` of the step, abstract, in their places."""
+    """The model, the arguments of the step and those of the decoding, abstract, in their places."""
     setup, lengths = job.setup, job.setup.dataset.task_feature_lengths
-    shapes = setup.model.backbone.abstract_batch(setup.dataset.batch_size, lengths["inputs"], lengths["targets"])
     place = parallel.batch_sharding(mesh)
-    batch = {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place) for name, x in shapes.items()}
-    model, dtype = setup.model, setup.frozen_dtype
-    return *abstract.abstract_state(model, setup.trainable, dtype, job.optimizer, mesh, rules), batch
+
+    def batch(*own: int):
+        shapes = setup.model.backbone.abstract_batch(setup.dataset.batch_size, lengths["inputs"], lengths["targets"])
+        shape = lambda x: (x.shape[0], *own, *x.shape[1:])
+        return {name: jax.ShapeDtypeStruct(shape(x), x.dtype, sharding=place) for name, x in shapes.items()}
+
+    if not job.members:
+        state, frozen = abstract.abstract_state(
+            setup.model, setup.trainable, setup.frozen_dtype, job.optimizer, mesh, rules
+        )  # fmt: skip
+        return setup.model, (state, frozen, batch()), (state.trainable, frozen, batch())
+    model, state, members, frozen = abstract_pack(setup, job.members, job.optimizer, mesh, rules)
+    rows = batch(len(job.members)) if own_batches(job.members) else batch()
+    return model, (state, members, frozen, rows), ((state.trainable, members.padding), frozen, batch())
 
 
-def _step(job: Job, model, shards: int):
+def _step(job: Job, model, shards: int, at_once: int | None):
+    if job.members:
+        return make_packed_step(
+            model, job.optimizer, own_batches=own_batches(job.members), at_once=at_once, loss=job.loss,
+            microbatches=job.microbatches,
+        )  # fmt: skip
     return make_train_step(
         model, job.optimizer, loss=job.loss, seed=job.setup.random_seed, microbatches=job.microbatches, shards=shards
     )
 
 
-def _generate(job: Job):
-    length = job.setup.dataset.task_feature_lengths["targets"]
-    return jax.jit(make_generate(job.setup.model, length, job.setup.decoding))
+def _generate(job: Job, model, at_once: int | None):
+    generate = make_generate(model, job.setup.dataset.task_feature_lengths["targets"], job.setup.decoding)
+    return jax.jit(make_generate_packed(generate, at_once) if job.members else generate)
 
 
 def without_remat(model):
@@ -245,8 +271,8 @@ def _needed(message: str) -> int:
 
 
 def _evaluations(job: Job) -> int:
-    """On validation before the first step, every period and at the end; on test before and after."""
-    return 3 + (job.total_steps // job.eval_period if job.eval_period else 1)
+    """On validation before the first step, every period and at the end; on test after, and of a single run before."""
+    return (2 if job.members else 3) + (job.total_steps // job.eval_period if job.eval_period else 1)
 
 
 def _decoding(job: Job, examples: int, frozen_bytes: int) -> roofline.Decoding:
@@ -255,4 +281,4 @@ def _decoding(job: Job, examples: int, frozen_bytes: int) -> roofline.Decoding:
     shapes = job.setup.model.backbone.abstract_batch(rows, lengths["inputs"], lengths["targets"])
     params = parallel.unbox(abstract.abstract_params(job.setup.model))
     forward = count_flops(lambda params, batch: job.setup.model.apply({"params": params}, batch), params, shapes)
-    return roofline.Decoding(-(-examples // rows), forward, lengths["targets"], frozen_bytes)
+    return roofline.Decoding(-(-examples // rows), forward * (len(job.members) or 1), lengths["targets"], frozen_bytes)

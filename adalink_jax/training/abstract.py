@@ -1,6 +1,7 @@
 """The arrays of a run before there are any: shapes, dtypes, places. What planning compiles with, and loading fills."""
 
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -33,11 +34,11 @@ def abstract_state(
     trained, frozen = partition.split(paths.unflatten(leaves), trainable)
     stored = lambda x: jax.ShapeDtypeStruct(x.shape, frozen_dtype, sharding=x.sharding)
     step = jax.ShapeDtypeStruct((), jnp.int32, sharding=parallel.replicated(mesh))
-    return TrainState(step, trained, abstract_optimizer(optimizer, trained, mesh)), jax.tree.map(stored, frozen)
+    return TrainState(step, trained, abstract_optimizer(optimizer.init, trained, mesh)), jax.tree.map(stored, frozen)
 
 
-def abstract_optimizer(optimizer: optax.GradientTransformation, trainable: dict, mesh):
-    """The optimizer's state for `trainable`: what is of a leaf and has its shape lies where the leaf does, all else everywhere."""
+def abstract_optimizer(init: Callable, trainable: dict, mesh):
+    """The optimizer's state that `init` makes for `trainable`: what is of a leaf and has its shape lies where the leaf does, all else everywhere."""
     leaves = paths.flatten(trainable)
 
     def place(path, mine):
@@ -47,7 +48,7 @@ def abstract_optimizer(optimizer: optax.GradientTransformation, trainable: dict,
         sharding = leaf.sharding if beside else parallel.replicated(mesh)
         return jax.ShapeDtypeStruct(mine.shape, mine.dtype, sharding=sharding)
 
-    return jax.tree_util.tree_map_with_path(place, jax.eval_shape(optimizer.init, trainable))
+    return jax.tree_util.tree_map_with_path(place, jax.eval_shape(init, trainable))
 
 
 def bytes_per_device(tree) -> int:

@@ -44,6 +44,16 @@ def make_generate(model, length: int, decoding: Decoding) -> Callable:
     return generate
 
 
+def make_generate_packed(generate: Callable, at_once: int | None) -> Callable:
+    """`((trainable, padding), frozen, batch) -> ids` int32 [A, B, T]: `generate` of each member of a pack; `at_once` as of `map_members`."""
+
+    def generate_packed(members, frozen, batch):
+        one = lambda mine: generate(mine[0], frozen, batch, padding={"adapter": mine[1]})
+        return map_members(one, members, at_once)
+
+    return generate_packed
+
+
 class Evaluator:
     """Decoding and the tasks' own metrics.
 
@@ -71,12 +81,7 @@ class Evaluator:
         self._stop = decoding.stop
         generate = make_generate(model, converter.task_feature_lengths["targets"], decoding)
         self._generate = jax.jit(generate)
-
-        def generate_packed(members, frozen, batch):
-            one = lambda mine: generate(mine[0], frozen, batch, padding={"adapter": mine[1]})
-            return map_members(one, members, at_once)
-
-        self._generate_packed = jax.jit(generate_packed)
+        self._generate_packed = jax.jit(make_generate_packed(generate, at_once))
 
     def __call__(
         self,

@@ -66,6 +66,11 @@ def grid(learning_rates: Sequence[float], seeds: Sequence[int], ranks: Sequence[
     return [Member(rate, seed, rank) for rank, rate, seed in product]
 
 
+def own_batches(members: Sequence[Member]) -> bool:
+    """Whether each has a batch of its own, [B, A, ...]; members of one seed share theirs, [B, ...]."""
+    return len({member.seed for member in members}) > 1
+
+
 def with_rank(adapter: nn.Module | None, rank: int) -> nn.Module:
     """`adapter`, and every adapter that it is made of, at another rank.
 

@@ -12,14 +12,15 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from adalink_jax import parallel
-from adalink_jax.adapters import AdaptedModel, abstract_params, align, fresh_params, unpad
+from adalink_jax.adapters import AdaptedModel, abstract_params, align, fresh_params, unpad, widest
 from adalink_jax.errors import UserError
 from adalink_jax.models import paths
-from adalink_jax.training import partition
+from adalink_jax.training import abstract, partition
 from adalink_jax.training.members import Member
 from adalink_jax.training.setup import Parameters, Setup, load_parameters, started
 from adalink_jax.training.step import TrainState, make_train_step
@@ -78,8 +79,7 @@ def load_pack(setup: Setup, members: Sequence[Member], mesh, rules) -> Pack:
         raise UserError("The members of a pack share a base; set INITIAL_CHECKPOINT_PATH.")
     setups = [member.setup(setup) for member in members]
     params = load_parameters(setups[0], mesh, rules)
-    if "adapter" in params.frozen:
-        raise UserError("A pack trains whole adapters; TRAINABLE must match every leaf of the adapter.")
+    _check_whole(params.frozen)
     model, padding, trainable = setup.model, {}, {}
     if "adapter" in params.trainable:
         model, trainable["adapter"], padding = pack_adapters(
@@ -99,6 +99,43 @@ def load_pack(setup: Setup, members: Sequence[Member], mesh, rules) -> Pack:
         padding,
     )
     return Pack(setups, model, paths.unflatten(placed), what, params)
+
+
+def abstract_pack(
+    setup: Setup, members: Sequence[Member], optimizer: optax.GradientTransformation, mesh, rules
+) -> tuple[AdaptedModel, TrainState, Members, dict]:
+    """A pack before there are any arrays: its model, and `(state, members, frozen)` of its step, shapes with their places.
+
+    Raises:
+      UserError: for members that do not fit one program, and as `abstract.abstract_state`.
+    """
+    alone, frozen = abstract.abstract_state(setup.model, setup.trainable, setup.frozen_dtype, optimizer, mesh, rules)
+    _check_whole(frozen)
+    model, padding = setup.model, {}
+    if "adapter" in alone.trainable:
+        zeros = lambda box: jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), parallel.unbox(box))
+        models = [member.setup(setup).model for member in members]
+        own = [(each.adapter, zeros(abstract_params(each)["adapter"])) for each in models]
+        model = AdaptedModel(model.backbone, widest([module for module, _ in own]))
+        padding = jax.eval_shape(lambda: align(model.backbone, own)[2])
+    leaves = paths.unflatten(abstract.abstract_leaves(model, mesh, rules))
+    many = lambda x: jax.ShapeDtypeStruct(
+        (len(members), *x.shape), x.dtype, sharding=NamedSharding(mesh, PartitionSpec(None, *x.sharding.spec))
+    )
+    trainable = jax.tree.map(many, partition.split(leaves, setup.trainable)[0])
+    everywhere = lambda shape, dtype: jax.ShapeDtypeStruct(shape, dtype, sharding=parallel.replicated(mesh))
+    what = Members(
+        everywhere((len(members),), jnp.int32),
+        everywhere((len(members),), jnp.float32),
+        jax.tree.map(lambda mask: everywhere(mask.shape, mask.dtype), padding),
+    )
+    opt_state = abstract.abstract_optimizer(jax.vmap(optimizer.init), trainable, mesh)
+    return model, TrainState(alone.step, trainable, opt_state), what, frozen
+
+
+def _check_whole(frozen: dict) -> None:
+    if "adapter" in frozen:
+        raise UserError("A pack trains whole adapters; TRAINABLE must match every leaf of the adapter.")
 
 
 def _adapters(setups: Sequence[Setup], members: Sequence[Member], params: Parameters) -> list[dict]:

@@ -129,15 +129,13 @@ def test_bytes_are_those_of_the_arrays_of_a_run():
     assert frozen == {}
 
 
-def pack_flags(method, *more):
+def pack_flags(method):
     bindings = {
         "INITIAL_CHECKPOINT_PATH": "bundled:pali_nano_raw", "MODEL_DIR": "unused", "TRAIN_STEPS": 100, "EVAL_PERIOD": 50,
         "MIXTURE_OR_TASK_NAME": "digits_reverse",
     }  # fmt: skip
     files = ("runs/pack", "models/pali_nano", f"adapters/{method}", "tasks/digits")
-    return (
-        [f"--gin_file=gin/{name}.gin" for name in files] + [f"--gin.{k}={v!r}" for k, v in bindings.items()] + [*more]
-    )
+    return [f"--gin_file=gin/{name}.gin" for name in files] + [f"--gin.{k}={v!r}" for k, v in bindings.items()]
 
 
 @pytest.mark.parametrize("method, ranks", [("adalink", (2, 4)), ("full", None)])
@@ -200,14 +198,10 @@ def test_a_plan_of_the_bundled_model(capsys):
     assert plan["frozen_bytes"] < plan["eval_hbm_bytes"] < plan["hbm_limit_bytes"]
 
 
-@pytest.mark.slow
 def test_a_pack_makes_its_members_steps(capsys):
-    found = []
+    found, options = [], ["--topology", "v5e:2x2", "--quick", "--json"]
     for seeds in ("(0,)", "(0,1,2)"):
-        assert (
-            main(["plan", *pack_flags("adalink"), f"--gin.SEEDS={seeds}", "--topology", "v5e:2x2", "--quick", "--json"])
-            == 0
-        )
+        assert main(["plan", *pack_flags("adalink"), f"--gin.SEEDS={seeds}", *options]) == 0
         found.append(json.loads(capsys.readouterr().out))
     one, three = found
     assert (one["members"], three["members"]) == (1, 3)
@@ -217,6 +211,7 @@ def test_a_pack_makes_its_members_steps(capsys):
     assert one["temp_bytes"] < three["temp_bytes"] and one["eval_hbm_bytes"] < three["eval_hbm_bytes"]
 
 
+@pytest.mark.slow
 def test_the_decoding_of_an_evaluation_is_planned():
     """Its cache grows with the tokens of an output; the optimizer's state stays on the chip meanwhile."""
     flags = [

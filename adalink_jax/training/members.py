@@ -107,12 +107,11 @@ class Batches:
       iterators: seed -> its batches.
       seeds: of the members.
 
-    Attributes:
-      own: whether leaves are [B, A, ...], a batch for each member; [B, ...] if all have one seed.
+    Leaves are [B, A, ...] where `own_batches`, else [B, ...].
     """
 
     def __init__(self, iterators: dict[int, Iterator], seeds: Sequence[int]):
-        self._iterators, self._seeds, self.own = iterators, seeds, len(iterators) > 1
+        self._iterators, self._seeds = iterators, seeds
 
     @classmethod
     def of(
@@ -125,7 +124,7 @@ class Batches:
 
     def __next__(self) -> dict[str, np.ndarray]:
         batches = {seed: next(iterator) for seed, iterator in self._iterators.items()}
-        if not self.own:
+        if len(batches) == 1:
             return batches[self._seeds[0]]
         mine = [batches[seed] for seed in self._seeds]
         return {name: np.stack([batch[name] for batch in mine], axis=1) for name in mine[0]}

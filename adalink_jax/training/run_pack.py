@@ -22,7 +22,7 @@ from adalink_jax.training.console import Console
 from adalink_jax.training.evaluation import Evaluator, Result
 from adalink_jax.training.interrupt import Interrupted, StopRequest
 from adalink_jax.training.loop import Period, run_loop
-from adalink_jax.training.members import Batches, Member, Progress, grid
+from adalink_jax.training.members import Batches, Member, Progress, grid, own_batches
 from adalink_jax.training.metric_writer import MetricWriter
 from adalink_jax.training.pack import Pack, load_pack, make_packed_step
 from adalink_jax.training.run import check_setup, identity_of, make_evaluator, selected, tagged
@@ -127,7 +127,12 @@ def train_pack(
         if not int(state.step) or (eval_period and int(state.step) % eval_period == 0):
             run.evaluate(state)  # also where the run was stopped before an evaluation
         step_fn = make_packed_step(
-            pack.model, optimizer, own_batches=batches.own, at_once=at_once, loss=loss, microbatches=microbatches
+            pack.model,
+            optimizer,
+            own_batches=own_batches(members),
+            at_once=at_once,
+            loss=loss,
+            microbatches=microbatches,
         )
         state = run.train(
             jax.jit(step_fn, donate_argnums=0), state, mesh=mesh, total_steps=total_steps,

@@ -25,7 +25,7 @@ def described(**changes):
         "model_dir": "m", "sizes": {"S": ("s.gin",), "L": ("l.gin",)}, "regimes": {"raw": ("r.gin",), "tuned": ("t.gin",)},
         "tasks": {"image": {"see": ("see.gin",)}, "text": {"read": ("read.gin", "M = 'x'")}}, "methods": METHODS,
         "grid": ({"methods": ("AdaLink", "full")}, {"sizes": ("S",), "regimes": ("tuned",)}), "reference": "full",
-        "tuned_at": ("S", "tuned"), "checked_at": ("L", "tuned"), "tuned_as": {"shared": "AdaLink"}, "common": ("c.gin",),
+        "tuned_on": "tuned", "tuned_as": {"shared": "AdaLink"}, "common": ("c.gin",),
     }  # fmt: skip
     return Study(**settings | changes)
 
@@ -47,7 +47,7 @@ def test_the_grid_says_which_runs_there_are_and_what_they_need():
 
 def test_a_base_is_there_only_for_what_starts_from_it():
     one = {"sizes": ("S",), "regimes": ("raw",), "tasks": ("see",)}
-    found = cells(described(grid=(one,), tuned_at=("S", "raw"), checked_at=("S", "raw")))
+    found = cells(described(grid=(one,), tuned_on="raw"))
     assert names(found, BASES) == ["s.raw"] and len(found[TUNING]) == 2 and len(found[RUNS]) == 3
 
 
@@ -70,8 +70,14 @@ def test_commands_have_the_texts_in_order_and_start_from_their_base():
     assert dict(flags_of(study, tuned, typed).bindings)["INITIAL_CHECKPOINT_PATH"] == "'m/bases/s.raw/model'"
     by_size = described(regimes={"raw": {"S": ("r.gin", "L = 2"), "L": ("r.gin", "L = 1")}, "tuned": ("t.gin",)})
     assert [dict(flags_of(by_size, base, typed).bindings).get("L") for base in found[BASES]] == ["2", "1", None, None]
-    shared = next(cell for cell in found[RUNS] if "shared" in cell.name)
-    assert tuning_of(study, shared).name == "tuning/s.tuned.see.adalink"
+
+
+def test_a_run_takes_the_learning_rate_of_its_own_size_and_a_variant_that_of_its_method():
+    study = described()
+    taken = {cell.name: tuning_of(study, cell).name for cell in cells(study)[RUNS]}
+    assert taken["runs/s.tuned.see.shared"] == "tuning/s.tuned.see.adalink"
+    assert taken["runs/l.raw.read.full"] == "tuning/l.tuned.read.full"
+    assert set(taken.values()) == {cell.name for cell in cells(study)[TUNING]}
 
 
 @pytest.mark.parametrize(
@@ -79,7 +85,7 @@ def test_commands_have_the_texts_in_order_and_start_from_their_base():
     [
         ({"grid": ({"methods": ("AdaLonk",)},)}, "'AdaLonk' is none of methods; there are AdaLink, full, shared."),
         ({"grid": ({"method": ("AdaLink",)},)}, "none of method; there are sizes, regimes, tasks, methods"),
-        ({"tuned_at": ("M", "raw")}, "'M' is none of sizes; there are S, L."),
+        ({"tuned_on": "cooked"}, "'cooked' is none of regimes; there are raw, tuned."),
         ({"tuned_as": {"shared": "LoRA"}}, "'LoRA' is none of methods"),
         ({"reference": "full fine-tuning"}, "'full fine-tuning' is none of methods"),
         ({"seeds": (0,)}, "fewer than two seeds"),
@@ -90,7 +96,6 @@ def test_commands_have_the_texts_in_order_and_start_from_their_base():
         ),
         ({"tasks": {"image": {"see": ("a.gin",)}, "text": {"see": ("b.gin",)}}}, "Study.tasks names 'see' twice"),
         ({"tuned_as": {"full": "shared"}}, "full takes the learning rate of shared, which is not run on read"),
-        ({"tuned_at": ("S",)}, "each take a size and a regime"),
         ({"grid": {"sizes": ("S",)}}, "Study.grid is {'sizes': ('S',)}; it takes a tuple"),
         ({"seeds": 3}, "Study.seeds is 3; it takes a tuple"),
         ({"methods": ("AdaLink",)}, "it takes a dict"),
@@ -102,7 +107,7 @@ def test_commands_have_the_texts_in_order_and_start_from_their_base():
 )
 def test_descriptions_that_mean_nothing_are_refused(changes, told):
     with pytest.raises(UserError) as error:
-        described(**{"checked_at": ("S", "raw"), **changes})
+        described(**changes)
     assert told.lower() in str(error.value).lower()
 
 
@@ -136,8 +141,7 @@ Study.methods = {'AdaLink': ('gin/adapters/adalink.gin', 'RANK = 2'), 'full': ('
 Study.reference = 'full'
 Study.grid = ({},)
 Study.common = ('TRAIN_STEPS = 4', 'WARMUP_STEPS = 1', 'EVAL_PERIOD = 2', 'CHECKPOINT_PERIOD = 2')
-Study.tuned_at = ('nano', 'raw')
-Study.checked_at = ('nano', 'raw')
+Study.tuned_on = 'raw'
 Study.factors = (0.1, 1.0)
 Study.seeds = (0, 1)
 """

@@ -11,7 +11,7 @@ from adalink_jax.cli.runs import DATA, RUN
 from adalink_jax.cli.studies import load_pack
 from adalink_jax.errors import UserError
 
-_PARTS = ("sizes", "regimes", "tasks", "methods", "grid", "tuned_at", "checked_at")
+_PARTS = ("sizes", "regimes", "tasks", "methods", "grid", "tuned_on")
 STUDY = {f"Study.{name}": "a study's file, such as --gin_file=gin/studies/miniature.gin" for name in _PARTS}
 
 
@@ -45,7 +45,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = gin_parser(
         "study",
         "Show a scaling study: model size x base x task x method, and what of it is done. Bases are trained first, then learning\n"
-        "rates are tuned at one size, then every run is a pack of seeds, scored once on test. What is finished is not made\n"
+        "rates are tuned at each size, then every run is a pack of seeds, scored once on test. What is finished is not made\n"
         "again: neither what lies in MODEL_DIR, nor what Study.kept holds of it. `adalink report` says what it found.",
         "adalink study --gin_file=gin/studies/miniature.gin --gin.MODEL_DIR=\"'runs/miniature'\" \\\n"
         "    --gin.DATA_DIR=\"'../shared/data'\" --gin.VOCABULARY=\"'runs/miniature/vocabulary'\" --run",
@@ -158,14 +158,12 @@ class _Configured:
 
     def needed(self, options) -> dict[str, list]:
         """What is not done and asked for, by stage; bases only where something starts from them."""
-        from adalink_jax.studies.study import BASES, RUNS, TUNING, tuning_of
+        from adalink_jax.studies.study import BASES, RUNS, TUNING
 
-        asked = lambda cell: self.asked(cell, options)
-        runs = [cell for cell in self.cells[RUNS] if asked(cell) and not self.folder(cell).finished()]
-        wanted = {tuning_of(self.study, cell) for cell in self.cells[RUNS] if asked(cell)}
-        tuning = [
-            cell for cell in self.cells[TUNING] if (cell in wanted or asked(cell)) and not self.folder(cell).finished()
-        ]
+        tuning, runs = (
+            [cell for cell in self.cells[stage] if self.asked(cell, options) and not self.folder(cell).finished()]
+            for stage in (TUNING, RUNS)
+        )
         regimes = list(self.study.regimes)
         used = {(cell.size, cell.regime) for cell in (*runs, *tuning)}
         chain = {(size, earlier) for size, regime in used for earlier in regimes[: regimes.index(regime) + 1]}

@@ -1,8 +1,8 @@
 """What a scaling study is made of: model size x base x task x method, each a pack of seeds at a learning rate that was tuned.
 
 bases     each size is trained in each regime, one after the other: raw, then instruction-tuned from it
-tuning    each method on each task, a pack of learning rates at `tuned_at`; once more at `checked_at`, to see whether they carry over
-runs      the grid: a pack of seeds, at the learning rate that was chosen on validation, scored once on test
+tuning    each method on each task, at each size, a pack of learning rates on the base `tuned_on`
+runs      the grid: a pack of seeds, at the learning rate that was chosen on validation at that size, scored once on test
 """
 
 import dataclasses
@@ -35,8 +35,8 @@ class Study:
       methods: name -> texts, or kind of task -> texts where they differ; kinds that are left out are not run.
       grid: which runs there are: each entry names some of `sizes`, `regimes`, `tasks`, `methods` (all of those it does not name),
         and all entries count.
-      tuned_at: `(size, regime)` where learning rates are chosen.
-      checked_at: `(size, regime)` where they are tried again; what is found there is reported, not used.
+      tuned_on: the regime on whose bases learning rates are chosen, at each size of the grid; runs from the other bases of that
+        size take them too.
       common: texts of every adaptation, read before the others.
       tuned_as: method -> another one, whose learning rate it takes.
       reference: the method that gaps are measured to.
@@ -54,8 +54,7 @@ class Study:
     tasks: Mapping[str, Mapping[str, Texts]]
     methods: Mapping[str, Texts | Mapping[str, Texts]]
     grid: Sequence[Mapping[str, Sequence[str]]]
-    tuned_at: tuple[str, str]
-    checked_at: tuple[str, str]
+    tuned_on: str
     common: Texts = ()
     tuned_as: Mapping[str, str] = dataclasses.field(default_factory=dict)
     reference: str = "full fine-tuning"
@@ -74,8 +73,7 @@ class Study:
                     f"Study.{axis}: each needs a name with letters or digits of its own ({twice or 'none'})."
                 )
         asked = [(axis, name) for entry in self.grid for axis, chosen in entry.items() for name in chosen]
-        for where in (self.tuned_at, self.checked_at):
-            asked += zip(("sizes", "regimes"), where)
+        asked += [("regimes", self.tuned_on)]
         asked += [("methods", name) for name in (self.reference, *self.tuned_as, *self.tuned_as.values())]
         names["kinds of tasks"] = self.tasks
         asked += [
@@ -106,14 +104,10 @@ class Study:
         for name, value in mappings.items():
             if not isinstance(value, Mapping):
                 raise UserError(f"Study.{name} is {value!r}; it takes a dict.")
-        tuples = {
-            name: getattr(self, name) for name in ("grid", "tuned_at", "checked_at", "common", "factors", "seeds")
-        }
+        tuples = {name: getattr(self, name) for name in ("grid", "common", "factors", "seeds")}
         for name, value in tuples.items():
             if not isinstance(value, tuple | list):
                 raise UserError(f"Study.{name} is {value!r}; it takes a tuple, such as (1, 2).")
-        if len(self.tuned_at) != 2 or len(self.checked_at) != 2:
-            raise UserError("Study.tuned_at and Study.checked_at each take a size and a regime.")
         if not all(isinstance(entry, Mapping) for entry in self.grid):
             raise UserError("Study.grid takes a tuple of dicts, such as ({'sizes': ('0.3M',)},).")
         tasks = [task for each in self.tasks.values() for task in each]
@@ -187,9 +181,7 @@ def cells(study: Study) -> dict[str, list[Cell]]:
     if not chosen:
         raise UserError("Study.grid names no run.")
     runs = sorted(chosen, key=study.order)
-    tuned = dict.fromkeys((cell.task, study.tuned_as.get(cell.method, cell.method)) for cell in runs)
-    places = dict.fromkeys((tuple(study.tuned_at), tuple(study.checked_at)))
-    tuning = [Cell(TUNING, *place, *pair) for place in places for pair in tuned]
+    tuning = sorted({tuning_of(study, cell) for cell in runs}, key=study.order)
     regimes = list(study.regimes)
     wanted = {(cell.size, regime) for cell in (*runs, *tuning) for regime in regimes[: regimes.index(cell.regime) + 1]}
     bases = [Cell(BASES, size, regime) for regime in regimes for size in study.sizes if (size, regime) in wanted]
@@ -197,8 +189,8 @@ def cells(study: Study) -> dict[str, list[Cell]]:
 
 
 def tuning_of(study: Study, cell: Cell) -> Cell:
-    """Whose learning rate a run has."""
-    return Cell(TUNING, *study.tuned_at, cell.task, study.tuned_as.get(cell.method, cell.method))
+    """Whose learning rate a run has: learning rates do not carry from one size to another, least of all full fine-tuning's."""
+    return Cell(TUNING, cell.size, study.tuned_on, cell.task, study.tuned_as.get(cell.method, cell.method))
 
 
 def flags_of(study: Study, cell: Cell, typed: GinFlags, learning_rate: float | None = None) -> GinFlags:

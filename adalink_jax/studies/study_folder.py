@@ -106,8 +106,6 @@ class CellFolder(RunFolder):
         facts |= _of_base(summary) if self.cell.stage == BASES else _of_pack(summary, self.cell.stage == TUNING)
         if self.cell.stage == RUNS:
             facts["reference"] = self._study.reference
-        if self.cell.stage == TUNING:
-            facts["used"] = (self.cell.size, self.cell.regime) == tuple(self._study.tuned_at)
         if self.cell.stage != BASES:
             facts["start"] = _rounded([self._start(summary["metric"], member["name"]) for member in summary["members"]])
         return facts | {"seconds": summary["seconds"], "versions": summary["versions"]}

@@ -307,32 +307,33 @@ def _rates(tuning: Sequence[Mapping], looks: Mapping[str, dict]) -> Part | None:
 
 
 def _carried(tuning: Sequence[Mapping]) -> Part | None:
-    """The learning rates that the runs have, where they were tuned and at the other place."""
+    """What the learning rate of the smallest size would have lost at each other one."""
+    smallest: dict[tuple, Mapping] = {}
     rows = []
-    there = {(row["task"], row["method"]): row for row in tuning if not row["used"]}
     for row in tuning:
-        other = there.get((row["task"], row["method"]))
-        if not row["used"] or other is None:
-            continue
-        rate, best = chosen_rate(row), chosen_rate(other)
-        scores = dict(zip(other["learning_rate"], other["validation"]))
-        if rate in scores:
-            place = f"{other['size']} {other['regime']}"
+        first = smallest.setdefault((row["task"], row["method"], row["regime"]), row)
+        rate, best = chosen_rate(first), chosen_rate(row)
+        scores = dict(zip(row["learning_rate"], row["validation"]))
+        if row is not first and rate in scores:
             lost = round(scores[best] - scores[rate], 4)
-            rows.append((row["task"], row["method"], rate, place, best, scores[rate], scores[best], lost))
+            rows.append((row["task"], row["method"], first["size"], rate, row["size"], best, scores[rate], scores[best], lost))  # fmt: skip
     if not rows:
         return None
     columns = (
         "task",
         "method",
-        "chosen",
-        "tried again at",
-        "best there",
-        "score with the chosen",
-        "with the best",
-        "lost",
+        "smallest",
+        "chosen there",
+        "size",
+        "chosen here",
+        "score here with the smallest's",
+        "with its own",
+        "would be lost",
     )
-    text = "On validation, one seed; a difference of one seed may be noise."
+    text = (
+        "Every run has the learning rate that was chosen at its own size. Here: what a size would have lost with that of the smallest one. "
+        "On validation, one seed; a difference of one seed may be noise."
+    )
     return Part("Do learning rates carry over?", text, Table(columns, rows))
 
 

@@ -20,8 +20,8 @@ from adalink_jax.training.whole_file import read_json, write_json
 NO_MATTER = (
     "Sweep.", "Comparison.", "train.model_dir", "train.metric", "train_pack.model_dir", "train_pack.metric",
     "train_pack.patience", "Setup.random_seed", "Setup.initial_", "Setup.checkpoint_renames", "Setup.allow_other_base",
-    "DatasetConfig.seed", "DatasetConfig.mixture_or_task_", "PublishedData.", "warmup_cosine.peak",
-    "warmup_constant.peak",
+    "DatasetConfig.seed", "DatasetConfig.mixture_or_task_", "DatasetConfig.train_examples", "PublishedData.",
+    "warmup_cosine.peak", "warmup_constant.peak",
 )  # fmt: skip
 
 

@@ -1,6 +1,7 @@
 """The report of a scaling study, from the results that were kept (see `study_folder`): what the data say, with intervals, whichever way."""
 
 import dataclasses
+import itertools
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -36,13 +37,14 @@ def make(results: Sequence[Mapping], command: str, ours: str = OURS) -> Report:
     everywhere = [
         m for m in methods if {key[0] for key in runs.scores if key[3] == m} == {key[0] for key in runs.scores}
     ]
-    others = [m for m in everywhere if m != reference]
+    others = [m for m in methods if m != reference]
     variants = [m for m in methods if m.startswith(f"{ours}, ")]
+    drawn = [m for m in everywhere if m not in variants]
     looks = _looks([*methods, *(row["method"] for row in tuning)])
     with style.applied():
         parts = [
-            _scores(runs, everywhere, variants, looks),
-            _gaps(runs, others, variants, reference, looks),
+            _scores(runs, everywhere, drawn, looks),
+            _gaps(runs, others, [m for m in drawn if m != reference], reference, looks),
             _shrinks(runs, others, reference),
             _regimes(runs, others, reference),
             _power_laws(runs, everywhere),
@@ -130,8 +132,7 @@ def _per_task(runs: Runs, methods: Sequence[str], values, label, looks: Mapping[
     return figure
 
 
-def _scores(runs: Runs, methods: Sequence[str], variants: Sequence[str], looks: Mapping[str, dict]) -> Part:
-    drawn = [method for method in methods if method not in variants]
+def _scores(runs: Runs, methods: Sequence[str], drawn: Sequence[str], looks: Mapping[str, dict]) -> Part:
     figure = _per_task(runs, drawn, runs.by_size, lambda task: f"{runs.metrics[task]} on test", looks)
     rows = [
         (task, regime, size, method, mean(list(scores.values())), len(scores))
@@ -139,15 +140,17 @@ def _scores(runs: Runs, methods: Sequence[str], variants: Sequence[str], looks: 
         if method in methods
     ]
     columns = ("task", "base", "size", "method", "score on test", "seeds")
-    text = "Means over the seeds and their intervals." + (" Variants stand in the tables alone." if variants else "")
+    text = "Means over the seeds and their intervals." + _left_out(methods, drawn)
     return Part("Score against size", text, Table(columns, rows), figure)
 
 
-def _gaps(
-    runs: Runs, methods: Sequence[str], variants: Sequence[str], reference: str, looks: Mapping[str, dict]
-) -> Part:
+def _left_out(methods: Sequence[str], drawn: Sequence[str]) -> str:
+    names = [method for method in methods if method not in drawn]
+    return f" In the table alone: {'; '.join(names)}." if names else ""
+
+
+def _gaps(runs: Runs, methods: Sequence[str], drawn: Sequence[str], reference: str, looks: Mapping[str, dict]) -> Part:
     values = lambda regime, task, method: runs.gaps(regime, task, method, reference)
-    drawn = [method for method in methods if method not in variants]
     figure = _per_task(runs, drawn, values, lambda task: f"gap ({runs.metrics[task]})", looks)
     for axis in figure.axes:
         axis.axhline(0, color="black", linewidth=0.6)
@@ -158,7 +161,7 @@ def _gaps(
         for method in methods
         for size, gap in values(regime, task, method).items()
     ]
-    text = f"What a method lacks of {reference}, paired by seed; below zero it is ahead."
+    text = f"What a method lacks of {reference}, paired by seed; below zero it is ahead." + _left_out(methods, drawn)
     return Part(f"Gap to {reference}", text, Table(("task", "base", "method", "size", "gap"), rows), figure)
 
 
@@ -290,12 +293,14 @@ def _rates(tuning: Sequence[Mapping], looks: Mapping[str, dict]) -> Part | None:
     sizes = list(dict.fromkeys(row["size"] for row in tuning))
     figure, axes = style.panels(len(tasks))
     rows = []
+    dashes = dict(zip(sizes, itertools.cycle(("-", "--", ":", "-."))))
+    for method in dict.fromkeys(row["method"] for row in tuning):
+        axes[0].plot([], [], label=method, **looks[method])
+    for size in sizes:
+        axes[0].plot([], [], color="black", linestyle=dashes[size], label=size)
     for row in tuning:
         axis = axes[tasks.index(row["task"])]
-        axis.plot(
-            row["learning_rate"], row["validation"], linestyle=("-", "--", ":")[sizes.index(row["size"]) % 3],
-            label=f"{row['method']}, {row['size']}", **looks[row["method"]],
-        )  # fmt: skip
+        axis.plot(row["learning_rate"], row["validation"], linestyle=dashes[row["size"]], **looks[row["method"]])
         axis.set(xscale="log", title=row["task"], xlabel="learning rate", ylabel=f"{row['metric']} on validation")
         rows += [
             (row["task"], row["method"], row["size"], rate, score)

@@ -1,5 +1,7 @@
 """AdaLink: the formula, the fresh identity, and exactly the leaves that were asked for."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -105,12 +107,13 @@ def test_a_text_adapter_folds_into_the_encoder_s_table(phi, share):
         lambda x: x + 0.1 * jnp.sin(jnp.arange(x.size)).reshape(x.shape), params["adapter"]
     )
     with jax.default_matmul_precision("highest"):
-        adapted = model.apply({"params": params}, batch, method="encode").states
+        adapted = jax.jit(functools.partial(model.apply, method="encode"))({"params": params}, batch).states
         table = fold_text(adapter, params["adapter"], np.asarray(params["backbone"]["token_embedder"]["embedding"]))
         inputs = Inputs(
             text=jnp.asarray(table[batch["encoder_input_tokens"]]), text_mask=batch["encoder_input_tokens"] > 0
         )
-        folded = model.backbone.apply({"params": params["backbone"]}, inputs, method="encode").states
+        encode = jax.jit(functools.partial(model.backbone.apply, method="encode"))
+        folded = encode({"params": params["backbone"]}, inputs).states
     np.testing.assert_allclose(folded, adapted, rtol=0, atol=1e-5 * float(jnp.std(adapted)))
 
 

@@ -1,5 +1,7 @@
 """Decoding: each beam rule against its published definition, sampling, stop strings, lengths, and scores."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -235,7 +237,9 @@ def test_a_model_s_decodes_score_what_the_model_gives_them(decoding, scan_layers
     params = jax.tree.map(lambda x: x * 3, params)
     length = 7
     features = {name: batch[name] for name in ("encoder_input_tokens", "images")}
-    decoded = model.apply({"params": params}, features, length, decoding, method="generate")
+    generate = lambda params, features: model.apply({"params": params}, features, length, decoding, method="generate")
+    score = jax.jit(functools.partial(model.apply, method="score"))
+    decoded = jax.jit(generate)(params, features)
     for i in range(decoded.ids.shape[1]):
         ids = np.asarray(decoded.ids[:, i])
         n = np.where((ids == 1).any(axis=1), (ids == 1).argmax(axis=1) + 1, length)
@@ -245,7 +249,7 @@ def test_a_model_s_decodes_score_what_the_model_gives_them(decoding, scan_layers
             "decoder_target_tokens": ids,
             "decoder_loss_weights": (np.arange(length) < n[:, None]).astype(np.float32),
         }
-        log_p = model.apply({"params": params}, scored, method="score")
+        log_p = score({"params": params}, scored)
         if isinstance(decoding, BeamSearch):
             ended = (ids == 1).any(axis=1) | (decoding.finishing == "transformers")
             log_p = np.where(ended, log_p / decoding._penalty(n), log_p)

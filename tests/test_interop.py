@@ -238,7 +238,7 @@ def write_other_model(folder):
 def adapted_logits(base, adapter, params, inputs, targets):
     model = AdaptedModel(base[2].backbone, adapter)
     batch = {"encoder_input_tokens": inputs, "decoder_input_tokens": targets}
-    return model.apply({"params": {"backbone": base[3], "adapter": params}}, batch)
+    return jax.jit(model.apply)({"params": {"backbone": base[3], "adapter": params}}, batch)
 
 
 def their_logits(model, inputs, targets):
@@ -316,7 +316,8 @@ def test_hooked_adapters_give_our_numbers_and_switch(phi, base, tmp_path, capsys
             ).numpy()[:, 1:]  # fmt: skip
         model = AdaptedModel(base[2].backbone, AdaLinkAdapter(RANK, phi, 0.7))
         weights = {"params": {"backbone": base[3], "adapter": made["one"][1]}}
-        mine = model.apply(weights, {"encoder_input_tokens": inputs}, 12, method="generate").ids[:, 0]
+        generate = jax.jit(lambda weights, inputs: model.apply(weights, inputs, 12, method="generate").ids[:, 0])
+        mine = generate(weights, {"encoder_input_tokens": inputs})
         np.testing.assert_array_equal(mine, np.pad(theirs, ((0, 0), (0, 12 - theirs.shape[1]))))
         hook.switch(None)
         np.testing.assert_array_equal(their_logits(base[1], inputs, targets), plain)

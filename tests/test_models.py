@@ -1,5 +1,7 @@
 """The backbones: names, scan, remat, decoding with a cache, padding, dropout."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -87,7 +89,7 @@ def test_decoding_with_a_cache_equals_decoding_without(backbone, scan_layers):
         params, batch
     )
     without = np.zeros((6, length + 1), np.int32)
-    encoded = model.apply({"params": params}, batch, method="encode")
+    encoded = jax.jit(functools.partial(model.apply, method="encode"))({"params": params}, batch)
     decode = jax.jit(lambda ids: model.apply({"params": params}, encoded, ids, method="decode")[0])
     ended = np.zeros(6, bool)
     for i in range(length):
@@ -101,12 +103,13 @@ def test_decoding_with_a_cache_equals_decoding_without(backbone, scan_layers):
 @pytest.mark.parametrize("scan_layers", [False, True])
 def test_each_cached_step_gives_the_uncached_logits(scan_layers):
     model, params, batch = make(scan_layers=scan_layers)
-    encoded = model.apply({"params": params}, batch, method="encode")
+    encode, decode = (jax.jit(functools.partial(model.apply, method=method)) for method in ("encode", "decode"))
+    encoded = encode({"params": params}, batch)
     tokens = batch["decoder_input_tokens"]
-    expected, _ = model.apply({"params": params}, encoded, tokens, method="decode")
+    expected, _ = decode({"params": params}, encoded, tokens)
     cache = model.backbone.empty_cache(6, 5)
     for i in range(5):
-        logits, cache = model.apply({"params": params}, encoded, tokens[:, i : i + 1], cache, method="decode")
+        logits, cache = decode({"params": params}, encoded, tokens[:, i : i + 1], cache)
         np.testing.assert_allclose(logits[:, 0], expected[:, i], atol=1e-5 * np.std(expected), rtol=1e-5)
 
 
@@ -125,35 +128,39 @@ def test_nothing_follows_the_end_of_a_row():
 def test_padding_changes_no_logit():
     model, params, batch = make()
     longer = {**batch, "encoder_input_tokens": np.pad(batch["encoder_input_tokens"], ((0, 0), (0, 4)))}
-    run = lambda batch: model.apply({"params": params}, batch)
+    run = jax.jit(lambda batch: model.apply({"params": params}, batch))
     np.testing.assert_allclose(run(longer), run(batch), atol=1e-5)
 
 
 def test_the_text_and_the_image_both_matter():
     model, params, batch = make()
-    logits = model.apply({"params": params}, batch)
+    run = jax.jit(model.apply)
+    logits = run({"params": params}, batch)
     for feature in ("encoder_input_tokens", "images", "decoder_input_tokens"):
         rolled = {**batch, feature: np.roll(batch[feature], 1, axis=0)}
-        assert np.abs(model.apply({"params": params}, rolled) - logits).max() > 1e-3, feature
+        assert np.abs(run({"params": params}, rolled) - logits).max() > 1e-3, feature
 
 
 def test_a_decoder_position_sees_no_later_token():
     model, params, batch = make()
     changed = {**batch, "decoder_input_tokens": batch["decoder_input_tokens"].copy()}
     changed["decoder_input_tokens"][:, 3:] = 9
-    a, b = (model.apply({"params": params}, x) for x in (batch, changed))
+    run = jax.jit(model.apply)
+    a, b = (run({"params": params}, x) for x in (batch, changed))
     np.testing.assert_array_equal(a[:, :3], b[:, :3])
     assert (a[:, 3:] != b[:, 3:]).any()
 
 
 def test_dropout_is_for_training_only():
     model, params, batch = make(dropout_rate=0.5)
-    train = lambda seed: model.apply({"params": params}, batch, train=True, rngs={"dropout": jax.random.key(seed)})
+    train = jax.jit(
+        lambda seed: model.apply({"params": params}, batch, train=True, rngs={"dropout": jax.random.key(seed)})
+    )
     np.testing.assert_array_equal(train(0), train(0))
     assert (train(0) != train(1)).any()
     plain = AdaptedModel(tiny_pali(dropout_rate=0.0))
-    still = model.apply({"params": params}, batch)
-    np.testing.assert_array_equal(still, plain.apply({"params": params}, batch))
+    still = jax.jit(model.apply)({"params": params}, batch)
+    np.testing.assert_array_equal(still, jax.jit(plain.apply)({"params": params}, batch))
 
 
 @pytest.mark.parametrize("scan_layers", [False, True])

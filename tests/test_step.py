@@ -91,7 +91,7 @@ def test_microbatches_give_the_whole_batch_s_gradients():
 def test_the_loss_is_the_weighted_mean_over_the_global_batch():
     step, state, frozen, batch = make()
     model = AdaptedModel(tiny_pali(), AdaLinkAdapter(rank=4))
-    logits = model.apply({"params": partition.merge(state.trainable, frozen)}, batch)
+    logits = jax.jit(model.apply)({"params": partition.merge(state.trainable, frozen)}, batch)
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["decoder_target_tokens"])
     weights = batch["decoder_loss_weights"]
     _, metrics = jax.jit(step)(state, frozen, batch)

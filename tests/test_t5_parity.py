@@ -1,5 +1,7 @@
 """The numbers of a T5 are those of `transformers`, from the same random weights, in float32."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -60,8 +62,8 @@ def test_logits_loss_likelihood_and_the_gradient_of_the_input_embeddings(pair):
 
     batch = {"encoder_input_tokens": inputs, "decoder_input_tokens": shifted, "decoder_target_tokens": targets}
     batch["decoder_loss_weights"] = (targets > 0).astype(np.float32)
-    assert_close(model.apply({"params": params}, batch), logits.detach())
-    scores = model.apply({"params": params}, batch, method="score")
+    assert_close(jax.jit(model.apply)({"params": params}, batch), logits.detach())
+    scores = jax.jit(functools.partial(model.apply, method="score"))({"params": params}, batch)
     np.testing.assert_allclose(scores, -losses.detach().reshape(labels.shape).sum(1).numpy(), rtol=1e-4)
 
     def ours_loss(text):
@@ -128,7 +130,7 @@ def test_scanned_and_unrolled_forms_agree(pair):
     _, model, params, folder = pair
     scanned, stacked = ours(folder, scan_layers=True)
     batch = {"encoder_input_tokens": tokens(5, 20), "decoder_input_tokens": tokens(5, 20, seed=1)}
-    assert_close(scanned.apply({"params": stacked}, batch), model.apply({"params": params}, batch))
+    assert_close(jax.jit(scanned.apply)({"params": stacked}, batch), jax.jit(model.apply)({"params": params}, batch))
     assert checkpoints.fingerprint(stacked["backbone"]) == checkpoints.fingerprint(params["backbone"])
 
 

@@ -28,7 +28,7 @@ test: $(TESTABLE)  ## install what the tests need, then run all but the slow one
 	$(PYTEST) -m "not slow and not t5x"
 
 test-slow: $(TESTABLE)  ## the slow tests only
-	$(PYTEST) -m "slow and not t5x"
+	JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(PYTEST) -m "slow and not t5x"
 
 # A Python in whose environment t5x is installed, beside what the tests need (docs/t5x.md).
 T5X_PYTHON ?= $(BIN)/python

@@ -109,7 +109,9 @@ def test_a_trend_is_a_slope_over_ten_times_the_size_and_noise_has_none():
     found = trend(RUNS, planted_slope)
     assert found.value == pytest.approx(-0.1, abs=0.01) and found.sign == -1
     assert trend(RUNS, errors(lambda n: 0.3, noise=0.02)).sign == 0
-    assert trend(RUNS, {"1M": {0: 0.1}, "3M": {0: 0.2}}) is None
+    two = trend(RUNS, {"0.3M": {0: 0.1, 1: 0.12}, "3M": {0: 0.2, 1: 0.22}})
+    assert two.value == pytest.approx(0.1 / np.log10(SIZES["3M"] / SIZES["0.3M"])) and two.low < two.value < two.high
+    assert trend(RUNS, {"1M": {0: 0.1, 1: 0.2}}) is None
 
 
 def test_gaps_are_paired_by_seed():

@@ -16,7 +16,7 @@ from scipy import optimize, stats
 from adalink_jax.studies.report import CONFIDENCE, interval
 
 DRAWS, SEED = 200, 0
-FEWEST_SIZES = 3  # of a trend
+FEWEST_SIZES = 2  # of a trend
 WITH_OFFSET = 4  # sizes from which a power law's third parameter can be told
 
 

@@ -34,9 +34,8 @@ def make(results: Sequence[Mapping], command: str, ours: str = OURS) -> Report:
     reference = next(row["reference"] for row in results if row["stage"] == "runs")
     tuning = [row for row in results if row["stage"] == "tuning"]
     methods = runs.names(3)
-    everywhere = [
-        m for m in methods if {key[0] for key in runs.scores if key[3] == m} == {key[0] for key in runs.scores}
-    ]
+    sizes_of = lambda method: {size for size, _, _, name in runs.scores if name == method}
+    everywhere = [m for m in methods if sizes_of(m) >= sizes_of(reference)]
     others = [m for m in methods if m != reference]
     variants = [m for m in methods if m.startswith(f"{ours}, ")]
     drawn = [m for m in everywhere if m not in variants]

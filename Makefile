@@ -42,15 +42,16 @@ soak: $(INSTALLED)  ## kill one training run 50 times at random moments, and com
 plan-matrix: $(VENV)/.installed-plan  ## plans of large models on TPU slices, compiled here (hours; it resumes; runs/plan_matrix)
 	$(BIN)/python benchmarks/plan_matrix.py
 
-# Where the data sets of the study lie, its folder, and further arguments, e.g. STUDY_ARGS="--size 0.3M".
+# Where the data sets of the study lie, its folder, that of its results, and further arguments, e.g. STUDY_ARGS="--size 0.3M".
 DATA      ?= ../shared/data
 STUDY     ?= runs/miniature
+KEPT      ?= docs/results/miniature
 STUDY_ARGS ?=
 
 study: $(INSTALLED)  ## the scaling study in miniature: what is not done yet (many hours; it resumes), and its report
 	test -e $(STUDY)/vocabulary/spiece.model || $(BIN)/adalink vocabulary $(DATA)/corpus_openstax/train.jsonl.gz --pieces 1024 --out $(STUDY)/vocabulary
-	$(BIN)/adalink study --gin_file=gin/studies/miniature.gin --gin.MODEL_DIR="'$(STUDY)'" --gin.DATA_DIR="'$(DATA)'" --gin.VOCABULARY="'$(STUDY)/vocabulary'" --run $(STUDY_ARGS)
-	$(BIN)/adalink report docs/results/miniature --out $(STUDY)/report.html --title "The gap to full fine-tuning against model size, in miniature"
+	$(BIN)/adalink study --gin_file=gin/studies/miniature.gin --gin.MODEL_DIR="'$(STUDY)'" --gin.DATA_DIR="'$(DATA)'" --gin.VOCABULARY="'$(STUDY)/vocabulary'" --gin.Study.kept="'$(KEPT)'" --run $(STUDY_ARGS)
+	$(BIN)/adalink report $(KEPT) --out $(STUDY)/report.html --title "The gap to full fine-tuning against model size, in miniature"
 
 wheel: $(BIN)/python  ## build the source distribution and the wheel into dist/
 	$(INSTALL) build

@@ -9,7 +9,7 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # tests, and the commands tha
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="adalink-tests-")
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
     atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
-# Most of the time goes into compiling small programs; the slow tests have them as users have (`make test-slow`).
+# Most of the time goes into compiling small programs; `make test-slow` compiles them as users do.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ.pop("XLA_FLAGS", None)

@@ -227,6 +227,14 @@ def test_a_run_is_refused_whose_base_was_thrown_away_for_one_of_other_settings(m
         base.rename(made / "made" / BASES)
 
 
+def test_a_base_of_which_runs_are_done_is_not_trained_again(made, tmp_path, capsys):
+    shutil.copytree(made / "kept", tmp_path / "kept")
+    (tmp_path / "kept" / RUNS / "nano.raw.reverse.full.json").unlink()
+    shutil.copy(made / "study.gin", tmp_path)
+    assert main(arguments(tmp_path, "--run")) == 2
+    assert "1 runs from bases/nano.raw are done" in capsys.readouterr().err and not (tmp_path / "made").exists()
+
+
 def test_a_setting_at_its_own_default_is_none_of_the_digest(made, tmp_path):
     shutil.copytree(made / "kept", tmp_path / "kept")
     (tmp_path / "study.gin").write_text(

@@ -172,6 +172,19 @@ class _Configured:
         ]
         return {BASES: bases, TUNING: tuning, RUNS: runs}
 
+    def check_bases(self, options) -> None:
+        """Refuses to train a base again from which runs are done: it would be another one, and no run of it comparable with those."""
+        from adalink_jax.studies.study import BASES, RUNS
+
+        needed = self.needed(options)
+        for base in needed[BASES]:
+            done = [cell for cell in self.cells[RUNS] if cell.base == base and self.folder(cell).finished()]
+            if done and any(cell.base == base for cell in needed[RUNS]):
+                raise UserError(
+                    f"{len(done)} runs from {base.name} are done, and {self.folder(base).path} is not there: trained again it would be "
+                    f"another base, whose runs cannot be compared with those. Bring that folder, or begin anew with another MODEL_DIR and Study.kept."
+                )
+
     def check_asked(self, options) -> None:
         """Refuses sizes and tasks that the study has not."""
         for name, asked, known in (("size", options.size, self.study.sizes), ("task", options.task, self.study.kinds)):
@@ -237,6 +250,7 @@ def _run(made: _Configured, options) -> int:
         raise UserError(f"--run needs a folder with locks and logs, and {made.study.model_dir} is a bucket.")
     made.check()
     made.keep()
+    made.check_bases(options)
     common = made.flags.arguments()
 
     def command(name: str) -> list[str]:

@@ -227,6 +227,13 @@ def test_a_run_is_refused_whose_base_was_thrown_away_for_one_of_other_settings(m
         base.rename(made / "made" / BASES)
 
 
+def test_folders_may_be_brought_from_elsewhere(made, tmp_path, capsys):
+    shutil.copytree(made / "made", tmp_path / "made")
+    shutil.copy(made / "study.gin", tmp_path)
+    assert main(arguments(tmp_path, kept="none_kept")) == 0
+    assert "runs: 2" in capsys.readouterr().out
+
+
 def test_a_base_of_which_runs_are_done_is_not_trained_again(made, tmp_path, capsys):
     shutil.copytree(made / "kept", tmp_path / "kept")
     (tmp_path / "kept" / RUNS / "nano.raw.reverse.full.json").unlink()

@@ -48,6 +48,8 @@ class RunFolder:
       total_steps: when it is finished.
     """
 
+    places: tuple[str, ...] = ()  # ends of names of settings that may differ, on another machine say
+
     def __init__(self, path: str, bindings: Mapping[str, str], settings: Mapping[str, str], total_steps: int):
         self.path = epath.Path(path)
         self.bindings, self.settings, self.total_steps = dict(bindings), dict(settings), total_steps
@@ -62,7 +64,7 @@ class RunFolder:
         made_with = self.settings if record is None else record["settings"]
         for name in sorted(made_with.keys() | self.settings.keys()):
             old, new = made_with.get(name, "not set"), self.settings.get(name, "not set")
-            if old != new:
+            if old != new and not name.lower().endswith(self.places):
                 raise UserError(
                     f"{self.path} was made with {name} = {old}, and the sweep now says {new}; set it back, give another "
                     f"MODEL_DIR, or delete that folder."

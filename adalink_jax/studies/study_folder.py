@@ -19,8 +19,6 @@ from adalink_jax.studies.run_folder import SUMMARY, RunFolder
 from adalink_jax.studies.study import BASES, RUNS, TUNING, Cell, Study
 from adalink_jax.training.whole_file import read_json, write_json
 
-# Where things lie on this machine, which says nothing of what they are.
-PLACES = ("initial_checkpoint_path", "data_dir", "model_dir", "vision_cache")
 NEEDED = ("stage", "size", "regime", "order", "settings", "seconds", "versions")  # of what is kept
 
 
@@ -34,6 +32,9 @@ class CellFolder(RunFolder):
       settings: name in gin -> literal, of all that must stay.
       total_steps: when it is finished.
     """
+
+    # Where things lie on this machine, which says nothing of what they are: what a run starts from is `base` below.
+    places = ("initial_checkpoint_path", "data_dir", "model_dir", "vision_cache")
 
     def __init__(
         self, study: Study, cell: Cell, base: "CellFolder | None", settings: Mapping[str, str], total_steps: int
@@ -69,7 +70,7 @@ class CellFolder(RunFolder):
     @functools.cached_property
     def digest(self) -> str:
         """Of its settings, but for defaults, and of its base's."""
-        kept = {name: text for name, text in self.settings.items() if not name.lower().endswith(PLACES)}
+        kept = {name: text for name, text in self.settings.items() if not name.lower().endswith(self.places)}
         kept = {name: text for name, text in kept.items() if text != configuration.default_of(name)}
         kept.setdefault("base", None)
         return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]

@@ -13,7 +13,7 @@ from adalink_jax.cli.main import main
 from adalink_jax.errors import UserError
 from adalink_jax.studies import scaling, study_report
 from adalink_jax.studies.page import Part, Report, Table
-from adalink_jax.studies.scaling import Estimate, Runs, power_law, trend
+from adalink_jax.studies.scaling import Estimate, Runs, mean, power_law, trend
 from adalink_jax.studies.study_folder import read_results
 
 SIZES = {"0.3M": 3e5, "1M": 1e6, "3M": 3e6, "8M": 8e6}
@@ -97,6 +97,13 @@ def test_the_next_size_is_predicted_within_its_interval():
     seen = errors(law, {name: n for name, n in SIZES.items() if name != "8M"}, noise=0.003)
     found = power_law(RUNS, seen, at="8M").predicted
     assert found.low < law(8e6) < found.high and found.high - found.low < 0.05
+
+
+def test_seeds_of_one_score_have_it_as_their_mean_and_can_be_drawn():
+    same = -0.025179
+    found = mean([same] * 3)
+    assert (found.value, found.low, found.high) == (same, same, same)
+    report_of(lambda n, regime, method: same, noise=0.0)
 
 
 def test_no_power_law_of_one_size_or_of_no_error():

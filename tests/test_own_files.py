@@ -3,61 +3,17 @@
 import csv
 import gzip
 import io
-import json
 import os
 import pathlib
-import tarfile
-import zipfile
 
 import numpy as np
 import pytest
+from own_files_cases import GOOD, csv_text, found, jsonl_text, load, picture, total, written
 from PIL import Image
 
 from adalink_jax.configuration import original_message
-from adalink_jax.data import DatasetConfig, FeatureConverter, FileTask, padded_batches, train_batches
 from adalink_jax.data.files import reading, tables
-from adalink_jax.data.files.store import Writer
 from adalink_jax.errors import UserError
-
-LENGTHS = {"inputs": 24, "targets": 8}
-GOOD = [(f"text {i}", "yes" if i % 2 else "no") for i in range(60)]
-
-
-def csv_text(rows=GOOD, header="text,label", delimiter=","):
-    return "".join(f"{line}\n" for line in (header, *(delimiter.join(row) for row in rows)))
-
-
-def jsonl_text(rows):
-    return "".join(json.dumps(row) + "\n" for row in rows)
-
-
-def picture(mode="RGB", size=(6, 5), form="PNG", **options):
-    out = io.BytesIO()
-    Image.new(mode, size, 90 if mode in ("L", "I;16", "I", "F") else None).save(out, form, **options)
-    return out.getvalue()
-
-
-def load(path, **settings):
-    defaults = {"inputs": "{text}", "targets": "{label}", "vocabulary": "bytes"}
-    return FileTask(data=settings.pop("data", str(path)), **(defaults | settings)).load("mine", LENGTHS)
-
-
-def written(folder, name, content):
-    path = folder / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    return path
-
-
-def total(task):
-    return sum(len(split) for split in task.splits.values())
-
-
-def found(task, kind):
-    return sum(finding.count for finding in task.findings if finding.kind == kind)
-
-
-# --- what spoils a file as a whole: one sentence ---
 
 LONG = "x" * (tables.LONGEST + 1)
 WHOLE = {
@@ -287,118 +243,6 @@ def test_a_parquet_that_is_cut_says_where(tmp_path):
         load(tmp_path / "a.parquet")
 
 
-# --- pictures ---
-
-MADE = {
-    "grey": picture("L"), "palette": picture("P"), "alpha": picture("RGBA"), "cmyk": picture("CMYK", form="JPEG"),
-    "sixteen_bits": picture("I;16"), "one_pixel": picture(size=(1, 1)), "webp": picture(form="WEBP"), "bmp": picture(form="BMP"),
-    "animated": picture(form="GIF", save_all=True, append_images=[Image.new("RGB", (6, 5), "red")]),
-    "long": picture("L", size=(20_000, 3)),
-}  # fmt: skip
-
-
-def photos(folder, name, content, rows=40):
-    written(folder, f"photos/{name}", content)
-    return written(folder, "a.csv", csv_text([(f"t{i}", name) for i in range(rows)], "text,photo"))
-
-
-@pytest.mark.parametrize("name", MADE)
-def test_pictures_of_any_form_become_the_model_s(name, tmp_path):
-    path = photos(tmp_path, "p", MADE[name])
-    task = load(path, targets="{text}", image="{photo}", images=str(tmp_path / "photos"), group="{text}")
-    batch = FeatureConverter(LENGTHS, (8, 16, 3))(list(task.examples("train"))[:2])
-    assert batch["images"].shape == (2, 8, 16, 3) and np.abs(batch["images"]).max() <= 1
-
-
-def test_sixteen_bits_are_scaled_not_cut():
-    from adalink_jax.data.images import decode_image
-
-    out = io.BytesIO()
-    Image.fromarray(np.full((4, 4), 32768, np.uint16)).save(out, "PNG")
-    assert decode_image(out.getvalue(), (4, 4, 1), "it") == pytest.approx(0, abs=0.01)
-
-
-def test_a_photo_is_turned_as_its_camera_says():
-    from adalink_jax.data.images import decode_image
-
-    image, out = Image.new("L", (4, 2)), io.BytesIO()
-    image.putpixel((0, 0), 255)
-    exif = Image.Exif()
-    exif[0x0112] = 6  # turn by a quarter, clockwise
-    image.save(out, "PNG", exif=exif)
-    assert decode_image(out.getvalue(), (4, 2, 1), "it")[0, 1, 0] == 1
-
-
-BROKEN = {
-    "cut_jpeg": (picture(size=(64, 64), form="JPEG")[:300], "is damaged, or no picture"),
-    "text": (b"not a picture", "is damaged, or no picture"),
-    "nothing": (b"", "is damaged, or no picture"),
-    "html": (b"<html>404</html>", "is damaged, or no picture"),
-    "floating_point": (picture("F", form="TIFF"), "is damaged, or no picture"),
-}
-
-
-@pytest.mark.parametrize("name", BROKEN)
-def test_a_picture_that_is_none_is_told_before_training(name, tmp_path):
-    content, message = BROKEN[name]
-    path = photos(tmp_path, "p.jpg", content)
-    with pytest.raises(UserError, match=message) as error:
-        load(path, targets="{text}", image="{photo}", images=str(tmp_path / "photos"), group="{text}")
-    assert "p.jpg" in str(error.value)
-
-
-def test_a_picture_of_400_million_pixels_is_refused(tmp_path):
-    path = photos(tmp_path, "p.png", picture("1", size=(20_000, 20_000)))
-    with pytest.raises(UserError, match="too large"):
-        load(path, targets="{text}", image="{photo}", images=str(tmp_path / "photos"), group="{text}")
-
-
-@pytest.mark.parametrize("name", ["../secret.png", "/etc/hostname", "photos/../../secret.png"])
-def test_a_picture_outside_the_folder_is_not_read(name, tmp_path):
-    written(tmp_path, "secret.png", picture())
-    path = photos(tmp_path, "p.png", picture())
-    path.write_text(path.read_text().replace("t7,p.png", f"t7,{name}"))
-    with pytest.raises(UserError, match=r"its picture .* lies outside .* \(IMAGES\)"):
-        load(path, targets="{text}", image="{photo}", images=str(tmp_path / "photos"), group="{text}")
-
-
-def test_a_missing_picture_is_a_row_that_does_not_parse(tmp_path):
-    path = photos(tmp_path, "p.png", picture())
-    path.write_text(path.read_text().replace("t7,p.png", "t7,gone.png"))
-    settings = {"targets": "{text}", "image": "{photo}", "images": str(tmp_path / "photos"), "group": "{text}"}
-    with pytest.raises(UserError, match="line 9 of .*there is no picture gone.png in"):
-        load(path, **settings)
-    assert total(load(path, **settings, limits={"unparsed": 0.1})) == 39
-
-
-@pytest.mark.parametrize("kind", ["zip", "tar"])
-def test_pictures_are_read_in_an_archive(kind, tmp_path):
-    path = photos(tmp_path, "p.png", picture(size=(3, 3)))
-    archive = tmp_path / f"photos.{kind}"
-    if kind == "zip":
-        with zipfile.ZipFile(archive, "w") as file:
-            file.write(tmp_path / "photos/p.png", "deep/er/p.png")
-    else:
-        with tarfile.open(archive, "w") as file:
-            file.add(tmp_path / "photos/p.png", "deep/er/p.png")
-    task = load(path, targets="{text}", image="{photo}", images=str(archive), group="{text}")
-    assert next(iter(task.examples("train")))["image"] == picture(size=(3, 3))
-
-
-def test_a_folder_of_images_by_class_and_by_split(tmp_path):
-    for i in range(30):
-        for kind in ("cat", "dog"):
-            size = (4 + i, 5 if kind == "cat" else 6)
-            written(tmp_path, f"plain/{kind}/{i}.png", picture(size=size))
-            written(tmp_path, f"split/{('train', 'val', 'test')[i % 3]}/{kind}/{i}.png", picture(size=size))
-    written(tmp_path, "plain/.hidden/x.png", b"")
-    settings = {"inputs": "what is this?", "targets": "{label}", "image": "{image}"}
-    plain = load(tmp_path / "plain", **settings)
-    assert total(plain) == 60 and {row["references"][0] for row in plain.examples("train")} == {"cat", "dog"}
-    split = load(tmp_path / "split", **settings, split="split")
-    assert [len(split.splits[name]) for name in ("train", "validation", "test")] == [20, 20, 20]
-
-
 # --- splits ---
 
 
@@ -526,117 +370,6 @@ def test_what_will_be_cut_and_what_cannot_be_written(tmp_path, request):
         load(path, vocabulary=str(vocabulary), limits={"truncated": 1.0, "unproducible": 0.0})
     task = load(path, vocabulary=str(vocabulary), limits={"truncated": 1.0, "unproducible": 1.0})
     assert found(task, "unproducible") == 2
-
-
-# --- order, resuming, hosts, processes ---
-
-
-@pytest.fixture
-def task(tmp_path):
-    return load(written(tmp_path, "a.csv", csv_text([(f"text {i}", str(i)) for i in range(100)])))
-
-
-def batches_of(task, rows=None, **settings):
-    return train_batches(
-        task, DatasetConfig("mine", LENGTHS, 8, seed=3, own_files=None, **settings), FeatureConverter(LENGTHS), rows
-    )
-
-
-def targets(batch):
-    return [bytes(int(i) - 3 for i in row if i > 2).decode() for row in batch["decoder_target_tokens"]]
-
-
-def test_an_epoch_has_every_example_once_in_an_order_of_its_seed(task):
-    read = lambda seed: [row["targets_pretokenized"] for row in task.examples("train", seed)]
-    assert sorted(read(1)) == sorted(read(None)) and read(1) == read(1) != read(2)
-
-
-def test_it_goes_on_in_the_middle_of_an_epoch_with_the_same_batches(task):
-    whole, cut = batches_of(task), batches_of(task)
-    expected = [targets(next(whole)) for _ in range(25)]  # more than two epochs
-    for _ in range(13):
-        next(cut)
-    fresh = batches_of(task)
-    fresh.set_state(json.loads(json.dumps(cut.get_state())))
-    assert [targets(next(fresh)) for _ in range(12)] == expected[13:]
-
-
-@pytest.mark.parametrize("hosts", [1, 2, 4])
-def test_hosts_see_each_example_of_an_epoch_once_between_them(task, hosts):
-    readers = [batches_of(task, rows=range(host, 8, hosts)) for host in range(hosts)]
-    steps = len(task.splits["train"]) // 8
-    seen = [target for _ in range(steps) for reader in readers for target in targets(next(reader))]
-    assert len(seen) == len(set(seen)) == steps * 8
-    whole = batches_of(task)
-    assert sorted(seen) == sorted(target for _ in range(steps) for target in targets(next(whole)))
-
-
-def test_processes_make_the_same_batches_and_go_on_alike(tmp_path):
-    path = written(tmp_path, "a.csv", csv_text([(f"text {i}", str(i)) for i in range(60)]))
-    plain, forked = batches_of(load(path)), batches_of(load(path, workers=2))
-    expected = [next(plain) for _ in range(9)]
-    for batch in expected[:4]:
-        np.testing.assert_equal(next(forked), batch)
-    again = batches_of(load(path, workers=1))
-    again.set_state(forked.get_state())
-    for batch in expected[4:]:
-        np.testing.assert_equal(next(again), batch)
-
-
-def test_rows_beyond_memory_are_mapped_from_a_file_that_is_deleted(tmp_path):
-    small, large = Writer(), Writer(in_memory=10_000)
-    for writer in (small, large):
-        for i in range(2000):
-            writer.append({"inputs": f"row {i}", "references": [str(i)], "image_name": None, "image": b"x", "line": i})
-    small, large = small.finish(), large.finish()
-    assert [small[i] for i in range(2000)] == [large[i] for i in range(2000)]
-    import pickle
-
-    assert pickle.loads(pickle.dumps(large))[1999] == small[1999]
-    path = large._path
-    assert os.path.exists(path)
-    del large
-    assert not os.path.exists(path)
-
-
-def test_batches_are_those_that_seqio_makes_of_the_same_rows(tmp_path):
-    seqio = pytest.importorskip("seqio")
-    import functools
-
-    import tensorflow as tf
-
-    rows = [(f"text {i}" + "x" * i, str(i)) for i in range(30)]
-    path = written(tmp_path, "a.csv", csv_text(rows))
-    mine = load(path, limits={"truncated": 1.0})
-    ordered = [row for row in (mine.splits["train"][i] for i in range(len(mine.splits["train"])))]
-    vocabulary = seqio.ByteVocabulary()
-    seqio.TaskRegistry.remove("same_rows") if "same_rows" in seqio.TaskRegistry.names() else None
-    seqio.TaskRegistry.add(
-        "same_rows",
-        source=seqio.FunctionDataSource(
-            lambda split, shuffle_files, seed=None: tf.data.Dataset.from_tensor_slices(
-                {"inputs": [r["inputs"] for r in ordered], "targets": [r["references"][0] for r in ordered]}
-            ),
-            splits=["train"],
-        ),
-        preprocessors=[
-            functools.partial(seqio.preprocessors.tokenize, copy_pretokenized=True),
-            seqio.preprocessors.append_eos_after_trim,
-        ],
-        output_features={name: seqio.Feature(vocabulary, add_eos=True) for name in ("inputs", "targets")},
-        metric_fns=[],
-    )
-    from adalink_jax.data.seqio_source import get_tasks
-
-    theirs, _ = get_tasks("same_rows", None, LENGTHS)
-    converter = FeatureConverter(LENGTHS)
-    pairs = zip(
-        padded_batches(mine.examples("train"), converter, 8),
-        padded_batches(theirs.examples("train"), converter, 8),
-        strict=True,
-    )
-    for (ours, _), (other, _) in pairs:
-        np.testing.assert_equal(ours, other)
 
 
 def test_a_folder_of_a_file_is_found_for_bare_names():

@@ -1,0 +1,206 @@
+"""Scripts for Cloud TPU are run, with a gcloud that records its calls and fails where it is told to."""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import time
+
+import pytest
+from launch_cases import fake, folder_of, launch
+
+from adalink_jax.cli.main import main
+
+GCLOUD = """
+case "$*" in
+  *" list "*) printf '%s' "$FAKE_LIST" ;;
+  *" describe "*) [ -z "$FAKE_STATES" ] || { head -n 1 "$FAKE_STATES"; [ "$(wc -l <"$FAKE_STATES")" -le 1 ] || sed -i 1d "$FAKE_STATES"; } ;;
+  *"worker.sh run") [ -z "$FAKE_WAIT" ] || while [ ! -e "$FAKE_WAIT" ]; do /bin/sleep 0.05; done ;;
+  *"kill -TERM"*) [ -z "$FAKE_WAIT" ] || touch "$FAKE_WAIT" ;;
+esac
+for pattern in $FAKE_FAIL; do
+  case "$*" in *${pattern%%:*}*) exit "${pattern##*:}" ;; esac
+done
+"""
+
+
+class Script:
+    """A rendered script with fakes; `calls` are gcloud's, without what all of them share."""
+
+    def __init__(self, place, case, fail="", listed="", states=("PROVISIONING", "ACTIVE")):
+        assert launch(case) == 0
+        self.path = folder_of(case) / "job.sh"
+        self._calls = fake(place / "fakes", "gcloud", GCLOUD)
+        fake(place / "fakes", "sleep", "")
+        (place / "states").write_text("".join(f"{state}\n" for state in states))
+        self.env = os.environ | {
+            "FAKE_FAIL": fail, "FAKE_LIST": listed, "FAKE_STATES": str(place / "states"), "FAKE_WAIT": "",
+        }  # fmt: skip
+
+    def run(self):
+        return subprocess.run(["bash", self.path], env=self.env, capture_output=True, text=True, timeout=60)
+
+    @property
+    def calls(self) -> list[str]:
+        where = " --project=my-project --zone=us-west4-a"
+        return [text.removeprefix("compute tpus ").replace(where, "") for text in self._calls.read_text().splitlines()]
+
+    @property
+    def verbs(self) -> list[str]:
+        """`create`, `scp`, `run`: each call in one word."""
+        word = lambda text: next(
+            (w for w in ("install", "run", "kill", "mkdir") if re.search(rf"ssh.*{w}", text)), text.split()[1]
+        )
+        return [word(text) for text in self.calls]
+
+
+WHOLE = ["list", "create", "describe", "describe", "mkdir", "scp", "install", "run", "delete"]
+
+
+def test_a_slice_is_made_used_and_given_back(place):
+    script = Script(place, "tpu_slice")
+    done = script.run()
+    assert done.returncode == 0, done.stderr
+    every = "--node=all --worker=all"
+    assert script.calls == [
+        "queued-resources list --format=value(name.basename())",
+        "queued-resources create digits-reverse --accelerator-type=v5litepod-32 --runtime-version=v2-alpha-tpuv5-lite "
+        "--node-id=digits-reverse --spot",
+        "queued-resources describe digits-reverse --format=value(state.state)",
+        "queued-resources describe digits-reverse --format=value(state.state)",
+        f"queued-resources ssh digits-reverse {every} --command=rm -f adalink/digits-reverse/pid && mkdir -p adalink/digits-reverse",
+        f"queued-resources scp --recurse {every} wheel.whl runs/launch/digits-reverse/worker.sh "
+        "runs/launch/digits-reverse/files/few runs/launch/digits-reverse/files/helper.py runs/launch/digits-reverse/files/mine.gin "
+        "runs/launch/digits-reverse/files/more.gin runs/launch/digits-reverse/files/other_tasks.py digits-reverse:adalink/digits-reverse/",
+        f"queued-resources ssh digits-reverse {every} --command=bash adalink/digits-reverse/worker.sh install",
+        f"queued-resources ssh digits-reverse {every} --command=bash adalink/digits-reverse/worker.sh run",
+        "queued-resources delete digits-reverse --force --quiet",
+    ]
+    assert script.verbs == WHOLE
+
+
+@pytest.mark.parametrize("fail, verbs, status", [
+    (" create :1", ["list", "create", "delete"], 1),
+    (" scp :4", [*WHOLE[:6], "delete"], 4),
+    ("install:5", [*WHOLE[:7], "delete"], 5),
+    ("bash*run:3", [*WHOLE[:8], "describe", "delete"], 3),
+    ("bash*run:75", [*WHOLE[:8], "describe", "delete"], 75),
+    ("mkdir:1", [*WHOLE[:4], *["mkdir"] * 5, "delete"], 1),
+])  # fmt: skip
+def test_a_failure_half_way_leaves_nothing_running(place, fail, verbs, status):
+    script = Script(place, "tpu_slice", fail.strip().replace(" ", ""))
+    done = script.run()
+    assert (done.returncode, script.verbs) == (status, verbs), done.stderr
+
+
+@pytest.mark.parametrize("state", ["FAILED", "SUSPENDED"])
+def test_a_slice_that_never_comes_is_given_back(place, state):
+    script = Script(place, "tpu_slice", states=("WAITING_FOR_RESOURCES", state))
+    assert script.run().returncode == 1
+    assert script.verbs == ["list", "create", "describe", "describe", "delete"]
+
+
+def test_a_slice_that_was_taken_away_asks_to_be_started_again(place):
+    script = Script(place, "tpu_slice", "bash*run:255", states=("ACTIVE", "SUSPENDED"))
+    assert script.run().returncode == 75
+    assert script.verbs[-2:] == ["describe", "delete"]
+
+
+def test_a_clean_up_that_fails_tells_the_command(place):
+    script = Script(place, "tpu_slice", "delete:1")
+    done = script.run()
+    assert done.returncode == 1
+    command = "gcloud compute tpus queued-resources delete digits-reverse --project=my-project --zone=us-west4-a --force --quiet"
+    assert command in done.stderr.splitlines()[-1]
+
+
+def test_a_name_that_is_taken_is_left_alone(place):
+    script = Script(place, "tpu_slice", listed="other\ndigits-reverse")
+    done = script.run()
+    assert done.returncode == 2 and "exists already" in done.stderr
+    assert script.verbs == ["list"]
+
+
+@pytest.mark.parametrize("fail", ["", "scp:4", "install:5", "bash*run:3", "mkdir:1"])
+def test_a_slice_that_existed_before_is_never_deleted(place, fail):
+    script = Script(place, "tpu_existing", fail)
+    assert script.run().returncode == int(fail.partition(":")[2] or 0)
+    assert not [text for text in script.calls if "delete" in text or "create" in text or "queued" in text]
+    assert all(
+        text.startswith("tpu-vm ") and "my-slice" in text and "--tunnel-through-iap" in text for text in script.calls
+    )
+
+
+def test_where_the_job_cannot_be_stopped_on_a_slice_that_stays_the_command_is_told(place):
+    script = Script(place, "tpu_existing", "bash*run:255 kill:1")
+    done = script.run()
+    assert done.returncode == 255
+    assert "--command='kill $(cat adalink/digits-reverse/pid)'" in done.stderr.splitlines()[-1]
+
+
+def test_results_in_a_folder_are_sent_and_fetched(place):
+    (place / "runs" / "digits_reverse").mkdir(parents=True)
+    script = Script(place, "tpu_one_host", "bash*run:75")
+    assert script.run().returncode == 75
+    copies = [text for text in script.calls if " scp " in text]
+    assert copies[0].split()[5:7] == ["wheel.whl", "versions.txt"]
+    assert copies[1].endswith(" runs/digits_reverse digits-reverse:adalink/digits-reverse/runs/")
+    assert copies[2].endswith("--worker=0 digits-reverse:adalink/digits-reverse/runs/digits_reverse runs/")
+    assert script.verbs[-3:] == ["scp", "describe", "delete"]
+
+
+def test_a_notice_lets_the_job_save_and_gives_the_slice_back(place):
+    script = Script(place, "tpu_slice", "bash*run:75")
+    script.env["FAKE_WAIT"] = str(place / "told")
+    process = subprocess.Popen(
+        ["bash", script.path], env=script.env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 30
+    while "run" not in script.verbs:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(30) == 75
+    assert script.verbs == [*WHOLE[:8], "kill", "describe", "delete"]
+
+
+def test_each_host_runs_its_elements(place):
+    assert launch("tpu_per_host") == 0
+    worker = shutil.copy(folder_of("tpu_per_host") / "worker.sh", place / "worker.sh")
+    fake(place / "fakes", "curl", "echo 1")
+    (place / ".venv" / "bin").mkdir(parents=True)
+    fake(
+        place / ".venv" / "bin",
+        "adalink",
+        'echo "$ADALINK_ARRAY_INDEX $TPU_PROCESS_BOUNDS $TPU_CHIPS_PER_PROCESS_BOUNDS $*"',
+    )
+    done = subprocess.run(["bash", worker, "run"], capture_output=True, text=True, timeout=60)
+    assert done.stdout.splitlines() == [f"{i} 1,1,1 2,2,1 check-method my_method.Mine" for i in (1, 5)]
+
+
+def test_a_submitted_script_is_shown_logged_and_told_to_stop(place, capfd):
+    fake(place / "fakes", "gcloud", GCLOUD)
+    fake(place / "fakes", "sleep", "")
+    os.environ |= {"FAKE_FAIL": "", "FAKE_LIST": "", "FAKE_STATES": str(place / "states"), "FAKE_WAIT": ""}
+    (place / "states").write_text("ACTIVE\n")
+    try:
+        assert launch("tpu_slice", "--submit", "--no_plan") == 0
+    finally:
+        for name in ("FAKE_FAIL", "FAKE_LIST", "FAKE_STATES", "FAKE_WAIT"):
+            del os.environ[name]
+    assert "digits-reverse is ACTIVE." in capfd.readouterr().out
+    assert "digits-reverse is ACTIVE." in (folder_of("tpu_slice") / "script.log").read_text()
+    assert not (folder_of("tpu_slice") / "script.pid").exists()
+    calls = fake(place / "fakes", "gcloud", "echo ACTIVE")
+    calls.write_text("")
+    for part in ("status", "cancel"):
+        assert main(["launch", part, "digits-reverse"]) == 0
+    assert [text.split()[3] for text in calls.read_text().splitlines()] == ["describe", "delete"]
+
+
+def test_a_wheel_that_is_not_there_is_told_before_anything_is_asked_for(place, capsys):
+    (place / "wheel.whl").unlink()
+    assert launch("tpu_slice", "--submit", "--no_plan") == 2
+    assert "no file wheel.whl" in capsys.readouterr().err
+    assert not (place / "fakes" / "gcloud.calls").read_text()

@@ -2,13 +2,12 @@
 
 import argparse
 import ast
-import os
-import sys
 
 from adalink_jax import configuration
 from adalink_jax.cli.arguments import MODEL, gin_parser, register, table_console
 from adalink_jax.cli.runs import DATA, RUN
 from adalink_jax.cli.studies import load_pack
+from adalink_jax.cli.sweeps import make_all, make_run
 from adalink_jax.errors import UserError
 
 _PARTS = ("sizes", "regimes", "tasks", "methods", "grid", "tuned_on")
@@ -224,8 +223,6 @@ def _show(made: _Configured, options) -> None:
 
 
 def _element(made: _Configured, name: str) -> int:
-    from adalink_jax.cli.sweeps import make_run
-
     found = [cell for cells in made.cells.values() for cell in cells if cell.name == name]
     if not found:
         raise UserError(f"The study has no {name}; `adalink study` shows what it has.")
@@ -244,19 +241,11 @@ def _element(made: _Configured, name: str) -> int:
 def _run(made: _Configured, options) -> int:
     from rich.console import Console
 
-    from adalink_jax.studies.sweep_board import Board
-    from adalink_jax.studies.sweep_runner import Runner
-
     if "://" in made.study.model_dir:
         raise UserError(f"--run needs a folder with locks and logs, and {made.study.model_dir} is a bucket.")
     made.check()
     made.keep()
     made.check_bases(options)
-    common = made.flags.arguments()
-
-    def command(name: str) -> list[str]:
-        return [sys.executable, "-m", "adalink_jax", "study", *common, "--element", name, "--follow", str(os.getpid())]
-
     console, regimes = Console(highlight=False), list(made.study.regimes)
     steps = [("bases", regime) for regime in regimes] + [("tuning", None), ("runs", None)]
     for stage, regime in steps:
@@ -265,11 +254,7 @@ def _run(made: _Configured, options) -> int:
             continue
         console.rule(f"{stage}{f' ({regime})' if regime else ''}: {len(cells)} to make", align="left")
         folders = {cell.name: made.folder(cell) for cell in cells}
-        runner = Runner(folders, command, options.parallel, Board(len(folders), options.parallel, console))
-        runner.run()
-        if runner.failed:
-            told = "; ".join(f"{name} ({why})" for name, why in runner.failed.items())
-            print(f"{len(runner.failed)} of {len(folders)} failed: {told}.", file=sys.stderr)
+        if not make_all("study", made.flags, folders, options.parallel, console):
             return 1
     console.print("All is done: `adalink report` says what was found.")
     return 0

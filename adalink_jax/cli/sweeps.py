@@ -247,23 +247,39 @@ def make_run(folder, command: list[str], told: str, cache_dir: str) -> int:
         return status
 
 
-def _run(made: _Configured, runs: dict, parallel: int) -> int:
-    from rich.console import Console
+def make_all(command: str, flags: configuration.GinFlags, runs: dict, parallel: int, console) -> bool:
+    """Makes what is not finished of many runs, each in a process of its own, and tells which have failed.
 
+    Args:
+      command: `sweep` or `study`, whose `--element` makes one.
+      flags: of that command.
+      runs: name -> `RunFolder`, in order.
+      parallel: how many at once.
+      console: where they are shown.
+
+    Returns:
+      Whether all are done.
+
+    Raises:
+      Stopped, Preempted: see `Runner.run`.
+    """
     from adalink_jax.studies.sweep_board import Board
     from adalink_jax.studies.sweep_runner import Runner
 
-    common = made.flags.arguments()
-
-    def command(name: str) -> list[str]:
-        return [sys.executable, "-m", "adalink_jax", "sweep", *common, "--element", name, "--follow", str(os.getpid())]
-
-    console = Console(highlight=False)
-    runner = Runner(runs, command, parallel, Board(len(runs), parallel, console))
+    start = [sys.executable, "-m", "adalink_jax", command, *flags.arguments(), "--follow", str(os.getpid())]
+    runner = Runner(runs, lambda name: [*start, "--element", name], parallel, Board(len(runs), parallel, console))
     runner.run()
     if runner.failed:
         told = "; ".join(f"{name} ({why})" for name, why in runner.failed.items())
         print(f"{len(runner.failed)} of {len(runs)} runs failed: {told}.", file=sys.stderr)
+    return not runner.failed
+
+
+def _run(made: _Configured, runs: dict, parallel: int) -> int:
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    if not make_all("sweep", made.flags, runs, parallel, console):
         return 1
     console.print(f"All {len(runs)} runs are done: `adalink results {made.model_dir}` shows them.", soft_wrap=True)
     return 0

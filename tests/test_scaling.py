@@ -178,8 +178,8 @@ def test_a_break_in_the_law_is_a_missed_prediction():
     title = "Power laws, and a prediction that was checked"
     law = lambda n, regime, method: 1 - 8.0 * n**-0.25
     broken = lambda n, regime, method: 1 - 8.0 * n**-0.25 - (0.2 if n > 5e6 else 0)
-    assert {row[""] for row in rows_of(report_of(law), title)} == {"intervals overlap"}
-    assert {row[""] for row in rows_of(report_of(broken), title)} == {"missed"}
+    assert {row["the intervals"] for row in rows_of(report_of(law), title)} == {"overlap"}
+    assert {row["the intervals"] for row in rows_of(report_of(broken), title)} == {"are apart"}
 
 
 def test_variants_are_compared_with_the_method_itself():

@@ -126,7 +126,7 @@ def _per_task(runs: Runs, methods: Sequence[str], values, label, looks: Mapping[
                     )  # fmt: skip
         shown = {size: n for size, n in runs.sizes.items() if any(key[0] == size for key in runs.scores)}
         _size_axis(axis, shown)
-        axis.set(title=task, ylabel=label(task))
+        axis.set(title=task, ylabel=style.upright(label(task)))
     style.legend(figure, axes)
     return figure
 
@@ -226,7 +226,7 @@ def _power_laws(runs: Runs, methods: Sequence[str]) -> Part | None:
                 measured = mean(list(errors[largest].values()))
                 apart = measured.low > part.predicted.high or measured.high < part.predicted.low
                 exponent, predicted = (dataclasses.replace(x, signed=False) for x in (whole.exponent, part.predicted))
-                said = "missed" if apart else "intervals overlap"
+                said = "are apart" if apart else "overlap"
                 rows.append((task, regime, method, exponent, round(whole.c, 3), largest, predicted, measured, said))
     if not rows:
         return None
@@ -244,7 +244,7 @@ def _power_laws(runs: Runs, methods: Sequence[str]) -> Part | None:
         "predicted at",
         "error, predicted",
         "error, measured",
-        "",
+        "the intervals",
     )
     return Part("Power laws, and a prediction that was checked", text, Table(columns, rows))
 
@@ -278,7 +278,8 @@ def _trained(runs: Runs, methods: Sequence[str], looks: Mapping[str, dict]) -> P
             estimates = [mean(list(scores.values())) for scores in found.values()]
             axis.plot(x, [e.value for e in estimates], linestyle=":", linewidth=0.8, label=method, **looks[method])
             rows += [(task, method, size, n, e) for size, n, e in zip(found, x, estimates)]
-        axis.set(xscale="log", title=task, xlabel="trained parameters", ylabel=f"{runs.metrics[task]} on test")
+        label = style.upright(f"{runs.metrics[task]} on test")
+        axis.set(xscale="log", title=task, xlabel="trained parameters", ylabel=label)
     style.legend(figure, axes)
     text = f"On the base {regime}; the points of a method are its sizes."
     columns = ("task", "method", "size", "trained", "score on test")
@@ -300,7 +301,8 @@ def _rates(tuning: Sequence[Mapping], looks: Mapping[str, dict]) -> Part | None:
     for row in tuning:
         axis = axes[tasks.index(row["task"])]
         axis.plot(row["learning_rate"], row["validation"], linestyle=dashes[row["size"]], **looks[row["method"]])
-        axis.set(xscale="log", title=row["task"], xlabel="learning rate", ylabel=f"{row['metric']} on validation")
+        label = style.upright(f"{row['metric']} on validation")
+        axis.set(xscale="log", title=row["task"], xlabel="learning rate", ylabel=label)
         rows += [
             (row["task"], row["method"], row["size"], rate, score)
             for rate, score in zip(row["learning_rate"], row["validation"])

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import textwrap
 
 import matplotlib
 from cycler import cycler
@@ -38,6 +39,11 @@ def panels(count: int, columns: int = 2, height: float = 2.3, share_y: bool = Fa
     for axis in flat[count:]:
         axis.set_visible(False)
     return figure, flat[:count]
+
+
+def upright(label: str) -> str:
+    """The label of a y axis, in lines that are no longer than a panel is high."""
+    return textwrap.fill(label, 24, break_long_words=False)
 
 
 def legend(figure: Figure, axes) -> None:

@@ -15,3 +15,12 @@ def test_a_legend_is_no_wider_than_its_figure(length, columns):
     [drawn] = figure.legends
     assert drawn.get_window_extent().width <= figure.bbox.width
     assert len({round(text.get_window_extent().x0) for text in drawn.get_texts()}) == columns
+
+
+def test_a_label_of_a_y_axis_is_no_longer_than_its_panel_is_high():
+    figure, axes = style.panels(4)
+    for axis in axes:
+        axis.set(title="cola", xlabel="learning rate", ylabel=style.upright("matthews_corrcoef on validation"))
+    figure.draw_without_rendering()
+    for axis in axes:
+        assert axis.yaxis.label.get_window_extent().height <= axis.get_window_extent().height

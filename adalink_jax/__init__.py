@@ -5,7 +5,10 @@ Names are resolved on first use, so that `import adalink_jax` (and `adalink --he
 
 import importlib
 
+from adalink_jax import moved
 from adalink_jax.version import __version__
+
+moved.install()
 
 _HOMES = {
     "AdaLink": "adapters",

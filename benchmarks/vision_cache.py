@@ -21,7 +21,7 @@ from PIL import Image
 from adalink_jax import BLIP2, AdaLinkAdapter, AdaptedModel, QFormerConfig, T5Config, ViTConfig, checkpoints, parallel
 from adalink_jax.adapters import fresh_params
 from adalink_jax.data import DatasetConfig, EpochIterator
-from adalink_jax.training import vision_cache
+from adalink_jax.training import fill_vision_cache
 from adalink_jax.training.console import Console
 from adalink_jax.training.interrupt import StopRequest
 from adalink_jax.training.setup import Setup, load_parameters
@@ -103,7 +103,7 @@ def main() -> None:
 
         plain_steps, plain_epochs, one = epochs(None, 2)
         started = time.perf_counter()
-        cache = vision_cache.prepare(setup, params, [task], mesh, console, stop, ("train",))
+        cache = fill_vision_cache.prepare(setup, params, [task], mesh, console, stop, ("train",))
         caching = time.perf_counter() - started
         cached_steps, cached_epochs, _ = epochs(cache, options.epochs)
         same = epochs(cache, 2)[2]

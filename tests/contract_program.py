@@ -8,11 +8,11 @@ import sys
 import jax
 
 from adalink_jax import AdaLinkAdapter, AdaptedModel, parallel
+from adalink_jax.contract.tiny import tiny_pali
 from adalink_jax.parallel.accelerators import parse_topology
 from adalink_jax.planning.collectives import collectives
 from adalink_jax.planning.hlo import Program
 from adalink_jax.planning.plan import devices_of
-from adalink_jax.studies.tiny import tiny_pali
 from adalink_jax.training import abstract, optimizers
 from adalink_jax.training.step import make_train_step
 

@@ -10,10 +10,10 @@ import time
 
 from rich.console import Console
 
-from adalink_jax.studies.run_folder import RunFolder, Taken
-from adalink_jax.studies.sweep_board import Board
-from adalink_jax.studies.sweep_runner import Runner, follow
-from adalink_jax.training.whole_file import write_json
+from adalink_jax.experiments.sweeps.board import Board
+from adalink_jax.experiments.sweeps.run_folder import RunFolder, Taken
+from adalink_jax.experiments.sweeps.runner import Runner, follow
+from adalink_jax.files.whole_file import write_json
 
 STEPS = 3
 

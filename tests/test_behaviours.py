@@ -7,9 +7,9 @@ import pytest
 from broken_methods import Scales, Shift
 
 from adalink_jax.checkpoints import adapter_files
-from adalink_jax.studies import behaviours
-from adalink_jax.studies.behaviours import BEHAVIOURS, DOES_NOT_APPLY, FAIL, PASS, examine
-from adalink_jax.studies.case import Case
+from adalink_jax.contract import behaviours
+from adalink_jax.contract.behaviours import BEHAVIOURS, DOES_NOT_APPLY, FAIL, PASS, examine
+from adalink_jax.contract.case import Case
 
 BROKEN = {  # class -> what it fails at, and words of the reason
     "SaysItStartsAsTheBase": ("starts_as_the_base", "a fresh one changes the logits"),

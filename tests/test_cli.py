@@ -122,7 +122,7 @@ def test_a_setting_of_something_that_the_run_does_not_use_is_an_error(capsys, tm
 
 
 def test_a_method_that_fails_is_status_1(capsys, monkeypatch):
-    from adalink_jax.studies import behaviours
+    from adalink_jax.contract import behaviours
 
     monkeypatch.setattr(behaviours, "BEHAVIOURS", behaviours.BEHAVIOURS[:2])
     assert main(["check-method", "broken_methods.HasNoEffect"]) == 1

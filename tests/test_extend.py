@@ -54,7 +54,7 @@ def test_its_last_lines_run(folder):
 
 
 def test_the_table_is_the_list():
-    from adalink_jax.studies.behaviours import BEHAVIOURS
+    from adalink_jax.contract.behaviours import BEHAVIOURS
 
     names = [name for row in re.findall(r"^\| ([a-z ,]+) \|", PAGE, re.MULTILINE) for name in row.split(", ")]
     assert names == ["behaviour", *(behaviour.__name__.replace("_", " ") for behaviour in BEHAVIOURS)]

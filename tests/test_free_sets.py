@@ -155,8 +155,8 @@ def test_the_gin_file_of_each_module_sets_all_but_what_its_head_names(module):
 def test_a_task_and_a_model_that_do_not_see_alike_are_refused_before_anything_is_read(tmp_path):
     from adalink_jax import parallel
     from adalink_jax.adapters import AdaLinkAdapter, AdaptedModel
+    from adalink_jax.contract.tiny import tiny_pali, tiny_t5
     from adalink_jax.models import T5
-    from adalink_jax.studies.tiny import tiny_pali, tiny_t5
     from adalink_jax.training.run import check_setup
     from adalink_jax.training.setup import Setup
 

@@ -3,7 +3,7 @@
 import pytest
 
 from adalink_jax.data import DatasetConfig, get_tasks
-from adalink_jax.data.files import FileTask
+from adalink_jax.data.user_files import FileTask
 from adalink_jax.errors import UserError
 
 ROWS = [(f"word {i}", "odd" if i % 2 else "even") for i in range(40)]

@@ -323,9 +323,9 @@ def test_a_run_predicts_by_its_own_templates_and_scores_as_it_did(trained, capsy
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".csv"])
 def test_predictions_go_on_where_they_were_stopped(trained, suffix, monkeypatch, capsys):
-    from adalink_jax.cli import infer
+    from adalink_jax.cli import infer_command
 
-    monkeypatch.setattr(infer, "AT_ONCE", 1)
+    monkeypatch.setattr(infer_command, "AT_ONCE", 1)
     command = lambda name: ["infer", str(trained / "scenes.csv"), str(trained / f"{name}{suffix}"),
                             f"--run={trained / 'run'}"]  # fmt: skip
     assert main(command("whole")) == 0

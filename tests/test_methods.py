@@ -15,12 +15,12 @@ from helpers import init, random_batch
 from adalink_jax import AdaLinkAdapter, AdaptedModel, Chain, LoRA, NormTuning, PositionOffsets, PromptTuning
 from adalink_jax.adapters import make_adapter
 from adalink_jax.adapters.registry import METHODS
+from adalink_jax.contract.behaviours import BEHAVIOURS, DOES_NOT_APPLY, PASS, Result, examine
+from adalink_jax.contract.case import Case
+from adalink_jax.contract.tiny import BACKBONES
 from adalink_jax.errors import UserError
 from adalink_jax.models import paths
 from adalink_jax.models.seam import Inputs
-from adalink_jax.studies.behaviours import BEHAVIOURS, DOES_NOT_APPLY, PASS, Result, examine
-from adalink_jax.studies.case import Case
-from adalink_jax.studies.tiny import BACKBONES
 
 LAYERS = [f"{stack}/layers_{i}" for stack in ("decoder", "encoder") for i in (0, 1)]
 ATTENTIONS = [
@@ -96,8 +96,8 @@ import jax
 from broken_methods import KnowsTheMesh
 from test_methods import BACKBONES, CASES, case
 
-from adalink_jax.studies.behaviours import examine, trains_alike_on_several_devices
-from adalink_jax.studies.case import Case
+from adalink_jax.contract.behaviours import examine, trains_alike_on_several_devices
+from adalink_jax.contract.case import Case
 
 assert jax.device_count() == 8
 for method in CASES:

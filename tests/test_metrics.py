@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from adalink_jax.data import metrics
-from adalink_jax.data.metrics import glue, labels, ptb_tokenizer
+from adalink_jax.data.metrics import glue_scores, labels, ptb_tokenizer
 from adalink_jax.data.metrics.levenshtein import edit_distance
 from adalink_jax.errors import UserError
 
@@ -116,7 +116,7 @@ def test_exact_match_and_accuracy():
 
 @pytest.mark.parametrize("task", sorted({each["task"] for each in recorded("t5_scores")["sets"]}))
 def test_glue_superglue_and_squad_are_t5_s(task):
-    of_task = glue.GLUE | glue.SUPERGLUE | {"squad": (metrics.squad,)}
+    of_task = glue_scores.GLUE | glue_scores.SUPERGLUE | {"squad": (metrics.squad,)}
     sets = [each for each in recorded("t5_scores")["sets"] if each["task"] == task]
     assert len(sets) >= 20
     for each in sets:
@@ -138,9 +138,9 @@ def test_matthews_and_f1_by_their_formulas():
         below = float(tp + fp) * (tp + fn) * (tn + fp) * (tn + fn)
         targets, predictions = [words[i] for i in expected], [words[i] for i in found]
         correlation = (tp * tn - fp * fn) / np.sqrt(below) if below else 0.0
-        agree(glue.matthews(targets, predictions, label_words=words), {"matthews_corrcoef": correlation})
+        agree(glue_scores.matthews(targets, predictions, label_words=words), {"matthews_corrcoef": correlation})
         f1 = 2 * tp / (2 * tp + fp + fn) if tp else 0.0
-        agree(glue.f1(targets, predictions, label_words=words), {"f1": f1})
+        agree(glue_scores.f1(targets, predictions, label_words=words), {"f1": f1})
 
 
 def test_a_prediction_that_is_no_label_is_wrong():
@@ -149,44 +149,48 @@ def test_a_prediction_that_is_no_label_is_wrong():
     for junk in ("", "true", "True ", "1"):
         for i, opposite in enumerate(("False", "True", "False", "True")):
             wrong, opposed = right[:i] + [junk] + right[i + 1 :], right[:i] + [opposite] + right[i + 1 :]
-            assert glue.f1(targets, wrong, label_words=words) == glue.f1(targets, opposed, label_words=words)
+            assert glue_scores.f1(targets, wrong, label_words=words) == glue_scores.f1(
+                targets, opposed, label_words=words
+            )
             assert metrics.accuracy(targets, wrong) == {"accuracy": 0.75}
-            assert glue.matthews(targets, wrong, label_words=words)["matthews_corrcoef"] < 1.0
+            assert glue_scores.matthews(targets, wrong, label_words=words)["matthews_corrcoef"] < 1.0
 
 
 @pytest.mark.parametrize("junk", ["", "five", "nan", "inf", "-inf", "1e999"])
 def test_what_is_no_number_counts_as_minus_one(junk):
     targets = ["0.0", "2.5", "5.0"]
-    assert glue.correlations(targets, ["0.2", junk, "4.8"]) == glue.correlations(targets, ["0.2", "-1", "4.8"])
+    assert glue_scores.correlations(targets, ["0.2", junk, "4.8"]) == glue_scores.correlations(
+        targets, ["0.2", "-1", "4.8"]
+    )
 
 
 def test_a_constant_has_no_correlation():
-    agree(glue.correlations([1.0, 2.0], ["?", "?"]), {"pearson_corrcoef": 0.0, "spearman_corrcoef": 0.0})
+    agree(glue_scores.correlations([1.0, 2.0], ["?", "?"]), {"pearson_corrcoef": 0.0, "spearman_corrcoef": 0.0})
 
 
 def test_multirc_counts_questions_whose_answers_are_all_right():
     targets = [{"group": (i // 2, 0), "value": value} for i, value in enumerate(["True", "False", "True", "True"])]
-    assert glue.multirc(targets, ["True", "False", "True", "False"])["exact_match"] == 0.5
-    assert glue.multirc(targets, [{"value": "True"}, {"value": "False"}, "True", "no"])["exact_match"] == 0.5
+    assert glue_scores.multirc(targets, ["True", "False", "True", "False"])["exact_match"] == 0.5
+    assert glue_scores.multirc(targets, [{"value": "True"}, {"value": "False"}, "True", "no"])["exact_match"] == 0.5
     shuffled = [targets[i] for i in (2, 0, 3, 1)]
-    assert glue.multirc(shuffled, ["True", "True", "False", "False"])["exact_match"] == 0.5
+    assert glue_scores.multirc(shuffled, ["True", "True", "False", "False"])["exact_match"] == 0.5
 
 
 def test_record_scores_a_query_once():
     twice = [{"group": (1, 1), "value": ["the cat", "a dog"]}] * 2
-    assert glue.record(twice, ["Dog!", "wrong"]) == {"exact_match": 1.0, "f1": 1.0}
-    assert glue.record(twice, ["wrong", "Dog!"]) == {"exact_match": 0.0, "f1": 0.0}
+    assert glue_scores.record(twice, ["Dog!", "wrong"]) == {"exact_match": 1.0, "f1": 1.0}
+    assert glue_scores.record(twice, ["wrong", "Dog!"]) == {"exact_match": 0.0, "f1": 0.0}
 
 
 def test_seqio_can_call_every_metric_of_the_tables():
-    for metric in sum([*glue.GLUE.values(), *glue.SUPERGLUE.values()], ()):
+    for metric in sum([*glue_scores.GLUE.values(), *glue_scores.SUPERGLUE.values()], ()):
         needed = [name for name, it in inspect.signature(metric).parameters.items() if it.default is it.empty]
         assert needed == ["targets", "predictions"]  # by these names seqio tells metrics of predictions from others
 
 
 def test_tables_name_every_task():
-    assert set(glue.GLUE) == set(labels.GLUE) - {"ax"} | {"stsb"}  # AX has no public targets
-    assert set(glue.SUPERGLUE) == set(labels.SUPERGLUE) | {"record"}
+    assert set(glue_scores.GLUE) == set(labels.GLUE) - {"ax"} | {"stsb"}  # AX has no public targets
+    assert set(glue_scores.SUPERGLUE) == set(labels.SUPERGLUE) | {"record"}
 
 
 # Bad input
@@ -201,12 +205,12 @@ GOOD = {
     metrics.bleu: ([["a", "b"]], ["a"]),
     metrics.rouge_l: ([["a", "b"]], ["a"]),
     metrics.captions: ([["a", "b"]], ["a"]),
-    functools.partial(glue.f1, label_words=("a", "b")): (["a"], ["a"]),
-    functools.partial(glue.mean_f1, label_words=("a", "b")): (["a"], ["a"]),
-    functools.partial(glue.matthews, label_words=("a", "b")): (["a"], ["a"]),
-    glue.correlations: (["1", "2"], ["1", "2"]),
-    glue.multirc: ([{"group": 1, "value": "True"}], ["True"]),
-    glue.record: ([{"group": 1, "value": ["a"]}], ["a"]),
+    functools.partial(glue_scores.f1, label_words=("a", "b")): (["a"], ["a"]),
+    functools.partial(glue_scores.mean_f1, label_words=("a", "b")): (["a"], ["a"]),
+    functools.partial(glue_scores.matthews, label_words=("a", "b")): (["a"], ["a"]),
+    glue_scores.correlations: (["1", "2"], ["1", "2"]),
+    glue_scores.multirc: ([{"group": 1, "value": "True"}], ["True"]),
+    glue_scores.record: ([{"group": 1, "value": ["a"]}], ["a"]),
 }
 
 
@@ -230,13 +234,13 @@ def test_bad_input_is_one_sentence(metric):
         (metrics.squad, [["a"], []], ["a", "b"], r"squad: target 1 is \[\]"),
         (metrics.vqa_accuracy, [TEN, TEN[1:]], ["yes", "yes"], "10 annotators; target 1 has 9"),
         (metrics.vqa_accuracy, ["yes"], ["yes"], "10 annotators; target 0 has 1"),
-        (glue.GLUE["cola"][0], ["acceptable", "ok"], ["ok", "ok"], "matthews: target 1 is 'ok', which is none of the labels"),
-        (glue.correlations, ["1", "x"], ["1", "2"], "target 1 is 'x', which is no finite number"),
-        (glue.correlations, ["1", "1"], ["1", "2"], "needs targets that differ"),
-        (glue.correlations, ["1"], ["1"], "needs targets that differ"),
-        (glue.multirc, ["True"], ["True"], "has to be a dict with `group` and `value`"),
-        (glue.record, [{"group": 1, "value": []}], ["a"], "squad: target 0"),
-        (glue.record, [{"group": 1, "value": ["a"]}], [3], "record: prediction 0 is 3"),
+        (glue_scores.GLUE["cola"][0], ["acceptable", "ok"], ["ok", "ok"], "matthews: target 1 is 'ok', which is none of the labels"),
+        (glue_scores.correlations, ["1", "x"], ["1", "2"], "target 1 is 'x', which is no finite number"),
+        (glue_scores.correlations, ["1", "1"], ["1", "2"], "needs targets that differ"),
+        (glue_scores.correlations, ["1"], ["1"], "needs targets that differ"),
+        (glue_scores.multirc, ["True"], ["True"], "has to be a dict with `group` and `value`"),
+        (glue_scores.record, [{"group": 1, "value": []}], ["a"], "squad: target 0"),
+        (glue_scores.record, [{"group": 1, "value": ["a"]}], [3], "record: prediction 0 is 3"),
     ],
 )  # fmt: skip
 def test_bad_targets_and_predictions_are_named(metric, targets, predictions, message):
@@ -250,6 +254,6 @@ import sys
 sys.modules |= dict.fromkeys(["tensorflow", "seqio", "t5", "sacrebleu", "rouge_score"])
 from adalink_jax.data import answer_files, metrics
 metrics.captions([["a b"]], ["a b"])
-metrics.glue.correlations([1, 2], ["1", "2"])
+metrics.glue_scores.correlations([1, 2], ["1", "2"])
 """
     subprocess.run([sys.executable, "-c", program], check=True)

@@ -89,8 +89,8 @@ def test_the_library_of_tpus_does_not_take_the_signal_away():
     """Where nobody listens it does, from when it is loaded, and prints a trace."""
     program = """
 import os, signal, time
-from adalink_jax import notices
-with notices.ending_at_once():
+from adalink_jax import preemption
+with preemption.ending_at_once():
     from jax.experimental import topologies
     topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2")
     os.kill(os.getpid(), signal.SIGTERM)

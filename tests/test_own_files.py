@@ -12,10 +12,10 @@ from own_files_cases import GOOD, csv_text, found, jsonl_text, load, picture, to
 from PIL import Image
 
 from adalink_jax.configuration import original_message
-from adalink_jax.data.files import reading, tables
+from adalink_jax.data.user_files import reading, table_files
 from adalink_jax.errors import UserError
 
-LONG = "x" * (tables.LONGEST + 1)
+LONG = "x" * (table_files.LONGEST + 1)
 WHOLE = {
     "no_such_file": (None, b"", {}, r"There is no .*none\.csv"),
     "of_no_known_kind": ("a.xlsx", b"PK", {}, r"a\.xlsx is none of \.csv"),

@@ -10,7 +10,7 @@ from adalink_jax import AdaLinkAdapter, AdaptedModel, Chain, LoRA, NormTuning, P
 from adalink_jax.adapters import abstract_params, unpad
 from adalink_jax.errors import UserError
 from adalink_jax.training import optimizers
-from adalink_jax.training.pack import Members, make_packed_step, pack_adapters
+from adalink_jax.training.packs.pack import Members, make_packed_step, pack_adapters
 from adalink_jax.training.step import TrainState, make_train_step
 
 METHODS = {

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from adalink_jax.training.pictures import contact_sheet
+from adalink_jax.training.contact_sheet import contact_sheet
 
 
 @pytest.mark.parametrize("text", ["$o $o $ $ $o $", "a_b^{c} \\frac{1}", "写真です", "", "long words " * 60])

@@ -24,8 +24,8 @@ from adalink_jax.planning.plan import devices_of, without_remat
 from adalink_jax.planning.traffic import bytes_moved
 from adalink_jax.training import abstract, optimizers
 from adalink_jax.training.flops import count_flops
-from adalink_jax.training.members import grid
-from adalink_jax.training.pack import abstract_pack, load_pack
+from adalink_jax.training.packs.members import grid
+from adalink_jax.training.packs.pack import abstract_pack, load_pack
 from adalink_jax.training.setup import Setup, load_parameters
 from adalink_jax.training.step import make_train_step
 

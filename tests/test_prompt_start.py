@@ -9,8 +9,8 @@ import pytest
 from adalink_jax import configuration, parallel
 from adalink_jax.cli.arguments import register
 from adalink_jax.errors import UserError
-from adalink_jax.training.members import Member
-from adalink_jax.training.pack import load_pack
+from adalink_jax.training.packs.members import Member
+from adalink_jax.training.packs.pack import load_pack
 from adalink_jax.training.prompt_start import from_class_labels, from_vocabulary
 from adalink_jax.training.setup import Setup, load_parameters
 

@@ -298,7 +298,7 @@ def test_glue_and_super_glue_as_tfds_prepares_them(tmp_path):
     ],
 )
 def test_right_answers_have_the_best_scores_and_wrong_ones_less(tmp_path, module, name, best):
-    pytest.importorskip("adalink_jax.data.metrics.glue")
+    pytest.importorskip("adalink_jax.data.metrics.glue_scores")
     write_vqa(tmp_path / "vqav2", "v2_")
     caption = lambda i: {"image_id": f"x{i}", "caption_str": f"a picture number {i} of many"}
     write(tmp_path / "textcaps/TextCaps_0.1_train.json", {"data": [caption(0)]})

@@ -7,8 +7,8 @@ import pytest
 
 from adalink_jax.cli.main import main
 from adalink_jax.errors import UserError
-from adalink_jax.studies import results
-from adalink_jax.studies.run_folder import RunFolder
+from adalink_jax.experiments.sweeps.run_folder import RunFolder
+from adalink_jax.reports import results
 
 VERSIONS = {"adalink-jax": "0.1.0", "jax": "0.10.2"}
 

@@ -11,10 +11,10 @@ import pytest
 
 from adalink_jax.cli.main import main
 from adalink_jax.errors import UserError
-from adalink_jax.studies import scaling, study_report
-from adalink_jax.studies.page import Part, Report, Table
-from adalink_jax.studies.scaling import Estimate, Runs, mean, power_law, trend
-from adalink_jax.studies.study_folder import read_results
+from adalink_jax.experiments.scaling.cell_folder import read_results
+from adalink_jax.reports import fits, scaling_report
+from adalink_jax.reports.fits import Estimate, Runs, mean, power_law, trend
+from adalink_jax.reports.page import Part, Report, Table
 
 SIZES = {"0.3M": 3e5, "1M": 1e6, "3M": 3e6, "8M": 8e6}
 VERSIONS = {"jax": "0.10.2"}
@@ -130,8 +130,8 @@ def test_gaps_are_paired_by_seed():
             row["test"] = [level[s] + (0.05 if row["method"].startswith("full") else 0.001 * s) for s in row["seed"]]
     gap = Runs.of(results).gaps("raw", "one", "AdaLink", "full fine-tuning")["1M"]
     assert gap == pytest.approx({0: 0.05, 1: 0.049, 2: 0.048})
-    assert scaling.mean(list(gap.values()), signed=True).sign == 1
-    assert scaling.difference({0: 0.5, 1: 0.6}, {1: 0.5, 2: 0.9}).value == pytest.approx(0.1)  # the seed that both have
+    assert fits.mean(list(gap.values()), signed=True).sign == 1
+    assert fits.difference({0: 0.5, 1: 0.6}, {1: 0.5, 2: 0.9}).value == pytest.approx(0.1)  # the seed that both have
 
 
 def test_estimates_read_with_their_intervals():
@@ -144,7 +144,7 @@ def test_estimates_read_with_their_intervals():
 
 
 def report_of(score, **options):
-    return study_report.make(planted(score, **options), "adalink report kept")
+    return scaling_report.make(planted(score, **options), "adalink report kept")
 
 
 def rows_of(report, title):
@@ -207,14 +207,14 @@ def test_runs_of_one_place_from_two_bases_are_refused():
     results = planted(shrinking)
     next(row for row in results if row["stage"] == "runs")["base"] = {"fingerprint": "another"}
     with pytest.raises(UserError, match="The runs of 0.3M, raw were made from 2 bases"):
-        study_report.make(results, "c")
+        scaling_report.make(results, "c")
 
 
 def test_gaps_are_to_the_reference_of_the_study_and_sizes_need_no_base_s_file():
     results = [row for row in planted(shrinking) if row["stage"] != "bases"]
     for row in results:
         row |= {"reference": "AdaLink"} if "reference" in row else {}
-    found = rows_of(study_report.make(results, "c"), "Gap to AdaLink")
+    found = rows_of(scaling_report.make(results, "c"), "Gap to AdaLink")
     assert {row["method"] for row in found} == {"full fine-tuning"} and {row["size"] for row in found} == set(SIZES)
 
 
@@ -261,7 +261,7 @@ def test_the_page_needs_no_network_and_holds_its_data(kept, tmp_path, capsys, mo
 
 
 def test_the_same_results_give_the_same_page(kept):
-    pages = [study_report.make(read_results(str(kept)), "c").html() for _ in range(2)]
+    pages = [scaling_report.make(read_results(str(kept)), "c").html() for _ in range(2)]
     assert pages[0] == pages[1]
 
 

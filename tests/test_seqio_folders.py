@@ -13,7 +13,7 @@ import tensorflow as tf  # noqa: E402
 
 from adalink_jax.cli.arguments import add_seqio, plain_parser, use_seqio  # noqa: E402
 from adalink_jax.data import DatasetConfig, get_tasks  # noqa: E402
-from adalink_jax.data.files import FileTask  # noqa: E402
+from adalink_jax.data.user_files import FileTask  # noqa: E402
 from adalink_jax.errors import UserError  # noqa: E402
 
 LENGTHS = {"inputs": 16, "targets": 8}

@@ -128,7 +128,7 @@ def test_an_element_that_is_stopped_is_requeued_and_the_others_are_not(place):
 
 def test_a_sweep_is_an_array_of_which_one_run_is_killed_requeued_and_goes_on(place, monkeypatch):
     pytest.importorskip("seqio")
-    from adalink_jax.studies import results
+    from adalink_jax.reports import results
 
     setup = adalink(place, f'exec {sys.executable} -m adalink_jax "$@"')
     monkeypatch.setenv("PYTHONPATH", str(ROOT))

@@ -13,10 +13,10 @@ pytest.importorskip("seqio")
 
 from adalink_jax.cli.main import main  # noqa: E402
 from adalink_jax.errors import UserError  # noqa: E402
-from adalink_jax.studies import report  # noqa: E402
-from adalink_jax.studies.compare import Comparison, Found, Row  # noqa: E402
-from adalink_jax.studies.tune import choose  # noqa: E402
-from adalink_jax.training.members import Progress  # noqa: E402
+from adalink_jax.experiments.comparisons.compare import Comparison, Found, Row  # noqa: E402
+from adalink_jax.experiments.comparisons.tune import choose  # noqa: E402
+from adalink_jax.reports import comparison_report  # noqa: E402
+from adalink_jax.training.packs.members import Progress  # noqa: E402
 
 MODEL = ["--gin_file=gin/models/pali_nano.gin", "--gin_file=gin/tasks/digits.gin"]
 ADALINK = "--gin_file=gin/adapters/adalink.gin"
@@ -242,12 +242,12 @@ def test_a_comparison_is_one_table_and_takes_up_what_is_done(tmp_path, capsys):
 
 
 def test_intervals_are_students_and_differences_paired():
-    low, high = report.interval([1.0, 2.0, 3.0, 4.0, 5.0])
+    low, high = comparison_report.interval([1.0, 2.0, 3.0, 4.0, 5.0])
     assert (low, high) == pytest.approx((3 - 1.9632, 3 + 1.9632), abs=1e-3)  # t(0.975, 4) = 2.7764, s = 1.5811
-    assert report.interval([0.5, 0.5]) == (0.5, 0.5)
+    assert comparison_report.interval([0.5, 0.5]) == (0.5, 0.5)
     row = lambda name, scores: Row(name, 0.1, 5, None, 7, scores, (), (), 0.01, 10**6, 1000)
     rows = row("a", (0.1, 0.5, 0.9)), row("b", (0.2, 0.6, 1.0))
-    table = report.markdown(Found(rows, "task", "accuracy", 400, (0, 1, 2)))
+    table = comparison_report.markdown(Found(rows, "task", "accuracy", 400, (0, 1, 2)))
     assert "| b | 7 | 5 | 0.1 | 0.600 [-0.394, 1.594] | +0.100 [+0.100, +0.100] | 10.0 | 1.0 | 1.0 |" in table
 
 

@@ -10,8 +10,8 @@ pytest.importorskip("seqio")
 from adalink_jax.cli.main import main  # noqa: E402
 from adalink_jax.configuration import GinFlags  # noqa: E402
 from adalink_jax.errors import UserError  # noqa: E402
-from adalink_jax.studies.study import BASES, RUNS, TUNING, Study, cells, flags_of, tuning_of  # noqa: E402
-from adalink_jax.studies.study_folder import chosen_rate, read_results  # noqa: E402
+from adalink_jax.experiments.scaling.cell_folder import chosen_rate, read_results  # noqa: E402
+from adalink_jax.experiments.scaling.study import BASES, RUNS, TUNING, Study, cells, flags_of, tuning_of  # noqa: E402
 
 METHODS = {
     "AdaLink": {"image": ("a.gin", "RANK = 2"), "text": ("a.gin", "RANK = 4")},
@@ -189,7 +189,7 @@ def test_what_is_kept_is_not_made_again_where_its_folder_is_not(made, capsys):
 
 def test_a_result_that_is_missing_is_told_and_its_base_is_wanted(made, capsys, tmp_path):
     from adalink_jax import configuration
-    from adalink_jax.cli.study import _Configured, _parser
+    from adalink_jax.cli.study_command import _Configured, _parser
 
     shutil.copytree(made / "kept", tmp_path / "kept")
     (tmp_path / "kept" / RUNS / "nano.raw.reverse.full.json").unlink()
@@ -258,7 +258,7 @@ def test_results_that_were_not_kept_when_they_were_made_are_kept_later(made, tmp
 
 def test_tuning_that_is_lost_is_made_again_and_blocks_nothing(made, tmp_path):
     from adalink_jax import configuration
-    from adalink_jax.cli.study import _Configured, _parser
+    from adalink_jax.cli.study_command import _Configured, _parser
 
     shutil.copytree(made / "kept", tmp_path / "kept")
     (tmp_path / "kept" / TUNING / "nano.raw.reverse.full.json").unlink()

@@ -2,7 +2,7 @@
 
 import pytest
 
-from adalink_jax.studies import style
+from adalink_jax.reports import style
 
 
 @pytest.mark.parametrize("length, columns", [(5, 4), (25, 2)])

@@ -16,8 +16,8 @@ pytest.importorskip("seqio")
 
 from adalink_jax.cli.main import main  # noqa: E402
 from adalink_jax.errors import UserError  # noqa: E402
-from adalink_jax.studies.run_folder import RunFolder  # noqa: E402
-from adalink_jax.studies.sweep import Sweep, expand  # noqa: E402
+from adalink_jax.experiments.sweeps.run_folder import RunFolder  # noqa: E402
+from adalink_jax.experiments.sweeps.sweep import Sweep, expand  # noqa: E402
 
 PROGRAM = pathlib.Path(__file__).parent / "sweep_program.py"
 HERE = os.environ | {"PYTHONPATH": str(PROGRAM.parent.parent)}
@@ -203,7 +203,7 @@ def test_a_name_keeps_its_settings(one_run, capsys, changed, told, how):
 
 
 def test_a_run_that_another_process_trains_is_left_alone(tmp_path, capsys, monkeypatch):
-    from adalink_jax.studies import run_folder
+    from adalink_jax.experiments.sweeps import run_folder
 
     monkeypatch.setattr(run_folder, "PATIENCE_SECONDS", 0.1)
     with RunFolder(str(tmp_path / SECOND), {}, {}, 4).held():
@@ -412,7 +412,7 @@ def test_a_pack_hides_nothing_that_is_set_elsewhere():
 
 
 def test_a_packed_sweep_is_made_by_packs_and_its_members_are_results(tmp_path, capsys):
-    from adalink_jax.studies import results
+    from adalink_jax.reports import results
 
     small = {
         "TRIED_RANKS": (1,),
@@ -442,7 +442,7 @@ def test_a_pack_multiplies_no_learning_rate_twice():
     """A file that includes finetune.gin sets the schedule's peak, which a pack multiplies by each member's learning rate."""
     from adalink_jax import configuration
     from adalink_jax.cli.arguments import register
-    from adalink_jax.cli.studies import load_pack
+    from adalink_jax.cli.comparison_commands import load_pack
 
     register()
     flags = configuration.GinFlags(("gin/sweeps/digits_small.gin",), (("MODEL_DIR", "'x'"),))

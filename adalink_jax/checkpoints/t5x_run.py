@@ -10,7 +10,7 @@ from etils import epath
 
 from adalink_jax.checkpoints.adapter_files import save_adapter
 from adalink_jax.checkpoints.fingerprint import fingerprint_of_source
-from adalink_jax.checkpoints.load import open_source
+from adalink_jax.checkpoints.load_base import open_source
 from adalink_jax.checkpoints.source import Source
 from adalink_jax.errors import CheckpointError
 from adalink_jax.models import paths

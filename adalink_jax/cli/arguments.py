@@ -92,9 +92,9 @@ def register() -> None:
     from absl import logging as absl_logging
 
     from adalink_jax import adapters, data, launching, models, parallel  # noqa: F401
+    from adalink_jax.experiments.sweeps import sweep  # noqa: F401
     from adalink_jax.serving import predictor  # noqa: F401
-    from adalink_jax.studies import compare, cost, study, sweep  # noqa: F401
-    from adalink_jax.training import optimizers, prompt_start, run, run_pack  # noqa: F401
+    from adalink_jax.training.packs import run_pack  # noqa: F401
 
     absl_logging.set_verbosity(absl_logging.FATAL)  # what Orbax calls an error is raised, and told in one sentence
     logging.getLogger("absl").setLevel(logging.CRITICAL)

@@ -32,20 +32,20 @@ COMMANDS = {
     "export": "write an adapter for transformers: folded into a Hugging Face folder, or hooked in by a few lines of torch",
 }
 _MODULES = {
-    "runs": ("quickstart", "train", "cache-vision", "eval", "params"),
-    "infer": ("infer",),
-    "init": ("init",),
-    "planning": ("plan",),
-    "launching": ("launch",),
-    "studies": ("pack", "tune", "compare"),
-    "sweeps": ("sweep",),
-    "study": ("study",),
-    "results": ("results",),
-    "report": ("report",),
-    "vocabulary": ("vocabulary",),
-    "adapters": ("adapters",),
-    "methods": ("check-method",),
-    "checkpoints": ("inspect", "convert", "verify-base", "export"),
+    "run_commands": ("quickstart", "train", "cache-vision", "eval", "params"),
+    "infer_command": ("infer",),
+    "init_command": ("init",),
+    "plan_command": ("plan",),
+    "launch_command": ("launch",),
+    "comparison_commands": ("pack", "tune", "compare"),
+    "sweep_command": ("sweep",),
+    "study_command": ("study",),
+    "results_command": ("results",),
+    "report_command": ("report",),
+    "vocabulary_command": ("vocabulary",),
+    "adapter_commands": ("adapters",),
+    "method_commands": ("check-method",),
+    "checkpoint_commands": ("inspect", "convert", "verify-base", "export"),
 }
 
 USAGE = """usage: adalink COMMAND [--gin_file=FILE ...] [--gin.NAME=VALUE ...] [options]
@@ -98,13 +98,13 @@ def main(argv: list[str] | None = None) -> int:
     # TensorFlow only reads data here, and has much to say while it is imported.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-    from adalink_jax import notices
+    from adalink_jax import preemption
     from adalink_jax.configuration import original_message
     from adalink_jax.errors import Stopped, UserError, disk_error
 
     home = next(module for module, names in _MODULES.items() if name in names)
     several = any(text.startswith(_SEVERAL) for text in rest)
-    listening = notices.ending_at_once(several) if name in _TRAINING else contextlib.nullcontext()
+    listening = preemption.ending_at_once(several) if name in _TRAINING else contextlib.nullcontext()
     try:
         with listening:
             command = getattr(importlib.import_module(f"adalink_jax.cli.{home}"), name.replace("-", "_"))

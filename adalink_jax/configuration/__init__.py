@@ -3,9 +3,9 @@
 Imports nothing of the project but its errors, and no numerical library.
 """
 
-from adalink_jax.configuration.checks import check_all_used
-from adalink_jax.configuration.files import gin_root
 from adalink_jax.configuration.flags import GinFlags, parse_flags
+from adalink_jax.configuration.gin_checks import check_all_used
+from adalink_jax.configuration.gin_files import gin_root
 from adalink_jax.configuration.load import (
     bindings,
     default_of,

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 import gin
 from gin import config as gin_config
 
-from adalink_jax.configuration import checks, files
+from adalink_jax.configuration import gin_checks, gin_files, moved_selectors
 from adalink_jax.configuration.flags import GinFlags
 from adalink_jax.errors import UserError
 
@@ -29,18 +29,19 @@ def load(flags: GinFlags, extra_files: Sequence[str] = (), require_all: bool = T
       UserError: for a missing file, a syntax error, an unknown configurable or parameter, a macro unset or unused.
     """
     gin.clear_config()
-    for root in files.roots(flags.search_paths):
+    for root in gin_files.roots(flags.search_paths):
         if root not in gin_config._LOCATION_PREFIXES:  # gin keeps those of earlier calls
             gin.add_config_file_search_path(root)
-    paths = [files.find(name, flags.search_paths) for name in (*extra_files, *flags.files)]
+    paths = [gin_files.find(name, flags.search_paths) for name in (*extra_files, *flags.files)]
     logging.disable(logging.ERROR)  # gin logs each place where an included file is not
     try:
         # Configurables that a reference names must exist; %MACROs may still be set by a later file.
-        gin.parse_config_files_and_bindings(paths, None, finalize_config=False)
+        with moved_selectors.rewriting():
+            gin.parse_config_files_and_bindings(paths, None, finalize_config=False)
         # Files may have imported the modules of what the flags bind.
-        problems = [checks.explain_unknown(name) for name, _ in flags.bindings if "." in name]
+        problems = [gin_checks.explain_unknown(name) for name, _ in flags.bindings if "." in name]
         if not any(problems):
-            gin.parse_config([f"{name} = {text}" for name, text in flags.bindings])
+            gin.parse_config([moved_selectors.current(f"{name} = {text}") for name, text in flags.bindings])
     except SyntaxError as e:
         place = f"{e.filename or 'The command line'}, line {e.lineno}"
         raise UserError(f"{place}: {' '.join(str(e.msg).split())}: {(e.text or '').strip()}") from e
@@ -54,7 +55,7 @@ def load(flags: GinFlags, extra_files: Sequence[str] = (), require_all: bool = T
         logging.disable(logging.NOTSET)
     if any(problems):
         raise UserError(next(filter(None, problems)))
-    checks.check_macros(flags, require_all)
+    gin_checks.check_macros(flags, require_all)
     # gin.finalize() would lock it too, but refuses macros that a partial configuration leaves open.
     gin_config._set_config_is_locked(True)
 
@@ -82,9 +83,11 @@ def _explain(error: Exception) -> str:
         (line.removeprefix("In ").replace('file "', "").replace('",', ",") for line in rest if "line" in line), ""
     )
     statement = rest[-1] if place else ""
-    problem = checks.explain_unknown(statement.split("=")[0].strip()) if "=" in statement else None
+    problem = gin_checks.explain_unknown(statement.split("=")[0].strip()) if "=" in statement else None
     if problem is None and (reference := re.search(r"No configurable matching reference '@(?:\w+/)*([\w.]+)", first)):
-        problem = f"there is nothing called {reference[1]}{checks.nearest(reference[1], checks.configurables())}."
+        problem = (
+            f"there is nothing called {reference[1]}{gin_checks.nearest(reference[1], gin_checks.configurables())}."
+        )
     return f"{place}: {problem or first}" if place else problem or first
 
 
@@ -100,7 +103,7 @@ def operative_config() -> str:
 
 def bindings() -> dict[str, str]:
     """What is bound, as `{"scope/function.parameter": literal}`, with macros replaced by their values."""
-    return _flat(checks.config())
+    return _flat(gin_checks.config())
 
 
 def default_of(name: str) -> str | None:
@@ -118,7 +121,7 @@ def used_settings() -> dict[str, str]:
 
     Two runs mean the same if these are equal, whatever macros and files they were written with.
     """
-    return _flat(checks.operative_config())
+    return _flat(gin_checks.operative_config())
 
 
 def require(needed: dict[str, str]) -> None:
@@ -137,11 +140,11 @@ def require(needed: dict[str, str]) -> None:
 
 
 def _flat(config: dict) -> dict[str, str]:
-    macros = checks.macros_set()
+    macros = gin_checks.macros_set()
 
     def literal(value):
         if isinstance(value, gin_config.ConfigurableReference):
-            name = checks.macro_name(value)
+            name = gin_checks.macro_name(value)
             if name in macros:
                 return literal(macros[name])
             short = re.sub(r"(?:\w+\.)+(?=\w+(\(\))?$)", "", repr(value))  # however much of the module was written
@@ -157,7 +160,7 @@ def _flat(config: dict) -> dict[str, str]:
     out = {}
     short = collections.Counter((scope, selector.split(".")[-1]) for scope, selector in config)
     for (scope, selector), parameters in config.items():
-        if not checks.is_macro(selector):
+        if not gin_checks.is_macro(selector):
             name = selector.split(".")[-1]
             name = selector if short[scope, name] > 1 else name  # two modules may have one name
             prefix = f"{scope}/{name}" if scope else name

@@ -6,10 +6,10 @@ The training loop knows one thing of this layer: an iterator of NumPy batches wh
 """
 
 from adalink_jax.data.feature_converter import INSTRUCTION, FeatureConverter, has_image, text_of
-from adalink_jax.data.files import FileTask
 from adalink_jax.data.iterators import BatchIterator, EpochIterator, padded_batches, train_batches
 from adalink_jax.data.published import PublishedData, SpanCorruption
 from adalink_jax.data.tasks import DatasetConfig, Task, get_tasks, seqio_sources
+from adalink_jax.data.user_files import FileTask
 from adalink_jax.data.vision_cache import Tower, VisionCache
 from adalink_jax.data.vocabularies import ByteVocabulary, SentencePieceVocabulary, WordPieceVocabulary, load_vocabulary
 

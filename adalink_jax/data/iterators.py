@@ -105,7 +105,7 @@ def train_batches(
         examples = _drawn(examples, dataset.train_examples, dataset.seed)
     converter = dataclasses.replace(converter, task_name=task.name)
     if getattr(task, "workers", 0) and dataset.train_examples is None:  # a few examples are read once
-        from adalink_jax.data.files.workers import WorkerIterator
+        from adalink_jax.data.user_files.workers import WorkerIterator
 
         return WorkerIterator(task, converter, dataset.batch_size, dataset.seed, rows)
     return EpochIterator(examples, converter, dataset.batch_size, dataset.seed, rows)

@@ -13,7 +13,7 @@ import gin
 from adalink_jax.errors import UserError
 
 if TYPE_CHECKING:
-    from adalink_jax.data.files import FileTask
+    from adalink_jax.data.user_files import FileTask
 
 
 class Task(Protocol):

@@ -10,7 +10,7 @@ import os
 import gin
 
 from adalink_jax.errors import UserError
-from adalink_jax.launching import templates
+from adalink_jax.launching import job_templates
 from adalink_jax.launching.job import Job, Rendered, check_label, check_processes, shared_model_dir
 
 MANIFEST = "jobset.yaml"
@@ -101,7 +101,7 @@ def render(job: Job, settings: Gke, staged: dict[str, str]) -> Rendered:
     path = os.path.join(job.folder, MANIFEST)
     selector = f"--selector=jobset.sigs.k8s.io/jobset-name={job.name}"
     return Rendered(
-        files={MANIFEST: templates.fill("gke.yaml.jinja", **values)},
+        files={MANIFEST: job_templates.fill("gke.yaml.jinja", **values)},
         main=MANIFEST,
         submit=(*kubectl, "create", f"--filename={path}"),
         status=((*kubectl, "get", "jobsets,pods", selector, "--output=wide"), (*kubectl, "get", "jobset", job.name)),

@@ -5,7 +5,7 @@ import dataclasses
 import gin
 
 from adalink_jax.errors import UserError
-from adalink_jax.launching import templates
+from adalink_jax.launching import job_templates
 from adalink_jax.launching.job import Job, Rendered
 
 
@@ -58,7 +58,7 @@ def render(job: Job, settings: Local, staged: dict[str, str]) -> Rendered:
     lines = []
     for index in range(settings.processes):
         variables = " ".join(f"{name}={value}" for name, value in settings.environment(index).items())
-        lines.append(f"{variables} {templates.line(process_words(job, settings, index, 'localhost:PORT'))}\n")
+        lines.append(f"{variables} {job_templates.line(process_words(job, settings, index, 'localhost:PORT'))}\n")
     return Rendered(
         files={"processes.txt": "".join(lines)},
         main="processes.txt",

@@ -14,7 +14,7 @@ import subprocess
 
 import psutil
 
-from adalink_jax.configuration import GinFlags, files, gin_root
+from adalink_jax.configuration import GinFlags, gin_files, gin_root
 from adalink_jax.errors import UserError
 from adalink_jax.launching.job import Job, Rendered, string
 from adalink_jax.version import __version__
@@ -82,7 +82,7 @@ def stage(flags: GinFlags) -> dict[str, str]:
         return out[name]
 
     def add_gin(name: str) -> None:
-        path = files.find(name, flags.search_paths)
+        path = gin_files.find(name, flags.search_paths)
         if pathlib.Path(path).resolve().is_relative_to(gin_root().resolve()):
             return
         text = add(path)

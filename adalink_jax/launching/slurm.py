@@ -6,7 +6,7 @@ import os
 import gin
 
 from adalink_jax.errors import UserError
-from adalink_jax.launching import templates
+from adalink_jax.launching import job_templates
 from adalink_jax.launching.job import SEVERAL, Job, Rendered
 
 SCRIPT = "job.sbatch"
@@ -73,7 +73,7 @@ def render(job: Job, settings: Slurm, staged: dict[str, str]) -> Rendered:
     }
     script = values["script"]
     return Rendered(
-        files={SCRIPT: templates.fill("slurm.sh.jinja", **values)},
+        files={SCRIPT: job_templates.fill("slurm.sh.jinja", **values)},
         main=SCRIPT,
         submit=("sbatch", "--parsable", script),
         status=(

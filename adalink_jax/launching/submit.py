@@ -12,7 +12,7 @@ import time
 from adalink_jax.errors import UserError
 from adalink_jax.launching import local, record, supervisor
 from adalink_jax.launching.job import Job
-from adalink_jax.launching.templates import line
+from adalink_jax.launching.job_templates import line
 
 PLANNED = ("train", "quickstart")
 

@@ -10,11 +10,11 @@ import socket
 import subprocess
 import time
 
-from adalink_jax import notices
+from adalink_jax import preemption
 from adalink_jax.errors import Preempted
 from adalink_jax.launching import record
 
-_PASSED_ON = (*notices.NOTICES, signal.SIGINT)
+_PASSED_ON = (*preemption.NOTICES, signal.SIGINT)
 
 
 def free_port() -> int:

@@ -9,7 +9,7 @@ import os
 import gin
 
 from adalink_jax.errors import UserError
-from adalink_jax.launching import templates
+from adalink_jax.launching import job_templates
 from adalink_jax.launching.job import ARRAY_INDEX, WRITING, Job, Rendered, shared_model_dir
 
 SCRIPT, WORKER = "job.sh", "worker.sh"
@@ -124,8 +124,8 @@ def render(job: Job, settings: Tpu, staged: dict[str, str], tpu: str | None = No
     )
     return Rendered(
         files={
-            SCRIPT: templates.fill("tpu.sh.jinja", **values),
-            WORKER: templates.fill("tpu_worker.sh.jinja", **on_host),
+            SCRIPT: job_templates.fill("tpu.sh.jinja", **values),
+            WORKER: job_templates.fill("tpu_worker.sh.jinja", **on_host),
         },
         main=SCRIPT,
         submit=("bash", values["script"]),

@@ -15,7 +15,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from adalink_jax import notices
+from adalink_jax import preemption
 from adalink_jax.errors import UserError
 from adalink_jax.parallel.sharding import replicated, settle
 
@@ -41,7 +41,7 @@ def initialize(
     settings = {"--coordinator_address": coordinator_address, "--process_count": count, "--process_index": index}
     missing = [name for name, value in settings.items() if value is None]
     if not detect and len(missing) == len(settings):
-        notices.met()
+        preemption.met()
         return
     if missing and len(missing) < len(settings):
         raise UserError(f"{', '.join(settings)} go together; missing: {', '.join(missing)}.")
@@ -62,7 +62,7 @@ def initialize(
             heartbeat_timeout_seconds=TIMEOUT_SECONDS,
             shutdown_timeout_seconds=TIMEOUT_SECONDS,
         )
-        notices.met()
+        preemption.met()
     except (ValueError, RuntimeError) as e:
         why = str(e).split("\n")[0][:200]
         if missing:

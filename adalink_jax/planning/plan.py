@@ -19,8 +19,8 @@ from adalink_jax.planning.traffic import bytes_moved
 from adalink_jax.training import abstract
 from adalink_jax.training.evaluation import make_generate, make_generate_packed
 from adalink_jax.training.flops import count_flops
-from adalink_jax.training.members import Member, own_batches
-from adalink_jax.training.pack import abstract_pack, make_packed_step
+from adalink_jax.training.packs.members import Member, own_batches
+from adalink_jax.training.packs.pack import abstract_pack, make_packed_step
 from adalink_jax.training.setup import Setup
 from adalink_jax.training.step import CrossEntropy, check_batch, make_train_step
 

@@ -119,4 +119,4 @@ def vocabulary_of(base: str) -> str:
 def _register() -> None:
     """Imports what a run's configuration may name."""
     from adalink_jax import adapters, data, models, parallel  # noqa: F401
-    from adalink_jax.training import optimizers, prompt_start, run, run_pack  # noqa: F401
+    from adalink_jax.training.packs import run_pack  # noqa: F401

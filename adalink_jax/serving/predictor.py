@@ -17,8 +17,8 @@ from PIL import Image
 from adalink_jax import checkpoints, parallel
 from adalink_jax.adapters import NONE, AdaptedModel, abstract_params, make_adapter, stack_adapters
 from adalink_jax.data import load_vocabulary
-from adalink_jax.data.files.templates import Template
 from adalink_jax.data.images import decode_image, load_image, picture_array
+from adalink_jax.data.user_files.text_templates import Template
 from adalink_jax.data.vocabularies import EOS
 from adalink_jax.errors import UserError
 from adalink_jax.serving.opening import LENGTHS, open_model

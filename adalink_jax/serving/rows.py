@@ -16,12 +16,12 @@ import numpy as np
 from etils import epath
 
 from adalink_jax.data import text_of
-from adalink_jax.data.files import reading, tables
-from adalink_jax.data.files.pictures import Pictures, RowPicture
-from adalink_jax.data.files.templates import Template
 from adalink_jax.data.images import ImageShape, decode_image, load_image
+from adalink_jax.data.user_files import reading, table_files
+from adalink_jax.data.user_files.image_files import Pictures, RowPicture
+from adalink_jax.data.user_files.text_templates import Template
 from adalink_jax.errors import UserError
-from adalink_jax.training.whole_file import read_json, write_json
+from adalink_jax.files.whole_file import read_json, write_json
 
 PREDICTION, ADAPTER, INPUTS, TARGET = "prediction", "adapter", "inputs", "target"
 TEXT = ".txt"
@@ -80,17 +80,17 @@ def of_file(path: str, given: Mapping[str, str | None], run: Mapping[str, object
     picture = pictures = None
     if wants_images:
         pictures = Pictures(given["images"] or run.get("images") or reading.picture_root(None, path))
-        picture = RowPicture(_template(tables.IMAGE, given, run, path, table), pictures)
+        picture = RowPicture(_template(table_files.IMAGE, given, run, path, table), pictures)
 
     def asks() -> Iterator[Ask]:
         for row in table.rows():
-            if isinstance(row, tables.Bad):
+            if isinstance(row, table_files.Bad):
                 raise UserError(f"Line {row.line} of {path} cannot be read: {row.reason}.")
             try:
                 text, found = written.text(row.cells), {} if picture is None else picture(row.cells)
             except TypeError as e:
                 raise UserError(f"Line {row.line} of {path}: {e}.") from e
-            lacks = INPUTS if not text else tables.IMAGE if picture is not None and not found else None
+            lacks = INPUTS if not text else table_files.IMAGE if picture is not None and not found else None
             if lacks:
                 raise UserError(
                     f"{path} needs a column `{lacks}`, filled in every row (line {row.line}); it has {', '.join(table.columns)}."
@@ -125,14 +125,14 @@ def of_task(task, split: str) -> Source:
     return Source((INPUTS, TARGET), sum(1 for _ in task.examples(split)), asks)
 
 
-def _opened(path: str, run: Mapping) -> tables.Table:
+def _opened(path: str, run: Mapping) -> table_files.Table:
     if path.lower().endswith(TEXT):
         return _text(path, run)
-    own = tables.suffix_of(path) in tables.DELIMITERS  # JSONL, Parquet and folders name their columns
-    return tables.open_table(path, *((run.get("columns"), run.get("delimiter")) if own else ()))
+    own = table_files.suffix_of(path) in table_files.DELIMITERS  # JSONL, Parquet and folders name their columns
+    return table_files.open_table(path, *((run.get("columns"), run.get("delimiter")) if own else ()))
 
 
-def _text(path: str, run: Mapping) -> tables.Table:
+def _text(path: str, run: Mapping) -> table_files.Table:
     """A file with an input a line: the one column that a run's template names."""
     if not epath.Path(path).exists():
         raise UserError(f"There is no {path}.")
@@ -140,16 +140,16 @@ def _text(path: str, run: Mapping) -> tables.Table:
     if len(columns) != 1:
         raise UserError(f"The run's inputs are made of {len(columns)} columns, and {path} has lines; give it a table.")
 
-    def rows() -> Iterator[tables.Row | tables.Bad]:
-        for number, line in enumerate(tables.lines(epath.Path(path)), 1):
+    def rows() -> Iterator[table_files.Row | table_files.Bad]:
+        for number, line in enumerate(table_files.lines(epath.Path(path)), 1):
             if line.strip():
-                reason = tables.unclean([line])
-                yield tables.Bad(number, reason) if reason else tables.Row(number, {columns[0]: line.strip()})
+                reason = table_files.unclean([line])
+                yield table_files.Bad(number, reason) if reason else table_files.Row(number, {columns[0]: line.strip()})
 
-    return tables.Table(path, columns, rows)
+    return table_files.Table(path, columns, rows)
 
 
-def _template(name: str, given: Mapping, run: Mapping, path: str, table: tables.Table) -> Template:
+def _template(name: str, given: Mapping, run: Mapping, path: str, table: table_files.Table) -> Template:
     if given[name] is not None:
         return Template(f"--{name}", given[name], table.columns)
     own = run.get(name)

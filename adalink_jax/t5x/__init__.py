@@ -19,7 +19,8 @@ from adalink_jax.t5x.model import AdaptedEncoderDecoderModel, vocabulary
 from adalink_jax.t5x.optimizer import AdapterOptimizer
 from adalink_jax.t5x.restore import with_adapter
 from adalink_jax.t5x.summary import summarize_config
-from adalink_jax.training import optimizers, prompt_start, run, run_pack  # noqa: F401
+from adalink_jax.training import optimizers, prompt_start, run  # noqa: F401
+from adalink_jax.training.packs import run_pack  # noqa: F401
 
 gin.add_config_file_search_path(str(gin_root().parent))
 

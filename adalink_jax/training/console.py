@@ -12,7 +12,7 @@ from rich.text import Text
 
 from adalink_jax import parallel
 from adalink_jax.data import Task
-from adalink_jax.training import tables
+from adalink_jax.training import parameter_tables
 from adalink_jax.training.evaluation import Result, printable
 from adalink_jax.training.run_checkpoints import RunCheckpoints
 from adalink_jax.training.setup import Parameters
@@ -65,7 +65,7 @@ class Console:
 
     def parameters(self, params: Parameters) -> None:
         """The table of trainable and frozen parameters, and where their values come from."""
-        self._out.print(tables.parameter_table(params.trainable, params.frozen, params.sources))
+        self._out.print(parameter_tables.parameter_table(params.trainable, params.frozen, params.sources))
         if params.base is not None and params.base["fingerprint"] is not None:
             self._out.print(f"base: {params.base['name']}, fingerprint {params.base['fingerprint'][:12]}")
 

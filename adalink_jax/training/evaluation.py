@@ -10,7 +10,7 @@ from adalink_jax import parallel
 from adalink_jax.data import FeatureConverter, Task, has_image, padded_batches, text_of
 from adalink_jax.models.decoding import Decoding
 from adalink_jax.training import partition
-from adalink_jax.training.pack import map_members
+from adalink_jax.training.packs.pack import map_members
 
 
 @dataclasses.dataclass

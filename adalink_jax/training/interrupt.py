@@ -8,7 +8,7 @@ With several processes a signal to any one of them stops all after the same step
 
 import signal
 
-from adalink_jax import notices, parallel
+from adalink_jax import parallel, preemption
 from adalink_jax.errors import Preempted, Stopped
 
 
@@ -24,14 +24,14 @@ class StopRequest:
         self._agreement = parallel.Agreement()
 
     def __enter__(self):
-        self._old = {s: signal.signal(s, self._handle) for s in (signal.SIGINT, *notices.NOTICES)}
+        self._old = {s: signal.signal(s, self._handle) for s in (signal.SIGINT, *preemption.NOTICES)}
         return self
 
     def __exit__(self, *_):
         for number, handler in self._old.items():
             signal.signal(number, handler)
         if not self._signal:
-            notices.all_saved()
+            preemption.all_saved()
 
     def _handle(self, number, _):
         if self._signal and number == signal.SIGINT:
@@ -46,7 +46,7 @@ class StopRequest:
     def before_step(self) -> bool:
         """`requested`, asked before each step; the second time there is a step to save."""
         if self._asked:
-            notices.something_to_save()
+            preemption.something_to_save()
         self._asked += 1
         return self.requested()
 
@@ -57,4 +57,4 @@ class StopRequest:
 
     def stopped(self, message: str) -> Stopped:
         """What a run that stopped for the signal raises."""
-        return (Preempted if self._known in notices.NOTICES else Stopped)(message)
+        return (Preempted if self._known in preemption.NOTICES else Stopped)(message)

@@ -12,7 +12,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from adalink_jax import parallel
-from adalink_jax.training.growing_file import GrowingFile
+from adalink_jax.files.growing_file import GrowingFile
 
 
 class MetricWriter:

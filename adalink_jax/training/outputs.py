@@ -14,16 +14,16 @@ from etils import epath
 from adalink_jax import checkpoints, parallel
 from adalink_jax.adapters import describe_adapter
 from adalink_jax.errors import UserError, disk_error
-from adalink_jax.training import partition, pictures, tables
+from adalink_jax.files.whole_file import write_json
+from adalink_jax.training import contact_sheet, parameter_tables, partition
 from adalink_jax.training.evaluation import Result
 from adalink_jax.training.metric_writer import MetricWriter
 from adalink_jax.training.setup import Parameters, Setup
-from adalink_jax.training.whole_file import write_json
 from adalink_jax.version import __version__
 
 SUMMARY, BEFORE, PICTURE, SAMPLES = "summary.json", "before.json", "samples.png", "samples.json"
 SCORES_OF = "scores_of.json"
-count = tables.count
+count = parameter_tables.count
 
 
 @contextlib.contextmanager
@@ -46,7 +46,7 @@ def write_start(folder: epath.Path, params: Parameters, config: str) -> None:
     """`config.gin` and `model-info.txt`."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.gin").write_text(config)
-    (folder / "model-info.txt").write_text(tables.model_info(params.trainable, params.frozen))
+    (folder / "model-info.txt").write_text(parameter_tables.model_info(params.trainable, params.frozen))
 
 
 def write_before(folder: epath.Path, result: Result) -> None:
@@ -146,7 +146,7 @@ def write_samples(folder: epath.Path, writer: MetricWriter, step: int, split: st
     if not parallel.is_first() or not result.samples or "image" not in result.samples[0]:
         return
     shown = ", ".join(f"{name} {value:.3f}" for name, value in list(result.scores.items())[:3])
-    picture = pictures.contact_sheet(result.samples, f"{split}, step {step}: {shown}")
+    picture = contact_sheet.contact_sheet(result.samples, f"{split}, step {step}: {shown}")
     (folder / "samples").mkdir(parents=True, exist_ok=True)
     (folder / "samples" / f"step_{step:06d}_{split}.png").write_bytes(picture)
     writer.write_image(step, f"{split}/samples", picture)
@@ -178,7 +178,7 @@ def write_end(
         shown = {name: value for name, value in summary.items() if name.startswith(("frozen_", "adapted_"))}
         title = f"{summary['task']}: " + ", ".join(f"{k.replace('_', ' ')} {v:.3f}" for k, v in shown.items())
         old = [sample["prediction"] for sample in before.samples]
-        parallel.once(lambda: (folder / PICTURE).write_bytes(pictures.contact_sheet(after.samples, title, old)))
+        parallel.once(lambda: (folder / PICTURE).write_bytes(contact_sheet.contact_sheet(after.samples, title, old)))
         written.append((PICTURE, "sample images with the predictions; of each evaluation: samples/"))
     parallel.once(write_summary, folder, summary)
     return written + [

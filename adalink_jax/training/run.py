@@ -19,7 +19,7 @@ from etils import epath
 from adalink_jax import parallel
 from adalink_jax.data import BatchIterator, FeatureConverter, VisionCache, get_tasks, train_batches
 from adalink_jax.errors import NotFinite, UserError
-from adalink_jax.training import outputs, vision_cache
+from adalink_jax.training import fill_vision_cache, outputs
 from adalink_jax.training.console import Console, reading_rows
 from adalink_jax.training.evaluation import Evaluator, Result
 from adalink_jax.training.flops import count_traced
@@ -109,7 +109,7 @@ def train(
         state = parallel.on_mesh(state, mesh)
         console.parameters(params)
         console.notes(eval_tasks)
-        cache = vision_cache.prepare(setup, params, eval_tasks, mesh, console, stop)
+        cache = fill_vision_cache.prepare(setup, params, eval_tasks, mesh, console, stop)
         converter = setup.converter(setup.dataset.task_feature_lengths, cache)
         batches = train_batches(task, setup.dataset, converter, parallel.local_rows(setup.dataset.batch_size, mesh))
         if facts:
@@ -374,7 +374,7 @@ def evaluate(
     _, tasks = _check_data(setup, 1, mesh)
     with parallel.use_mesh(mesh, rules), StopRequest() as stop, Console("") as console:
         params = load_parameters(setup, mesh, rules)
-        cache = vision_cache.prepare(setup, params, tasks, mesh, console, stop, (split,))
+        cache = fill_vision_cache.prepare(setup, params, tasks, mesh, console, stop, (split,))
         converter = setup.converter(setup.dataset.task_feature_lengths, cache)
         evaluator = make_evaluator(setup, tasks, converter, mesh)
         states = {0: lambda: params.trainable}
@@ -413,7 +413,7 @@ def _checkpoints_of(run_dir: str, like, settings: dict[str, str]) -> dict[int, C
     return dict(sorted(found.items()))
 
 
-def cache_vision(setup: Setup, splits: Sequence[str] = vision_cache.SPLITS) -> VisionCache:
+def cache_vision(setup: Setup, splits: Sequence[str] = fill_vision_cache.SPLITS) -> VisionCache:
     """Computes the vision tower's outputs for all images of the data, into `setup.vision_cache`; goes on where it was stopped.
 
     Raises:
@@ -427,4 +427,4 @@ def cache_vision(setup: Setup, splits: Sequence[str] = vision_cache.SPLITS) -> V
     _, tasks = _check_data(setup, 1, mesh)
     with parallel.use_mesh(mesh, rules), StopRequest() as stop, Console("") as console:
         params = load_parameters(setup, mesh, rules)
-        return vision_cache.prepare(setup, params, tasks, mesh, console, stop, splits)
+        return fill_vision_cache.prepare(setup, params, tasks, mesh, console, stop, splits)

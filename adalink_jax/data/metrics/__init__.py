@@ -4,11 +4,11 @@ Free of TensorFlow and seqio. Shares are in [0, 1], never percent; each function
 is one string, or several where a question has several right answers or an image several captions.
 """
 
-from adalink_jax.data.metrics import glue, labels
+from adalink_jax.data.metrics import glue_scores, labels
 from adalink_jax.data.metrics.caption_scores import bleu, captions, cider, rouge_l
 from adalink_jax.data.metrics.exact import accuracy, exact_match
 from adalink_jax.data.metrics.levenshtein import anls
-from adalink_jax.data.metrics.vqa import vqa_accuracy
+from adalink_jax.data.metrics.vqa_accuracy import vqa_accuracy
 from adalink_jax.data.metrics.word_overlap import squad
 
 __all__ = [
@@ -18,7 +18,7 @@ __all__ = [
     "captions",
     "cider",
     "exact_match",
-    "glue",
+    "glue_scores",
     "labels",
     "rouge_l",
     "squad",

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from adalink_jax.data.metrics import checks
+from adalink_jax.data.metrics import metric_arguments
 from adalink_jax.data.metrics.ptb_tokenizer import tokenize
 
 MAX_N = 4
@@ -161,7 +161,7 @@ def _ngrams(words: Sequence[str]) -> Counts:
 
 def _tokenized(metric: str, targets: Sequence[References], predictions: Sequence[Caption]) -> tuple[Lines, list[str]]:
     """Lines of tokens: of each image's references, and of each prediction."""
-    checks.paired(metric, targets, predictions)
-    checks.strings(metric, predictions)
-    references = checks.references(metric, targets)
+    metric_arguments.paired(metric, targets, predictions)
+    metric_arguments.strings(metric, predictions)
+    references = metric_arguments.references(metric, targets)
     return [[tokenize(line) for line in each] for each in references], [tokenize(line) for line in predictions]

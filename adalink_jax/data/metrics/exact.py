@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from adalink_jax.data.metrics import checks
+from adalink_jax.data.metrics import metric_arguments
 
 
 def accuracy(targets: Sequence[str], predictions: Sequence[str]) -> dict[str, float]:
@@ -11,7 +11,7 @@ def accuracy(targets: Sequence[str], predictions: Sequence[str]) -> dict[str, fl
     Raises:
       UserError: if there are no targets, or not one prediction for each.
     """
-    checks.paired("accuracy", targets, predictions)
+    metric_arguments.paired("accuracy", targets, predictions)
     return {"accuracy": sum(t == p for t, p in zip(targets, predictions)) / len(targets)}
 
 
@@ -25,7 +25,7 @@ def exact_match(targets: Sequence[str | Sequence[str]], predictions: Sequence[st
     Raises:
       UserError: if there are no targets, or not one prediction for each, or a target has no reference.
     """
-    checks.paired("exact_match", targets, predictions)
-    checks.strings("exact_match", predictions)
-    several = checks.references("exact_match", targets)
+    metric_arguments.paired("exact_match", targets, predictions)
+    metric_arguments.strings("exact_match", predictions)
+    several = metric_arguments.references("exact_match", targets)
     return {"exact_match": sum(p in each for each, p in zip(several, predictions)) / len(several)}

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from adalink_jax.data.metrics import checks
+from adalink_jax.data.metrics import metric_arguments
 
 THRESHOLD = 0.5
 
@@ -20,9 +20,9 @@ def anls(targets: Sequence[str | Sequence[str]], predictions: Sequence[str]) -> 
     Raises:
       UserError: if there are no targets, or not one prediction for each, or a target has no answer.
     """
-    checks.paired("anls", targets, predictions)
-    checks.strings("anls", predictions)
-    several = checks.references("anls", targets)
+    metric_arguments.paired("anls", targets, predictions)
+    metric_arguments.strings("anls", predictions)
+    several = metric_arguments.references("anls", targets)
     scores = [max(similarity(answer, p) for answer in each) for each, p in zip(several, predictions)]
     return {"anls": sum(scores) / len(scores)}
 

@@ -5,7 +5,7 @@ import re
 import string
 from collections.abc import Sequence
 
-from adalink_jax.data.metrics import checks
+from adalink_jax.data.metrics import metric_arguments
 
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
@@ -24,9 +24,9 @@ def squad(targets: Sequence[str | Sequence[str]], predictions: Sequence[str]) ->
     Raises:
       UserError: if there are no targets, or not one prediction for each, or a target has no answer.
     """
-    checks.paired("squad", targets, predictions)
-    checks.strings("squad", predictions)
-    several = [[normalize(answer) for answer in each] for each in checks.references("squad", targets)]
+    metric_arguments.paired("squad", targets, predictions)
+    metric_arguments.strings("squad", predictions)
+    several = [[normalize(answer) for answer in each] for each in metric_arguments.references("squad", targets)]
     plain = [normalize(prediction) for prediction in predictions]
     return {
         "exact_match": sum(p in each for each, p in zip(several, plain)) / len(plain),

@@ -1,0 +1,168 @@
+"""One method on one tiny backbone, with what its behaviours share made once: arrays, outputs, compiled programs."""
+
+import functools
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from adalink_jax.adapters import AdaptedModel, NamedAdapters, abstract_params, fresh_params
+from adalink_jax.contract.tiny import BACKBONES, init, random_batch
+from adalink_jax.models import paths
+from adalink_jax.parallel import unbox
+from adalink_jax.training import partition
+from adalink_jax.training.step import TrainState, make_train_step
+
+ROWS, INPUTS, TARGETS = 4, 6, 5
+# For programs whose results are compared with a tolerance; what is compared to the bit is compiled as always.
+_QUICKLY = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
+
+
+class Base:
+    """A tiny backbone without a method; layers are scanned.
+
+    Attributes:
+      backbone: the module.
+      batch: features of `ROWS` rows, with padding.
+      params: the backbone's, random.
+      plain: its logits [B, T, V].
+    """
+
+    def __init__(self, name: str):
+        self.backbone = BACKBONES[name](scan_layers=True)
+        self.batch = random_batch(self.backbone, ROWS, INPUTS, TARGETS, seed=0)
+        model = AdaptedModel(self.backbone, None)
+        self.params = init(model, self.batch)["backbone"]
+        self._apply = jax.jit(model.apply)
+        self.plain = self.logits(self.params)
+
+    def logits(self, params) -> np.ndarray:
+        """The batch's, by the backbone's `params`."""
+        return np.asarray(self._apply({"params": {"backbone": params}}, self.batch))
+
+
+base = functools.cache(Base)
+
+
+class Case:
+    """`adapter` on the backbone called `name`. Arguments that are left out are those of the trained adapter.
+
+    Attributes:
+      adapter: the method's module.
+      name: "T5" or "PaLI".
+      model: both, joined.
+    """
+
+    def __init__(self, adapter: nn.Module, name: str):
+        self.adapter, self.name, self.base = adapter, name, base(name)
+        self.model = AdaptedModel(self.base.backbone, adapter)
+        self.batch = self.base.batch
+
+    @functools.cached_property
+    def fresh(self) -> dict:
+        """The adapter's parameters as they start."""
+        return jax.jit(lambda: unbox(fresh_params(self.model, 1)).get("adapter", {}))()
+
+    @functools.cached_property
+    def trained(self) -> dict:
+        """As after some training: every entry has moved."""
+        return self.moved(1.0)
+
+    def moved(self, sign: float) -> dict:
+        """`fresh` with waves added."""
+        wave = lambda x: sign * 0.3 * jnp.sin(jnp.arange(x.size)).reshape(x.shape)
+        return jax.tree.map(lambda x: x + wave(x), self.fresh)
+
+    @functools.cached_property
+    def outputs(self) -> np.ndarray:
+        """Logits [B, T, V] of the trained adapter."""
+        return self.logits()
+
+    def program(self, adapter: nn.Module) -> str:
+        """The text of what computes the logits with `adapter` in the method's place."""
+        apply = jax.jit(AdaptedModel(self.base.backbone, adapter).apply)
+        return apply.lower({"params": self.params()}, self.batch).as_text()
+
+    @property
+    def longer(self) -> bool:
+        """Whether it makes the encoder's input longer, as a prompt does."""
+        encode = lambda model, params: model.apply({"params": params}, self.batch, method="encode").mask
+        length = lambda model, params: jax.eval_shape(functools.partial(encode, model), params).shape[1]
+        plain = length(AdaptedModel(self.base.backbone, None), {"backbone": self.base.params})
+        return length(self.model, self.params()) > plain
+
+    def logits(self, adapter=None, batch: dict | None = None) -> np.ndarray:
+        """Logits [B, T, V], all in one program."""
+        return self._logits(self.params(adapter), batch or self.batch)
+
+    def params(self, adapter=None) -> dict:
+        """Of the whole model."""
+        return {"backbone": self.base.params, "adapter": self.trained if adapter is None else adapter}
+
+    @functools.cached_property
+    def _logits(self) -> Callable:
+        return compiled(self.model)
+
+    @functools.cached_property
+    def greedy(self) -> np.ndarray:
+        """Ids [B, INPUTS] of greedy decoding."""
+        generate = lambda params: self.model.apply({"params": params}, self.batch, INPUTS, method="generate").ids
+        return np.asarray(jax.jit(generate, compiler_options=_QUICKLY)(self.params()))[:, 0]
+
+    @functools.cached_property
+    def unrolled(self) -> np.ndarray:
+        """Logits of the same parameters in a model with unrolled layers."""
+        model = AdaptedModel(BACKBONES[self.name](scan_layers=False), self.adapter)
+        params = paths.unflatten(paths.unscan(paths.flatten(self.params())))
+        return np.asarray(jax.jit(model.apply, compiler_options=_QUICKLY)({"params": params}, self.batch))
+
+    @functools.cached_property
+    def _optimizer(self):
+        return optax.sgd(1.0)
+
+    @functools.cached_property
+    def train_step(self) -> Callable:
+        """`(state, frozen, batch) -> (state, metrics)`, by gradient descent."""
+        return jax.jit(make_train_step(self.model, self._optimizer), compiler_options=_QUICKLY)
+
+    @functools.cached_property
+    def stepped(self) -> tuple[dict, float]:
+        """All parameters after one training step, by name, and the step's loss."""
+        return self.step(self.params(), self.batch)
+
+    def step(self, params: dict, batch: dict) -> tuple[dict, float]:
+        """As `stepped`, from arrays that may lie on a mesh."""
+        trainable, frozen = partition.split(params, ("adapter/.*",))
+        state = TrainState(jnp.int32(0), trainable, self._optimizer.init(trainable))
+        state, metrics = jax.block_until_ready(self.train_step(state, frozen, batch))
+        return paths.flatten(partition.merge(state.trainable, frozen)), float(metrics["loss"])
+
+    def boxed(self) -> dict:
+        """Shapes and logical axes of all parameters."""
+        return abstract_params(self.model)
+
+    def bank(self) -> NamedAdapters:
+        """An empty bank for two adapters of the method.
+
+        Raises:
+          UserError: for a method that no bank can hold.
+        """
+        return NamedAdapters(self.base.backbone, self.adapter, capacity=2)
+
+    def served(self, bank: NamedAdapters, rows=ROWS) -> np.ndarray:
+        """Logits of a bank, whose rows have the adapters of these names, or the active one; all in one program."""
+        batch = self.batch | {"adapter_index": bank.rows(rows)}
+        return self._served({"backbone": self.base.params, "adapter": bank.params}, batch)
+
+    @functools.cached_property
+    def _served(self) -> Callable:
+        return compiled(AdaptedModel(self.base.backbone, self.bank().bank))
+
+
+def compiled(model: AdaptedModel) -> Callable[[dict, dict], np.ndarray]:
+    """`(params, batch) -> logits`."""
+    apply = jax.jit(model.apply)
+    return lambda params, batch: np.asarray(apply({"params": params}, batch))

@@ -1,0 +1,1 @@
+"""Methods side by side: tuning, equal budgets, what a step costs."""

@@ -1,0 +1,156 @@
+"""Runs a sweep's runs here: a few processes at once, each `adalink sweep --element`, which locks its run.
+
+Whatever is killed, finished runs are not started again, and started ones go on from their checkpoints: what was done is in
+the runs' folders, not here. The processes end when this one does, saving first.
+"""
+
+import collections
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Sequence
+
+from adalink_jax.errors import Preempted, Stopped
+from adalink_jax.experiments.sweeps.board import Board
+from adalink_jax.experiments.sweeps.run_folder import LOG, RunFolder, Taken
+from adalink_jax.preemption import NOTICES
+
+POLL_SECONDS, LOOK_SECONDS, FOLLOW_SECONDS = 0.1, 1.0, 1.0
+TRIES = 20  # of a run that is preempted again and again
+AGAIN = {Preempted.status, Taken.status, *(-number for number in NOTICES)}
+
+
+def follow(parent: int) -> None:
+    """From now on this process gets SIGTERM when the process `parent`, which started it, is no more."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(FOLLOW_SECONDS)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+class Runner:
+    """Runs what is not finished.
+
+    Args:
+      runs: name -> folder, in order.
+      command: name -> what to start for it.
+      parallel: how many at once.
+      board: where it is shown.
+
+    Attributes:
+      failed: name -> why, with the log's name.
+    """
+
+    def __init__(
+        self, runs: dict[str, RunFolder], command: Callable[[str], Sequence[str]], parallel: int, board: Board
+    ):
+        self._runs, self._command, self._parallel, self._board = runs, command, parallel, board
+        self._waiting = collections.deque(name for name, run in runs.items() if not run.finished())
+        self._running: dict[str, subprocess.Popen] = {}
+        self._tries = collections.Counter()
+        self._looked = 0.0
+        self._signals: list[int] = []
+        self.failed: dict[str, str] = {}
+
+    def run(self) -> None:
+        """Until each run is finished or has failed.
+
+        Raises:
+          Stopped, Preempted: after a signal, when all processes have saved and ended.
+        """
+        with self._signals_noted(), self._board:
+            try:
+                while (self._waiting and not self._signals) or self._running:
+                    self._start_some()
+                    self._collect()
+                    self._show()
+                    time.sleep(POLL_SECONDS)
+            finally:
+                for process in self._running.values():  # only if something went wrong here
+                    process.kill()
+        if self._signals:
+            kind = Preempted if self._signals[0] in NOTICES else Stopped
+            raise kind("The sweep was stopped, and its runs have saved; the same command goes on.")
+
+    @contextlib.contextmanager
+    def _signals_noted(self):
+        def note(number, _):
+            self._signals.append(number)
+            again = number == signal.SIGINT and self._signals.count(number) > 1
+            for process in self._running.values():  # a second Ctrl-C does not wait for checkpoints
+                process.kill() if again else process.terminate()
+
+        old = {number: signal.signal(number, note) for number in (signal.SIGINT, *NOTICES)}
+        try:
+            yield
+        finally:
+            for number, handler in old.items():
+                signal.signal(number, handler)
+
+    def _start_some(self) -> None:
+        if len(self._running) >= self._parallel or time.monotonic() - self._looked < LOOK_SECONDS:
+            return
+        self._looked = time.monotonic()
+        for name in list(self._waiting):
+            if self._signals or len(self._running) >= self._parallel:
+                return
+            run = self._runs[name]
+            if run.finished():  # by another process
+                self._waiting.remove(name)
+            elif not run.taken():
+                self._waiting.remove(name)
+                self._start(name)
+
+    def _start(self, name: str) -> None:
+        run = self._runs[name]
+        run.path.mkdir(parents=True, exist_ok=True)
+        with open(run.path / LOG, "a") as log:
+            # In a session of its own: Ctrl-C in the terminal comes to this process alone, which tells the others.
+            self._running[name] = subprocess.Popen(
+                self._command(name), stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )  # fmt: skip
+        self._tries[name] += 1
+        self._board.told(name, "started")
+        if self._signals:  # one that came while it was being started
+            self._running[name].terminate()
+
+    def _collect(self) -> None:
+        for name, process in list(self._running.items()):
+            status = process.poll()
+            if status is None:
+                continue
+            del self._running[name]
+            self._looked = 0.0
+            if status == 0 and self._runs[name].finished():
+                self._board.told(name, "done")
+            elif self._signals:
+                if not self._runs[name].finished():
+                    self._waiting.append(name)
+            elif status in AGAIN and self._tries[name] < TRIES:
+                self._waiting.append(name)
+                self._tries[name] -= status == Taken.status
+                self._board.told(name, "is another process's" if status == Taken.status else "preempted; it will go on")
+            else:
+                self.failed[name] = f"{self._why(name, status)}; see {self._runs[name].path / LOG}"
+                self._board.told(name, f"failed: {self.failed[name]}")
+
+    def _why(self, name: str, status: int) -> str:
+        if status == -signal.SIGKILL:
+            return "killed by SIGKILL, as by a system out of memory"
+        if status < 0:
+            return f"ended by {signal.Signals(-status).name}"
+        text = (self._runs[name].path / LOG).read_bytes().decode(errors="replace")
+        errors = re.findall(r"^(?:error: |\w*(?:Error|Exception): )(.*?)\.?$", text, re.MULTILINE)
+        return errors[-1] if errors else f"ended with status {status}"
+
+    def _show(self) -> None:
+        done = len(self._runs) - len(self._waiting) - len(self._running) - len(self.failed)
+        self._board.show({name: self._runs[name] for name in self._running}, done, len(self.failed))

@@ -1,0 +1,91 @@
+"""Modules that moved: imports and gin selectors that use the old names still work.
+
+`MODULES` maps each old dotted name to the new one. `import adalink_jax` installs the import finder;
+`configuration.moved_selectors` rewrites gin's selectors. An old name gives a `DeprecationWarning`; it is kept for at least one
+minor version, and for as long as files of released versions name it.
+"""
+
+import importlib
+import importlib.abc
+import importlib.machinery
+import sys
+import warnings
+
+MODULES = {
+    "adalink_jax.checkpoints.load": "adalink_jax.checkpoints.load_base",
+    "adalink_jax.configuration.checks": "adalink_jax.configuration.gin_checks",
+    "adalink_jax.configuration.files": "adalink_jax.configuration.gin_files",
+    "adalink_jax.data.files": "adalink_jax.data.user_files",
+    "adalink_jax.data.files.checks": "adalink_jax.data.user_files.row_checks",
+    "adalink_jax.data.files.guess": "adalink_jax.data.user_files.guess",
+    "adalink_jax.data.files.pictures": "adalink_jax.data.user_files.image_files",
+    "adalink_jax.data.files.reading": "adalink_jax.data.user_files.reading",
+    "adalink_jax.data.files.store": "adalink_jax.data.user_files.store",
+    "adalink_jax.data.files.tables": "adalink_jax.data.user_files.table_files",
+    "adalink_jax.data.files.task": "adalink_jax.data.user_files.file_task",
+    "adalink_jax.data.files.templates": "adalink_jax.data.user_files.text_templates",
+    "adalink_jax.data.files.workers": "adalink_jax.data.user_files.workers",
+    "adalink_jax.data.metrics.checks": "adalink_jax.data.metrics.metric_arguments",
+    "adalink_jax.data.metrics.glue": "adalink_jax.data.metrics.glue_scores",
+    "adalink_jax.data.metrics.vqa": "adalink_jax.data.metrics.vqa_accuracy",
+    "adalink_jax.launching.templates": "adalink_jax.launching.job_templates",
+    "adalink_jax.notices": "adalink_jax.preemption",
+    "adalink_jax.studies.behaviours": "adalink_jax.contract.behaviours",
+    "adalink_jax.studies.case": "adalink_jax.contract.case",
+    "adalink_jax.studies.compare": "adalink_jax.experiments.comparisons.compare",
+    "adalink_jax.studies.cost": "adalink_jax.experiments.comparisons.cost",
+    "adalink_jax.studies.page": "adalink_jax.reports.page",
+    "adalink_jax.studies.report": "adalink_jax.reports.comparison_report",
+    "adalink_jax.studies.results": "adalink_jax.reports.results",
+    "adalink_jax.studies.run_folder": "adalink_jax.experiments.sweeps.run_folder",
+    "adalink_jax.studies.runs_report": "adalink_jax.reports.runs_report",
+    "adalink_jax.studies.scaling": "adalink_jax.reports.fits",
+    "adalink_jax.studies.study": "adalink_jax.experiments.scaling.study",
+    "adalink_jax.studies.study_folder": "adalink_jax.experiments.scaling.cell_folder",
+    "adalink_jax.studies.study_report": "adalink_jax.reports.scaling_report",
+    "adalink_jax.studies.style": "adalink_jax.reports.style",
+    "adalink_jax.studies.sweep": "adalink_jax.experiments.sweeps.sweep",
+    "adalink_jax.studies.sweep_board": "adalink_jax.experiments.sweeps.board",
+    "adalink_jax.studies.sweep_plan": "adalink_jax.experiments.sweeps.sweep_plan",
+    "adalink_jax.studies.sweep_runner": "adalink_jax.experiments.sweeps.runner",
+    "adalink_jax.studies.tiny": "adalink_jax.contract.tiny",
+    "adalink_jax.studies.tune": "adalink_jax.experiments.comparisons.tune",
+    "adalink_jax.training.growing_file": "adalink_jax.files.growing_file",
+    "adalink_jax.training.members": "adalink_jax.training.packs.members",
+    "adalink_jax.training.pack": "adalink_jax.training.packs.pack",
+    "adalink_jax.training.pictures": "adalink_jax.training.contact_sheet",
+    "adalink_jax.training.run_pack": "adalink_jax.training.packs.run_pack",
+    "adalink_jax.training.tables": "adalink_jax.training.parameter_tables",
+    "adalink_jax.training.vision_cache": "adalink_jax.training.fill_vision_cache",
+    "adalink_jax.training.whole_file": "adalink_jax.files.whole_file",
+}
+_PACKAGES = {
+    old.rpartition(".")[0] for old in MODULES
+}  # parents of old names; those that are gone become empty packages
+
+
+class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    def find_spec(self, fullname, path=None, target=None):
+        if fullname in MODULES:
+            return importlib.machinery.ModuleSpec(fullname, self)
+        return None
+
+    def create_module(self, spec):
+        return None
+
+    def exec_module(self, module):
+        new = MODULES[module.__name__]
+        warnings.warn(f"{module.__name__} is now {new}; import that instead.", DeprecationWarning, stacklevel=2)
+        sys.modules[module.__name__] = importlib.import_module(new)
+
+
+class _GonePackages(importlib.abc.MetaPathFinder):
+    def find_spec(self, fullname, path=None, target=None):
+        return importlib.machinery.ModuleSpec(fullname, None, is_package=True) if fullname in _PACKAGES else None
+
+
+def install() -> None:
+    """Makes the old names importable."""
+    if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _Finder())  # first: the new home of a package may hold a module of the old short name
+        sys.meta_path.append(_GonePackages())  # last: most of these packages still exist

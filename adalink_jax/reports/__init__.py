@@ -1,0 +1,1 @@
+"""What finished runs say: tables of results, statistics, fits against size, pages and figures."""

@@ -1,0 +1,159 @@
+"""A report's parts, and how they are written: one HTML file that needs no network, Markdown, LaTeX, vector figures.
+
+A part is a title, some sentences, a table or a figure, and with each the command that shows the same and its data.
+"""
+
+import base64
+import csv
+import dataclasses
+import io
+import re
+from collections.abc import Sequence
+from importlib import resources
+
+import jinja2
+from etils import epath
+from matplotlib.figure import Figure
+
+from adalink_jax.experiments.comparisons.compare import slug
+from adalink_jax.reports import style
+from adalink_jax.reports.fits import Estimate
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """Cells are texts, numbers, `Estimate`s or None."""
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence]
+
+    def texts(self) -> list[list[str]]:
+        """The cells as they are read."""
+        return [[_text(cell) for cell in row] for row in self.rows]
+
+    def csv(self) -> str:
+        """All numbers in full; an `Estimate` takes three columns."""
+        wide = [any(isinstance(row[i], Estimate) for row in self.rows) for i in range(len(self.columns))]
+        out = io.StringIO()
+        writer = csv.writer(out, lineterminator="\n")
+        spread = lambda name: (name, f"{name} low", f"{name} high")
+        writer.writerow(x for name, w in zip(self.columns, wide) for x in (spread(name) if w else (name,)))
+        for row in self.rows:
+            cells = []
+            for cell, w in zip(row, wide):
+                if isinstance(cell, Estimate):
+                    cells += [cell.value, cell.low, cell.high]
+                else:
+                    cells += [cell, None, None] if w else [cell]
+            writer.writerow(cells)
+        return out.getvalue()
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """A section.
+
+    Attributes:
+      title: its heading.
+      text: sentences above it.
+      data: its numbers, shown as a table where there is no figure.
+      figure: drawn from `data`.
+      pictures: PNG files, name -> bytes.
+    """
+
+    title: str
+    text: str = ""
+    data: Table | None = None
+    figure: Figure | None = None
+    pictures: dict[str, bytes] = dataclasses.field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """Of its files."""
+        return slug(self.title)
+
+    @property
+    def link(self) -> str:
+        """The data as a URL."""
+        return f"data:text/csv;base64,{base64.b64encode(self.data.csv().encode()).decode()}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What is written."""
+
+    title: str
+    command: str
+    summary: str
+    parts: Sequence[Part]
+
+    def html(self) -> str:
+        """One page."""
+        environment = jinja2.Environment(
+            autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        )
+        source = (resources.files("adalink_jax") / "assets" / "report.html.jinja").read_text(encoding="utf-8")
+        show = {"svg": style.svg, "embedded": style.embedded, "numeric": _numeric}
+        return environment.from_string(source).render(report=self, **show)
+
+    def markdown(self, figures: str | None = None) -> str:
+        """Tables, and links to figures in the folder `figures`."""
+        out = [f"# {self.title}", self.summary, f"    {self.command}"]
+        for part in self.parts:
+            out += [f"## {part.title}", *([part.text] if part.text else [])]
+            if part.figure is not None and figures:
+                out.append(f"![{part.title}]({figures}/{part.name}.svg)")
+            elif part.data is not None:
+                out.append(_markdown(part.data))
+        return "\n\n".join(filter(None, out)) + "\n"
+
+    def latex(self) -> str:
+        """The tables, for a document that uses booktabs."""
+        return "\n".join(_latex(part) for part in self.parts if part.data is not None and part.figure is None)
+
+    def write_figures(self, folder: epath.Path) -> list[str]:
+        """Each figure as SVG and PDF at a page's width; their names."""
+        folder.mkdir(parents=True, exist_ok=True)
+        names = [f"{part.name}.{kind}" for part in self.parts if part.figure is not None for kind in ("svg", "pdf")]
+        for part in self.parts:
+            for kind in ("svg", "pdf") if part.figure is not None else ():
+                style.save(part.figure, folder / f"{part.name}.{kind}")
+        return names
+
+
+def _text(cell) -> str:
+    if cell is None:
+        return ""
+    if isinstance(cell, bool) or not isinstance(cell, int | float):
+        return str(cell)
+    return f"{cell:,}" if isinstance(cell, int) else f"{cell:.4g}"
+
+
+def _numeric(table: Table, column: int) -> bool:
+    return all(row[column] is None or isinstance(row[column], int | float | Estimate) for row in table.rows)
+
+
+def _markdown(table: Table) -> str:
+    sides = ["---:" if _numeric(table, i) else "---" for i in range(len(table.columns))]
+    lines = [table.columns, sides, *table.texts()]
+    return "\n".join("| " + " | ".join(_cell(cell) for cell in line) + " |" for line in lines)
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.replace("|", "\\|").split("\n"))
+
+
+def _latex(part: Part) -> str:
+    table = part.data
+    sides = "".join("r" if _numeric(table, i) else "l" for i in range(len(table.columns)))
+    row = lambda cells: " & ".join(map(_escaped, cells)) + r" \\"
+    body = "\n".join(map(row, table.texts()))
+    return (
+        f"\\begin{{table}}\n\\centering\n\\caption{{{_escaped(part.title)}. {_escaped(part.text)}}}\n\\begin{{tabular}}{{{sides}}}\n"
+        f"\\toprule\n{row(table.columns)}\n\\midrule\n{body}\n\\bottomrule\n\\end{{tabular}}\n\\end{{table}}\n"
+    )
+
+
+def _escaped(text: str) -> str:
+    special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    return re.sub(r"[&%$#_{}\\~^]", lambda found: special.get(found[0], "\\" + found[0]), text)

@@ -1,0 +1,1 @@
+"""Several adapters trained in one program over one frozen base."""

@@ -1,54 +1,65 @@
-# `make` alone lists the targets. Everything is installed into .venv, with the versions of constraints.txt.
+# `make` alone lists the targets. Everything is installed into a virtual environment, with the versions of constraints.txt.
 
 PYTHON ?= python3
-VENV   ?= .venv
-# Extras of setup.py for `make quickstart`, e.g. EXTRAS=cuda13 on a machine with an NVIDIA GPU.
+# .venv, or one folder per version: `make test PYTHON=python3.13` uses .venv-3.13.
+VENV   ?= .venv$(if $(filter-out python3,$(PYTHON)),-$(shell $(PYTHON) -c "import sys; print('%d.%d' % sys.version_info[:2])"))
+# One more extra of setup.py to install: EXTRAS=cuda13 on a machine with an NVIDIA GPU, or EXTRAS=parity (PyTorch) for the
+# tests that compare with PyTorch, which are skipped without it.
 EXTRAS ?=
-# Further arguments for pytest, e.g. PYTEST_ARGS="-k seam". Two processes, each with whole files of tests.
+# Arguments for pytest, e.g. PYTEST_ARGS="-k seam". By default two processes, which share the tests file by file.
 PYTEST_ARGS ?= -n 2 --dist loadfile
 
 BIN       := $(VENV)/bin
 INSTALL   := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
 PACKAGING := setup.py pyproject.toml constraints.txt
-# Empty files that say what has been installed; they are remade when the packaging changes.
+# Empty files that record what is installed; changed packaging makes them again.
 INSTALLED := $(VENV)/.installed$(EXTRAS:%=-%)
-TESTABLE  := $(VENV)/.installed-dev
+DEV       := $(VENV)/.installed-dev
 PYTEST    := JAX_PLATFORMS=cpu TF_CPP_MIN_LOG_LEVEL=3 $(BIN)/python -m pytest $(PYTEST_ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-slow test-t5x soak plan-matrix study wheel clean
+.PHONY: help quickstart lint test test-short test-slow test-t5x soak plan-matrix study wheel clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-quickstart: $(INSTALLED)  ## install, then adapt the bundled frozen model to a task it cannot do (runs/quickstart)
+quickstart: $(INSTALLED)  ## install, then adapt the bundled frozen model to a task that it cannot do (runs/quickstart)
 	$(BIN)/adalink quickstart
 
-test: $(TESTABLE)  ## install what the tests need, then run all but the slow ones
+lint: $(DEV)  ## check style, format, types and wording
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/basedpyright --pythonpath $(BIN)/python
+	$(BIN)/python tests/check_words.py
+
+test: $(DEV) $(INSTALLED)  ## install what the tests need, then run all but the slow ones (EXTRAS=parity: also those against PyTorch)
 	$(PYTEST) -m "not slow and not t5x"
 
-test-slow: $(TESTABLE)  ## the slow tests only
+test-short: $(DEV) $(INSTALLED)  ## the core's tests only: adapters, models, checkpoints, the step, whole runs (10 minutes)
+	$(PYTEST) -m "not slow and not t5x" $(SHORT)
+
+test-slow: $(DEV) $(INSTALLED)  ## the slow tests only
 	JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(PYTEST) -m "slow and not t5x"
 
-# A Python in whose environment t5x is installed, beside what the tests need (docs/t5x.md).
+# A Python that has t5x and what the tests need (docs/t5x.md).
 T5X_PYTHON ?= $(BIN)/python
 
-test-t5x:  ## the tests against t5x itself, with T5X_PYTHON=PATH, a Python that has it; skipped where there is none
+test-t5x:  ## the tests against t5x itself, with T5X_PYTHON=PATH, a Python that has t5x; skipped otherwise
 	JAX_PLATFORMS=cpu TF_CPP_MIN_LOG_LEVEL=3 $(T5X_PYTHON) -m pytest -m t5x tests/test_t5x.py
 
-soak: $(INSTALLED)  ## kill one training run 50 times at random moments, and compare its end with an undisturbed one (8 minutes)
+soak: $(INSTALLED)  ## kill a training run 50 times at random moments and compare its result with an undisturbed run's (8 minutes)
 	$(BIN)/python benchmarks/soak.py
 
-plan-matrix: $(VENV)/.installed-plan  ## plans of large models on TPU slices, compiled here (hours; it resumes; runs/plan_matrix)
+plan-matrix: $(VENV)/.installed-plan  ## compile plans of large models for TPU slices on this machine (hours; resumes; runs/plan_matrix)
 	$(BIN)/python benchmarks/plan_matrix.py
 
-# Where the data sets of the study lie, its folder, that of its results, and further arguments, e.g. STUDY_ARGS="--size 0.3M".
+# The study: folder of its data sets, its own folder, the folder of its results, further arguments, e.g. STUDY_ARGS="--size 0.3M".
 DATA      ?= ../shared/data
 STUDY     ?= runs/miniature
 KEPT      ?= docs/results/miniature
 STUDY_ARGS ?=
 
-study: $(INSTALLED)  ## the scaling study in miniature: what is not done yet (many hours; it resumes), and its report
+study: $(INSTALLED)  ## run what is missing of the scaling study in miniature (many hours; resumes), then write its report
 	test -e $(STUDY)/vocabulary/spiece.model || $(BIN)/adalink vocabulary $(DATA)/corpus_openstax/train.jsonl.gz --pieces 1024 --out $(STUDY)/vocabulary
 	$(BIN)/adalink study --gin_file=gin/studies/miniature.gin --gin.MODEL_DIR="'$(STUDY)'" --gin.DATA_DIR="'$(DATA)'" --gin.VOCABULARY="'$(STUDY)/vocabulary'" --gin.Study.kept="'$(KEPT)'" --run $(STUDY_ARGS)
 	$(BIN)/adalink report $(KEPT) --out $(STUDY)/report.html --title "The gap to full fine-tuning against model size, in miniature"
@@ -57,19 +68,19 @@ wheel: $(BIN)/python  ## build the source distribution and the wheel into dist/
 	$(INSTALL) build
 	$(BIN)/python -m build
 
-clean:  ## remove the virtual environment and what was built; runs/ stays
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache
+clean:  ## remove the virtual environments and all build outputs; keeps runs/
+	rm -rf .venv .venv-* $(VENV) build dist *.egg-info .pytest_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.installed: $(PACKAGING) | $(BIN)/python
-	@echo "Installing adalink-jax into $(VENV): some minutes the first time (3.4 GB, half of it TensorFlow)."
+	@echo "Installing adalink-jax into $(VENV): a few minutes the first time (3.4 GB, half of it TensorFlow)."
 	$(INSTALL) -e .
 	@touch $@
 
 $(VENV)/.installed-%: $(VENV)/.installed
-	@echo "Installing what the extra [$*] adds into $(VENV): some minutes the first time."
+	@echo "Installing the extra [$*] into $(VENV): a few minutes the first time."
 	$(INSTALL) -e '.[$*]'
 	@touch $@

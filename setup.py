@@ -4,7 +4,8 @@ The folders `gin/` and `launch/` stand at the top of the repository, where peopl
 the package: `adalink_jax/gin/**` and `adalink_jax/launch/**` in a wheel. Neither is a Python package, and neither may
 become one: a `gin/__init__.py` would shadow gin-config.
 
-The ranges below say what the code is written for; `constraints.txt` names the one set of versions that is tested.
+The ranges below say what the code is written for; `constraints.txt` pins the versions that are tested: one set for
+Python 3.11, one for later versions.
 """
 
 import pathlib
@@ -19,9 +20,10 @@ README = ROOT / "README.md"
 # seqio needs tensorflow-text, which is not built for Windows. All that does not read a seqio task works without.
 HAS_SEQIO = 'sys_platform != "win32"'
 
-# Compiles for a TPU where there is none. The range is that of the jax versions below.
-PLAN = ["libtpu>=0.0.40,<0.0.43"]
-HF = ["huggingface_hub>=1.0", "transformers>=5.0,<6"]
+# Compiles for a TPU where there is none. The range covers the jax versions below; `constraints.txt` pairs the two.
+PLAN = ["libtpu>=0.0.40,<0.0.51"]
+HUB = "huggingface_hub>=1.0"
+TRANSFORMERS = "transformers>=5.0,<6"
 
 setup(
     name="adalink-jax",
@@ -35,6 +37,8 @@ setup(
     classifiers=[
         "Intended Audience :: Science/Research",
         "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
         "Topic :: Scientific/Engineering :: Artificial Intelligence",
     ],
     python_requires=">=3.11",
@@ -47,7 +51,7 @@ setup(
     },
     install_requires=[
         # The JAX family: a new minor version may rename things.
-        "jax>=0.10.0,<0.11",
+        "jax>=0.10.0,<0.13",
         "flax>=0.12.6,<0.13",
         "optax>=0.2.6,<0.3",
         "orbax-checkpoint>=0.12.0,<0.13",
@@ -82,13 +86,16 @@ setup(
         "plan": PLAN,
         # Folders gs://... where TensorFlow, which reads them too, is not installed.
         "gcs": ["gcsfs>=2025.1"],
-        "hf": HF,
-        # The references of the parity tests (torch, transformers, peft) and what builds and tests the package.
+        "hf": [HUB, TRANSFORMERS],
+        # The references of the parity tests. On Linux, pip takes a build of torch with CUDA: some gigabytes.
+        "parity": ["torch==2.13.0", TRANSFORMERS, "peft>=0.21,<0.22", "accelerate>=1.10"],
+        # What checks, tests and builds the package.
         "dev": [
-            *HF,
             *PLAN,
-            "torch==2.13.0",
-            "peft>=0.21,<0.22",
+            HUB,
+            "tokenizers>=0.22",
+            "ruff>=0.17,<0.18",
+            "basedpyright>=1.40,<1.41",
             "pytest>=9.0,<10",
             "pytest-xdist>=3.6",
             "PyYAML>=6",

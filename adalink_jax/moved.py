@@ -12,6 +12,7 @@ import sys
 import warnings
 
 MODULES = {
+    "adalink_jax.checkpoints.safetensors_file": "adalink_jax.files.safetensors_file",
     "adalink_jax.checkpoints.load": "adalink_jax.checkpoints.load_base",
     "adalink_jax.configuration.checks": "adalink_jax.configuration.gin_checks",
     "adalink_jax.configuration.files": "adalink_jax.configuration.gin_files",

@@ -29,7 +29,8 @@ from rich.progress import track  # noqa: E402
 from rich.table import Table  # noqa: E402
 
 from adalink_jax import T5, AdaptedModel, T5Config, checkpoints, parallel  # noqa: E402
-from adalink_jax.checkpoints.source import Leaf, Source  # noqa: E402
+from adalink_jax.checkpoints.source import Source
+from adalink_jax.files.leaves import Leaf  # noqa: E402
 from adalink_jax.models import paths  # noqa: E402
 from adalink_jax.training.setup import Setup, abstract_params, load_parameters  # noqa: E402
 

@@ -14,8 +14,8 @@ from helpers import init, random_batch, tiny_pali, tiny_t5
 
 from adalink_jax import T5, AdaptedModel, parallel
 from adalink_jax.checkpoints import convert, fingerprint, hugging_face, load_base, native, open_source, save_base, t5x
-from adalink_jax.checkpoints.source import from_array
 from adalink_jax.errors import CheckpointError
+from adalink_jax.files.leaves import from_array
 from adalink_jax.models import paths
 
 

@@ -20,10 +20,11 @@ from adalink_jax import AdaLinkAdapter, AdaptedModel, configuration, parallel  #
 from adalink_jax.adapters import abstract_params  # noqa: E402
 from adalink_jax.adapters.adalink import PHI  # noqa: E402
 from adalink_jax.checkpoints import fingerprint, open_source, save_adapter  # noqa: E402
-from adalink_jax.checkpoints.source import Leaf, Source  # noqa: E402
+from adalink_jax.checkpoints.source import Source
 from adalink_jax.cli.arguments import register  # noqa: E402
 from adalink_jax.cli.main import main  # noqa: E402
 from adalink_jax.data import ByteVocabulary  # noqa: E402
+from adalink_jax.files.leaves import Leaf  # noqa: E402
 from adalink_jax.interop import verify_base  # noqa: E402
 from adalink_jax.models import paths  # noqa: E402
 from adalink_jax.serving import shipped  # noqa: E402

@@ -21,9 +21,10 @@ from helpers import random_batch
 from adalink_jax import AdaLinkAdapter, AdaptedModel, checkpoints, parallel
 from adalink_jax.adapters import PromptTuning, fresh_params
 from adalink_jax.checkpoints import t5x as t5x_files
-from adalink_jax.checkpoints.source import Source, from_array
+from adalink_jax.checkpoints.source import Source
 from adalink_jax.cli.main import main
 from adalink_jax.errors import UserError
+from adalink_jax.files.leaves import from_array
 from adalink_jax.models import T5, T5Config, paths
 from adalink_jax.training import optimizers
 from adalink_jax.training.step import TrainState, make_train_step

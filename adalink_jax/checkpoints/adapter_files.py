@@ -17,9 +17,10 @@ from etils import epath
 
 from adalink_jax import parallel
 from adalink_jax.adapters import describe_adapter
-from adalink_jax.checkpoints import peft_files, safetensors_file
-from adalink_jax.checkpoints.source import Leaf, from_array
+from adalink_jax.checkpoints import peft_files
 from adalink_jax.errors import CheckpointError
+from adalink_jax.files import safetensors_file
+from adalink_jax.files.leaves import Leaf, from_array
 from adalink_jax.models import paths
 from adalink_jax.version import __version__
 

@@ -12,8 +12,9 @@ import numpy as np
 from etils import epath
 
 from adalink_jax.checkpoints.positions import BILINEAR
-from adalink_jax.checkpoints.source import Leaf, Source, computed, layer
+from adalink_jax.checkpoints.source import Source
 from adalink_jax.errors import CheckpointError
+from adalink_jax.files.leaves import Leaf, computed, layer
 
 SUFFIX = ".npz"
 _ROOTS = re.compile(r"(?:params/)?(?:img/)?(.*)")

@@ -9,8 +9,8 @@ import re
 
 from etils import epath
 
-from adalink_jax.checkpoints.source import Leaf, computed, rows, transposed
 from adalink_jax.errors import CheckpointError
+from adalink_jax.files.leaves import Leaf, computed, rows, transposed
 
 SIGLIP, VIT, BLIP2 = ("siglip", "siglip_vision_model"), ("vit",), ("blip-2", "instructblip")
 TYPES = SIGLIP + VIT + BLIP2

@@ -15,11 +15,13 @@ import re
 import numpy as np
 from etils import epath
 
-from adalink_jax.checkpoints import hf_vision, safetensors_file
+from adalink_jax.checkpoints import hf_vision
 from adalink_jax.checkpoints.architecture import t5_sizes
 from adalink_jax.checkpoints.positions import BICUBIC
-from adalink_jax.checkpoints.source import Leaf, Source, transposed
+from adalink_jax.checkpoints.source import Source
 from adalink_jax.errors import CheckpointError
+from adalink_jax.files import safetensors_file
+from adalink_jax.files.leaves import Leaf, transposed
 
 CONFIG, HUB = "config.json", "hf://"
 SAFE, TORCH = "model.safetensors", "pytorch_model.bin"

@@ -19,8 +19,9 @@ from adalink_jax import parallel
 from adalink_jax.checkpoints import architecture, big_vision, hugging_face, native, positions, t5x
 from adalink_jax.checkpoints.architecture import LANGUAGE, VISION
 from adalink_jax.checkpoints.fingerprint import fingerprint
-from adalink_jax.checkpoints.source import Leaf, Source
+from adalink_jax.checkpoints.source import Source
 from adalink_jax.errors import CheckpointError
+from adalink_jax.files.leaves import Leaf
 from adalink_jax.models import paths
 
 BUNDLED = "bundled:"

@@ -10,11 +10,12 @@ import numpy as np
 from etils import epath
 
 from adalink_jax import parallel
-from adalink_jax.checkpoints import safetensors_file
 from adalink_jax.checkpoints.fingerprint import fingerprint
 from adalink_jax.checkpoints.positions import BILINEAR
-from adalink_jax.checkpoints.source import Leaf, Source, from_array
+from adalink_jax.checkpoints.source import Source
 from adalink_jax.errors import CheckpointError
+from adalink_jax.files import safetensors_file
+from adalink_jax.files.leaves import Leaf, from_array
 from adalink_jax.models import paths
 
 WEIGHTS, CONFIG = "model.safetensors", "base_config.json"

@@ -16,8 +16,8 @@ import numpy as np
 
 from adalink_jax.adapters import LoRA, PromptTuning, describe_adapter, make_adapter
 from adalink_jax.checkpoints.hugging_face import hf_name, t5x_name
-from adalink_jax.checkpoints.source import Leaf, transposed
 from adalink_jax.errors import CheckpointError
+from adalink_jax.files.leaves import Leaf, transposed
 
 LORA, PROMPT_TUNING = "LORA", "PROMPT_TUNING"
 TYPES = (LORA, PROMPT_TUNING)

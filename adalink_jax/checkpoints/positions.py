@@ -10,8 +10,8 @@ import math
 
 import numpy as np
 
-from adalink_jax.checkpoints.source import Leaf, computed
 from adalink_jax.errors import CheckpointError
+from adalink_jax.files.leaves import Leaf, computed
 
 BILINEAR, BICUBIC = "bilinear", "bicubic"
 RULES = (BILINEAR, BICUBIC)

@@ -17,8 +17,9 @@ import tensorstore as ts
 from etils import epath
 from flax import serialization
 
-from adalink_jax.checkpoints.source import Leaf, Source, from_array, layer
+from adalink_jax.checkpoints.source import Source
 from adalink_jax.errors import CheckpointError
+from adalink_jax.files.leaves import Leaf, from_array, layer
 from adalink_jax.models import paths
 
 FILE, STATE = "checkpoint", "state"

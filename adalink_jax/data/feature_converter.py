@@ -20,7 +20,8 @@ from adalink_jax.data.images import ImageShape, decode_image, load_image, read_i
 from adalink_jax.data.vision_cache import VisionCache, image_key
 from adalink_jax.data.vocabularies import PAD, WordPieceVocabulary
 from adalink_jax.errors import UserError
-from adalink_jax.models.blip2 import INSTRUCTION
+
+INSTRUCTION = "qformer_input_tokens"  # as `models.blip2` reads it, whose import would bring JAX
 
 
 @dataclasses.dataclass(frozen=True)

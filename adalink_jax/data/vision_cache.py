@@ -16,9 +16,9 @@ from collections.abc import Sequence
 import numpy as np
 from etils import epath
 
-from adalink_jax.checkpoints import safetensors_file
-from adalink_jax.checkpoints.source import Leaf, from_array
 from adalink_jax.errors import UserError
+from adalink_jax.files import safetensors_file
+from adalink_jax.files.leaves import Leaf, from_array
 
 ABOUT, FORMAT_VERSION = "cache.json", 1
 KEY_BYTES, SUM_BYTES = 16, 8

@@ -9,7 +9,6 @@ from collections.abc import Iterable
 import gin
 from etils import epath
 
-from adalink_jax.checkpoints import folder_of
 from adalink_jax.errors import UserError
 
 PAD, EOS, UNK = 0, 1, 2
@@ -107,7 +106,7 @@ class WordPieceVocabulary:
             import tokenizers
         except ModuleNotFoundError as e:
             raise UserError("QFORMER_VOCABULARY needs `tokenizers`: pip install 'adalink-jax[hf]'.") from e
-        file = folder_of(str(path))
+        file = _folder_of(path)
         file = file if file.is_file() else file / QFORMER_FOLDER / TOKENIZER_FILE
         if not file.is_file():
             raise UserError(
@@ -173,7 +172,7 @@ def find_vocabulary(path: str) -> epath.Path | None:
     path = str(path)
     if path == BYTES:
         return None
-    folder = folder_of(path)
+    folder = _folder_of(path)
     if folder.is_file():
         return folder
     if not folder.is_dir():
@@ -187,6 +186,12 @@ def find_vocabulary(path: str) -> epath.Path | None:
     except (json.JSONDecodeError, UnicodeDecodeError) as e:
         raise UserError(f"{config} is damaged or cut short ({e}); copy it again.") from e
     raise UserError(f"{path} holds no {SENTENCEPIECE_FILE}; give the vocabulary's path, or {BYTES!r} for UTF-8 bytes.")
+
+
+def _folder_of(path: str) -> epath.Path:
+    from adalink_jax.checkpoints import folder_of  # brings JAX, which worker processes do without
+
+    return folder_of(path)
 
 
 def fingerprint(path: str) -> str:

@@ -14,11 +14,13 @@ from etils import epath
 
 from adalink_jax.adapters import fold_text
 from adalink_jax.adapters.folding import TABLE
-from adalink_jax.checkpoints import counted, fingerprint_of_source, hugging_face, safetensors_file
+from adalink_jax.checkpoints import counted, fingerprint_of_source, hugging_face
 from adalink_jax.checkpoints.adapter_files import check_base
 from adalink_jax.checkpoints.convert import check_destination
-from adalink_jax.checkpoints.source import Source, from_array
+from adalink_jax.checkpoints.source import Source
 from adalink_jax.errors import UserError
+from adalink_jax.files import safetensors_file
+from adalink_jax.files.leaves import from_array
 from adalink_jax.interop.language_model import load_language_model
 from adalink_jax.interop.text_adapter import read_text_adapter
 from adalink_jax.models import Inputs

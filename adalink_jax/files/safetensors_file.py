@@ -13,8 +13,8 @@ import ml_dtypes
 import numpy as np
 from etils import epath
 
-from adalink_jax.checkpoints.source import Index, Leaf
 from adalink_jax.errors import CheckpointError
+from adalink_jax.files.leaves import Index, Leaf
 
 DTYPES = {
     "F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16,

@@ -1,0 +1,113 @@
+"""Arrays in files, read piece by piece: nothing is read before it is requested, and never more than requested."""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+
+BLOCK_BYTES = 4 * 2**20  # of the file's values held in memory beside the array that is being filled
+
+Index = tuple[slice, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Leaf:
+    """One array in a file.
+
+    Attributes:
+      shape: the shape that the model expects.
+      dtype: dtype in the file.
+      origin: name in the file.
+      read: maps one bounded slice per axis to that part of the array, in the file's dtype.
+      grain: shape of the part that is cheapest to read at once, such as a chunk or a row.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    origin: str
+    read: Callable[[Index], np.ndarray]
+    grain: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        """The number of values."""
+        return int(np.prod(self.shape, dtype=np.int64))
+
+    @property
+    def nbytes(self) -> int:
+        """The number of bytes in the file's dtype."""
+        return self.size * self.dtype.itemsize
+
+    def whole(self) -> np.ndarray:
+        """Reads the whole array."""
+        return self.read(tuple(slice(0, n) for n in self.shape))
+
+    def fill(self, out: np.ndarray, index: Index) -> None:
+        """Copies the part at `index` into `out`, cast to `out`'s dtype, block by block."""
+        for block in self.blocks(index):
+            within = tuple(slice(b.start - i.start, b.stop - i.start) for b, i in zip(block, index))
+            out[within] = self.read(block)
+
+    def blocks(self, index: Index | None = None) -> Iterator[Index]:
+        """Yields `index` cut along one axis into whole grains of about `BLOCK_BYTES`."""
+        index = tuple(slice(0, n) for n in self.shape) if index is None else index
+        if not index:
+            yield index
+            return
+        extents = [i.stop - i.start for i in index]
+        axis = max(range(len(index)), key=lambda a: -(-extents[a] // self.grain[a]))
+        others = np.prod([n for a, n in enumerate(extents) if a != axis], dtype=np.int64)
+        step = max(1, BLOCK_BYTES // max(1, int(others) * self.dtype.itemsize * self.grain[axis])) * self.grain[axis]
+        start = index[axis].start
+        while start < index[axis].stop:
+            stop = min(index[axis].stop, (start // self.grain[axis]) * self.grain[axis] + step)
+            yield (*index[:axis], slice(start, stop), *index[axis + 1 :])
+            start = stop
+
+
+def from_array(array: np.ndarray, origin: str) -> Leaf:
+    """Wraps an array that is in memory."""
+    return Leaf(array.shape, array.dtype, origin, lambda index: array[index], array.shape)
+
+
+def transposed(leaf: Leaf) -> Leaf:
+    """The transpose of a matrix."""
+    read = lambda index: leaf.read(index[::-1]).T
+    return dataclasses.replace(leaf, shape=leaf.shape[::-1], read=read, grain=leaf.grain[::-1])
+
+
+def rows(leaf: Leaf, start: int, stop: int) -> Leaf:
+    """Rows `start` to `stop` of a leaf."""
+    at = lambda index: (slice(start + index[0].start, start + index[0].stop), *index[1:])
+    shape = (stop - start, *leaf.shape[1:])
+    return dataclasses.replace(leaf, shape=shape, read=lambda index: leaf.read(at(index)), grain=(1, *leaf.grain[1:]))
+
+
+def computed(
+    leaves: Sequence[Leaf], shape: tuple[int, ...], make: Callable[..., np.ndarray], dtype: np.dtype | None = None
+) -> Leaf:
+    """A small leaf computed from other leaves, which are read whole.
+
+    Args:
+      leaves: the arguments of `make`.
+      shape: shape of the result.
+      make: maps the arrays to the result.
+      dtype: dtype of the result; None means the first leaf's.
+    """
+    origin = ", ".join(leaf.origin for leaf in leaves)
+    read = lambda index: np.reshape(make(*(leaf.whole() for leaf in leaves)), shape)[index]
+    return Leaf(shape, dtype or leaves[0].dtype, origin, read, shape)
+
+
+def layer(leaf: Leaf, i: int, axis: int, shape: tuple[int, ...]) -> Leaf:
+    """Layer `i` of a leaf whose layers are stacked on `axis`, reshaped to `shape` (where heads are joined)."""
+    at = lambda rest: (*rest[:axis], slice(i, i + 1), *rest[axis:])
+    rest = (*leaf.shape[:axis], *leaf.shape[axis + 1 :])
+
+    def read(index: Index) -> np.ndarray:
+        if rest == shape:
+            return leaf.read(at(index)).squeeze(axis)
+        return leaf.read(at(tuple(slice(0, n) for n in rest))).reshape(shape)[index]
+
+    grain = (*leaf.grain[:axis], *leaf.grain[axis + 1 :]) if rest == shape else shape
+    return dataclasses.replace(leaf, shape=shape, read=read, grain=grain, origin=f"{leaf.origin}[{i}]")

@@ -12,16 +12,17 @@ import sys
 import warnings
 
 MODULES = {
+    "adalink_jax.checkpoints.t5x": "adalink_jax.checkpoints.t5x_format",
     "adalink_jax.checkpoints.safetensors_file": "adalink_jax.files.safetensors_file",
     "adalink_jax.checkpoints.load": "adalink_jax.checkpoints.load_base",
     "adalink_jax.configuration.checks": "adalink_jax.configuration.gin_checks",
     "adalink_jax.configuration.files": "adalink_jax.configuration.gin_files",
     "adalink_jax.data.files": "adalink_jax.data.user_files",
     "adalink_jax.data.files.checks": "adalink_jax.data.user_files.row_checks",
-    "adalink_jax.data.files.guess": "adalink_jax.data.user_files.guess",
+    "adalink_jax.data.files.guess": "adalink_jax.data.user_files.task_draft",
     "adalink_jax.data.files.pictures": "adalink_jax.data.user_files.image_files",
-    "adalink_jax.data.files.reading": "adalink_jax.data.user_files.reading",
-    "adalink_jax.data.files.store": "adalink_jax.data.user_files.store",
+    "adalink_jax.data.files.reading": "adalink_jax.data.user_files.file_splits",
+    "adalink_jax.data.files.store": "adalink_jax.data.user_files.row_store",
     "adalink_jax.data.files.tables": "adalink_jax.data.user_files.table_files",
     "adalink_jax.data.files.task": "adalink_jax.data.user_files.file_task",
     "adalink_jax.data.files.templates": "adalink_jax.data.user_files.text_templates",

@@ -24,7 +24,7 @@ def test_names_are_imported_from_old_packages_in_a_fresh_process():
         "from adalink_jax.data.files import FileTask\n"
         "from adalink_jax.data.files.guess import __name__ as name\n"
         "import adalink_jax.contract.tiny\n"
-        "assert tiny is adalink_jax.contract.tiny and name == 'adalink_jax.data.user_files.guess'\n"
+        "assert tiny is adalink_jax.contract.tiny and name == 'adalink_jax.data.user_files.task_draft'\n"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
 

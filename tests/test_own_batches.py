@@ -8,7 +8,7 @@ import pytest
 from own_files_cases import LENGTHS, csv_text, load, written
 
 from adalink_jax.data import DatasetConfig, FeatureConverter, padded_batches, train_batches
-from adalink_jax.data.user_files.store import Writer
+from adalink_jax.data.user_files.row_store import Writer
 
 
 @pytest.fixture

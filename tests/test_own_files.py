@@ -12,7 +12,7 @@ from own_files_cases import GOOD, csv_text, found, jsonl_text, load, picture, to
 from PIL import Image
 
 from adalink_jax.configuration import original_message
-from adalink_jax.data.user_files import reading, table_files
+from adalink_jax.data.user_files import file_splits, table_files
 from adalink_jax.errors import UserError
 
 LONG = "x" * (table_files.LONGEST + 1)
@@ -373,4 +373,4 @@ def test_what_will_be_cut_and_what_cannot_be_written(tmp_path, request):
 
 
 def test_a_folder_of_a_file_is_found_for_bare_names():
-    assert reading.folder_of("a.csv") == "." and reading.folder_of("x/a.csv") == "x"
+    assert file_splits.folder_of("a.csv") == "." and file_splits.folder_of("x/a.csv") == "x"

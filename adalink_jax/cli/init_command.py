@@ -30,10 +30,10 @@ def init(argv: list[str]) -> int:
     register()
     model, takes_images, vocabulary = _base(options)
     from adalink_jax.data import FileTask
-    from adalink_jax.data.user_files import guess
+    from adalink_jax.data.user_files import task_draft
 
     given = {name: getattr(options, name) for name in ("inputs", "targets", "image", "images")}
-    drafted = guess.draft(options.data, given)
+    drafted = task_draft.draft(options.data, given)
     settings = drafted.settings | {"vocabulary": vocabulary}
     if "image" in settings and not takes_images:
         raise UserError(

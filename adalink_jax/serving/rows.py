@@ -17,7 +17,7 @@ from etils import epath
 
 from adalink_jax.data import text_of
 from adalink_jax.data.images import ImageShape, decode_image, load_image
-from adalink_jax.data.user_files import reading, table_files
+from adalink_jax.data.user_files import file_splits, table_files
 from adalink_jax.data.user_files.image_files import Pictures, RowPicture
 from adalink_jax.data.user_files.text_templates import Template
 from adalink_jax.errors import UserError
@@ -79,7 +79,7 @@ def of_file(path: str, given: Mapping[str, str | None], run: Mapping[str, object
     written = _template(INPUTS, given, run, path, table)
     picture = pictures = None
     if wants_images:
-        pictures = Pictures(given["images"] or run.get("images") or reading.picture_root(None, path))
+        pictures = Pictures(given["images"] or run.get("images") or file_splits.picture_root(None, path))
         picture = RowPicture(_template(table_files.IMAGE, given, run, path, table), pictures)
 
     def asks() -> Iterator[Ask]:

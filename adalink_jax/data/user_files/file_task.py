@@ -13,7 +13,7 @@ import numpy as np
 
 from adalink_jax.data import metrics as scores
 from adalink_jax.data.images import decode_image, read_image
-from adalink_jax.data.user_files import reading, row_checks
+from adalink_jax.data.user_files import file_splits, row_checks
 from adalink_jax.data.user_files.row_checks import Lengths
 from adalink_jax.data.vocabularies import EOS, Vocabulary, load_vocabulary
 from adalink_jax.errors import UserError
@@ -136,7 +136,7 @@ class LoadedFileTask:
         self._vocabulary: Vocabulary = load_vocabulary(settings.vocabulary)
         self.vocab_size = self._vocabulary.vocab_size
         self.has_images = settings.image is not None or settings.blank_image
-        found = reading.read(settings, on_rows)
+        found = file_splits.read(settings, on_rows)
         self.splits, self.findings, self.several = found.splits, found.findings, found.several
         self._pictures, self._told = found.pictures, found.notes
         self.lengths: dict[str, dict[str, Lengths]] = {}
@@ -146,7 +146,7 @@ class LoadedFileTask:
             self.findings += found
             self._try_pictures(examples)
 
-    def _try_pictures(self, examples: reading.Split) -> None:
+    def _try_pictures(self, examples: file_splits.Split) -> None:
         if self._settings.image is None:
             return
         for row in sample(examples, PICTURES_TRIED):

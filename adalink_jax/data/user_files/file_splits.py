@@ -16,7 +16,7 @@ from adalink_jax.data.splits import Splits, as_published, carved, halved, positi
 from adalink_jax.data.user_files import row_checks, table_files
 from adalink_jax.data.user_files.image_files import Pictures, RowPicture
 from adalink_jax.data.user_files.row_checks import Finding
-from adalink_jax.data.user_files.store import Rows, Writer
+from adalink_jax.data.user_files.row_store import Rows, Writer
 from adalink_jax.data.user_files.text_templates import Template
 from adalink_jax.errors import UserError
 

@@ -8,8 +8,8 @@ import re
 from collections.abc import Mapping, Sequence
 
 from adalink_jax.data.user_files import table_files
+from adalink_jax.data.user_files.file_splits import files_of, first_of, folder_of
 from adalink_jax.data.user_files.image_files import ARCHIVES, Pictures
-from adalink_jax.data.user_files.reading import files_of, first_of, folder_of
 from adalink_jax.data.user_files.text_templates import cell_text
 from adalink_jax.errors import UserError
 

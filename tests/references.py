@@ -1,8 +1,14 @@
-"""Models of `transformers` that the tests compare with, and inputs for them. Needs torch."""
+"""Models of `transformers` that the tests compare with, and inputs for them.
+
+Importing this skips the test, or the whole file of tests, where the extra `parity` is not installed.
+"""
 
 import numpy as np
-import torch
-import transformers
+import pytest
+
+NEEDS_PARITY = "compares with PyTorch; run `make test EXTRAS=parity`"
+torch = pytest.importorskip("torch", reason=NEEDS_PARITY)
+transformers = pytest.importorskip("transformers", reason=NEEDS_PARITY)
 
 VOCAB, D, H, F = 96, 32, 4, 48
 # transformers' class and settings of each form; a head width that is not D / H, stacks of different depth for ByT5.

@@ -125,7 +125,9 @@ def test_samples_come_sorted_with_their_likelihoods_and_depend_on_the_key_alone(
 
 @pytest.mark.parametrize("temperature, top_k, top_p", [(1.0, 0, 1.0), (0.7, 5, 1.0), (1.3, 0, 0.8), (0.5, 8, 0.6)])
 def test_filters_are_those_of_transformers(temperature, top_k, top_p):
-    torch, process = pytest.importorskip("torch"), pytest.importorskip("transformers.generation.logits_process")
+    from references import torch
+    from transformers.generation import logits_process as process
+
     logits = np.random.default_rng(0).normal(size=(200, 30)).astype(np.float32) * 3
     theirs = process.TemperatureLogitsWarper(temperature)(None, torch.tensor(logits))
     if top_k:

@@ -8,26 +8,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from references import make_reference, tokens, torch, transformers
+from safetensors.numpy import load_file, save_file
+from test_t5_parity import assert_close, ours
 
-torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
-
-from references import make_reference, tokens  # noqa: E402
-from safetensors.numpy import load_file, save_file  # noqa: E402
-from test_t5_parity import assert_close, ours  # noqa: E402
-
-from adalink_jax import AdaLinkAdapter, AdaptedModel, configuration, parallel  # noqa: E402
-from adalink_jax.adapters import abstract_params  # noqa: E402
-from adalink_jax.adapters.adalink import PHI  # noqa: E402
-from adalink_jax.checkpoints import fingerprint, open_source, save_adapter  # noqa: E402
+from adalink_jax import AdaLinkAdapter, AdaptedModel, configuration, parallel
+from adalink_jax.adapters import abstract_params
+from adalink_jax.adapters.adalink import PHI
+from adalink_jax.checkpoints import fingerprint, open_source, save_adapter
 from adalink_jax.checkpoints.source import Source
-from adalink_jax.cli.arguments import register  # noqa: E402
-from adalink_jax.cli.main import main  # noqa: E402
-from adalink_jax.data import ByteVocabulary  # noqa: E402
-from adalink_jax.files.leaves import Leaf  # noqa: E402
-from adalink_jax.interop import verify_base  # noqa: E402
-from adalink_jax.models import paths  # noqa: E402
-from adalink_jax.serving import shipped  # noqa: E402
+from adalink_jax.cli.arguments import register
+from adalink_jax.cli.main import main
+from adalink_jax.data import ByteVocabulary
+from adalink_jax.files.leaves import Leaf
+from adalink_jax.interop import verify_base
+from adalink_jax.models import paths
+from adalink_jax.serving import shipped
 
 RANK = 4
 pytestmark = pytest.mark.usefixtures("exact_matmuls")

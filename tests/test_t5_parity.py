@@ -6,18 +6,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from references import FORMS, make_reference, tokens, torch
 
-torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
-
-from references import FORMS, make_reference, tokens  # noqa: E402
-
-from adalink_jax import T5, AdaptedModel, T5Config, checkpoints, parallel  # noqa: E402
-from adalink_jax.checkpoints import open_source, t5_fields  # noqa: E402
-from adalink_jax.models import Inputs  # noqa: E402
-from adalink_jax.models.decoding import BeamSearch, Sampling  # noqa: E402
-from adalink_jax.models.layers import relative_position_bucket  # noqa: E402
-from adalink_jax.training.setup import Setup, load_parameters  # noqa: E402
+from adalink_jax import T5, AdaptedModel, T5Config, checkpoints, parallel
+from adalink_jax.checkpoints import open_source, t5_fields
+from adalink_jax.models import Inputs
+from adalink_jax.models.decoding import BeamSearch, Sampling
+from adalink_jax.models.layers import relative_position_bucket
+from adalink_jax.training.setup import Setup, load_parameters
 
 pytestmark = pytest.mark.usefixtures("exact_matmuls")
 
@@ -39,7 +35,7 @@ def ours(folder, **overrides):
     mesh, rules = parallel.make_mesh(), parallel.logical_axis_rules()
     with parallel.use_mesh(mesh, rules):
         loaded = load_parameters(Setup(model, initial_checkpoint_path=str(folder)), mesh, rules)
-    return model, loaded.frozen
+    return model, loaded.tree()
 
 
 def assert_close(mine, theirs, tolerance=1e-4):

@@ -6,22 +6,18 @@ import shutil
 import jax
 import numpy as np
 import pytest
+from references import tokens, torch, transformers
 
-torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
-
-from references import tokens  # noqa: E402
-
-from adalink_jax import BLIP2, AdaptedModel, PaLI, QFormerConfig, T5Config, ViTConfig, checkpoints, parallel  # noqa: E402
-from adalink_jax.checkpoints import open_source, t5_fields  # noqa: E402
-from adalink_jax.checkpoints.positions import BICUBIC, BILINEAR, resample  # noqa: E402
-from adalink_jax.cli.main import main  # noqa: E402
-from adalink_jax.configuration import gin_root  # noqa: E402
-from adalink_jax.errors import CheckpointError  # noqa: E402
-from adalink_jax.models.decoding import Sampling  # noqa: E402
-from adalink_jax.training.abstract import abstract_leaves  # noqa: E402
-from adalink_jax.training.partition import select  # noqa: E402
-from adalink_jax.training.setup import Setup, load_parameters  # noqa: E402
+from adalink_jax import BLIP2, AdaptedModel, PaLI, QFormerConfig, T5Config, ViTConfig, checkpoints, parallel
+from adalink_jax.checkpoints import open_source, t5_fields
+from adalink_jax.checkpoints.positions import BICUBIC, BILINEAR, resample
+from adalink_jax.cli.main import main
+from adalink_jax.configuration import gin_root
+from adalink_jax.errors import CheckpointError
+from adalink_jax.models.decoding import Sampling
+from adalink_jax.training.abstract import abstract_leaves
+from adalink_jax.training.partition import below
+from adalink_jax.training.setup import Setup, load_parameters
 
 pytestmark = pytest.mark.usefixtures("exact_matmuls")
 
@@ -85,7 +81,7 @@ def tower_of(path, config):
     mesh, rules = parallel.make_mesh(), parallel.logical_axis_rules()
     with parallel.use_mesh(mesh, rules):
         wanted = abstract_leaves(AdaptedModel(backbone), mesh, rules)
-        vision = select(wanted, [name for name in wanted if name.startswith("backbone/vision/")])["backbone"]
+        vision = {f"vision/{name}": leaf for name, leaf in below(wanted, "backbone/vision").items()}
         base = checkpoints.load_base({"vision": path}, vision, configs=checkpoints.configs_of(backbone))
     run = jax.jit(lambda images: backbone.apply({"params": base.params}, {"images": images}, method="image_features"))
     return lambda images: np.asarray(run(images))
@@ -321,9 +317,9 @@ def test_features_and_logits_of_an_image_and_text_model(blip, size):
         out = model(**theirs_of(batch, mine.backbone.vision_config),
                     decoder_input_ids=torch.tensor(batch["decoder_input_tokens"]).long())  # fmt: skip
     run = jax.jit(lambda params: mine.backbone.apply({"params": params}, batch, method="image_features"))
-    seen = run(params.frozen["backbone"])
+    seen = run(params.tree()["backbone"])
     assert_close(seen, out.qformer_outputs.last_hidden_state[:, :QUERIES])
-    assert_close(jax.jit(mine.apply)({"params": params.frozen}, batch), out.logits)
+    assert_close(jax.jit(mine.apply)({"params": params.tree()}, batch), out.logits)
     resampled = "resampled (bicubic)" in params.sources["backbone/vision"]
     assert resampled == (size != (28, 28))
 
@@ -338,7 +334,7 @@ def test_greedy_outputs_on_32_pairs_of_image_and_question(blip):
     out = out.numpy()[:, 1:]
     out = np.pad(out, ((0, 0), (0, length - out.shape[1])))
     run = jax.jit(lambda params: mine.apply({"params": params}, batch, length, Sampling(), method="generate").ids[:, 0])
-    np.testing.assert_array_equal(run(params.frozen), out)
+    np.testing.assert_array_equal(run(params.tree()), out)
     assert len({tuple(row) for row in out.tolist()}) >= 16
     assert (out == 1).any(axis=-1).sum() >= 8
 
@@ -348,7 +344,7 @@ def test_scanned_and_unrolled_forms_of_an_image_and_text_model_agree(blip):
     batch = features(3, (28, 28), reads) | {"decoder_input_tokens": tokens(3, 6, seed=1).astype(np.int32)}
     (one, params), (other, stacked) = ours(folder, reads), ours(folder, reads, scan_layers=True)
     assert_close(
-        jax.jit(other.apply)({"params": stacked.frozen}, batch), jax.jit(one.apply)({"params": params.frozen}, batch)
+        jax.jit(other.apply)({"params": stacked.tree()}, batch), jax.jit(one.apply)({"params": params.tree()}, batch)
     )
     assert stacked.base["fingerprint"] == params.base["fingerprint"]
 

@@ -1,4 +1,4 @@
-"""What the tests of one's own files share: small files, and a task over them."""
+"""Shared by the tests of the user's own files: small files, and a task over them."""
 
 import io
 import json
@@ -41,7 +41,7 @@ def total(task):
     return sum(len(split) for split in task.splits.values())
 
 
-def found(task, kind):
+def count_of(task, kind):
     return sum(finding.count for finding in task.findings if finding.kind == kind)
 
 

@@ -73,7 +73,7 @@ def test_each_row_has_the_answer_of_a_run_of_its_adapter(configured, scenes, ada
     mixed = predictor(texts, images, names)
     alone = {None: Predictor()(texts, images)}
     setup = Setup()
-    frozen = load_parameters(setup, parallel.make_mesh(), parallel.logical_axis_rules()).frozen
+    frozen = load_parameters(setup, parallel.make_mesh(), parallel.logical_axis_rules()).tree()
     ids = np.zeros((ROWS, 24), np.int32)
     for row, text in zip(ids, texts):
         row[: len(text) + 1] = [*(byte + 3 for byte in text.encode()), 1]
@@ -146,7 +146,7 @@ def test_pictures_are_scaled_to_the_model(tmp_path):
     with pytest.raises(UserError, match="There is no picture"):
         load_image(tmp_path / "none.png", (8, 16, 1))
     (tmp_path / "bad.png").write_bytes(b"no picture")
-    with pytest.raises(UserError, match="damaged, or no picture"):
+    with pytest.raises(UserError, match="damaged, or not a picture"):
         load_image(tmp_path / "bad.png", (8, 16, 1))
 
 
@@ -224,7 +224,7 @@ def test_log_likelihoods_are_those_of_the_tokens(predict, scenes):
         assert score <= 0 and (text != said[0][0] or each[text] == pytest.approx(score, abs=1e-5))
     # by hand, from the logits of teacher forcing
     setup = Setup(**{"model": predict._setup.model, "initial_checkpoint_path": "bundled:pali_nano_instruct"})
-    frozen = load_parameters(setup, parallel.make_mesh(), parallel.logical_axis_rules()).frozen
+    frozen = load_parameters(setup, parallel.make_mesh(), parallel.logical_axis_rules()).tree()
     ids = [*(byte + 3 for byte in b"42"), 1]
     batch = {
         "encoder_input_tokens": np.array([[*(byte + 3 for byte in texts[0].encode()), 1]], np.int32),

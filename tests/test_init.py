@@ -146,11 +146,11 @@ def test_what_a_run_would_refuse_is_told_with_status_1(init, tmp_path):
 
 BAD = {
     "empty": (b"", "is empty"),
-    "binary": (bytes(range(256)) * 9, "is no text"),
+    "binary": (bytes(range(256)) * 9, "is not text"),
     "utf_16": ("text,label\na,b\n".encode("utf-16"), "UTF-16"),
     "header_alone": (b"text,label\n", "no rows that can be read"),
     "open_quote": (b'text,label\n"a,b\nc,d\n', "is not closed"),
-    "one_class": (b"text,other\n" + b"".join(b"t%d,x\n" % i for i in range(60)), "cannot be told"),
+    "one_class": (b"text,other\n" + b"".join(b"t%d,x\n" % i for i in range(60)), "not clear which column"),
     "one_row": (b"text,label\nonly,one\n", "no examples"),
     "damaged_gz": (b"\x1f\x8b\x08nothing", "cannot be read"),
 }

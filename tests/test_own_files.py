@@ -1,4 +1,4 @@
-"""Tasks over one's own files: every way in which a file can be wrong has a fate of its own, and nothing is lost on the way."""
+"""Tasks over the user's own files: everything that can be wrong with a file is reported, and no row is lost silently."""
 
 import csv
 import gzip
@@ -8,7 +8,7 @@ import pathlib
 
 import numpy as np
 import pytest
-from own_files_cases import GOOD, csv_text, found, jsonl_text, load, picture, total, written
+from own_files_cases import GOOD, count_of, csv_text, jsonl_text, load, picture, total, written
 from PIL import Image
 
 from adalink_jax.configuration import original_message
@@ -18,24 +18,24 @@ from adalink_jax.errors import UserError
 LONG = "x" * (table_files.LONGEST + 1)
 WHOLE = {
     "no_such_file": (None, b"", {}, r"There is no .*none\.csv"),
-    "of_no_known_kind": ("a.xlsx", b"PK", {}, r"a\.xlsx is none of \.csv"),
+    "of_no_known_kind": ("a.xlsx", b"PK", {}, r"a\.xlsx does not end in one of \.csv"),
     "empty_csv": ("a.csv", b"", {}, r"a\.csv is empty"),
     "only_empty_lines": ("a.csv", b"\n\n\n", {}, r"a\.csv is empty"),
     "only_a_bom": ("a.csv", b"\xef\xbb\xbf", {}, r"a\.csv is empty"),
     "header_alone": ("a.csv", b"text,label\n", {}, r"no rows below its header"),
     "empty_jsonl": ("a.jsonl", b"", {}, r"a\.jsonl is empty"),
-    "empty_parquet": ("a.parquet", b"", {}, r"a\.parquet is damaged, or no Parquet"),
-    "parquet_of_noise": ("a.parquet", b"PAR1" + bytes(100), {}, r"a\.parquet is damaged, or no Parquet"),
+    "empty_parquet": ("a.parquet", b"", {}, r"a\.parquet is damaged, or not a Parquet"),
+    "parquet_of_noise": ("a.parquet", b"PAR1" + bytes(100), {}, r"a\.parquet is damaged, or not a Parquet"),
     "column_twice": ("a.csv", csv_text(header="text,text"), {}, r"has the column 'text' twice"),
     "column_twice_by_setting": ("a.csv", csv_text(), {"columns": ("a", "a")}, r"COLUMNS names the column 'a' twice"),
     "semicolons": ("a.csv", csv_text(delimiter=";", header="text;label"), {}, r"one column, 'text;label'; is it separated by ';'\? Set DELIMITER"),
     "tabs_in_csv": ("a.csv", csv_text(delimiter="\t", header="text\tlabel"), {}, r"separated by '\\t'\?"),
     "commas_in_tsv": ("a.tsv", csv_text(), {}, r"separated by ','\?"),
     "delimiter_of_two": ("a.csv", csv_text(), {"delimiter": "||"}, r"DELIMITER is '\|\|'; it must be one character"),
-    "delimiter_of_jsonl": ("a.jsonl", jsonl_text([{"text": "a", "label": "b"}]), {"delimiter": ","}, r"COLUMNS and DELIMITER are of CSV"),
+    "delimiter_of_jsonl": ("a.jsonl", jsonl_text([{"text": "a", "label": "b"}]), {"delimiter": ","}, r"COLUMNS and DELIMITER are for CSV"),
     "utf_16": ("a.csv", csv_text().encode("utf-16"), {}, r"is UTF-16; save it as UTF-8"),
-    "latin_1_header": ("a.csv", "té,label\n".encode("latin-1"), {}, r"header of .* cannot be read: it is no UTF-8 \(byte 0xE9\)"),
-    "nul_in_header": ("a.csv", b"te\0xt,label\na,b\n", {}, r"is no text: its first line holds NUL"),
+    "latin_1_header": ("a.csv", "té,label\n".encode("latin-1"), {}, r"header of .* cannot be read: it is not UTF-8 \(byte 0xE9\)"),
+    "nul_in_header": ("a.csv", b"te\0xt,label\na,b\n", {}, r"is not text: its first line holds NUL"),
     "line_of_16_mb": ("a.csv", csv_text() + LONG, {}, r"Line 62 of .* is longer than 16 MB"),
     "quote_never_closed": ("a.csv", csv_text() + '"open,yes\n' + csv_text(), {}, r"quotation mark that opens in line 62 .* is not closed"),
     "carriage_returns_alone": ("a.csv", csv_text().replace("\n", "\r"), {}, r"carriage return"),
@@ -58,10 +58,10 @@ WHOLE = {
     "shares_above_one": ("a.csv", csv_text(), {"validation_share": 0.6, "test_share": 0.6}, r"below 1 together"),
     "images_without_image": ("a.csv", csv_text(), {"images": "photos"}, r"IMAGE, which names each row's picture, is not"),
     "no_folder_of_images": ("a.csv", csv_text(), {"image": "{text}", "images": "none"}, r"There is no folder or archive .* none"),
-    "archive_of_noise": ("a.zip", b"no zip", {"data": "B", "image": "{text}", "images": "A"}, r"no whole archive"),
+    "archive_of_noise": ("a.zip", b"no zip", {"data": "B", "image": "{text}", "images": "A"}, r"not a complete archive"),
     "folder_without_subfolders": ("photos/a.png", picture(), {"data": "D", "inputs": "?", "image": "{image}"}, r"has no subfolders"),
     "folder_without_pictures": ("photos/cats/a.txt", b"", {"data": "P", "inputs": "?", "image": "{image}"}, r"There is no picture in"),
-    "stray_folder_beside_splits": ("photos/train/cats/a.png", picture(), {"data": "S", "inputs": "?", "image": "{image}"}, r"other, which names none"),
+    "stray_folder_beside_splits": ("photos/train/cats/a.png", picture(), {"data": "S", "inputs": "?", "image": "{image}"}, r"other, which is not a split"),
 }  # fmt: skip
 
 
@@ -81,30 +81,30 @@ def test_what_spoils_a_file_is_one_sentence(name, tmp_path):
     }  # fmt: skip
     with pytest.raises(UserError, match=message) as error:
         load(path, **settings)
-    told = original_message(error.value)  # gin adds where it was, on lines of its own
-    assert told.endswith((".", "?")) and "\n" not in told
+    message = original_message(error.value)  # gin adds lines that say where it was
+    assert message.endswith((".", "?")) and "\n" not in message
 
 
-# --- what spoils a row: it is counted, named, and left out, and too many stop the run ---
+# --- rows that cannot be used are counted, named and left out; too many stop the run ---
 
 ROWS = {
     "too_few_cells": ("a.csv", "alone\n", "it has 1 cells, and there are 2 columns"),
     "too_many_cells": ("a.csv", "a,b,c\n", "it has 3 cells"),
     "trailing_comma": ("a.csv", "a,b,\n", "it has 3 cells"),
-    "latin_1": ("a.csv", "caf\u00e9,no\n".encode("latin-1"), "no UTF-8 (byte 0xE9)"),
-    "cut_utf_8": ("a.csv", b"caf\xc3,no\n", "no UTF-8 (byte 0xC3)"),
+    "latin_1": ("a.csv", "caf\u00e9,no\n".encode("latin-1"), "not UTF-8 (byte 0xE9)"),
+    "cut_utf_8": ("a.csv", b"caf\xc3,no\n", "not UTF-8 (byte 0xC3)"),
     "nul": ("a.csv", b"a\0b,no\n", "NUL"),
     "text_after_a_quote": ("a.csv", '"a"b,no\n', "its quotation marks do not fit"),
     "tsv_short": ("a.tsv", "alone\n", "it has 1 cells"),
     "tsv_nul": ("a.tsv", b"\0\tno\n", "NUL"),
-    "no_json": ("a.jsonl", "{text: 1}\n", "it is no JSON"),
-    "json_cut_short": ("a.jsonl", '{"text": "a"\n', "it is no JSON"),
-    "json_list": ("a.jsonl", '["a", "b"]\n', "it is no object of JSON"),
-    "json_latin_1": ("a.jsonl", '{"text": "caf\u00e9", "label": "no"}\n'.encode("latin-1"), "no UTF-8"),
+    "no_json": ("a.jsonl", "{text: 1}\n", "it is not JSON"),
+    "json_cut_short": ("a.jsonl", '{"text": "a"\n', "it is not JSON"),
+    "json_list": ("a.jsonl", '["a", "b"]\n', "it is not a JSON object"),
+    "json_latin_1": ("a.jsonl", '{"text": "caf\u00e9", "label": "no"}\n'.encode("latin-1"), "not UTF-8"),
     "json_object_as_text": ("a.jsonl", '{"text": {"a": 1}, "label": "no"}\n', "a cell holds dict"),
     "json_half_a_character": ("a.jsonl", '{"text": "\\ud83d", "label": "no"}\n', "half a character"),
-    "json_number_of_5000_digits": ("a.jsonl", '{"text": ' + "7" * 5000 + ', "label": "no"}\n', "it is no JSON"),
-    "json_nested_deep": ("a.jsonl", '{"text": ' + "[" * 100_000 + "\n", "it is no JSON"),
+    "json_number_of_5000_digits": ("a.jsonl", '{"text": ' + "7" * 5000 + ', "label": "no"}\n', "it is not JSON"),
+    "json_nested_deep": ("a.jsonl", '{"text": ' + "[" * 100_000 + "\n", "it is not JSON"),
 }
 EMPTY = {
     "no_target": ("a.csv", "a,\n"),
@@ -131,17 +131,17 @@ def test_what_spoils_a_row_is_counted_and_named(name, tmp_path):
     kind, line = ("unparsed" if reason else "empty"), content.count(b"\n", 0, len(content) - 1) + 1
     with pytest.raises(UserError, match="mend the file" if reason else "fill them") as error:
         load(path)
-    assert f"line {line} of {path}" in str(error.value) and all(each in str(error.value) for each in reason)
+    assert f"line {line} of {path}" in str(error.value) and all(words in str(error.value) for words in reason)
     task = load(path, limits={kind: 0.05})
-    assert total(task) == len(GOOD) and found(task, kind) == 1
+    assert total(task) == len(GOOD) and count_of(task, kind) == 1
     assert any(f"line {line} of" in note for note in task.notes)
 
 
-def test_two_stray_quotes_that_swallow_lines_are_told(tmp_path):
+def test_two_stray_quotes_that_swallow_lines_are_reported(tmp_path):
     swallowed = "".join(f"lost {i},no\n" for i in range(60))
     path = written(tmp_path, "a.csv", csv_text() + f'"opens,no\n{swallowed}closes",no\n')
     task = load(path, limits={"truncated": 1.0})
-    assert found(task, "long") == 1 and any("line 62 of" in note and "62 lines" in note for note in task.notes)
+    assert count_of(task, "long") == 1 and any("line 62 of" in note and "62 lines" in note for note in task.notes)
     ragged = written(tmp_path, "b.csv", csv_text() + f'"opens,no\n{swallowed}closes",no,more\n')
     with pytest.raises(UserError, match=r"62 of 122 rows of train do not parse"):
         load(ragged)
@@ -150,10 +150,10 @@ def test_two_stray_quotes_that_swallow_lines_are_told(tmp_path):
 def test_a_quote_that_swallows_lines_counts_them_all(tmp_path):
     path = written(tmp_path, "a.csv", csv_text() + '"opens here\nis swallowed,no\nand this,no\n" closes"x",no\n')
     task = load(path, limits={"unparsed": 0.1})
-    assert found(task, "unparsed") == 4 and total(task) == len(GOOD)
+    assert count_of(task, "unparsed") == 4 and total(task) == len(GOOD)
 
 
-# --- what is read as it should be ---
+# --- what is read ---
 
 
 @pytest.mark.parametrize(
@@ -315,13 +315,16 @@ def test_a_group_in_two_files_is_refused(tmp_path):
         load(None, data=data, group="{label}", limits={"truncated": 1.0})
 
 
-def test_deeper_pictures_and_files_that_are_none_are_told(tmp_path):
+def test_pictures_in_deeper_folders_and_other_files_are_reported(tmp_path):
     for i in range(30):
         written(tmp_path, f"plain/cat/{i}.png", picture(size=(3 + i, 4)))
     written(tmp_path, "plain/cat/more/1.png", picture(size=(99, 4)))
     written(tmp_path, "plain/cat/1.heic", b"")
     settings = {"inputs": "?", "targets": "{label}", "image": "{image}"}
-    with pytest.raises(UserError, match="2 of 32 rows .* cat/1.heic is none of .*cat/more/1.png lies in no folder"):
+    with pytest.raises(
+        UserError,
+        match="2 of 32 rows .* cat/1.heic does not end in one of .*cat/more/1.png is not directly in the folder",
+    ):
         load(tmp_path / "plain", **settings)
 
 
@@ -355,7 +358,7 @@ def test_what_is_in_two_splits_is_refused_or_left_out_of_training(tmp_path):
     assert len(texts["test"]) == 32 and not texts["test"] & (texts["train"] | texts["validation"])
 
 
-# --- what tokens say ---
+# --- lengths in tokens ---
 
 
 def test_what_will_be_cut_and_what_cannot_be_written(tmp_path, request):
@@ -369,7 +372,7 @@ def test_what_will_be_cut_and_what_cannot_be_written(tmp_path, request):
     with pytest.raises(UserError, match=r"targets of \w+ cannot be written with the vocabulary .* it lacks '[{<]'"):
         load(path, vocabulary=str(vocabulary), limits={"truncated": 1.0, "unproducible": 0.0})
     task = load(path, vocabulary=str(vocabulary), limits={"truncated": 1.0, "unproducible": 1.0})
-    assert found(task, "unproducible") == 2
+    assert count_of(task, "unproducible") == 2
 
 
 def test_a_folder_of_a_file_is_found_for_bare_names():

@@ -1,4 +1,4 @@
-"""Pictures of one's own files: any form is read, and one that is none is told before training."""
+"""Images of the user's own files: every format is read, and a file that is not an image is reported before training."""
 
 import io
 import tarfile
@@ -48,16 +48,16 @@ def test_a_photo_is_turned_as_its_camera_says():
 
 
 BROKEN = {
-    "cut_jpeg": (picture(size=(64, 64), form="JPEG")[:300], "is damaged, or no picture"),
-    "text": (b"not a picture", "is damaged, or no picture"),
-    "nothing": (b"", "is damaged, or no picture"),
-    "html": (b"<html>404</html>", "is damaged, or no picture"),
-    "floating_point": (picture("F", form="TIFF"), "is damaged, or no picture"),
+    "cut_jpeg": (picture(size=(64, 64), form="JPEG")[:300], "is damaged, or not a picture"),
+    "text": (b"not a picture", "is damaged, or not a picture"),
+    "nothing": (b"", "is damaged, or not a picture"),
+    "html": (b"<html>404</html>", "is damaged, or not a picture"),
+    "floating_point": (picture("F", form="TIFF"), "is damaged, or not a picture"),
 }
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_a_picture_that_is_none_is_told_before_training(name, tmp_path):
+def test_a_file_that_is_not_a_picture_is_reported_before_training(name, tmp_path):
     content, message = BROKEN[name]
     path = photos(tmp_path, "p.jpg", content)
     with pytest.raises(UserError, match=message) as error:
@@ -76,7 +76,7 @@ def test_a_picture_outside_the_folder_is_not_read(name, tmp_path):
     written(tmp_path, "secret.png", picture())
     path = photos(tmp_path, "p.png", picture())
     path.write_text(path.read_text().replace("t7,p.png", f"t7,{name}"))
-    with pytest.raises(UserError, match=r"its picture .* lies outside .* \(IMAGES\)"):
+    with pytest.raises(UserError, match=r"its picture .* is outside .* \(IMAGES\)"):
         load(path, targets="{text}", image="{photo}", images=str(tmp_path / "photos"), group="{text}")
 
 

@@ -87,7 +87,7 @@ def test_questions_about_coco_images(tmp_path, name, folder, prefix):
     batch = next(train_batches(task, config, FeatureConverter(config.task_feature_lengths, SHAPE)))
     assert sorted(np.round((batch["images"][:, 0, 0, 0] + 1) * 127.5)) == [1, 1, 2, 2]
     next(pathlib.Path(tmp_path / folder / "train2014").iterdir()).write_bytes(b"no picture")
-    with pytest.raises(UserError, match=r"train2014/COCO_train2014_0000\d+.jpg is damaged, or no picture"):
+    with pytest.raises(UserError, match=r"train2014/COCO_train2014_0000\d+.jpg is damaged, or not a picture"):
         next(train_batches(task, config, FeatureConverter(config.task_feature_lengths, SHAPE)))
 
 

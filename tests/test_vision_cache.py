@@ -138,7 +138,7 @@ def test_what_is_another_towers_or_no_constant_is_refused(runs, tmp_path, capsys
 
 def test_a_folder_of_something_else_is_refused(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(UserError, match="holds something that is no cache"):
+    with pytest.raises(UserError, match="holds files that are not a cache"):
         VisionCache(tmp_path, TOWER)
 
 

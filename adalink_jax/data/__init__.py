@@ -1,24 +1,34 @@
-"""Tasks, feature conversion, vocabularies, metrics. Only `seqio_tasks`, `seqio_source` and the modules of `published`
-that declare tasks import TensorFlow or seqio.
+"""Tasks, feature conversion, vocabularies, metrics.
 
-The training loop knows one thing of this layer: an iterator of NumPy batches whose position can be saved and restored
+Only `seqio_tasks`, `seqio_source` and the modules of `published` that declare tasks import TensorFlow or seqio, and nothing
+here imports JAX. The training loop sees only an iterator of NumPy batches whose position can be saved and restored
 (`adalink_jax.data.iterators.BatchIterator`).
 """
 
-from adalink_jax.data.feature_converter import INSTRUCTION, FeatureConverter, has_image, text_of
-from adalink_jax.data.iterators import BatchIterator, EpochIterator, padded_batches, train_batches
+from adalink_jax.data.batches import padded_batches, train_batches
+from adalink_jax.data.feature_converter import INSTRUCTION, Batch, FeatureConverter, has_image, text_of
+from adalink_jax.data.iterators import BatchIterator, EpochIterator
 from adalink_jax.data.published import PublishedData, SpanCorruption
-from adalink_jax.data.tasks import DatasetConfig, Task, get_tasks, seqio_sources
+from adalink_jax.data.task_protocol import Example, Task
+from adalink_jax.data.tasks import DatasetConfig, get_tasks, seqio_sources
 from adalink_jax.data.user_files import FileTask
 from adalink_jax.data.vision_cache import Tower, VisionCache
-from adalink_jax.data.vocabularies import ByteVocabulary, SentencePieceVocabulary, WordPieceVocabulary, load_vocabulary
+from adalink_jax.data.vocabularies import (
+    ByteVocabulary,
+    SentencePieceVocabulary,
+    Vocabulary,
+    WordPieceVocabulary,
+    load_vocabulary,
+)
 
 __all__ = [
     "INSTRUCTION",
+    "Batch",
     "BatchIterator",
     "ByteVocabulary",
     "DatasetConfig",
     "EpochIterator",
+    "Example",
     "FeatureConverter",
     "FileTask",
     "PublishedData",
@@ -27,6 +37,7 @@ __all__ = [
     "Task",
     "Tower",
     "VisionCache",
+    "Vocabulary",
     "WordPieceVocabulary",
     "get_tasks",
     "has_image",

@@ -1,9 +1,9 @@
-"""Tokenised examples -> model features, in NumPy, for every source of examples.
+"""Converts tokenised examples to model features, in NumPy, for every source of examples.
 
 Feature names are t5x's: `encoder_input_tokens` [B, L], `decoder_target_tokens`, `decoder_input_tokens`,
 `decoder_loss_weights` [B, T]; with images, `images` [B, height, width, channels] in [-1, 1], and `image_present` bool [B]
-where a row may have none. In place of `images` there may be what a frozen vision tower made of them, `image_features`
-[B, N, width], from a cache. `qformer_input_tokens` [B, L] is the instruction in the vocabulary of a Q-Former that reads it.
+if rows may lack one. Instead of `images` there may be the cached outputs of a frozen vision tower, `image_features`
+[B, N, width]. `qformer_input_tokens` [B, L] is the instruction in the vocabulary of the Q-Former.
 
 An image stays an encoded file until the process that needs its row converts it.
 """
@@ -12,32 +12,35 @@ import concurrent.futures
 import dataclasses
 import functools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from adalink_jax.data.images import ImageShape, decode_image, load_image, read_image
+from adalink_jax.data.task_protocol import Example
 from adalink_jax.data.vision_cache import VisionCache, image_key
 from adalink_jax.data.vocabularies import PAD, WordPieceVocabulary
 from adalink_jax.errors import UserError
 
-INSTRUCTION = "qformer_input_tokens"  # as `models.blip2` reads it, whose import would bring JAX
+Batch = dict[str, np.ndarray]
+INSTRUCTION = "qformer_input_tokens"  # equals the constant of `models.blip2`, whose import would bring JAX
 
 
 @dataclasses.dataclass(frozen=True)
 class FeatureConverter:
     """Pads and stacks examples `{"inputs": ids, "targets": ids, "image" or "image_file": (optional)}`.
 
-    An `image` is a float32 array of the model's size in [-1, 1], or the bytes of a picture of any size and format (no bytes:
-    the example has no image); an `image_file` is the path of one.
+    An `image` is a float32 array of the model's size in [-1, 1], or the bytes of an image file of any size and format (empty:
+    the example has no image); an `image_file` is the path of such a file.
 
     Attributes:
       task_feature_lengths: `{"inputs": L, "targets": T}`. Longer sequences are cut.
-      image_shape: (height, width, channels) that the model takes; None where the caller's arrays are right as they are,
-        or there are none.
-      task_name: what errors call the source of the examples.
-      instructions: the Q-Former's vocabulary, where it reads the text too.
-      cache: gives the features of each image, which is then not decoded; None: images are given.
+      image_shape: (height, width, channels) that the model takes; None accepts arrays of any shape, and examples without
+        images.
+      task_name: the source of the examples, for error messages.
+      instructions: the Q-Former's vocabulary, if it reads the text too.
+      cache: supplies the vision tower's outputs instead of the images, which are then not decoded.
     """
 
     task_feature_lengths: Mapping[str, int]
@@ -46,16 +49,18 @@ class FeatureConverter:
     instructions: WordPieceVocabulary | None = None
     cache: VisionCache | None = None
 
-    def __call__(self, examples: Sequence[dict], batch_size: int | None = None) -> dict[str, np.ndarray]:
-        """Features of `examples`, with empty rows of loss weight 0 added up to `batch_size`.
+    def __call__(self, examples: Sequence[Example], batch_size: int | None = None) -> Batch:
+        """Returns the features of `examples`, with empty rows of loss weight 0 added up to `batch_size`.
 
         Raises:
           UserError: for an image that is missing or damaged, or an array of another size than the model's; names the
             example, and the file if it is one.
         """
         rows = batch_size or len(examples)
-        inputs = self._stack(examples, "inputs", rows)
-        targets = self._stack(examples, "targets", rows)
+        inputs, targets = (
+            _stack([example[side] for example in examples], rows, self.task_feature_lengths[side])
+            for side in ("inputs", "targets")
+        )
         shifted = np.zeros_like(targets)
         shifted[:, 1:] = targets[:, :-1]
         batch = {
@@ -65,39 +70,42 @@ class FeatureConverter:
             "decoder_loss_weights": (targets != PAD).astype(np.float32),
         }
         if self.instructions is not None:
-            words = [self.instruction(example) for example in examples]
-            batch[INSTRUCTION] = self._stack([{INSTRUCTION: ids} for ids in words], INSTRUCTION, rows, inputs.shape[1])
+            batch[INSTRUCTION] = _stack([self.instruction(example) for example in examples], rows, inputs.shape[1])
         if self.image_shape is None and not has_image(examples[0]):
             return batch
-        name, read = ("images", self._images) if self.cache is None else ("image_features", self._features)
-        found = read(examples)
-        batch[name] = np.zeros((rows, *found[0].shape), found[0].dtype)
-        batch[name][: len(examples)] = np.stack(found)
+        if self.cache is None:
+            name, values = "images", self._images(examples)
+        else:
+            name, values = "image_features", [self._cached(self.cache, example) for example in examples]
+        batch[name] = np.zeros((rows, *values[0].shape), values[0].dtype)
+        batch[name][: len(examples)] = np.stack(values)
         if any(map(_encoded, examples)):
             batch["image_present"] = np.zeros(rows, bool)
             batch["image_present"][: len(examples)] = [not _absent(example) for example in examples]
         return batch
 
-    def instruction(self, example: dict) -> list[int]:
-        """The ids of an example's text in the Q-Former's vocabulary; none where it reads no text."""
+    def instruction(self, example: Example) -> list[int]:
+        """The ids of an example's text in the Q-Former's vocabulary; empty if it reads no text."""
         if self.instructions is None:
             return []
         if "inputs_pretokenized" not in example:
-            raise UserError(f"There is no text (`inputs_pretokenized`) beside the ids of {self._name(example)}.")
+            raise UserError(
+                f"{self._name(example)} has ids but no text (`inputs_pretokenized`), which the Q-Former reads."
+            )
         return self.instructions.encode(text_of(example["inputs_pretokenized"]))[: self.task_feature_lengths["inputs"]]
 
-    def key(self, example: dict) -> bytes:
-        """What the example's image is known by in a cache, with its instruction where the tower reads it."""
+    def key(self, example: Example) -> bytes:
+        """The key of an example's image in a cache; includes the instruction if the tower reads it."""
         image = example.get("image")
         if image is None:
             image = read_image(text_of(example["image_file"]))
         return image_key(image, self.instruction(example))
 
-    def image(self, example: dict) -> np.ndarray:
+    def image(self, example: Example) -> np.ndarray:
         """The image of one example: float32 [height, width, channels] in [-1, 1].
 
         Raises:
-          UserError: as from a call.
+          UserError: see `__call__`.
         """
         if not has_image(example):
             raise UserError(
@@ -122,47 +130,48 @@ class FeatureConverter:
             )
         return np.asarray(image, np.float32)
 
-    def _images(self, examples: Sequence[dict]) -> list[np.ndarray]:
+    def _images(self, examples: Sequence[Example]) -> list[np.ndarray]:
         if _encoded(examples[0]) and len(examples) > 1:
-            return list(_threads().map(self.image, examples))  # Pillow works beside the interpreter
+            return list(_threads().map(self.image, examples))  # Pillow releases the interpreter lock
         return [self.image(example) for example in examples]
 
-    def _features(self, examples: Sequence[dict]) -> list[np.ndarray]:
-        shape, dtype = self.cache.tower.shape, np.dtype(self.cache.tower.dtype)
-        read = lambda ex: np.zeros(shape, dtype) if _absent(ex) else self.cache.read(self.key(ex), self._name(ex))
-        return [read(example) for example in examples]
+    def _cached(self, cache: VisionCache, example: Example) -> np.ndarray:
+        if _absent(example):
+            return np.zeros(cache.tower.shape, np.dtype(cache.tower.dtype))
+        return cache.read(self.key(example), self._name(example))
 
-    def _name(self, example: dict) -> str:
+    def _name(self, example: Example) -> str:
         name = example.get("inputs_pretokenized")
         if name is None:
             return f"an example of {self.task_name} (its first ids are {np.asarray(example['inputs'])[:8].tolist()})"
         return f"the example {text_of(name)[:100]!r} of {self.task_name}"
 
-    def _stack(self, examples, name, rows, length=None):
-        length = length or self.task_feature_lengths[name]
-        out = np.full((rows, length), PAD, np.int32)
-        for row, example in zip(out, examples):
-            ids = np.asarray(example[name])[:length]
-            row[: len(ids)] = ids
-        return out
+
+def _stack(sequences: Sequence[Sequence[int]], rows: int, length: int) -> np.ndarray:
+    """Token ids padded and cut to int32 [rows, length]."""
+    out = np.full((rows, length), PAD, np.int32)
+    for row, sequence in zip(out, sequences):
+        ids = np.asarray(sequence)[:length]
+        row[: len(ids)] = ids
+    return out
 
 
-def has_image(example: dict) -> bool:
-    """Whether an example has an image, in whatever form."""
+def has_image(example: Container[str]) -> bool:
+    """Whether an example, or the features of a task, include an image in any form."""
     return "image" in example or "image_file" in example
 
 
-def _encoded(example: dict) -> bool:
+def _encoded(example: Example) -> bool:
     return isinstance(example.get("image"), bytes) or "image_file" in example
 
 
-def _absent(example: dict) -> bool:
+def _absent(example: Example) -> bool:
     image = example.get("image", example.get("image_file"))
     return isinstance(image, (bytes, str)) and not image
 
 
-def text_of(value) -> str:
-    """The text of an example, as str, bytes or an array of them, as seqio has it."""
+def text_of(value: Any) -> str:
+    """Converts text as examples hold it (str, bytes, or seqio's array of one of them) to str."""
     value = np.asarray(value).item()
     return value.decode(errors="replace") if isinstance(value, bytes) else value
 

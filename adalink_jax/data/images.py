@@ -1,4 +1,4 @@
-"""Pictures as the models see them, of files of any size: one way for commands, tasks and samples."""
+"""Image files of any size and format as the arrays that models take, for all commands and tasks."""
 
 import io
 
@@ -12,32 +12,32 @@ ImageShape = tuple[int, int, int]  # height, width, channels (1 or 3)
 
 
 def decode_image(encoded: bytes, shape: ImageShape, name: str) -> np.ndarray:
-    """An encoded picture (PNG, JPEG, ...) as float32 `shape` in [-1, 1]; another size is scaled (bicubic).
+    """Decodes an image file (PNG, JPEG, ...) to float32 `shape` in [-1, 1]; other sizes are scaled (bicubic).
 
-    A photo is turned as its camera says (EXIF); of an animation the first picture is taken; 16 bits are scaled, not cut.
+    A photo is rotated as its EXIF data says; an animation gives its first frame; 16 bits are scaled, not cut.
 
     Args:
       encoded: the bytes of the file.
       shape: height, width, and 1 (grey) or 3 (RGB) channels.
-      name: what an error calls it.
+      name: the image, for error messages.
 
     Raises:
-      UserError: for bytes that are no whole picture.
+      UserError: if the bytes are not a complete image.
     """
     try:
         with Image.open(io.BytesIO(encoded)) as image:
             return picture_array(image, shape)
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as e:  # Pillow's readers raise all of them
-        raise UserError(f"{name} is damaged, or no picture.") from e
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as e:  # Pillow's decoders raise all of these
+        raise UserError(f"{name} is damaged, or not a picture.") from e
     except Image.DecompressionBombError as e:
         raise UserError(f"{name} is too large ({e}); scale it down.") from e
 
 
 def picture_array(image: Image.Image, shape: ImageShape) -> np.ndarray:
-    """A picture as `decode_image` gives it.
+    """Converts an opened image as `decode_image` does.
 
     Raises:
-      ValueError: for one of floating-point numbers, whose range is not known.
+      ValueError: for an image of floating-point numbers, whose range is unknown.
     """
     height, width, channels = shape
     if image.mode == "F":
@@ -52,23 +52,23 @@ def picture_array(image: Image.Image, shape: ImageShape) -> np.ndarray:
 
 
 def load_image(path: str, shape: ImageShape) -> np.ndarray:
-    """The picture in a file, as `decode_image` gives it.
+    """Decodes an image file, see `decode_image`.
 
     Raises:
-      UserError: for a file that is not there, and one that is no picture.
+      UserError: if the file is missing or not an image.
     """
     return decode_image(read_image(path), shape, str(path))
 
 
 def read_image(path: str) -> bytes:
-    """The bytes of a picture's file.
+    """Reads the bytes of an image file.
 
     Raises:
-      UserError: for a file that is not there, or cannot be read.
+      UserError: if the file is missing or cannot be read.
     """
     try:
         return epath.Path(path).read_bytes()
     except FileNotFoundError as e:
         raise UserError(f"There is no picture {path}.") from e
     except OSError as e:
-        raise UserError(f"{path} is damaged, or no picture.") from e
+        raise UserError(f"{path} is damaged, or not a picture.") from e

@@ -1,4 +1,4 @@
-"""Examples in the prompt, for the frozen base: what k-shot training is compared with (Brown et al., 2020)."""
+"""Solved examples in the prompt of a frozen base: the baseline that k-shot training is compared with (Brown et al., 2020)."""
 
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
@@ -6,27 +6,28 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from adalink_jax.data.feature_converter import text_of
-from adalink_jax.data.tasks import Task
+from adalink_jax.data.task_protocol import Example, Task
 from adalink_jax.data.vocabularies import EOS
 from adalink_jax.errors import UserError
 
-SHOTS = "shots"  # the score that says how many examples fitted, on average
+SHOTS = "shots"  # the score that reports how many examples fitted into the prompt, on average
 
 
 class InContextTask:
-    """A task of text whose inputs have solved examples before them: `inputs targets inputs targets ... inputs`, between spaces.
+    """A text task with solved examples before each input: `inputs targets inputs targets ... inputs`, joined by spaces.
 
-    The examples are the first of the training split in the order of a seed, the same for every input. Where all of them and an
-    input are too long together, the first are left out; the score `shots` is the mean number that stayed.
+    The solved examples are the first of the training split in the order of a seed, the same for every input. If they and an
+    input do not fit together, leading examples are dropped; the score `shots` is the mean number that remained.
 
     Args:
-      task: what is asked.
-      count: examples.
+      task: the task to evaluate.
+      count: number of solved examples.
       seed: draws them.
       lengths: `{"inputs": L, ...}`, in tokens.
 
     Raises:
-      UserError: for a task with images, examples without their text, and fewer examples, or room, than `count`.
+      UserError: if the task has images, if its examples lack their text, or if there are fewer than `count` examples or
+        tokens for them.
     """
 
     def __init__(self, task: Task, count: int, seed: int, lengths: Mapping[str, int]):
@@ -34,30 +35,32 @@ class InContextTask:
             raise UserError(f"{task.name} has images; in_context_examples are for tasks of text.")
         self._task, self._room = task, lengths["inputs"]
         self.name, self.vocab_size, self.has_images = task.name, task.vocab_size, False
-        found = list(itertools.islice(task.examples("train", seed), count))
-        if len(found) < count:
-            raise UserError(f"in_context_examples is {count}, and {task.name} has {len(found)} to train on; lower it.")
-        self._shots = [f"{self._text(example, 'inputs')} {self._text(example, 'targets')}" for example in found]
-        taken = len(self._ids("", count))
-        if taken > self._room:
+        examples = list(itertools.islice(task.examples("train", seed), count))
+        if len(examples) < count:
             raise UserError(
-                f"The {count} in_context_examples of {task.name} take {taken} tokens, and TASK_FEATURE_LENGTHS has {self._room} for "
-                f"inputs; raise it, or lower in_context_examples."
+                f"in_context_examples is {count}, and {task.name} has {len(examples)} to train on; lower it."
+            )
+        self._shots = [f"{self._text(example, 'inputs')} {self._text(example, 'targets')}" for example in examples]
+        needed = len(self._ids("", count))
+        if needed > self._room:
+            raise UserError(
+                f"The {count} in_context_examples of {task.name} take {needed} tokens, and TASK_FEATURE_LENGTHS has "
+                f"{self._room} for inputs; raise it, or lower in_context_examples."
             )
         self.notes = [
             *task.notes,
-            f"{count} training examples stand before each input; they take {taken} of {self._room} tokens",
+            f"{count} training examples stand before each input; they take {needed} of {self._room} tokens",
         ]
 
-    def examples(self, split: str, seed: int | None = None, start: int = 0) -> Iterable[dict]:
-        """See `Task.examples`; each has the number of its `shots`."""
+    def examples(self, split: str, seed: int | None = None, start: int = 0) -> Iterable[Example]:
+        """See `Task.examples`; the key `shots` is the number of solved examples in the prompt."""
         for example in self._task.examples(split, seed, start):
-            text = self._text(example, "inputs")
-            for kept in range(len(self._shots), -1, -1):
-                ids = self._ids(text, kept)
-                if len(ids) <= self._room or not kept:
-                    break
-            yield {**example, "inputs": np.asarray(ids[: self._room], np.int32), SHOTS: kept}
+            text, shots = self._text(example, "inputs"), len(self._shots)
+            ids = self._ids(text, shots)
+            while shots and len(ids) > self._room:
+                shots -= 1
+                ids = self._ids(text, shots)
+            yield {**example, "inputs": np.asarray(ids[: self._room], np.int32), SHOTS: shots}
 
     def encode(self, text: str) -> list[int]:
         """See `Task.encode`."""
@@ -67,18 +70,17 @@ class InContextTask:
         """See `Task.decode`."""
         return self._task.decode(ids)
 
-    def score(self, examples: Sequence[dict], predictions: Sequence[str]) -> dict[str, float]:
-        """The task's own scores, and `shots`."""
-        return {
-            **self._task.score(examples, predictions),
-            SHOTS: float(np.mean([example[SHOTS] for example in examples])),
-        }
+    def score(self, examples: Sequence[Example], predictions: Sequence[str]) -> dict[str, float]:
+        """Returns the scores of the wrapped task, and `shots`."""
+        shots = float(np.mean([example[SHOTS] for example in examples]))
+        return {**self._task.score(examples, predictions), SHOTS: shots}
 
-    def _ids(self, text: str, kept: int) -> list[int]:
-        shots = self._shots[len(self._shots) - kept :]
+    def _ids(self, text: str, count: int) -> list[int]:
+        """The prompt with the last `count` solved examples."""
+        shots = self._shots[len(self._shots) - count :]
         return [*self._task.encode(" ".join([*shots, text])), EOS]
 
-    def _text(self, example: dict, side: str) -> str:
+    def _text(self, example: Example, side: str) -> str:
         if f"{side}_pretokenized" not in example:
-            raise UserError(f"There is no text beside the ids of {self.name}, so no prompt can be written.")
+            raise UserError(f"{self.name} has ids but no text (`{side}_pretokenized`), so no prompt can be written.")
         return text_of(example[f"{side}_pretokenized"])

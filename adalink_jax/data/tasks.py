@@ -1,56 +1,19 @@
-"""What a task is to the layers above: examples, a vocabulary, and a score of decoded strings."""
+"""Which data a run reads, and how its tasks are found: a seqio task or mixture, or a task over the user's own files."""
 
 import contextlib
 import dataclasses
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Protocol
+import types
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import gin
 
+from adalink_jax.data.in_context import InContextTask
+from adalink_jax.data.task_protocol import Task
+from adalink_jax.data.user_files import FileTask
 from adalink_jax.errors import UserError
-
-if TYPE_CHECKING:
-    from adalink_jax.data.user_files import FileTask
-
-
-class Task(Protocol):
-    """A data set with splits `train`, `validation` and `test`.
-
-    Attributes:
-      name: unique name.
-      vocab_size: one more than the largest id in its examples.
-      has_images: whether its examples have an `image` or `image_file`.
-      notes: what a run tells of the data before it starts, a line each.
-    """
-
-    name: str
-    vocab_size: int
-    has_images: bool
-    notes: Sequence[str]
-
-    def examples(self, split: str, seed: int | None = None, start: int = 0) -> Iterable[dict]:
-        """Tokenised examples, `{"inputs": ids, "targets": ids, "image": ..., "inputs_pretokenized": str, ...}`.
-
-        An `image` is float32 [height, width, channels] in [-1, 1], or the bytes of a picture of any size; instead there
-        may be an `image_file`, the path of one.
-
-        Args:
-          split: which split.
-          seed: shuffles, by this alone; None keeps the order.
-          start: examples to skip.
-        """
-
-    def encode(self, text: str) -> list[int]:
-        """Text -> ids of the inputs' vocabulary, without EOS."""
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """Predicted ids -> text."""
-
-    def score(self, examples: Sequence[dict], predictions: Sequence[str]) -> dict[str, float]:
-        """Metrics of the predictions for `examples`, which may come without their images."""
 
 
 @gin.configurable
@@ -59,20 +22,21 @@ class DatasetConfig:
     """Which data a run reads (t5x's names).
 
     Attributes:
-      mixture_or_task_name: a registered seqio task or mixture; of files of one's own, what the task is called.
+      mixture_or_task_name: a registered seqio task or mixture; with `own_files`, any name for the task.
       task_feature_lengths: `{"inputs": L, "targets": T}`, in tokens.
       batch_size: rows of the global batch.
-      mixture_or_task_module: imported first, so that its tasks are registered, either at import or by its function
-        `register`, which is called with nothing whenever tasks are asked for; None for the scenes of digits.
+      mixture_or_task_module: module to import first, so that its tasks are registered, either at import or by its function
+        `register`, which is called without arguments whenever tasks are requested; None for the bundled scenes of digits.
       seed: seed of the order of the training examples.
-      own_files: files of one's own; None where the task is seqio's.
-      in_context_examples: solved examples that stand before each input where a model is evaluated, for a frozen base: `seed` draws
-        them from the training split. Nothing can be trained with them.
-      use_cached: read what seqio has cached of the task (`seqio_cache_tasks`), and refuse where it has not.
-      train_examples: k-shot: train on so many examples, which `seed` draws from the training split; None for all.
+      own_files: a task over the user's own files; None for a seqio task.
+      in_context_examples: number of solved examples to put before each input in evaluation of a frozen base; `seed` draws
+        them from the training split. Training with them is refused.
+      use_cached: read the task from seqio's cache (`seqio_cache_tasks`), and refuse if it is not cached.
+      train_examples: k-shot: train on this many examples, which `seed` draws from the training split; None for all.
 
     Raises:
-      UserError: if `train_examples` are fewer than a batch; if a module of seqio's tasks, or its cache, is named beside files.
+      UserError: if `train_examples` are fewer than a batch; if `own_files` come with a module of seqio tasks or with
+        `use_cached`.
     """
 
     mixture_or_task_name: str
@@ -81,7 +45,7 @@ class DatasetConfig:
     mixture_or_task_module: str | None = None
     seed: int = 0
     train_examples: int | None = None
-    own_files: "FileTask | None" = None
+    own_files: FileTask | None = None
     use_cached: bool = False
     in_context_examples: int = 0
 
@@ -91,7 +55,7 @@ class DatasetConfig:
                 "DatasetConfig has own_files and mixture_or_task_module; give one gin file of a task, not two."
             )
         if self.own_files is not None and self.use_cached:
-            raise UserError("USE_CACHED_TASKS is True, and files of one's own are no task of seqio; set it to False.")
+            raise UserError("USE_CACHED_TASKS is True, but your own files are not a seqio task; set it to False.")
         if self.train_examples is not None and self.train_examples < self.batch_size:
             raise UserError(
                 f"TRAIN_EXAMPLES is {self.train_examples} and BATCH_SIZE {self.batch_size}; an epoch needs a whole batch: "
@@ -99,36 +63,36 @@ class DatasetConfig:
             )
 
 
-def get_tasks(config: DatasetConfig, on_rows: Callable[[int], None] = lambda count: None) -> tuple[Task, list[Task]]:
-    """The task or mixture to train on, and the tasks in it to evaluate. seqio's need seqio, and so TensorFlow; own files do not.
+def get_tasks(
+    config: DatasetConfig, on_rows: Callable[[int], None] = lambda count: None
+) -> tuple[Task, Sequence[Task]]:
+    """Returns the task or mixture to train on, and the tasks in it to evaluate.
+
+    seqio tasks need seqio, and so TensorFlow; the user's own files do not.
 
     Args:
-      config: which.
-      on_rows: of own files, told how many more rows were read, now and then.
+      config: the data to read.
+      on_rows: called now and then with the number of rows read since its last call; for own files only.
 
     Raises:
-      UserError: if seqio is not installed, or there is no such task, with the nearest names; for files that cannot be used.
+      UserError: if seqio is not installed, if there is no such task (the message names the nearest), or if files cannot be
+        used.
     """
-    task, tasks = _found(config, on_rows)
+    lengths = config.task_feature_lengths
+    if config.own_files is not None:
+        task = config.own_files.load(config.mixture_or_task_name, lengths, on_rows)
+        tasks = [task]
+    else:
+        task, tasks = seqio_sources().get_tasks(
+            config.mixture_or_task_name, config.mixture_or_task_module, lengths, config.use_cached
+        )
     if config.in_context_examples:
-        from adalink_jax.data.in_context import InContextTask
-
-        shots = (config.in_context_examples, config.seed, config.task_feature_lengths)
-        return task, [InContextTask(each, *shots) for each in tasks]
+        return task, [InContextTask(scored, config.in_context_examples, config.seed, lengths) for scored in tasks]
     return task, tasks
 
 
-def _found(config: DatasetConfig, on_rows: Callable[[int], None]) -> tuple[Task, list[Task]]:
-    if config.own_files is not None:
-        task = config.own_files.load(config.mixture_or_task_name, config.task_feature_lengths, on_rows)
-        return task, [task]
-    return seqio_sources().get_tasks(
-        config.mixture_or_task_name, config.mixture_or_task_module, config.task_feature_lengths, config.use_cached
-    )
-
-
-def seqio_sources():
-    """The module `seqio_source`, which imports TensorFlow.
+def seqio_sources() -> types.ModuleType:
+    """Imports the module `seqio_source`, and with it TensorFlow.
 
     Raises:
       UserError: if seqio is not installed.
@@ -142,18 +106,18 @@ def seqio_sources():
 
 
 @contextlib.contextmanager
-def _quiet():
-    """Holds back what native code writes to stderr; TensorFlow greets on being imported, whatever its log level."""
+def _quiet() -> Iterator[None]:
+    """Holds back what native code writes to stderr: importing TensorFlow prints a banner, whatever its log level."""
     sys.stderr.flush()
-    shown = os.dup(2)
-    with tempfile.TemporaryFile() as held:
-        os.dup2(held.fileno(), 2)
+    stderr = os.dup(2)
+    with tempfile.TemporaryFile() as buffer:
+        os.dup2(buffer.fileno(), 2)
         try:
             yield
         except BaseException:
-            held.seek(0)
-            os.write(shown, held.read())
+            buffer.seek(0)
+            os.write(stderr, buffer.read())
             raise
         finally:
-            os.dup2(shown, 2)
-            os.close(shown)
+            os.dup2(stderr, 2)
+            os.close(stderr)

@@ -1,17 +1,18 @@
-"""What a frozen vision tower makes of each image, computed once and stored.
+"""Outputs of a frozen vision tower, computed once per image and stored.
 
-    CACHE/cache.json                which tower, in which dtype and shape; which splits of which tasks are whole
+    CACHE/cache.json                the tower, the dtype and shape of its outputs; the splits of tasks that are complete
     CACHE/part-00000.safetensors    keys uint8 [rows, 16], sums uint8 [rows, 8], features [rows, N, width]
-    CACHE/part-00000.json           the part's rows; written after its values, and what makes it count
+    CACHE/part-00000.json           the number of rows; written after the values, so that only complete parts have it
 
-Invariant: a row is given only for the image (and the instruction, where the tower reads it) that it was made of, by the very
-tower that made it, and if its sum is right. A pass that was stopped goes on: whole parts are kept.
+Invariant: a row is returned only for the image (and the instruction, if the tower reads it) that it was computed from, for
+the same tower, and if its checksum is right. A pass that was stopped resumes: complete parts are kept.
 """
 
 import dataclasses
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 from etils import epath
@@ -24,8 +25,8 @@ ABOUT, FORMAT_VERSION = "cache.json", 1
 KEY_BYTES, SUM_BYTES = 16, 8
 
 
-def image_key(image, instruction: Sequence[int] = ()) -> bytes:
-    """What an image is known by: a digest of its file's bytes, or of its array, and of the instruction's ids."""
+def image_key(image: bytes | np.ndarray, instruction: Sequence[int] = ()) -> bytes:
+    """The digest that identifies an image: of its file's bytes or its array, and of the instruction's ids."""
     content = image if isinstance(image, bytes) else np.ascontiguousarray(image, np.float32).tobytes()
     digest = hashlib.blake2b(content, digest_size=KEY_BYTES)
     digest.update(np.asarray(list(instruction), np.int32).tobytes())
@@ -34,13 +35,13 @@ def image_key(image, instruction: Sequence[int] = ()) -> bytes:
 
 @dataclasses.dataclass(frozen=True)
 class Tower:
-    """What made the features; a cache of another is stale.
+    """The vision tower that computed the features; the cache of another tower is stale.
 
     Attributes:
-      fingerprint: of the weights that the features depend on.
-      settings: what else decides them (sizes of the image, the tower's settings that shapes do not show), as text.
+      fingerprint: fingerprint of the weights that the features depend on.
+      settings: other settings that they depend on (size of the image, settings of the tower that shapes do not show), as text.
       shape: (N, width) of one image's features.
-      dtype: that they are stored in.
+      dtype: dtype of the stored features.
     """
 
     fingerprint: str
@@ -48,26 +49,26 @@ class Tower:
     shape: tuple[int, int]
     dtype: str
 
-    def to_json(self) -> dict:
-        """As `cache.json` holds it."""
+    def to_json(self) -> dict[str, Any]:
+        """The form that `cache.json` holds."""
         return dataclasses.asdict(self) | {"shape": list(self.shape)}
 
 
 class VisionCache:
-    """The features in a folder, by key."""
+    """The features in a folder, by image key."""
 
     def __init__(self, folder: str, tower: Tower):
-        """Opens a cache, or begins one in a folder that is empty or absent.
+        """Opens a cache, or starts one in a folder that is empty or missing.
 
         Raises:
-          UserError: if the folder holds another tower's features, or something else, or a part is damaged.
+          UserError: if the folder holds another tower's features or other files, or if a part is damaged.
         """
         self.folder, self.tower = epath.Path(folder).expanduser(), tower
         self._about = self._read_about()
         self._rows: dict[bytes, tuple[Leaf, Leaf, int]] = {}
         self._parts = 0
         for path in sorted(self.folder.glob("part-*.json")) if self.folder.exists() else ():
-            if path.read_text().strip():  # else it was killed just then, and the part is made again
+            if path.read_text().strip():  # empty: killed while writing it, so the part is made again
                 self._take(path)
         if len(self) < (images := self._about["images"]):
             raise UserError(
@@ -81,18 +82,18 @@ class VisionCache:
         return len(self._rows)
 
     def covers(self, task: str, split: str) -> bool:
-        """Whether all images of a split of a task were stored."""
+        """Whether all images of a split of a task are stored."""
         return [task, split] in self._about["whole"]
 
     def read(self, key: bytes, name: str) -> np.ndarray:
-        """The features of one image: [N, width].
+        """Returns the features of one image: [N, width].
 
         Args:
-          key: `image_key`.
-          name: of the example, for the error.
+          key: see `image_key`.
+          name: the example, for error messages.
 
         Raises:
-          UserError: for an image that is not here, and a damaged row.
+          UserError: if the image is not in the cache, or its row is damaged.
         """
         if key not in self._rows:
             raise UserError(
@@ -112,15 +113,14 @@ class VisionCache:
         """Writes a part.
 
         Args:
-          keys: one for each row, none of them here yet.
+          keys: one per row; none of them is in the cache yet.
           features: [rows, N, width] in the tower's dtype.
         """
         path = self.folder / f"part-{self._parts:05d}.json"
         values = np.ascontiguousarray(features).astype(self.tower.dtype, copy=False)
-        as_bytes = lambda rows, size: np.frombuffer(b"".join(rows), np.uint8).reshape(-1, size)
         leaves = {
-            "keys": from_array(as_bytes(keys, KEY_BYTES), "keys"),
-            "sums": from_array(as_bytes(map(_sum, values), SUM_BYTES), "sums"),
+            "keys": from_array(_byte_rows(keys, KEY_BYTES), "keys"),
+            "sums": from_array(_byte_rows(map(_sum, values), SUM_BYTES), "sums"),
             "features": from_array(values, "features"),
         }
         file = _values_of(path)
@@ -129,13 +129,13 @@ class VisionCache:
         self._take(path)
 
     def finish(self, task: str, split: str) -> None:
-        """Notes that all images of a split of a task are stored."""
+        """Records that all images of a split of a task are stored."""
         self._about["whole"].append([task, split])
         self._about["images"] = len(self)
         self._write_about()
 
     def begin(self) -> None:
-        """Makes the folder, and says whose features it is for."""
+        """Creates the folder and records the tower."""
         if not (self.folder / ABOUT).exists():
             self.folder.mkdir(parents=True, exist_ok=True)
             self._write_about()
@@ -143,33 +143,33 @@ class VisionCache:
     def _write_about(self) -> None:
         (self.folder / ABOUT).write_text(json.dumps(self._about, indent=2) + "\n")
 
-    def _read_about(self) -> dict:
-        mine = {"format_version": FORMAT_VERSION, "tower": self.tower.to_json(), "whole": [], "images": 0}
+    def _read_about(self) -> dict[str, Any]:
+        here = self.tower.to_json()
+        new = {"format_version": FORMAT_VERSION, "tower": here, "whole": [], "images": 0}
         path = self.folder / ABOUT
         if not path.exists():
             if self.folder.exists() and any(self.folder.iterdir()):
                 raise UserError(
-                    f"VISION_CACHE = {str(self.folder)!r} holds something that is no cache; give another folder."
+                    f"VISION_CACHE = {str(self.folder)!r} holds files that are not a cache; give another folder."
                 )
-            return mine
+            return new
         try:
-            found = json.loads(path.read_text())
-            version, tower, _, _ = (found[name] for name in mine)
+            about = json.loads(path.read_text())
+            version, tower, _, _ = (about[name] for name in new)
         except (json.JSONDecodeError, KeyError, TypeError) as e:
             raise UserError(f"{path} is damaged; delete the cache and make it again.") from e
         if version > FORMAT_VERSION:
             raise UserError(f"{self.folder} was written by a newer version; update adalink-jax.")
-        other = [name for name, value in mine["tower"].items() if tower.get(name) != value]
-        if other:
-            told = "; ".join(f"{name}: {tower.get(name)} there, {mine['tower'][name]} here" for name in other)
+        differences = [f"{name}: {tower.get(name)} there, {x} here" for name, x in here.items() if tower.get(name) != x]
+        if differences:
             raise UserError(
-                f"VISION_CACHE = {str(self.folder)!r} holds features of another tower ({told}); give another folder, or "
-                f"delete it."
+                f"VISION_CACHE = {str(self.folder)!r} holds features of another tower ({'; '.join(differences)}); give "
+                f"another folder, or delete it."
             )
-        return found
+        return about
 
     def _take(self, path: epath.Path) -> None:
-        """Adds the rows of a part that is whole."""
+        """Adds the rows of a complete part."""
         try:
             leaves = safetensors_file.read_leaves(_values_of(path))
             rows = json.loads(path.read_text())["rows"]
@@ -187,6 +187,10 @@ class VisionCache:
 
 def _values_of(path: epath.Path) -> epath.Path:
     return path.parent / path.name.replace(".json", ".safetensors")
+
+
+def _byte_rows(rows: Iterable[bytes], size: int) -> np.ndarray:
+    return np.frombuffer(b"".join(rows), np.uint8).reshape(-1, size)
 
 
 def _sum(values: np.ndarray) -> bytes:

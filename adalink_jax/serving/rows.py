@@ -84,7 +84,7 @@ def of_file(path: str, given: Mapping[str, str | None], run: Mapping[str, object
 
     def asks() -> Iterator[Ask]:
         for row in table.rows():
-            if isinstance(row, table_files.Bad):
+            if isinstance(row, table_files.BadRow):
                 raise UserError(f"Line {row.line} of {path} cannot be read: {row.reason}.")
             try:
                 text, found = written.text(row.cells), {} if picture is None else picture(row.cells)
@@ -140,11 +140,11 @@ def _text(path: str, run: Mapping) -> table_files.Table:
     if len(columns) != 1:
         raise UserError(f"The run's inputs are made of {len(columns)} columns, and {path} has lines; give it a table.")
 
-    def rows() -> Iterator[table_files.Row | table_files.Bad]:
+    def rows() -> Iterator[table_files.Row | table_files.BadRow]:
         for number, line in enumerate(table_files.lines(epath.Path(path)), 1):
             if line.strip():
                 reason = table_files.unclean([line])
-                yield table_files.Bad(number, reason) if reason else table_files.Row(number, {columns[0]: line.strip()})
+                yield table_files.BadRow(number, reason) if reason else table_files.Row(number, {columns[0]: line.strip()})
 
     return table_files.Table(path, columns, rows)
 

@@ -1,7 +1,8 @@
-"""Tasks over one's own files: tables (CSV, TSV, JSONL, Parquet) and folders of images, without TensorFlow.
+"""Tasks over the user's own files: tables (CSV, TSV, JSONL, Parquet) and folders of images, without TensorFlow.
 
-`table_files` reads rows, `text_templates` writes them as text, `reading` puts them in splits, `row_checks` counts what is wrong, `file_task` is what
-training sees, `workers` reads ahead in processes.
+`file_settings` names the files, `table_files` reads rows, `text_templates` writes them as text, `image_files` finds their
+images, `file_splits` assigns them to splits, `row_store` keeps them, `row_checks` counts what is wrong, `file_task` is what
+training sees, `workers` makes batches ahead in processes, `task_draft` guesses settings for `adalink init`.
 """
 
 from adalink_jax.data.user_files.file_task import FileTask

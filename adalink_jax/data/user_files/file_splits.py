@@ -1,7 +1,7 @@
-"""Rows of a table -> examples in their splits, with all that is wrong with them counted.
+"""Reads the rows of tables into splits, and counts all that is wrong with them.
 
-Invariant: no example is in two of `train`, `validation` and `test`: rows of one group are in one split, and what stands in two files is
-refused, or left out of the one that is trained on.
+Invariant: no example is in two of `train`, `validation` and `test`: rows of one group are in one split, and rows that are in two
+files are refused, or dropped from the split that is trained on.
 """
 
 import dataclasses
@@ -9,28 +9,30 @@ import hashlib
 import itertools
 from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from adalink_jax.data.splits import Splits, as_published, carved, halved, position_of
 from adalink_jax.data.user_files import row_checks, table_files
+from adalink_jax.data.user_files.file_settings import FileSettings
 from adalink_jax.data.user_files.image_files import Pictures, RowPicture
 from adalink_jax.data.user_files.row_checks import Finding
-from adalink_jax.data.user_files.row_store import Rows, Writer
+from adalink_jax.data.user_files.row_store import Rows, StoredRow, Writer
 from adalink_jax.data.user_files.text_templates import Template
 from adalink_jax.errors import UserError
 
 TRAIN, VALIDATION, TEST = "train", "validation", "test"
-LONG_ROW = 50  # lines, from which on a row may have swallowed others
+LONG_ROW = 50  # lines; a row of so many may have swallowed others
 
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """The examples of a split.
+    """The rows of a split.
 
     Attributes:
-      rows: of the file, or files.
-      numbers: int64, which of them are the split's, in order.
+      rows: all rows of the files that the split is taken from.
+      numbers: int64, which of them are in the split, in order.
     """
 
     rows: Rows
@@ -39,192 +41,202 @@ class Split:
     def __len__(self) -> int:
         return len(self.numbers)
 
-    def __getitem__(self, number: int) -> dict:
+    def __getitem__(self, number: int) -> StoredRow:
         return self.rows[int(self.numbers[number])]
 
 
 @dataclasses.dataclass(frozen=True)
-class Read:
-    """What was read.
+class Contents:
+    """The contents of a task's files.
 
     Attributes:
-      splits: name -> its examples.
+      splits: name -> its rows.
       findings: what is wrong with them.
-      notes: what else there is to tell, for people.
-      pictures: folders and archives; a row's `root` is a number in this list.
+      notes: other remarks for the user.
+      folders: folders and archives of images; a row's `root` is an index into this list.
       several: whether a row has several references.
     """
 
     splits: dict[str, Split]
     findings: list[Finding]
     notes: list[str]
-    pictures: list[Pictures]
+    folders: list[Pictures]
     several: bool
 
 
 class _Source:
-    """What is read of a published split."""
+    """The rows of a published split, while they are read."""
 
     def __init__(self):
-        self.writer, self.bad, self.empty, self.long = Writer(), [], [], []
+        self.writer = Writer()
+        self.bad: list[str] = []
+        self.empty: list[str] = []
+        self.long: list[str] = []
         self.bad_lines = 0
         self.several = False
         self._identities, self._groups = array("Q"), array("Q")
 
-    def add(self, example: dict) -> None:
-        """An example, with its `identity` and `group`."""
-        self._identities.append(example.pop("identity"))
-        self._groups.append(example.pop("group"))
-        self.several |= len(example["references"]) > 1
-        self.writer.append(example)
+    def add(self, row: StoredRow, identity: int, group: int) -> None:
+        """Adds a row, with the digests of what identifies it and of what decides its split."""
+        self._identities.append(identity)
+        self._groups.append(group)
+        self.several |= len(row["references"]) > 1
+        self.writer.append(row)
 
     def finish(self) -> None:
-        """No more rows come."""
+        """Ends reading."""
         self.rows = self.writer.finish()
-        self.identities, self.groups = (np.array(each, np.uint64) for each in (self._identities, self._groups))
-        self.positions = np.array([position_of(int(group)) for group in self.groups])
+        self.keys = {
+            "identities": np.array(self._identities, np.uint64),
+            "groups": np.array(self._groups, np.uint64),
+        }
+        self.positions = np.array([position_of(group) for group in self._groups])
 
 
-def read(task, on_rows: Callable[[int], None] = lambda count: None) -> Read:
+def read(settings: FileSettings, on_rows: Callable[[int], None] = lambda count: None) -> Contents:
     """Reads all of a task's rows once.
 
     Args:
-      task: a `FileTask`.
-      on_rows: told how many more were read, now and then.
+      settings: the files, and how their rows become examples.
+      on_rows: called now and then with the number of rows read since its last call.
 
     Raises:
-      UserError: for files, settings and columns that do not fit each other, and splits without examples.
+      UserError: for files, settings and columns that contradict each other, and splits without examples.
     """
     sources: dict[str, _Source] = {}
-    pictures: list[Pictures] = []
-    files = files_of(task.data)
-    if task.split is not None and len(files) > 1:
+    folders: list[Pictures] = []
+    files = files_of(settings.data)
+    if settings.split is not None and len(files) > 1:
         raise UserError("DATA names a file for each split, and SPLIT a column for it; give one of them.")
     for name, paths in files.items():
         for path in paths:
-            _read_file(task, path, name, sources, pictures, on_rows)
+            _read_file(settings, path, name, sources, folders, on_rows)
     for source in sources.values():
         source.finish()
     notes = []
     if TEST in sources and not len(sources[TEST].rows) and not sources[TEST].bad:
         del sources[TEST]
-        notes.append("the test split has no targets: it is none, and another is made of what has")
-    findings = [finding for name, source in sources.items() for finding in _of_reading(name, source)]
-    splits, shared = _divided(task, sources)
-    return Read(splits, findings + shared, notes, pictures, any(source.several for source in sources.values()))
+        notes.append("the test split has no targets, so it is ignored and another is made of the rows that have")
+    findings = [finding for name, source in sources.items() for finding in _findings(name, source)]
+    splits, shared = _divided(settings, sources)
+    return Contents(splits, findings + shared, notes, folders, any(source.several for source in sources.values()))
 
 
-def files_of(data) -> dict[str, tuple[str, ...]]:
-    """The files of each published split.
+def files_of(data: str | Sequence[str] | Mapping[str, str | Sequence[str]]) -> dict[str, tuple[str, ...]]:
+    """Returns the files of each published split.
 
     Raises:
       UserError: for a setting of another form.
     """
-    named = {TRAIN: data} if isinstance(data, (str, tuple, list)) else data
-    many = lambda value: (value,) if isinstance(value, str) else tuple(value)
-    if not isinstance(named, Mapping) or TRAIN not in named or not set(named) <= {TRAIN, VALIDATION, TEST}:
+    by_split = {TRAIN: data} if isinstance(data, (str, tuple, list)) else data
+    if not isinstance(by_split, Mapping) or TRAIN not in by_split or not set(by_split) <= {TRAIN, VALIDATION, TEST}:
         raise UserError(f"DATA is {data!r}; it takes a file, or files by 'train', 'validation' and 'test'.")
-    return {split: many(named[split]) for split in (TRAIN, VALIDATION, TEST) if split in named}
+    several = lambda value: (value,) if isinstance(value, str) else tuple(value)
+    return {split: several(by_split[split]) for split in (TRAIN, VALIDATION, TEST) if split in by_split}
 
 
 def picture_root(images: str | None, path: str) -> str:
-    """The folder or archive where a table's pictures lie."""
+    """The folder or archive of a table's images: `images`, or else the table's folder."""
     if images is not None:
         return images
     return folder_of(path) if table_files.suffix_of(path) in table_files.SUFFIXES else path
 
 
 def folder_of(path: str) -> str:
-    """The folder in which a file lies."""
-    head = path.rpartition("/")[0]
-    return head if head else "."
+    """The folder of a file."""
+    return path.rpartition("/")[0] or "."
 
 
-def _read_file(task, path: str, published: str, sources: dict, pictures: list[Pictures], on_rows) -> None:
-    table = table_files.open_table(path, task.columns, task.delimiter)
+def _read_file(
+    settings: FileSettings,
+    path: str,
+    published: str,
+    sources: dict[str, _Source],
+    folders: list[Pictures],
+    on_rows: Callable[[int], None],
+) -> None:
+    table = table_files.open_table(path, settings.columns, settings.delimiter)
     if len(table.columns) == 1 and (other := next((sign for sign in "\t;|," if sign in table.columns[0]), None)):
         raise UserError(f"{path} has one column, {table.columns[0]!r}; is it separated by {other!r}? Set DELIMITER.")
-    if task.split is not None and task.split not in table.columns:
-        raise UserError(f"SPLIT is the column {task.split!r}; {path} has {', '.join(table.columns)}.")
+    if settings.split is not None and settings.split not in table.columns:
+        raise UserError(f"SPLIT is the column {settings.split!r}; {path} has {', '.join(table.columns)}.")
     source = sources.setdefault(published, _Source())
-    wanted = Template("TARGETS", task.targets).columns
+    wanted = Template("TARGETS", settings.targets).columns
     if published == TEST and wanted and not set(wanted) & set(table.columns):
-        return  # as test files without labels are published
-    form = _Form(task, path, table.columns, pictures)
+        return  # test files are often published without labels
+    form = _Form(settings, path, table.columns, folders)
     counted = 0
     for counted, row in enumerate(table.rows(), 1):  # noqa: B007
         if counted % 1000 == 0:
             on_rows(1000)
-        if isinstance(row, table_files.Bad):
+        if isinstance(row, table_files.BadRow):
             source.bad.append(f"line {row.line} of {path}: {row.reason}")
             source.bad_lines += row.lines
             continue
-        mine = source if task.split is None else _of_split_column(task, path, row, sources)
-        example = form(row.cells)
-        if isinstance(example, str):
-            mine.bad.append(f"line {row.line} of {path}: {example}")
-            mine.bad_lines += row.lines
-        elif example is None:
-            mine.empty.append(f"line {row.line} of {path}")
-        else:
-            mine.add(example | {"line": row.line})
-            if row.lines >= LONG_ROW:
-                mine.long.append(f"line {row.line} of {path}, {row.lines} lines")
+        target = source if settings.split is None else _of_split_column(settings.split, path, row, sources)
+        problem = form.add(row, target)
+        if problem is not None:
+            target.bad.append(f"line {row.line} of {path}: {problem}")
+            target.bad_lines += row.lines
     on_rows(counted % 1000)
     if not counted:
         raise UserError(f"{path} has no rows below its header.")
 
 
-def _of_split_column(task, path: str, row: table_files.Row, sources: dict) -> _Source:
-    named = str(row.cells.get(task.split) or "")
-    where = table_files.split_of(named)
-    if where is None:
+def _of_split_column(column: str, path: str, row: table_files.Row, sources: dict[str, _Source]) -> _Source:
+    name = str(row.cells.get(column) or "")
+    split = table_files.split_of(name)
+    if split is None:
         raise UserError(
-            f"Line {row.line} of {path} has {named!r} in its column {task.split!r} (SPLIT), which names no split."
+            f"Line {row.line} of {path} has {name!r} in its column {column!r} (SPLIT), which names no split."
         )
-    return sources.setdefault(where, _Source())
+    return sources.setdefault(split, _Source())
 
 
 class _Form:
-    """A row as an example."""
+    """Writes the rows of a table as examples."""
 
-    def __init__(self, task, path: str, columns: Sequence[str], pictures: list[Pictures]):
-        self._templates = {
-            setting: Template(setting.upper(), text, columns)
-            for setting in ("inputs", "targets", "image", "group")
-            if (text := getattr(task, setting)) is not None
-        }
+    def __init__(self, settings: FileSettings, path: str, columns: Sequence[str], folders: list[Pictures]):
+        self._path = path
+        self._inputs = Template("INPUTS", settings.inputs, columns)
+        self._targets = Template("TARGETS", settings.targets, columns)
+        image = None if settings.image is None else Template("IMAGE", settings.image, columns)
+        self._group = None if settings.group is None else Template("GROUP", settings.group, columns)
         self._picture = None
-        if task.image is not None:
-            root = picture_root(task.images, path)
-            known = [each.root for each in pictures]
-            if root not in known:
-                pictures.append(Pictures(root))
-                known.append(root)
-            self._root = known.index(root)
-            self._pictures = pictures[self._root]
-            self._picture = RowPicture(self._templates["image"], self._pictures)
+        if image is not None:
+            root = picture_root(settings.images, path)
+            if root not in [folder.root for folder in folders]:
+                folders.append(Pictures(root))
+            self._root = [folder.root for folder in folders].index(root)
+            self._pictures = folders[self._root]
+            self._picture = RowPicture(image, self._pictures)
 
-    def __call__(self, cells: Mapping) -> dict | str | None:
-        """The example; in words why there is none; or None where it is empty."""
-        templates = self._templates
+    def add(self, row: table_files.Row, source: _Source) -> str | None:
+        """Adds a row to `source`, among its rows or its empty ones; else returns why it cannot be used, in words."""
+        cells = row.cells
         try:
-            inputs, references = templates["inputs"].text(cells), templates["targets"].texts(cells)
+            inputs, references = self._inputs.text(cells), self._targets.texts(cells)
             image = {} if self._picture is None else self._picture(cells)
-            group = templates["group"].text(cells) if "group" in templates else None
+            group = None if self._group is None else self._group.text(cells)
             if isinstance(image, str):
                 return image
             if not references or not (inputs or image) or (self._picture is not None and not image):
+                source.empty.append(f"line {row.line} of {self._path}")
                 return None
             key = self._pictures.key(image["image_name"]) if "image_name" in image else image.get("image", "")
         except (TypeError, OSError) as e:
             return str(e)
         identity = _digest(inputs, key)
-        where = identity if group is None and not key else _digest(key if group is None else group)
-        return {
-            "inputs": inputs, "references": references, "image_name": None, "image": None, **image,
-            "root": self._root if "image_name" in image else None, "identity": identity, "group": where,
+        example: StoredRow = {
+            "inputs": inputs, "references": references, "image_name": image.get("image_name"), "image": image.get("image"),
+            "root": self._root if "image_name" in image else None, "line": row.line,
         }  # fmt: skip
+        source.add(
+            example, identity, identity if group is None and not key else _digest(key if group is None else group)
+        )
+        if row.lines >= LONG_ROW:
+            source.long.append(f"line {row.line} of {self._path}, {row.lines} lines")
+        return None
 
 
 def _digest(*parts: str | bytes) -> int:
@@ -235,9 +247,9 @@ def _digest(*parts: str | bytes) -> int:
     return int.from_bytes(digest.digest(), "big")
 
 
-def _of_reading(name: str, source: _Source) -> Iterator[Finding]:
-    rows = len(source.rows) + source.bad_lines + len(source.empty)
-    for kind, what, told, count in (
+def _findings(name: str, source: _Source) -> Iterator[Finding]:
+    total = len(source.rows) + source.bad_lines + len(source.empty)
+    for kind, what, rows, count in (
         (row_checks.UNPARSED, "do not parse and are left out", source.bad, source.bad_lines),
         (row_checks.EMPTY, "have no input or no target and are left out", source.empty, len(source.empty)),
         (
@@ -247,26 +259,28 @@ def _of_reading(name: str, source: _Source) -> Iterator[Finding]:
             len(source.long),
         ),
     ):
-        yield Finding(kind, f"rows of {name} {what}", count, rows, row_checks.named(told, len(told)))
+        yield Finding(kind, f"rows of {name} {what}", count, total, row_checks.first_named(rows, len(rows)))
 
 
 # --- splits ---
 
 
-def _parts(task, published: Mapping) -> Splits:
-    """Where each of our splits comes from, by what is there."""
+def _parts(settings: FileSettings, published: Mapping[str, Any]) -> Splits:
+    """The part of a published split that each of the task's splits is."""
     if VALIDATION in published:
         return as_published() if TEST in published else halved()
-    return carved(task.validation_share, test=TEST if TEST in published else None, test_share=task.test_share)
+    test = TEST if TEST in published else None
+    return carved(settings.validation_share, test=test, test_share=settings.test_share)
 
 
-def _divided(task, sources: Mapping[str, _Source]) -> tuple[dict[str, Split], list[Finding]]:
+def _divided(settings: FileSettings, sources: Mapping[str, _Source]) -> tuple[dict[str, Split], list[Finding]]:
+    """The task's splits, and a finding for each that shares rows with others."""
     for name, source in sources.items():
         if not len(source.rows):
             raise UserError(f"There are no examples in {name}; see DATA, SPLIT and TARGETS.")
     if TRAIN not in sources:
         raise UserError("There are no examples to train on; see DATA and SPLIT.")
-    parts = _parts(task, sources)
+    parts = _parts(settings, sources)
     numbers = {
         name: np.flatnonzero((part.low <= sources[part.split].positions) & (sources[part.split].positions < part.high))
         for name, part in parts.items()
@@ -274,17 +288,17 @@ def _divided(task, sources: Mapping[str, _Source]) -> tuple[dict[str, Split], li
     findings = []
     for name, others in ((TRAIN, (VALIDATION, TEST)), (VALIDATION, (TEST,))):
         twice = np.zeros(len(numbers[name]), bool)
-        for known in ("identities", "groups") if task.group is not None else ("identities",):
-            keys = {split: getattr(sources[parts[split].split], known)[numbers[split]] for split in (name, *others)}
+        for kind in ("identities", "groups") if settings.group is not None else ("identities",):
+            keys = {split: sources[parts[split].split].keys[kind][numbers[split]] for split in (name, *others)}
             twice |= np.isin(keys[name], np.concatenate([keys[other] for other in others]))
-        rows = [sources[parts[name].split].rows[int(i)] for i in numbers[name][twice][: row_checks.TOLD]]
-        told = row_checks.named([f"line {row['line']}, {row['inputs'][:60]!r}" for row in rows], int(twice.sum()))
-        what = f"examples of {name}{'' if task.group is None else ', or others of their group,'} are in"
-        fate = " and are left out" if task.drop_shared else ""
-        findings.append(
-            Finding(row_checks.SHARED, f"{what} {' or '.join(others)} too{fate}", int(twice.sum()), len(twice), told)
-        )
-        if task.drop_shared:
+        count = int(twice.sum())
+        rows = [sources[parts[name].split].rows[int(i)] for i in numbers[name][twice][: row_checks.NAMED_ROWS]]
+        detail = row_checks.first_named([f"line {row['line']}, {row['inputs'][:60]!r}" for row in rows], count)
+        what = f"examples of {name}{'' if settings.group is None else ', or others of their group,'} are in"
+        fate = " and are left out" if settings.drop_shared else ""
+        what = f"{what} {' or '.join(others)} too{fate}"
+        findings.append(Finding(row_checks.SHARED, what, count, len(twice), detail))
+        if settings.drop_shared:
             numbers[name] = numbers[name][~twice]
     splits = {name: Split(sources[part.split].rows, numbers[name]) for name, part in parts.items()}
     for name, split in splits.items():
@@ -296,6 +310,6 @@ def _divided(task, sources: Mapping[str, _Source]) -> tuple[dict[str, Split], li
     return splits, findings
 
 
-def first_of(rows: Iterator, count: int) -> list:
+def first_of(rows: Iterator[table_files.Row | table_files.BadRow], count: int) -> list[table_files.Row]:
     """The first few rows that parse."""
     return list(itertools.islice((row for row in rows if isinstance(row, table_files.Row)), count))

@@ -1,6 +1,6 @@
-"""Where the images that a table names lie: a folder, or an archive (.zip, .tar) that is read where it is.
+"""The images that a table names: in a folder, or in an archive (.zip, .tar) that is read in place.
 
-Invariant: nothing outside is read, whatever a table says.
+Invariant: nothing outside that folder is read, whatever a table says.
 """
 
 import functools
@@ -12,6 +12,7 @@ import threading
 import zipfile
 import zlib
 from collections.abc import Mapping
+from typing import IO, Any
 
 from etils import epath
 
@@ -20,11 +21,11 @@ from adalink_jax.errors import UserError
 
 ARCHIVES = (".zip", ".tar")
 DAMAGED = (OSError, EOFError, zipfile.BadZipFile, tarfile.TarError, zlib.error)
-KEY_BYTES = 4096  # of a picture, to know it again under another name
+KEY_BYTES = 4096  # of an image, to recognise it under another name
 
 
 class Pictures:
-    """By the names in a table. It can be sent to another process, which opens the archive anew.
+    """Images by the names in a table. It can be sent to another process, which opens the archive again.
 
     Attributes:
       root: the folder, or the archive.
@@ -45,65 +46,72 @@ class Pictures:
             )
 
     def problem(self, name: str) -> str | None:
-        """Why there is no such picture, in words; None if it is there."""
+        """Why an image cannot be used, in words; None if it can."""
         if self.archive:
             return None if self._member(name) is not None else f"there is no picture {name} in {self.root}"
-        if self._path(name) is None:
-            return f"its picture {name} lies outside {self.root} (IMAGES)"
-        return None if epath.Path(self._path(name)).is_file() else f"there is no picture {name} in {self.root}"
+        path = self._path(name)
+        if path is None:
+            return f"its picture {name} is outside {self.root} (IMAGES)"
+        return None if epath.Path(path).is_file() else f"there is no picture {name} in {self.root}"
 
     def key(self, name: str) -> str:
-        """What two names of the same picture have in common: its size and its first bytes; of a bucket its path."""
+        """A key that two names of the same image share: its size and first bytes; in a bucket, its path."""
         if self.archive:
-            return _opened(self.root).key(self._member(name))
-        path = self._path(name)
+            return _opened(self.root).key(self._known(name))
+        path = self._known(name)
         if "://" in path:
             return path
         with open(path, "rb") as file:
             return _key(os.fstat(file.fileno()).st_size, file.read(KEY_BYTES))
 
-    def example(self, name: str) -> dict:
-        """What stands for it in an example: `image_file`, its path, or `image`, its bytes.
+    def example(self, name: str) -> dict[str, Any]:
+        """The image's part of an example: `image_file`, its path, or `image`, its bytes.
 
         Raises:
           UserError: if it cannot be read.
         """
-        if not self.archive:
-            return {"image_file": self._path(name)}
-        return {"image": _opened(self.root).read(self._member(name))}
+        known = self._known(name)
+        return {"image": _opened(self.root).read(known)} if self.archive else {"image_file": known}
+
+    def _known(self, name: str) -> str:
+        """The file's path, or the name in the archive."""
+        known = self._member(name) if self.archive else self._path(name)
+        if known is None:
+            raise UserError(f"A picture cannot be read: {self.problem(name)}.")
+        return known
 
     def _path(self, name: str) -> str | None:
-        """The file's path; None if it is outside."""
+        """The file's path; None if it is outside the folder."""
         if "://" in self.root:
-            whole = posixpath.normpath(name)
-            return None if whole.startswith(("/", "..")) else f"{self.root.rstrip('/')}/{whole}"
+            path = posixpath.normpath(name)
+            return None if path.startswith(("/", "..")) else f"{self.root.rstrip('/')}/{path}"
         root = os.path.abspath(self.root)
-        whole = os.path.normpath(os.path.join(root, name))
-        return whole if whole.startswith(root.rstrip(os.sep) + os.sep) else None
+        path = os.path.normpath(os.path.join(root, name))
+        return path if path.startswith(root.rstrip(os.sep) + os.sep) else None
 
     def _member(self, name: str) -> str | None:
-        """The name in the archive: as given, or that of the one member whose path ends in it."""
-        opened = _opened(self.root)
-        if name in opened.names:
+        """The name in the archive: the same, or that of the only member whose path ends in it."""
+        archive = _opened(self.root)
+        if name in archive.names:
             return name
-        whole = posixpath.normpath(name)
-        ends = lambda member: f"/{posixpath.normpath(member)}".endswith(f"/{whole}")
-        found = [member for member in opened.by_last_name.get(posixpath.basename(whole), ()) if ends(member)]
-        return found[0] if len(found) == 1 else None
+        path = posixpath.normpath(name)
+        ends = lambda member: f"/{posixpath.normpath(member)}".endswith(f"/{path}")
+        matches = [member for member in archive.by_last_name.get(posixpath.basename(path), ()) if ends(member)]
+        return matches[0] if len(matches) == 1 else None
 
 
 class RowPicture:
-    """The picture of a row, by a template for its name, or a column that holds its bytes."""
+    """The image of a row, by a template for its name, or from a column that holds its bytes."""
 
     def __init__(self, template: Template, pictures: Pictures):
         self._template, self._pictures = template, pictures
         self._problems: dict[str, str | None] = {}
 
-    def __call__(self, cells: Mapping) -> dict | str:
-        """`image_name`, or `image`, its bytes; {} where the row has none; in words why it cannot be had.
+    def __call__(self, cells: Mapping[str, Any]) -> dict[str, Any] | str:
+        """Returns `image_name`, or `image`, its bytes; {} if the row has no image; a str that says why it cannot be used.
 
         Raises:
-          TypeError: for a cell that is neither.
+          TypeError: for a cell that is neither text nor bytes.
         """
         columns = self._template.columns
         value = cells.get(columns[0]) if len(columns) == 1 else None
@@ -125,50 +133,56 @@ def _key(size: int, first: bytes) -> str:
 
 
 class _Archive:
-    """An archive's members."""
+    """The members of an archive, which threads read one at a time."""
 
     def __init__(self, path: str):
         self._path, self._lock = path, threading.Lock()
+        self._members: dict[str, tarfile.TarInfo] = {}
         raw = None
         try:
             raw = epath.Path(path).open("rb")
             if path.lower().endswith(".zip"):
                 self._file = zipfile.ZipFile(raw)
-                self._members = {name: name for name in self._file.namelist() if not name.endswith("/")}
+                self.names = {name for name in self._file.namelist() if not name.endswith("/")}
             else:
                 self._file = tarfile.open(fileobj=raw)
                 self._members = {member.name: member for member in self._file.getmembers() if member.isfile()}
+                self.names = set(self._members)
         except DAMAGED as e:
             if raw is not None:
                 raw.close()
-            raise UserError(f"{path} is not there, or no whole archive ({e}).") from e
-        self.names = self._members.keys()
+            raise UserError(f"{path} is missing, or not a complete archive ({e}).") from e
 
     def key(self, name: str) -> str:
-        """See `Pictures.key`; a zip knows the sum of each of its files."""
-        member = self._members[name]
-        if isinstance(member, str):
-            about = self._file.getinfo(member)
+        """See `Pictures.key`; a zip has the checksum of each of its files."""
+        if isinstance(self._file, zipfile.ZipFile):
+            about = self._file.getinfo(name)
             return f"{about.file_size} {about.CRC}"
-        with self._lock:
-            return _key(member.size, self._file.extractfile(member).read(KEY_BYTES))
+        with self._lock, self._open(name) as file:
+            return _key(self._members[name].size, file.read(KEY_BYTES))
 
     @functools.cached_property
     def by_last_name(self) -> dict[str, list[str]]:
-        """Name without folders -> names."""
-        found: dict[str, list[str]] = {}
+        """Maps names without folders to names."""
+        names: dict[str, list[str]] = {}
         for name in self.names:
-            found.setdefault(name.rpartition("/")[2], []).append(name)
-        return found
+            names.setdefault(name.rpartition("/")[2], []).append(name)
+        return names
 
     def read(self, name: str) -> bytes:
-        """The bytes of a member."""
-        member = self._members[name]
+        """Returns the bytes of a member."""
         try:
-            with self._lock:
-                return self._file.read(member) if isinstance(member, str) else self._file.extractfile(member).read()
+            with self._lock, self._open(name) as file:
+                return file.read()
         except (*DAMAGED, NotImplementedError, RuntimeError) as e:
             raise UserError(f"{name} in {self._path} cannot be read ({e}).") from e
+
+    def _open(self, name: str) -> IO[bytes]:
+        if isinstance(self._file, zipfile.ZipFile):
+            return self._file.open(name)
+        file = self._file.extractfile(self._members[name])
+        assert file is not None  # `_members` holds regular files only
+        return file
 
 
 @functools.cache

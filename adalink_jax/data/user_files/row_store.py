@@ -1,11 +1,12 @@
-"""Examples in an Arrow file, at random access: of files larger than memory, in a temporary file that is mapped, not read."""
+"""Rows in Arrow files, at random access: if they exceed memory, in a temporary file that is mapped, not read."""
 
 import bisect
 import contextlib
 import os
 import tempfile
 import weakref
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any, TypedDict, cast
 
 import numpy as np
 import pyarrow as pa
@@ -14,35 +15,46 @@ SCHEMA = pa.schema(
     {
         "inputs": pa.string(),
         "references": pa.list_(pa.string()),
-        "image_name": pa.string(),  # of a picture in a folder or an archive
-        "root": pa.int8(),  # which folder or archive
-        "image": pa.binary(),  # a picture's bytes, where the table holds them
+        "image_name": pa.string(),  # of an image in a folder or an archive
+        "root": pa.int8(),  # the number of that folder or archive
+        "image": pa.binary(),  # an image's bytes, if the table holds them
         "line": pa.int64(),
     }
 )
-ROWS = 256  # of a batch; they may hold pictures
-IN_MEMORY = 256 * 2**20  # bytes, above which examples go to a file
+BATCH_ROWS = 256  # few, because they may hold images
+IN_MEMORY = 256 * 2**20  # bytes; more rows go to a file
+
+
+class StoredRow(TypedDict):
+    """A row with the fields of `SCHEMA`."""
+
+    inputs: str
+    references: list[str]
+    image_name: str | None
+    root: int | None
+    image: bytes | None
+    line: int
 
 
 class Rows:
-    """Examples by number. It can be sent to another process on the same machine."""
+    """Rows by number. They can be sent to another process on the same machine."""
 
     def __init__(self, batches: Iterable[pa.RecordBatch], path: str | None = None):
         self._batches, self._path = list(batches), path
-        self._ends = np.cumsum([len(batch) for batch in self._batches]).tolist()
+        self._ends: list[int] = np.cumsum([len(batch) for batch in self._batches]).tolist()
 
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
 
-    def __getitem__(self, number: int) -> dict:
+    def __getitem__(self, number: int) -> StoredRow:
         if not 0 <= number < len(self):
             raise IndexError(number)
         which = bisect.bisect_right(self._ends, number)
         batch = self._batches[which]
         row = number - (self._ends[which] - len(batch))
-        return {name: batch.column(i)[row].as_py() for i, name in enumerate(SCHEMA.names)}
+        return cast(StoredRow, {name: batch.column(i)[row].as_py() for i, name in enumerate(SCHEMA.names)})
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Callable[..., "Rows"], tuple[Any, ...]]:
         return (_mapped, (self._path,)) if self._path else (Rows, (self._batches,))
 
 
@@ -52,19 +64,19 @@ def _mapped(path: str) -> Rows:
 
 
 class Writer:
-    """Takes examples, one after the other; they are in memory until there are too many."""
+    """Takes rows one by one, and keeps them in memory until there are too many."""
 
     def __init__(self, in_memory: int = IN_MEMORY):
         self._in_memory = in_memory
-        self._rows: list[dict] = []
+        self._rows: list[StoredRow] = []
         self._batches: list[pa.RecordBatch] = []
         self._bytes = 0
-        self._file = self._path = None
+        self._file: tuple[pa.ipc.RecordBatchFileWriter, str] | None = None  # with its path
 
-    def append(self, row: dict) -> None:
-        """Adds an example; its names are those of `SCHEMA`."""
+    def append(self, row: StoredRow) -> None:
+        """Adds a row."""
         self._rows.append(row)
-        if len(self._rows) == ROWS:
+        if len(self._rows) == BATCH_ROWS:
             self._flush()
 
     def _flush(self) -> None:
@@ -73,26 +85,27 @@ class Writer:
         batch = pa.RecordBatch.from_pylist(self._rows, schema=SCHEMA)
         self._rows = []
         if self._file is None and self._bytes + batch.nbytes > self._in_memory:
-            handle, self._path = tempfile.mkstemp(prefix="adalink-rows-", suffix=".arrow")
+            handle, path = tempfile.mkstemp(prefix="adalink-rows-", suffix=".arrow")
             os.close(handle)
-            self._file = pa.ipc.new_file(self._path, SCHEMA)
+            self._file = pa.ipc.new_file(path, SCHEMA), path
             for earlier in self._batches:
-                self._file.write_batch(earlier)
+                self._file[0].write_batch(earlier)
             self._batches = []
         if self._file is not None:
-            self._file.write_batch(batch)
+            self._file[0].write_batch(batch)
         else:
             self._batches.append(batch)
             self._bytes += batch.nbytes
 
     def finish(self) -> Rows:
-        """All of them. A file is deleted when the rows are no longer used, or this process ends."""
+        """Returns all rows. A file of them is deleted when they are no longer used, or when this process ends."""
         self._flush()
         if self._file is None:
             return Rows(self._batches)
-        self._file.close()
-        rows = _mapped(self._path)
-        weakref.finalize(rows, _delete, self._path)
+        writer, path = self._file
+        writer.close()
+        rows = _mapped(path)
+        weakref.finalize(rows, _delete, path)
         return rows
 
 

@@ -1,7 +1,7 @@
-"""Tables in files, row by row: CSV, TSV, JSONL, Parquet, and a folder of images with a subfolder for each class.
+"""Tables in files, row by row: CSV, TSV, JSONL, Parquet, and a folder of images with a subfolder per class.
 
-Invariant: nothing is passed over in silence. A row is a dict; what does not parse is a `Bad` that says where and why; what spoils the
-file as a whole is one sentence. No more than a line, or a group of rows of Parquet, is in memory.
+Invariant: nothing is skipped silently. A row that parses is a `Row`, one that does not is a `BadRow` that says where and why, and
+a file that cannot be read as a whole is a `UserError`. No more than a line, or a group of rows of Parquet, is in memory.
 """
 
 import contextlib
@@ -14,10 +14,14 @@ import os
 import re
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 from etils import epath
 
 from adalink_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from pyarrow import parquet
 
 LONGEST = 16 * 2**20  # bytes of a line
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
@@ -32,13 +36,13 @@ IMAGE, LABEL, SPLIT = "image", "label", "split"  # columns of a folder of images
 
 
 @dataclasses.dataclass(frozen=True)
-class Bad:
+class BadRow:
     """A row that does not parse.
 
     Attributes:
-      line: where it starts, from 1 on; of Parquet the row.
+      line: the line where it starts, from 1; in Parquet the number of the row.
       reason: why, in words.
-      lines: how many lines it takes.
+      lines: the number of lines that it takes.
     """
 
     line: int
@@ -48,16 +52,16 @@ class Bad:
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A row that does.
+    """A row that parses.
 
     Attributes:
-      line: where it starts, from 1 on; of Parquet and of a folder the row.
-      cells: by column. Text; of JSONL and Parquet also numbers, lists, bytes, None.
-      lines: how many lines it takes.
+      line: the line where it starts, from 1; in Parquet and in a folder the number of the row.
+      cells: column -> value: text; in JSONL and Parquet also numbers, lists, bytes, None.
+      lines: the number of lines that it takes.
     """
 
     line: int
-    cells: dict[str, object]
+    cells: dict[str, Any]
     lines: int = 1
 
 
@@ -67,35 +71,35 @@ class Table:
 
     Attributes:
       path: the file.
-      columns: their names.
-      rows: begins a pass.
+      columns: names of the columns.
+      rows: starts a pass over the rows.
     """
 
     path: str
     columns: tuple[str, ...]
-    rows: Callable[[], "Iterator[Row | Bad]"]
+    rows: Callable[[], Iterator[Row | BadRow]]
 
 
 def split_of(name: str) -> str | None:
-    """Which split a name means: `train`, `validation` (or valid, val, dev, eval) or `test`; None for none of them."""
+    """The split that a name stands for: `train`, `validation` (or valid, val, dev, eval) or `test`; None for other names."""
     return next((split for split, names in SPLIT_NAMES.items() if name.strip().lower() in names), None)
 
 
 def suffix_of(path: str) -> str:
-    """A file's suffix in small letters, without `.gz`."""
+    """A file's suffix in lower case, ignoring `.gz`."""
     return os.path.splitext(str(path).lower().removesuffix(".gz"))[1]
 
 
 def open_table(path: str, columns: Sequence[str] | None = None, delimiter: str | None = None) -> Table:
-    """A file, or a folder of images.
+    """Opens a file, or a folder of images.
 
     Args:
-      path: local or remote; CSV, TSV and JSONL may be packed (`.gz`).
-      columns: names, of a CSV or TSV without a header; None where its first line has them.
-      delimiter: of a CSV or TSV; None for a comma and a tab.
+      path: local or remote; CSV, TSV and JSONL may be compressed (`.gz`).
+      columns: column names of a CSV or TSV without a header; None if its first line has them.
+      delimiter: delimiter of a CSV or TSV; None for a comma and a tab.
 
     Raises:
-      UserError: if it is not there, of no known kind, empty, or has a name of a column twice.
+      UserError: if it is missing, of an unknown kind, empty, or has two columns of the same name.
     """
     where = epath.Path(path)
     if where.is_dir():
@@ -104,11 +108,11 @@ def open_table(path: str, columns: Sequence[str] | None = None, delimiter: str |
         raise UserError(f"There is no {path}.")
     suffix = suffix_of(path)
     if suffix not in SUFFIXES:
-        raise UserError(f"{path} is none of {', '.join(SUFFIXES)}; save it as one of these, with that ending.")
+        raise UserError(f"{path} does not end in one of {', '.join(SUFFIXES)}; save it as one of these.")
     if suffix in DELIMITERS:
         return _delimited(where, DELIMITERS[suffix] if delimiter is None else delimiter, columns)
     if columns is not None or delimiter is not None:
-        raise UserError(f"{path} has names of its own for its columns; COLUMNS and DELIMITER are of CSV and TSV files.")
+        raise UserError(f"{path} names its columns itself; COLUMNS and DELIMITER are for CSV and TSV files.")
     return _parquet(where) if suffix == ".parquet" else _jsonl(where)
 
 
@@ -116,10 +120,10 @@ def open_table(path: str, columns: Sequence[str] | None = None, delimiter: str |
 
 
 def lines(path: epath.Path) -> Iterator[str]:
-    """The lines of a file, each with its end; bytes that are no UTF-8 are lone surrogates.
+    """Yields the lines of a file with their ends; bytes that are not UTF-8 become lone surrogates.
 
     Raises:
-      UserError: for a line that is too long, UTF-16, and a file that is damaged.
+      UserError: for a line that is too long, for UTF-16, and for a damaged file.
     """
     number = 0
     try:
@@ -133,17 +137,17 @@ def lines(path: epath.Path) -> Iterator[str]:
                 if number == 1 and line[:2] in (b"\xff\xfe", b"\xfe\xff"):
                     raise UserError(f"{path} is UTF-16; save it as UTF-8.")
                 if number == 1 and b"\0" in line:
-                    raise UserError(f"{path} is no text: its first line holds NUL characters; is it a table of lines?")
+                    raise UserError(f"{path} is not text: its first line holds NUL characters; is it a table of lines?")
                 yield line.decode("utf-8-sig" if number == 1 else "utf-8", errors="surrogateescape")
     except (OSError, EOFError, zlib.error) as e:
         raise UserError(f"{path} cannot be read ({e}).") from e
 
 
 def unclean(texts: Sequence[str]) -> str | None:
-    """Why text is none, in words."""
+    """Why text that was read is not clean, in words; None if it is."""
     for text in texts:
-        if (found := re.search("[\udc80-\udcff]", text)) is not None:
-            return f"it is no UTF-8 (byte 0x{ord(found[0]) - 0xDC00:02X}); save the file as UTF-8"
+        if (lone := re.search("[\udc80-\udcff]", text)) is not None:
+            return f"it is not UTF-8 (byte 0x{ord(lone[0]) - 0xDC00:02X}); save the file as UTF-8"
         if re.search("[\ud800-\udfff]", text) is not None:
             return "it holds half a character (a lone surrogate)"
         if "\0" in text:
@@ -159,7 +163,7 @@ def _delimited(path: epath.Path, delimiter: str, columns: Sequence[str] | None) 
         header = next(records(), None)
         if header is None:
             raise UserError(f"{path} is empty.")
-        if isinstance(header, Bad):
+        if isinstance(header, BadRow):
             raise UserError(f"Line {header.line} of {path}, its header, cannot be read: {header.reason}.")
         names = [name.strip() or f"column_{i}" for i, name in enumerate(header[1], 1)]
         if (reason := unclean(names)) is not None:
@@ -169,27 +173,30 @@ def _delimited(path: epath.Path, delimiter: str, columns: Sequence[str] | None) 
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         where = "COLUMNS names" if columns is not None else f"{path} has"
-        raise UserError(f"{where} the column {twice!r} twice; give each a name of its own.")
+        raise UserError(f"{where} the column {twice!r} twice; give each another name.")
 
-    def rows() -> Iterator[Row | Bad]:
-        found = records()
+    def rows() -> Iterator[Row | BadRow]:
+        remaining = records()
         if columns is None:
-            next(found)
-        for record in found:
-            if isinstance(record, Bad):
+            next(remaining)
+        for record in remaining:
+            if isinstance(record, BadRow):
                 yield record
                 continue
             line, cells, taken = record
             reason = unclean(cells)
             if len(cells) != len(names):
                 reason = f"it has {len(cells)} cells, and there are {len(names)} columns"
-            yield Bad(line, reason, taken) if reason else Row(line, dict(zip(names, cells)), taken)
+            yield BadRow(line, reason, taken) if reason else Row(line, dict(zip(names, cells)), taken)
 
     return Table(str(path), tuple(names), rows)
 
 
-def _records(path: epath.Path, delimiter: str) -> Iterator[tuple[int, list[str], int] | Bad]:
-    """Cells, by the line where they start, and how many lines they take. Quotation marks are RFC 4180's, and text where tabs separate. Empty lines are no rows."""
+def _records(path: epath.Path, delimiter: str) -> Iterator[tuple[int, list[str], int] | BadRow]:
+    """Yields `(line where a row starts, its cells, the number of its lines)`.
+
+    Quotation marks follow RFC 4180; between tabs they are text. Empty lines are skipped.
+    """
     csv.field_size_limit(LONGEST)
     quoting = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
     reader = csv.reader(lines(path), delimiter=delimiter, quoting=quoting, strict=True)
@@ -206,38 +213,30 @@ def _records(path: epath.Path, delimiter: str) -> Iterator[tuple[int, list[str],
                 ) from e
             if "new-line" in str(e):
                 raise UserError(f"{path} ends its lines by a carriage return alone; save it with line feeds.") from e
-            yield Bad(line, f"its quotation marks do not fit ({e})", reader.line_num - line + 1)
+            yield BadRow(line, f"its quotation marks do not fit ({e})", reader.line_num - line + 1)
             continue
         if cells:
             yield line, cells, reader.line_num - line + 1
 
 
 def records(path: str, delimiter: str) -> Iterator[list[str]]:
-    """The cells of each line of a CSV or TSV that can be read, the first one too, whatever it is.
+    """Yields the cells of each line of a CSV or TSV that parses, including the first.
 
     Raises:
-      UserError: if it is not there, or spoilt as a whole.
+      UserError: if it is missing, or cannot be read as a whole.
     """
     if not epath.Path(path).exists():
         raise UserError(f"There is no {path}.")
-    return (record[1] for record in _records(epath.Path(path), delimiter) if not isinstance(record, Bad))
+    return (record[1] for record in _records(epath.Path(path), delimiter) if not isinstance(record, BadRow))
 
 
 def _jsonl(path: epath.Path) -> Table:
-    def rows() -> Iterator[Row | Bad]:
+    def rows() -> Iterator[Row | BadRow]:
         for number, line in enumerate(lines(path), 1):
             if not line.strip():
                 continue
-            reason, row = unclean([line]), None
-            if reason is None:
-                try:
-                    row = json.loads(line)
-                except (ValueError, RecursionError) as e:
-                    reason = f"it is no JSON ({e})"
-                else:
-                    reason = None if isinstance(row, dict) else "it is no object of JSON"
-                    reason = reason or unclean(list(_strings(row)))
-            yield Bad(number, reason) if reason else Row(number, row)
+            row = _parsed(line)
+            yield BadRow(number, row) if isinstance(row, str) else Row(number, row)
 
     names: dict[str, None] = {}
     for row in rows():
@@ -248,17 +247,30 @@ def _jsonl(path: epath.Path) -> Table:
     return Table(str(path), tuple(names), rows)
 
 
-def _strings(value) -> Iterator[str]:
-    """All text in a value of JSON."""
+def _parsed(line: str) -> dict[str, Any] | str:
+    """The JSON object in a line, or why it is not one, in words."""
+    if (reason := unclean([line])) is not None:
+        return reason
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as e:
+        return f"it is not JSON ({e})"
+    if not isinstance(row, dict):
+        return "it is not a JSON object"
+    return unclean(list(_strings(row))) or row
+
+
+def _strings(value: object) -> Iterator[str]:
+    """All text in a JSON value."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, (list, dict)):
-        for each in (*value, *value.values()) if isinstance(value, dict) else value:
-            yield from _strings(each)
+        for item in (*value, *value.values()) if isinstance(value, dict) else value:
+            yield from _strings(item)
 
 
 def _parquet(path: epath.Path) -> Table:
-    def rows() -> Iterator[Row | Bad]:
+    def rows() -> Iterator[Row | BadRow]:
         number = 0
         with _parquet_file(path, lambda: f" after row {number}") as file:
             for batch in file.iter_batches(256):
@@ -266,16 +278,16 @@ def _parquet(path: epath.Path) -> Table:
                     number += 1
                     yield Row(number, row)
 
-    with _parquet_file(path, lambda: ", or no Parquet file") as file:
+    with _parquet_file(path, lambda: ", or not a Parquet file") as file:
         names = file.schema_arrow.names
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
-        raise UserError(f"{path} has the column {twice!r} twice; give each a name of its own.")
+        raise UserError(f"{path} has the column {twice!r} twice; give each another name.")
     return Table(str(path), tuple(names), rows)
 
 
 @contextlib.contextmanager
-def _parquet_file(path: epath.Path, where: Callable[[], str]):
+def _parquet_file(path: epath.Path, where: Callable[[], str]) -> "Iterator[parquet.ParquetFile]":
     import pyarrow
     from pyarrow import parquet
 
@@ -290,30 +302,33 @@ def _parquet_file(path: epath.Path, where: Callable[[], str]):
 
 
 def _image_folder(folder: epath.Path) -> Table:
-    """`CLASS/picture`, or `SPLIT/CLASS/picture`."""
-    shown = lambda path: not path.name.startswith(".")
-    subfolders = sorted((path for path in folder.iterdir() if path.is_dir() and shown(path)), key=lambda p: p.name)
+    """The files `CLASS/picture` or `SPLIT/CLASS/picture` as rows."""
+    subfolders = sorted(
+        (path for path in folder.iterdir() if path.is_dir() and path.name[0] != "."), key=lambda p: p.name
+    )
     if not subfolders:
-        raise UserError(f"{folder} has no subfolders; an image folder has one for each class.")
+        raise UserError(f"{folder} has no subfolders; an image folder has one per class.")
     splits = [split_of(path.name) for path in subfolders]
     if any(splits) and not all(splits):
         stray = subfolders[splits.index(None)].name
-        raise UserError(f"{folder} has subfolders for splits, and {stray}, which names none; move it, or rename it.")
+        raise UserError(
+            f"{folder} has subfolders for splits, and {stray}, which is not a split; move it, or rename it."
+        )
     nested = all(splits)
     depth = 3 if nested else 2
 
-    def rows() -> Iterator[Row | Bad]:
+    def rows() -> Iterator[Row | BadRow]:
         number = 0
         for path in _files_below(folder):
             name = path.relative_to(folder)
             number += 1
             if len(name.parts) != depth:
-                yield Bad(number, f"{name} lies in no folder of a class alone")
+                yield BadRow(number, f"{name} is not directly in the folder of a class")
             elif path.suffix.lower() not in PICTURES:
-                yield Bad(number, f"{name} is none of {', '.join(PICTURES)}")
+                yield BadRow(number, f"{name} does not end in one of {', '.join(PICTURES)}")
             else:
-                row = {IMAGE: str(name), LABEL: path.parent.name}
-                yield Row(number, row | ({SPLIT: path.parent.parent.name} if nested else {}))
+                row = {IMAGE: str(name), LABEL: path.parent.name} | ({SPLIT: path.parent.parent.name} if nested else {})
+                yield Row(number, row)
 
     if not any(isinstance(row, Row) for row in rows()):
         raise UserError(
@@ -323,7 +338,7 @@ def _image_folder(folder: epath.Path) -> Table:
 
 
 def _files_below(folder: epath.Path) -> Iterator[epath.Path]:
-    """All that are not hidden, by name."""
+    """All files that are not hidden, by name."""
     for path in sorted(folder.iterdir(), key=lambda path: path.name):
         if not path.name.startswith("."):
             yield from _files_below(path) if path.is_dir() else (path,)

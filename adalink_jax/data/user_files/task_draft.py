@@ -1,4 +1,4 @@
-"""What the columns of a table are for, by their names and what they hold: a first draft that a person reads and corrects."""
+"""Guesses what the columns of a table are for, from their names and contents: a first draft that a person reads and corrects."""
 
 import dataclasses
 import itertools
@@ -6,6 +6,7 @@ import os
 import pathlib
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from adalink_jax.data.user_files import table_files
 from adalink_jax.data.user_files.file_splits import files_of, first_of, folder_of
@@ -13,9 +14,9 @@ from adalink_jax.data.user_files.image_files import ARCHIVES, Pictures
 from adalink_jax.data.user_files.text_templates import cell_text
 from adalink_jax.errors import UserError
 
-LOOKED_AT = 1_000  # rows
+ROWS_READ = 1_000
 FEW_LABELS = 50
-PICTURES_LOOKED_FOR = 50
+PICTURES_TRIED = 50
 TARGETS = (
     "target", "targets", "label", "labels", "answer", "answers", "output", "outputs", "completion", "response", "summary",
     "caption", "captions", "alt", "translation", "class", "category", "sentiment", "gold",
@@ -26,33 +27,35 @@ INPUTS = (
 )  # fmt: skip
 SPLITS = ("split", "set", "fold", "subset", "partition")
 
+Cells = dict[str, Any]  # the cells of a row by column
+
 
 @dataclasses.dataclass(frozen=True)
 class Draft:
-    """Settings of a `FileTask`, by its names; those that are its defaults are left out.
+    """Guessed settings of a `FileTask`.
 
     Attributes:
-      settings: name -> value.
-      doubts: what was chosen of several, for people.
+      settings: name -> value, without settings that keep their defaults.
+      doubts: guesses that had alternatives, for the user.
     """
 
-    settings: dict
+    settings: dict[str, Any]
     doubts: tuple[str, ...]
 
 
-def draft(data: str, given: Mapping[str, str | None]) -> Draft:
-    """Looks at a file or a folder.
+def draft(data: str, known: Mapping[str, str | None]) -> Draft:
+    """Reads the beginning of a file or folder and guesses its settings.
 
     Args:
-      data: the file; a folder of images by class; or a folder with one table for each split.
-      given: `inputs`, `targets`, `image`, `images`: what is known; None for what is to be guessed.
+      data: the file; a folder of images by class; or a folder with one table per split.
+      known: `inputs`, `targets`, `image`, `images` as the user gave them; None for those to guess.
 
     Raises:
-      UserError: for what cannot be read, and columns whose use cannot be told.
+      UserError: for what cannot be read, and if the use of the columns cannot be guessed.
     """
     files = _files(data)
     first = files_of(files)["train"][0]
-    settings: dict = {"data": files}
+    settings: dict[str, Any] = {"data": files}
     delimiter = _delimiter(first)
     if delimiter is not None:
         settings["delimiter"] = delimiter
@@ -64,20 +67,20 @@ def draft(data: str, given: Mapping[str, str | None]) -> Draft:
         settings["columns"] = tuple(f"column_{i}" for i in range(1, count + 1))
         doubts.append(f"The first line of {first} is read as data, not as a header; if it is one, delete COLUMNS")
     table = table_files.open_table(first, settings.get("columns"), delimiter)
-    rows = [row.cells for row in first_of(table.rows(), LOOKED_AT)]
+    rows = [row.cells for row in first_of(table.rows(), ROWS_READ)]
     if not rows:
         raise UserError(f"{first} has no rows that can be read below its header.")
-    left = list(table.columns)
-    split = _split_column(left, rows)
+    unused = list(table.columns)
+    split = _split_column(unused, rows)
     if split is not None and isinstance(files, str):
         settings["split"] = split
-    left = [name for name in left if name != split]
-    settings |= _image(first, left, rows, given)
+    unused = [name for name in unused if name != split]
+    settings |= _image(first, unused, rows, known)
     in_image = re.findall(r"\{([^{}]*)\}", settings.get("image", ""))
-    left = [name for name in left if name not in in_image]
-    settings["targets"] = given.get("targets") or _targets(first, left, rows, doubts)
-    left = [name for name in left if f"{{{name}}}" not in settings["targets"]]
-    settings["inputs"] = given.get("inputs") or _inputs(left, rows, "image" in settings, doubts)
+    unused = [name for name in unused if name not in in_image]
+    settings["targets"] = known.get("targets") or _targets(first, unused, rows, doubts)
+    unused = [name for name in unused if f"{{{name}}}" not in settings["targets"]]
+    settings["inputs"] = known.get("inputs") or _inputs(unused, rows, "image" in settings, doubts)
     return Draft(settings, tuple(doubts))
 
 
@@ -85,28 +88,15 @@ def draft(data: str, given: Mapping[str, str | None]) -> Draft:
 
 
 def _files(data: str) -> str | dict[str, str | tuple[str, ...]]:
-    """The table; or, where others beside it are for the other splits, all by split."""
+    """The table; or, if there are others beside it for the other splits, all by split."""
     where = pathlib.Path(data)
     if where.is_dir():
-        held = [file for file in sorted(where.iterdir()) if table_files.suffix_of(file.name) in table_files.SUFFIXES]
-        found: dict[str, list[str]] = {}
-        for file in held:
-            if (split := _split_in(file.name)) is not None:
-                found.setdefault(split, []).append(str(file))
-        for split, files in found.items():
-            if len({re.sub(r"\d+", "0", file) for file in files}) > 1:
-                raise UserError(f"{data} has several files for {split}: {', '.join(files)}; name the table itself.")
-        if "train" in found:
-            one = lambda files: files[0] if len(files) == 1 else tuple(files)
-            return {split: one(found[split]) for split in table_files.SPLIT_NAMES if split in found}
-        if held:
-            raise UserError(f"{data} holds tables, none of which is called train; name the table itself.")
-        return data
+        return _files_of_folder(data)
     word = _split_word(where.name)
     if word is None or table_files.split_of(word) != "train" or not where.parent.is_dir():
         return data
     beside = {file.name.lower(): str(file) for file in where.parent.iterdir() if file != where}
-    others: dict[str, str] = {}
+    others: dict[str, str | tuple[str, ...]] = {}
     for split in ("validation", "test"):
         names = (
             re.sub(rf"(?<![a-z]){word}(?![a-z])", name, where.name.lower()) for name in table_files.SPLIT_NAMES[split]
@@ -116,37 +106,56 @@ def _files(data: str) -> str | dict[str, str | tuple[str, ...]]:
     return {"train": data, **others} if others else data
 
 
+def _files_of_folder(folder: str) -> str | dict[str, str | tuple[str, ...]]:
+    """The tables in a folder by split; or the folder itself, if it holds images."""
+    tables = [
+        file
+        for file in sorted(pathlib.Path(folder).iterdir())
+        if table_files.suffix_of(file.name) in table_files.SUFFIXES
+    ]
+    files: dict[str, list[str]] = {}
+    for table in tables:
+        if (split := table_files.split_of(_split_word(table.name) or "")) is not None:
+            files.setdefault(split, []).append(str(table))
+    for split, names in files.items():
+        if len({re.sub(r"\d+", "0", name) for name in names}) > 1:
+            raise UserError(f"{folder} has several files for {split}: {', '.join(names)}; name the table itself.")
+    if "train" in files:
+        return {
+            split: files[split][0] if len(files[split]) == 1 else tuple(files[split])
+            for split in table_files.SPLIT_NAMES
+            if split in files
+        }
+    if tables:
+        raise UserError(f"{folder} holds tables, but none is called train; name the table itself.")
+    return folder
+
+
 def _split_word(name: str) -> str | None:
-    """The word of a file's name that names a split."""
+    """The word in a file's name that names a split."""
     return next((word for word in re.split(r"[\W_\d]+", name.lower()) if table_files.split_of(word) is not None), None)
 
 
-def _split_in(name: str) -> str | None:
-    """The split that a file's name says."""
-    word = _split_word(name)
-    return None if word is None else table_files.split_of(word)
-
-
 def _delimiter(path: str) -> str | None:
-    """The one that a CSV or TSV has, where it is not its own."""
-    own = table_files.DELIMITERS.get(table_files.suffix_of(path))
-    if own is None or os.path.isdir(path):
+    """The delimiter of a CSV or TSV, if it is not the usual one."""
+    usual = table_files.DELIMITERS.get(table_files.suffix_of(path))
+    if usual is None or os.path.isdir(path):
         return None
-    first = next(table_files.records(path, own), [""])
-    return next((sign for sign in "\t;|," if sign != own and sign in first[0]), None) if len(first) == 1 else None
+    first = next(table_files.records(path, usual), [""])
+    return next((sign for sign in "\t;|," if sign != usual and sign in first[0]), None) if len(first) == 1 else None
 
 
 def _has_header(path: str, delimiter: str | None) -> bool:
-    """Whether the first line names columns: no cell of it is a number, long, there twice, or found again in its column."""
-    own = table_files.DELIMITERS.get(table_files.suffix_of(path))
-    if own is None or os.path.isdir(path):
+    """Whether the first line names columns: no cell is a number, long, repeated, or found again in its column."""
+    usual = table_files.DELIMITERS.get(table_files.suffix_of(path))
+    if usual is None or os.path.isdir(path):
         return True
-    names, *rows = [*itertools.islice(table_files.records(path, delimiter or own), 200)] or [[]]
+    names, *rows = [*itertools.islice(table_files.records(path, delimiter or usual), 200)] or [[]]
     if not names:
         return True
-    told = [name.strip() for name in names if name.strip()]
+    filled = [name.strip() for name in names if name.strip()]
     number = lambda text: re.fullmatch(r"[-+]?\d+(\.\d+)?", text) is not None
-    if not told or len(set(told)) < len(told) or any(number(name) or len(name) > 60 for name in told):
+    if not filled or len(set(filled)) < len(filled) or any(number(name) or len(name) > 60 for name in filled):
         return False
     return not any(name.strip() and name == cell for row in rows for name, cell in zip(names, row))
 
@@ -154,28 +163,29 @@ def _has_header(path: str, delimiter: str | None) -> bool:
 # --- columns ---
 
 
-def _texts(rows: Sequence[dict], name: str) -> list[str]:
-    """What a column holds that is text or a number; lists of it one after the other."""
-    found = []
+def _texts(rows: Sequence[Cells], name: str) -> list[str]:
+    """The text and numbers of a column, with the items of lists in sequence; empty if it holds anything else."""
+    texts = []
     for row in rows:
         value = row.get(name)
-        for each in value if isinstance(value, list) else (value,):
+        for item in value if isinstance(value, list) else (value,):
             try:
-                found.append(cell_text(each))
+                texts.append(cell_text(item))
             except TypeError:
                 return []
-    return found
+    return texts
 
 
-def _split_column(columns: Sequence[str], rows: Sequence[dict]) -> str | None:
+def _split_column(columns: Sequence[str], rows: Sequence[Cells]) -> str | None:
     fits = lambda name: all(table_files.split_of(text) is not None for text in _texts(rows, name) or [""])
     return next((name for name in columns if name.lower() in SPLITS and fits(name)), None)
 
 
-def _image(path: str, columns: Sequence[str], rows: Sequence[dict], given: Mapping) -> dict:
-    """`image`, and `images` where they lie elsewhere than in the table's folder."""
-    if given.get("image"):
-        return {"image": given["image"]} | ({"images": given["images"]} if given.get("images") else {})
+def _image(path: str, columns: Sequence[str], rows: Sequence[Cells], known: Mapping[str, str | None]) -> dict[str, str]:
+    """`image`, and `images` if they are not in the table's folder; empty if there are no images."""
+    images = known.get("images")
+    if image := known.get("image"):
+        return {"image": image} | ({"images": images} if images else {})
     if os.path.isdir(path):
         return {"image": f"{{{table_files.IMAGE}}}"}
     for name in columns:
@@ -183,33 +193,36 @@ def _image(path: str, columns: Sequence[str], rows: Sequence[dict], given: Mappi
         if isinstance(value, bytes) or (isinstance(value, Mapping) and "bytes" in value):
             return {"image": f"{{{name}}}"}
     folder = pathlib.Path(folder_of(path))
-    roots = [given["images"]] if given.get("images") else [
-        str(folder), *(str(each) for each in sorted(folder.iterdir()) if each.is_dir() or each.suffix.lower() in ARCHIVES)
-    ]  # fmt: skip
-    for root in roots:
+    inside = lambda: (file for file in sorted(folder.iterdir()) if file.is_dir() or file.suffix.lower() in ARCHIVES)
+    for root in [images] if images else [str(folder), *map(str, inside())]:
         try:
             pictures = Pictures(root)
         except UserError:
-            if given.get("images"):
+            if images:
                 raise
             continue  # an archive of something else
         for name in columns:
-            texts = [text for text in _texts(rows, name) if text][:PICTURES_LOOKED_FOR]
-            if not texts or any("\n" in text or len(text) > 200 for text in texts):
-                continue
-            for suffix in ("", *table_files.PICTURES):
-                if suffix == "" and not texts[0].lower().endswith(table_files.PICTURES):
-                    continue
-                there = sum(pictures.problem(text + suffix) is None for text in texts)
-                if there >= 0.9 * len(texts):
-                    elsewhere = {} if root == str(folder) else {"images": root}
-                    return {"image": f"{{{name}}}{suffix}", **elsewhere}
-    if given.get("images"):
-        raise UserError(f"No column of {path} names pictures in {given['images']}; say which: --image '{{COLUMN}}'.")
+            if (template := _picture_template(name, rows, pictures)) is not None:
+                return {"image": template} | ({} if root == str(folder) else {"images": root})
+    if images:
+        raise UserError(f"No column of {path} names pictures in {images}; name it: --image '{{COLUMN}}'.")
     return {}
 
 
-def _targets(path: str, columns: Sequence[str], rows: Sequence[dict], doubts: list[str]) -> str:
+def _picture_template(name: str, rows: Sequence[Cells], pictures: Pictures) -> str | None:
+    """`{NAME}`, or with a suffix, if most cells of the column name images that exist."""
+    texts = [text for text in _texts(rows, name) if text][:PICTURES_TRIED]
+    if not texts or any("\n" in text or len(text) > 200 for text in texts):
+        return None
+    for suffix in ("", *table_files.PICTURES):
+        if suffix == "" and not texts[0].lower().endswith(table_files.PICTURES):
+            continue
+        if sum(pictures.problem(text + suffix) is None for text in texts) >= 0.9 * len(texts):
+            return f"{{{name}}}{suffix}"
+    return None
+
+
+def _targets(path: str, columns: Sequence[str], rows: Sequence[Cells], doubts: list[str]) -> str:
     named = [name for known in TARGETS for name in columns if name.lower() == known]
     if named:
         if len(named) > 1:
@@ -222,14 +235,15 @@ def _targets(path: str, columns: Sequence[str], rows: Sequence[dict], doubts: li
     }
     if not labels:
         raise UserError(
-            f"Which column of {path} is to be predicted cannot be told; say so: --targets '{{COLUMN}}', of {', '.join(columns)}."
+            f"It is not clear which column of {path} is to be predicted; name it: --targets '{{COLUMN}}', of "
+            f"{', '.join(columns)}."
         )
-    chosen = min(labels, key=labels.get)
-    doubts.append(f"TARGETS is {chosen}, which has the fewest values; no column has a name that says it is the target")
-    return f"{{{chosen}}}"
+    fewest = min(labels, key=labels.__getitem__)
+    doubts.append(f"TARGETS is {fewest}, which has the fewest values; no column has the name of a target")
+    return f"{{{fewest}}}"
 
 
-def _inputs(columns: Sequence[str], rows: Sequence[dict], has_image: bool, doubts: list[str]) -> str:
+def _inputs(columns: Sequence[str], rows: Sequence[Cells], has_image: bool, doubts: list[str]) -> str:
     named = [name for name in columns if name.lower() in INPUTS]
     if not named and has_image:
         if columns:
@@ -238,10 +252,10 @@ def _inputs(columns: Sequence[str], rows: Sequence[dict], has_image: bool, doubt
     if not named:
         lengths = {name: sum(map(len, texts)) / len(texts) for name in columns if (texts := _texts(rows, name))}
         if not lengths:
-            raise UserError("Which columns are the input cannot be told; say so: --inputs 'text: {COLUMN}'.")
-        named = [max(lengths, key=lengths.get)]
+            raise UserError("It is not clear which columns are the input; name them: --inputs 'text: {COLUMN}'.")
+        named = [max(lengths, key=lengths.__getitem__)]
         if len(lengths) > 1:
-            doubts.append(f"INPUTS is {named[0]}, the longest text; no column has a name that says it is the input")
+            doubts.append(f"INPUTS is {named[0]}, the longest text; no column has the name of an input")
     named.sort(key=columns.index)
     if len(named) == 1:
         return f"{{{named[0]}}}"

@@ -1,0 +1,55 @@
+"""What the other layers know about a task: its examples, its vocabulary, and how its predictions are scored."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any, Protocol
+
+Example = dict[str, Any]  # one tokenised example; `Task.examples` lists the keys
+
+
+class Task(Protocol):
+    """A data set with splits `train`, `validation` and `test`."""
+
+    @property
+    def name(self) -> str:
+        """A unique name."""
+        ...
+
+    @property
+    def vocab_size(self) -> int:
+        """One more than the largest id in its examples."""
+        ...
+
+    @property
+    def has_images(self) -> bool:
+        """Whether its examples have an `image` or `image_file`."""
+        ...
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """What a run reports about the data before it starts, one line per note."""
+        ...
+
+    def examples(self, split: str, seed: int | None = None, start: int = 0) -> Iterable[Example]:
+        """Tokenised examples, `{"inputs": ids, "targets": ids, "image": ..., "inputs_pretokenized": str, ...}`.
+
+        An `image` is a float32 array [height, width, channels] in [-1, 1], or the bytes of an image file of any size.
+        Instead of it an example may have `image_file`, the path of an image file.
+
+        Args:
+          split: the split to read.
+          seed: shuffles the examples; the order depends on nothing else. None keeps the order of the source.
+          start: number of examples to skip.
+        """
+        ...
+
+    def encode(self, text: str) -> list[int]:
+        """Converts text to ids of the inputs' vocabulary, without EOS."""
+        ...
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Converts predicted ids to text."""
+        ...
+
+    def score(self, examples: Sequence[Example], predictions: Sequence[str]) -> dict[str, float]:
+        """Returns the metrics of the predictions for `examples`, which may come without their images."""
+        ...

@@ -248,14 +248,14 @@ def test_a_job_whose_evaluation_does_not_fit_does_not_fit(capsys):
 
 
 def test_a_quick_plan_counts_what_a_plan_counts(capsys):
-    plans, effort = [], jax.config.jax_exec_time_optimization_effort
+    plans, level = [], jax.config.jax_optimization_level
     try:
         for flags in ([], ["--quick"]):
             assert main(["plan", *NANO, "--topology", "v5e:2x4", "--json", *flags]) == 0
             plans.append(json.loads(capsys.readouterr().out))
-            assert jax.config.jax_exec_time_optimization_effort == (-1.0 if flags else effort)
+            assert jax.config.jax_optimization_level == ("O0" if flags else level)
     finally:
-        jax.config.update("jax_exec_time_optimization_effort", effort)
+        jax.config.update("jax_optimization_level", level)
     usual, quick = plans
     assert quick["quick"] and not usual["quick"]
     same = ("fits", "frozen_bytes", "trainable_bytes", "optimizer_bytes", "flops", "model_flops")

@@ -18,7 +18,7 @@ DEV       := $(VENV)/.installed-dev
 PYTEST    := JAX_PLATFORMS=cpu TF_CPP_MIN_LOG_LEVEL=3 $(BIN)/python -m pytest $(PYTEST_ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart lint test test-short test-slow test-t5x soak plan-matrix study wheel clean
+.PHONY: help quickstart lint test test-short test-slow test-t5x soak plan-matrix study docs wheel clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -64,12 +64,16 @@ study: $(INSTALLED)  ## run what is missing of the scaling study in miniature (m
 	$(BIN)/adalink study --gin_file=gin/studies/miniature.gin --gin.MODEL_DIR="'$(STUDY)'" --gin.DATA_DIR="'$(DATA)'" --gin.VOCABULARY="'$(STUDY)/vocabulary'" --gin.Study.kept="'$(KEPT)'" --run $(STUDY_ARGS)
 	$(BIN)/adalink report $(KEPT) --out $(STUDY)/report.html --title "The gap to full fine-tuning against model size, in miniature"
 
+docs: $(VENV)/.installed-docs  ## build the documentation site into docs/_build/html; a warning is an error
+	JAX_PLATFORMS=cpu TF_CPP_MIN_LOG_LEVEL=3 $(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
+	@echo "Open docs/_build/html/index.html"
+
 wheel: $(BIN)/python  ## build the source distribution and the wheel into dist/
 	$(INSTALL) build
 	$(BIN)/python -m build
 
 clean:  ## remove the virtual environments and all build outputs; keeps runs/
-	rm -rf .venv .venv-* $(VENV) build dist *.egg-info .pytest_cache
+	rm -rf .venv .venv-* $(VENV) build dist docs/_build docs/_generated *.egg-info .pytest_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/python:

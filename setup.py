@@ -89,6 +89,8 @@ setup(
         "hf": [HUB, TRANSFORMERS],
         # The references of the parity tests. On Linux, pip takes a build of torch with CUDA: some gigabytes.
         "parity": ["torch==2.13.0", TRANSFORMERS, "peft>=0.21,<0.22", "accelerate>=1.10"],
+        # The documentation site; pinned, as a new theme changes the pages.
+        "docs": ["sphinx==9.0.4", "myst-nb==1.4.0", "sphinx-book-theme==1.4.0"],
         # What checks, tests and builds the package.
         "dev": [
             *PLAN,

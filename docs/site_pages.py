@@ -63,7 +63,7 @@ def command_line() -> str:
             main([*argv, "--help"])
         return out.getvalue().strip()
 
-    os.environ["COLUMNS"] = "96"
+    os.environ["COLUMNS"] = "84"
     parts = [
         "# Command line",
         "What `adalink --help` and `adalink COMMAND --help` print.",
@@ -248,12 +248,13 @@ def as_rst(lines: list[str]) -> list[str]:
                 out.append(line if indent or not text else f"    {line}")
                 continue
             literal = False
-            out.append("")
+            if out[-1].strip():
+                out.append("")
         blank_before = not out or not out[-1].strip()
         if text and indent == 0:
             in_section = bool(SECTION.match(text))
         if text and not in_section and ((indent >= 4 and blank_before) or (indent == 0 and text.startswith("| "))):
-            out += ["" if blank_before else "", "::", "", line if indent else f"    {line}"]
+            out += [*([] if blank_before else [""]), "::", "", line if indent else f"    {line}"]
             literal = True
             continue
         is_item = re.match(r"[-*] |\d+\. ", text)

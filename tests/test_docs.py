@@ -174,7 +174,7 @@ def test_the_reference_is_whole():
 def test_docstrings_become_valid_restructuredtext():
     as_rst = site_pages().as_rst
     assert as_rst(["Uses `x` and *args.", "", "    y = x * 2", "", "Then:", "- a", "- b"]) == [
-        "Uses ``x`` and \\*args.", "", "::", "", "    y = x * 2", "", "", "Then:", "", "- a", "- b",
+        "Uses ``x`` and \\*args.", "", "::", "", "    y = x * 2", "", "Then:", "", "- a", "- b",
     ]  # fmt: skip
 
 
@@ -219,7 +219,7 @@ def shortened(line: str) -> list[str]:
     """The command with a few steps, so that all of them take minutes."""
     words = shlex.split(line)[1:]
     if words[0] in ("quickstart", "train", "tune", "pack"):
-        words += ["--gin.TRAIN_STEPS=6", "--gin.EVAL_PERIOD=3", "--gin.CHECKPOINT_PERIOD=3"]
+        words += ["--gin.TRAIN_STEPS=6", "--gin.WARMUP_STEPS=2", "--gin.EVAL_PERIOD=3", "--gin.CHECKPOINT_PERIOD=3"]
     elif words[0] == "sweep":
         words += ["--gin.TRIED_RANKS=(1, 2)", "--gin.TRIED_RATES=(0.01,)", "--gin.TRIED_SEEDS=(0,)"]
     elif words[0] == "plan":

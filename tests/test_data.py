@@ -99,7 +99,7 @@ def test_shifted_images_show_the_same_digits():
 
 def test_accuracy_counts_exact_matches():
     assert accuracy(["a", "b", "c", "d"], ["a", "B", "c", ""]) == {"accuracy": 0.5}
-    with pytest.raises(UserError, match="one prediction a target"):
+    with pytest.raises(UserError, match="one prediction per target"):
         accuracy(["a"], [])
 
 

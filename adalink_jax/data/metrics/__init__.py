@@ -1,8 +1,11 @@
 """Metrics over decoded strings: `(targets, predictions) -> {name: value}`, as seqio's metric functions are.
 
-Free of TensorFlow and seqio. Shares are in [0, 1], never percent; each function says where its scale is another. A target
-is one string, or several where a question has several right answers or an image several captions.
+Free of TensorFlow and seqio. Shares are in [0, 1], never percent; functions with another scale say so. A target is one
+string, or several if a question has several right answers or an image several captions.
 """
+
+import importlib
+from types import ModuleType
 
 from adalink_jax.data.metrics import glue_scores, labels
 from adalink_jax.data.metrics.caption_scores import bleu, captions, cider, rouge_l
@@ -24,3 +27,9 @@ __all__ = [
     "squad",
     "vqa_accuracy",
 ]
+
+
+def __getattr__(name: str) -> ModuleType:
+    if name in ("glue", "vqa"):  # old names of `glue_scores` and `vqa_accuracy`; importing them warns
+        return importlib.import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""Character for character: a prediction is right or it is wrong, and nothing is normalised."""
+"""Exact comparison: a prediction is right if it equals its target character for character; nothing is normalised."""
 
 from collections.abc import Sequence
 
@@ -6,7 +6,7 @@ from adalink_jax.data.metrics import metric_arguments
 
 
 def accuracy(targets: Sequence[str], predictions: Sequence[str]) -> dict[str, float]:
-    """Share of predictions in [0, 1] that equal their target, character for character.
+    """The share in [0, 1] of predictions that equal their target.
 
     Raises:
       UserError: if there are no targets, or not one prediction for each.
@@ -16,10 +16,10 @@ def accuracy(targets: Sequence[str], predictions: Sequence[str]) -> dict[str, fl
 
 
 def exact_match(targets: Sequence[str | Sequence[str]], predictions: Sequence[str]) -> dict[str, float]:
-    """Share of predictions in [0, 1] that equal one of their references, character for character.
+    """The share in [0, 1] of predictions that equal one of their references.
 
     Args:
-      targets: each one string, or several.
+      targets: one string for each prediction, or several.
       predictions: strings.
 
     Raises:
@@ -28,4 +28,4 @@ def exact_match(targets: Sequence[str | Sequence[str]], predictions: Sequence[st
     metric_arguments.paired("exact_match", targets, predictions)
     metric_arguments.strings("exact_match", predictions)
     several = metric_arguments.references("exact_match", targets)
-    return {"exact_match": sum(p in each for each, p in zip(several, predictions)) / len(several)}
+    return {"exact_match": sum(p in references for references, p in zip(several, predictions)) / len(several)}

@@ -1,4 +1,4 @@
-"""The words that stand for the labels of GLUE and SuperGLUE in T5's text-to-text form, in the order of their numbers."""
+"""The words for the labels of GLUE and SuperGLUE in T5's text-to-text form, in the order of the labels' numbers."""
 
 _ENTAILMENT = ("entailment", "not_entailment")
 _THREE_WAY = ("entailment", "neutral", "contradiction")
@@ -15,7 +15,7 @@ GLUE = {
     "rte": _ENTAILMENT,
     "wnli": ("not_entailment", "entailment"),
     "ax": _THREE_WAY,
-}  # STS-B has numbers
+}  # STS-B has numbers, AX has no public targets
 
 SUPERGLUE = {
     "boolq": ("False", "True"),

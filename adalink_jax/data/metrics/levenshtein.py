@@ -1,4 +1,4 @@
-"""ANLS, the score of DocVQA: one minus the normalised edit distance to the nearest answer; far from all answers is 0."""
+"""ANLS, the score of DocVQA: one minus the normalised edit distance to the nearest answer, or 0 if all are far."""
 
 from collections.abc import Sequence
 
@@ -10,11 +10,11 @@ THRESHOLD = 0.5
 def anls(targets: Sequence[str | Sequence[str]], predictions: Sequence[str]) -> dict[str, float]:
     """Average normalised Levenshtein similarity in [0, 1] (Biten et al. 2019, "Scene Text Visual Question Answering").
 
-    Of each question the best over its answers of `1 - d` if `d < 0.5`, else 0, where `d` is the edit distance over the
-    length of the longer string. Case and repeated white space do not count (Mathew et al. 2021, "DocVQA").
+    A question's score is the best over its answers of `1 - d` if `d < 0.5`, else 0, where `d` is the edit distance over the
+    length of the longer string. Case and repeated white space are ignored (Mathew et al. 2021, "DocVQA").
 
     Args:
-      targets: each one answer, or several that are all right.
+      targets: one answer for each prediction, or several that are all right.
       predictions: strings.
 
     Raises:
@@ -23,12 +23,12 @@ def anls(targets: Sequence[str | Sequence[str]], predictions: Sequence[str]) -> 
     metric_arguments.paired("anls", targets, predictions)
     metric_arguments.strings("anls", predictions)
     several = metric_arguments.references("anls", targets)
-    scores = [max(similarity(answer, p) for answer in each) for each, p in zip(several, predictions)]
+    scores = [max(similarity(answer, p) for answer in answers) for answers, p in zip(several, predictions)]
     return {"anls": sum(scores) / len(scores)}
 
 
 def similarity(answer: str, prediction: str) -> float:
-    """The similarity of two strings in [0, 1]; 0 where the normalised distance is 0.5 or more. Two empty ones: 1."""
+    """The similarity of two strings in [0, 1]; 0 if the normalised distance is 0.5 or more; 1 for two empty strings."""
     answer, prediction = _plain(answer), _plain(prediction)
     longer = max(len(answer), len(prediction))
     if not longer:
@@ -38,7 +38,7 @@ def similarity(answer: str, prediction: str) -> float:
 
 
 def edit_distance(a: str, b: str) -> int:
-    """Levenshtein's: the fewest characters to insert, delete or replace that turn `a` into `b`."""
+    """The Levenshtein distance: the fewest insertions, deletions and replacements that turn `a` into `b`."""
     previous = list(range(len(b) + 1))
     for i, from_a in enumerate(a, 1):
         current = [i]

@@ -1,22 +1,22 @@
-"""Captions as the tokens that the COCO caption evaluation counts.
+"""Splits captions into the tokens that the COCO caption evaluation counts.
 
-That evaluation runs Stanford's PTBTokenizer (CoreNLP 3.4.1, `-preserveLines -lowerCase`) and drops punctuation. This is the
-same in Python, written from what that program was seen to do, and pinned to its recorded output in the tests. The
-invariant: at each place the longest match of any rule is the token, and of two as long the one of the earlier rule. A rule
-may look further than its token; what it looked at counts for its length.
+That evaluation runs Stanford's PTBTokenizer (CoreNLP 3.4.1, `-preserveLines -lowerCase`) and drops punctuation. This module
+reproduces it from its observed behaviour, and the tests compare it with recorded output. The invariant: at each position the
+longest match of any rule is the token; of two equally long matches the earlier rule wins. A rule may look further than its
+token; the characters it looked at count for its length.
 
-Only what is left after punctuation was dropped is kept alike. Brackets are tokens (`-lrb-`): that evaluation drops them in
-upper case only, and looks after lowering. Tokens may hold a no-break space (`1 1/2`, telephone numbers).
+Only the tokens that remain after punctuation is dropped are reproduced. Brackets are tokens (`-lrb-`), because that evaluation
+drops them in upper case only, and compares after lowering. Tokens may hold a no-break space (`1 1/2`, telephone numbers).
 
-What differs: letters outside the European alphabets and symbols outside `_KEPT`; named entities but for a few; an
-underline beside a hyphen. And a caption is taken by itself, with a line end after it, while that program sees all captions
-in a row: there an initial that ends a caption ("exhibit A.") loses its period if the next one starts with a word such as
-"The", and a "no." keeps its own if the next one starts with a digit.
+Differences: letters outside the European alphabets and symbols outside `_KEPT`; most named entities; an underscore beside a
+hyphen. Also, a caption is tokenised alone, with a line end after it, but that program sees all captions in sequence: there an
+initial that ends a caption ("exhibit A.") loses its period if the next caption starts with a word such as "The", and a "no."
+keeps its period if the next caption starts with a digit.
 """
 
 import re
 
-# That evaluation's list, without what never stands there in lower case.
+# That evaluation's list, without entries that cannot occur in lower case.
 DROPPED = frozenset(["''", "'", "``", "`", ".", "?", "!", ",", ":", "-", "--", "...", ";"])
 
 _LETTER = (
@@ -56,7 +56,7 @@ _CAPITALISED = "(?:{})".format(  # words of their own in lower case
 )
 _BEFORE_NUMBER = _any_case("art ca fig figs no nos op pp prop")
 
-# After one of these with a capital, a letter and a period are no initial: they end a sentence.
+# Before one of these with a capital, a letter and a period end a sentence and are not an initial.
 _STARTS = """
     a about according additionally after an as at but earlier he her here however if in it last many more now once one
     other our she since so some such that the their then there these they this we what when while yet you
@@ -68,14 +68,14 @@ _FILES = _any_case("""
     txt wav x xml zip
 """)
 _PATH = r"/[^\s\"<>|()]+[^\s\"<>|.!?(){},-]"
-_HOST = r"[^\s\"`'|!(){},-_$]"  # from the comma to the underline: no capital and no digit, as there
+_HOST = r"[^\s\"`'|!(){},-_$]"  # the range from comma to underscore excludes capitals and digits, as in that program
 _ADDRESS = (
     rf"(?:(?i:www)\.(?:[^\s\"<>|.!?(){{}},/]+\.)+[A-Za-z]{{2,4}}|(?:{_HOST}+\.)+(?i:com|net|org|edu))(?:{_PATH})?"
 )
 _TAG_NAME = r"[A-Za-z][A-Za-z0-9_:.@-]*"
 _TAG = rf"(?:<[!?]?{_TAG_NAME}(?: +{_TAG_NAME}(?:=(?:\"[^\"\n]*\"|'[^'\n]*'))?)* *[/?]?>|</{_TAG_NAME}>|<!--(?:[^\n]*?--)?>)"
 
-# Those that begin with a letter or a digit. A group `token` is the token where the rule looks further.
+# Rules that begin with a letter or a digit. The group `token` is the token if the rule looks further.
 _WORD_RULES = (
     rf"(?P<token>(?i:can|gon|wan|got|lem|gim))(?:(?<=[nN])(?i:not|na)|(?<=[tT])(?i:ta)|(?<=[mM])(?i:me)){_END}",
     rf"(?P<token>{_LETTER}{_ALNUM}*?)[nN]{_MARK}[tT]",
@@ -106,7 +106,7 @@ _WORD_RULES = (
     r"(?:\d{2,4}[- \xa0])?\d{2,4}[- \xa0]\d{3,4}[- \xa0]?\d{3,5}",
 )
 
-# Those that begin with something else.
+# Rules that begin with another character.
 _MARK_RULES = (
     rf"'(?i:s|m|d|re|ve|ll)(?!{_LETTER})|[\u2019\x92](?i:s|m|d|re|ve|ll)",
     rf"[\u2019']n[\u2019']|{_APOSTROPHE}(?i:em|till?|cause)|'[nN](?=\s|$)|[\u2019\x92][nN]",
@@ -132,7 +132,7 @@ _MARK_RULES = (
 _WORD_PATTERNS = [re.compile(rule) for rule in _WORD_RULES]
 _MARK_PATTERNS = [re.compile(rule) for rule in _MARK_RULES]
 _BEGINS_WORD = re.compile(_ALNUM)
-# Most words; no rule takes more of them.
+# A fast path for most words; no rule matches more of them.
 _PLAIN = re.compile(r"(?!(?i:cannot|gonna|wanna|gotta|lemme|gimme)\b)([A-Za-z]{2,})(?:[,;:]?(?:\s+|$))")
 _SPACE = re.compile(r"[\s\u200b\x00-\x1f\x7f]+")
 _LINE_ENDS = re.compile("[\n\r\x0b\x0c\x85\u2028\u2029]")
@@ -152,7 +152,7 @@ _QUOTES = {
 _DASHES_OR_DOTS = re.compile(r"\.[. ]+|\u2026|[\u2010-\u2015\x96\x97-]{1,4}")
 _CLITIC = re.compile(rf"{_APOSTROPHE}(?:s|m|d|re|ve|ll)|n{_MARK}t")
 
-# Characters that stay, as tokens of their own. Of those beyond Latin, Greek and Cyrillic the list is not complete.
+# Characters that are tokens by themselves. Beyond Latin, Greek and Cyrillic the list is incomplete.
 _KEPT = re.compile(
     r"[#-&*+/<=>@\\^_|~\xa1-\xa9\xac\xae-\xb4\xb6-\xb9\xbf\xd7\xf7\u2016\u2017\u201a\u201e-\u2023\u2030-\u2038\u203b"
     r"\u203e-\u2042\u2044\u2070\u2074-\u207e\u2080-\u208e\u2100-\u214f\u2153-\u215e\u2190-\u2bff\u3001\u3002\u30fb]"
@@ -160,13 +160,13 @@ _KEPT = re.compile(
 
 
 def tokenize(text: str) -> str:
-    """A caption's tokens, in lower case and without punctuation, with a blank between them.
+    """Returns a caption's tokens in lower case, without punctuation, joined by blanks.
 
     Args:
       text: one caption; line ends in it count as blanks.
 
     Returns:
-      The line that COCO's evaluation counts words in; empty if there is nothing but punctuation.
+      The line whose words COCO's evaluation counts; empty if there is only punctuation.
     """
     text = _ENTITY.sub(lambda entity: _ENTITIES[entity[0]], _LINE_ENDS.sub(" ", text))
     tokens: list[str] = []
@@ -185,7 +185,7 @@ def tokenize(text: str) -> str:
 
 
 def _longest(text: str, at: int) -> str:
-    """The token at a place that is no white space: of the rule that looks furthest; one character where there is none."""
+    """The token at a position without white space, by the rule that looks furthest; one character if no rule matches."""
     patterns = _WORD_PATTERNS if _BEGINS_WORD.match(text, at) else _MARK_PATTERNS
     matches = (pattern.match(text, at) for pattern in patterns)
     best = max((match for match in matches if match), key=re.Match.end, default=None)
@@ -195,12 +195,12 @@ def _longest(text: str, at: int) -> str:
 
 
 def _written(token: str) -> str:
-    """A token as it is written: in lower case, in ASCII where PTB has a name for it; empty for what is not written."""
+    """The written form of a token: in lower case, in ASCII if PTB has a name for it; empty if it is dropped."""
     token = token.lower().replace("\xad", "")
     if _CLITIC.fullmatch(token):
         return re.sub("[\u2019\x92]", "'", token)
     if len(token) <= 2 and all(character in _QUOTES for character in token):
-        return "".join(map(_QUOTES.get, token))
+        return "".join(_QUOTES[character] for character in token)
     if token in _WRITTEN:
         return _WRITTEN[token]
     if _DASHES_OR_DOTS.fullmatch(token) or (

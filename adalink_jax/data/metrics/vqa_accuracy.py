@@ -1,7 +1,7 @@
-"""VQA accuracy: how many of ten people gave this answer, as the VQA challenge counts and normalises.
+"""VQA accuracy: how many of ten people gave an answer, counted and normalised as in the VQA challenge.
 
-The normalisation has peculiarities that decide scores, and all are kept: it is left out where the ten agree to the letter;
-a comma between digits glues everything that other punctuation divides; of a long answer only the first 32 periods go.
+The challenge's normalisation has peculiarities that affect scores, and all are reproduced: it is skipped if all ten answers
+are equal; a comma between digits joins everything that other punctuation separates; only the first 32 periods are removed.
 """
 
 import re
@@ -11,7 +11,7 @@ from adalink_jax.data.metrics import metric_arguments
 from adalink_jax.errors import UserError
 
 ANNOTATORS = 10
-_ENOUGH = 3  # people who have to agree with an answer for it to be wholly right
+_ENOUGH = 3  # annotators that must agree with an answer for a full score
 
 _NUMBERS = {
     word: str(number)
@@ -23,7 +23,7 @@ _PERIOD = re.compile(r"\.(?!\d)")
 _PERIODS = 32
 _DIGITS_COMMA = re.compile(r"\d,\d")
 
-# Each is also what people mean who leave out one of its apostrophes.
+# Also recognised if one of the apostrophes is missing.
 _CONTRACTIONS = """
     ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't haven't he'd he'd've
     he's how'd how'll how's isn't it'd it'd've it'll ma'am mightn't mightn't've might've mustn't must've needn't not've
@@ -33,23 +33,23 @@ _CONTRACTIONS = """
     what've when's where'd where's where've who'd who'd've who'll who's who've why'll why're why's won't would've
     wouldn't wouldn't've y'all y'all'll y'all'd've you'd you'd've you'll you're you've
 """.split()
-_MEANT = {
+_COMPLETED = {
     whole[:i] + whole[i + 1 :]: whole for whole in _CONTRACTIONS for i, mark in enumerate(whole) if mark == "'"
 } | {"somebody'd": "somebodyd"}  # fmt: skip
 
 
 def vqa_accuracy(targets: Sequence[Sequence[str]], predictions: Sequence[str]) -> dict[str, float]:
-    """Mean over the questions of the share in [0, 1] by which an answer is right (Antol et al. 2015, "VQA").
+    """The mean score in [0, 1] of the questions (Antol et al. 2015, "VQA").
 
-    Of a question it is the mean over the ten ways to leave one annotator out of `min(matches / 3, 1)`, where `matches`
-    counts the nine others who gave the predicted answer.
+    A question's score is the mean of `min(matches / 3, 1)` over the ten ways to leave one annotator out, where `matches` counts
+    the other nine who gave the predicted answer.
 
     Args:
-      targets: each the answers of ten annotators, as they were given.
+      targets: for each question the answers of ten annotators, unchanged.
       predictions: strings.
 
     Raises:
-      UserError: if there are no targets, or not one prediction for each, or a target has not ten answers.
+      UserError: if there are no targets, not one prediction for each, or a target without exactly ten answers.
     """
     metric_arguments.paired("vqa_accuracy", targets, predictions)
     metric_arguments.strings("vqa_accuracy", predictions)
@@ -63,7 +63,7 @@ def vqa_accuracy(targets: Sequence[Sequence[str]], predictions: Sequence[str]) -
 
 
 def question_accuracy(answers: Sequence[str], prediction: str) -> float:
-    """The share in [0, 1] by which `prediction` is right, of one question with ten `answers`."""
+    """The score in [0, 1] of a prediction for one question with ten answers."""
     answers, prediction = [_on_one_line(answer) for answer in answers], _on_one_line(prediction)
     if len(set(answers)) > 1:
         answers, prediction = [normalize(answer) for answer in answers], normalize(prediction)
@@ -72,7 +72,7 @@ def question_accuracy(answers: Sequence[str], prediction: str) -> float:
 
 
 def normalize(text: str) -> str:
-    """An answer without punctuation and articles, in lower case, numbers up to ten as digits, contractions whole."""
+    """Lowers an answer, removes punctuation and articles, writes numbers up to ten as digits and completes contractions."""
     plain = text
     glued = _DIGITS_COMMA.search(text) is not None
     for mark in _PUNCTUATION:
@@ -80,7 +80,7 @@ def normalize(text: str) -> str:
         plain = plain.replace(mark, "" if glued or beside_blank else " ")
     words = _PERIOD.sub("", plain, count=_PERIODS).lower().split()
     words = [_NUMBERS.get(word, word) for word in words]
-    return " ".join(_MEANT.get(word, word) for word in words if word not in _ARTICLES)
+    return " ".join(_COMPLETED.get(word, word) for word in words if word not in _ARTICLES)
 
 
 def _on_one_line(text: str) -> str:

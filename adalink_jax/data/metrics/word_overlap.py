@@ -1,4 +1,4 @@
-"""SQuAD's exact match and F1 over words, the best over several answers, after SQuAD's normalisation."""
+"""SQuAD's exact match and word F1: the best over several answers, after SQuAD's normalisation."""
 
 import collections
 import re
@@ -15,10 +15,10 @@ def squad(targets: Sequence[str | Sequence[str]], predictions: Sequence[str]) ->
     """`exact_match` and `f1`, shares in [0, 1] (Rajpurkar et al. 2016, "SQuAD"; the evaluation of version 1.1).
 
     F1 is the harmonic mean of precision and recall over the words that prediction and answer share, counted with
-    repetitions; where they share none, as when both are empty, it is 0.
+    repetitions. It is 0 if they share none, and so if both are empty.
 
     Args:
-      targets: each one answer, or several that are all right.
+      targets: one answer for each prediction, or several that are all right.
       predictions: strings.
 
     Raises:
@@ -26,20 +26,20 @@ def squad(targets: Sequence[str | Sequence[str]], predictions: Sequence[str]) ->
     """
     metric_arguments.paired("squad", targets, predictions)
     metric_arguments.strings("squad", predictions)
-    several = [[normalize(answer) for answer in each] for each in metric_arguments.references("squad", targets)]
+    several = [[normalize(answer) for answer in answers] for answers in metric_arguments.references("squad", targets)]
     plain = [normalize(prediction) for prediction in predictions]
     return {
-        "exact_match": sum(p in each for each, p in zip(several, plain)) / len(plain),
-        "f1": sum(max(_word_f1(answer, p) for answer in each) for each, p in zip(several, plain)) / len(plain),
+        "exact_match": sum(p in answers for answers, p in zip(several, plain)) / len(plain),
+        "f1": sum(max(_word_f1(answer, p) for answer in answers) for answers, p in zip(several, plain)) / len(plain),
     }
 
 
 def normalize(text: str) -> str:
-    """In lower case, without ASCII punctuation, without the articles a, an, the, with single blanks."""
+    """Lowers text, removes ASCII punctuation and the articles a, an, the, and leaves single blanks."""
     return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
 
 
 def _word_f1(answer: str, prediction: str) -> float:
-    expected, found = answer.split(), prediction.split()
-    shared = sum((collections.Counter(expected) & collections.Counter(found)).values())
-    return 2 * shared / (len(expected) + len(found)) if shared else 0.0
+    expected, predicted = answer.split(), prediction.split()
+    shared = sum((collections.Counter(expected) & collections.Counter(predicted)).values())
+    return 2 * shared / (len(expected) + len(predicted)) if shared else 0.0

@@ -1,7 +1,7 @@
-"""Descriptions of images: COCO captions and TextCaps.
+"""Captions of images: COCO captions and TextCaps.
 
-Training takes one row a caption; evaluation shows each image once and scores against all of its captions. `test` is the
-published one where it has captions; else the published validation split is halved by image.
+Training uses one example per caption; evaluation shows each image once and scores against all of its captions. `test` is the
+published split if that has captions; else the published validation split is halved by image.
 
 `coco_captions`: with `source` "tfds" the data set of this name, in Karpathy's splits (train and restval; val; test). With
   "files" `coco/` with `annotations/captions_train2017.json` and `captions_val2017.json`, and the images in `train2017/` and
@@ -13,9 +13,18 @@ import collections
 from collections.abc import Iterator
 
 from adalink_jax.data.published import readers
-from adalink_jax.data.published.registration import MANY, Example, PublishedTask, add_tasks, metric, tfds_rows
+from adalink_jax.data.published.registration import (
+    MANY,
+    PublishedTask,
+    Row,
+    Rows,
+    TextExample,
+    add_tasks,
+    metric,
+    tfds_rows,
+)
 from adalink_jax.data.published.settings import TFDS, PublishedData
-from adalink_jax.data.splits import as_published, halved
+from adalink_jax.data.splits import Splits, as_published, halved
 
 PROMPT = "caption en"  # as PaliGemma's
 METRICS = [metric("captions")]  # CIDEr, BLEU, ROUGE-L
@@ -28,17 +37,17 @@ def register() -> None:
     add_tasks(tasks, data.vocabulary)
 
 
-def caption_form(row: dict, train: bool) -> Iterator[Example]:
-    """An example a caption for training, else one with all of them; row: `image`, `captions`."""
+def caption_form(row: Row, train: bool) -> Iterator[TextExample]:
+    """Writes one example per caption for training, else one with all; a row has `image` and `captions`."""
     captions = [" ".join(caption.split()) for caption in row["captions"]]
     if train:
         for caption in captions:
-            yield Example(PROMPT, caption, image=row["image"])
+            yield TextExample(PROMPT, caption, image=row["image"])
     else:
-        yield Example(PROMPT, captions[0], tuple(captions), image=row["image"])
+        yield TextExample(PROMPT, captions[0], tuple(captions), image=row["image"])
 
 
-def _task(name: str, rows, splits, image: str, keep: bool = True) -> PublishedTask:
+def _task(name: str, rows: Rows, splits: Splits, image: str, keep: bool = True) -> PublishedTask:
     identity = lambda row: str(row["image_id"])
     return PublishedTask(name, rows, caption_form, identity, splits, METRICS, MANY, image, keep)
 
@@ -46,7 +55,7 @@ def _task(name: str, rows, splits, image: str, keep: bool = True) -> PublishedTa
 def _coco_tfds(data: PublishedData) -> PublishedTask:
     read = tfds_rows(data, "coco_captions", "image")
 
-    def rows(split: str, seed: int | None) -> Iterator[dict]:
+    def rows(split: str, seed: int | None) -> Iterator[Row]:
         for row in read(split, seed):
             yield {"image": row["image"], "image_id": row["image/id"], "captions": row["captions"]["text"]}
 
@@ -54,15 +63,17 @@ def _coco_tfds(data: PublishedData) -> PublishedTask:
 
 
 def _coco(data: PublishedData) -> PublishedTask:
-    def rows(split: str, seed: int | None) -> Iterator[dict]:
+    def rows(split: str, seed: int | None) -> Iterator[Row]:
         folder = data.folder("coco", "coco_captions")
-        path = readers.first_there(folder / "annotations", f"captions_{split}2017.json", f"captions_{split}2014.json")
-        found = readers.json_file(path, "images", "annotations")
+        path = readers.first_existing(
+            folder / "annotations", f"captions_{split}2017.json", f"captions_{split}2014.json"
+        )
+        content = readers.json_file(path, "images", "annotations")
         captions = collections.defaultdict(list)
-        for entry in found["annotations"]:
+        for entry in content["annotations"]:
             image, caption = readers.fields(entry, ("image_id", "caption"), path)
             captions[image].append(caption)
-        for entry in found["images"]:
+        for entry in content["images"]:
             image, name = readers.fields(entry, ("id", "file_name"), path)
             if captions[image]:
                 file = folder / path.stem.removeprefix("captions_") / name
@@ -72,7 +83,7 @@ def _coco(data: PublishedData) -> PublishedTask:
 
 
 def _textcaps(data: PublishedData) -> PublishedTask:
-    def rows(split: str, seed: int | None) -> Iterator[dict]:
+    def rows(split: str, seed: int | None) -> Iterator[Row]:
         folder = data.folder("textcaps")
         path = folder / f"TextCaps_0.1_{split}.json"
         captions = collections.defaultdict(list)

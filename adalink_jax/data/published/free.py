@@ -1,23 +1,23 @@
-"""Free data sets on which small models can be pre-trained: images, prose, instructions. `source` is always "files".
+"""Free data sets to pre-train small models on: images, prose, instructions. `source` is always "files".
 
 `vqa_easy`: `vqa_easy/{train,test}_questions.json`, `{train,test}_images.zip`. A tenth of the training images is `validation`.
 `vqa_daquar`: `vqa_daquar/all_qa_pairs.txt`, `train_images_list.txt`, `test_images_list.txt`, `images.zip`. The official split
-  by image; a tenth of the training images is `validation`. An answer may be a list ("book, lamp"), right if it is equal.
-`caption_openstax`: `caption_openstax/captions.tsv` (image, split, alt, ...) and `images.tar`. One description an image.
+  by image; a tenth of the training images is `validation`. An answer may be a list ("book, lamp"), which must match exactly.
+`caption_openstax`: `caption_openstax/captions.tsv` (image, split, alt, ...) and `images.tar`. One description per image.
 `corpus_openstax`: `corpus_openstax/{train,valid}.jsonl.gz` (text), under span corruption. `valid` is halved by document. The
-  settings are those of `SpanCorruption`; masks are drawn anew each epoch. Its accuracy asks for every dropped token.
+  settings are those of `SpanCorruption`; masks are drawn anew each epoch. Its accuracy requires every dropped token.
 `instruct_flan_cot`: `instruct_flan_cot/*_train.tsv.gz` (question, answer, rationale; no header). The answer is the target.
 `instruct_t0_short`: `instruct_t0_short/t0_short.jsonl.gz` (template, inputs, targets).
-  Of both, 2 % are `validation` and 2 % `test`, by the input; one source example may stand in several templates.
+  Of each of these two, 2 % are `validation` and 2 % `test`, by the input; a source example may occur in several templates.
 
 Mixtures: `free_images` (the first three), `free_text` (the last two), in proportion to their training examples. To pre-train an
 image-and-text model, in equal parts: `free_raw` (captions, prose), `free_instruct` (captions, `vqa_easy`, prose, both sets of
-instructions); what is text alone is there as `NAME_blank`, with no image.
+instructions); tasks without images are in them as `NAME_blank`, with an empty image.
 """
 
 import functools
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import seqio
@@ -26,8 +26,10 @@ import tensorflow as tf
 from adalink_jax.data.published import captioning, readers, span_corruption, vqa
 from adalink_jax.data.published.registration import (
     MANY,
-    Example,
     PublishedTask,
+    Row,
+    Rows,
+    TextExample,
     add_mixture,
     add_tasks,
     add_twin_without_image,
@@ -38,20 +40,20 @@ from adalink_jax.data.published.registration import (
 )
 from adalink_jax.data.published.settings import FILES, PublishedData, SpanCorruption
 from adalink_jax.data.splits import as_published, carved, halved
-from adalink_jax.data.vocabularies import load_vocabulary
+from adalink_jax.data.vocabularies import Vocabulary, load_vocabulary
 from adalink_jax.errors import UserError
 
 CORPUS = "corpus_openstax"
 IMAGES = {"caption_openstax": 2_452, "vqa_easy": 34_540, "vqa_daquar": 6_098}
 TEXT = {"instruct_flan_cot": 32_150, "instruct_t0_short": 33_345}
-EXACT = [metric("accuracy")]  # of one reference: exact match
+EXACT = [metric("accuracy")]  # with one reference: exact match
 
 
 def register() -> None:
     """Declares the tasks, with the settings of `PublishedData`."""
     data = PublishedData()
     if data.source != FILES:
-        raise UserError(f"SOURCE is {data.source!r}, and the free data sets are read from files; leave it at 'files'.")
+        raise UserError(f"SOURCE is {data.source!r}, but the free data sets are read from files; leave it at 'files'.")
     image = lambda row: str(row["image_id"])
     add_tasks(
         [
@@ -76,10 +78,10 @@ def register() -> None:
 # --- images ---
 
 
-def _openstax_rows(data: PublishedData) -> Callable:
+def _openstax_rows(data: PublishedData) -> Rows:
     archive = functools.cache(readers.archive)
 
-    def rows(split: str, seed: int | None) -> Iterator[dict]:
+    def rows(split: str, seed: int | None) -> Iterator[Row]:
         folder = data.folder("caption_openstax")
         images = archive(folder / "images.tar")
         path = folder / "captions.tsv"
@@ -91,10 +93,10 @@ def _openstax_rows(data: PublishedData) -> Callable:
     return rows
 
 
-def _easy_rows(data: PublishedData) -> Callable:
+def _easy_rows(data: PublishedData) -> Rows:
     archive = functools.cache(readers.archive)
 
-    def rows(split: str, seed: int | None) -> Iterator[dict]:
+    def rows(split: str, seed: int | None) -> Iterator[Row]:
         folder = data.folder("vqa_easy")
         path = folder / f"{split}_questions.json"
         images = archive(folder / f"{split}_images.zip")
@@ -111,20 +113,20 @@ def _easy_rows(data: PublishedData) -> Callable:
 _DAQUAR_QUESTION = re.compile(r"^(.*?)\s*(?:\bin\s+(?:the\s+)?)?\b(image\d+)\b\s*\??\s*$")
 
 
-def _daquar_rows(data: PublishedData) -> Callable:
+def _daquar_rows(data: PublishedData) -> Rows:
     archive = functools.cache(readers.archive)
 
-    def rows(split: str, seed: int | None) -> Iterator[dict]:
+    def rows(split: str, seed: int | None) -> Iterator[Row]:
         folder = data.folder("vqa_daquar")
         images = archive(folder / "images.zip")
         wanted = set(readers.text(folder / f"{split}_images_list.txt").split())
         path = folder / "all_qa_pairs.txt"
         lines = readers.text(path).splitlines()
         for number, (question, answer) in enumerate(zip(lines[::2], lines[1::2])):
-            found = _DAQUAR_QUESTION.match(question)
-            if found is None:
-                raise UserError(f"Line {2 * number + 1} of {path} asks about no image; copy it again.")
-            asked, name = found.groups()
+            match = _DAQUAR_QUESTION.match(question)
+            if match is None:
+                raise UserError(f"Line {2 * number + 1} of {path} names no image; copy it again.")
+            asked, name = match.groups()
             if name in wanted:
                 [image] = readers.fields(images, [f"{name}.jpg"], folder / "images.zip")
                 answer = answer.replace("_", " ")
@@ -137,17 +139,17 @@ def _daquar_rows(data: PublishedData) -> Callable:
 
 
 def instructions(data: PublishedData) -> list[PublishedTask]:
-    """Both sets of instructions."""
+    """Returns both sets of instructions."""
     return [_instruct_task("instruct_flan_cot", _flan_rows(data)), _instruct_task("instruct_t0_short", _t0_rows(data))]
 
 
-def _instruct_task(name: str, rows: Callable) -> PublishedTask:
-    form = lambda row, train: [Example(row["inputs"], row["targets"])]
+def _instruct_task(name: str, rows: Rows) -> PublishedTask:
+    form = lambda row, train: [TextExample(row["inputs"], row["targets"])]
     return PublishedTask(name, rows, form, lambda row: row["inputs"], carved(0.02, test=None), EXACT)
 
 
-def _flan_rows(data: PublishedData) -> Callable:
-    def rows(split: str, seed: int | None) -> Iterator[dict]:
+def _flan_rows(data: PublishedData) -> Rows:
+    def rows(split: str, seed: int | None) -> Iterator[Row]:
         folder = data.folder("instruct_flan_cot")
         files = sorted(folder.glob("*_train.tsv.gz"))
         if not files:
@@ -160,8 +162,8 @@ def _flan_rows(data: PublishedData) -> Callable:
     return rows
 
 
-def _t0_rows(data: PublishedData) -> Callable:
-    def rows(split: str, seed: int | None) -> Iterator[dict]:
+def _t0_rows(data: PublishedData) -> Rows:
+    def rows(split: str, seed: int | None) -> Iterator[Row]:
         path = data.folder("instruct_t0_short") / "t0_short.jsonl.gz"
         for row in readers.json_lines(path):
             inputs, targets = readers.fields(row, ("inputs", "targets"), path)
@@ -174,12 +176,12 @@ def _t0_rows(data: PublishedData) -> Callable:
 
 
 class _Documents(seqio.FunctionDataSource):
-    """The ids of the corpus, a document an element, with the seed of their masks."""
+    """The ids of the corpus, one document per element, with the seed of their masks."""
 
     def __init__(self, data: PublishedData):
         self._data, self._vocabulary = data, load_vocabulary(data.vocabulary)
         self._parts = halved(validation="valid")
-        self._kept: dict[str, list[np.ndarray]] = {}
+        self._ids: dict[str, list[np.ndarray]] = {}
         super().__init__(self._dataset, splits=list(self._parts))
 
     def check(self) -> None:
@@ -187,31 +189,31 @@ class _Documents(seqio.FunctionDataSource):
         for part in self._parts.values():
             next(self._rows(part.split))
 
-    def _rows(self, split: str) -> Iterator[dict]:
+    def _rows(self, split: str) -> Iterator[Row]:
         path = self._data.folder(CORPUS) / f"{split}.jsonl.gz"
         for row in readers.json_lines(path):
             book, module, text = readers.fields(row, ("book", "module", "text"), path)
             yield {"identity": f"{book}/{module}", "text": text}
 
     def _dataset(self, split: str, shuffle_files: bool, seed: int | None = None) -> tf.data.Dataset:
-        if split not in self._kept:
+        if split not in self._ids:
             part = self._parts[split]
             rows = (row for row in self._rows(part.split) if part.holds(row["identity"]))
-            self._kept[split] = [np.array(self._vocabulary.encode(row["text"]), np.int32) for row in rows]
-        kept = self._kept[split]
-        order = np.random.default_rng(seed).permutation(len(kept)) if shuffle_files else range(len(kept))
+            self._ids[split] = [np.array(self._vocabulary.encode(row["text"]), np.int32) for row in rows]
+        ids = self._ids[split]
+        order = np.random.default_rng(seed).permutation(len(ids)) if shuffle_files else range(len(ids))
         signature = {"ids": tf.TensorSpec([None], tf.int32), "seed": tf.TensorSpec([], tf.int64)}
-        documents = lambda: ({"ids": kept[i], "seed": (seed or 0) if shuffle_files else 0} for i in order)
+        documents = lambda: ({"ids": ids[i], "seed": (seed or 0) if shuffle_files else 0} for i in order)
         return tf.data.Dataset.from_generator(documents, output_signature=signature)
 
 
 def add_corpus(data: PublishedData, settings: SpanCorruption) -> None:
-    """Declares the corpus under span corruption."""
+    """Declares the corpus, under span corruption."""
     vocabulary = load_vocabulary(data.vocabulary)
     replace(seqio.TaskRegistry, CORPUS)
     seqio.TaskRegistry.add(
         CORPUS,
-        source=_Documents(data),
+        source=_Documents(data),  # pyright: ignore[reportArgumentType]  # seqio's classes do not match its protocol
         preprocessors=[
             functools.partial(_corrupted, vocabulary=vocabulary, settings=settings),
             seqio.preprocessors.append_eos_after_trim,
@@ -221,8 +223,10 @@ def add_corpus(data: PublishedData, settings: SpanCorruption) -> None:
     )
 
 
-def _corrupted(dataset, sequence_length, *, vocabulary, settings: SpanCorruption) -> tf.data.Dataset:
-    """Documents, one after the other, cut into pieces that fill `sequence_length`, each with spans dropped."""
+def _corrupted(
+    dataset: tf.data.Dataset, sequence_length: Mapping[str, int], *, vocabulary: Vocabulary, settings: SpanCorruption
+) -> tf.data.Dataset:
+    """The joined documents, cut into pieces that fill `sequence_length`, each with spans dropped."""
     length, targets = span_corruption.lengths(sequence_length["inputs"], settings)
     if targets > sequence_length["targets"]:
         raise UserError(
@@ -230,15 +234,15 @@ def _corrupted(dataset, sequence_length, *, vocabulary, settings: SpanCorruption
             f"TASK_FEATURE_LENGTHS gives {sequence_length['targets']}; raise it, or lower SpanCorruption.noise_density."
         )
 
-    def examples() -> Iterator[dict]:
+    def examples() -> Iterator[Row]:
         documents = list(dataset.as_numpy_iterator())
         ids = np.concatenate([document["ids"] for document in documents])
         rng = np.random.default_rng(documents[0]["seed"])
         starts = np.arange(0, len(ids), length)
         for start in rng.permutation(starts) if documents[0]["seed"] else starts:
             pieces = span_corruption.corrupt(ids[start : start + length], rng, vocabulary.vocab_size - 1, settings)
-            found = dict(zip(("inputs", "targets"), pieces))
-            yield found | {f"{name}_pretokenized": vocabulary.decode(piece) for name, piece in found.items()}
+            features = dict(zip(("inputs", "targets"), pieces))
+            yield features | {f"{name}_pretokenized": vocabulary.decode(piece) for name, piece in features.items()}
 
     ids, text = tf.TensorSpec([None], tf.int32), tf.TensorSpec([], tf.string)
     signature = {"inputs": ids, "targets": ids, "inputs_pretokenized": text, "targets_pretokenized": text}

@@ -1,25 +1,38 @@
 """GLUE (Wang et al., 2019) as text, in T5's form (Raffel et al., 2020, appendix D).
 
 Tasks: `glue_cola`, `glue_sst2`, `glue_mrpc`, `glue_qqp`, `glue_stsb`, `glue_mnli_matched`, `glue_mnli_mismatched`,
-`glue_qnli`, `glue_rte`, `glue_wnli`. `glue_mixture` is in proportion to their training examples, with T5's weights: none of
-`glue_mnli_mismatched`, whose training examples are those of `glue_mnli_matched`, and without WNLI, which T5 left out.
+`glue_qnli`, `glue_rte`, `glue_wnli`. `glue_mixture` is in proportion to their training examples, with T5's weights: it has none of
+`glue_mnli_mismatched`, whose training examples are those of `glue_mnli_matched`, and excludes WNLI, as T5 did.
 
-The published test splits have no labels: `validation` is halved into `validation` and `test` by a digest of the text.
-STS-B is trained on scores rounded to 0.2, as T5's, and scored against the published ones.
+The published test splits have no labels, so `validation` is halved into `validation` and `test` by a digest of the text.
+STS-B is trained on scores rounded to 0.2, as T5 was, and scored against the published ones.
 
 With `source` "tfds", `data_dir` holds `glue/cola/2.0.0` and so on. With "files" it holds the folders of the published
-archives, CoLA SST-2 MRPC QQP STS-B MNLI QNLI RTE WNLI (or the names of the tasks, in small letters), each with `train.tsv` and
-`dev.tsv` (MNLI: `dev_matched.tsv`, `dev_mismatched.tsv`). Where the original data set was published in another layout, that one
-is read as well: CoLA 1.1 (`in_domain_train.tsv`, `in_domain_dev.tsv`, `out_of_domain_dev.tsv`), STS-B (`sts-train.csv`,
-`sts-dev.csv`), RTE as `train.csv` and `dev.csv` (premise, hypothesis, label), and SST-2 in three labelled parts, of which
-`train.tsv` and `dev.tsv` are GLUE's training examples and `test.tsv` its validation examples.
+archives, CoLA SST-2 MRPC QQP STS-B MNLI QNLI RTE WNLI (or the names of the tasks, in lower case), each with `train.tsv` and
+`dev.tsv` (MNLI: `dev_matched.tsv`, `dev_mismatched.tsv`). Other layouts of the original data sets are read as well: CoLA 1.1
+(`in_domain_train.tsv`, `in_domain_dev.tsv`, `out_of_domain_dev.tsv`), STS-B (`sts-train.csv`, `sts-dev.csv`), RTE as
+`train.csv` and `dev.csv` (premise, hypothesis, label), and SST-2 in three labelled parts, of which `train.tsv` and `dev.tsv` are
+GLUE's training examples and `test.tsv` its validation examples.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
+from etils import epath
+
+from adalink_jax.data.metrics import labels
 from adalink_jax.data.published import readers
-from adalink_jax.data.published.registration import Example, PublishedTask, add_mixture, add_tasks, metric, tfds_rows
+from adalink_jax.data.published.registration import (
+    Metric,
+    PublishedTask,
+    Row,
+    TextExample,
+    add_mixture,
+    add_tasks,
+    metric,
+    tfds_rows,
+)
 from adalink_jax.data.published.settings import TFDS, PublishedData
 from adalink_jax.data.splits import halved
 from adalink_jax.errors import UserError
@@ -29,49 +42,47 @@ LIMIT = 2**19  # T5's limit on the examples that count in a proportional mixture
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """Files of one form.
+    """A layout of a task's files.
 
     Attributes:
       files: published split -> names of files.
-      columns: our name -> column; without a header the columns in order, of which "" are left out.
-      header: whether the first line names the columns.
+      columns: field of a row -> column of the file.
+      names: without a header, the names of the columns in order; "" for those that are skipped.
       delimiter, quoted: see `readers.table`.
-      leave_out_short: whether rows without all columns are left out (the published QQP has some; TFDS leaves them out).
-      labels: label in the file -> class; None for a number as it is.
+      leave_out_short: whether rows without all columns are skipped (the published QQP has some; TFDS skips them too).
+      labels: label in the file -> class; None for a number, which is kept.
     """
 
     files: Mapping[str, Sequence[str]]
-    columns: Mapping[str, str] | Sequence[str]
-    header: bool = True
+    columns: Mapping[str, str]
+    names: Sequence[str] | None = None
     delimiter: str = "\t"
     quoted: bool = False
     leave_out_short: bool = False
     labels: Mapping[str, int] | None = None
 
-    def there(self, folder) -> bool:
-        """Whether the files are there, and their headers are these."""
+    def exists(self, folder: epath.Path) -> bool:
+        """Whether all files exist and have these headers."""
         files = [folder / name for names in self.files.values() for name in names]
-        if not self.header:
+        if self.names is not None:
             return all(file.exists() for file in files)
         return all(readers.has_header(file, list(self.columns.values()), self.delimiter) for file in files)
 
-    def rows(self, folder, split: str) -> Iterator[dict]:
+    def rows(self, folder: epath.Path, split: str) -> Iterator[Row]:
         """The rows of a published split, with TFDS's names and classes.
 
         Raises:
           UserError: for what is missing or of another form.
         """
-        columns = (
-            self.columns.values() if self.header else [name or f"column {i}" for i, name in enumerate(self.columns)]
-        )
-        names = self.columns if self.header else {name: name for name in self.columns if name}
+        columns = list(self.columns.values())
+        if self.names is not None:
+            columns = [name or f"column {i}" for i, name in enumerate(self.names)]
         for name in self.files[split]:
-            table = readers.table(
-                folder / name, list(columns), self.header, self.delimiter, self.quoted, self.leave_out_short
-            )
-            for number, row in enumerate(table, 1):
-                found = {ours: row[column] for ours, column in names.items()}
-                yield found | {"label": self._label(found["label"], f"Example {number} of {folder / name}")}
+            path = folder / name
+            table = readers.table(path, columns, self.names is None, self.delimiter, self.quoted, self.leave_out_short)
+            for number, cells in enumerate(table, 1):
+                row: Row = {field: cells[column] for field, column in self.columns.items()}
+                yield row | {"label": self._label(row["label"], f"Example {number} of {path}")}
 
     def _label(self, text: str, where: str) -> float:
         try:
@@ -81,14 +92,22 @@ class Layout:
             raise UserError(f"{where} has the label {text!r}, which must be {known}; copy the file again.") from e
 
 
-def _usual(columns: Sequence[str], label: str = "label", classes: Sequence[str] = ("0", "1"), **renamed) -> Layout:
-    """The layout of GLUE's archives: train.tsv and dev.tsv."""
+ARCHIVE = {"train": ["train.tsv"], "validation": ["dev.tsv"]}  # files of GLUE's archives
+
+
+def _numbered(classes: Sequence[str]) -> dict[str, int]:
+    return {name: i for i, name in enumerate(classes)}
+
+
+def _usual(columns: Sequence[str], label: str = "label", classes: Sequence[str] = ("0", "1"), **renamed: str) -> Layout:
+    """The layout of GLUE's archives."""
     names = {name: renamed.get(name, name) for name in columns}
-    return Layout(
-        {"train": ["train.tsv"], "validation": ["dev.tsv"]},
-        names | {"label": label},
-        labels={name: i for i, name in enumerate(classes)},
-    )
+    return Layout(ARCHIVE, names | {"label": label}, labels=_numbered(classes))
+
+
+def _without_header(files: Mapping[str, Sequence[str]], *names: str, classes: Sequence[str] | None = None) -> Layout:
+    numbers = None if classes is None else _numbered(classes)
+    return Layout(files, {name: name for name in names if name}, names, labels=numbers)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,19 +115,19 @@ class Glue:
     """A task.
 
     Attributes:
-      folder: of its files.
-      columns: of the text, in the order in which they are written.
+      folder: folder of its files.
+      columns: columns of the text, in the order in which they are written.
       classes: words of the classes; None for a score.
-      metrics: of the task.
-      layouts: of its files; the first that is there, and the last is the one that is asked for.
-      prefix: what stands before the text; the task's own name by default.
-      tfds: configuration and validation split in TFDS, where they are not the task's name and "validation".
+      metrics: metrics of the task.
+      layouts: layouts of its files, of which the first that exists is read; the last is named if none does.
+      prefix: what precedes the text; None for the task's name.
+      tfds, validation: configuration and validation split in TFDS; None for the task's name.
     """
 
     folder: str
     columns: Sequence[str]
     classes: Sequence[str] | None
-    metrics: Sequence[Callable]
+    metrics: Sequence[Metric]
     layouts: Sequence[Layout]
     prefix: str | None = None
     tfds: str | None = None
@@ -116,81 +135,67 @@ class Glue:
 
 
 PAIR = ("sentence1", "sentence2")
-ENTAILMENT = ("entailment", "not_entailment")
-MNLI = ("entailment", "neutral", "contradiction")
+ENTAILMENT = labels.GLUE["rte"]
 ACCURACY = metric("accuracy")
-_NUMBERED = {"0": 0, "1": 1}
-_SCORE = dataclasses.replace(_usual(PAIR, "score"), labels=None)
 
 
 def _mnli(kind: str) -> Glue:
+    classes, split = labels.GLUE["mnli"], f"validation_{kind}"
     columns = {"hypothesis": "sentence2", "premise": "sentence1", "label": "gold_label"}
-    split = f"validation_{kind}"
-    layout = Layout(
-        {"train": ["train.tsv"], split: [f"dev_{kind}.tsv"]}, columns, labels={name: i for i, name in enumerate(MNLI)}
-    )
-    return Glue("MNLI", ("hypothesis", "premise"), MNLI, [ACCURACY], [layout], "mnli", "mnli", split)
+    layout = Layout({"train": ["train.tsv"], split: [f"dev_{kind}.tsv"]}, columns, labels=_numbered(classes))
+    return Glue("MNLI", ("hypothesis", "premise"), classes, [ACCURACY], [layout], "mnli", "mnli", split)
 
 
+def _scored(task: str, name: str) -> list[Metric]:
+    return [metric(f"glue_scores.{name}", label_words=labels.GLUE[task]), ACCURACY]
+
+
+COLA_FILES = {"train": ["in_domain_train.tsv"], "validation": ["in_domain_dev.tsv", "out_of_domain_dev.tsv"]}
+COLA_COLUMNS = ("", "label", "", "sentence")
+SST2 = _usual(("sentence",))
+QUESTIONS = ("question1", "question2")
+QNLI = ("question", "sentence")
 GLUE = {
     "cola": Glue(
-        "CoLA", ("sentence",), ("unacceptable", "acceptable"), [metric("glue.matthews", label_words=("unacceptable", "acceptable")), ACCURACY],
-        [
-            Layout(
-                {"train": ["in_domain_train.tsv"], "validation": ["in_domain_dev.tsv", "out_of_domain_dev.tsv"]},
-                ("", "label", "", "sentence"), header=False, labels=_NUMBERED,
-            ),
-            Layout(
-                {"train": ["train.tsv"], "validation": ["dev.tsv"]},
-                ("", "label", "", "sentence"), header=False, labels=_NUMBERED,
-            ),
-        ],
+        "CoLA", ("sentence",), labels.GLUE["cola"], _scored("cola", "matthews"),
+        [_without_header(files, *COLA_COLUMNS, classes=("0", "1")) for files in (COLA_FILES, ARCHIVE)],
     ),
     "sst2": Glue(
-        "SST-2", ("sentence",), ("negative", "positive"), [ACCURACY],
-        [
-            dataclasses.replace(
-                _usual(("sentence",)), files={"train": ["train.tsv", "dev.tsv"], "validation": ["test.tsv"]}
-            ),
-            _usual(("sentence",)),
-        ],
+        "SST-2", ("sentence",), labels.GLUE["sst2"], [ACCURACY],
+        [dataclasses.replace(SST2, files={"train": ["train.tsv", "dev.tsv"], "validation": ["test.tsv"]}), SST2],
     ),
     "mrpc": Glue(
-        "MRPC", PAIR, ("not_equivalent", "equivalent"), [metric("glue.f1", label_words=("not_equivalent", "equivalent")), ACCURACY],
+        "MRPC", PAIR, labels.GLUE["mrpc"], _scored("mrpc", "f1"),
         [_usual(PAIR, "Quality", sentence1="#1 String", sentence2="#2 String")],
     ),
     "qqp": Glue(
-        "QQP", ("question1", "question2"), ("not_duplicate", "duplicate"),
-        [metric("glue.f1", label_words=("not_duplicate", "duplicate")), ACCURACY],
-        [dataclasses.replace(_usual(("question1", "question2"), "is_duplicate"), leave_out_short=True)],
+        "QQP", QUESTIONS, labels.GLUE["qqp"], _scored("qqp", "f1"),
+        [dataclasses.replace(_usual(QUESTIONS, "is_duplicate"), leave_out_short=True)],
     ),
     "stsb": Glue(
-        "STS-B", PAIR, None, [metric("glue.correlations")],
+        "STS-B", PAIR, None, [metric("glue_scores.correlations")],
         [
-            Layout(
-                {"train": ["sts-train.csv"], "validation": ["sts-dev.csv"]},
-                ("", "", "", "", "label", "sentence1", "sentence2"), header=False,
+            _without_header(
+                {"train": ["sts-train.csv"], "validation": ["sts-dev.csv"]}, "", "", "", "", "label", "sentence1", "sentence2"
             ),
-            _SCORE,
+            dataclasses.replace(_usual(PAIR, "score"), labels=None),
         ],
     ),
     "mnli_matched": _mnli("matched"),
     "mnli_mismatched": _mnli("mismatched"),
-    "qnli": Glue(
-        "QNLI", ("question", "sentence"), ENTAILMENT, [ACCURACY], [_usual(("question", "sentence"), classes=ENTAILMENT)]
-    ),
+    "qnli": Glue("QNLI", QNLI, labels.GLUE["qnli"], [ACCURACY], [_usual(QNLI, classes=labels.GLUE["qnli"])]),
     "rte": Glue(
         "RTE", PAIR, ENTAILMENT, [ACCURACY],
         [
             Layout(
                 {"train": ["train.csv"], "validation": ["dev.csv"]},
                 {"sentence1": "premise", "sentence2": "hypothesis", "label": "label"},
-                delimiter=",", quoted=True, labels={name: i for i, name in enumerate(ENTAILMENT)},
+                delimiter=",", quoted=True, labels=_numbered(ENTAILMENT),
             ),
             _usual(PAIR, classes=ENTAILMENT),
         ],
     ),
-    "wnli": Glue("WNLI", PAIR, ("not_entailment", "entailment"), [ACCURACY], [_usual(PAIR)]),
+    "wnli": Glue("WNLI", PAIR, labels.GLUE["wnli"], [ACCURACY], [_usual(PAIR)]),
 }  # fmt: skip
 
 # Training examples: T5's weights (glue_v002_proportional).
@@ -200,18 +205,18 @@ RATES = {
 }  # fmt: skip
 
 
-def written(prefix: str, columns: Sequence[str], row: Mapping) -> str:
-    """`PREFIX column: text column: text`."""
+def written(prefix: str, columns: Sequence[str], row: Mapping[str, Any]) -> str:
+    """Returns `PREFIX column: text column: text`."""
     return " ".join([prefix, *(part for name in columns for part in (f"{name}:", row[name]))])
 
 
-def glue_form(name: str, row: Mapping) -> Example:
-    """A row of a task, as T5 writes it; -0.0 and halves round as NumPy's, to even."""
+def glue_form(name: str, row: Row) -> TextExample:
+    """Writes a row of a task as T5 does; scores are rounded to a fifth, halves to even."""
     task = GLUE[name]
     inputs = written(task.prefix or name, task.columns, row)
     if task.classes is not None:
-        return Example(inputs, task.classes[row["label"]])
-    return Example(inputs, f"{round(row['label'] * 5) / 5:.1f}", (repr(row["label"]),))
+        return TextExample(inputs, task.classes[row["label"]])
+    return TextExample(inputs, f"{round(row['label'] * 5) / 5:.1f}", (repr(row["label"]),))
 
 
 def register() -> None:
@@ -222,15 +227,15 @@ def register() -> None:
 
 
 def glue_tasks(names: Iterable[str], data: PublishedData) -> list[PublishedTask]:
-    """Tasks of GLUE, by their names there."""
+    """Returns tasks by their names in GLUE."""
     return [_task(name, GLUE[name], data) for name in names]
 
 
 def _task(name: str, task: Glue, data: PublishedData) -> PublishedTask:
-    def rows(split: str, seed: int | None) -> Iterator[dict]:
+    def rows(split: str, seed: int | None) -> Iterator[Row]:
         del seed
         folder = data.folder(task.folder, name.split("_")[0])
-        layout = next((layout for layout in task.layouts if layout.there(folder)), task.layouts[-1])
+        layout = next((layout for layout in task.layouts if layout.exists(folder)), task.layouts[-1])
         return layout.rows(folder, split)
 
     return PublishedTask(

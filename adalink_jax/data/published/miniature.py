@@ -1,18 +1,17 @@
 """Tasks of the miniature scaling study: small scenes of digits beside text, for models of any width with one vocabulary.
 
-`DATA_DIR` holds what `free` reads (`corpus_openstax`, `instruct_flan_cot`, `instruct_t0_short`) and, in `nlu/`, GLUE's `sst2`
-and `cola` in the layouts of `glue`. The scenes are those of `adalink_jax.data.digits`, as PNG files, for a vision tower of 8 x 16 pixels
-with one channel. Text comes without an image.
+`DATA_DIR` holds the files of `free` (`corpus_openstax`, `instruct_flan_cot`, `instruct_t0_short`) and, in `nlu/`, GLUE's `sst2`
+and `cola` in the layouts of `glue`. The scenes are those of `adalink_jax.data.digits`, as PNG files, for a vision tower of 8 x 16
+pixels with one channel. Text has no image.
 
 Adaptation: `mini_digits_reverse`, `mini_digits_inverted` and the other tasks of `digits.ADAPTATION`; `mini_sst2`, `mini_cola`.
 Pre-training: `mini_raw` (`digits_read` as captions, prose), `mini_instruct` (six questions about scenes, prose, instructions), in
-equal parts, with the questions as one part. No example of the adaptation's tasks is put in them; but `instruct_t0_short` holds sentiment as
-a task, 2,000 of its rows from Rotten Tomatoes, of which SST-2 is made too, so SST-2 is no new kind of task to what is tuned on it.
+equal parts, with the questions as one part. They hold no example of the adaptation tasks. But `instruct_t0_short` includes
+sentiment classification, with 2,000 rows from Rotten Tomatoes, the source of SST-2: bases tuned on it know the kind of task.
 """
 
 import functools
 import io
-from collections.abc import Callable, Iterator
 
 import numpy as np
 from PIL import Image
@@ -21,8 +20,10 @@ from adalink_jax.data import digits
 from adalink_jax.data.published import free
 from adalink_jax.data.published.glue import glue_tasks
 from adalink_jax.data.published.registration import (
-    Example,
     PublishedTask,
+    Row,
+    Rows,
+    TextExample,
     add_mixture,
     add_tasks,
     add_twin_without_image,
@@ -50,15 +51,15 @@ def register() -> None:
 
 
 def _scenes(name: str) -> PublishedTask:
-    form = lambda row, train: [Example(row["inputs"], row["targets"], image=row["image"])]
+    form = lambda row, train: [TextExample(row["inputs"], row["targets"], image=row["image"])]
     identity = lambda row: row["inputs"]  # the digits themselves are split; see `digits`
     splits = as_published("train", "validation", "test")
     return PublishedTask(f"mini_{name}", _rows(name), form, identity, splits, [metric("accuracy")], image="image")
 
 
-def _rows(name: str) -> Callable[[str, int | None], Iterator[dict]]:
+def _rows(name: str) -> Rows:
     @functools.cache
-    def encoded(split: str) -> list[dict]:
+    def encoded(split: str) -> list[Row]:
         scenes = digits.compose(name, split)
         columns = (scenes["inputs"].tolist(), scenes["targets"].tolist(), map(png, scenes["image"]))
         return [dict(zip(("inputs", "targets", "image"), row)) for row in zip(*columns)]
@@ -67,7 +68,7 @@ def _rows(name: str) -> Callable[[str, int | None], Iterator[dict]]:
 
 
 def png(image: np.ndarray) -> bytes:
-    """A picture of float32 [height, width, 1] in [-1, 1] as a file."""
+    """Encodes an image, float32 [height, width, 1] in [-1, 1], as PNG."""
     out = io.BytesIO()
     Image.fromarray(np.round((image[..., 0] + 1) * 127.5).astype(np.uint8)).save(out, "png")
     return out.getvalue()

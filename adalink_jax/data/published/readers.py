@@ -1,4 +1,4 @@
-"""Published files -> rows, dicts of text; what is missing or of another form is told in one sentence."""
+"""Reads published files into rows; what is missing or of another form is reported in one sentence."""
 
 import csv
 import gzip
@@ -7,6 +7,7 @@ import json
 import tarfile
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from etils import epath
 
@@ -14,14 +15,14 @@ from adalink_jax.errors import UserError
 
 
 def read(path: epath.Path) -> bytes:
-    """The bytes of a file; of a `.gz`, what is packed in it.
+    """Reads a file, decompressed if it is a `.gz`.
 
     Raises:
-      UserError: if it is not there, or damaged.
+      UserError: if it is missing or damaged.
     """
     try:
-        packed = path.read_bytes()
-        return gzip.decompress(packed) if path.suffix == ".gz" else packed
+        content = path.read_bytes()
+        return gzip.decompress(content) if path.suffix == ".gz" else content
     except FileNotFoundError as e:
         raise UserError(f"There is no {path}; DATA_DIR must hold the data set as it was published.") from e
     except (OSError, EOFError) as e:
@@ -29,11 +30,11 @@ def read(path: epath.Path) -> bytes:
 
 
 def text(path: epath.Path) -> str:
-    """The same as UTF-8."""
+    """Reads a file as UTF-8, see `read`."""
     try:
         return read(path).decode("utf-8-sig")
     except UnicodeDecodeError as e:
-        raise UserError(f"{path} is no UTF-8 ({e}); copy it again.") from e
+        raise UserError(f"{path} is not UTF-8 ({e}); copy it again.") from e
 
 
 def table(
@@ -44,26 +45,26 @@ def table(
     quoted: bool = False,
     leave_out_short: bool = False,
 ) -> Iterator[dict[str, str]]:
-    """The rows of a table.
+    """Yields the rows of a table.
 
     Args:
-      path: the file; may be packed (`.gz`).
-      columns: those that its header must have; without a header, the names of its first columns.
+      path: the file; may be compressed (`.gz`).
+      columns: the columns that its header must have; without a header, the names of its first columns.
       header: whether its first line names the columns.
-      delimiter: between columns.
+      delimiter: separates columns.
       quoted: whether quotation marks enclose cells; else they are text.
-      leave_out_short: leave out rows that are too short, for files that were published with such.
+      leave_out_short: skip rows that are too short, for files that were published with some.
 
     Raises:
-      UserError: for another header, and a row that is too short, by its number.
+      UserError: for another header, and for a row that is too short; names the row.
     """
     lines = io.StringIO(text(path), newline="" if quoted else "\n")
     rows = csv.reader(lines, delimiter=delimiter) if quoted else (x.rstrip("\r\n").split(delimiter) for x in lines)
-    found = next(rows, []) if header else list(columns)
-    lacking = [name for name in columns if name not in found]
-    if lacking:
-        raise UserError(f"{path} has the header {found}, without {', '.join(lacking)}; is it the published file?")
-    place = {name: found.index(name) for name in columns}
+    names = next(rows, []) if header else list(columns)
+    missing = [name for name in columns if name not in names]
+    if missing:
+        raise UserError(f"{path} has the header {names}, without {', '.join(missing)}; is it the published file?")
+    place = {name: names.index(name) for name in columns}
     for number, row in enumerate(rows, 2 if header else 1):
         if row in ([], [""]):
             continue
@@ -77,51 +78,51 @@ def table(
 
 
 def has_header(path: epath.Path, columns: Sequence[str], delimiter: str = "\t") -> bool:
-    """Whether `path` is there and its first line names `columns`."""
+    """Whether `path` exists and its first line names `columns`."""
     if not path.exists():
         return False
     with path.open("r", encoding="utf-8-sig") as file:
         return set(columns) <= set(file.readline().rstrip("\r\n").split(delimiter))
 
 
-def json_lines(path: epath.Path) -> Iterator[dict]:
-    """One JSON object a line; may be packed (`.gz`)."""
+def json_lines(path: epath.Path) -> Iterator[dict[str, Any]]:
+    """Yields one JSON object per line; the file may be compressed (`.gz`)."""
     for number, line in enumerate(io.StringIO(text(path), newline="\n"), 1):
         if line.strip():
             yield _parsed(line, f"Line {number} of {path}")
 
 
-def json_file(path: epath.Path, *keys: str) -> dict:
-    """A JSON object that has `keys`."""
-    found = _parsed(text(path), str(path))
-    lacking = [key for key in keys if not isinstance(found, dict) or key not in found]
-    if lacking:
-        raise UserError(f"{path} has no {', '.join(lacking)}; is it the published file?")
-    return found
+def json_file(path: epath.Path, *keys: str) -> dict[str, Any]:
+    """Reads a JSON object that must have `keys`."""
+    value = json_value(path)
+    missing = [key for key in keys if not isinstance(value, dict) or key not in value]
+    if missing:
+        raise UserError(f"{path} has no {', '.join(missing)}; is it the published file?")
+    return value
 
 
-def json_value(path: epath.Path):
-    """Any JSON."""
+def json_value(path: epath.Path) -> Any:
+    """Reads any JSON."""
     return _parsed(text(path), str(path))
 
 
-def fields(row: Mapping, names: Sequence[str], path: epath.Path) -> list:
-    """`row`'s values of `names`.
+def fields(row: Mapping[str, Any], names: Sequence[str], path: epath.Path) -> list[Any]:
+    """Returns the values of `names` in a row.
 
     Raises:
-      UserError: if one is not there.
+      UserError: if one is missing.
     """
-    lacking = [name for name in names if name not in row]
-    if lacking:
-        raise UserError(f"An entry of {path} has no {', '.join(lacking)}; is it the published file?")
+    missing = [name for name in names if name not in row]
+    if missing:
+        raise UserError(f"An entry of {path} has no {', '.join(missing)}; is it the published file?")
     return [row[name] for name in names]
 
 
-def first_there(folder: epath.Path, *names: str) -> epath.Path:
-    """The first of several names of a file that is there.
+def first_existing(folder: epath.Path, *names: str) -> epath.Path:
+    """Returns the first of several names of a file that exists.
 
     Raises:
-      UserError: if none is.
+      UserError: if none exists.
     """
     for name in names:
         if (folder / name).exists():
@@ -130,25 +131,25 @@ def first_there(folder: epath.Path, *names: str) -> epath.Path:
 
 
 def archive(path: epath.Path) -> dict[str, bytes]:
-    """File name without folders -> bytes, of all in a `.zip` or `.tar`; for archives that fit in memory.
+    """Reads all files of a `.zip` or `.tar` that fits in memory: name without folders -> bytes.
 
     Raises:
-      UserError: if it is not there, or damaged.
+      UserError: if it is missing or damaged.
     """
-    packed = io.BytesIO(read(path))
+    content = io.BytesIO(read(path))
     try:
         if path.suffix == ".zip":
-            with zipfile.ZipFile(packed) as file:
+            with zipfile.ZipFile(content) as file:
                 return {name.rpartition("/")[2]: file.read(name) for name in file.namelist() if not name.endswith("/")}
-        with tarfile.open(fileobj=packed) as file:
-            members = [member for member in file.getmembers() if member.isfile()]
-            return {member.name.rpartition("/")[2]: file.extractfile(member).read() for member in members}
+        with tarfile.open(fileobj=content) as file:
+            members = ((member.name, file.extractfile(member)) for member in file.getmembers())
+            return {name.rpartition("/")[2]: member.read() for name, member in members if member is not None}
     except (zipfile.BadZipFile, tarfile.TarError, EOFError, OSError) as e:
         raise UserError(f"{path} is damaged ({e}); copy it again.") from e
 
 
-def _parsed(found: str, name: str):
+def _parsed(content: str, name: str) -> Any:
     try:
-        return json.loads(found)
+        return json.loads(content)
     except json.JSONDecodeError as e:
-        raise UserError(f"{name} is no JSON ({e}); copy it again.") from e
+        raise UserError(f"{name} is not JSON ({e}); copy it again.") from e

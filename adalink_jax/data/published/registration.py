@@ -1,13 +1,14 @@
-"""Published data -> seqio tasks: rows are read, put in their part, written as text, and declared under a name.
+"""Declares published data as seqio tasks: rows are read, selected for a split, and written as text.
 
-Rows and forms are plain Python, the same for files and for TFDS, so that a task is written down once. A row is read when
-it is asked for; of files the text of a split is kept in memory, and images are named, not read.
+Rows and forms are plain Python, the same for files and for TFDS, so that a task is defined once. Rows are read on demand; from
+files, the text of a split is kept in memory, and images are named, not read.
 """
 
 import dataclasses
 import functools
 import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, cast
 
 import numpy as np
 import seqio
@@ -21,19 +22,22 @@ from adalink_jax.data.vocabularies import SentencePieceVocabulary, find_vocabula
 from adalink_jax.errors import UserError
 
 ONE, MANY, GROUPED, GROUPED_MANY = "one", "many", "grouped", "grouped many"
-_BETWEEN = "\x1f"  # references in one string: ASCII's unit separator
+Row = dict[str, Any]  # of a published file, or of TFDS
+Rows = Callable[[str, int | None], Iterable[Row]]  # (published split, seed) -> rows
+Metric = Callable[[Sequence, Sequence], Mapping[str, float]]
+_SEPARATOR = "\x1f"  # between references in one string: ASCII's unit separator
 _IMAGE = seqio.Feature(seqio.PassThroughVocabulary(0), add_eos=False, dtype=tf.string, rank=0)
 
 
 @dataclasses.dataclass(frozen=True)
-class Example:
-    """What a task says of a row.
+class TextExample:
+    """A row written as text.
 
     Attributes:
       inputs, targets: the text.
-      references: what predictions are compared with; the target itself by default.
-      group: which examples are scored together, for metrics that ask.
-      image: the image, of tasks with images: bytes, or the path of a file, as the task's `image` says.
+      references: texts to compare predictions with; the target by default.
+      group: examples of the same group are scored together, by metrics that do so.
+      image: bytes, or the path of a file, according to the task's `image`; None without images.
     """
 
     inputs: str
@@ -51,22 +55,22 @@ class PublishedTask:
       name: of the seqio task.
       rows: `(published split, seed) -> rows`; a seed shuffles what is read from TFDS.
       form: `(row, whether for training) -> examples`.
-      identity: row -> what decides its part, see `splits`.
-      splits: ours -> published.
+      identity: maps a row to the text that decides its split, see `splits`.
+      splits: split -> part of a published split.
       metrics: functions of targets and predictions.
-      scored: what metrics get as a target: `ONE` reference; a tuple of `MANY`; a dict `{"group": ..., "value": ...}` with
-        one (`GROUPED`) or many (`GROUPED_MANY`); or a function, as seqio's `postprocess_fn`.
+      scored: what metrics receive as a target: `ONE` reference; a tuple of `MANY`; a dict `{"group": ..., "value": ...}`
+        with one (`GROUPED`) or many (`GROUPED_MANY`); or a function like seqio's `postprocess_fn`.
       image: the feature of the image: None, "image" (bytes) or "image_file" (a path).
-      keep: whether the text of a split is kept in memory, and shuffled as a whole.
+      keep: whether to keep the text of a split in memory, and shuffle it as a whole.
     """
 
     name: str
-    rows: Callable[[str, int | None], Iterable[dict]]
-    form: Callable[[dict, bool], Iterable[Example]]
-    identity: Callable[[dict], str]
+    rows: Rows
+    form: Callable[[Row, bool], Iterable[TextExample]]
+    identity: Callable[[Row], str]
     splits: Splits
-    metrics: Sequence[Callable]
-    scored: str | Callable = ONE
+    metrics: Sequence[Metric]
+    scored: str | Callable[..., Any] = ONE
     image: str | None = None
     keep: bool = True
 
@@ -76,14 +80,14 @@ class _Source(seqio.FunctionDataSource):
 
     def __init__(self, task: PublishedTask):
         self._task = task
-        self._kept: dict[str, dict[str, np.ndarray]] = {}
+        self._columns: dict[str, dict[str, np.ndarray]] = {}  # of the splits that are in memory
         super().__init__(self._dataset, splits=list(task.splits))
 
     def check(self) -> None:
         """Reads a row of each split.
 
         Raises:
-          UserError: for what is missing, or of another form.
+          UserError: for what is missing or of another form.
         """
         for split in dict.fromkeys(part.split for part in self._task.splits.values()):
             if next(iter(self._task.rows(split, None)), None) is None:
@@ -96,44 +100,44 @@ class _Source(seqio.FunctionDataSource):
             stream = lambda: (self._features(example) for example in self._examples(split, seed))
             signature = {name: tf.TensorSpec([], tf.string) for name in names}
             return tf.data.Dataset.from_generator(stream, output_signature=signature)
-        if split not in self._kept:
+        if split not in self._columns:
             rows = [self._features(example) for example in self._examples(split, None)]
-            self._kept[split] = {name: np.array([row[name] for row in rows], object) for name in (rows or [{}])[0]}
-        kept = self._kept[split]
+            self._columns[split] = {name: np.array([row[name] for row in rows], object) for name in (rows or [{}])[0]}
+        columns = self._columns[split]
         if seed is not None:
-            order = np.random.default_rng(seed).permutation(len(kept["inputs"]))
-            kept = {name: column[order] for name, column in kept.items()}
-        return tf.data.Dataset.from_tensor_slices(kept)
+            order = np.random.default_rng(seed).permutation(len(columns["inputs"]))
+            columns = {name: column[order] for name, column in columns.items()}
+        return tf.data.Dataset.from_tensor_slices(columns)  # pyright: ignore[reportArgumentType]  # takes dicts too
 
-    def _features(self, example: Example) -> dict[str, str | bytes]:
+    def _features(self, example: TextExample) -> dict[str, Any]:
         features = {
             "inputs": example.inputs,
             "targets": example.targets,
-            "references": _BETWEEN.join(example.references or (example.targets,)),
+            "references": _SEPARATOR.join(example.references or (example.targets,)),
             "group": example.group,
         }
         return features | ({self._task.image: example.image} if self._task.image else {})
 
-    def _examples(self, split: str, seed: int | None) -> Iterator[Example]:
+    def _examples(self, split: str, seed: int | None) -> Iterator[TextExample]:
         part = self._task.splits[split]
         for row in self._task.rows(part.split, seed):
             if part.holds(self._task.identity(row)):
                 yield from self._task.form(row, split == "train")
 
 
-def tfds_rows(data: PublishedData, name: str, image: str | None = None) -> Callable[[str, int | None], Iterator[dict]]:
-    """Rows of a data set that TFDS prepared in `data.data_dir`, such as "glue/cola", with text as `str`.
+def tfds_rows(data: PublishedData, name: str, image: str | None = None) -> Rows:
+    """Returns a function that reads a data set that TFDS prepared in `data.data_dir`, with text as `str`.
 
     Args:
-      data: where it is.
-      name: of the data set, with its configuration.
+      data: the folder.
+      name: the data set with its configuration, such as "glue/cola".
       image: the feature that stays an encoded image.
 
     Raises:
-      UserError: from a call, if it was not prepared, or has no such split.
+      UserError: from a call, if the data set was not prepared, or has no such split.
     """
 
-    def rows(split: str, seed: int | None = None) -> Iterator[dict]:
+    def rows(split: str, seed: int | None = None) -> Iterator[Row]:
         import tensorflow_datasets as tfds
 
         folder = epath.Path(data.data_dir) / name
@@ -150,21 +154,21 @@ def tfds_rows(data: PublishedData, name: str, image: str | None = None) -> Calla
         parts = [part for part in split.split("+") if part in builder.info.splits]
         if split.split("+")[0] not in parts:
             raise UserError(f"{newest} has no split {split}; it has {', '.join(builder.info.splits)}.")
-        found = builder.as_dataset(
+        dataset = builder.as_dataset(
             split="+".join(parts),
             shuffle_files=seed is not None,
             decoders={image: tfds.decode.SkipDecoding()} if image else None,
             read_config=tfds.ReadConfig(shuffle_seed=seed, try_autocache=False),
         )
-        return (_as_text(row, image) for row in tfds.as_numpy(found))
+        return (_as_text(row, image) for row in cast(Iterable[Row], tfds.as_numpy(dataset)))
 
     return rows
 
 
-def metric(name: str, **settings) -> Callable[[Sequence, Sequence], Mapping[str, float]]:
-    """`adalink_jax.data.metrics.NAME`, with its settings, as seqio takes a metric; looked up when it scores."""
+def metric(name: str, **settings: Any) -> Metric:
+    """Returns `adalink_jax.data.metrics.NAME` with its settings, as a metric of seqio; looked up when it scores."""
 
-    def scores(targets, predictions):
+    def scores(targets: Sequence, predictions: Sequence) -> Mapping[str, float]:
         try:
             function = operator.attrgetter(name)(metrics)
         except AttributeError as e:
@@ -175,11 +179,11 @@ def metric(name: str, **settings) -> Callable[[Sequence, Sequence], Mapping[str,
 
 
 def add_tasks(tasks: Iterable[PublishedTask], vocabulary: str) -> None:
-    """Declares tasks to seqio; those of the same names that were there are replaced.
+    """Declares tasks to seqio, replacing those of the same names.
 
     Args:
-      tasks: what to declare.
-      vocabulary: as for `load_vocabulary`.
+      tasks: the tasks to declare.
+      vocabulary: see `load_vocabulary`.
 
     Raises:
       UserError: if there is no such vocabulary.
@@ -189,7 +193,7 @@ def add_tasks(tasks: Iterable[PublishedTask], vocabulary: str) -> None:
         replace(seqio.TaskRegistry, task.name)
         seqio.TaskRegistry.add(
             task.name,
-            source=_Source(task),
+            source=_Source(task),  # pyright: ignore[reportArgumentType]  # seqio's classes do not match its protocol
             preprocessors=[_tokenize, seqio.preprocessors.append_eos_after_trim],
             output_features=output_features(ids, task.image),
             metric_fns=list(task.metrics),
@@ -198,26 +202,26 @@ def add_tasks(tasks: Iterable[PublishedTask], vocabulary: str) -> None:
 
 
 def add_mixture(name: str, rates: Mapping[str, float]) -> None:
-    """Declares a mixture, of task -> rate; one of the same name that was there is replaced."""
+    """Declares a mixture of tasks with their rates, replacing one of the same name."""
     replace(seqio.MixtureRegistry, name)
     seqio.MixtureRegistry.add(name, list(rates.items()))
 
 
 def add_twin_without_image(name: str, twin: str | None = None) -> str:
-    """Declares a task of text once more, with the feature `image` empty, for mixtures with tasks of images.
+    """Declares a text task again, with an empty feature `image`, for mixtures with image tasks.
 
     Args:
-      name: of the task.
-      twin: of the other one; `NAME_blank` by default.
+      name: the task.
+      twin: name of the other one; `NAME_blank` by default.
 
     Returns:
-      The other one's name.
+      The name of the other one.
     """
     task, twin = seqio.TaskRegistry.get(name), twin or f"{name}_blank"
     replace(seqio.TaskRegistry, twin)
     seqio.TaskRegistry.add(
         twin,
-        source=task.source,
+        source=task.source,  # pyright: ignore[reportArgumentType]  # seqio's classes do not match its protocol
         preprocessors=[*task.preprocessors, lambda dataset: dataset.map(lambda example: {**example, "image": ""})],
         output_features={**task.output_features, "image": _IMAGE},
         metric_fns=task.metric_fns,
@@ -226,14 +230,14 @@ def add_twin_without_image(name: str, twin: str | None = None) -> str:
     return twin
 
 
-def replace(registry, name: str) -> None:
-    """Makes `name` free in a registry of seqio."""
+def replace(registry: type[seqio.TaskRegistry] | type[seqio.MixtureRegistry], name: str) -> None:
+    """Frees `name` in a registry of seqio."""
     if name in registry.names():
         registry.remove(name)
 
 
 def seqio_vocabulary(vocabulary: str) -> seqio.Vocabulary:
-    """seqio's vocabulary with the ids of `load_vocabulary(vocabulary)`."""
+    """Returns seqio's vocabulary with the ids of `load_vocabulary(vocabulary)`."""
     file = find_vocabulary(vocabulary)
     if file is None:
         return seqio.ByteVocabulary()
@@ -242,7 +246,7 @@ def seqio_vocabulary(vocabulary: str) -> seqio.Vocabulary:
 
 
 def output_features(ids: seqio.Vocabulary, image: str | None) -> dict[str, seqio.Feature]:
-    """Those of a task: text in and out with EOS, and the image as it lies."""
+    """Returns the features of a task: text in and out with EOS, and the image unchanged."""
     features = {name: seqio.Feature(ids, add_eos=True) for name in ("inputs", "targets")}
     if image:
         features[image] = _IMAGE
@@ -254,15 +258,17 @@ def _tokenize(dataset: tf.data.Dataset, output_features: Mapping[str, seqio.Feat
     return seqio.preprocessors.tokenize(dataset, text)
 
 
-def _compared(text: str, example: dict, is_target: bool, scored: str):
+def _compared(text: str, example: Row, is_target: bool, scored: str) -> Any:
+    """A postprocessor for `PublishedTask.scored`."""
     if not is_target:
         return text
-    references = tuple(example["references"].decode().split(_BETWEEN))
+    references = tuple(example["references"].decode().split(_SEPARATOR))
     value = references if scored in (MANY, GROUPED_MANY) else references[0]
     return {"group": example["group"].decode(), "value": value} if scored in (GROUPED, GROUPED_MANY) else value
 
 
-def _as_text(value, image: str | None = None):
+def _as_text(value: Any, image: str | None = None) -> Any:
+    """Converts bytes to str, and arrays to lists, except for the feature `image`."""
     if isinstance(value, dict):
         return {name: x if name == image else _as_text(x) for name, x in value.items()}
     if isinstance(value, bytes):

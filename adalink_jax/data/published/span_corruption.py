@@ -1,8 +1,7 @@
 """T5's span corruption on token ids, in NumPy (Raffel et al., 2020, section 3.1.4).
 
-Runs of tokens are replaced in the inputs by one sentinel each; the targets are each sentinel and the tokens that it stands
-for. Sentinels count down from the last id of the vocabulary. Nothing is lost: inputs and
-targets together give the tokens back.
+Spans of tokens are replaced in the inputs by one sentinel each; the targets are each sentinel and the tokens that it replaces.
+Sentinels count down from the last id of the vocabulary. Invariant: inputs and targets together determine the tokens.
 """
 
 import numpy as np
@@ -14,13 +13,13 @@ MAX_SPANS = 100  # sentinels of T5's vocabularies
 
 
 def counts(length: int, settings: SpanCorruption) -> tuple[int, int]:
-    """(tokens dropped, spans) of `length` >= 2 tokens; at least one each, and at least one token stays for each span."""
+    """(dropped tokens, spans) for `length` >= 2 tokens: at least one of each, and at least one remaining token per span."""
     dropped = min(max(round(length * settings.noise_density), 1), length - 1)
     return dropped, min(max(round(dropped / settings.mean_span_length), 1), length - dropped)
 
 
 def lengths(inputs: int, settings: SpanCorruption) -> tuple[int, int]:
-    """How many tokens of text fill `inputs` tokens with EOS, and how many targets these give, with EOS.
+    """Returns how many tokens of text fill `inputs` tokens with EOS, and how many target tokens they give with EOS.
 
     Raises:
       UserError: if they need more sentinels than there are, or `inputs` has no room for any.
@@ -47,25 +46,25 @@ def lengths(inputs: int, settings: SpanCorruption) -> tuple[int, int]:
 def corrupt(
     ids: np.ndarray, rng: np.random.Generator, first_sentinel: int, settings: SpanCorruption
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Inputs and targets of `ids` [n], without EOS.
+    """Returns inputs and targets, int32, for `ids` [n], without EOS.
 
-    The text begins with a run that stays and ends with one that is dropped, and they take turns; each division into so many
-    runs is equally likely. One token alone is dropped.
+    The text starts with a span that stays and ends with one that is dropped, in turn; all divisions into this number of spans
+    are equally likely. A single token is dropped.
     """
     if len(ids) < 2:
         return np.array([first_sentinel], np.int32), np.array([first_sentinel, *ids], np.int32)
     dropped, spans = counts(len(ids), settings)
     stay, drop = _division(len(ids) - dropped, spans, rng), _division(dropped, spans, rng)
     inputs, targets, start = [], [], 0
-    for number, (kept, lost) in enumerate(zip(stay, drop)):
-        sentinel = [first_sentinel - number]
-        inputs += [ids[start : start + kept], sentinel]
-        targets += [sentinel, ids[start + kept : start + kept + lost]]
-        start += kept + lost
+    for number, (staying, dropping) in enumerate(zip(stay, drop)):
+        sentinel, middle = [first_sentinel - number], start + staying
+        inputs += [ids[start:middle], sentinel]
+        targets += [sentinel, ids[middle : middle + dropping]]
+        start = middle + dropping
     return np.concatenate(inputs).astype(np.int32), np.concatenate(targets).astype(np.int32)
 
 
 def _division(items: int, parts: int, rng: np.random.Generator) -> np.ndarray:
-    """`items` cut into `parts` runs of at least one: int [parts], all divisions equally likely."""
+    """Sizes of `parts` spans of at least one item that add up to `items`: int [parts], all divisions equally likely."""
     cuts = np.sort(rng.choice(items - 1, parts - 1, replace=False)) + 1
     return np.diff(np.concatenate([[0], cuts, [items]]))

@@ -1,8 +1,8 @@
 """Questions about images: VQAv2, OK-VQA, TextVQA, DocVQA.
 
-The training target is the most frequent answer (of equally frequent ones the first given); evaluation compares with all
-answers: VQA accuracy against the ten of VQAv2, OK-VQA and TextVQA, ANLS for DocVQA. Their test splits have no public
-answers, so `validation` is halved by image (DocVQA: by document): no image is in two splits.
+The training target is the most frequent answer (the first of equally frequent ones); evaluation compares with all answers:
+VQA accuracy against the ten of VQAv2, OK-VQA and TextVQA, ANLS for DocVQA. Their test splits have no public answers, so
+`validation` is halved by image (DocVQA: by document): no image is in two splits.
 
 `vqav2`: `vqav2/v2_OpenEnded_mscoco_{train2014,val2014}_questions.json`, `v2_mscoco_{...}_annotations.json`, images
   `train2014/COCO_train2014_000000000009.jpg` and `val2014/...`.
@@ -12,10 +12,20 @@ answers, so `validation` is halved by image (DocVQA: by document): no image is i
 """
 
 import collections
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 from adalink_jax.data.published import readers
-from adalink_jax.data.published.registration import MANY, Example, PublishedTask, add_mixture, add_tasks, metric
+from adalink_jax.data.published.registration import (
+    MANY,
+    Metric,
+    PublishedTask,
+    Row,
+    Rows,
+    TextExample,
+    add_mixture,
+    add_tasks,
+    metric,
+)
 from adalink_jax.data.published.settings import FILES, PublishedData
 from adalink_jax.data.splits import Splits, halved
 from adalink_jax.errors import UserError
@@ -29,7 +39,7 @@ def register() -> None:
     data = PublishedData()
     if data.source != FILES:
         raise UserError(
-            f"SOURCE is {data.source!r}, and questions about images are read from files; leave it at 'files'."
+            f"SOURCE is {data.source!r}, but questions about images are read from files; leave it at 'files'."
         )
     vqa, val = [metric("vqa_accuracy")], halved(validation="val")
     tasks = [
@@ -42,26 +52,26 @@ def register() -> None:
     add_mixture("vqa_mixture", RATES)
 
 
-def vqa_form(row: dict, train: bool) -> Iterator[Example]:
-    """Row: `image`, `question`, `answers`."""
+def vqa_form(row: Row, train: bool) -> Iterator[TextExample]:
+    """Writes a row, which has `image`, `question` and `answers`."""
     answers = [" ".join(answer.split()) for answer in row["answers"]]
-    yield Example(
+    yield TextExample(
         PROMPT.format(" ".join(row["question"].split())), most_frequent(answers), tuple(answers), image=row["image"]
     )
 
 
 def most_frequent(answers: Sequence[str]) -> str:
-    """The answer that was given most often; of equals the first."""
+    """The most frequent answer; the first of equally frequent ones."""
     return collections.Counter(answers).most_common(1)[0][0]
 
 
-def _task(name: str, rows: Callable, splits: Splits, metrics: Sequence) -> PublishedTask:
+def _task(name: str, rows: Rows, splits: Splits, metrics: Sequence[Metric]) -> PublishedTask:
     identity = lambda row: str(row["image_id"])
     return PublishedTask(name, rows, vqa_form, identity, splits, metrics, MANY, "image_file")
 
 
-def _coco_rows(data: PublishedData, name: str, prefix: str) -> Callable:
-    def rows(split: str, seed: int | None) -> Iterator[dict]:
+def _coco_rows(data: PublishedData, name: str, prefix: str) -> Rows:
+    def rows(split: str, seed: int | None) -> Iterator[Row]:
         folder, part = data.folder(name), f"{split}2014"
         path = folder / f"{prefix}OpenEnded_mscoco_{part}_questions.json"
         questions = {}
@@ -85,8 +95,8 @@ def _coco_rows(data: PublishedData, name: str, prefix: str) -> Callable:
     return rows
 
 
-def _textvqa_rows(data: PublishedData) -> Callable:
-    def rows(split: str, seed: int | None) -> Iterator[dict]:
+def _textvqa_rows(data: PublishedData) -> Rows:
+    def rows(split: str, seed: int | None) -> Iterator[Row]:
         folder = data.folder("textvqa")
         path = folder / f"TextVQA_0.5.1_{split}.json"
         for entry in readers.json_file(path, "data")["data"]:
@@ -97,10 +107,10 @@ def _textvqa_rows(data: PublishedData) -> Callable:
     return rows
 
 
-def _docvqa_rows(data: PublishedData) -> Callable:
-    def rows(split: str, seed: int | None) -> Iterator[dict]:
+def _docvqa_rows(data: PublishedData) -> Rows:
+    def rows(split: str, seed: int | None) -> Iterator[Row]:
         folder = data.folder("docvqa")
-        path = readers.first_there(folder, f"{split}_v1.0_withQT.json", f"{split}_v1.0.json")
+        path = readers.first_existing(folder, f"{split}_v1.0_withQT.json", f"{split}_v1.0.json")
         for entry in readers.json_file(path, "data")["data"]:
             image, question, answers = readers.fields(entry, ("image", "question", "answers"), path)
             document = entry.get("ucsf_document_id", image)

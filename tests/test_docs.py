@@ -142,6 +142,17 @@ def test_every_command_has_its_row():
     assert set(re.findall(r"^\| .*? \| `adalink ([a-z-]+)", page, re.MULTILINE)) == set(ALL)
 
 
+def test_files_that_are_named_exist():
+    named = [
+        (page, n)
+        for page in PAGES
+        for n in re.findall(r"`((?:gin|tests|adalink_jax|benchmarks)/[\w./]+)`", page.read_text())
+    ]
+    assert len(named) > 100
+    for page, name in named:
+        assert "NAME" in name or "GROUP" in name or (ROOT / name).exists(), (page, name)
+
+
 def test_links_lead_somewhere():
     for page in [*PAGES, ROOT / "docs/extend.md", ROOT / "CHANGELOG.md", ROOT / "SECURITY.md"]:
         for target in re.findall(r"\]\(([^)#:\s]+)(?:#[\w-]*)?\)", page.read_text()):

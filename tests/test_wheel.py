@@ -1,4 +1,4 @@
-"""The built wheel, in an empty environment and another directory, does the main job. Slow: it installs everything."""
+"""The built wheel runs the quickstart in an empty environment, away from the checkout. Slow: it installs everything."""
 
 import json
 import os

@@ -61,6 +61,7 @@ html_theme_options = {
 
 
 def setup(app):
+    """Generates the reference and connects the rewriting of pages and docstrings."""
     site_pages.write_all(DOCS / "_generated")
     app.connect("source-read", site_pages.on_source_read)
     app.connect("autodoc-process-signature", site_pages.on_signature)

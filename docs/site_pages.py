@@ -3,6 +3,7 @@
 import ast
 import contextlib
 import importlib
+import inspect
 import io
 import os
 import pathlib
@@ -152,7 +153,7 @@ def _public(module: str) -> list[str]:
 
 def _directive(home: str, name: str) -> str:
     value = getattr(importlib.import_module(home), name)
-    kind = "class" if isinstance(value, type) else "function" if callable(value) else "data"
+    kind = "class" if inspect.isclass(value) else "function" if inspect.isroutine(value) else "data"
     options = (
         "\n   :members:\n   :exclude-members: setup" if kind == "class" and not issubclass(value, BaseException) else ""
     )
@@ -162,6 +163,7 @@ def _directive(home: str, name: str) -> str:
 
 
 def api_index() -> str:
+    """The page that lists the layers."""
     lines = [
         "# API",
         "",
@@ -239,6 +241,7 @@ def on_docstring(app, what, name, obj, options, lines: list[str]) -> None:
 
 
 def as_rst(lines: list[str]) -> list[str]:
+    """The lines of a docstring as reStructuredText: literal blocks for indented code and tables, blank lines around lists."""
     out: list[str] = []
     in_section = literal = False
     for line in _closed(lines):

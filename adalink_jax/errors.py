@@ -1,18 +1,18 @@
-"""The errors that users are meant to read."""
+"""The errors that users are meant to read, and the exit statuses of runs that stop early."""
 
 import errno
 
 _CLOSED = "cannot be used ({}); make it readable and writable, or give another folder"
-_FULL = "could not be written ({}); make room there, and give the same command again"
-_BUCKET = "cannot be used ({}); see that the bucket is there, and that this machine may use it"
-_TOLD = {
+_FULL = "could not be written ({}); make room there, and rerun the command"
+_BUCKET = "cannot be used ({}); check that the bucket exists, and that this machine may access it"
+_REMEDIES = {
     errno.EACCES: _CLOSED, errno.EPERM: _CLOSED, errno.EROFS: _CLOSED, errno.ENOTDIR: _CLOSED,
     errno.ENOSPC: _FULL, errno.EDQUOT: _FULL, errno.EFBIG: _FULL,
 }  # fmt: skip
 
 
 class UserError(ValueError):
-    """Bad input: one sentence that names the thing and the remedy. The commands print it without a traceback."""
+    """Bad input: one sentence with what is wrong and what to type instead. Commands print it without a traceback."""
 
 
 class CheckpointError(UserError):
@@ -20,7 +20,7 @@ class CheckpointError(UserError):
 
 
 class Stopped(Exception):
-    """A run ended early, by intention, and left its folder in order; the message says how to go on.
+    """A run ended early, by intention, and left its folder in order; the message says how to resume it.
 
     Attributes:
       status: exit status of the process.
@@ -30,7 +30,11 @@ class Stopped(Exception):
 
 
 class Preempted(Stopped):
-    """The machine was asked for (see `notices`): whoever started the run may start it again (EX_TEMPFAIL)."""
+    """The machine is needed for something else: whoever started the run may start it again (`preemption` says when).
+
+    Attributes:
+      status: 75, EX_TEMPFAIL of `sysexits.h`.
+    """
 
     status = 75
 
@@ -42,7 +46,7 @@ class NotFinite(Stopped):
 
 
 def disk_error(error: OSError, folder: str | None = None) -> UserError | None:
-    """What to tell of an error of a disk or a bucket; None for what is neither full, nor closed to writing, nor remote.
+    """The message for an error of a disk or a bucket; None if it is not about space, permissions or a bucket.
 
     Args:
       error: as it was raised.
@@ -50,7 +54,8 @@ def disk_error(error: OSError, folder: str | None = None) -> UserError | None:
     """
     where = error.filename or folder or "A file"
     why = error.strerror or str(error).split("\n")[0][:300]
-    told = _TOLD.get(error.errno)
-    if error.errno is None and "://" in f"{where} {why}":  # a bucket's errors have no number
-        told = _BUCKET
-    return told and UserError(f"{where} {told.format(why)}.")
+    if error.errno is not None:
+        remedy = _REMEDIES.get(error.errno)
+    else:  # a bucket's errors have no number
+        remedy = _BUCKET if "://" in f"{where} {why}" else None
+    return None if remedy is None else UserError(f"{where} {remedy.format(why)}.")

@@ -1,9 +1,15 @@
-"""Notices that the machine is wanted for something else: what a command does with one while there is nothing to save.
+"""Preemption notices (SIGTERM, SIGUSR1, SIGUSR2), and exit status 75, "start me again".
 
-A notice is SIGTERM (Kubernetes, Slurm, a machine that shuts down), or SIGUSR1 or SIGUSR2 (what Slurm's `--signal` is mostly told
-to send). Until a run has made its first step it ends the process at once, with status 75 and one sentence, also in the middle of a
-compilation or a long read; from then on `training.interrupt` saves first. Nothing here imports JAX: a command listens before
-it imports what takes time.
+Exit status 75 is decided by when a notice arrives:
+
+- Before a run's first step, and after it has saved everything, there is nothing to save: `_listen` below ends the process at once
+  with status 75, even during a compilation or a long read (`exiting_on_notice`, which `cli.main` enters).
+- During a run, `training.interrupt.StopRequest` finishes the step and saves, and the run raises `errors.Preempted`, whose `status`
+  is 75; `cli.main` exits with it. Ctrl-C raises `errors.Stopped` instead: status 130.
+- `launching.supervisor` and `experiments.sweeps.runner` exit with 75 if one of their processes did.
+
+SIGTERM comes from Kubernetes, Slurm, or a machine that shuts down; SIGUSR1 or SIGUSR2 from Slurm's `--signal`. Nothing here
+imports JAX: a command handles notices before its slow imports.
 """
 
 import contextlib
@@ -11,30 +17,31 @@ import os
 import signal
 import sys
 import threading
+import types
 from collections.abc import Iterator
 
 from adalink_jax.errors import Preempted
 
 NOTICES = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1", "SIGUSR2") if hasattr(signal, name))
-MEETING_SECONDS = 20  # that a process with a notice still takes to meet the others, which would wait minutes for it
+MEETING_SECONDS = 20  # to join the job's other processes before exiting; they would wait minutes for a missing one
 
 _entered, _listening, _met = threading.Event(), threading.Event(), threading.Event()
 
 
 @contextlib.contextmanager
-def ending_at_once(several: bool = False) -> Iterator[None]:
-    """While entered, by the main thread, a notice ends this process, but for the time from `something_to_save` to `all_saved`.
+def exiting_on_notice(several: bool = False) -> Iterator[None]:
+    """While entered, by the main thread, a notice ends this process, except from `something_to_save` to `all_saved`.
 
     Args:
-      several: the process is to meet others (see `met`), which miss it only then.
+      several: the job has several processes; they detect that this one ended only after `met`.
     """
-    # Python runs its own handlers between two steps of the main thread, which may be in a compiler for minutes. Into this
-    # pipe goes a signal's number as soon as it comes.
+    # Python calls signal handlers between bytecodes of the main thread, which may be in a compiler for minutes. The wakeup
+    # pipe receives a signal's number immediately.
     inlet, outlet = os.pipe()
     os.set_blocking(outlet, False)
     (_met.clear if several else _met.set)()
     old_outlet = signal.set_wakeup_fd(outlet, warn_on_full_buffer=False)
-    old = {number: signal.signal(number, _heard) for number in NOTICES}
+    old = {number: signal.signal(number, _ignore) for number in NOTICES}
     _entered.set()
     all_saved()
     thread = threading.Thread(target=_listen, args=(inlet,), daemon=True)
@@ -53,23 +60,23 @@ def ending_at_once(several: bool = False) -> Iterator[None]:
 
 
 def something_to_save() -> None:
-    """From here on a notice is left to whoever handles its signal."""
+    """From here on a notice goes to the handler of its signal."""
     _listening.clear()
 
 
 def all_saved() -> None:
-    """From here on a notice ends the process, inside `ending_at_once`."""
+    """From here on a notice ends the process, inside `exiting_on_notice`."""
     if _entered.is_set():
         _listening.set()
 
 
 def met() -> None:
-    """The processes of a job have met, or there is one only: if one ends now, the others notice (`parallel.initialize`)."""
+    """The job's processes are connected, or there is only one: if one ends now, the others detect it (`parallel.initialize`)."""
     _met.set()
 
 
-def _heard(number, frame) -> None:
-    """Python's own handler of a notice, where `_listen` does what is to be done."""
+def _ignore(number: int, frame: types.FrameType | None) -> None:
+    """Python's handler of a notice; `_listen` acts on it."""
 
 
 def _listen(inlet: int) -> None:
@@ -77,5 +84,5 @@ def _listen(inlet: int) -> None:
         if number[0] in NOTICES and _listening.is_set():
             _met.wait(MEETING_SECONDS)
             name = signal.Signals(number[0]).name
-            print(f"Stopped by {name} with nothing to save; the same command goes on.", file=sys.stderr, flush=True)
+            print(f"Stopped by {name} with nothing to save; rerun the same command.", file=sys.stderr, flush=True)
             os._exit(Preempted.status)

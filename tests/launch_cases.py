@@ -1,4 +1,4 @@
-"""What the tests of launching share: one command a launcher, and a fake of each program that would submit."""
+"""Shared by the tests of launching: commands for each launcher, and fakes of the programs that submit."""
 
 import os
 import pathlib
@@ -13,7 +13,7 @@ TRAIN = [
     "--gin_file=mine.gin",
     "--gin.MODEL_DIR='gs://bucket/runs/digits_reverse'",
 ]
-SWEEP = ["check-method", "my_method.Mine"]  # stands for a command that reads its number in an array
+SWEEP = ["check-method", "my_method.Mine"]  # stands for a command that reads ADALINK_ARRAY_INDEX
 PROJECT = ["--gin.PROJECT='my-project'", "--gin.ZONE='us-west4-a'", "--gin.WHEEL='wheel.whl'"]
 CLUSTER = ["--gin.CONTEXT='gke_my-project_us-west4_my-cluster'", "--gin.IMAGE='registry/adalink:1'"]
 topology = lambda text: f"--gin.TOPOLOGY={text!r}"
@@ -83,7 +83,7 @@ def make_files(folder: pathlib.Path) -> None:
 
 
 def fake(folder: pathlib.Path, name: str, body: str) -> pathlib.Path:
-    """A program that writes its arguments as a line of `FOLDER/NAME.calls`, and then does `body`, a piece of Bash."""
+    """A program that appends its arguments to `FOLDER/NAME.calls` as a line, and then runs `body`, in Bash."""
     folder.mkdir(exist_ok=True)
     calls = folder / f"{name}.calls"
     calls.touch()
@@ -99,8 +99,8 @@ def path_with(folder: pathlib.Path) -> str:
 
 
 def launch(case: str, *options: str) -> int:
-    launcher, mine, command = CASES[case]
-    return main(["launch", launcher, *mine, *options, "--", *command])
+    launcher, options_of_case, command = CASES[case]
+    return main(["launch", launcher, *options_of_case, *options, "--", *command])
 
 
 def folder_of(case: str) -> pathlib.Path:

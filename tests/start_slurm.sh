@@ -1,5 +1,5 @@
 #!/bin/bash
-# One private Slurm of one node on this machine: start_slurm.sh FOLDER, and start_slurm.sh FOLDER stop.
+# Starts a private one-node Slurm on this machine: start_slurm.sh FOLDER; start_slurm.sh FOLDER stop stops it.
 # Needs Debian's slurm-wlm and munge, and root. Nothing is read or written outside FOLDER; SLURM_CONF=FOLDER/slurm.conf uses it.
 set -euo pipefail
 folder=$(realpath -m "$1")

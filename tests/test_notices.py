@@ -11,7 +11,7 @@ import pytest
 
 from adalink_jax.training.interrupt import StopRequest
 
-SENTENCE = "Stopped by {} with nothing to save; the same command goes on.\n"
+SENTENCE = "Stopped by {} with nothing to save; rerun the same command.\n"
 NANO = ["--gin_file=gin/models/pali_nano.gin", "--gin_file=gin/adapters/adalink.gin", "--gin_file=gin/tasks/digits.gin"]
 COMMANDS = {
     "quickstart": [],
@@ -53,7 +53,7 @@ def wait_for(condition, process, seconds=240):
 
 
 @pytest.mark.parametrize("command, number", [*zip(COMMANDS, ("SIGTERM", "SIGUSR1", "SIGUSR2", "SIGTERM", "SIGTERM"))])
-def test_a_command_that_starts_ends_at_once(tmp_path, command, number):
+def test_a_starting_command_ends_immediately(tmp_path, command, number):
     process = start(command, *COMMANDS[command], f"--gin.MODEL_DIR='{tmp_path}/run'")
     wait_for(lambda: listens(process), process)  # it has not yet imported JAX
     process.send_signal(getattr(signal, number))
@@ -61,7 +61,7 @@ def test_a_command_that_starts_ends_at_once(tmp_path, command, number):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_run_that_compiles_ends_at_once(tmp_path):
+def test_a_compiling_run_ends_immediately(tmp_path):
     process = start("quickstart", f"--gin.MODEL_DIR='{tmp_path}/run'", JAX_ENABLE_COMPILATION_CACHE="0")
     wait_for(lambda: (tmp_path / "run" / "config.gin").exists(), process)
     time.sleep(0.5)  # the decoding of the evaluation before the first step takes seconds to compile
@@ -71,7 +71,7 @@ def test_a_run_that_compiles_ends_at_once(tmp_path):
 
 
 def test_the_other_processes_of_a_job_end_too(tmp_path):
-    """One is stopped before it has met the other, which is told by JAX that it lost it."""
+    """One is stopped before it has met the other, to which JAX reports the loss."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"--coordinator_address=localhost:{free.getsockname()[1]}"
@@ -86,11 +86,11 @@ def test_the_other_processes_of_a_job_end_too(tmp_path):
 
 
 def test_the_library_of_tpus_does_not_take_the_signal_away():
-    """Where nobody listens it does, from when it is loaded, and prints a trace."""
+    """Without our handler it does, as soon as it is loaded, and prints a trace."""
     program = """
 import os, signal, time
 from adalink_jax import preemption
-with preemption.ending_at_once():
+with preemption.exiting_on_notice():
     from jax.experimental import topologies
     topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2")
     os.kill(os.getpid(), signal.SIGTERM)

@@ -1,4 +1,4 @@
-"""Batch scripts on a real Slurm of one node, which `start_slurm.sh` starts for these tests. Needs Debian's slurm-wlm and munge, and root."""
+"""Batch scripts on a real one-node Slurm, which `start_slurm.sh` starts. Needs Debian's slurm-wlm and munge, and root."""
 
 import json
 import os
@@ -29,7 +29,7 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def slurm(tmp_path_factory):
-    """The configuration of a Slurm that runs."""
+    """The configuration of a running Slurm."""
     folder = tmp_path_factory.mktemp("slurm")
     try:
         subprocess.run(["bash", START, folder], check=True)
@@ -47,7 +47,7 @@ def place(slurm, tmp_path, monkeypatch):
 
 
 def adalink(place, body: str) -> str:
-    """A line for SETUP, after which the command `adalink` is this piece of Bash."""
+    """A flag for SETUP that makes the command `adalink` run this Bash program."""
     (place / "bin").mkdir()
     (place / "bin" / "adalink").write_text(f"#!/bin/bash\n{body}\n")
     (place / "bin" / "adalink").chmod(0o755)
@@ -62,7 +62,7 @@ def wait_for(condition, seconds: float) -> None:
 
 
 def states() -> dict[str, str]:
-    """Job, or element of an array -> its state, as Slurm tells it."""
+    """Job, or element of an array -> its state, by `squeue`."""
     done = subprocess.run(
         ["squeue", "--all", "--noheader", "--array", "--states=all", "--format=%i %T"],
         stdout=subprocess.PIPE,
@@ -71,11 +71,11 @@ def states() -> dict[str, str]:
     return dict(line.split() for line in done.stdout.splitlines())
 
 
-def at_once(job: str) -> bool:
-    """Has a requeued job, which Slurm would hold back for two minutes, start now; whether it was."""
+def start_now(job: str) -> bool:
+    """Starts a requeued job, which Slurm would hold for two minutes; whether there was one."""
     if states().get(job) != "PENDING":
         return False
-    time.sleep(3)  # the script that asked for it is still being ended, which is what the two minutes are for
+    time.sleep(3)  # the two minutes are for the end of the script that requeued it
     return (
         subprocess.run(["scontrol", "update", f"JobId={job}", "StartTime=now"], stderr=subprocess.DEVNULL).returncode
         == 0
@@ -88,7 +88,7 @@ def test_two_tasks_train(place):
 
     (place / "few_digits.py").write_text(TASK)
     setup = adalink(place, f'exec {sys.executable} -m adalink_jax "$@"')
-    os.environ["PYTHONPATH"] = str(ROOT)  # Slurm hands the environment of the submission on
+    os.environ["PYTHONPATH"] = str(ROOT)  # Slurm passes on the environment of the submission
     mine = flags("run", TRAIN_STEPS=2, EVAL_PERIOD=0, WARMUP_STEPS=1)
     try:
         assert main(["launch", "slurm", topology("cpu:2"), setup, "--submit", "--", "quickstart", *mine]) == 0
@@ -102,13 +102,13 @@ def test_two_tasks_train(place):
     assert main(["launch", "logs", "run"]) == main(["launch", "status", "run"]) == 0
 
 
-def test_an_element_that_is_stopped_is_requeued_and_the_others_are_not(place):
+def test_only_the_element_that_was_stopped_is_requeued(place):
     setup = adalink(
         place,
         """
         echo "$ADALINK_ARRAY_INDEX" >>started
-        if [ "$ADALINK_ARRAY_INDEX" = 1 ] && [ ! -e told ]; then
-          trap 'touch told; exit 75' USR1
+        if [ "$ADALINK_ARRAY_INDEX" = 1 ] && [ ! -e stopped ]; then
+          trap 'touch stopped; exit 75' USR1
           touch waiting
           while true; do sleep 0.2; done
         fi
@@ -119,14 +119,14 @@ def test_an_element_that_is_stopped_is_requeued_and_the_others_are_not(place):
     job = record.read("sweep")["submitted"]["id"]
     wait_for((place / "waiting").exists, 60)
     subprocess.run(["scancel", "--signal=USR1", f"{job}_1"], check=True)
-    wait_for((place / "told").exists, 60)
-    wait_for(lambda: at_once(f"{job}_1"), 60)
+    wait_for((place / "stopped").exists, 60)
+    wait_for(lambda: start_now(f"{job}_1"), 60)
     wait_for(lambda: {states().get(f"{job}_{i}") for i in range(3)} <= {"COMPLETED", "FAILED"}, 60)
     assert sorted((place / "started").read_text().split()) == ["0", "1", "1", "2"]
     assert [states()[f"{job}_{i}"] for i in range(3)] == ["COMPLETED", "COMPLETED", "FAILED"]
 
 
-def test_a_sweep_is_an_array_of_which_one_run_is_killed_requeued_and_goes_on(place, monkeypatch):
+def test_a_sweep_as_an_array_resumes_a_run_that_was_killed_and_requeued(place, monkeypatch):
     pytest.importorskip("seqio")
     from adalink_jax.reports import results
 
@@ -146,7 +146,7 @@ def test_a_sweep_is_an_array_of_which_one_run_is_killed_requeued_and_goes_on(pla
     saved = lambda: any(path.name.isdigit() for path in (killed / "checkpoints").glob("*"))
     wait_for(saved, 300)
     subprocess.run(["scontrol", "requeue", f"{job}_1"], check=True)
-    wait_for(lambda: at_once(f"{job}_1"), 60)
+    wait_for(lambda: start_now(f"{job}_1"), 60)
     wait_for(lambda: {states().get(f"{job}_{i}") for i in range(2)} <= {"COMPLETED", "FAILED"}, 600)
     assert [states()[f"{job}_{i}"] for i in range(2)] == ["COMPLETED", "COMPLETED"]
     rows = results.collect("runs/small").table.to_pylist()
@@ -154,23 +154,23 @@ def test_a_sweep_is_an_array_of_which_one_run_is_killed_requeued_and_goes_on(pla
     starts = [json.loads(line)["what"] for line in (killed / "attempts.jsonl").read_text().splitlines()].count("start")
     assert starts == 2
     log = (place / "runs" / "launch" / "small" / f"{job}_1.log").read_text()
-    assert "Going on from step" in log
+    assert "Resuming from step" in log
 
 
-def test_tasks_of_which_one_ends_first_with_75_are_requeued(place):
+def test_a_job_is_requeued_when_its_first_task_to_end_has_status_75(place):
     setup = adalink(
         place, 'echo x >>"started_$SLURM_PROCID"; [ -e again ] || { sleep "$SLURM_PROCID"; touch again; exit 75; }'
     )
     assert main(["launch", "slurm", topology("cpu:2"), "--name", "two", setup, "--submit", "--", "eval"]) == 0
     job = record.read("two")["submitted"]["id"]
     wait_for((place / "again").exists, 60)
-    wait_for(lambda: at_once(job), 60)
+    wait_for(lambda: start_now(job), 60)
     wait_for(lambda: states()[job] in ("COMPLETED", "FAILED"), 60)
     assert states()[job] == "COMPLETED"
     assert [(place / f"started_{i}").read_text().count("x") for i in (0, 1)] == [2, 2]
 
 
-def test_a_job_that_is_cancelled_is_told_to_save_and_not_requeued(place):
+def test_a_cancelled_job_saves_and_is_not_requeued(place):
     setup = adalink(place, "trap 'touch saved; exit 75' TERM; touch waiting; while true; do sleep 0.2; done")
     assert main(["launch", "slurm", topology("cpu:1"), "--name", "one", setup, "--submit", "--", "eval"]) == 0
     job = record.read("one")["submitted"]["id"]
@@ -180,7 +180,7 @@ def test_a_job_that_is_cancelled_is_told_to_save_and_not_requeued(place):
     assert states().get(job) == "CANCELLED" and (place / "saved").exists()
 
 
-def test_a_job_is_told_to_save_before_its_time_is_over(place):
+def test_a_job_saves_before_its_time_limit(place):
     setup = adalink(place, "trap 'touch saved; exit 3' USR1; while true; do sleep 0.2; done")
     limits = ["--gin.TIME='2'", "--gin.SIGNAL_SECONDS=110"]
     assert main(["launch", "slurm", topology("cpu:1"), "--name", "time", setup, *limits, "--submit", "--", "eval"]) == 0

@@ -1,4 +1,4 @@
-"""Jobs of several processes on this machine: their status, notices, and one that trains."""
+"""Jobs of several processes on this machine: exit status, preemption notices, and a training job."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from adalink_jax.launching.supervisor import Supervisor
 
 
 def supervise(tmp_path, *programs: str, grace: float = 20.0) -> tuple[int, float]:
-    """The status of a job of these pieces of Bash, and how long it took."""
+    """The exit status of a job whose processes are these Bash programs, and its duration in seconds."""
     begin = time.monotonic()
     with Supervisor([["bash", "-c", text] for text in programs], [{}] * len(programs), tmp_path, grace) as processes:
         status = processes.wait()
@@ -29,20 +29,20 @@ def supervise(tmp_path, *programs: str, grace: float = 20.0) -> tuple[int, float
     (("/bin/sleep 60", "/bin/sleep 0.5; exit 75"), 75),
     (("kill -KILL $$", "/bin/sleep 60"), 137),
 ])  # fmt: skip
-def test_the_status_of_a_local_job(tmp_path, programs, status):
+def test_the_exit_status_of_a_local_job(tmp_path, programs, status):
     found, seconds = supervise(tmp_path, *programs)
     assert found == status and seconds < 15
     assert not list(tmp_path.glob("*.pid"))
 
 
-def test_a_process_that_ignores_sigterm_is_killed_after_the_time_of_grace(tmp_path):
+def test_a_process_that_ignores_sigterm_is_killed_after_the_grace_period(tmp_path):
     status, seconds = supervise(
         tmp_path, "trap '' TERM; while true; do /bin/sleep 1; done", "/bin/sleep 0.5; exit 4", grace=1.0
     )
     assert status == 4 and 1 < seconds < 15
 
 
-def test_a_notice_is_passed_on(tmp_path):
+def test_a_notice_is_forwarded(tmp_path):
     text = "trap 'exit 75' TERM; echo ready; while true; do /bin/sleep 0.1; done"
     young = "echo ready; while true; do /bin/sleep 0.1; done"
     with Supervisor([["bash", "-c", young], ["bash", "-c", text]], [{}] * 2, tmp_path, 20) as processes:
@@ -68,6 +68,6 @@ def test_a_job_of_two_processes_trains(tmp_path, monkeypatch, capfd):
     assert held["submitted"] and set(held["files"]) == {"few_digits.py"}
     capfd.readouterr()
     assert main(["launch", "status", "run"]) == 0
-    assert capfd.readouterr().out == "No process of it runs.\n"
+    assert capfd.readouterr().out == "No process of this job is running.\n"
     assert main(["launch", "logs", "run"]) == 0
     assert "best step" in capfd.readouterr().out

@@ -1,6 +1,6 @@
-"""gin in t5x's habits: flags, files, and checks that leave no setting misspelt, unset or unused.
+"""gin with t5x's conventions: flags, files, and checks that no setting is misspelt, unset or unused.
 
-Imports nothing of the project but its errors, and no numerical library.
+Imports no numerical library, and from this package only `errors` and `moved`.
 """
 
 from adalink_jax.configuration.flags import GinFlags, parse_flags

@@ -8,16 +8,17 @@ from collections.abc import Sequence
 from adalink_jax.errors import UserError
 
 _FILE, _BINDINGS, _PATHS, _BINDING = "--gin_file", "--gin_bindings", "--gin_search_paths", "--gin."
+_SAME_BITS, _SAME_BITS_BINDING = "--same_bits", ("check_environment.same_bits", "True")
 
 
 @dataclasses.dataclass(frozen=True)
 class GinFlags:
-    """What the command line says of gin.
+    """gin's part of a command line.
 
     Attributes:
       files: gin files, as typed.
-      bindings: `(name, text of the value)`, as typed; names are macros or parameters (`scope/function.parameter`).
-      search_paths: further folders for gin files.
+      bindings: `(name, text of the value)`, as typed; a name is a macro or a parameter (`scope/function.parameter`).
+      search_paths: additional folders in which gin files are looked up.
     """
 
     files: tuple[str, ...] = ()
@@ -25,11 +26,11 @@ class GinFlags:
     search_paths: tuple[str, ...] = ()
 
     def binding(self, name: str, text: str) -> "GinFlags":
-        """With one more binding, which wins over the others."""
+        """These flags with one more binding, which overrides earlier ones."""
         return dataclasses.replace(self, bindings=(*self.bindings, (name, text)))
 
     def arguments(self) -> list[str]:
-        """As a command line has them: what `parse_flags` reads."""
+        """The flags as command-line arguments, which `parse_flags` reads."""
         return [
             *(f"{_PATHS}={path}" for path in self.search_paths),
             *(f"{_FILE}={file}" for file in self.files),
@@ -38,13 +39,13 @@ class GinFlags:
 
 
 def parse_flags(argv: Sequence[str]) -> tuple[GinFlags, list[str]]:
-    """Takes gin's flags out of `argv`.
+    """Separates gin's flags from the other arguments.
 
     Returns:
-      The flags, and the arguments that are none of gin's.
+      The flags, and all other arguments.
 
     Raises:
-      UserError: for a flag without a value, and for a value that no Python literal, `%MACRO` or `@reference` is.
+      UserError: for a flag without a value, and for a value that is not a Python literal, `%MACRO` or `@reference`.
     """
     files, bindings, paths, rest = [], [], [], []
     arguments = iter(argv)
@@ -66,6 +67,8 @@ def parse_flags(argv: Sequence[str]) -> tuple[GinFlags, list[str]]:
             bindings.append((name.strip(), text.strip()))
         elif flag.startswith(_BINDING):
             bindings.append((flag.removeprefix(_BINDING), value))
+        elif argument == _SAME_BITS:
+            bindings.append(_SAME_BITS_BINDING)
         else:
             rest.append(argument)
     for name, text in bindings:
@@ -74,7 +77,7 @@ def parse_flags(argv: Sequence[str]) -> tuple[GinFlags, list[str]]:
 
 
 def _check_value(name: str, text: str) -> None:
-    # References stand for something inside a literal: ('a', %B, @c()) reads as ('a', 0, 0).
+    # gin allows references inside literals; ('a', %B, @c()) is checked as ('a', 0, 0).
     plain = re.sub(r"[%@][\w./]+(\(\))?", "0", text.strip())
     try:
         ast.literal_eval(plain)

@@ -1,22 +1,24 @@
-"""Checks of a parsed configuration: nothing misspelt, nothing unset, nothing unused.
+"""Checks that a parsed configuration has nothing misspelt, unset or unused.
 
-The functions headed "inside gin" are the only ones that look behind gin's public interface: it offers no way to list
-macros, references and configurables.
+gin's public interface cannot list macros, references and configurables; the functions under "inside gin" read its internals.
 """
 
 import difflib
 import inspect
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import gin
 from gin import config as gin_config
 
+from adalink_jax.configuration import moved_selectors
 from adalink_jax.configuration.flags import GinFlags
 from adalink_jax.errors import UserError
 
+Config = dict[tuple[str, str], dict[str, object]]  # (scope, selector) -> parameter -> value
+
 
 def nearest(name: str, names: Iterable[str]) -> str:
-    """`"; nearest: A, B"`, or nothing."""
+    """`"; nearest: A, B"`, the end of an error message; "" if no name is near."""
     near = difflib.get_close_matches(name, sorted(names), 3, cutoff=0.5)
     return f"; nearest: {', '.join(near)}" if near else ""
 
@@ -24,40 +26,40 @@ def nearest(name: str, names: Iterable[str]) -> str:
 # --- inside gin ---
 
 
-def configurables() -> dict[str, object]:
-    """Short name -> function or class, of all that gin knows."""
+def configurables() -> dict[str, Callable]:
+    """Short name -> function or class, for every configurable."""
     return {key.split(".")[-1]: value.wrapped for key, value in gin_config._REGISTRY.items()}
 
 
-def config() -> dict[tuple[str, str], dict]:
-    """`(scope, selector)` -> parameter -> value, of all that is bound."""
+def config() -> Config:
+    """All bindings."""
     return gin_config._CONFIG
 
 
-def operative_config() -> dict[tuple[str, str], dict]:
-    """The same of all that was used so far, defaults included."""
+def operative_config() -> Config:
+    """All parameters used so far, defaults included."""
     return gin_config._OPERATIVE_CONFIG
 
 
 def is_macro(selector: str) -> bool:
-    """Whether a selector is that of gin's macros."""
+    """Whether a selector is the one of gin's macros."""
     return selector == "gin.macro"
 
 
 def macros_set() -> dict[str, object]:
-    """Macro -> value, of all that are set."""
+    """Macro -> value, for every macro that is set."""
     return {scope: value["value"] for (scope, selector), value in config().items() if is_macro(selector)}
 
 
-def references(value) -> Iterator[gin_config.ConfigurableReference]:
-    """References inside a value, of macros and of configurables."""
+def references(value: object) -> Iterator[gin_config.ConfigurableReference]:
+    """The references in a value, to macros and to configurables."""
     for part in gin_config._iterate_flattened_values(value):
         if isinstance(part, gin_config.ConfigurableReference):
             yield part
 
 
-def macro_name(reference) -> str | None:
-    """The macro that a reference is of; None for another configurable."""
+def macro_name(reference: gin_config.ConfigurableReference) -> str | None:
+    """The macro that a reference names; None for a reference to another configurable."""
     return reference.scoped_selector.rpartition("/")[0] if is_macro(reference.config_key[1]) else None
 
 
@@ -65,7 +67,7 @@ def macro_name(reference) -> str | None:
 
 
 def explain_unknown(name: str) -> str | None:
-    """Why the binding `scope/function.parameter` cannot be; None if it can."""
+    """What is wrong with the name of a binding, `scope/function.parameter`; None if nothing."""
     function, _, parameter = name.split("/")[-1].rpartition(".")
     known = configurables()
     short = function.split(".")[-1]
@@ -78,14 +80,14 @@ def explain_unknown(name: str) -> str | None:
 
 
 def check_macros(flags: GinFlags, require_all: bool) -> None:
-    """Every macro that is used is set, and every macro that is set is used.
+    """Checks that every used macro is set, and that every set macro is used.
 
     Args:
-      flags: the command line's own macros must be used; those of files as well if `require_all`.
-      require_all: also refuse what is left at `%gin.REQUIRED`. False for commands that need a part of a configuration.
+      flags: macros set on the command line must be used; those set in files too if `require_all`.
+      require_all: also refuse values left at `%gin.REQUIRED`. False for commands that need only a part of a configuration.
 
     Raises:
-      UserError: names the macros, and the nearest.
+      UserError: with the macros, and the nearest names.
     """
     known = macros_set()
     used_by: dict[str, str] = {}
@@ -97,13 +99,13 @@ def check_macros(flags: GinFlags, require_all: bool) -> None:
                 required.append(user)
             for reference in references(value):
                 name = macro_name(reference)
-                if name is not None and name != user:  # a macro that refers to itself alone is not used
+                if name is not None and name != user:  # a macro used only by itself counts as unused
                     used_by.setdefault(name, user)
     _check_cycles(known)
     unset = [name for name in used_by if name not in known and name != "gin.REQUIRED"]
     if unset and require_all:
-        told = ", ".join(f"%{name} (used by {used_by[name]}{nearest(name, known)})" for name in unset)
-        raise UserError(f"Set nowhere: {told}; add {' '.join(f'--gin.{name}=VALUE' for name in unset)}.")
+        uses = ", ".join(f"%{name} (used by {used_by[name]}{nearest(name, known)})" for name in unset)
+        raise UserError(f"Not set: {uses}; add {' '.join(f'--gin.{name}=VALUE' for name in unset)}.")
     typed = [name for name, _ in flags.bindings if "." not in name]
     for name in [*typed, *(known if require_all else ())]:
         if name not in used_by:
@@ -125,24 +127,24 @@ def _check_cycles(known: dict[str, object]) -> None:
                     frontier.append(name)
 
 
-def _is_required(value) -> bool:
+def _is_required(value: object) -> bool:
     return value is gin.REQUIRED or any(r.scoped_selector.startswith("gin.REQUIRED") for r in references(value))
 
 
 def check_all_used(flags: GinFlags) -> None:
-    """Every parameter set on the command line was consumed by something that was built.
+    """Checks that everything set on the command line was used by something that was built.
 
     Raises:
-      UserError: names the first that was not.
+      UserError: for the first parameter that was not.
     """
-    consumed = {(*key, name) for key, values in operative_config().items() for name in values}
+    used = {(*key, name) for key, values in operative_config().items() for name in values}
     for name, text in flags.bindings:
         path, _, parameter = name.rpartition(".")
         scope, _, function = path.rpartition("/")
-        mine = lambda used_scope, selector, p, scope=scope, function=function, parameter=parameter: (
-            p == parameter
-            and (selector == function or selector.endswith(f".{function}"))
-            and used_scope.startswith(scope)
-        )
-        if path and not any(mine(*used) for used in consumed):
+        function = moved_selectors.current(function)
+        matches = (
+            used_parameter == parameter and f".{selector}".endswith(f".{function}") and used_scope.startswith(scope)
+            for used_scope, selector, used_parameter in used
+        )  # fmt: skip
+        if path and not any(matches):
             raise UserError(f"--gin.{name}={text} is set, but nothing in this run uses {path}.")

@@ -1,4 +1,4 @@
-"""Where gin files are found: as typed, in the search paths, or as shipped."""
+"""Finds gin files: by the path as typed, in the search paths, among the shipped files."""
 
 import difflib
 import os
@@ -12,12 +12,12 @@ _PACKAGE = pathlib.Path(__file__).resolve().parent.parent
 
 def gin_root() -> pathlib.Path:
     """The folder of the shipped gin files: inside an installed package, or beside it in a checkout."""
-    inside = _PACKAGE / "gin"  # looked for first: beside an installed package, `gin` is gin-config itself
+    inside = _PACKAGE / "gin"  # checked first: beside an installed package, `gin` is gin-config itself
     return inside if inside.is_dir() else _PACKAGE.parent / "gin"
 
 
 def roots(search_paths: Sequence[str]) -> list[str]:
-    """The folders that a relative name is looked for in; names of shipped files begin with `gin/`."""
+    """The folders in which a relative name is looked up; names of shipped files begin with `gin/`."""
     return ["", *(os.path.expanduser(path) for path in search_paths), str(gin_root().parent)]
 
 
@@ -25,7 +25,7 @@ def find(name: str, search_paths: Sequence[str]) -> str:
     """The path of the gin file called `name`.
 
     Raises:
-      UserError: if there is none; with the nearest shipped ones.
+      UserError: if it does not exist; with the nearest shipped files.
     """
     tried = [os.path.join(root, os.path.expanduser(name)) for root in roots(search_paths)]
     for path in tried:
@@ -33,5 +33,5 @@ def find(name: str, search_paths: Sequence[str]) -> str:
             return path
     shipped = sorted(str(path.relative_to(gin_root().parent)) for path in gin_root().rglob("*.gin"))
     near = difflib.get_close_matches(name, shipped, 3) or difflib.get_close_matches(f"gin/{name}", shipped, 3)
-    hint = f"nearest shipped files: {', '.join(near)}" if near else f"shipped files lie in {gin_root()}"
+    hint = f"nearest shipped files: {', '.join(near)}" if near else f"shipped files are in {gin_root()}"
     raise UserError(f"There is no gin file {name}; {hint}.")

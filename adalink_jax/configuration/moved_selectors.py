@@ -1,9 +1,10 @@
-"""gin selectors of configurables whose module moved: rewritten before gin parses them."""
+"""Old gin selectors: a configurable whose module moved is still found by the module that it was in.
+
+`studies.study.Study.seeds = (0, 1)` binds `adalink_jax.experiments.scaling.study.Study`, since `moved.MODULES` has its old
+module. Selectors are renamed after gin has parsed them, so strings, comments and line numbers are never touched.
+"""
 
 import contextlib
-import io
-import os
-import re
 from collections.abc import Iterator
 
 from gin import config as gin_config
@@ -11,39 +12,48 @@ from gin import config as gin_config
 from adalink_jax import moved
 
 
-def current(text: str) -> str:
-    """`text` of a gin file or binding, with each old selector (however much of its module is written) replaced by the new one."""
-    new_selectors = _moved_configurables()
-    if not new_selectors:
-        return text
-    alternatives = "|".join(sorted(map(re.escape, new_selectors), key=len, reverse=True))
-    return re.sub(rf"(?<![\w.'\"])({alternatives})(?!\w)", lambda match: new_selectors[match[1]], text)
+def current(selector: str) -> str:
+    """The selector that gin knows.
+
+    Args:
+      selector: `[[package.]module.]name`, without a scope.
+
+    Returns:
+      `selector` if it matches a configurable or no old module has such a one, else the new selector in full.
+    """
+    known = gin_config._REGISTRY
+    if not known.matching_selectors(selector):
+        for old, new in moved.MODULES.items():
+            parts = old.split(".")
+            for module in (".".join(parts[start:]) for start in range(len(parts))):
+                renamed = f"{new}.{selector.removeprefix(f'{module}.')}"
+                if selector.startswith(f"{module}.") and renamed in known:
+                    return renamed
+    return selector
 
 
 @contextlib.contextmanager
-def rewriting() -> Iterator[None]:
-    """While entered, gin reads files, included ones too, through `current`."""
-    reader = (_open, os.path.isfile)
-    gin_config._FILE_READERS.insert(0, reader)  # `register_file_reader` would append it behind `open`
+def accepted() -> Iterator[None]:
+    """While entered, gin's parser accepts old selectors: of bindings, blocks and references, in included files too."""
+    get_configurable = gin_config.ParseContext.get_configurable
+    configurable_reference = gin_config.ParserDelegate.configurable_reference
+
+    def renaming_get(context: gin_config.ParseContext, selector: str) -> object:
+        # Under dynamic registration a selector is an attribute of what the file imports; `moved` has aliases for imports.
+        return get_configurable(context, selector if context._dynamic_registration else current(selector))
+
+    def renaming_reference(delegate: gin_config.ParserDelegate, scoped_selector: str, evaluate: bool) -> object:
+        # The reference keeps this text, and gin parses it again when it writes a configuration.
+        if not gin_config._parse_context()._dynamic_registration:
+            scopes, slash, selector = scoped_selector.rpartition("/")
+            scoped_selector = f"{scopes}{slash}{current(selector)}"
+        return configurable_reference(delegate, scoped_selector, evaluate)
+
+    # gin has no hook between parsing a selector and looking it up, hence the replaced methods.
+    gin_config.ParseContext.get_configurable = renaming_get  # pyright: ignore[reportAttributeAccessIssue]
+    gin_config.ParserDelegate.configurable_reference = renaming_reference  # pyright: ignore[reportAttributeAccessIssue]
     try:
         yield
     finally:
-        gin_config._FILE_READERS.remove(reader)
-
-
-def _open(path: str) -> io.StringIO:
-    with open(path, encoding="utf-8") as file:
-        out = io.StringIO(current(file.read()))
-    out.name = path  # which gin names in errors
-    return out
-
-
-def _moved_configurables() -> dict[str, str]:
-    """Old selector -> new one, of every configurable in a module that moved; old ones with each possible part of the module."""
-    out = {}
-    for old, new in moved.MODULES.items():
-        parts = old.split(".")
-        names = [key.removeprefix(f"{new}.") for key, _ in gin_config._REGISTRY.items() if key.startswith(f"{new}.")]
-        for name in names:
-            out |= {".".join([*parts[start:], name]): f"{new}.{name}" for start in range(len(parts))}
-    return out
+        gin_config.ParseContext.get_configurable = get_configurable
+        gin_config.ParserDelegate.configurable_reference = configurable_reference

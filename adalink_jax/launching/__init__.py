@@ -1,9 +1,9 @@
-"""Jobs on other machines: what `adalink launch` writes, submits and asks for.
+"""Jobs on other machines: `adalink launch` writes and submits them, queries their status and cancels them.
 
-A `Job` says what runs, and on which chips. One module for each kind of machine (`local`, `slurm`, `tpu`, `gke`) has the settings
-that gin gives it, and a pure function `render(job, settings, staged)` -> `Rendered`: files, and the commands that submit them, ask
-for their state, and stop them. Only `submit`, `supervisor` and `control` run commands; only `record` and `submit` write files.
-The templates are in the folder `launch/`.
+A `Job` is a command and the chips that it runs on. Each launcher is a module (`local`, `slurm`, `tpu`, `gke`) with its settings, which
+gin configures, and a pure function `render(job, settings, staged)` -> `Rendered`: the job's files, and the commands that submit it, query
+its status and cancel it. Only `submit`, `supervisor` and `control` run commands; only `record` and `submit` write files. The templates
+are in the folder `launch/`.
 """
 
 from adalink_jax.launching.gke import Gke
@@ -12,4 +12,6 @@ from adalink_jax.launching.local import Local
 from adalink_jax.launching.slurm import Slurm
 from adalink_jax.launching.tpu import Tpu
 
-__all__ = ["Gke", "Job", "Local", "Rendered", "Slurm", "Tpu"]
+Settings = Gke | Local | Slurm | Tpu
+
+__all__ = ["Gke", "Job", "Local", "Rendered", "Settings", "Slurm", "Tpu"]

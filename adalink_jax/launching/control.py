@@ -1,4 +1,4 @@
-"""Jobs that were launched: their state, their output, their end. All is known from a job's folder (`record`)."""
+"""Status, logs and cancellation of launched jobs. Everything needed is in the job's folder (`record`)."""
 
 import os
 import pathlib
@@ -6,31 +6,35 @@ import signal
 import subprocess
 
 from adalink_jax.errors import UserError
-from adalink_jax.launching.record import alive
-from adalink_jax.launching.submit import need
+from adalink_jax.launching.record import JobRecord, running_pid
+from adalink_jax.launching.submit import require_program
 
 
-def status(job: dict) -> int:
-    """Prints what a job's machine says of it.
+def status(job: JobRecord) -> int:
+    """Prints a job's status: of its processes on this machine, and as its scheduler reports it.
 
-    Args:
-      job: as `record.read` gives it.
+    Returns:
+      The exit status, 0.
 
     Raises:
-      UserError: for a job that was not submitted, or of which nothing is known.
+      UserError: for a job that was not submitted, or that no scheduler knows any more.
     """
     _check_submitted(job)
-    for name, pid in _processes(job).items():
-        print(f"{name}: runs, process {pid}")
-    if not job["commands"]["status"]:
-        if not _processes(job):
-            print("No process of it runs.")
-        return 0
-    return _first_with_an_answer(job)
+    processes = _processes(job)
+    for name, pid in processes.items():
+        print(f"{name}: running, process {pid}")
+    if job["commands"]["status"]:
+        _print_first_answer(job)
+    elif not processes:
+        print("No process of this job is running.")
+    return 0
 
 
-def logs(job: dict) -> int:
+def logs(job: JobRecord) -> int:
     """Prints a job's output.
+
+    Returns:
+      The exit status: of the command that prints the logs, if there is one.
 
     Raises:
       UserError: for a job that was not submitted, or has written nothing yet.
@@ -40,7 +44,7 @@ def logs(job: dict) -> int:
         return _run(job, job["commands"]["logs"])
     paths = sorted(pathlib.Path(job["folder"]).glob("*.log"))
     if not paths:
-        raise UserError(f"{job['name']} has written no log into {job['folder']} yet.")
+        raise UserError(f"{job['name']} has written no log to {job['folder']} yet; see `adalink launch status`.")
     for path in paths:
         if len(paths) > 1:
             print(f"--- {path}")
@@ -48,53 +52,54 @@ def logs(job: dict) -> int:
     return 0
 
 
-def cancel(job: dict) -> int:
-    """Stops a job, which saves if its machine gives it the time. A slice that it did not create stays.
+def cancel(job: JobRecord) -> int:
+    """Cancels a job, which saves first if its machine leaves it the time. A TPU slice that the job did not create is kept.
+
+    Returns:
+      The exit status: of the command that cancels, if there is one.
 
     Raises:
       UserError: for a job that was not submitted.
     """
     _check_submitted(job)
-    running = _processes(job)
-    for name, pid in running.items():
+    processes = _processes(job)
+    for name, pid in processes.items():
         os.kill(pid, signal.SIGTERM)
-        print(f"{name}: told to stop.")
-    if running:
-        return 0  # a script that runs cleans up itself
+        print(f"{name}: sent SIGTERM.")
+    if processes:
+        return 0  # a running script cleans up itself
     if not job["commands"]["cancel"]:
-        print("No process of it runs.")
+        print("No process of this job is running.")
         return 0
     return _run(job, job["commands"]["cancel"])
 
 
-def _check_submitted(job: dict) -> None:
+def _check_submitted(job: JobRecord) -> None:
     if not job["submitted"]:
-        raise UserError(
-            f"{job['name']} was written into {job['folder']}, but not submitted; the launch command does with --submit."
-        )
+        raise UserError(f"{job['name']} was written to {job['folder']} but not submitted; launch it with --submit.")
 
 
-def _processes(job: dict) -> dict[str, int]:
-    """Processes of this machine that belong to the job, by the names of their pid files."""
-    found = {path.stem: alive(path) for path in sorted(pathlib.Path(job["folder"]).glob("*.pid"))}
-    return {name: pid for name, pid in found.items() if pid}
+def _processes(job: JobRecord) -> dict[str, int]:
+    """Name of the pid file -> process, for the job's running processes on this machine."""
+    pids = {path.stem: running_pid(path) for path in sorted(pathlib.Path(job["folder"]).glob("*.pid"))}
+    return {name: pid for name, pid in pids.items() if pid}
 
 
-def _words(job: dict, command: list[str]) -> list[str]:
-    need(command[0])
-    return [word.replace("{id}", str(job["submitted"].get("id"))) for word in command]
+def _with_id(job: JobRecord, command: list[str]) -> list[str]:
+    require_program(command[0])
+    return [word.replace("{id}", str((job["submitted"] or {}).get("id"))) for word in command]
 
 
-def _run(job: dict, command: list[str]) -> int:
-    return subprocess.run(_words(job, command)).returncode
+def _run(job: JobRecord, command: list[str]) -> int:
+    return subprocess.run(_with_id(job, command)).returncode
 
 
-def _first_with_an_answer(job: dict) -> int:
-    told = []
+def _print_first_answer(job: JobRecord) -> None:
+    failures = []
     for command in job["commands"]["status"]:
-        done = subprocess.run(_words(job, command), capture_output=True, text=True)
+        done = subprocess.run(_with_id(job, command), capture_output=True, text=True)
         if done.returncode == 0 and done.stdout.strip():
             print(done.stdout, end="")
-            return 0
-        told.append(f"{command[0]}: {(done.stderr.strip().splitlines() or ['nothing'])[-1]}")
-    raise UserError(f"Nothing is known of {job['name']} ({'; '.join(told)}).")
+            return
+        failures.append(f"{command[0]}: {(done.stderr.strip().splitlines() or ['no output'])[-1]}")
+    raise UserError(f"The status of {job['name']} is not known ({'; '.join(failures)}).")

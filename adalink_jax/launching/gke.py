@@ -1,7 +1,7 @@
-"""Google Kubernetes Engine: one JobSet. A job of it for each slice or for all GPU hosts, a pod for each host.
+"""Google Kubernetes Engine: one JobSet, with one Job per TPU slice (or one for all GPU hosts) and one pod per host.
 
-The hosts of one slice start, end and start again together: a pod that ends with status 75, or whose node is taken away, has all of
-them made again, and they go on from the newest checkpoint. A status that says that the program itself failed ends the JobSet.
+All hosts start, end and restart together: if a pod ends with status 75 or its node is taken away, all pods are recreated and
+resume from the newest checkpoint. An exit status that means that the program itself failed ends the JobSet.
 """
 
 import dataclasses
@@ -11,14 +11,21 @@ import gin
 
 from adalink_jax.errors import UserError
 from adalink_jax.launching import job_templates
-from adalink_jax.launching.job import Job, Rendered, check_label, check_processes, shared_model_dir
+from adalink_jax.launching.job import (
+    Job,
+    Rendered,
+    check_label,
+    check_processes,
+    check_shared_model_dir,
+    check_under_current_folder,
+)
 
 MANIFEST = "jobset.yaml"
-REPLICATED = "hosts"  # the name of the JobSet's one kind of job
+REPLICATED = "hosts"  # name of the JobSet's one replicated job
 PORT = 8476
-FAILED = (1, 2, 3, 130)  # a traceback, bad input, a loss that is not finite, Ctrl-C: again would be the same
+FAILED = (1, 2, 3, 130)  # a traceback, bad input, a loss that is not finite, Ctrl-C: a restart would not help
 _CONFIG_MAP_BYTES = 2**20
-# The table's chip -> how GKE labels its nodes, and where the label of a slice's shape is.
+# Accelerator -> value of the accelerator label of GKE's nodes.
 NODES = {
     "v4": "tpu-v4-podslice",
     "v5e": "tpu-v5-lite-podslice",
@@ -34,19 +41,19 @@ NODES = {
 @gin.configurable
 @dataclasses.dataclass(frozen=True)
 class Gke:
-    """Settings of a cluster and of a job on it.
+    """Settings of a GKE cluster and of a job on it.
 
     Attributes:
-      topology: `v5e:4x8`, `v5e:16x16*2` for two slices, `h100:16`: what the node pools are made of.
-      context: of kubectl, such as `gke_PROJECT_ZONE_CLUSTER`; never the one that happens to be current.
-      namespace: of Kubernetes.
-      image: with this package installed, and the `adalink` command on its PATH.
-      accelerator: value of the nodes' accelerator label; None for the chip's usual one.
-      spot: tolerate and choose Spot nodes.
-      queue: a queue of Kueue; None where there is none.
-      service_account: of Kubernetes, one that may use the buckets; None for the namespace's.
-      max_restarts: how often the job is started again.
-      grace_seconds: that it has to save after SIGTERM; a Spot node leaves less.
+      topology: `v5e:4x8`, `v5e:16x16*2` for two slices, `h100:16`; the node pools must have it.
+      context: kubectl context, such as `gke_PROJECT_ZONE_CLUSTER`; the current context is never used.
+      image: container image with this package installed and `adalink` on its PATH.
+      namespace: Kubernetes namespace.
+      accelerator: value of the nodes' accelerator label; None for the usual one of the chip.
+      spot: run on Spot nodes.
+      queue: Kueue queue; None without Kueue.
+      service_account: Kubernetes service account with access to the buckets; None for the namespace's default.
+      max_restarts: the most restarts of the job.
+      grace_seconds: seconds to save after SIGTERM; a Spot node grants less.
     """
 
     topology: str
@@ -62,28 +69,40 @@ class Gke:
 
 
 def render(job: Job, settings: Gke, staged: dict[str, str]) -> Rendered:
-    """The manifest of a job.
+    """Renders the manifest of a job.
+
+    Args:
+      job: what runs.
+      settings: of the cluster.
+      staged: path -> text of the job's own files, which a ConfigMap holds.
 
     Raises:
-      UserError: for CPUs, a MODEL_DIR that is no bucket's, names that get too long, files that are too large or lie elsewhere.
+      UserError: for CPUs, a MODEL_DIR outside a bucket, a name that is too long, files that are too large or outside the current folder.
     """
     topology = job.topology
     if topology.accelerator is None:
-        raise UserError(f"TOPOLOGY is {topology.text!r}, but must have TPUs or GPUs, such as 'v5e:4x8' or 'h100:8'.")
-    shared_model_dir(job, "as the disk of a pod is gone with it")
-    _check_files(staged)
+        raise UserError(f"TOPOLOGY is {topology.text!r}, but GKE needs TPUs or GPUs, such as 'v5e:4x8' or 'h100:8'.")
+    check_shared_model_dir(job, "since a pod's disk is deleted with the pod")
+    check_under_current_folder(staged, "the pods")
+    if sum(map(len, staged.values())) > _CONFIG_MAP_BYTES // 2:
+        raise UserError(
+            "The job's own gin files and modules are too large for a ConfigMap (1 MiB); put them into the image."
+        )
     hosts = topology.hosts // topology.num_slices
     last = f"{job.name}-{REPLICATED}-{topology.num_slices - 1}-{hosts - 1}"
-    check_label(job.name, f"{last}-xxxxx")  # a pod's name has five letters more
+    check_label(job.name, f"{last}-xxxxx")  # Kubernetes adds five letters to a pod's name
     check_processes(job, topology.hosts)
     tpu = topology.platform == "tpu"
-    # GPU hosts find each other by the name that a JobSet gives its first pod; TPU hosts are told by GKE.
-    meeting = () if tpu else (
+    # GPU hosts find process 0 by the DNS name of the JobSet's first pod; GKE tells TPU hosts of each other by itself.
+    coordination = () if tpu else (
         f"--coordinator_address={job.name}-{REPLICATED}-0-0.{job.name}:{PORT}",
         f"--process_count={hosts}",
         "--process_index=$(JOB_COMPLETION_INDEX)",
     )  # fmt: skip
-    words = [word if word in meeting else word.replace("$(", "$$(") for word in job.words(topology.hosts, *meeting)]
+    words = [
+        word if word in coordination else word.replace("$(", "$$(")  # Kubernetes would expand $(NAME)
+        for word in job.words(topology.hosts, *coordination)
+    ]
     values = {
         "job": job,
         "settings": settings,
@@ -107,18 +126,6 @@ def render(job: Job, settings: Gke, staged: dict[str, str]) -> Rendered:
         status=((*kubectl, "get", "jobsets,pods", selector, "--output=wide"), (*kubectl, "get", "jobset", job.name)),
         logs=(*kubectl, "logs", selector, "--prefix", "--tail=1000", f"--max-log-requests={topology.hosts}"),
         cancel=(*kubectl, "delete", f"--filename={path}", "--ignore-not-found"),
-        resume=f"The cluster itself starts the job again, up to {settings.max_restarts} times. After another end, `adalink launch cancel "
-        f"{job.name}` and the same launch command go on from the newest checkpoint in MODEL_DIR.",
+        resume=f"The cluster restarts the job by itself, up to {settings.max_restarts} times. If it ended otherwise, "
+        f"`adalink launch cancel {job.name}` and the same launch command resume it from the newest checkpoint in MODEL_DIR.",
     )
-
-
-def _check_files(staged: dict[str, str]) -> None:
-    for name in staged:
-        if os.path.isabs(name):
-            raise UserError(
-                f"{name} must lie under the current folder, to be found in the pods by the same name; copy it here."
-            )
-    if sum(map(len, staged.values())) > _CONFIG_MAP_BYTES // 2:
-        raise UserError(
-            "The job's own gin files and modules are too large for a ConfigMap (1 MiB); put them into the image."
-        )

@@ -1,36 +1,37 @@
-"""The description of a job, and what every launcher makes of it. Nothing here runs or writes anything."""
+"""`Job`, the description of a job, and `Rendered`, what every launcher makes of it. Pure: runs and writes nothing."""
 
 import ast
 import dataclasses
 import os
 import re
+from collections.abc import Iterable
 
 from adalink_jax import configuration
 from adalink_jax.errors import UserError
 from adalink_jax.parallel.accelerators import Topology
 
-# Commands that several processes run together (`cli.arguments.add_processes`), and those that write into MODEL_DIR.
+# Commands that run in several processes (`cli.arguments.add_processes`), and commands that write to MODEL_DIR.
 SEVERAL = ("quickstart", "train", "eval", "cache-vision")
 WRITING = ("quickstart", "train", "pack", "tune", "compare", "sweep")
 ARRAY_INDEX = "ADALINK_ARRAY_INDEX"
-_MEETING = ("--multiprocess", "--coordinator_address", "--process_count", "--process_index")
-_LABEL = 63  # the longest name in DNS, hence in Kubernetes and Google Cloud
+_COORDINATION = ("--multiprocess", "--coordinator_address", "--process_count", "--process_index")
+_LABEL = 63  # most characters of a DNS label, hence of names in Kubernetes and Google Cloud
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """What runs, and on what.
+    """A command and the chips that it runs on.
 
     Attributes:
-      name: a DNS label, the same everywhere: Slurm's job, the queued resource, the JobSet.
+      name: a DNS label; the name of the Slurm job, the queued resource or the JobSet.
       arguments: an `adalink` command and its arguments, as they would be typed.
       topology: the chips of the whole job.
-      folder: where its files are written, as typed.
-      array: elements that run the same command, each told its number by ADALINK_ARRAY_INDEX; None for one that knows none.
+      folder: where the job's files are written, as typed.
+      array: number of elements, which run the same command, each with its number in ADALINK_ARRAY_INDEX; None without an array.
 
     Raises:
-      UserError: for a name that is no DNS label, an array of nothing, or of trainings into one MODEL_DIR, flags that a launcher
-        gives.
+      UserError: for a name that is not a DNS label, an empty array, an array whose elements would share one MODEL_DIR, and flags that
+        the launcher sets.
     """
 
     name: str
@@ -46,8 +47,8 @@ class Job:
                 f"The folder {self.folder!r} must have no spaces, quotes, %, $ or backslashes; give another --folder."
             )
         for word in self.arguments:
-            if word.partition("=")[0] in _MEETING:
-                raise UserError(f"{word} is given by the launcher; leave it out.")
+            if word.partition("=")[0] in _COORDINATION:
+                raise UserError(f"{word} is set by the launcher; leave it out.")
         if self.array is not None and self.array < 1:
             raise UserError(f"--array={self.array} must be 1 or more.")
         if self.array is not None and self.command in ("train", "quickstart"):
@@ -62,47 +63,45 @@ class Job:
 
     @property
     def flags(self) -> configuration.GinFlags:
-        """What its arguments say of gin."""
+        """The gin flags among its arguments."""
         return configuration.parse_flags(self.arguments[1:])[0]
 
     @property
     def model_dir(self) -> str | None:
-        """The folder that it writes, if its command line names one."""
+        """The folder that it writes to, if its command line names one."""
         return model_dir_of(self.arguments)
 
     def words(self, processes: int = 1, *options: str) -> list[str]:
-        """The command for each process.
+        """The command of each process.
 
         Args:
-          processes: of the job; several find each other by the cluster, unless `options` says where.
-          *options: further ones.
+          processes: number of processes of the job.
+          *options: flags by which several processes find each other; without any, JAX detects the cluster (--multiprocess).
 
         Raises:
           UserError: for several processes of a command that runs in one.
         """
         check_processes(self, processes)
-        more = list(options) if processes > 1 else []
-        if processes > 1 and not options:
-            more.append("--multiprocess")
+        added = list(options or ["--multiprocess"]) if processes > 1 else []
         if self.command in ("train", "quickstart") and "NUM_DEVICES" not in dict(self.flags.bindings):
-            more.append(f"--gin.NUM_DEVICES={self.topology.chips}")
-        return ["adalink", *self.arguments, *more]
+            added.append(f"--gin.NUM_DEVICES={self.topology.chips}")
+        return ["adalink", *self.arguments, *added]
 
 
 @dataclasses.dataclass(frozen=True)
 class Rendered:
     """What a launcher makes of a job.
 
-    In commands, `{id}` stands for what the submission printed.
+    In commands, `{id}` stands for the id that the submission printed.
 
     Attributes:
       files: name in the job's folder -> text.
-      main: the file that is shown.
-      submit: the command that submits it; none for processes of this machine.
-      status: commands that tell its state; the first that has an answer is enough.
-      logs: a command that prints its output; None where that comes in files `*.log` of the job's folder.
-      cancel: the command that stops it.
-      resume: how to go on after an end, in a few sentences.
+      main: the file that is printed.
+      submit: the command that submits the job; empty for processes on this machine.
+      status: commands that query its status, tried in order until one prints something.
+      logs: the command that prints its output; None if the output is in files `*.log` of the job's folder.
+      cancel: the command that cancels it; empty for processes on this machine.
+      resume: how to resume the job after it has ended, in a few sentences.
     """
 
     files: dict[str, str]
@@ -115,37 +114,42 @@ class Rendered:
 
 
 def check_processes(job: Job, processes: int) -> None:
-    """Refuses several processes of a command that runs in one."""
+    """Checks that a command that runs in one process is given one.
+
+    Raises:
+      UserError: for several processes of such a command.
+    """
     if processes > 1 and job.command not in SEVERAL:
         raise UserError(
-            f"`{job.command}` runs in one process, and {job.topology.text} needs {processes}; give it one host, or use {', '.join(SEVERAL)}."
+            f"`{job.command}` runs in one process, and {job.topology.text} needs {processes}; give a TOPOLOGY of one host, or use one of "
+            f"{', '.join(SEVERAL)}."
         )
 
 
 def check_label(name: str, longest: str | None = None) -> None:
-    """Refuses what is no DNS label.
+    """Checks that a job's name is a DNS label.
 
     Args:
-      name: of a job.
-      longest: the longest name that is made of it; None for itself.
+      name: the job's name.
+      longest: the longest name that is derived from it; None for itself.
 
     Raises:
-      UserError: says what a name may be.
+      UserError: if it is not, or if `longest` is too long.
     """
     if not re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", name):
         raise UserError(
-            f"The name {name!r} must be lower-case letters, digits and -, beginning with a letter; give another --name."
+            f"The name {name!r} must have only lower-case letters, digits and -, and begin with a letter; give another --name."
         )
     over = len(longest or name) - _LABEL
     if over > 0:
-        made = f", of which {longest} is made," if longest else ""
+        derived = f", from which {longest} is derived," if longest else ""
         raise UserError(
-            f"The name {name!r}{made} is {over} characters too long (names have {_LABEL}); give a shorter --name."
+            f"The name {name!r}{derived} is {over} characters too long (at most {_LABEL}); give a shorter --name."
         )
 
 
 def string(text: str | None) -> str | None:
-    """The value of a binding that is a plain string; None for any other, such as a macro."""
+    """The value of a binding that is a string literal; None for anything else, such as a macro."""
     try:
         value = ast.literal_eval(text or "")
     except (ValueError, SyntaxError):
@@ -154,29 +158,46 @@ def string(text: str | None) -> str | None:
 
 
 def model_dir_of(arguments: tuple[str, ...]) -> str | None:
-    """The folder that a command writes, if its command line names one."""
+    """The folder that a command writes to, if its command line names one."""
     flags, rest = configuration.parse_flags(arguments[1:])
-    for option, after in zip(rest, [*rest[1:], None]):  # of `adalink quickstart`
+    for option, after in zip(rest, [*rest[1:], None]):  # `adalink quickstart --model_dir`
         if option.partition("=")[0] == "--model_dir":
             return option.partition("=")[2] or after
     return string(dict(flags.bindings).get("MODEL_DIR"))
 
 
 def default_name(arguments: tuple[str, ...]) -> str:
-    """A name made of the folder that a job writes, else of its command."""
+    """A job's name derived from the last part of the folder that it writes to, or from its command."""
     base = os.path.basename((model_dir_of(arguments) or "").rstrip("/")) or arguments[0]
     return re.sub(r"[^a-z0-9]+", "-", base.lower()).strip("-").lstrip("0123456789-") or arguments[0]
 
 
-def shared_model_dir(job: Job, why: str) -> None:
-    """Refuses a folder that is on one machine only.
+def check_shared_model_dir(job: Job, why: str) -> None:
+    """Checks that a job that writes to MODEL_DIR names one in a bucket.
 
     Args:
-      job: whose MODEL_DIR it is.
-      why: the end of the sentence.
+      job: the job.
+      why: the end of the error message.
 
     Raises:
-      UserError: where MODEL_DIR is not named, or is no bucket's.
+      UserError: if MODEL_DIR is not named, or is on one machine.
     """
     if job.command in WRITING and not (job.model_dir or "").startswith("gs://"):
         raise UserError(f"MODEL_DIR is {job.model_dir!r}; give --gin.MODEL_DIR=\"'gs://BUCKET/...'\", {why}.")
+
+
+def check_under_current_folder(staged: Iterable[str], hosts: str) -> None:
+    """Checks that a job's own files can have the same relative paths on other machines.
+
+    Args:
+      staged: paths of `record.stage`.
+      hosts: the other machines, for the error message.
+
+    Raises:
+      UserError: for the first file outside the current folder.
+    """
+    for name in staged:
+        if os.path.isabs(name):
+            raise UserError(
+                f"{name} must be under the current folder, so that {hosts} find it by the same path; copy it here."
+            )

@@ -1,10 +1,11 @@
-"""The templates of `launch/`, filled in by Jinja. A name that a template lacks is an error, and so is one left undefined."""
+"""Fills in the Jinja templates of `launch/`. A template that uses an undefined value is an error."""
 
 import functools
 import json
 import pathlib
 import re
 import shlex
+from collections.abc import Iterable
 
 import jinja2
 
@@ -12,25 +13,29 @@ _PACKAGE = pathlib.Path(__file__).resolve().parent.parent
 
 
 def launch_root() -> pathlib.Path:
-    """The folder of the templates: inside an installed package, or beside it in a checkout."""
+    """The folder of the templates: in the package if it is installed, beside it in a checkout."""
     inside = _PACKAGE / "launch"
     return inside if inside.is_dir() else _PACKAGE.parent / "launch"
 
 
 def quote(word: str) -> str:
-    """A word for a shell, in the quotes that are read most easily."""
+    """Quotes a word for a shell, with the quotes that are easiest to read."""
     if "'" in word and not re.search(r'["$`\\!\n]', word):
         return f'"{word}"'
     return shlex.quote(word)
 
 
-def line(words) -> str:
-    """A command for a shell."""
+def line(words: Iterable[str]) -> str:
+    """A command as one shell line."""
     return " ".join(map(quote, words))
 
 
-def fill(template: str, **values) -> str:
-    """A template with its values. Filters: `sh` quotes a word, `line` a command, `yaml` any value.
+def fill(template: str, **values: object) -> str:
+    """Fills in a template, which may use the filters `sh` (quotes a word), `line` (a command as one line) and `yaml` (any value).
+
+    Args:
+      template: name of the file in `launch/`.
+      **values: what the template uses.
 
     Raises:
       jinja2.UndefinedError: for a value that is missing.
@@ -42,9 +47,6 @@ def fill(template: str, **values) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {
-        "sh": quote,
-        "line": line,
-        "yaml": functools.partial(json.dumps, ensure_ascii=False),
-    }  # JSON is YAML
+    to_yaml = functools.partial(json.dumps, ensure_ascii=False)  # JSON is YAML
+    environment.filters |= {"sh": quote, "line": line, "yaml": to_yaml}
     return environment.get_template(template).render(**values)

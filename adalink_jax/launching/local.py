@@ -1,4 +1,4 @@
-"""This machine: several processes, each with devices of its own. `supervisor` starts them and waits for them."""
+"""Several processes on this machine, each with its own devices. `supervisor` starts them and waits for them."""
 
 import dataclasses
 
@@ -15,13 +15,13 @@ class Local:
     """Settings of a job on this machine.
 
     Attributes:
-      processes: how many there are.
-      devices: of each process.
-      platform: "cpu" for virtual devices, "gpu" for NVIDIA's, of which each process sees its own only.
-      grace_seconds: that processes have to save and end after SIGTERM, before SIGKILL.
+      processes: number of processes.
+      devices: number of devices per process.
+      platform: "cpu" for virtual devices, "gpu" for NVIDIA GPUs, of which each process sees only its own.
+      grace_seconds: seconds between SIGTERM, to save and exit, and SIGKILL.
 
     Raises:
-      UserError: for settings that are none of these.
+      UserError: for other values.
     """
 
     processes: int = 1
@@ -32,17 +32,17 @@ class Local:
     def __post_init__(self):
         if min(self.processes, self.devices) < 1 or self.platform not in ("cpu", "gpu"):
             raise UserError(
-                f"PROCESSES = {self.processes} and DEVICES = {self.devices} must be 1 or more, and PLATFORM = "
-                f"{self.platform!r} 'cpu' or 'gpu'."
+                f"PROCESSES is {self.processes}, DEVICES {self.devices} and PLATFORM {self.platform!r}; the first two must be 1 or more, "
+                "and PLATFORM 'cpu' or 'gpu'."
             )
 
     @property
     def topology(self) -> str:
-        """All devices, as topologies are written; no card of the table is assumed."""
+        """All devices as a topology. Its platform is "cpu" for GPUs too, since no model of GPU is assumed."""
         return f"cpu:{self.processes * self.devices}"
 
     def environment(self, index: int) -> dict[str, str]:
-        """What a process's environment has beyond this one's."""
+        """The environment variables that are set for one process."""
         if self.platform == "cpu":
             return {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"--xla_force_host_platform_device_count={self.devices}"}
         devices = range(index * self.devices, (index + 1) * self.devices)
@@ -50,10 +50,10 @@ class Local:
 
 
 def render(job: Job, settings: Local, staged: dict[str, str]) -> Rendered:
-    """What is recorded of a local job.
+    """Renders the commands of a local job, for its record; `submit` runs them.
 
     Raises:
-      UserError: for what `Job.words` refuses.
+      UserError: see `Job.words`.
     """
     lines = []
     for index in range(settings.processes):
@@ -66,16 +66,23 @@ def render(job: Job, settings: Local, staged: dict[str, str]) -> Rendered:
         status=(),
         logs=None,
         cancel=(),
-        resume="Give the same `adalink launch local` command again: it goes on from the newest checkpoint in MODEL_DIR. Status 75 means "
-        "that it was stopped and saved.",
+        resume="Rerun the same `adalink launch local` command: it resumes from the newest checkpoint in MODEL_DIR. Exit status 75 means "
+        "that the job was stopped and has saved.",
     )
 
 
 def process_words(job: Job, settings: Local, index: int, coordinator: str) -> list[str]:
-    """The command of one process."""
-    meeting = (
+    """The command of one process.
+
+    Args:
+      job: the job.
+      settings: its settings.
+      index: number of the process.
+      coordinator: `HOST:PORT` of process 0.
+    """
+    coordination = (
         f"--coordinator_address={coordinator}",
         f"--process_count={settings.processes}",
         f"--process_index={index}",
     )
-    return job.words(settings.processes, *meeting)
+    return job.words(settings.processes, *coordination)

@@ -1,7 +1,7 @@
-"""What a job's folder records: what was run, of which code, with which files, and how to go on.
+"""A job's folder: what ran, with which code and files, and how to resume it.
 
-`job.json` is written when the job is rendered, and again when it is submitted; the commands that it holds are all that `control`
-needs. The job's own files (gin files as typed, and the modules of the current folder that they import) are copied to `files/`.
+`job.json` is written when the job is rendered, and again when it is submitted; `control` needs nothing else. The job's own files (gin
+files as typed, and the modules of the current folder that they import) are copied to `files/`.
 """
 
 import dataclasses
@@ -11,11 +11,13 @@ import os
 import pathlib
 import re
 import subprocess
+from typing import Any, TypedDict
 
 import psutil
 
 from adalink_jax.configuration import GinFlags, gin_files, gin_root
 from adalink_jax.errors import UserError
+from adalink_jax.launching import Settings
 from adalink_jax.launching.job import Job, Rendered, string
 from adalink_jax.version import __version__
 
@@ -26,14 +28,45 @@ _INCLUDE = re.compile(r"^\s*include\s+['\"](.+?)['\"]", re.MULTILINE)
 _MODULE = re.compile(r"mixture_or_task_module\s*=\s*['\"]([\w.]+)['\"]")
 
 
+class Commands(TypedDict):
+    """A job's commands in `job.json`, see `job.Rendered`."""
+
+    submit: list[str]
+    status: list[list[str]]
+    logs: list[str] | None
+    cancel: list[str]
+
+
+class JobRecord(TypedDict):
+    """`job.json`: what `write` and `submitted` record; and `folder`, which `read` adds."""
+
+    name: str
+    launcher: str
+    arguments: list[str]
+    topology: str
+    array: int | None
+    launched_by: str
+    version: str
+    commit: str | None
+    changed: bool
+    untracked: list[str]
+    written_at: str
+    written: list[str]
+    settings: dict[str, Any]
+    files: list[str]
+    commands: Commands
+    submitted: dict[str, str] | None
+    folder: str
+
+
 @dataclasses.dataclass(frozen=True)
 class Code:
     """The code that a job is launched with.
 
     Attributes:
-      commit: of the checkout that this package is run from; None for an installed package.
-      diff: from that commit to the files as they are.
-      untracked: files there that git does not know.
+      commit: of the checkout that this package is imported from; None for an installed package.
+      diff: uncommitted changes of that checkout.
+      untracked: its untracked files.
     """
 
     commit: str | None
@@ -42,7 +75,7 @@ class Code:
 
 
 def code() -> Code:
-    """What git says of the checkout, if this is one."""
+    """The state of the checkout that this package is imported from, by git."""
     root = gin_root().parent
 
     def git(*words: str) -> str | None:
@@ -62,14 +95,14 @@ def code() -> Code:
 
 
 def stage(flags: GinFlags) -> dict[str, str]:
-    """The job's own files: gin files that are typed, those that they include, modules of the current folder that they import.
+    """The job's own files: the gin files of `flags`, the files that they include, and the modules of the current folder that they import.
 
     Returns:
-      Path -> text. Paths are relative to the current folder, absolute where a file lies elsewhere. Files that this package
-      ships are left out.
+      Path -> text, without the files that this package ships. A path is relative to the current folder, or absolute if the file is
+      outside it.
 
     Raises:
-      UserError: for a gin file that is not there.
+      UserError: for a gin file that does not exist.
     """
     out, modules = {}, []
 
@@ -89,8 +122,8 @@ def stage(flags: GinFlags) -> dict[str, str]:
         if text is not None:
             modules.extend(first or second for first, second in _IMPORT.findall(text))
             modules.extend(_MODULE.findall(text))
-            for each in _INCLUDE.findall(text):
-                add_gin(each)
+            for included in _INCLUDE.findall(text):
+                add_gin(included)
 
     for name in flags.files:
         add_gin(name)
@@ -98,112 +131,115 @@ def stage(flags: GinFlags) -> dict[str, str]:
     while modules:
         top = modules.pop().split(".")[0]
         package = pathlib.Path(top)
-        # The package itself, where it is run from its own checkout, comes to other machines as a wheel.
-        if top == "adalink_jax":
+        if top == "adalink_jax":  # in its own checkout; other machines install the wheel
             continue
-        for path in [
-            pathlib.Path(f"{top}.py"),
-            *(sorted(package.rglob("*.py")) if (package / "__init__.py").exists() else ()),
-        ]:
+        submodules = sorted(package.rglob("*.py")) if (package / "__init__.py").exists() else []
+        for path in [pathlib.Path(f"{top}.py"), *submodules]:
             text = add(str(path)) if path.is_file() else None
             if text is not None:
                 modules += [first or second for first, second in _IMPORT.findall(text)]
     return dict(sorted(out.items()))
 
 
-def write(job: Job, launcher: str, settings, rendered: Rendered, staged: dict[str, str], command: str) -> list[str]:
+def write(
+    job: Job, launcher: str, settings: Settings, rendered: Rendered, staged: dict[str, str], command: str
+) -> list[str]:
     """Writes a job's folder.
 
     Args:
       job: what runs.
-      launcher: which kind of machine.
-      settings: of that launcher.
-      rendered: what it made of the job.
-      staged: the job's own files.
+      launcher: its name, such as "slurm".
+      settings: of the launcher.
+      rendered: what the launcher made of the job.
+      staged: the job's own files, see `stage`.
       command: the `adalink launch` command, as typed.
 
     Returns:
       The files that were written, relative to the folder.
 
     Raises:
-      UserError: if the folder holds another job that was submitted, or one that runs on this machine.
+      UserError: if the folder has another job that was submitted, or a job that is running on this machine.
     """
     folder = pathlib.Path(job.folder)
-    before = read(job.folder) if (folder / RECORD).exists() else {}
-    same = {
+    previous = read(job.folder) if (folder / RECORD).exists() else None
+    submission = previous["submitted"] if previous else None
+    identity = {
         "name": job.name,
         "launcher": launcher,
         "arguments": list(job.arguments),
         "topology": job.topology.text,
         "array": job.array,
     }
-    if before.get("submitted") and any(before.get(key) != value for key, value in same.items()):
+    if previous and submission and any(previous.get(key) != value for key, value in identity.items()):
         raise UserError(
-            f"{folder} holds another job that was submitted ({before['submitted']['at']}); give another --name or --folder."
+            f"{folder} has another job that was submitted ({submission['at']}); give another --name or --folder."
         )
-    running = [path for path in folder.glob("*.pid") if alive(path)]
+    running = [path for path in folder.glob("*.pid") if running_pid(path)]
     if running:  # Bash reads a script while it runs it
         raise UserError(
-            f"{job.name} runs ({running[0]}); stop it by `adalink launch cancel {job.name}`, or give another --name."
+            f"{job.name} is running ({running[0]}); stop it with `adalink launch cancel {job.name}`, or give another --name."
         )
-    found = code()
+    checkout = code()
     resume = f"{rendered.resume}\n\nThe launch command was:\n\n  {command}\n"
     texts = rendered.files | {"resume.txt": resume}
-    if found.diff:
-        texts["tree.diff"] = found.diff
-    # A file that lies elsewhere is kept under its whole path.
+    if checkout.diff:
+        texts["tree.diff"] = checkout.diff
+    # A file outside the current folder is copied to its absolute path under files/.
     texts |= {os.path.join("files", name.lstrip("/")): text for name, text in staged.items()}
     for name, text in texts.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(text)
-    for name in set(before.get("written", ())) - texts.keys():
-        (folder / name).unlink(missing_ok=True)  # of a job that was not submitted
+    for name in set(previous["written"] if previous else ()) - texts.keys():
+        (folder / name).unlink(missing_ok=True)  # of an earlier job that was not submitted
     commands = dataclasses.asdict(rendered)
-    record = same | {
+    record = identity | {
         "launched_by": command,
         "version": __version__,
-        "commit": found.commit,
-        "changed": bool(found.diff),
-        "untracked": found.untracked,
+        "commit": checkout.commit,
+        "changed": bool(checkout.diff),
+        "untracked": checkout.untracked,
         "written_at": now(),
         "written": sorted(texts),
         "settings": dataclasses.asdict(settings),
         "files": sorted(staged),
         "commands": {name: commands[name] for name in ("submit", "status", "logs", "cancel")},
-        "submitted": before.get("submitted"),
+        "submitted": submission,
     }
     _write_record(folder, record)
     return sorted([*texts, RECORD])
 
 
-def read(folder: str) -> dict:
-    """The record of a job's folder, or of a job's name.
+def read(folder: str) -> JobRecord:
+    """Reads a job's record.
+
+    Args:
+      folder: the job's folder, or its name.
 
     Raises:
-      UserError: if there is none.
+      UserError: if there is no such job.
     """
     for path in (pathlib.Path(folder), pathlib.Path(HOME, folder)):
         if (path / RECORD).is_file():
             return json.loads((path / RECORD).read_text()) | {"folder": str(path)}
     known = sorted(path.parent.name for path in pathlib.Path(HOME).glob(f"*/{RECORD}"))
-    hint = f"there are: {', '.join(known)}" if known else f"{HOME} has none"
+    hint = f"jobs in {HOME}: {', '.join(known)}" if known else f"{HOME} has no jobs"
     raise UserError(f"There is no job {folder}: neither {folder}/{RECORD} nor {HOME}/{folder}/{RECORD}; {hint}.")
 
 
-def submitted(folder: str, **facts) -> None:
-    """Adds to a record that the job was submitted, and what is known of it then, such as its `id`."""
-    record = read(folder)
+def submitted(folder: str, **facts: str) -> None:
+    """Records that a job was submitted, with `facts` such as its `id`."""
+    record: dict[str, Any] = {**read(folder)}
     path = pathlib.Path(record.pop("folder"))
     _write_record(path, record | {"submitted": {"at": now(), **facts}})
 
 
 def note_process(path: pathlib.Path, pid: int) -> None:
-    """Writes a pid file: the process's number, and when it began, as numbers are given again."""
+    """Writes a pid file: the process's number, and its start time, since numbers are reused."""
     path.write_text(json.dumps({"pid": pid, "began": psutil.Process(pid).create_time()}) + "\n")
 
 
-def alive(path: pathlib.Path) -> int | None:
-    """The process that a pid file names, if it runs."""
+def running_pid(path: pathlib.Path) -> int | None:
+    """The process that a pid file names, if it is still running."""
     try:
         noted = json.loads(path.read_text())
         process = psutil.Process(noted["pid"])
@@ -213,11 +249,11 @@ def alive(path: pathlib.Path) -> int | None:
 
 
 def now() -> str:
-    """The time, in UTC."""
+    """The time in UTC, in ISO format."""
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
-def _write_record(folder: pathlib.Path, record: dict) -> None:
-    new = folder / f"{RECORD}.new"  # never half a record, also while another process reads it
+def _write_record(folder: pathlib.Path, record: dict[str, Any]) -> None:
+    new = folder / f"{RECORD}.new"  # renamed when complete, since other processes may read the record
     new.write_text(json.dumps(record, indent=1) + "\n")
     new.replace(folder / RECORD)

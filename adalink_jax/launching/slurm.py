@@ -1,4 +1,4 @@
-"""Slurm: one batch script. One process for each GPU, each of which sees all GPUs of its node."""
+"""Slurm: one batch script. It starts one process per GPU, and each process sees all GPUs of its node."""
 
 import dataclasses
 import os
@@ -15,19 +15,20 @@ SCRIPT = "job.sbatch"
 @gin.configurable
 @dataclasses.dataclass(frozen=True)
 class Slurm:
-    """Settings of a cluster and of a job on it.
+    """Settings of a Slurm cluster and of a job on it.
 
     Attributes:
-      topology: `h100:16`, or `cpu:4` for that many processes on the CPUs of one node.
-      account, partition, qos: as the cluster's users are told; None leaves the option out.
-      time: the longest that it may run at a stretch, as Slurm writes times.
-      gpus_per_node: None for what the table of accelerators says.
+      topology: `h100:16`, or `cpu:4` for four processes on the CPUs of one node.
+      account, partition, qos: options of `sbatch`; None leaves one out.
+      time: time limit of one run of the job, in Slurm's format.
+      gpus_per_node: None for the number in the table of accelerators.
       cpus_per_process: None for the cluster's default.
-      signal_seconds: before the end of `time` that the job is told to save.
+      signal_seconds: seconds before the time limit at which the job is sent SIGUSR1, to save.
       modules: names for `module load`.
       setup: shell lines before the command, such as `source .venv/bin/activate`.
-      container_image, container_mounts: for clusters with Pyxis; `container_mounts` is a tuple of `FROM:TO`.
-      sbatch: further options, such as `--mem=0`.
+      container_image: image, for clusters with Pyxis; None without a container.
+      container_mounts: `FROM:TO` each.
+      sbatch: additional options, such as `--mem=0`.
     """
 
     topology: str
@@ -46,32 +47,37 @@ class Slurm:
 
 
 def render(job: Job, settings: Slurm, staged: dict[str, str]) -> Rendered:
-    """The batch script of a job.
+    """Renders the batch script of a job.
+
+    Args:
+      job: what runs.
+      settings: of the cluster.
+      staged: the job's own files; not used, since the nodes share the file system.
 
     Raises:
-      UserError: for TPUs, for GPUs that do not fill their nodes, and for what `Job.words` refuses.
+      UserError: for TPUs, for GPUs that do not fill their nodes, and see `Job.words`.
     """
     topology = job.topology
     if topology.platform == "tpu":
         raise UserError(
-            f"Slurm has no {topology.text}; give GPUs (h100:8) or CPUs (cpu:4), or use `adalink launch tpu`."
+            f"TOPOLOGY is {topology.text!r}, but Slurm has no TPUs; give GPUs (h100:8) or CPUs (cpu:4), or use `adalink launch tpu`."
         )
     gpus = topology.platform == "gpu"
     per_node = _per_node(job, settings)
     nodes = topology.chips // per_node
-    # A command that runs in one process has all GPUs of one node.
+    # A command that runs in one process uses all GPUs of one node.
     processes = topology.chips if job.command in SEVERAL or nodes > 1 else 1
+    script = os.path.join(job.folder, SCRIPT)
     values = {
         "job": job,
         "settings": settings,
-        "script": os.path.join(job.folder, SCRIPT),
+        "script": script,
         "log": os.path.join(job.folder, "%A_%a.log" if job.array else "%j.log"),
         "nodes": nodes,
         "tasks_per_node": processes // nodes,
         "gpus_per_node": per_node if gpus else None,
         "words": job.words(processes),
     }
-    script = values["script"]
     return Rendered(
         files={SCRIPT: job_templates.fill("slurm.sh.jinja", **values)},
         main=SCRIPT,
@@ -82,8 +88,8 @@ def render(job: Job, settings: Slurm, staged: dict[str, str]) -> Rendered:
         ),
         logs=None,
         cancel=("scancel", "{id}"),
-        resume="A job that ends with status 75 is put back into the queue by its own script. After another end, and when it no longer "
-        f"runs, `sbatch {script}` goes on from the newest checkpoint in MODEL_DIR.",
+        resume="If the job ends with status 75, its script requeues it. If it ended otherwise, "
+        f"`sbatch {script}` resumes it from the newest checkpoint in MODEL_DIR.",
     )
 
 

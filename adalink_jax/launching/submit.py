@@ -1,4 +1,4 @@
-"""Submission: the check that a job fits, then the one command that its launcher rendered."""
+"""Submits a job: checks that it fits the chips' memory, then runs the command that its launcher rendered."""
 
 import json
 import os
@@ -8,9 +8,10 @@ import signal
 import subprocess
 import sys
 import time
+from typing import Any
 
 from adalink_jax.errors import UserError
-from adalink_jax.launching import local, record, supervisor
+from adalink_jax.launching import Settings, local, record, slurm, supervisor, tpu
 from adalink_jax.launching.job import Job
 from adalink_jax.launching.job_templates import line
 
@@ -18,7 +19,7 @@ PLANNED = ("train", "quickstart")
 
 
 def plan_words(job: Job) -> list[str] | None:
-    """The `adalink plan` command of a training; None for what is not planned: other commands, and CPUs."""
+    """The `adalink plan` command for a training job; None for other commands and for CPUs, which are not planned."""
     if job.command not in PLANNED or job.topology.accelerator is None:
         return None
     flags = job.flags
@@ -32,82 +33,83 @@ def plan_words(job: Job) -> list[str] | None:
 
 
 def check_fits(job: Job) -> None:
-    """Plans a training before it is submitted: with the compiler's least effort, and, as its programs need more memory than the
-    job's, again with the usual effort before one is refused.
+    """Plans a training job with the compiler's least effort, and again with the usual effort if that needs too much memory.
 
     Raises:
-      UserError: for a job that does not fit, whose configuration is refused, or that cannot be planned here.
+      UserError: for a job that does not fit, has an invalid configuration, or cannot be planned on this machine.
     """
     words = plan_words(job)
     if words is None:
         return
-    plan = _planned(words)
+    plan = _run_plan(words)
     if not plan["fits"]:
         words = [word for word in words if word != "--quick"]
-        plan = _planned(words)
+        plan = _run_plan(words)
     if not plan["fits"]:
         needed = max(plan["hbm_bytes"], plan["eval_hbm_bytes"] or 0)
         raise UserError(
             f"The job does not fit {job.topology.text}: it needs {needed / 1e9:.1f} of {plan['hbm_limit_bytes'] / 1e9:.1f} GB on each "
-            f"chip; `{line(word for word in words if word != '--json')}` says what would help."
+            f"chip; `{line(word for word in words if word != '--json')}` prints what would help."
         )
 
 
-def _planned(words: list[str]) -> dict:
+def _run_plan(words: list[str]) -> dict[str, Any]:
     done = subprocess.run(
         [sys.executable, "-m", "adalink_jax", *words[1:]], capture_output=True, text=True, env=_environment()
     )
-    told = next((text for text in done.stderr.splitlines() if text.startswith("error: ")), None)
-    if told is not None:
-        raise UserError(told.removeprefix("error: "))
+    error = next((text for text in done.stderr.splitlines() if text.startswith("error: ")), None)
+    if error is not None:
+        raise UserError(error.removeprefix("error: "))
     try:
         return json.loads(done.stdout)
     except json.JSONDecodeError as e:
-        why = (done.stderr.strip().splitlines() or ["it printed nothing"])[-1][:300]
-        raise UserError(f"The job could not be planned ({why}); --no_plan submits it as it is.") from e
+        why = (done.stderr.strip().splitlines() or ["no output"])[-1][:300]
+        raise UserError(f"The job could not be planned ({why}); --no_plan submits it without planning.") from e
 
 
-def submit(job: Job, launcher: str, settings) -> int:
-    """Submits what was rendered into the job's folder, and records that.
+def submit(job: Job, settings: Settings) -> int:
+    """Submits a job whose folder is written, and records that.
 
     Returns:
-      The exit status: of the job where it runs in the foreground, of the submission elsewhere.
+      The exit status: of the job for local jobs and TPUs, which run in the foreground, else of the submission.
 
     Raises:
-      UserError: if the command that submits, or a file that hosts install, is not here.
+      UserError: if the program that submits, or a file that TPU hosts install, is not on this machine.
     """
-    if launcher == "local":
+    if isinstance(settings, local.Local):
         return _run_local(job, settings)
     command = record.read(job.folder)["commands"]["submit"]
-    if launcher == "tpu":
-        need("gcloud")
+    if isinstance(settings, tpu.Tpu):
+        require_program("gcloud")
         for name in filter(None, (settings.wheel, settings.constraints)):
             if not os.path.isfile(name):
                 raise UserError(
-                    f"There is no file {name} for the TPU's hosts to install; `make wheel` makes the wheel, in dist/."
+                    f"There is no file {name} for the TPU's hosts to install; `make wheel` builds the wheel in dist/."
                 )
         return _run_in_foreground(job, command)
-    need(command[0])
+    require_program(command[0])
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
     print(done.stdout, end="", flush=True)
     if done.returncode == 0:
         # sbatch prints ID, or ID;CLUSTER.
-        record.submitted(job.folder, id=done.stdout.strip().split(";")[0] if launcher == "slurm" else job.name)
+        record.submitted(
+            job.folder, id=done.stdout.strip().split(";")[0] if isinstance(settings, slurm.Slurm) else job.name
+        )
     return done.returncode
 
 
-def need(program: str) -> None:
-    """Refuses a command that is not there.
+def require_program(program: str) -> None:
+    """Checks that a program is installed.
 
     Raises:
-      UserError: names it.
+      UserError: if it is not.
     """
     if shutil.which(program) is None:
-        raise UserError(f"There is no {program} on this machine; give the command where it is.")
+        raise UserError(f"There is no {program} on this machine; run the command on a machine that has it.")
 
 
 def _environment() -> dict[str, str]:
-    """For `python -m adalink_jax` from any folder: this package, wherever it was imported from."""
+    """The environment in which `python -m adalink_jax` runs this package, from any folder."""
     root = str(pathlib.Path(__file__).resolve().parent.parent.parent)
     return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))}
 
@@ -129,13 +131,13 @@ def _run_local(job: Job, settings: local.Local) -> int:
 
 
 def _run_in_foreground(job: Job, command: list[str]) -> int:
-    """Runs a script, shows its log, and passes signals on to it. Where this process goes with its terminal, the script stays."""
+    """Runs a script, prints its log and forwards signals to it. The script survives if the terminal closes."""
     path = pathlib.Path(job.folder, "script.log")
     with open(path, "ab") as log:
         begin = log.tell()
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
-    pass_on = lambda number, frame: process.send_signal(number)
-    before = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGINT)}
+    forward = lambda number, frame: process.send_signal(number)
+    handlers = {number: signal.signal(number, forward) for number in (signal.SIGTERM, signal.SIGINT)}
     pid = pathlib.Path(job.folder, "script.pid")
     record.note_process(pid, process.pid)
     record.submitted(job.folder)
@@ -150,5 +152,5 @@ def _run_in_foreground(job: Job, command: list[str]) -> int:
     finally:
         if process.poll() is not None:
             pid.unlink(missing_ok=True)
-        for number, handler in before.items():
+        for number, handler in handlers.items():
             signal.signal(number, handler)

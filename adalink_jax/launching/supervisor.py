@@ -1,6 +1,6 @@
-"""Processes of one job on this machine: started together, each with a log, and none left when the job has ended.
+"""Runs the processes of one local job: starts them together, each with a log, and leaves none running when the job has ended.
 
-The job's status is 75 if it was stopped and saved ("start me again"), else that of the first process that failed, else 0.
+The job's exit status is 75 if it was preempted and saved (see `preemption`), else that of the first process that failed, else 0.
 """
 
 import os
@@ -9,42 +9,47 @@ import signal
 import socket
 import subprocess
 import time
+import types
 
 from adalink_jax import preemption
 from adalink_jax.errors import Preempted
 from adalink_jax.launching import record
 
-_PASSED_ON = (*preemption.NOTICES, signal.SIGINT)
+_FORWARDED = (*preemption.NOTICES, signal.SIGINT)
 
 
 def free_port() -> int:
-    """A port of this machine that nothing listens on."""
+    """A port of this machine on which nothing listens."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         return free.getsockname()[1]
 
 
 class Supervisor:
-    """The processes of one job. Used as a context, at whose end none is left.
+    """The processes of one job, as a context manager: they start when it is entered, and none is left when it exits.
 
     Args:
-      commands: one command a process.
-      environments: what each has beyond this process's environment.
+      commands: one per process.
+      environments: variables that are added to this process's environment, one dict per process.
       folder: where `process_I.log` and `process_I.pid` are written.
-      grace_seconds: from SIGTERM until SIGKILL.
+      grace_seconds: seconds from SIGTERM to SIGKILL.
     """
 
     def __init__(
-        self, commands: list[list[str]], environments: list[dict[str, str]], folder: str, grace_seconds: float
+        self,
+        commands: list[list[str]],
+        environments: list[dict[str, str]],
+        folder: str | os.PathLike[str],
+        grace_seconds: float,
     ):
         self._commands, self._environments = commands, environments
         self._folder, self._grace = pathlib.Path(folder), grace_seconds
         self.processes: list[subprocess.Popen] = []
-        self._notice: int | None = None  # the first that came
+        self._notice: int | None = None  # the first signal that this process received
         self._handlers = {}
 
     def __enter__(self) -> "Supervisor":
-        self._handlers = {number: signal.signal(number, self._heard) for number in _PASSED_ON}
+        self._handlers = {number: signal.signal(number, self._receive) for number in _FORWARDED}
         try:
             for index in range(len(self._commands)):
                 self._start(index)
@@ -53,7 +58,7 @@ class Supervisor:
             raise
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         self._stop_all(signal.SIGTERM)
         for index in range(len(self.processes)):
             (self._folder / f"process_{index}.pid").unlink(missing_ok=True)
@@ -61,29 +66,32 @@ class Supervisor:
             signal.signal(number, handler)
 
     def wait(self) -> int:
-        """The job's status, when all have ended. A notice to this process is passed on to all."""
-        first = None
+        """Waits until all processes have ended, and forwards signals to them.
+
+        Returns:
+          The job's exit status.
+        """
+        failure = None
         while any(process.poll() is None for process in self.processes):
             if self._notice is not None:
                 self._stop_all(self._notice)
                 break
-            bad = [process.returncode for process in self.processes if process.poll()]
-            if bad:
-                first = bad[0]
-                # The others are saving too if it saved; else they wait for one that is gone.
+            failure = next((process.returncode for process in self.processes if process.poll()), None)
+            if failure is not None:
+                # If that process saved, the others are saving too; otherwise they would wait for it forever.
                 self._stop_all(signal.SIGTERM)
                 break
             time.sleep(0.1)
         statuses = [process.wait() for process in self.processes]
-        if first is None:
-            first = next((status for status in statuses if status), 0)
+        if failure is None:
+            failure = next((status for status in statuses if status), 0)
         if self._notice is not None and Preempted.status in statuses:
-            return Preempted.status  # another may have been too young to know the signal
-        return first if first >= 0 else 128 - first  # as shells tell of a signal
+            return Preempted.status  # another process may have been killed before it could handle the signal
+        return failure if failure >= 0 else 128 - failure  # shells report death by signal N as 128 + N
 
     def _start(self, index: int) -> None:
         with open(self._folder / f"process_{index}.log", "ab") as log:
-            # In a group of its own: Ctrl-C comes to this process alone, which passes it on once.
+            # In its own session, Ctrl-C reaches only this process, which forwards it once.
             process = subprocess.Popen(
                 self._commands[index],
                 stdin=subprocess.DEVNULL,
@@ -95,14 +103,14 @@ class Supervisor:
         self.processes.append(process)
         record.note_process(self._folder / f"process_{index}.pid", process.pid)
 
-    def _heard(self, number, frame) -> None:
+    def _receive(self, number: int, frame: types.FrameType | None) -> None:
         if self._notice is None:
             self._notice = number
         else:
             self._send(number)  # a second Ctrl-C stops at once
 
     def _stop_all(self, number: int) -> None:
-        """The signal, then SIGKILL to what is left after the time of grace."""
+        """Sends the signal, then SIGKILL to what is still running after the grace period."""
         deadline = time.monotonic() + self._grace
         self._send(number)
         while any(process.poll() is None for process in self.processes) and time.monotonic() < deadline:

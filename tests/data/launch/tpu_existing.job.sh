@@ -1,7 +1,7 @@
 #!/bin/bash
 # digits-reverse, written by `adalink launch tpu`: v6e:4x4. Run it with: bash runs/launch/digits-reverse/job.sh
-# The slice my-slice existed before, and is never deleted here.
-# Ctrl-C or SIGTERM stops the job, which saves; the same a second time goes straight to the end.
+# The slice my-slice exists, and this script never deletes it.
+# Ctrl-C or SIGTERM stops the job, which saves first; a second one ends the script without waiting for that.
 set -euo pipefail
 
 name=my-slice
@@ -54,7 +54,7 @@ finish() {
 trap finish EXIT
 trap notice INT TERM
 
-# A new host may not listen yet.
+# A new host may not accept connections yet.
 failures=0
 until on_all "rm -f $home/pid && mkdir -p $home"; do
   failures=$((failures + 1))

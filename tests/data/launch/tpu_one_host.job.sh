@@ -1,7 +1,7 @@
 #!/bin/bash
 # digits-reverse, written by `adalink launch tpu`: v5e:2x4. Run it with: bash runs/launch/digits-reverse/job.sh
-# It asks for a queued resource, runs the job on all of its hosts, and deletes what it created, however it ends.
-# Ctrl-C or SIGTERM stops the job, which saves; the same a second time goes straight to the end.
+# It creates a queued resource, runs the job on all of its hosts, and deletes what it created, however it ends.
+# Ctrl-C or SIGTERM stops the job, which saves first; a second one ends the script without waiting for that.
 set -euo pipefail
 
 name=digits-reverse
@@ -54,7 +54,7 @@ finish() {
     done
   fi
   if $asked; then
-    # A slice that was taken away ends the job as a notice would.
+    # If the slice was taken away, the job can be started again: exit status 75, as after a preemption notice.
     if [ "$status" -ne 0 ] && $started; then
       case $("${queued[@]}" describe "$name" "${where[@]}" --format='value(state.state)') in
         SUSPENDING | SUSPENDED) status=75 ;;
@@ -96,7 +96,7 @@ while true; do
   sleep 30 & wait $!
 done
 
-# A new host may not listen yet.
+# A new host may not accept connections yet.
 failures=0
 until on_all "rm -f $home/pid && mkdir -p $home/runs"; do
   failures=$((failures + 1))

@@ -5,13 +5,13 @@ cd "$(dirname "$0")"
 
 install() {
   date
-  # The hosts' own Python is older than 3.11 on most images; uv brings one.
+  # Most images have a Python older than 3.11; uv installs one.
   python3 -m pip install --quiet --user uv
   python3 -m uv venv --quiet --allow-existing --python 3.11 .venv
   python3 -m uv pip install --quiet --python .venv/bin/python --constraint versions.txt './wheel.whl[tpu]'
 }
 
-# The file `pid` says which process is to be told to save and end.
+# The file `pid` has the process to which a stop sends SIGTERM, so that it saves and ends.
 run() {
   export PATH="$PWD/.venv/bin:$PATH"
   echo $$ >pid

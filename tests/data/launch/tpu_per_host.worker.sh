@@ -4,16 +4,16 @@ set -euo pipefail
 cd "$(dirname "$0")"
 
 install() {
-  # The hosts' own Python is older than 3.11 on most images; uv brings one.
+  # Most images have a Python older than 3.11; uv installs one.
   python3 -m pip install --quiet --user uv
   python3 -m uv venv --quiet --allow-existing --python 3.11 .venv
   python3 -m uv pip install --quiet --python .venv/bin/python './wheel.whl[tpu]'
 }
 
-# The file `pid` says which process is to be told to save and end.
+# The file `pid` has the process to which a stop sends SIGTERM, so that it saves and ends.
 run() {
   export PATH="$PWD/.venv/bin:$PATH"
-  # This host is a slice of its own: without these variables JAX would wait for all hosts.
+  # These variables make this host a separate slice; without them JAX would wait for all hosts.
   export TPU_CHIPS_PER_PROCESS_BOUNDS=2,2,1 TPU_PROCESS_BOUNDS=1,1,1 TPU_VISIBLE_DEVICES=0,1,2,3
   local worker index
   worker=$(curl --fail --silent --show-error --header 'Metadata-Flavor: Google' \

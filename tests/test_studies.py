@@ -13,9 +13,10 @@ pytest.importorskip("seqio")
 
 from adalink_jax.cli.main import main  # noqa: E402
 from adalink_jax.errors import UserError  # noqa: E402
-from adalink_jax.experiments.comparisons.compare import Comparison, Found, Row  # noqa: E402
-from adalink_jax.experiments.comparisons.tune import choose  # noqa: E402
+from adalink_jax.experiments.comparisons.compare import Compared, Comparison, Row  # noqa: E402
+from adalink_jax.experiments.comparisons.learning_rate import choose  # noqa: E402
 from adalink_jax.reports import comparison_report  # noqa: E402
+from adalink_jax.reports.statistics import interval  # noqa: E402
 from adalink_jax.training.packs.members import Progress  # noqa: E402
 
 MODEL = ["--gin_file=gin/models/pali_nano.gin", "--gin_file=gin/tasks/digits.gin"]
@@ -161,7 +162,7 @@ def test_tuning_chooses_on_validation_and_writes_what_it_chose(tmp_path, capsys)
     more = {"LEARNING_RATE": 0.003, "FACTORS": (0.0001, 1.0), "SEEDS": (0, 1), "RANK": 4}
     assert main(["tune", *MODEL, ADALINK, *macros(folder, **more)]) == 0
     shown = capsys.readouterr().out
-    assert "Chosen: 0.003" in shown and "It is the highest that was tried" in shown
+    assert "Chosen: 0.003" in shown and "It is the highest rate tried" in shown
     members = summary_of(folder)["members"]
     assert len(members) == 4 and not any("adapted" in key for member in members for key in member)
     assert not any("test/" in path.read_text() for path in folder.rglob("metrics.jsonl"))
@@ -177,16 +178,7 @@ def test_tuning_chooses_on_validation_and_writes_what_it_chose(tmp_path, capsys)
 
 
 def test_the_highest_mean_is_chosen_and_of_equals_the_lowest_rate():
-    member = lambda rate, score: {"learning_rate": rate, "validation": score}
-    rows = [
-        member(0.1, 0.5),
-        member(0.1, 0.7),
-        member(0.01, 0.6),
-        member(0.01, 0.6),
-        member(1.0, 0.9),
-        member(1.0, 0.0),
-    ]
-    tuned = choose({"members": rows, "metric": "accuracy"})
+    tuned = choose([0.1, 0.1, 0.01, 0.01, 1.0, 1.0], [0.5, 0.7, 0.6, 0.6, 0.9, 0.0])
     assert tuned.learning_rate == 0.01 and tuned.edge == "lowest"
     assert [trial.mean for trial in tuned.trials] == pytest.approx([0.6, 0.6, 0.45])
 
@@ -242,12 +234,12 @@ def test_a_comparison_is_one_table_and_takes_up_what_is_done(tmp_path, capsys):
 
 
 def test_intervals_are_students_and_differences_paired():
-    low, high = comparison_report.interval([1.0, 2.0, 3.0, 4.0, 5.0])
+    low, high = interval([1.0, 2.0, 3.0, 4.0, 5.0])
     assert (low, high) == pytest.approx((3 - 1.9632, 3 + 1.9632), abs=1e-3)  # t(0.975, 4) = 2.7764, s = 1.5811
-    assert comparison_report.interval([0.5, 0.5]) == (0.5, 0.5)
+    assert interval([0.5, 0.5]) == (0.5, 0.5)
     row = lambda name, scores: Row(name, 0.1, 5, None, 7, scores, (), (), 0.01, 10**6, 1000)
     rows = row("a", (0.1, 0.5, 0.9)), row("b", (0.2, 0.6, 1.0))
-    table = comparison_report.markdown(Found(rows, "task", "accuracy", 400, (0, 1, 2)))
+    table = comparison_report.markdown(Compared(rows, "task", "accuracy", 400, (0, 1, 2)))
     assert "| b | 7 | 5 | 0.1 | 0.600 [-0.394, 1.594] | +0.100 [+0.100, +0.100] | 10.0 | 1.0 | 1.0 |" in table
 
 

@@ -83,16 +83,16 @@ def test_a_run_takes_the_learning_rate_of_its_own_size_and_a_variant_that_of_its
 @pytest.mark.parametrize(
     "changes, told",
     [
-        ({"grid": ({"methods": ("AdaLonk",)},)}, "'AdaLonk' is none of methods; there are AdaLink, full, shared."),
-        ({"grid": ({"method": ("AdaLink",)},)}, "none of method; there are sizes, regimes, tasks, methods"),
-        ({"tuned_on": "cooked"}, "'cooked' is none of regimes; there are raw, tuned."),
-        ({"tuned_as": {"shared": "LoRA"}}, "'LoRA' is none of methods"),
-        ({"reference": "full fine-tuning"}, "'full fine-tuning' is none of methods"),
+        ({"grid": ({"methods": ("AdaLonk",)},)}, "'AdaLonk' is not one of its methods; the study has AdaLink, full, shared."),
+        ({"grid": ({"method": ("AdaLink",)},)}, "not one of its method; the study has sizes, regimes, tasks, methods"),
+        ({"tuned_on": "cooked"}, "'cooked' is not one of its regimes; the study has raw, tuned."),
+        ({"tuned_as": {"shared": "LoRA"}}, "'LoRA' is not one of its methods"),
+        ({"reference": "full fine-tuning"}, "'full fine-tuning' is not one of its methods"),
         ({"seeds": (0,)}, "fewer than two seeds"),
-        ({"sizes": {"S": ("s.gin",), "s ": ("l.gin",)}, "grid": ({},)}, "a name with letters or digits of its own"),
+        ({"sizes": {"S": ("s.gin",), "s ": ("l.gin",)}, "grid": ({},)}, "Study.sizes: names must differ in their letters and digits, and 's' is not unique"),
         (
             {"methods": METHODS | {"AdaLink": {"imgae": ("a.gin",)}}},
-            "'imgae' is none of kinds of tasks; there are image, text.",
+            "'imgae' is not one of its kinds of tasks; the study has image, text.",
         ),
         ({"tasks": {"image": {"see": ("a.gin",)}, "text": {"see": ("b.gin",)}}}, "Study.tasks names 'see' twice"),
         ({"tuned_as": {"full": "shared"}}, "full takes the learning rate of shared, which is not run on read"),
@@ -189,13 +189,13 @@ def test_what_is_kept_is_not_made_again_where_its_folder_is_not(made, capsys):
 
 def test_a_result_that_is_missing_is_told_and_its_base_is_wanted(made, capsys, tmp_path):
     from adalink_jax import configuration
-    from adalink_jax.cli.study_command import _Configured, _parser
+    from adalink_jax.experiments.scaling.configured_study import ConfiguredStudy, Selection
 
     shutil.copytree(made / "kept", tmp_path / "kept")
     (tmp_path / "kept" / RUNS / "nano.raw.reverse.full.json").unlink()
     shutil.copy(made / "study.gin", tmp_path)
-    flags, rest = configuration.parse_flags(arguments(tmp_path)[1:])
-    needed = _Configured(flags).needed(_parser().parse_args(rest))
+    flags, _ = configuration.parse_flags(arguments(tmp_path)[1:])
+    needed = ConfiguredStudy(flags).needed(Selection())
     assert {stage: [cell.name for cell in found] for stage, found in needed.items()} == {
         BASES: ["bases/nano.raw"], TUNING: [], RUNS: ["runs/nano.raw.reverse.full"]
     }  # fmt: skip
@@ -239,7 +239,7 @@ def test_a_base_of_which_runs_are_done_is_not_trained_again(made, tmp_path, caps
     (tmp_path / "kept" / RUNS / "nano.raw.reverse.full.json").unlink()
     shutil.copy(made / "study.gin", tmp_path)
     assert main(arguments(tmp_path, "--run")) == 2
-    assert "1 runs from bases/nano.raw are done" in capsys.readouterr().err and not (tmp_path / "made").exists()
+    assert "1 runs from bases/nano.raw are finished" in capsys.readouterr().err and not (tmp_path / "made").exists()
 
 
 def test_a_setting_at_its_own_default_is_none_of_the_digest(made, tmp_path):
@@ -258,14 +258,14 @@ def test_results_that_were_not_kept_when_they_were_made_are_kept_later(made, tmp
 
 def test_tuning_that_is_lost_is_made_again_and_blocks_nothing(made, tmp_path):
     from adalink_jax import configuration
-    from adalink_jax.cli.study_command import _Configured, _parser
+    from adalink_jax.experiments.scaling.configured_study import ConfiguredStudy, Selection
 
     shutil.copytree(made / "kept", tmp_path / "kept")
     (tmp_path / "kept" / TUNING / "nano.raw.reverse.full.json").unlink()
     shutil.copy(made / "study.gin", tmp_path)
     assert main(arguments(tmp_path)) == 0
-    flags, rest = configuration.parse_flags(arguments(tmp_path)[1:])
-    needed = _Configured(flags).needed(_parser().parse_args(rest))
+    flags, _ = configuration.parse_flags(arguments(tmp_path)[1:])
+    needed = ConfiguredStudy(flags).needed(Selection())
     assert [cell.name for cell in needed[TUNING]] == ["tuning/nano.raw.reverse.full"]
 
 

@@ -103,12 +103,12 @@ def test_names_are_short_safe_and_stay():
     ({"RANK": (1, 1)}, None, "Two runs are called rank_1"),
     ({"list": {"a b": "RANK = 1", "A-b": "RANK = 2", "a/b": "RANK = 3"}}, None, "Two runs are called a_b"),
     ({"RANK": (1,), "list": ("RANK = 2",)}, None, "RANK is set twice in one run"),
-    ({"zip": ({"RANK": (1, 2)}, {"A": (1, 2, 3)})}, None, "2, 3 runs; they need as many"),
+    ({"zip": ({"RANK": (1, 2)}, {"A": (1, 2, 3)})}, None, "2, 3 runs; they must have equally many"),
     ({"list": ("gin/adapters/lora",)}, None, "not 'gin/adapters/lora'"),
     ({"list": (4,)}, None, "not 4"),
     ({"list": {"7": "RANK = 1"}}, None, "'7' needs a letter"),
     ({4: (1,)}, None, "takes a dict"),
-    ({"RANK": (print,)}, None, "no literal"),
+    ({"RANK": (print,)}, None, "is not a literal"),
     ({"MODEL_DIR": ("x",)}, None, "each run has its own"),
     ({"BATCH_SIZE": (8,)}, None, "the command line sets it too"),
     ({"RANK": (1, 2)}, {"RANK": (3,)}, "no run (that is left) has RANK = 3"),
@@ -442,11 +442,11 @@ def test_a_pack_multiplies_no_learning_rate_twice():
     """A file that includes finetune.gin sets the schedule's peak, which a pack multiplies by each member's learning rate."""
     from adalink_jax import configuration
     from adalink_jax.cli.arguments import register
-    from adalink_jax.cli.comparison_commands import load_pack
+    from adalink_jax.experiments.run_configuration import load_pack
 
     register()
     flags = configuration.GinFlags(("gin/sweeps/digits_small.gin",), (("MODEL_DIR", "'x'"),))
     load_pack(flags, "pack")
     assert configuration.bindings()["warmup_cosine.peak"] == "1.0"
-    with pytest.raises(UserError, match="a pack's members have LEARNING_RATES"):
+    with pytest.raises(UserError, match="the members of a pack have LEARNING_RATES"):
         load_pack(flags.binding("warmup_cosine.peak", "0.1"), "pack")

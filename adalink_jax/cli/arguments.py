@@ -1,16 +1,20 @@
-"""What the commands share: parsers, t5x's flags, the start of several processes, what gin may name, a bar for long reads."""
+"""What commands share: parsers, t5x's flags, joining several processes, registering configurables, consoles and progress bars."""
 
 import argparse
 import contextlib
 import logging
 import sys
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
-MODEL = {"Setup.model": "a model's file, such as --gin_file=gin/models/pali_nano.gin"}
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from adalink_jax.configuration import GinFlags
 
 
 def plain_parser(name: str, text: str, example: str) -> argparse.ArgumentParser:
-    """A parser with the help that every command has."""
+    """A parser with the help layout of every command."""
     return argparse.ArgumentParser(
         prog=f"adalink {name}",
         description=text,
@@ -21,42 +25,64 @@ def plain_parser(name: str, text: str, example: str) -> argparse.ArgumentParser:
 
 
 def gin_parser(name: str, text: str, example: str) -> argparse.ArgumentParser:
-    """A parser whose help shows t5x's flags, which `configuration.parse_flags` takes out of the arguments before."""
+    """A parser whose help shows t5x's flags, which `configuration.parse_flags` removes from the arguments first."""
     parser = plain_parser(name, text, example)
     gin = parser.add_argument_group("configuration (t5x's flags)")
-    gin.add_argument("--gin_file", metavar="FILE", help="a gin file, as typed or as shipped (gin/...); repeatable")
+    gin.add_argument("--gin_file", metavar="FILE", help="a gin file, yours or a shipped one (gin/...); repeatable")
     gin.add_argument(
-        "--gin.NAME", metavar="VALUE", help="sets a macro (TRAIN_STEPS) or a parameter (adamw.b2); repeatable"
+        "--gin.NAME", metavar="VALUE", help="set a macro (TRAIN_STEPS) or a parameter (adamw.b2); repeatable"
     )
-    gin.add_argument("--gin_search_paths", metavar="DIRS", help="further folders for gin files, comma-separated")
+    gin.add_argument(
+        "--same_bits", action="store_true", help="resume a run only with its own versions and kind of device"
+    )
+    gin.add_argument("--gin_search_paths", metavar="DIRS", help="more folders with gin files, comma-separated")
     return parser
+
+
+def parse_gin(
+    parser: argparse.ArgumentParser, argv: list[str], example: str = ""
+) -> "tuple[GinFlags, argparse.Namespace]":
+    """Parses a command's arguments; exits with a usage error if there is no --gin_file.
+
+    Args:
+      parser: of `gin_parser`.
+      argv: the arguments.
+      example: a gin file to suggest.
+    """
+    from adalink_jax import configuration
+
+    flags, rest = configuration.parse_flags(argv)
+    options = parser.parse_args(rest)
+    if not flags.files:
+        parser.error("give at least one --gin_file" + (f", such as --gin_file={example}" if example else ""))
+    return flags, options
 
 
 def add_processes(parser: argparse.ArgumentParser) -> None:
     """The flags of a job of several processes (t5x's), for `processes`."""
     group = parser.add_argument_group(
         "several processes",
-        "Start the same command in each, with the same MODEL_DIR, a folder that all can read and write. A signal to one\n"
-        "stops all after the same step; SIGTERM, SIGUSR1 and SIGUSR2 end in exit status 75, and the same command, on any number of devices,\n"
-        "goes on. NUM_DEVICES, if set, is compared with the devices of the whole job.",
+        "Start the same command in each process, with the same MODEL_DIR, a folder that all can read and write. A signal to\n"
+        "one process stops all of them after the same step; SIGTERM, SIGUSR1 and SIGUSR2 give exit status 75. Rerun the same\n"
+        "command, on any number of devices, to resume. NUM_DEVICES, if set, is checked against the devices of the whole job.",
     )
     group.add_argument(
-        "--multiprocess", action="store_true", help="find the others by the cluster: TPU pod, Slurm, GKE"
+        "--multiprocess", action="store_true", help="detect the other processes from the cluster: TPU pod, Slurm, GKE"
     )
     group.add_argument(
-        "--coordinator_address", metavar="HOST:PORT", help="elsewhere: where process 0 runs, and a free port"
+        "--coordinator_address", metavar="HOST:PORT", help="without a cluster: the host of process 0, and a free port"
     )
-    group.add_argument("--process_count", metavar="N", type=int, help="how many processes there are")
-    group.add_argument("--process_index", metavar="I", type=int, help="which this one is, from 0 on")
+    group.add_argument("--process_count", metavar="N", type=int, help="number of processes")
+    group.add_argument("--process_index", metavar="I", type=int, help="index of this process, from 0")
 
 
 def add_seqio(parser: argparse.ArgumentParser) -> None:
-    """The flags that say where seqio's data lie (t5x's), for `use_seqio`."""
-    group = parser.add_argument_group("where seqio's tasks find their data (t5x's flags)")
+    """The flags for the location of seqio's data (t5x's), for `use_seqio`."""
+    group = parser.add_argument_group("location of seqio's data (t5x's flags)")
     group.add_argument(
         "--tfds_data_dir",
         metavar="DIR",
-        help="where data sets of TFDS are prepared, for tasks that name no folder (the shipped ones read DATA_DIR)",
+        help="folder of prepared TFDS data sets, for tasks that name no folder (the shipped ones read DATA_DIR)",
     )
     group.add_argument(
         "--seqio_additional_cache_dirs", metavar="DIRS", default="", help="folders of cached tasks, comma-separated"
@@ -64,7 +90,7 @@ def add_seqio(parser: argparse.ArgumentParser) -> None:
 
 
 def use_seqio(options: argparse.Namespace) -> None:
-    """Heeds the flags of `add_seqio`; seqio is imported only if one was given."""
+    """Applies the flags of `add_seqio`; imports seqio only if one was given."""
     folders = [folder for folder in options.seqio_additional_cache_dirs.split(",") if folder]
     if options.tfds_data_dir or folders:
         from adalink_jax.data import seqio_sources
@@ -74,7 +100,7 @@ def use_seqio(options: argparse.Namespace) -> None:
 
 @contextlib.contextmanager
 def processes(options: argparse.Namespace) -> Iterator[None]:
-    """Joins the job's processes, before anything is computed, and leaves it with them at the end, or where all have stopped."""
+    """Joins the job's other processes before anything is computed; leaves them at the end, or when all have stopped."""
     from adalink_jax import parallel
     from adalink_jax.errors import Stopped
 
@@ -88,19 +114,22 @@ def processes(options: argparse.Namespace) -> Iterator[None]:
 
 
 def register() -> None:
-    """Imports every module with configurables, so that gin knows them before files are parsed."""
+    """Imports every module with configurables, so that gin knows them before it parses files."""
     from absl import logging as absl_logging
 
     from adalink_jax import adapters, data, launching, models, parallel  # noqa: F401
+    from adalink_jax.experiments.comparisons import compare, cost  # noqa: F401
+    from adalink_jax.experiments.scaling import study  # noqa: F401
     from adalink_jax.experiments.sweeps import sweep  # noqa: F401
     from adalink_jax.serving import predictor  # noqa: F401
+    from adalink_jax.training import run  # noqa: F401
     from adalink_jax.training.packs import run_pack  # noqa: F401
 
-    absl_logging.set_verbosity(absl_logging.FATAL)  # what Orbax calls an error is raised, and told in one sentence
+    absl_logging.set_verbosity(absl_logging.FATAL)  # Orbax logs errors that it also raises, which the command prints
     logging.getLogger("absl").setLevel(logging.CRITICAL)
 
 
-def table_console():
+def table_console() -> "Console":
     """A console for wide tables: in a file or a pipe no column is folded."""
     from rich.console import Console
 
@@ -108,12 +137,12 @@ def table_console():
 
 
 @contextlib.contextmanager
-def bytes_bar(what: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A bar with rate and time left, on stderr, that vanishes; gives the function to call with the bytes done."""
+def bytes_bar(title: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A transient progress bar on stderr, with rate and time left; yields a function to call with the number of new bytes."""
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-    columns = (TextColumn(what), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    columns = (TextColumn(title), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(what, total=total)
+        task = bar.add_task(title, total=total)
         yield lambda n: bar.advance(task, n)

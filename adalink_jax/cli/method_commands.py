@@ -1,33 +1,37 @@
-"""Commands on methods: does one do what every method must do?"""
+"""`adalink check-method`: checks whether a method does everything that a method must do."""
 
 import importlib
 import inspect
 import os
 import sys
+from typing import TYPE_CHECKING, Any
 
 from adalink_jax import configuration
 from adalink_jax.cli.arguments import gin_parser, register
 from adalink_jax.configuration.gin_checks import nearest
 from adalink_jax.errors import UserError
 
+if TYPE_CHECKING:
+    import flax.linen as nn
+
 _DEVICES = "--xla_force_host_platform_device_count"
 _STYLES = {"pass": "green", "fail": "bold red"}
 
 
 def check_method(argv: list[str]) -> int:
-    """`adalink check-method`; status 1 where the method fails at something."""
+    """`adalink check-method`; status 1 if the method fails any check."""
     parser = gin_parser(
         "check-method",
-        "See whether a method does all that every method must do, on a tiny T5 and a tiny PaLI: start, train, be saved,\n"
-        "loaded, switched off, merged, scanned, decoded, spread over devices. On the CPU there are eight virtual ones.",
+        "Check that a method does everything that a method must do, on a tiny T5 and a tiny PaLI: initialize, train, be saved\n"
+        "and loaded, be disabled, merge, scan, decode, train on several devices. On the CPU, uses eight virtual devices.",
         "adalink check-method my_module.MyAdapter --gin.MyAdapter.rank=4",
     )
     parser.add_argument(
-        "method", help="MODULE.CLASS, of the current folder or installed; or one of this package, such as LoRA"
+        "method", help="MODULE.CLASS, importable from the current folder or installed; or a built-in one, such as LoRA"
     )
     flags, rest = configuration.parse_flags(argv)
     options = parser.parse_args(rest)
-    if _DEVICES not in os.environ.get("XLA_FLAGS", ""):  # read when JAX starts
+    if _DEVICES not in os.environ.get("XLA_FLAGS", ""):  # JAX reads it when it starts
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_DEVICES}=8".strip()
     register()
     method = _find(options.method)
@@ -37,7 +41,7 @@ def check_method(argv: list[str]) -> int:
     return _examine(adapter)
 
 
-def _examine(adapter) -> int:
+def _examine(adapter: "nn.Module") -> int:
     from rich import box
     from rich.console import Console
     from rich.markup import escape
@@ -71,43 +75,44 @@ def _examine(adapter) -> int:
     return 1 if failed else 0
 
 
-def _find(name: str):
-    """The class; its module is imported.
+def _find(name: str) -> "type[nn.Module]":
+    """Returns the class called `name`, importing its module.
 
     Raises:
-      UserError: for a module or a class that there is not.
+      UserError: if there is no such module or class.
     """
     import flax.linen as nn
 
     from adalink_jax.adapters.registry import METHODS
 
-    module_name, dot, short = name.rpartition(".")
+    module_name, dot, class_name = name.rpartition(".")
     if not dot:
         if name not in METHODS:
             raise UserError(
-                f"There is no method {name!r} in this package{nearest(name, METHODS)}; one of your own is MODULE.CLASS."
+                f"There is no method {name!r} in this package{nearest(name, METHODS)}; name your own as MODULE.CLASS."
             )
         return METHODS[name]
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as e:
         if e.name is None or not f"{module_name}.".startswith(f"{e.name}."):
-            raise  # something that the module itself imports
+            raise  # the module exists, but something that it imports does not
         raise UserError(f"There is no module {module_name}, in {os.getcwd()} or installed.") from e
-    found = getattr(module, short, None)
-    if not (inspect.isclass(found) and issubclass(found, nn.Module)):
-        classes = [
-            key for key, value in vars(module).items() if inspect.isclass(value) and issubclass(value, nn.Module)
-        ]
-        raise UserError(f"{module_name} ({module.__file__}) has no Flax module {short}{nearest(short, classes)}.")
-    return found
+    is_method = lambda value: inspect.isclass(value) and issubclass(value, nn.Module)
+    method: Any = getattr(module, class_name, None)
+    if not is_method(method):
+        classes = [key for key, value in vars(module).items() if is_method(value)]
+        raise UserError(
+            f"{module_name} ({module.__file__}) has no Flax module {class_name}{nearest(class_name, classes)}."
+        )
+    return method
 
 
-def _make(method):
-    """The method with its defaults, and what gin binds.
+def _make(method: "type[nn.Module]") -> "nn.Module":
+    """Makes the method with its defaults and gin's bindings.
 
     Raises:
-      UserError: names settings that have neither.
+      UserError: names arguments that have neither.
     """
     bound = configuration.bindings()
     missing = [
@@ -116,6 +121,6 @@ def _make(method):
         if parameter.default is parameter.empty and f"{method.__name__}.{name}" not in bound
     ]
     if missing:
-        wanted = " ".join(f"--gin.{method.__name__}.{name}=VALUE" for name in missing)
-        raise UserError(f"{method.__name__} has no default for {', '.join(missing)}; add {wanted}.")
+        flags = " ".join(f"--gin.{method.__name__}.{name}=VALUE" for name in missing)
+        raise UserError(f"{method.__name__} has no default for {', '.join(missing)}; add {flags}.")
     return method()

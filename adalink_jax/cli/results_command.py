@@ -1,8 +1,12 @@
 """`adalink results`: all runs below a folder as one table."""
 
 import pathlib
+from typing import TYPE_CHECKING, Any
 
 from adalink_jax.cli.arguments import plain_parser, table_console
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 
 def results(argv: list[str]) -> int:
@@ -10,41 +14,38 @@ def results(argv: list[str]) -> int:
     parser = plain_parser(
         "results",
         "Collect all runs below a folder, of `adalink train`, sweeps, packs, tuning and comparisons, into one table. The console\n"
-        "shows the settings that differ and the scores; files have all. Runs that are not finished are rows too.",
+        "shows the settings that differ and the scores; files have all columns. Unfinished runs are rows too.",
         "adalink results runs/small --where RANK=4 --group LEARNING_RATE --out small.csv",
     )
-    parser.add_argument("folder", help="a run's, a sweep's, or one that holds many")
+    parser.add_argument("folder", help="the folder of a run or of a sweep, or one with many of them")
     parser.add_argument(
         "--where", nargs="+", default=[], action="extend", metavar="NAME=VALUE", help="only runs with these settings"
     )
     parser.add_argument(
         "--group", nargs="+", default=[], action="extend", metavar="NAME",
-        help="a row for each value of these: number of runs, mean and 95%% interval of each metric",
+        help="one row per value of these: number of runs, mean and 95%% interval of each metric",
     )  # fmt: skip
     parser.add_argument(
         "--out", nargs="+", default=[], action="extend", metavar="FILE", help="write the table as .csv or .parquet"
     )
     options = parser.parse_args(argv)
 
-    from adalink_jax.reports import results as study
+    from adalink_jax.reports import results as tables
 
-    found = study.collect(options.folder).where(options.where)
-    shown = found.grouped(options.group) if options.group else found.table
+    selected = tables.collect(options.folder).where(options.where)
+    table = selected.grouped(options.group) if options.group else selected.table
     for path in options.out:
-        study.write(path, shown)
-    finished = sum(state == study.DONE for state in found.table["state"].to_pylist())
-    if options.group:
-        columns = shown.column_names
-    else:
-        measured = [name for name in (*found.metrics, *study.MEASURED) if shown[name].null_count < shown.num_rows]
-        columns = ["run", "state", *found.differing(), *measured]
-    _print(shown.select(columns), f"{found.table.num_rows} runs in {options.folder}, {finished} finished")
+        tables.write(path, table)
+    columns = table.column_names if options.group else selected.summary_columns()
+    _print(table.select(columns), f"{selected.table.num_rows} runs in {options.folder}, {selected.finished} finished")
+    if warning := selected.environments_note():
+        print(warning)
     if options.out:
         print(f"Written to {', '.join(str(pathlib.PurePath(path)) for path in options.out)}.")
     return 0
 
 
-def _print(table, title: str) -> None:
+def _print(table: "pa.Table", title: str) -> None:
     from rich.table import Table
 
     out = Table()
@@ -52,14 +53,13 @@ def _print(table, title: str) -> None:
     for name in names:
         out.add_column(name, justify="left" if name in ("run", "state") else "right", overflow="fold")
     for row in table.to_pylist():
-        out.add_row(
-            *(_cell(row, name) for name in names), style=None if row.get("state", "done") == "done" else "yellow"
-        )
+        style = None if row.get("state", "done") == "done" else "yellow"
+        out.add_row(*(_cell(row, name) for name in names), style=style)
     print(title)
     table_console().print(out)
 
 
-def _cell(row: dict, name: str) -> str:
+def _cell(row: dict[str, Any], name: str) -> str:
     value = row[name]
     if value is None:
         return ""

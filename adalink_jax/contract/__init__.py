@@ -1,1 +1,1 @@
-"""What every method must do: the list of behaviours, and one tiny model to try each on."""
+"""What every adaptation method must do, as checks that run on tiny models."""

@@ -1,4 +1,4 @@
-"""One method on one tiny backbone, with what its behaviours share made once: arrays, outputs, compiled programs."""
+"""One method on one tiny backbone; arrays, outputs and compiled programs are made once and shared by the checks."""
 
 import functools
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from adalink_jax.training import partition
 from adalink_jax.training.step import TrainState, make_train_step
 
 ROWS, INPUTS, TARGETS = 4, 6, 5
-# For programs whose results are compared with a tolerance; what is compared to the bit is compiled as always.
+# For programs whose results are compared with a tolerance; those compared bit for bit are compiled as usual.
 _QUICKLY = {"xla_backend_optimization_level": 0}
 
 
@@ -27,8 +27,8 @@ class Base:
     Attributes:
       backbone: the module.
       batch: features of `ROWS` rows, with padding.
-      params: the backbone's, random.
-      plain: its logits [B, T, V].
+      params: the backbone's parameters, random.
+      plain: the backbone's logits [B, T, V].
     """
 
     def __init__(self, name: str):
@@ -40,7 +40,7 @@ class Base:
         self.plain = self.logits(self.params)
 
     def logits(self, params) -> np.ndarray:
-        """The batch's, by the backbone's `params`."""
+        """Logits [B, T, V] of the batch, with the backbone's `params`."""
         return np.asarray(self._apply({"params": {"backbone": params}}, self.batch))
 
 
@@ -48,12 +48,12 @@ base = functools.cache(Base)
 
 
 class Case:
-    """`adapter` on the backbone called `name`. Arguments that are left out are those of the trained adapter.
+    """`adapter` on the backbone called `name`. The default arguments of its methods are those of the trained adapter.
 
     Attributes:
       adapter: the method's module.
       name: "T5" or "PaLI".
-      model: both, joined.
+      model: the backbone with the adapter.
     """
 
     def __init__(self, adapter: nn.Module, name: str):
@@ -63,16 +63,16 @@ class Case:
 
     @functools.cached_property
     def fresh(self) -> dict:
-        """The adapter's parameters as they start."""
+        """The adapter's initial parameters."""
         return jax.jit(lambda: unbox(fresh_params(self.model, 1)).get("adapter", {}))()
 
     @functools.cached_property
     def trained(self) -> dict:
-        """As after some training: every entry has moved."""
+        """Parameters as after some training: every entry differs from `fresh`."""
         return self.moved(1.0)
 
     def moved(self, sign: float) -> dict:
-        """`fresh` with waves added."""
+        """`fresh` plus a sine wave, times `sign`."""
         wave = lambda x: sign * 0.3 * jnp.sin(jnp.arange(x.size)).reshape(x.shape)
         return jax.tree.map(lambda x: x + wave(x), self.fresh)
 
@@ -82,24 +82,24 @@ class Case:
         return self.logits()
 
     def program(self, adapter: nn.Module) -> str:
-        """The text of what computes the logits with `adapter` in the method's place."""
+        """The text of the program that computes the logits with `adapter` in place of the method."""
         apply = jax.jit(AdaptedModel(self.base.backbone, adapter).apply)
         return apply.lower({"params": self.params()}, self.batch).as_text()
 
     @property
     def longer(self) -> bool:
-        """Whether it makes the encoder's input longer, as a prompt does."""
+        """Whether the method lengthens the encoder's input, as a prompt does."""
         encode = lambda model, params: model.apply({"params": params}, self.batch, method="encode").mask
         length = lambda model, params: jax.eval_shape(functools.partial(encode, model), params).shape[1]
         plain = length(AdaptedModel(self.base.backbone, None), {"backbone": self.base.params})
         return length(self.model, self.params()) > plain
 
     def logits(self, adapter=None, batch: dict | None = None) -> np.ndarray:
-        """Logits [B, T, V], all in one program."""
+        """Logits [B, T, V]; all calls share one compiled program."""
         return self._logits(self.params(adapter), batch or self.batch)
 
     def params(self, adapter=None) -> dict:
-        """Of the whole model."""
+        """The parameters of the whole model."""
         return {"backbone": self.base.params, "adapter": self.trained if adapter is None else adapter}
 
     @functools.cached_property
@@ -114,7 +114,7 @@ class Case:
 
     @functools.cached_property
     def unrolled(self) -> np.ndarray:
-        """Logits of the same parameters in a model with unrolled layers."""
+        """Logits [B, T, V] of the same parameters in a model with unrolled layers."""
         model = AdaptedModel(BACKBONES[self.name](scan_layers=False), self.adapter)
         params = paths.unflatten(paths.unscan(paths.flatten(self.params())))
         return np.asarray(jax.jit(model.apply, compiler_options=_QUICKLY)({"params": params}, self.batch))
@@ -125,7 +125,7 @@ class Case:
 
     @functools.cached_property
     def train_step(self) -> Callable:
-        """`(state, frozen, batch) -> (state, metrics)`, by gradient descent."""
+        """The training step, plain gradient descent: `(state, frozen, batch) -> (state, metrics)`."""
         return jax.jit(make_train_step(self.model, self._optimizer), compiler_options=_QUICKLY)
 
     @functools.cached_property
@@ -134,26 +134,31 @@ class Case:
         return self.step(self.params(), self.batch)
 
     def step(self, params: dict, batch: dict) -> tuple[dict, float]:
-        """As `stepped`, from arrays that may lie on a mesh."""
+        """As `stepped`, from arrays that may be on a mesh."""
         trainable, frozen = partition.split(params, ("adapter/.*",))
         state = TrainState(jnp.int32(0), trainable, self._optimizer.init(trainable))
         state, metrics = jax.block_until_ready(self.train_step(state, frozen, batch))
         return paths.flatten(partition.merge(state.trainable, frozen)), float(metrics["loss"])
 
     def boxed(self) -> dict:
-        """Shapes and logical axes of all parameters."""
+        """The shapes and logical axes of all parameters."""
         return abstract_params(self.model)
 
     def bank(self) -> NamedAdapters:
         """An empty bank for two adapters of the method.
 
         Raises:
-          UserError: for a method that no bank can hold.
+          UserError: if no bank can hold the method.
         """
         return NamedAdapters(self.base.backbone, self.adapter, capacity=2)
 
-    def served(self, bank: NamedAdapters, rows=ROWS) -> np.ndarray:
-        """Logits of a bank, whose rows have the adapters of these names, or the active one; all in one program."""
+    def served(self, bank: NamedAdapters, rows: int | list[str] = ROWS) -> np.ndarray:
+        """Logits [B, T, V] from a bank; all calls share one compiled program.
+
+        Args:
+          bank: the bank.
+          rows: the names of each row's adapter, or the number of rows, which then use the active adapter.
+        """
         batch = self.batch | {"adapter_index": bank.rows(rows)}
         return self._served({"backbone": self.base.params, "adapter": bank.params}, batch)
 
@@ -163,6 +168,6 @@ class Case:
 
 
 def compiled(model: AdaptedModel) -> Callable[[dict, dict], np.ndarray]:
-    """`(params, batch) -> logits`."""
+    """Compiles a model: `(params, batch) -> logits`."""
     apply = jax.jit(model.apply)
     return lambda params, batch: np.asarray(apply({"params": params}, batch))

@@ -1,34 +1,38 @@
-"""Models of width 32 and random batches, on which a question about the code takes seconds."""
+"""Models of width 32 and random batches, for checks that take seconds."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import flax.linen as nn
 import jax
 import numpy as np
 
 from adalink_jax.models import T5, PaLI, T5Config, ViTConfig
+from adalink_jax.models.backbone import Backbone
 
 VOCAB = 64
 
 
-def tiny_t5(**overrides) -> T5Config:
+def tiny_t5(**overrides: Any) -> T5Config:
     """A two-layer T5 1.1 of width 32."""
     sizes = {"vocab_size": VOCAB, "emb_dim": 32, "num_heads": 4, "head_dim": 8, "mlp_dim": 64}
     return T5Config(**{**sizes, "num_encoder_layers": 2, "num_decoder_layers": 2, **overrides})
 
 
-def tiny_pali(**overrides) -> PaLI:
-    """A PaLI of width 32 that sees images of 8 x 16 pixels as eight tokens; overrides are T5Config's, shared ones ViT's."""
+def tiny_pali(**overrides: Any) -> PaLI:
+    """A PaLI of width 32 with images of 8 x 16 pixels, eight tokens each; `overrides` go to T5Config, shared ones to the ViT too."""
     shared = {k: v for k, v in overrides.items() if k in ("scan_layers", "dtype", "remat", "dropout_rate")}
     return PaLI(tiny_t5(**overrides), ViTConfig((8, 16), 4, 32, 4, 64, 2, channels=1, **shared))
 
 
-BACKBONES = {"T5": lambda **overrides: T5(tiny_t5(**overrides)), "PaLI": tiny_pali}
+BACKBONES: dict[str, Callable[..., Backbone]] = {"T5": lambda **overrides: T5(tiny_t5(**overrides)), "PaLI": tiny_pali}
 
 
-def random_batch(backbone, batch_size: int, inputs: int, targets: int, seed: int) -> dict[str, np.ndarray]:
-    """Features with real padding: rows of different lengths that end in EOS (1)."""
+def random_batch(backbone: Backbone, batch_size: int, inputs: int, targets: int, seed: int) -> dict[str, np.ndarray]:
+    """Random features with padding: rows of different lengths that end in EOS (1)."""
     rng = np.random.default_rng(seed)
 
-    def ids(length):
+    def ids(length: int) -> np.ndarray:
         lengths = rng.integers(1, length + 1, batch_size)
         lengths[0] = length
         out = rng.integers(3, VOCAB, (batch_size, length)).astype(np.int32)
@@ -49,6 +53,6 @@ def random_batch(backbone, batch_size: int, inputs: int, targets: int, seed: int
     return batch
 
 
-def init(model, batch, seed: int = 0) -> dict:
-    """Fresh parameters, as plain arrays."""
+def init(model: nn.Module, batch: Mapping[str, Any], seed: int = 0) -> dict[str, Any]:
+    """Initializes a model; returns its parameters as plain arrays."""
     return nn.meta.unbox(jax.jit(model.init)(jax.random.key(seed), batch)["params"])

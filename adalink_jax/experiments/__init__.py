@@ -1,1 +1,1 @@
-"""Many runs as one: sweeps, comparisons of methods, scaling studies. What they found is read by `reports`."""
+"""Many runs from one description: sweeps, comparisons of methods, scaling studies."""

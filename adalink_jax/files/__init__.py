@@ -1,1 +1,1 @@
-"""Small files on a disk or in a bucket: written whole, growing, locked. The lowest layer."""
+"""Small files on a disk or in a bucket: replaced as a whole, appended to, or locked. The lowest layer."""

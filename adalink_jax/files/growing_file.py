@@ -1,37 +1,36 @@
-"""A file that grows while a run goes on, on a local disk or in a bucket.
+"""A file that grows during a run, on a local disk or in a bucket.
 
-Objects of a bucket cannot be appended to, but are replaced at once or not at all; local files can be appended to, but are
-not replaced at once. So the one is written whole each time, and the other is appended to.
+Objects of a bucket cannot be appended to but are replaced atomically; local files are the reverse. So the former are rewritten
+whole at each flush, and the latter are appended to.
 """
-
-import os
 
 from etils import epath
 
+from adalink_jax.files.places import is_remote
+
 
 class GrowingFile:
-    """Has `write` and `flush`, as tensorboard's writer of records asks.
+    """Has `write` and `flush`, the interface that tensorboard's record writer expects.
 
     Args:
-      path: the file; its folder must be there.
-      start: what it holds already; if None, it is made anew, and empty.
+      path: the file; its folder must exist.
+      start: the contents that the file already has; None creates it empty, replacing any old one.
     """
 
     def __init__(self, path: epath.Path, start: bytes | None = None):
         self._path, self._written, self._new = path, start or b"", b""
-        self._remote = "://" in os.fspath(path)
         if start is None:
             path.write_bytes(b"")
 
     def write(self, data: bytes) -> None:
-        """Adds `data`, at the latest when `flush` is called."""
+        """Adds `data`; it is in the file after the next `flush`."""
         self._new += data
 
     def flush(self) -> None:
-        """All that was added is in the file."""
+        """Writes everything that was added."""
         if not self._new:
             return
-        if self._remote:
+        if is_remote(self._path):
             self._written += self._new
             self._path.write_bytes(self._written)
         else:

@@ -1,15 +1,18 @@
-"""Files of JSON that are whole whenever they are read, also after a kill."""
+"""JSON files that are complete whenever they are read, even after a kill."""
 
 import json
 import os
+from typing import Any
 
 from etils import epath
 
+from adalink_jax.files.places import is_remote
 
-def write_json(path: epath.Path, value: dict) -> None:
-    """Writes `value`; until it is written whole the file is as it was."""
+
+def write_json(path: epath.Path, value: dict[str, Any]) -> None:
+    """Writes `value`; until the new file is complete, `path` keeps its old contents."""
     text = json.dumps(value, indent=2) + "\n"
-    if "://" in os.fspath(path):  # objects of a bucket are replaced at once
+    if is_remote(path):  # objects of a bucket are replaced atomically
         path.write_text(text)
         return
     new = path.with_name(f".{path.name}.{os.getpid()}")
@@ -17,8 +20,8 @@ def write_json(path: epath.Path, value: dict) -> None:
     new.replace(path)
 
 
-def read_json(path: epath.Path) -> dict | None:
-    """What a file holds; None if it is not there, or was damaged."""
+def read_json(path: epath.Path) -> dict[str, Any] | None:
+    """Returns the contents of `path`; None if the file is missing or damaged."""
     try:
         return json.loads(path.read_text()) if path.exists() else None
     except (FileNotFoundError, NotADirectoryError, UnicodeDecodeError, json.JSONDecodeError):

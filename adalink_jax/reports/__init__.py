@@ -1,1 +1,1 @@
-"""What finished runs say: tables of results, statistics, fits against size, pages and figures."""
+"""Results of finished runs: tables, statistics, fits against model size, pages and figures."""

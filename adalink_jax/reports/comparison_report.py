@@ -8,71 +8,53 @@ from collections.abc import Sequence
 import numpy as np
 from etils import epath
 from matplotlib.figure import Figure
-from scipy import stats
 
-from adalink_jax.experiments.comparisons.compare import Found, Row
-
-CONFIDENCE = 0.95
+from adalink_jax.experiments.comparisons.compare import Compared, Row
+from adalink_jax.reports.statistics import interval, mean
 
 
-def interval(values: Sequence[float]) -> tuple[float, float]:
-    """Student's confidence interval of the mean of at least two values; a point where all are equal."""
-    values = np.asarray(values, float)
-    if np.ptp(values) == 0:
-        return float(values[0]), float(values[0])
-    low, high = stats.t.interval(CONFIDENCE, len(values) - 1, values.mean(), stats.sem(values))
-    return float(low), float(high)
+def title(compared: Compared) -> str:
+    """The line above the table."""
+    seeds = f"{len(compared.seeds)} seeds, each for initialization, dropout and the order of the data"
+    return f"{compared.task}: {compared.metric} on test ({seeds})"
 
 
-def _mean(values: Sequence[float]) -> str:
-    low, high = interval(values)
-    return f"{np.mean(values):.3f} [{low:.3f}, {high:.3f}]"
-
-
-def _difference(values: Sequence[float], reference: Sequence[float]) -> str:
-    differences = np.subtract(values, reference)
-    low, high = interval(differences)
-    return f"{np.mean(differences):+.3f} [{low:+.3f}, {high:+.3f}]"
-
-
-def title(found: Found) -> str:
-    """One line above the table."""
-    seeds = f"{len(found.seeds)} seeds, each of first values, dropout and the order of the data"
-    return f"{found.task}: {found.metric} on test ({seeds})"
-
-
-def write(folder: epath.Path, found: Found) -> list[str]:
-    """Writes the report; the names of its files."""
-    (folder / "comparison.md").write_text(f"{title(found)}\n\n{markdown(found)}")
-    (folder / "comparison.csv").write_text(as_csv(found))
-    draw(folder / "comparison.png", found)
+def write(folder: epath.Path, compared: Compared) -> list[str]:
+    """Writes the report; returns the names of its files."""
+    (folder / "comparison.md").write_text(f"{title(compared)}\n\n{markdown(compared)}")
+    (folder / "comparison.csv").write_text(as_csv(compared))
+    draw(folder / "comparison.png", compared)
     return ["comparison.md", "comparison.csv", "comparison.png"]
 
 
-def markdown(found: Found) -> str:
-    """One table, whose first row is the reference; what stands in brackets are 95 % intervals over the seeds."""
-    rows, metric, steps = found.rows, found.metric, found.steps
+def markdown(compared: Compared) -> str:
+    """The table; its first row is the reference, and brackets hold 95 % intervals over the seeds."""
+    rows, metric, steps = compared.rows, compared.metric, compared.steps
     first, plateaus = rows[0], all(row.plateau for row in rows)
     heading = ["method", "trained", "trials", "learning rate", f"{metric}, {steps} steps", f"less {first.name}, paired"]
     if plateaus:
         heading += [f"{metric} at its plateau", f"less {first.name}, paired", "steps to it"]
-    heading += ["ms a step", "memory of a step, MB", "file, kB"]
+    heading += ["ms per step", "memory of a step, MB", "file, kB"]
     lines = ["| " + " | ".join(heading) + " |", "|---|" + "---:|" * (len(heading) - 1)]
     for row in rows:
         edge = f" ({row.edge} tried)" if row.edge else ""
-        cells = [row.name, f"{row.trainable:,}", str(row.trials), f"{row.learning_rate:g}{edge}", _mean(row.budget)]
-        cells.append("" if row is first else _difference(row.budget, first.budget))
+        cells = [row.name, f"{row.trainable:,}", str(row.trials), f"{row.learning_rate:g}{edge}", str(mean(row.budget))]
+        cells.append("" if row is first else _less(row.budget, first.budget))
         if plateaus:
-            cells += [_mean(row.plateau), "" if row is first else _difference(row.plateau, first.plateau)]
+            cells += [str(mean(row.plateau)), "" if row is first else _less(row.plateau, first.plateau)]
             cells.append(f"{np.mean(row.plateau_steps):.0f}")
         cells += [f"{1e3 * row.step_seconds:.1f}", f"{row.peak_bytes / 1e6:.1f}", f"{row.file_bytes / 1e3:.1f}"]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 
-def as_csv(found: Found) -> str:
-    """Every number, a line for each method; scores in a column for each seed."""
-    rows, seeds = found.rows, found.seeds
+def _less(values: Sequence[float], reference: Sequence[float]) -> str:
+    return str(mean([a - b for a, b in zip(values, reference)], signed=True))
+
+
+def as_csv(compared: Compared) -> str:
+    """All numbers, one line per method, with one column per score and seed."""
+    rows, seeds = compared.rows, compared.seeds
     plain = [
         field.name for field in dataclasses.fields(Row) if field.name not in ("budget", "plateau", "plateau_steps")
     ]
@@ -86,9 +68,9 @@ def as_csv(found: Found) -> str:
     return out.getvalue()
 
 
-def draw(path: epath.Path, found: Found) -> None:
-    """A line for each method: each seed's score, their mean and its interval, at the budget and at the plateau."""
-    rows = found.rows
+def draw(path: epath.Path, compared: Compared) -> None:
+    """Draws one line per method: each seed's score, the mean and its interval, at the budget and at the plateau."""
+    rows = compared.rows
     figure = Figure(figsize=(7.5, 1.2 + 0.42 * len(rows)), layout="constrained", dpi=110)
     axis = figure.subplots()
     kinds = [("budget", "#1f6feb", -0.12), ("plateau", "#bf8700", 0.12)]
@@ -102,7 +84,7 @@ def draw(path: epath.Path, found: Found) -> None:
             axis.plot([np.mean(values)], [i + shift], "|", color=colour, markersize=14, markeredgewidth=2, label=label)
     axis.set_yticks(range(len(rows)), [f"{row.name} ({row.trainable:,})" for row in rows])
     axis.invert_yaxis()
-    axis.set(xlabel=f"{found.metric} on test; each seed, their mean and its 95 % interval", title=found.task)
+    axis.set(xlabel=f"{compared.metric} on test; each seed, their mean and its 95 % interval", title=compared.task)
     axis.grid(axis="x", alpha=0.3)
     axis.legend(loc="best")
     with path.open("wb") as file:

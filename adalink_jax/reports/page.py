@@ -1,6 +1,6 @@
-"""A report's parts, and how they are written: one HTML file that needs no network, Markdown, LaTeX, vector figures.
+"""A report and its parts, written as one HTML file that needs no network, as Markdown, LaTeX and vector figures.
 
-A part is a title, some sentences, a table or a figure, and with each the command that shows the same and its data.
+A part is a title, some sentences, a table or a figure; each carries the command that reproduces it, and its data.
 """
 
 import base64
@@ -8,43 +8,43 @@ import csv
 import dataclasses
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import resources
 
 import jinja2
 from etils import epath
 from matplotlib.figure import Figure
 
-from adalink_jax.experiments.comparisons.compare import slug
+from adalink_jax.experiments.descriptions import slug
 from adalink_jax.reports import style
-from adalink_jax.reports.fits import Estimate
+from adalink_jax.reports.statistics import Estimate
 
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """Cells are texts, numbers, `Estimate`s or None."""
+    """A table, whose cells are texts, numbers, `Estimate`s or None."""
 
     columns: Sequence[str]
-    rows: Sequence[Sequence]
+    rows: Sequence[Sequence[object]]
 
     def texts(self) -> list[list[str]]:
-        """The cells as they are read."""
+        """The cells as texts for people."""
         return [[_text(cell) for cell in row] for row in self.rows]
 
     def csv(self) -> str:
-        """All numbers in full; an `Estimate` takes three columns."""
+        """The table as CSV, with all digits; an `Estimate` takes three columns."""
         wide = [any(isinstance(row[i], Estimate) for row in self.rows) for i in range(len(self.columns))]
         out = io.StringIO()
         writer = csv.writer(out, lineterminator="\n")
-        spread = lambda name: (name, f"{name} low", f"{name} high")
-        writer.writerow(x for name, w in zip(self.columns, wide) for x in (spread(name) if w else (name,)))
+        ends = lambda name: (name, f"{name} low", f"{name} high")
+        writer.writerow(x for name, is_wide in zip(self.columns, wide) for x in (ends(name) if is_wide else (name,)))
         for row in self.rows:
-            cells = []
-            for cell, w in zip(row, wide):
+            cells: list[object] = []
+            for cell, is_wide in zip(row, wide):
                 if isinstance(cell, Estimate):
                     cells += [cell.value, cell.low, cell.high]
                 else:
-                    cells += [cell, None, None] if w else [cell]
+                    cells += [cell, None, None] if is_wide else [cell]
             writer.writerow(cells)
         return out.getvalue()
 
@@ -55,8 +55,8 @@ class Part:
 
     Attributes:
       title: its heading.
-      text: sentences above it.
-      data: its numbers, shown as a table where there is no figure.
+      text: sentences below the heading.
+      data: its numbers, shown as a table if there is no figure.
       figure: drawn from `data`.
       pictures: PNG files, name -> bytes.
     """
@@ -69,18 +69,19 @@ class Part:
 
     @property
     def name(self) -> str:
-        """Of its files."""
+        """The name of its files."""
         return slug(self.title)
 
     @property
     def link(self) -> str:
-        """The data as a URL."""
-        return f"data:text/csv;base64,{base64.b64encode(self.data.csv().encode()).decode()}"
+        """The data as a URL; empty without data."""
+        csv_text = "" if self.data is None else self.data.csv()
+        return f"data:text/csv;base64,{base64.b64encode(csv_text.encode()).decode()}"
 
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What is written."""
+    """A report: its heading, the command that reproduces it, a summary, and its parts."""
 
     title: str
     command: str
@@ -88,7 +89,7 @@ class Report:
     parts: Sequence[Part]
 
     def html(self) -> str:
-        """One page."""
+        """The report as one HTML page."""
         environment = jinja2.Environment(
             autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
         )
@@ -97,7 +98,7 @@ class Report:
         return environment.from_string(source).render(report=self, **show)
 
     def markdown(self, figures: str | None = None) -> str:
-        """Tables, and links to figures in the folder `figures`."""
+        """The report as Markdown, with links to figures in the folder `figures`."""
         out = [f"# {self.title}", self.summary, f"    {self.command}"]
         for part in self.parts:
             out += [f"## {part.title}", *([part.text] if part.text else [])]
@@ -109,19 +110,18 @@ class Report:
 
     def latex(self) -> str:
         """The tables, for a document that uses booktabs."""
-        return "\n".join(_latex(part) for part in self.parts if part.data is not None and part.figure is None)
+        return "\n".join(_latex(part, part.data) for part in self.parts if part.data and part.figure is None)
 
     def write_figures(self, folder: epath.Path) -> list[str]:
-        """Each figure as SVG and PDF at a page's width; their names."""
+        """Writes each figure as SVG and PDF, at page width; returns the files' names."""
         folder.mkdir(parents=True, exist_ok=True)
-        names = [f"{part.name}.{kind}" for part in self.parts if part.figure is not None for kind in ("svg", "pdf")]
-        for part in self.parts:
-            for kind in ("svg", "pdf") if part.figure is not None else ():
-                style.save(part.figure, folder / f"{part.name}.{kind}")
-        return names
+        figures = {f"{part.name}.{kind}": part.figure for part in self.parts if part.figure for kind in ("svg", "pdf")}
+        for name, figure in figures.items():
+            style.save(figure, folder / name)
+        return list(figures)
 
 
-def _text(cell) -> str:
+def _text(cell: object) -> str:
     if cell is None:
         return ""
     if isinstance(cell, bool) or not isinstance(cell, int | float):
@@ -143,10 +143,9 @@ def _cell(text: str) -> str:
     return " ".join(text.replace("|", "\\|").split("\n"))
 
 
-def _latex(part: Part) -> str:
-    table = part.data
+def _latex(part: Part, table: Table) -> str:
     sides = "".join("r" if _numeric(table, i) else "l" for i in range(len(table.columns)))
-    row = lambda cells: " & ".join(map(_escaped, cells)) + r" \\"
+    row: Callable[[Sequence[str]], str] = lambda cells: " & ".join(map(_escaped, cells)) + r" \\"
     body = "\n".join(map(row, table.texts()))
     return (
         f"\\begin{{table}}\n\\centering\n\\caption{{{_escaped(part.title)}. {_escaped(part.text)}}}\n\\begin{{tabular}}{{{sides}}}\n"
@@ -156,4 +155,4 @@ def _latex(part: Part) -> str:
 
 def _escaped(text: str) -> str:
     special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
-    return re.sub(r"[&%$#_{}\\~^]", lambda found: special.get(found[0], "\\" + found[0]), text)
+    return re.sub(r"[&%$#_{}\\~^]", lambda match: special.get(match[0], "\\" + match[0]), text)

@@ -1,17 +1,19 @@
-"""All runs below a folder as one table: a row a run, also for one that was not finished, in pyarrow's form.
+"""All runs below a folder as one pyarrow table: one row per run, finished or not.
 
-Columns are, in this order: `run` (its folder), `state`; the sweep's own bindings and all settings, by their names in gin; then
-what was measured: `validation/METRIC` (of the best step), `test/METRIC`, `frozen/METRIC` (on test, before the first step),
-`trained` (parameters), `step` (the best), `steps`, `seconds`, `step_seconds`, `step_flops` (those of the
-matrix products of a step, with what remat computes again), and `version/PACKAGE`.
+Columns, in this order: `run` (its folder), `state`; the settings that a sweep varies, and all settings, by their gin names; then
+the measurements: `validation/METRIC` (of the best step), `test/METRIC`, `frozen/METRIC` (on test, before the first step),
+`trained` (parameters), `step` (the best), `steps`, `seconds`, `step_seconds`, `step_flops` (of a step's matrix products, with those
+that remat recomputes), and `version/PACKAGE`.
 """
 
 import ast
 import dataclasses
 import difflib
+import itertools
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -20,15 +22,16 @@ import pyarrow.parquet
 from etils import epath
 
 from adalink_jax.errors import UserError
+from adalink_jax.experiments.environments import note
 from adalink_jax.experiments.sweeps.run_folder import DONE, RECORD, SUMMARY, last_step, state_of
 from adalink_jax.files.whole_file import read_json
-from adalink_jax.reports.comparison_report import interval
+from adalink_jax.reports.statistics import interval
 
-UNFINISHED = "unfinished"  # of a run of no sweep: nobody knows whether it is going on
-MARKS = (SUMMARY, RECORD, "config.gin", "checkpoints", "before.json")  # of a folder that holds a run
+UNFINISHED = "unfinished"  # of a run outside a sweep, whose attempts are not recorded
+MARKS = (SUMMARY, RECORD, "config.gin", "checkpoints", "before.json")  # files of a run's folder
 COUNTS = ("trained", "step", "steps")
 MEASURED = (*COUNTS, "seconds", "step_seconds", "step_flops")
-OF_MEMBER = {"learning_rate": "LEARNING_RATE", "seed": "RANDOM_SEED", "rank": "RANK"}
+MEMBER_SETTINGS = {"learning_rate": "LEARNING_RATE", "seed": "RANDOM_SEED", "rank": "RANK"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,69 +39,86 @@ class Results:
     """The table.
 
     Attributes:
-      table: a row for each run.
-      settings: its columns of settings; of them are told apart by `own` those that a sweep or a pack varies.
-      own: see `settings`.
+      table: one row per run.
+      settings: the names of its columns of settings.
+      varied: those of them that a sweep or a pack varies.
+      summaries: of the runs, in the order of the rows; {} of an unfinished one.
     """
 
     table: pa.Table
     settings: tuple[str, ...]
-    own: tuple[str, ...]
+    varied: tuple[str, ...]
+    summaries: tuple[Mapping[str, Any], ...]
 
     @property
     def metrics(self) -> list[str]:
         """The columns of scores."""
         return [name for name in self.table.column_names if name.startswith(("validation/", "test/", "frozen/"))]
 
+    @property
+    def finished(self) -> int:
+        """The number of finished runs."""
+        return sum(state == DONE for state in self.table["state"].to_pylist())
+
+    def summary_columns(self) -> list[str]:
+        """The columns for people: settings that differ, scores and measurements, without empty ones."""
+        filled = [name for name in (*self.metrics, *MEASURED) if self.table[name].null_count < self.table.num_rows]
+        return ["run", "state", *self.differing(), *filled]
+
+    def environments_note(self) -> str | None:
+        """One sentence if the finished runs were made with different versions or hardware; else None."""
+        return note(self.summaries, "runs")
+
     def differing(self) -> list[str]:
-        """Settings that are not the same in all runs, each once: where two go together, the sweep's own, or the first."""
-        out: dict[tuple, str] = {}
-        for name in (*self.own, *self.settings):
+        """Settings that differ between runs; of settings that change together only one, preferably one that a sweep varies."""
+        names: dict[tuple[int, ...], str] = {}
+        for name in (*self.varied, *self.settings):
             values = tuple(map(str, self.table[name].to_pylist()))
             if len(set(values)) > 1:
-                out.setdefault(_pattern(values), name)
-        return list(out.values())
+                names.setdefault(_pattern(values), name)
+        return list(names.values())
 
     def column(self, name: str) -> str:
-        """The column that is called so, in full or by its last part (`rank` for `AdaLinkAdapter.rank`).
+        """Finds a column by its name, or by the last part of it (`rank` for `AdaLinkAdapter.rank`).
 
         Raises:
-          UserError: if there is none, or several.
+          UserError: if there is no such column, or several.
         """
         columns = self.table.column_names
         if name in columns:
             return name
-        found = [column for column in columns if column.replace("/", ".").split(".")[-1] == name]
-        if len(found) != 1:
-            near = found or difflib.get_close_matches(name, columns, 3, cutoff=0.4) or columns[:3]
+        matches = [column for column in columns if column.replace("/", ".").split(".")[-1] == name]
+        if len(matches) != 1:
+            near = matches or difflib.get_close_matches(name, columns, 3, cutoff=0.4) or columns[:3]
             raise UserError(
-                f"{'Several columns are' if found else 'There is no column'} called {name}: {', '.join(near)}."
+                f"{'Several columns are' if matches else 'There is no column'} called {name}: {', '.join(near)}."
             )
-        return found[0]
+        return matches[0]
 
     def where(self, conditions: Sequence[str]) -> "Results":
-        """The runs of which each `NAME=VALUE` is true.
+        """Selects the runs that satisfy every `NAME=VALUE`.
 
         Raises:
-          UserError: for what is no such condition, and where no run is left.
+          UserError: for a condition of another form, or if no run is left.
         """
-        keep = np.ones(self.table.num_rows, bool)
+        mask = np.ones(self.table.num_rows, bool)
         for condition in conditions:
             name, equals, text = condition.partition("=")
             if not equals:
                 raise UserError(f"--where takes NAME=VALUE, not {condition!r}.")
             wanted = _value(text)
-            keep &= [value == wanted or str(value) == text for value in self.table[self.column(name)].to_pylist()]
-        if not keep.any():
+            mask &= [value == wanted or str(value) == text for value in self.table[self.column(name)].to_pylist()]
+        if not mask.any():
             raise UserError(f"No run has {' and '.join(conditions)}.")
-        return dataclasses.replace(self, table=self.table.filter(pa.array(keep)))
+        summaries = tuple(itertools.compress(self.summaries, mask))
+        return dataclasses.replace(self, table=self.table.filter(pa.array(mask)), summaries=summaries)
 
     def grouped(self, by: Sequence[str]) -> pa.Table:
-        """A row for each combination of `by`: `runs` (finished ones), and each metric's mean and 95 % interval
-        (`METRIC`, `METRIC low`, `METRIC high`; no interval of a single run).
+        """Groups the finished runs: one row per combination of `by`, with `runs` (their number), and each metric's mean and 95 %
+        interval (`METRIC`, `METRIC low`, `METRIC high`; no interval of a single run).
 
         Raises:
-          UserError: for a column that is not there, or if no run is finished.
+          UserError: for an unknown column, or if no run is finished.
         """
         columns = [self.column(name) for name in by]
         groups: dict[tuple, list[dict]] = {}
@@ -113,35 +133,41 @@ class Results:
             for metric in self.metrics:
                 values = [member[metric] for member in members if member[metric] is not None]
                 low, high = interval(values) if len(values) > 1 else (None, None)
-                row |= {
-                    metric: float(np.mean(values)) if values else None,
-                    f"{metric} low": low,
-                    f"{metric} high": high,
-                }
+                mean = float(np.mean(values)) if values else None
+                row |= {metric: mean, f"{metric} low": low, f"{metric} high": high}
             rows.append(row)
         return _table(rows, list(rows[0]))
 
 
+@dataclasses.dataclass(frozen=True)
+class _Run:
+    """One row: what was measured, all settings, those that a sweep varies, and the summary."""
+
+    facts: dict[str, Any]
+    settings: dict[str, Any]
+    varied: dict[str, Any]
+    summary: Mapping[str, Any]
+
+
 def collect(folder: str) -> Results:
-    """Reads every run below a folder: single runs, members of packs, whatever made them.
+    """Reads every run below a folder: single runs and members of packs, of any command.
 
     Raises:
       UserError: if there is no run.
     """
     root = epath.Path(folder)
-    rows = [row for path in _folders(root) for row in _read(path, root)] if root.is_dir() else []
-    if not rows:
+    runs = [run for path in _folders(root) for run in _read(path, root)] if root.is_dir() else []
+    if not runs:
         raise UserError(f"There is no run in {folder}.")
-    own, settings = {}, {}
-    for row in rows:
-        own |= dict.fromkeys(row["own"])
-        settings |= dict.fromkeys(sorted(row["settings"]))
-    flat = [{**row["facts"], **row["settings"], **row["own"]} for row in rows]
-    named = {name for row in flat for name in row}
-    scores = sorted(name for name in named if name.startswith(("validation/", "test/", "frozen/")))
-    versions = sorted(name for name in named if name.startswith("version/"))
-    order = ["run", "state", *own, *(name for name in settings if name not in own), *scores, *MEASURED, *versions]
-    return Results(_table(flat, order), tuple(settings), tuple(own))
+    varied = list(dict.fromkeys(name for run in runs for name in run.varied))
+    settings = list(dict.fromkeys(name for run in runs for name in sorted(run.settings)))
+    flat = [{**run.facts, **run.settings, **run.varied} for run in runs]
+    names = {name for row in flat for name in row}
+    scores = sorted(name for name in names if name.startswith(("validation/", "test/", "frozen/")))
+    versions = sorted(name for name in names if name.startswith("version/"))
+    unvaried = [name for name in settings if name not in varied]
+    order = ["run", "state", *varied, *unvaried, *scores, *MEASURED, *versions]
+    return Results(_table(flat, order), tuple(settings), tuple(varied), tuple(run.summary for run in runs))
 
 
 def write(path: str, table: pa.Table) -> None:
@@ -155,64 +181,69 @@ def write(path: str, table: pa.Table) -> None:
         raise UserError(f"--out is {path!r}; its name must end in .csv or .parquet.")
     out.parent.mkdir(parents=True, exist_ok=True)
     with out.open("wb") as file:
-        (pyarrow.csv.write_csv if out.suffix == ".csv" else pyarrow.parquet.write_table)(table, file)
+        if out.suffix == ".csv":
+            pyarrow.csv.write_csv(table, file)
+        else:
+            pyarrow.parquet.write_table(table, file)
 
 
 def _folders(folder: epath.Path) -> Iterator[epath.Path]:
-    """Folders that hold runs, in order; nothing is looked for inside one, but for the members of a pack."""
+    """The folders of runs, in order; does not search inside a run's folder."""
     if any((folder / mark).exists() for mark in MARKS):
         yield folder
         return
-    linked = lambda child: os.path.islink(os.fspath(child))  # it would count a run twice
+    linked = lambda child: os.path.islink(os.fspath(child))  # a link would count a run twice
     children = [x for x in folder.iterdir() if not x.name.startswith(".") and x.is_dir() and not linked(x)]
     for child in sorted(children, key=lambda path: path.name):
         yield from _folders(child)
 
 
-def _read(path: epath.Path, root: epath.Path) -> Iterator[dict]:
-    """`{"facts", "settings", "own"}` of each run in a folder: one, or a pack's members."""
-    summary, record = read_json(path / SUMMARY), read_json(path / RECORD) or {}
-    members = path / "members"
+def _read(path: epath.Path, root: epath.Path) -> Iterator[_Run]:
+    """The run in a folder, or a pack's members."""
+    record, members = read_json(path / RECORD) or {}, path / "members"
     if members.exists():
         for member in sorted(members.iterdir(), key=lambda folder: folder.name):
-            yield _row(member, root, read_json(member / SUMMARY), record, held=path)
-        return
-    yield _row(path, root, summary, record)
+            yield _read_run(member, root, record, attempts_in=path)
+    else:
+        yield _read_run(path, root, record, attempts_in=path)
 
 
-def _row(
-    path: epath.Path, root: epath.Path, summary: Mapping | None, record: Mapping, held: epath.Path | None = None
-) -> dict:
-    """Of the run in `path`, whose state and record are those of the folder `held`, a pack's, if it is a member."""
-    own = dict(record.get("bindings", {}))
-    if summary is None:
-        state = state_of(held or path) if record else UNFINISHED
+def _read_run(path: epath.Path, root: epath.Path, record: Mapping[str, Any], attempts_in: epath.Path) -> _Run:
+    """Reads the run in `path`.
+
+    Args:
+      path: its folder.
+      root: the folder that was asked for.
+      record: the contents of `sweep.json`, of the run or of its pack.
+      attempts_in: the folder that records attempts: the run's, or its pack's.
+    """
+    varied = dict(record.get("bindings", {}))
+    summary, state = read_json(path / SUMMARY) or {}, DONE
+    if not summary:
+        state = state_of(attempts_in) if record else UNFINISHED
         if (path / SUMMARY).exists():
             state = "damaged"
-        summary = {"steps": last_step(path)}
-    else:
-        state = DONE
-    own |= {OF_MEMBER[name]: repr(summary[name]) for name in OF_MEMBER if summary.get(name) is not None}
+    varied |= {MEMBER_SETTINGS[name]: repr(summary[name]) for name in MEMBER_SETTINGS if summary.get(name) is not None}
     facts = {"run": _relative(path, root), "state": state, "trained": summary.get("trainable")}
     facts |= {name: summary.get(name) for name in MEASURED if name != "trained"}
+    if state != DONE:
+        facts["steps"] = last_step(path)
     facts |= {f"test/{name}": value for name, value in summary.get("scores", {}).items()}
     facts |= {f"version/{name}": value for name, value in summary.get("versions", {}).items()}
-    metric = summary.get("metric", "accuracy")
     facts |= {f"frozen/{key[7:]}": value for key, value in summary.items() if key.startswith("frozen_")}
-    if summary.get("validation") is not None:  # a run without a metric has none
-        facts[f"validation/{metric}"] = summary["validation"]
+    if summary.get("validation") is not None:  # a run without a metric has no such score
+        facts[f"validation/{summary.get('metric', 'accuracy')}"] = summary["validation"]
     settings = summary.get("settings") or record.get("settings", {})
     values = lambda texts: {name: _value(text) for name, text in texts.items()}
-    return {"facts": facts, "settings": values(settings), "own": values(own)}
+    return _Run(facts, values(settings), values(varied), summary)
 
 
 def _relative(path: epath.Path, root: epath.Path) -> str:
-    inside = str(path)[len(str(root)) :].strip("/")
-    return inside or path.name
+    return str(path)[len(str(root)) :].strip("/") or path.name
 
 
-def _value(text: str):
-    """A number, a truth value or a string; what else a literal may be stays a text, and so does a reference."""
+def _value(text: str) -> bool | int | float | str:
+    """The number, truth value or string of a literal; any other literal and a reference stay texts."""
     try:
         value = ast.literal_eval(text)
     except (ValueError, SyntaxError):
@@ -220,12 +251,12 @@ def _value(text: str):
     return value if isinstance(value, (bool, int, float, str)) else text
 
 
-def _table(rows: Sequence[Mapping], columns: Sequence[str]) -> pa.Table:
+def _table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> pa.Table:
     return pa.table({name: _array(name, [row.get(name) for row in rows]) for name in columns})
 
 
-def _array(name: str, values: list) -> pa.Array:
-    """One type for a column: numbers as floats if any is one; of different kinds, as texts."""
+def _array(name: str, values: list[Any]) -> pa.Array:
+    """A column of one type: integers become floats if any value is one; values of different kinds become texts."""
     kinds = {type(value) for value in values if value is not None}
     if name in COUNTS or not kinds - {int}:
         return pa.array(values, pa.int64())
@@ -236,7 +267,7 @@ def _array(name: str, values: list) -> pa.Array:
     return pa.array(values)
 
 
-def _pattern(values: Sequence[str]) -> tuple:
+def _pattern(values: Sequence[str]) -> tuple[int, ...]:
     """Which values are equal to which: the same for two columns that change together."""
     numbers: dict[str, int] = {}
     return tuple(numbers.setdefault(value, len(numbers)) for value in values)

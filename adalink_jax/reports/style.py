@@ -1,18 +1,23 @@
-"""The house's style of figures: one set of colours that the colour-blind can tell apart, sizes of a paper's columns, units on axes."""
+"""The style of all figures: colors that are distinct to color-blind readers, and the widths of a paper's columns."""
 
 import base64
+import contextlib
 import io
 import textwrap
+from collections.abc import Sequence
+from typing import Any
 
 import matplotlib
 from cycler import cycler
+from etils import epath
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 # Okabe and Ito (2008), without yellow, which is faint on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 COLUMN, PAGE = 3.25, 6.75  # inches: one column and a page of two
-SETTINGS = {
+SETTINGS: dict[Any, Any] = {
     "font.size": 8, "axes.titlesize": 8, "axes.labelsize": 8, "legend.fontsize": 7, "xtick.labelsize": 7, "ytick.labelsize": 7,
     "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25, "lines.linewidth": 1.2,
     "lines.markersize": 4, "legend.frameon": False, "svg.fonttype": "none", "svg.hashsalt": "adalink", "pdf.fonttype": 42,
@@ -20,13 +25,19 @@ SETTINGS = {
 }  # fmt: skip
 
 
-def applied():
-    """The style, while entered: everything of a figure is drawn under it."""
+def applied() -> contextlib.AbstractContextManager[None]:
+    """Applies the style inside the context; every part of a figure must be drawn there."""
     return matplotlib.rc_context(SETTINGS)
 
 
-def panels(count: int, columns: int = 2, height: float = 2.3, share_y: bool = False):
-    """A figure of a page's width with `count` panels.
+def panels(count: int, columns: int = 2, height: float = 2.3, share_y: bool = False) -> tuple[Figure, list[Axes]]:
+    """Makes a figure with `count` panels, as wide as a page, or as a paper's column if `columns` is 1.
+
+    Args:
+      count: number of panels.
+      columns: panels per row.
+      height: of a panel, in inches.
+      share_y: whether panels share their y axis.
 
     Returns:
       The figure, and its panels in order.
@@ -42,25 +53,25 @@ def panels(count: int, columns: int = 2, height: float = 2.3, share_y: bool = Fa
 
 
 def upright(label: str) -> str:
-    """The label of a y axis, in lines that are no longer than a panel is high."""
+    """Breaks the label of a y axis into lines that are no longer than a panel is high."""
     return textwrap.fill(label, 24, break_long_words=False)
 
 
-def legend(figure: Figure, axes) -> None:
-    """One legend for all panels, under them, of as many columns as the figure is wide enough for."""
-    found = {}
+def legend(figure: Figure, axes: Sequence[Axes]) -> None:
+    """Draws one legend for all panels, below them, with as many columns as fit into the figure's width."""
+    handles = {}
     for axis in axes:
-        found |= dict(reversed(pair) for pair in zip(*axis.get_legend_handles_labels()))
+        handles |= {label: handle for handle, label in zip(*axis.get_legend_handles_labels())}
     with applied():
-        for columns in range(min(len(found), 4), 0, -1):
-            drawn = figure.legend(found.values(), found.keys(), loc="outside lower center", ncols=columns)
+        for columns in range(min(len(handles), 4), 0, -1):
+            drawn = figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=columns)
             if drawn.get_window_extent().width <= 0.95 * figure.bbox.width or columns == 1:
                 break
             drawn.remove()
 
 
 def svg(figure: Figure) -> str:
-    """The figure as an element of HTML."""
+    """The figure as an HTML element."""
     out = io.StringIO()
     with applied():
         figure.savefig(out, format="svg", metadata={"Date": None})
@@ -68,8 +79,8 @@ def svg(figure: Figure) -> str:
     return text[text.index("<svg") :]
 
 
-def save(figure: Figure, path) -> None:
-    """As the vector file that its name says: .pdf or .svg."""
+def save(figure: Figure, path: epath.Path) -> None:
+    """Writes a vector file, .pdf or .svg by its name."""
     with applied(), path.open("wb") as file:
         figure.savefig(
             file, format=path.suffix[1:], metadata={"CreationDate" if path.suffix == ".pdf" else "Date": None}
@@ -77,5 +88,5 @@ def save(figure: Figure, path) -> None:
 
 
 def embedded(picture: bytes, kind: str = "png") -> str:
-    """A picture as a URL that needs no network."""
+    """A picture as a URL that contains it."""
     return f"data:image/{kind};base64,{base64.b64encode(picture).decode()}"

@@ -1,1 +1,1 @@
-"""Methods side by side: tuning, equal budgets, what a step costs."""
+"""Methods side by side: tuned alike, trained alike, scored once on test."""

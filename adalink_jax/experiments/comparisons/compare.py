@@ -1,41 +1,47 @@
-"""Methods side by side on one task and base: each tuned with as many trials, over the same seeds, scored once on test.
+"""Compares methods on one task and base: equally many tuning trials each, the same seeds, scored once on test.
 
     MODEL_DIR/<method>/tune       learning rates, scored on validation
-    MODEL_DIR/<method>/budget     all seeds, TRAIN_STEPS, the learning rate that was chosen
-    MODEL_DIR/<method>/plateau    all seeds, that learning rate, constant, until validation gets no better
+    MODEL_DIR/<method>/budget     all seeds, TRAIN_STEPS, the chosen learning rate
+    MODEL_DIR/<method>/plateau    all seeds, that learning rate, constant, until validation stops improving
 
-Each is a pack, so a comparison that was stopped goes on where it was, and a method may be added later.
+Each is a pack, so a comparison that was stopped resumes where it was, and a method may be added later.
 """
 
 import dataclasses
-import json
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import gin
 from etils import epath
 
+from adalink_jax import configuration
+from adalink_jax.configuration import GinFlags
+from adalink_jax.configuration.requirements import COMPARISON, DATA, MODEL
 from adalink_jax.errors import UserError
 from adalink_jax.experiments.comparisons.cost import step_cost
 from adalink_jax.experiments.comparisons.tune import tune
+from adalink_jax.experiments.descriptions import check_names, check_seeds, slug, split_texts
+from adalink_jax.files.whole_file import read_json, write_json
 from adalink_jax.training.packs.run_pack import train_pack
 
 TUNE, PACK, PLATEAU = "gin/runs/tune.gin", "gin/runs/pack.gin", "gin/runs/plateau.gin"
-Configure = Callable[[Sequence[str], Mapping[str, str]], None]
 
 
 @gin.configurable
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """What is compared.
+    """The description of a comparison.
 
     Attributes:
       methods: name, for the tables -> its gin file and any bindings, such as `('gin/adapters/lora.gin', 'RANK = 4')`. The
-        others are compared with the first.
+        first method is the reference of all others.
       model_dir: folder of the comparison.
       seeds: of the runs that are scored on test.
       tuning_seeds: of the trials.
-      plateau_steps: the most steps of a run to its plateau; None leaves these runs out.
+      plateau_steps: maximum steps of a run to its plateau; None leaves these runs out.
+
+    Raises:
+      UserError: if two methods would share a folder, or there are too few methods or seeds.
     """
 
     methods: Mapping[str, Sequence[str]]
@@ -45,32 +51,26 @@ class Comparison:
     plateau_steps: int | None = None
 
     def __post_init__(self):
-        folders = [slug(name) for name in self.methods]
-        twice = next((folder for folder in folders if folders.count(folder) > 1 or not folder), None)
-        if twice is not None:
-            raise UserError(
-                f"Comparison.methods: each name needs letters or digits of its own; {twice!r} is not unique."
-            )
+        check_names(self.methods, "Comparison.methods")
         if len(self.methods) < 2:
             raise UserError("Comparison.methods names fewer than two methods; there is nothing to compare.")
-        if len(self.seeds) < 2:
-            raise UserError("Comparison.seeds has fewer than two seeds; an interval needs two, and better five.")
+        check_seeds(self.seeds, "Comparison.seeds")
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """What was found of one method.
+    """The results of one method.
 
     Attributes:
       name: the method's.
-      learning_rate: chosen of `trials`.
-      trials: runs that it was chosen from.
+      learning_rate: the one chosen among `trials`.
+      trials: number of runs that it was chosen from.
       edge: see `Tuned.edge`.
-      trainable: parameters.
-      budget, plateau: each seed's score on test, in the order of the seeds; `plateau` () where it was left out.
-      plateau_steps: each seed's steps to its best.
+      trainable: number of trained parameters.
+      budget, plateau: the score on test of each seed, in the order of the seeds; `plateau` is () if it was left out.
+      plateau_steps: the step of each seed's best score.
       step_seconds, peak_bytes: see `step_cost`.
-      file_bytes: of what leaves a run: the adapter's folder, or the trained model's.
+      file_bytes: size of what leaves a run: the adapter's folder, or the trained model's.
     """
 
     name: str
@@ -87,14 +87,14 @@ class Row:
 
 
 @dataclasses.dataclass(frozen=True)
-class Found:
-    """What a comparison found.
+class Compared:
+    """The results of a comparison.
 
     Attributes:
-      rows: of the methods.
+      rows: one per method, the reference first.
       task: its name.
-      metric: what the scores are.
-      steps: of the equal budget.
+      metric: of the scores.
+      steps: the equal budget.
       seeds: of the runs that were scored on test.
     """
 
@@ -105,88 +105,96 @@ class Found:
     seeds: tuple[int, ...]
 
 
-def slug(name: str) -> str:
-    """A method's name as a folder's."""
-    return re.sub(r"\W+", "_", name).strip("_").lower()
-
-
-def compare(
-    comparison: Comparison,
-    configure: Configure,
-    settings: Callable[[], dict[str, str]],
-    config_text: Callable[[], str],
-    on_part: Callable[[str, str], None] = lambda method, part: None,
-) -> Found:
-    """Makes, or goes on with, all of a comparison's runs.
-
-    Args:
-      comparison: what.
-      configure: `(files, macros)`: replaces gin's configuration by the comparison's, with a method's and a run's file under
-        it and `macros` (name -> literal) over it.
-      settings, config_text: see `train_pack`.
-      on_part: told what comes next.
+def read_comparison(flags: GinFlags) -> Comparison:
+    """Loads gin's flags, and reads the comparison that they describe.
 
     Raises:
-      as `train_pack`.
+      UserError: if the configuration is not valid.
     """
-    rows, options = [], {"settings": settings, "config_text": config_text}
-    for name, (file, *bindings) in comparison.methods.items():
-        folder = epath.Path(comparison.model_dir) / slug(name)
-        own = dict(map(_parsed, bindings))
+    configuration.load(flags, extra_files=(PACK,), require_all=False)
+    configuration.require(MODEL | DATA | COMPARISON)
+    return Comparison()  # pyright: ignore[reportCallIssue]  gin gives the arguments
 
-        def part(run_file: str, what: str, name=name, file=file, own=own, folder=folder, **macros):
-            on_part(name, what)
-            configure((file, run_file), own | {key: repr(value) for key, value in macros.items()})
-            return str(folder / what)
 
-        tuned = tune(part(TUNE, "tune", SEEDS=tuple(comparison.tuning_seeds)), **options)
-        trials = sum(len(trial.scores) for trial in tuned.trials)
-        if rows and trials != rows[0].trials:
-            raise UserError(
-                f"{name} has {trials} trials and {rows[0].name} {rows[0].trials}; give every method as many LEARNING_RATES."
-            )
-        chosen = {"LEARNING_RATES": (tuned.learning_rate,), "SEEDS": tuple(comparison.seeds)}
-        budget = train_pack(model_dir=part(PACK, "budget", **chosen), **options)
-        plateau = {"members": []}
-        if comparison.plateau_steps is not None:
-            steps = {"TRAIN_STEPS": comparison.plateau_steps}
-            plateau = train_pack(model_dir=part(PLATEAU, "plateau", **chosen, **steps), **options)
-        part(PACK, "cost", **chosen)
-        cost = _remembered(folder / "cost.json", step_cost)
-        score = f"adapted_{budget['metric']}"
-        rows.append(
-            Row(
-                name,
-                tuned.learning_rate,
-                trials,
-                tuned.edge,
-                budget["members"][0]["trainable"],
-                tuple(member[score] for member in budget["members"]),
-                tuple(member[score] for member in plateau["members"]),
-                tuple(member["step"] for member in plateau["members"]),
-                cost["step_seconds"],
-                cost["peak_bytes"],
-                _size(folder / "budget" / "members" / budget["members"][0]["name"]),
-            )
+def compare(comparison: Comparison, flags: GinFlags, on_part: Callable[[str, str], None]) -> Compared:
+    """Makes or resumes all runs of a comparison.
+
+    Args:
+      comparison: the description.
+      flags: gin's flags, which it was read from.
+      on_part: called with the method and the name of each part, before it starts.
+
+    Raises:
+      the errors of `train_pack`.
+    """
+    rows: list[Row] = []
+    task, metric, steps = "", "", 0
+    for name, texts in comparison.methods.items():
+        reference = rows[0] if rows else None
+        row, budget = _compare_one(
+            comparison, flags, name, texts, reference, lambda part, name=name: on_part(name, part)
         )
-    budget = {"task": budget["task"], "metric": budget["metric"], "steps": budget["total_steps"]}
-    return Found(tuple(rows), **budget, seeds=tuple(comparison.seeds))
+        task, metric, steps = budget["task"], budget["metric"], budget["total_steps"]
+        rows.append(row)
+    return Compared(tuple(rows), task, metric, steps, tuple(comparison.seeds))
 
 
-def _parsed(binding: str) -> tuple[str, str]:
-    name, equals, value = binding.partition("=")
-    if not equals:
-        raise UserError(f"Comparison.methods takes bindings like 'RANK = 4', not {binding!r}.")
-    return name.strip(), value.strip()
+def _compare_one(
+    comparison: Comparison,
+    flags: GinFlags,
+    name: str,
+    texts: Iterable[str],
+    reference: Row | None,
+    on_part: Callable[[str], None],
+) -> tuple[Row, dict[str, Any]]:
+    """The row of one method, and the summary of its pack of equal budget."""
+    folder = epath.Path(comparison.model_dir) / slug(name)
+    files, bindings = split_texts(texts, "Comparison.methods")
+    options = {"settings": configuration.used_settings, "config_text": configuration.operative_config}
 
+    def configure(run_file: str, part: str, **macros: object) -> str:
+        on_part(part)
+        current = flags
+        for macro, text in [*bindings, *((macro, repr(value)) for macro, value in macros.items())]:
+            current = current.binding(macro, text)
+        configuration.load(current, extra_files=(*files, run_file))
+        return str(folder / part)
 
-def _remembered(path: epath.Path, make: Callable[[], dict]) -> dict:
-    if not path.exists():
-        path.write_text(json.dumps(make()))
-    return json.loads(path.read_text())
+    tuned, _ = tune(configure(TUNE, "tune", SEEDS=tuple(comparison.tuning_seeds)), **options)
+    trials = sum(len(trial.scores) for trial in tuned.trials)
+    if reference is not None and trials != reference.trials:
+        raise UserError(
+            f"{name} has {trials} trials and {reference.name} {reference.trials}; give every method as many LEARNING_RATES."
+        )
+    chosen = {"LEARNING_RATES": (tuned.learning_rate,), "SEEDS": tuple(comparison.seeds)}
+    budget = train_pack(model_dir=configure(PACK, "budget", **chosen), **options)
+    plateau: dict[str, Any] = {"members": []}
+    if comparison.plateau_steps is not None:
+        steps = {"TRAIN_STEPS": comparison.plateau_steps}
+        plateau = train_pack(model_dir=configure(PLATEAU, "plateau", **chosen, **steps), **options)
+    configure(PACK, "cost", **chosen)
+    cost = read_json(folder / "cost.json")
+    if cost is None:
+        cost = step_cost()  # pyright: ignore[reportCallIssue]  gin gives the arguments
+        write_json(folder / "cost.json", cost)
+    score, first = f"adapted_{budget['metric']}", budget["members"][0]
+    row = Row(
+        name=name,
+        learning_rate=tuned.learning_rate,
+        trials=trials,
+        edge=tuned.edge,
+        trainable=first["trainable"],
+        budget=tuple(member[score] for member in budget["members"]),
+        plateau=tuple(member[score] for member in plateau["members"]),
+        plateau_steps=tuple(member["step"] for member in plateau["members"]),
+        step_seconds=cost["step_seconds"],
+        peak_bytes=cost["peak_bytes"],
+        file_bytes=_size(folder / "budget" / "members" / first["name"]),
+    )
+    return row, budget
 
 
 def _size(folder: epath.Path) -> int:
-    """Bytes of the trained files of one run."""
-    kept = folder / ("model" if (folder / "model").exists() else "adapter")
-    return sum(file.stat().length for file in kept.iterdir())
+    """Size of the trained files of one run, in bytes."""
+    trained = folder / ("model" if (folder / "model").exists() else "adapter")
+    return sum(file.stat().length for file in trained.iterdir())

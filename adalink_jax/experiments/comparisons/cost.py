@@ -1,4 +1,4 @@
-"""What one training step of a method costs: time, and memory as the compiler counts it."""
+"""The cost of one training step of a method: time, and memory as the compiler counts it."""
 
 import statistics
 import time
@@ -10,6 +10,7 @@ import numpy as np
 import optax
 
 from adalink_jax import parallel
+from adalink_jax.errors import UserError
 from adalink_jax.training.setup import Setup, load_parameters
 from adalink_jax.training.step import TrainState, make_train_step
 
@@ -18,16 +19,18 @@ WARM, TIMED = 3, 15
 
 @gin.configurable
 def step_cost(setup: Setup, optimizer: optax.GradientTransformation) -> dict[str, float]:
-    """Compiles and times the training step of one adapter, on a batch of padding of the data's shape.
+    """Compiles and times one adapter's training step, on a batch of padding with the shape of the data.
 
     Args:
       setup: model and data; its base is read.
       optimizer: for the trainable tree.
 
     Returns:
-      `step_seconds`, the median of `TIMED` steps; `peak_bytes`, arguments, outputs and temporaries of the compiled step, less
+      `step_seconds`, the median of `TIMED` steps; `peak_bytes`, the arguments, outputs and temporaries of the compiled step, less
       what it updates in place.
     """
+    if setup.dataset is None:
+        raise UserError("Setup.dataset is not set; add a task's file, such as --gin_file=gin/tasks/digits.gin.")
     mesh, rules = parallel.make_mesh(), parallel.logical_axis_rules()
     lengths, rows = setup.dataset.task_feature_lengths, setup.dataset.batch_size
     shapes = setup.model.backbone.abstract_batch(rows, lengths["inputs"], lengths["targets"])
@@ -44,6 +47,8 @@ def step_cost(setup: Setup, optimizer: optax.GradientTransformation) -> dict[str
             state, _ = jax.block_until_ready(compiled(state, params.frozen, placed))
             seconds.append(time.perf_counter() - started)
     memory = compiled.memory_analysis()
+    if memory is None:
+        raise UserError(f"JAX reports no memory of compiled programs on {jax.default_backend()}.")
     total = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
     return {
         "step_seconds": statistics.median(seconds[WARM:]),

@@ -1,1 +1,1 @@
-"""A scaling study: model size x base x task x method, each cell a pack of runs."""
+"""Scaling studies: bases of several sizes, tuned and adapted by several methods."""

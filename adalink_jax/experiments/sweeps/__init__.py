@@ -1,1 +1,1 @@
-"""Many runs of one description: their settings, plans, folders, processes, and what is shown meanwhile."""
+"""Many runs from one description: their settings, plans, folders and processes, and the progress display."""

@@ -1,7 +1,7 @@
-"""Runs a sweep's runs here: a few processes at once, each `adalink sweep --element`, which locks its run.
+"""Runs a sweep's runs on this machine: a few processes at once, each `adalink sweep --element`, which locks its run.
 
-Whatever is killed, finished runs are not started again, and started ones go on from their checkpoints: what was done is in
-the runs' folders, not here. The processes end when this one does, saving first.
+The state is in the runs' folders, not here: after any kill, finished runs are not started again, and unfinished ones resume
+from their checkpoints. The processes end when this one does, after saving.
 """
 
 import collections
@@ -10,9 +10,12 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+from rich.console import Console
 
 from adalink_jax.errors import Preempted, Stopped
 from adalink_jax.experiments.sweeps.board import Board
@@ -20,12 +23,12 @@ from adalink_jax.experiments.sweeps.run_folder import LOG, RunFolder, Taken
 from adalink_jax.preemption import NOTICES
 
 POLL_SECONDS, LOOK_SECONDS, FOLLOW_SECONDS = 0.1, 1.0, 1.0
-TRIES = 20  # of a run that is preempted again and again
-AGAIN = {Preempted.status, Taken.status, *(-number for number in NOTICES)}
+TRIES = 20  # starts of a run that is preempted again and again
+RESTARTED = {Preempted.status, Taken.status, *(-number for number in NOTICES)}
 
 
 def follow(parent: int) -> None:
-    """From now on this process gets SIGTERM when the process `parent`, which started it, is no more."""
+    """Makes this process receive SIGTERM when `parent`, the process that started it, ends."""
 
     def watch() -> None:
         while os.getppid() == parent:
@@ -35,37 +38,58 @@ def follow(parent: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
+def run_all(arguments: Sequence[str], runs: Mapping[str, RunFolder], parallel: int, console: Console) -> dict[str, str]:
+    """Makes all unfinished runs, each in its own process.
+
+    Args:
+      arguments: of an `adalink` command, whose `--element NAME` makes one run.
+      runs: name -> folder, in order.
+      parallel: number of runs at once.
+      console: shows the progress.
+
+    Returns:
+      Name -> reason, of the runs that failed.
+
+    Raises:
+      Stopped, Preempted: see `Runner.run`.
+    """
+    start = [sys.executable, "-m", "adalink_jax", *arguments, "--follow", str(os.getpid())]
+    runner = Runner(runs, lambda name: [*start, "--element", name], parallel, Board(len(runs), parallel, console))
+    runner.run()
+    return runner.failed
+
+
 class Runner:
-    """Runs what is not finished.
+    """Runs every run that is not finished.
 
     Args:
       runs: name -> folder, in order.
-      command: name -> what to start for it.
-      parallel: how many at once.
-      board: where it is shown.
+      command: name -> command line that makes it.
+      parallel: number of runs at once.
+      board: shows the progress.
 
     Attributes:
-      failed: name -> why, with the log's name.
+      failed: name -> reason, with the log's path.
     """
 
     def __init__(
-        self, runs: dict[str, RunFolder], command: Callable[[str], Sequence[str]], parallel: int, board: Board
+        self, runs: Mapping[str, RunFolder], command: Callable[[str], Sequence[str]], parallel: int, board: Board
     ):
         self._runs, self._command, self._parallel, self._board = runs, command, parallel, board
         self._waiting = collections.deque(name for name, run in runs.items() if not run.finished())
         self._running: dict[str, subprocess.Popen] = {}
-        self._tries = collections.Counter()
+        self._tries: collections.Counter[str] = collections.Counter()
         self._looked = 0.0
         self._signals: list[int] = []
         self.failed: dict[str, str] = {}
 
     def run(self) -> None:
-        """Until each run is finished or has failed.
+        """Returns when every run is finished or has failed.
 
         Raises:
-          Stopped, Preempted: after a signal, when all processes have saved and ended.
+          Stopped, Preempted: after a signal, once all processes have saved and ended.
         """
-        with self._signals_noted(), self._board:
+        with self._recording_signals(), self._board:
             try:
                 while (self._waiting and not self._signals) or self._running:
                     self._start_some()
@@ -73,21 +97,21 @@ class Runner:
                     self._show()
                     time.sleep(POLL_SECONDS)
             finally:
-                for process in self._running.values():  # only if something went wrong here
+                for process in self._running.values():  # any left only after an error above
                     process.kill()
         if self._signals:
             kind = Preempted if self._signals[0] in NOTICES else Stopped
-            raise kind("The sweep was stopped, and its runs have saved; the same command goes on.")
+            raise kind("The sweep was stopped, and its runs have saved; rerun the same command to resume.")
 
     @contextlib.contextmanager
-    def _signals_noted(self):
-        def note(number, _):
+    def _recording_signals(self) -> Iterator[None]:
+        def record(number, _):
             self._signals.append(number)
             again = number == signal.SIGINT and self._signals.count(number) > 1
             for process in self._running.values():  # a second Ctrl-C does not wait for checkpoints
                 process.kill() if again else process.terminate()
 
-        old = {number: signal.signal(number, note) for number in (signal.SIGINT, *NOTICES)}
+        old = {number: signal.signal(number, record) for number in (signal.SIGINT, *NOTICES)}
         try:
             yield
         finally:
@@ -112,14 +136,14 @@ class Runner:
         run = self._runs[name]
         run.path.mkdir(parents=True, exist_ok=True)
         with open(run.path / LOG, "a") as log:
-            # In a session of its own: Ctrl-C in the terminal comes to this process alone, which tells the others.
+            # A new session: Ctrl-C in the terminal reaches only this process, which passes it on.
             self._running[name] = subprocess.Popen(
                 self._command(name), stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
                 start_new_session=True,
             )  # fmt: skip
         self._tries[name] += 1
-        self._board.told(name, "started")
-        if self._signals:  # one that came while it was being started
+        self._board.report(name, "started")
+        if self._signals:  # one that came while the process was being started
             self._running[name].terminate()
 
     def _collect(self) -> None:
@@ -130,21 +154,22 @@ class Runner:
             del self._running[name]
             self._looked = 0.0
             if status == 0 and self._runs[name].finished():
-                self._board.told(name, "done")
+                self._board.report(name, "done")
             elif self._signals:
                 if not self._runs[name].finished():
                     self._waiting.append(name)
-            elif status in AGAIN and self._tries[name] < TRIES:
+            elif status in RESTARTED and self._tries[name] < TRIES:
                 self._waiting.append(name)
                 self._tries[name] -= status == Taken.status
-                self._board.told(name, "is another process's" if status == Taken.status else "preempted; it will go on")
+                taken = status == Taken.status
+                self._board.report(name, "another process trains it" if taken else "preempted; it will resume")
             else:
-                self.failed[name] = f"{self._why(name, status)}; see {self._runs[name].path / LOG}"
-                self._board.told(name, f"failed: {self.failed[name]}")
+                self.failed[name] = f"{self._reason(name, status)}; see {self._runs[name].path / LOG}"
+                self._board.report(name, f"failed: {self.failed[name]}")
 
-    def _why(self, name: str, status: int) -> str:
+    def _reason(self, name: str, status: int) -> str:
         if status == -signal.SIGKILL:
-            return "killed by SIGKILL, as by a system out of memory"
+            return "killed by SIGKILL, perhaps because memory ran out"
         if status < 0:
             return f"ended by {signal.Signals(-status).name}"
         text = (self._runs[name].path / LOG).read_bytes().decode(errors="replace")

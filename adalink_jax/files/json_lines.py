@@ -1,0 +1,28 @@
+"""Files of one JSON object per line, which processes append to and may be killed while they do."""
+
+import contextlib
+import json
+from typing import Any
+
+from etils import epath
+
+from adalink_jax.files.places import is_remote
+
+
+def append_json(path: epath.Path, row: dict[str, Any]) -> None:
+    """Appends one line; creates the file if it is missing."""
+    line = json.dumps(row) + "\n"
+    if is_remote(path):  # objects of a bucket cannot be appended to
+        path.write_text((path.read_text() if path.exists() else "") + line)
+        return
+    with path.open("a") as file:
+        file.write(line)
+
+
+def read_json_lines(path: epath.Path) -> list[dict[str, Any]]:
+    """Returns the complete lines, without any that a kill cut short; empty if the file is missing."""
+    rows = []
+    for line in path.read_text().splitlines() if path.exists() else ():
+        with contextlib.suppress(json.JSONDecodeError):
+            rows.append(json.loads(line))
+    return rows

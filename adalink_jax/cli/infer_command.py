@@ -9,7 +9,8 @@ import time
 from collections.abc import Callable
 
 from adalink_jax import configuration
-from adalink_jax.cli.arguments import MODEL, add_seqio, gin_parser, register, use_seqio
+from adalink_jax.cli.arguments import add_seqio, gin_parser, register, use_seqio
+from adalink_jax.configuration.requirements import MODEL
 from adalink_jax.errors import UserError
 
 ID_COLUMNS = {"glue": "idx", "vqav2": "question_id", "docvqa": "questionId", "coco": "image_id"}

@@ -61,7 +61,7 @@ def made_up(folder: pathlib.Path) -> Source:
     shapes = paths.unscanned_shapes(paths.flatten(tree))
     leaves = {name: leaf(name, shape, seed) for seed, (name, shape) in enumerate(shapes.items())}
     settings = {"mlp_activations": ("gelu", "linear"), "relpos_max_distance": 128}
-    return Source("made up", "made up", "1B", leaves, folder, settings)
+    return Source("made up", "made up", "1B", leaves, folder, {"language": settings})
 
 
 def measure(path: str, dtype: str, scan_layers: bool) -> dict:

@@ -65,7 +65,7 @@ def assert_equal(a, b):
 
 def test_a_base_comes_back_to_the_bit(params, base):
     loaded = load_base(base, abstract(params["backbone"]))
-    assert_equal(loaded.params, params["backbone"])
+    assert_equal(loaded.leaves, params["backbone"])
     config = json.loads((base / "base_config.json").read_text())
     assert config["parameters"] == sum(x.size for x in jax.tree.leaves(params["backbone"]))
 
@@ -73,7 +73,7 @@ def test_a_base_comes_back_to_the_bit(params, base):
 def test_a_base_loads_into_a_scanned_model(params, base):
     scanned = make(scan_layers=True)["backbone"]
     loaded = load_base(base, abstract(scanned))
-    assert_equal(loaded.params, restack(params["backbone"], scanned))
+    assert_equal(loaded.leaves, restack(params["backbone"], scanned))
     assert loaded.fingerprint == fingerprint(params["backbone"])
 
 
@@ -112,7 +112,7 @@ def test_a_digest_sees_every_single_bit(dtype):
 
 def test_frozen_leaves_can_be_stored_in_bfloat16(params, base):
     loaded = load_base(base, abstract(params["backbone"]), dtype=lambda name: "bfloat16")
-    assert {leaf.dtype for leaf in jax.tree.leaves(loaded.params)} == {jnp.dtype("bfloat16")}
+    assert {leaf.dtype for leaf in jax.tree.leaves(loaded.leaves)} == {jnp.dtype("bfloat16")}
     assert loaded.fingerprint == fingerprint(params["backbone"])
 
 

@@ -16,13 +16,13 @@ from test_t5_parity import assert_close
 from adalink_jax import T5, AdaptedModel, LoRA, PromptTuning, T5Config, parallel
 from adalink_jax.adapters import abstract_params, describe_adapter, make_adapter
 from adalink_jax.checkpoints import (
+    config_fields,
     fingerprint_of_source,
     load_adapter,
     open_adapter,
     open_source,
     read_adapter,
     save_adapter,
-    t5_fields,
 )
 from adalink_jax.errors import CheckpointError
 from adalink_jax.models import paths
@@ -69,7 +69,7 @@ def base(request, tmp_path_factory):
 
 def load(folder, adapter, adapter_path=None, **overrides):
     """Our model on the weights of `folder`; the adapter's leaves random where there is no file."""
-    config = T5Config(**t5_fields(open_source(folder)), **overrides)
+    config = T5Config(**config_fields(open_source(folder)), **overrides)
     model = AdaptedModel(T5(config), adapter)
     mesh, rules = parallel.make_mesh(), parallel.logical_axis_rules()
     setup = Setup(model, initial_checkpoint_path=str(folder), initial_adapter_path=adapter_path and str(adapter_path))
@@ -220,14 +220,14 @@ def test_lora_beyond_a_t5_keeps_our_names(tmp_path):
     ("lora", {"a_field_of_next_year": 1}, "has a_field_of_next_year = 1"),
     ("lora", {"task_type": "CAUSAL_LM"}, 'has task_type = "CAUSAL_LM"'),
     ("lora", {"r": "3"}, 'has r = "3"'),
-    ("lora", {"r": 2}, "has r = 2, but its decoder/layers_0/encoder_decoder_attention/query/down is"),
+    ("lora", {"r": 2}, "has r = 2, but its decoder/layers_0/encoder_decoder_attention/query/down has the"),
     ("lora", {"lora_alpha": None}, "has lora_alpha = null"),
     ("lora", {"peft_type": "IA3"}, "is PEFT's IA3"),
-    ("lora", {"peft_type": "PROMPT_TUNING"}, "no tensor of PEFT's PROMPT_TUNING"),
+    ("lora", {"peft_type": "PROMPT_TUNING"}, "not a tensor of PEFT's PROMPT_TUNING"),
     ("prompt", {"num_transformer_submodules": 2}, "has num_transformer_submodules = 2"),
     ("prompt", {"num_virtual_tokens": 6}, "has num_virtual_tokens = 6, but"),
     ("prompt", {"task_type": None}, "has task_type = null"),
-    ("prompt", {"peft_type": "LORA"}, "no tensor of PEFT's LORA"),
+    ("prompt", {"peft_type": "LORA"}, "not a tensor of PEFT's LORA"),
 ])  # fmt: skip
 def test_what_is_not_computed_here_is_refused(method, change, words, tmp_path):
     write_theirs(tmp_path, "T5 1.1", method)
@@ -249,7 +249,7 @@ def test_tensors_of_no_t5_are_refused(theirs, tmp_path):
     write_theirs(tmp_path, "T5 1.1", "lora")
     file = tmp_path / "adapter_model.safetensors"
     save_file(load_file(file) | {theirs: np.ones((3, 4), np.float32)}, file)
-    with pytest.raises(CheckpointError, match="which is no"):
+    with pytest.raises(CheckpointError, match="which is not"):
         open_adapter(tmp_path)
 
 
@@ -259,5 +259,5 @@ def test_another_alpha_is_refused(base, tmp_path):
     _, params = load(folder, OURS["lora"](form))
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), params["adapter"])
     load_adapter(tmp_path, abstract, "f" * 64, module=OURS["lora"](form))
-    with pytest.raises(CheckpointError, match=r"has alpha = 6.0, where 8.0 is wanted"):
+    with pytest.raises(CheckpointError, match=r"has alpha = 6.0, but the model has 8.0"):
         load_adapter(tmp_path, abstract, "f" * 64, module=LoRA(3, 8.0))

@@ -9,7 +9,7 @@ import pytest
 from references import FORMS, make_reference, tokens, torch
 
 from adalink_jax import T5, AdaptedModel, T5Config, checkpoints, parallel
-from adalink_jax.checkpoints import open_source, t5_fields
+from adalink_jax.checkpoints import open_source, config_fields
 from adalink_jax.models import Inputs
 from adalink_jax.models.decoding import BeamSearch, Sampling
 from adalink_jax.models.layers import relative_position_bucket
@@ -31,7 +31,7 @@ def pair(request, tmp_path_factory):
 def ours(folder, **overrides):
     """The model that a folder holds, loaded."""
     source = open_source(folder)
-    model = AdaptedModel(T5(T5Config(**t5_fields(source), **overrides)))
+    model = AdaptedModel(T5(T5Config(**config_fields(source), **overrides)))
     mesh, rules = parallel.make_mesh(), parallel.logical_axis_rules()
     with parallel.use_mesh(mesh, rules):
         loaded = load_parameters(Setup(model, initial_checkpoint_path=str(folder)), mesh, rules)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from etils import epath
 
-from adalink_jax.checkpoints import open_source, t5x
+from adalink_jax.checkpoints import open_source, t5x_format
 from adalink_jax.errors import CheckpointError
 
 REAL = pathlib.Path(__file__).parents[2] / "shared/data/ckpt_t5x_tiny_test/prompt_tuning_test_t5_1_1_tiny/checkpoint_3"
@@ -20,7 +20,7 @@ def test_every_parameter_of_the_real_file_comes_back_through_our_writer(tmp_path
     in_arrays = [leaf.size for leaf in source.leaves.values() if not leaf.origin.startswith("checkpoint: ")]
     assert sum(in_arrays) == 257_792
     assert sum(leaf.size for leaf in source.leaves.values()) == 257_856  # with what the msgpack holds itself
-    t5x.write(epath.Path(tmp_path / "checkpoint_3"), source, None)
+    t5x_format.write(epath.Path(tmp_path / "checkpoint_3"), source, None)
     again = open_source(tmp_path / "checkpoint_3")
     assert again.leaves.keys() == source.leaves.keys()
     for name, leaf in source.leaves.items():

@@ -9,7 +9,7 @@ import pytest
 from references import tokens, torch, transformers
 
 from adalink_jax import BLIP2, AdaptedModel, PaLI, QFormerConfig, T5Config, ViTConfig, checkpoints, parallel
-from adalink_jax.checkpoints import open_source, t5_fields
+from adalink_jax.checkpoints import config_fields, open_source
 from adalink_jax.checkpoints.positions import BICUBIC, BILINEAR, resample
 from adalink_jax.cli.main import main
 from adalink_jax.configuration import gin_root
@@ -212,10 +212,10 @@ def test_a_class_token_of_big_vision_has_no_position(siglip, tmp_path):
 
 def test_files_that_are_no_tower(tmp_path):
     np.savez(tmp_path / "other.npz", weights=np.zeros(3))
-    with pytest.raises(CheckpointError, match="no vision tower"):
+    with pytest.raises(CheckpointError, match="not a vision tower"):
         open_source(str(tmp_path / "other.npz"))
     np.savez(tmp_path / "pickled.npz", pos_embedding=np.array([{}], object))
-    with pytest.raises(CheckpointError, match="no plain .npz"):
+    with pytest.raises(CheckpointError, match="not a plain .npz"):
         open_source(str(tmp_path / "pickled.npz"))
     (tmp_path / "cut.npz").write_bytes((tmp_path / "other.npz").read_bytes()[:60])
     with pytest.raises(CheckpointError, match="damaged"):
@@ -259,7 +259,7 @@ def blip(request, tmp_path_factory):
 
 def ours(folder, reads, size=(28, 28), **overrides):
     """Our model with a folder's weights."""
-    config = T5Config(**t5_fields(open_source(folder)), **overrides)
+    config = T5Config(**config_fields(open_source(folder)), **overrides)
     qformer = QFormerConfig(QUERIES, 16, 4, 32, 3, 2, 50 if reads else 0, 40)
     backbone = BLIP2(config, ViTConfig(size, 7, 24, 4, 48, 2, **EVA, **overrides), qformer)
     return AdaptedModel(backbone), load(backbone, folder)
@@ -351,7 +351,7 @@ def test_scanned_and_unrolled_forms_of_an_image_and_text_model_agree(blip):
 
 def test_a_q_former_of_other_heads_is_refused(blip):
     _, folder, reads = blip
-    backbone = BLIP2(T5Config(**t5_fields(open_source(folder))), ViTConfig((28, 28), 7, 24, 4, 48, 2, **EVA),
+    backbone = BLIP2(T5Config(**config_fields(open_source(folder))), ViTConfig((28, 28), 7, 24, 4, 48, 2, **EVA),
                      QFormerConfig(QUERIES, 16, 2, 32, 3, 2, 50 if reads else 0, 40))  # fmt: skip
     with pytest.raises(CheckpointError, match="set QFormerConfig.num_heads"):
         load(backbone, folder)

@@ -1,5 +1,6 @@
-"""Files of parameters: base models of every format, adapter folders, and the fingerprint that ties the two together."""
+"""Files of parameters: base models of every format and family, adapter folders, and the fingerprint that ties the two."""
 
+from adalink_jax.checkpoints.adapter_facts import AdapterFacts, BaseReference
 from adalink_jax.checkpoints.adapter_files import (
     check_base,
     check_method,
@@ -11,32 +12,36 @@ from adalink_jax.checkpoints.adapter_files import (
 )
 from adalink_jax.checkpoints.architecture import (
     check_fit,
-    check_part_settings,
     check_settings,
+    config_fields,
     configs_of,
     settings_of,
+    sizes_of,
     stated_settings,
-    t5_fields,
-    t5_sizes,
 )
 from adalink_jax.checkpoints.convert import FORMATS, PASSES, check_destination, convert
-from adalink_jax.checkpoints.fingerprint import digests, fingerprint, fingerprint_of_source
+from adalink_jax.checkpoints.digests import digests, fingerprint, fingerprint_of_source
 from adalink_jax.checkpoints.load_base import Base, folder_of, load_base, open_source
 from adalink_jax.checkpoints.native import save_base
-from adalink_jax.checkpoints.source import counted
+from adalink_jax.checkpoints.source import Source, counted
 from adalink_jax.checkpoints.t5x_run import extract_adapter, open_t5x_run
+
+t5_sizes, t5_fields = sizes_of, config_fields  # names of earlier versions
 
 __all__ = [
     "FORMATS",
     "PASSES",
+    "AdapterFacts",
     "Base",
+    "BaseReference",
+    "Source",
     "check_base",
     "check_destination",
     "check_fit",
     "check_method",
-    "check_part_settings",
     "check_settings",
     "check_shapes",
+    "config_fields",
     "configs_of",
     "convert",
     "counted",
@@ -54,6 +59,7 @@ __all__ = [
     "save_adapter",
     "save_base",
     "settings_of",
+    "sizes_of",
     "stated_settings",
     "t5_fields",
     "t5_sizes",

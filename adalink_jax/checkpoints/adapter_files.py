@@ -1,13 +1,16 @@
-"""Adapters as files: a folder with PEFT's file names, `adapter_model.safetensors` and `adapter_config.json`.
+"""Adapter folders with PEFT's file names: `adapter_model.safetensors` and `adapter_config.json`.
 
-Our fields stand under one key, `adalink`, with a `format_version`; a file of any released version loads for ever. LoRA and
-prompt tuning are written in PEFT's layout, and read from PEFT's folders (`peft_files`); all else has our own names.
+This package's fields are under one key, `adalink`, with a `format_version`; files of every released version load. LoRA and
+prompt tuning are written in PEFT's layout and read from PEFT's folders (`peft_files`); other methods use this package's names.
 
 A file is not trusted: its header and configuration are checked before values are read, and nothing is unpickled.
 """
 
+import dataclasses
 import json
 import os
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -18,6 +21,7 @@ from etils import epath
 from adalink_jax import parallel
 from adalink_jax.adapters import describe_adapter
 from adalink_jax.checkpoints import peft_files
+from adalink_jax.checkpoints.adapter_facts import AdapterFacts, BaseReference
 from adalink_jax.errors import CheckpointError
 from adalink_jax.files import safetensors_file
 from adalink_jax.files.leaves import Leaf, from_array
@@ -27,145 +31,198 @@ from adalink_jax.version import __version__
 WEIGHTS, CONFIG, PICKLE = "adapter_model.safetensors", "adapter_config.json", "adapter_model.bin"
 FORMAT_VERSION = 1
 _MAX_CONFIG = 2**20  # bytes
-_OWN = "ADALINK"
-_UNSEEN = ("phi", "scale", "alpha")  # settings that decide the numbers and leave the shapes as they are
+_PEFT_TYPE = "ADALINK"
+_UNSEEN = ("phi", "scale", "alpha")  # settings that decide the numbers and that shapes do not show
+
+Folder = str | os.PathLike[str]
 
 
-def save_adapter(folder: str, adapter, about: dict) -> None:
-    """Writes the adapter's tree (names without the leading `adapter/`); all processes call it, the first writes.
+def save_adapter(folder: Folder, adapter: Mapping[str, Any], facts: AdapterFacts | Mapping[str, Any]) -> None:
+    """Writes an adapter's folder; all processes call it, process 0 writes.
 
     Args:
-      folder: made if absent.
-      adapter: nested dict of arrays, scanned or not.
-      about: `method`, `settings`, `base` (`name` and `fingerprint`), and further JSON-able facts.
+      folder: created if absent.
+      adapter: `{name in memory: array}` without the leading `adapter/`, flat or nested, scanned or not.
+      facts: the adapter's facts, or their JSON with at least `method`, `settings`, and `base` (`name`, `fingerprint`).
     """
-    leaves = paths.unscan(paths.flatten(parallel.to_host(adapter)))
-    parallel.once(_write, epath.Path(folder), leaves, about)
+    facts = facts if isinstance(facts, AdapterFacts) else AdapterFacts.from_json(facts)
+    leaves = paths.unscan(parallel.to_host(paths.flatten(adapter)))
+    parallel.once(_write, epath.Path(folder), leaves, facts)
 
 
-def _write(folder: epath.Path, leaves: dict[str, np.ndarray], about: dict) -> None:
+def _write(folder: epath.Path, leaves: dict[str, np.ndarray], facts: AdapterFacts) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    own = {"peft_type": _OWN, "task_type": "SEQ_2_SEQ_LM"}
-    tensors, fields = peft_files.to_peft(about, leaves) or (leaves, own)
+    native = {"peft_type": _PEFT_TYPE, "task_type": "SEQ_2_SEQ_LM"}
+    tensors, fields = peft_files.to_peft(facts, leaves) or (leaves, native)
     tensors = {name: from_array(np.ascontiguousarray(tensors[name]), name) for name in sorted(tensors)}
     safetensors_file.write_leaves(folder / WEIGHTS, tensors, {name: leaf.dtype for name, leaf in tensors.items()})
     config = fields | {
-        "base_model_name_or_path": about["base"]["name"],
-        "adalink": {"format_version": FORMAT_VERSION, "version": __version__, **about},
+        "base_model_name_or_path": facts.base.name,
+        "adalink": {"format_version": FORMAT_VERSION, "version": __version__, **facts.to_json()},
     }
     (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
-def open_adapter(folder: str) -> tuple[dict[str, Leaf], dict]:
-    """An adapter's leaves by our names, with no value read yet, and its facts.
+def open_adapter(folder: Folder) -> tuple[dict[str, Leaf], AdapterFacts]:
+    """Opens an adapter's folder and reads no values.
 
     Returns:
-      `(leaves, about)`: `about` has at least `method`, `settings` and `base` (`name` and `fingerprint`). A folder that PEFT
-      wrote does not say which base it belongs to; its fingerprint is None.
+      The leaves by this package's names, and the adapter's facts.
 
     Raises:
-      CheckpointError: for a folder that is no adapter, a damaged file, and what this package does not compute.
+      CheckpointError: for a folder that is not an adapter, a damaged file, and what this package does not implement.
     """
-    path, folder = os.fspath(folder), epath.Path(folder).expanduser()
-    if (folder / PICKLE).exists() and not (folder / WEIGHTS).exists():
+    path, directory = os.fspath(folder), epath.Path(folder).expanduser()
+    if (directory / PICKLE).exists() and not (directory / WEIGHTS).exists():
         raise CheckpointError(
             f"{path} holds {PICKLE}, a pickle, which is never opened; save it with PEFT as {WEIGHTS} (its default)."
         )
     for name in (CONFIG, WEIGHTS):
-        if not (folder / name).exists():
-            raise CheckpointError(f"{path} is no adapter: it has no {name} (a run writes one as `adapter/`).")
-    config = _read_config(folder / CONFIG, path)
-    leaves = safetensors_file.read_leaves(folder / WEIGHTS)
+        if not (directory / name).exists():
+            raise CheckpointError(
+                f"{path} is not an adapter: it has no {name}; give a folder such as a run's `adapter/`."
+            )
+    config = _read_config(directory / CONFIG, path)
+    leaves = safetensors_file.read_leaves(directory / WEIGHTS)
     for name, leaf in leaves.items():
         if any(part in ("", ".", "..") for part in name.split("/")):
             raise CheckpointError(
-                f"The adapter {path} holds a leaf named {name[:60]!r}, which is no name; train it again."
+                f"The adapter {path} holds a leaf named {name[:60]!r}, which is not a valid name; train it again."
             )
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
             raise CheckpointError(
-                f"The adapter {path} holds {name[:100]} as {leaf.dtype}; only floating-point numbers can be used, so save it "
-                f"as float32."
+                f"The adapter {path} holds {name[:100]} as {leaf.dtype}; only floating-point values are supported, so save "
+                f"it as float32."
             )
-    kind = config["peft_type"]
-    if kind in peft_files.TYPES:
-        leaves = peft_files.from_peft(leaves, kind, path)
+    peft_type = config["peft_type"]
+    if peft_type in peft_files.TYPES:
+        leaves = peft_files.from_peft(leaves, peft_type, path)
     elif "adalink" not in config:
         raise CheckpointError(
-            f"The adapter {path} is PEFT's {kind[:60]}; of PEFT's only {' and '.join(peft_files.TYPES)} can be used."
+            f"The adapter {path} is PEFT's {peft_type[:60]}; of PEFT's methods only {' and '.join(peft_files.TYPES)} are "
+            f"supported."
         )
-    return leaves, config["adalink"] if "adalink" in config else peft_files.describe(config, leaves, path)
+    if "adalink" in config:
+        return leaves, AdapterFacts.from_json(config["adalink"])
+    return leaves, peft_files.facts_of(config, leaves, path)
 
 
-def read_adapter(folder: str) -> tuple[dict[str, np.ndarray], dict]:
-    """An adapter's values by our names, and its facts (see `open_adapter`), whatever its method and base.
+def read_adapter(folder: Folder) -> tuple[dict[str, np.ndarray], AdapterFacts]:
+    """Reads an adapter of any method and base model.
+
+    Returns:
+      The values by this package's unscanned names, and the adapter's facts.
 
     Raises:
       CheckpointError: as `open_adapter`, and for values that are not finite.
     """
-    leaves, about = open_adapter(folder)
-    return _read(leaves, folder), about
+    leaves, facts = open_adapter(folder)
+    return _read(leaves, folder), facts
 
 
-def check_base(path: str, about: dict, base_fingerprint: str, remedy: str) -> None:
-    """Refuses an adapter that was trained on another base; `remedy` ends the sentence. One whose file does not tell its base
-    (PEFT's) passes."""
-    base = about["base"]
-    if base["fingerprint"] not in (None, base_fingerprint):
+def load_adapter(
+    folder: Folder,
+    abstract: Mapping[str, Any],
+    base_fingerprint: str,
+    allow_other_base: bool = False,
+    module: nn.Module | None = None,
+) -> tuple[dict[str, jax.Array], AdapterFacts]:
+    """Reads an adapter for a given base model.
+
+    Args:
+      folder: what `save_adapter` or PEFT wrote.
+      abstract: the wanted leaves by their names in memory, flat or nested: `jax.ShapeDtypeStruct`s with shardings.
+      base_fingerprint: the fingerprint of the base model that it is to work on.
+      allow_other_base: accept an adapter that was trained on another base model (transfer experiments).
+      module: the wanted method; settings that shapes do not show (phi, scale, alpha) are then compared too.
+
+    Returns:
+      The flat `{name in memory: array}`, on the wanted shardings, and the adapter's facts. If `facts.base.fingerprint` is
+      None, the file does not state its base model, and the base model was not checked.
+
+    Raises:
+      CheckpointError: for a folder that is not an adapter, a damaged file, another method, rank or setting, and another
+        base model.
+    """
+    leaves, facts = open_adapter(folder)
+    if not allow_other_base:
+        remedy = "load that base, or set ALLOW_OTHER_BASE = True for a transfer experiment"
+        check_base(folder, facts, base_fingerprint, remedy)
+    wanted = paths.flatten(abstract)
+    check_shapes(folder, facts, leaves, paths.unscanned_shapes(wanted))
+    if module is not None:
+        check_method(folder, facts, describe_adapter(module))
+    values = paths.rescan(_read(leaves, folder), wanted)
+    return {
+        name: jax.device_put(values[name].astype(leaf.dtype), leaf.sharding) for name, leaf in wanted.items()
+    }, facts
+
+
+def check_base(path: Folder, facts: AdapterFacts, base_fingerprint: str, remedy: str) -> None:
+    """Refuses an adapter that was trained on another base model; passes one whose file does not state its base (PEFT's).
+
+    Args:
+      path: the adapter, for the error.
+      facts: its facts.
+      base_fingerprint: the fingerprint of the base model that it is to work on.
+      remedy: what to do instead, which ends the error.
+    """
+    if facts.base.fingerprint not in (None, base_fingerprint):
         raise CheckpointError(
-            f"The adapter {path} was trained on another base: {base['name']} {base['fingerprint'][:12]}, this one is "
+            f"The adapter {path} was trained on another base: {facts.base.name} {facts.base.fingerprint[:12]}, this one is "
             f"{base_fingerprint[:12]}; {remedy}."
         )
 
 
-def check_shapes(path: str, about: dict, found: dict[str, Leaf], wanted: dict[str, tuple[int, ...]]) -> None:
-    """Refuses an adapter whose leaves are not those wanted (unscanned name -> shape); names the first that differs."""
-    for name in sorted(found.keys() | wanted.keys()):
-        have = tuple(found[name].shape) if name in found else None
-        want = wanted.get(name)
-        if have == want:
+def check_shapes(
+    path: Folder, facts: AdapterFacts, leaves: Mapping[str, Leaf], wanted: Mapping[str, tuple[int, ...]]
+) -> None:
+    """Refuses an adapter whose leaves are not the wanted ones (unscanned name -> shape); names the first that differs."""
+    for name in sorted(leaves.keys() | wanted.keys()):
+        shape = tuple(leaves[name].shape) if name in leaves else None
+        wanted_shape = wanted.get(name)
+        if shape == wanted_shape:
             continue
-        what = f"has {name[:100]} {have}, where {want} is wanted"
-        if have is None or want is None:
-            what = f"lacks {name} {want}" if have is None else f"has {name[:100]} {have}, which is not wanted"
+        if shape is None:
+            difference = f"lacks {name} {wanted_shape}"
+        elif wanted_shape is None:
+            difference = f"has {name[:100]} {shape}, which this model does not have"
+        else:
+            difference = f"has {name[:100]} {shape}, but this model has {wanted_shape}"
         raise CheckpointError(
-            f"The adapter {path} {what}; use its method and settings ({_settings_text(about)}), and the model that it is for."
+            f"The adapter {path} {difference}; use its method and settings, {facts.summary[:200]}, and the model that it was "
+            f"trained for."
         )
 
 
-def load_adapter(
-    folder: str, abstract, base_fingerprint: str, allow_other_base: bool = False, module: nn.Module | None = None
-):
-    """Reads an adapter for a given base.
-
-    Args:
-      folder: what `save_adapter` or PEFT wrote.
-      abstract: the adapter's tree wanted: `jax.ShapeDtypeStruct` leaves.
-      base_fingerprint: fingerprint of the base that it is to work on.
-      allow_other_base: take an adapter that was trained on another base (transfer experiments).
-      module: the method wanted; settings that shapes do not show (phi, scale, alpha) are then compared too.
-
-    Returns:
-      `(adapter, about)`: arrays on the leaves' shardings, and its facts. `about["base"]["fingerprint"]` is None where the
-      file does not tell its base, which then was not checked.
-
-    Raises:
-      CheckpointError: for a folder that is no adapter, a damaged file, another method, rank or setting, another base.
-    """
-    found, about = open_adapter(folder)
-    if not allow_other_base:
-        remedy = "load that base, or set ALLOW_OTHER_BASE = True for a transfer experiment"
-        check_base(folder, about, base_fingerprint, remedy)
-    wanted = paths.flatten(abstract)
-    check_shapes(folder, about, found, paths.unscanned_shapes(wanted))
-    if module is not None:
-        check_method(folder, about, describe_adapter(module))
-    whole = paths.rescan(_read(found, folder), wanted)
-    leaves = {name: jax.device_put(whole[name].astype(leaf.dtype), leaf.sharding) for name, leaf in wanted.items()}
-    return paths.unflatten(leaves), about
+def check_method(path: Folder, facts: AdapterFacts, wanted: Mapping[str, Any]) -> None:
+    """Refuses an adapter of another method than `wanted` (`describe_adapter`), or with another setting that shapes do not show."""
+    _check_settings(path, facts, {"method": facts.method, "settings": facts.settings}, wanted)
 
 
-def _read_config(file: epath.Path, path: str) -> dict:
-    """`adapter_config.json`, with a `peft_type`, and, under `adalink`, fields of the types that they should have."""
+def _check_settings(path: Folder, facts: AdapterFacts, stated: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    """Compares a module's description with the wanted one, and the modules among its settings in turn."""
+    remedy = f"use its method and settings, {facts.summary[:200]}"
+    if stated.get("method") != wanted["method"]:
+        raise CheckpointError(
+            f"The adapter {path} is {stated.get('method')}, but the model has {wanted['method']}; {remedy}."
+        )
+    settings = stated.get("settings", {})
+    unseen = (
+        _UNSEEN if "." not in wanted["method"] else wanted["settings"]
+    )  # any setting of a user's method may be unseen
+    for key, value in wanted["settings"].items():
+        if key in unseen and key in settings and settings[key] != value:
+            raise CheckpointError(
+                f"The adapter {path} has {key} = {settings[key]!r}, but the model has {value!r}; {remedy}."
+            )
+        if isinstance(value, list) and value and isinstance(value[0], dict):
+            for stated_module, wanted_module in zip(settings.get(key, ()), value):
+                _check_settings(path, facts, stated_module, wanted_module)
+
+
+def _read_config(file: epath.Path, path: str) -> dict[str, Any]:
+    """`adapter_config.json`, with a `peft_type`, and under `adalink` fields of the expected types."""
     damaged = lambda why: CheckpointError(f"{path}/{CONFIG} is damaged or cut short ({why}); copy or write it again.")
     if file.stat().length > _MAX_CONFIG:
         raise damaged(f"{file.stat().length:,} bytes are more than a configuration has")
@@ -173,35 +230,36 @@ def _read_config(file: epath.Path, path: str) -> dict:
         config = json.loads(file.read_text())
     except (ValueError, RecursionError) as e:
         raise damaged(str(e)) from e
-    if not isinstance(config, dict) or not isinstance(config.get("peft_type", _OWN), str):
-        raise damaged("it is no object with a peft_type")
+    if not isinstance(config, dict) or not isinstance(config.get("peft_type", _PEFT_TYPE), str):
+        raise damaged("it is not an object with a peft_type")
     if "adalink" not in config and "peft_type" not in config:
         raise damaged("it has neither adalink nor peft_type")
     if "adalink" in config:
         _check_fields(config["adalink"], path, damaged)
-    return {"peft_type": _OWN, **config}
+    return {"peft_type": _PEFT_TYPE, **config}
 
 
-def _check_fields(about, path: str, damaged) -> None:
-    if not isinstance(about, dict):
-        raise damaged("its adalink is no object")
-    version = about.get("format_version")
+def _check_fields(fields: Any, path: str, damaged: Callable[[str], CheckpointError]) -> None:
+    """Refuses an `adalink` object that `AdapterFacts.from_json` could not take; adds `settings` and `metrics` if absent."""
+    if not isinstance(fields, dict):
+        raise damaged("its adalink is not an object")
+    version = fields.get("format_version")
     if type(version) is not int or version < 1:
-        raise damaged("its format_version is no number from 1 on")
+        raise damaged("its format_version is not a positive integer")
     if version > FORMAT_VERSION:
-        raise CheckpointError(f"{path} was written by a newer version ({about.get('version')}); update adalink-jax.")
+        raise CheckpointError(f"{path} was written by a newer version ({fields.get('version')}); update adalink-jax.")
     for key, kind in (("method", str), ("settings", dict), ("base", dict), ("metrics", dict)):
         if key in ("settings", "metrics"):
-            about.setdefault(key, {})
-        if not isinstance(about.get(key), kind):
+            fields.setdefault(key, {})
+        if not isinstance(fields.get(key), kind):
             raise damaged(f"its {key} is missing or of a wrong type")
-    base = about["base"]
-    for key in ("name", "fingerprint"):
-        if key not in base or not isinstance(base[key], str | None):
-            raise damaged(f"the {key} of its base is missing or of a wrong type")
+    base = fields["base"]
+    for field in dataclasses.fields(BaseReference):
+        if not isinstance(base.get(field.name, 0), str | None):
+            raise damaged(f"the {field.name} of its base is missing or of a wrong type")
 
 
-def _read(leaves: dict[str, Leaf], path: str) -> dict[str, np.ndarray]:
+def _read(leaves: Mapping[str, Leaf], path: Folder) -> dict[str, np.ndarray]:
     values = {name: leaf.whole() for name, leaf in leaves.items()}
     for name, value in values.items():
         with np.errstate(over="ignore"):
@@ -211,33 +269,3 @@ def _read(leaves: dict[str, Leaf], path: str) -> dict[str, np.ndarray]:
                 f"The adapter {path} holds values that are not finite, in {name}; train it again from an earlier checkpoint."
             )
     return values
-
-
-def check_method(path: str, about: dict, wanted: dict) -> None:
-    """Refuses an adapter of another method, or with another setting that shapes do not show, than `wanted` (`describe_adapter`)."""
-    _check_settings(path, about, about, wanted)
-
-
-def _check_settings(path: str, about: dict, mine: dict, wanted: dict) -> None:
-    """Refuses settings that shapes do not show and that differ; `mine` and `wanted` are as `describe_adapter` gives them."""
-    if mine.get("method") != wanted["method"]:
-        raise CheckpointError(
-            f"The adapter {path} is {mine.get('method')}, where {wanted['method']} is wanted; use its method and settings "
-            f"({_settings_text(about)})."
-        )
-    found = mine.get("settings", {})
-    unseen = _UNSEEN if "." not in wanted["method"] else wanted["settings"]  # of others' methods any may be
-    for key, value in wanted["settings"].items():
-        if key in unseen and key in found and found[key] != value:
-            raise CheckpointError(
-                f"The adapter {path} has {key} = {found[key]!r}, where {value!r} is wanted; use its method and settings "
-                f"({_settings_text(about)})."
-            )
-        if isinstance(value, list) and value and isinstance(value[0], dict):
-            for one, other in zip(found.get(key, ()), value):
-                _check_settings(path, about, one, other)
-
-
-def _settings_text(about: dict) -> str:
-    settings = ", ".join(f"{key} {value}" for key, value in about.get("settings", {}).items())
-    return f"{about.get('method')}, {settings}"[:200]

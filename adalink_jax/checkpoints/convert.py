@@ -1,7 +1,7 @@
-"""A base model from one format to another.
+"""Base models converted from one format to another.
 
-Invariant: what was written is read again and has the source's fingerprint. `base_config.json`, `config.json` and t5x's
-`checkpoint` are written after the values, and files that are cut short are refused when they are read.
+Invariant: what was written is read back and has the source's fingerprint. `base_config.json`, `config.json` and t5x's
+`checkpoint` are written after the values, and a reader refuses files that are cut short.
 """
 
 import os
@@ -9,8 +9,8 @@ from collections.abc import Callable
 
 from etils import epath
 
-from adalink_jax.checkpoints import hugging_face, native, t5x
-from adalink_jax.checkpoints.fingerprint import fingerprint_of_source
+from adalink_jax.checkpoints import hugging_face, native, t5x_format
+from adalink_jax.checkpoints.digests import fingerprint_of_source
 from adalink_jax.checkpoints.load_base import BUNDLED, open_source
 from adalink_jax.checkpoints.source import Source, counted
 from adalink_jax.errors import CheckpointError
@@ -23,8 +23,8 @@ FORMATS = {
 PASSES = 3  # over the values: the source's fingerprint, the writing, the fingerprint of what was written
 
 
-def check_destination(folder: str) -> epath.Path:
-    """Refuses a place that is no folder, holds something, or cannot be made."""
+def check_destination(folder: str | os.PathLike[str]) -> epath.Path:
+    """Refuses a destination that is not a folder, is not empty, or cannot be created."""
     folder = os.fspath(folder)
     if folder.startswith((hugging_face.HUB, BUNDLED)):
         raise CheckpointError(f"Nothing can be written to {folder}; give a folder.")
@@ -33,21 +33,25 @@ def check_destination(folder: str) -> epath.Path:
         raise CheckpointError(f"{folder} exists and is not empty; give another folder, or delete it.")
     above = next((parent for parent in path.parents if parent.exists()), None)
     if "://" not in folder and above is not None and not (above.is_dir() and os.access(above, os.W_OK)):
-        raise CheckpointError(f"{folder} cannot be made: {above} is no folder that you may write to.")
+        raise CheckpointError(f"{folder} cannot be created: {above} is not a folder that you may write to.")
     return path
 
 
 def convert(
-    source: Source, folder: str, to: str, dtype: str | None = None, on_bytes: Callable[[int], None] = lambda n: None
+    source: Source,
+    folder: str | os.PathLike[str],
+    to: str,
+    dtype: str | None = None,
+    on_bytes: Callable[[int], None] = lambda count: None,
 ) -> str:
     """Writes `source` in another format.
 
     Args:
-      source: a base model; for `hf` its settings must hold `mlp_activations`.
-      folder: a new or an empty one.
+      source: a base model; for `hf` its settings must state every deciding field of its family.
+      folder: a new or an empty folder.
       to: one of `FORMATS`.
       dtype: "float32" or "bfloat16"; None keeps the source's.
-      on_bytes: told the bytes of values that were read, in all `PASSES` times those of the source if `dtype` is None.
+      on_bytes: called with the number of bytes of each read; they add up to `PASSES` times the source's if `dtype` is None.
 
     Returns:
       The fingerprint.
@@ -56,19 +60,18 @@ def convert(
       CheckpointError: if the folder is not empty, the format has no place for a leaf, or a file is damaged.
     """
     path, watched = check_destination(folder), counted(source, on_bytes)
-    if to == "hf":
-        stored = dtype or source.leaves["token_embedder/embedding"].dtype.name
-        config = hugging_face.config_of(source, source.settings["mlp_activations"], stored)
+    config = hugging_face.config_of(source, dtype) if to == "hf" else {}  # refuses before anything is written
     mark = fingerprint_of_source(watched)
     if to == "native":
         path.mkdir(parents=True, exist_ok=True)
         hugging_face.copy_vocabulary(source, path)
         native.write(path, watched, dtype, mark)
     elif to == "t5x":
-        t5x.write(path, watched, dtype)
+        t5x_format.write(path, watched, dtype)
     else:
         hugging_face.write(path, watched, config, dtype)
-    written = fingerprint_of_source(counted(open_source(folder), on_bytes))
-    if written != mark:
-        raise CheckpointError(f"{folder} was written, but does not read back as {source.path}; delete it.")
+    if fingerprint_of_source(counted(open_source(folder), on_bytes)) != mark:
+        raise CheckpointError(
+            f"{folder} was written, but does not read back with the values of {source.path}; delete it and convert again."
+        )
     return mark

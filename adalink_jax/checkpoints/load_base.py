@@ -1,7 +1,7 @@
-"""Base models from wherever they are: recognised by looking, every leaf from exactly one source, straight to its place.
+"""Loads base models: detects the format, takes every leaf from exactly one source, and reads it straight to its place.
 
 Invariant: after a load every leaf of the model that was not named as fresh comes from a file, and no leaf of a file, or of
-the part of it that was asked for, is left over.
+the part of it that was requested, is left over.
 """
 
 import dataclasses
@@ -16,9 +16,10 @@ import numpy as np
 from etils import epath
 
 from adalink_jax import parallel
-from adalink_jax.checkpoints import architecture, big_vision, hugging_face, native, positions, t5x
-from adalink_jax.checkpoints.architecture import LANGUAGE, VISION
-from adalink_jax.checkpoints.fingerprint import fingerprint
+from adalink_jax.checkpoints import big_vision, hugging_face, native, t5x_format
+from adalink_jax.checkpoints.architecture import check_fit, check_settings
+from adalink_jax.checkpoints.digests import fingerprint
+from adalink_jax.checkpoints.families.family import FAMILIES, LANGUAGE, Shapes
 from adalink_jax.checkpoints.source import Source
 from adalink_jax.errors import CheckpointError
 from adalink_jax.files.leaves import Leaf
@@ -32,13 +33,18 @@ _KNOWN = (
 )
 
 Renames = Sequence[tuple[str, str | None]]
+Paths = Mapping[str | None, str | None]  # part of the model (None: all of it) -> its checkpoint (None: fresh)
 
 
 def folder_of(path: str, must_exist: bool = False) -> epath.Path:
-    """Where a path that a user gave is: local or remote, `bundled:NAME`, or `hf://OWNER/NAME[@revision]`, downloaded.
+    """The local or remote folder of a path that a user gave: a folder, `bundled:NAME`, or `hf://OWNER/NAME[@revision]`.
+
+    Args:
+      path: the path; a repository of the Hub is downloaded.
+      must_exist: whether a path that is not a folder is an error.
 
     Raises:
-      CheckpointError: if it cannot be had, or, where it `must_exist`, is no folder.
+      CheckpointError: if it is not available.
     """
     if path.startswith(BUNDLED):
         return _bundled(path)
@@ -48,15 +54,15 @@ def folder_of(path: str, must_exist: bool = False) -> epath.Path:
     return folder
 
 
-def open_source(path: str) -> Source:
-    """Opens the checkpoint at `path`, whatever it is.
+def open_source(path: str | os.PathLike[str]) -> Source:
+    """Opens the checkpoint at `path` and detects its format.
 
     Raises:
-      CheckpointError: if there is nothing, or nothing known, or it is damaged.
+      CheckpointError: if there is no checkpoint, its format is not known, or it is damaged.
     """
     path = os.fspath(path)
     folder = folder_of(path)
-    if folder.name == t5x.FILE and folder.is_file():
+    if folder.name == t5x_format.FILE and folder.is_file():
         folder = folder.parent
     if folder.suffix == big_vision.SUFFIX and folder.is_file():
         return big_vision.open_file(folder, path)
@@ -64,26 +70,28 @@ def open_source(path: str) -> Source:
         raise CheckpointError(f"There is no folder {path}; give {_KNOWN}.")
     if native.is_folder(folder):
         return native.open_folder(folder, path)
-    if t5x.is_legacy(folder):
-        return t5x.open_legacy(folder, path)
-    if (arrays := t5x.orbax_folder(folder)) is not None:
-        return t5x.open_orbax(arrays, path)
+    if t5x_format.is_legacy(folder):
+        return t5x_format.open_legacy(folder, path)
+    if (arrays := t5x_format.orbax_folder(folder)) is not None:
+        return t5x_format.open_orbax(arrays, path)
     if hugging_face.is_folder(folder):
         return hugging_face.open_folder(folder, path)
-    inside = sorted(entry.name for entry in folder.iterdir())
-    if "adapter_config.json" in inside:
-        raise CheckpointError(f"{path} is an adapter, not a base model; INITIAL_ADAPTER_PATH takes it.")
-    steps = [name for name in inside if re.fullmatch(r"checkpoint_\d+", name)]
+    names = sorted(entry.name for entry in folder.iterdir())
+    if "adapter_config.json" in names:
+        raise CheckpointError(f"{path} is an adapter, not a base model; set INITIAL_ADAPTER_PATH to it instead.")
+    steps = [name for name in names if re.fullmatch(r"checkpoint_\d+", name)]
     if steps:
-        raise CheckpointError(f"{path} holds the checkpoints {', '.join(steps[-4:])}; give one, as {path}/{steps[-1]}.")
-    raise CheckpointError(f"{path} is no base model: it is none of {_KNOWN}.")
+        raise CheckpointError(
+            f"{path} holds the checkpoints {', '.join(steps[-4:])}; give one of them, such as {path}/{steps[-1]}."
+        )
+    raise CheckpointError(f"{path} is not a base model; give {_KNOWN}.")
 
 
 def _bundled(path: str) -> epath.Path:
     name = path.removeprefix(BUNDLED)
-    known = sorted(p.parent.name for p in _ASSETS.glob(f"*/{native.CONFIG}"))
-    if name not in known:
-        raise CheckpointError(f"There is no bundled base {name!r}; there are: {', '.join(known)}.")
+    names = sorted(p.parent.name for p in _ASSETS.glob(f"*/{native.CONFIG}"))
+    if name not in names:
+        raise CheckpointError(f"There is no bundled base model {name!r}; give one of {', '.join(names)}.")
     return epath.Path(_ASSETS) / name
 
 
@@ -92,111 +100,107 @@ class Base:
     """A loaded base model.
 
     Attributes:
-      params: nested dict of arrays, without the fresh leaves.
-      name: the base's name.
-      fingerprint: of the weights; None while leaves are still fresh.
-      sources: top folder of the leaves' names -> where they came from, for people.
+      leaves: `{name in memory: array}`, without the fresh leaves.
+      name: the base model's name.
+      fingerprint: the fingerprint of the weights; None while some leaves are fresh.
+      sources: top folder of the leaves' names -> where they came from, for messages.
     """
 
-    params: dict
+    leaves: dict[str, jax.Array]
     name: str
     fingerprint: str | None
     sources: dict[str, str]
 
+    @property
+    def params(self) -> dict[str, Any]:
+        """The leaves as a nested dict, as Flax takes them."""
+        return paths.unflatten(self.leaves)
+
 
 def load_base(
-    path: str | Mapping[str, str | None],
-    abstract,
+    path: str | os.PathLike[str] | Mapping[str, str | None],
+    abstract: Mapping[str, Any],
     dtype: Callable[[str], str] = lambda name: "float32",
     renames: Renames = (),
     configs: Mapping[str, Any] | None = None,
 ) -> Base:
-    """Reads a base model leaf by leaf, shard by shard, straight to its place.
+    """Reads a base model leaf by leaf and shard by shard, straight to its place.
 
     Args:
-      path: anything that `open_source` takes; or a mapping from a part of the model to one: a top folder of its names
-        (`vision`, `projection`), or `language` for all that no other key names. A part whose path is None is fresh.
-      abstract: the tree wanted: `jax.ShapeDtypeStruct` leaves, with shardings where there is a mesh.
-      dtype: name of a leaf in memory -> the dtype that it is stored in.
+      path: anything that `open_source` takes; or a mapping from parts of the model to such paths. A part is a top folder of
+        the leaves' names (`vision`, `projection`), or `language` for all leaves that no other key names. A part whose path
+        is None is fresh.
+      abstract: the wanted leaves by their names in memory, flat or nested: `jax.ShapeDtypeStruct`s, with shardings where
+        there is a mesh.
+      dtype: maps a name in memory to the dtype that the leaf is stored in.
       renames: see `rename`.
-      configs: the model's configurations (`configs_of`), compared with what the checkpoint states of them; a table of positions
-        for another resolution than the vision tower's is resampled. None compares shapes only.
+      configs: the configurations of the model's parts (`configs_of`), which are compared with what the checkpoint states;
+        positions for another resolution than the vision tower's are resampled. None compares shapes only.
 
     Raises:
-      CheckpointError: for a folder that is no base, leaves that are missing, left over or misshapen, a damaged file.
+      CheckpointError: for a path that is not a base model, leaves that are missing, left over or of another shape, and a
+        damaged file.
     """
     wanted = paths.flatten(abstract)
-    names = {name: paths.unscanned_names(name, leaf.shape) for name, leaf in wanted.items()}
-    shapes = paths.unscanned_shapes(wanted)
-    by_part = dict(path) if isinstance(path, Mapping) else {None: path}
-    parts = _parts(by_part, shapes)
-    found: dict[str, Leaf] = {}
-    opened: dict[str, Source] = {}
-    notes: dict[str | None, str] = {}
-    configs = configs or {}
-    for part, where in by_part.items():
-        if where is None:
-            continue
-        if where not in opened:
-            opened[where] = open_source(where)
-        source = opened[where]
-        leaves = rename(source.leaves, renames, where) if part is None or part == LANGUAGE else source.leaves
-        mine = {name: leaf for name, leaf in leaves.items() if _part_of(name, by_part) == part}
-        if _resample(mine, shapes, configs.get(VISION), source):
-            notes[part] = f", positions resampled ({source.position_rule})"
-        architecture.check_fit(
-            {name: leaf.shape for name, leaf in mine.items()}, {name: shapes[name] for name in parts[part]}, where
-        )
-        if LANGUAGE in configs and part in (None, LANGUAGE):
-            architecture.check_settings(source.settings, configs[LANGUAGE], where)
-        architecture.check_part_settings(source, configs, None if part is None else {part})
-        found |= mine
-    kept = {name: leaf for name, leaf in wanted.items() if names[name][0] in found}
-    readers = parallel.Readers()
-    params = {
-        name: _place(readers, leaf, [found[n] for n in names[name]], names[name] != [name], dtype(name))
-        for name, leaf in kept.items()
-    }
-    readers.finish()
-    params = paths.unflatten(params)
-    mark = fingerprint(params) if kept.keys() == wanted.keys() else None
-    stated = next(iter(opened.values())).fingerprint if len(by_part) == 1 and not renames else None
+    path_of_part: Paths = {**path} if isinstance(path, Mapping) else {None: os.fspath(path)}
+    shapes_of_part = _split(paths.unscanned_shapes(wanted), path_of_part)
+    sources = {part_path: open_source(part_path) for part_path in path_of_part.values() if part_path is not None}
+    leaves: dict[str, Leaf] = {}
+    notes: dict[tuple[str | None, str], str] = {}
+    for part, part_path in path_of_part.items():
+        if part_path is not None:
+            part_leaves, part_notes = _leaves_of_part(
+                part, sources[part_path], shapes_of_part[part], path_of_part, renames, configs or {}
+            )
+            leaves |= part_leaves
+            notes |= {(part, top): note for top, note in part_notes.items()}
+    arrays = _read(wanted, leaves, dtype)
+    mark = fingerprint(arrays) if arrays.keys() == wanted.keys() else None
+    stated = (
+        next(iter(sources.values())).fingerprint if len(path_of_part) == len(sources) == 1 and not renames else None
+    )
     if stated is not None and mark != stated and not notes:
         raise CheckpointError(
-            f"The weights in {path} do not have the fingerprint that {native.CONFIG} names; copy or write it again."
+            f"The weights in {path} do not have the fingerprint that {native.CONFIG} states; copy or write it again."
         )
-    sources = {}
-    for part, mine in parts.items():
-        where = by_part[part]
-        text = "fresh" if where is None else f"{where}, {opened[where].kind}"
-        for top in {name.split("/")[0] for name in mine}:
-            sources[top] = text + (notes.get(part, "") if top == VISION else "")
-    name = " + ".join(source.name for source in opened.values())
-    return Base(params, name, mark, sources)
+    descriptions = {}
+    for part, shapes in shapes_of_part.items():
+        part_path = path_of_part[part]
+        text = "fresh" if part_path is None else f"{part_path}, {sources[part_path].kind}"
+        for top in {name.split("/")[0] for name in shapes}:
+            descriptions[top] = text + notes.get((part, top), "")
+    return Base(arrays, " + ".join(source.name for source in sources.values()), mark, descriptions)
 
 
-def _resample(mine: dict[str, Leaf], shapes: Mapping, vision, source: Source) -> bool:
-    """Puts a table of positions in place that fits the model's resolution; says whether one had to be made."""
-    name = "vision/pos_embedding"
-    if vision is None or name not in mine or name not in shapes or mine[name].shape[0] == shapes[name][0]:
-        return False
-    mine[name] = positions.for_grid(mine[name], vision.grid, vision.class_token, source.position_rule, source.path)
-    return True
+def _leaves_of_part(
+    part: str | None, source: Source, shapes: Shapes, path_of_part: Paths, renames: Renames, configs: Mapping
+) -> tuple[dict[str, Leaf], dict[str, str]]:
+    """The leaves of one part, which fit the model, and what was changed to make them fit, by top folder."""
+    leaves = rename(source.leaves, renames, source.path) if part in (None, LANGUAGE) else source.leaves
+    leaves = {name: leaf for name, leaf in leaves.items() if _part_of(name, path_of_part) == part}
+    notes = {}
+    for family in FAMILIES:
+        if isinstance(config := configs.get(family.part), family.config):
+            leaves, note = family.resized(leaves, shapes, config, source)
+            notes |= {family.part: note} if note else {}
+    check_fit({name: leaf.shape for name, leaf in leaves.items()}, shapes, source.path)
+    check_settings(source, configs, part)
+    return leaves, notes
 
 
 def rename(leaves: Mapping[str, Leaf], renames: Renames, path: str) -> dict[str, Leaf]:
-    """Leaves under other names, for bases that are none of ours.
+    """Renames the leaves of a base model whose names no family of models knows.
 
     Args:
-      leaves: under t5x's names where the checkpoint is a T5, else under its own.
+      leaves: by this package's names where a family knows the checkpoint, otherwise by the checkpoint's.
       renames: `(regular expression, replacement)`; the first that matches a whole name is applied. A replacement of None
-        leaves the leaf out.
-      path: for errors.
+        drops the leaf.
+      path: the checkpoint, for errors.
 
     Raises:
-      CheckpointError: for an expression that is none or matches nothing, and two leaves of one new name.
+      CheckpointError: for an invalid expression, one that matches nothing, and two leaves with the same new name.
     """
-    out: dict[str, Leaf] = {}
+    renamed: dict[str, Leaf] = {}
     used = set()
     for name, leaf in leaves.items():
         new = name
@@ -208,58 +212,70 @@ def rename(leaves: Mapping[str, Leaf], renames: Renames, path: str) -> dict[str,
                     new = None if replacement is None else match.expand(replacement)
                     break
             except (re.error, IndexError) as e:
-                raise CheckpointError(f"CHECKPOINT_RENAMES: {expression!r} -> {replacement!r}: {e}.") from e
-        if new in out:
+                raise CheckpointError(f"CHECKPOINT_RENAMES: {expression!r} -> {replacement!r} is invalid: {e}.") from e
+        if new in renamed:
             raise CheckpointError(
-                f"CHECKPOINT_RENAMES gives {new} to two leaves of {path}: {out[new].origin} and {leaf.origin}."
+                f"CHECKPOINT_RENAMES gives the name {new} to two leaves of {path}: {renamed[new].origin} and {leaf.origin}."
             )
         if new is not None:
-            out[new] = leaf
+            renamed[new] = leaf
     unused = [expression for expression, _ in renames if expression not in used]
     if unused:
         raise CheckpointError(
-            f"CHECKPOINT_RENAMES: {unused[0]!r} matches no leaf of {path}; they are called {', '.join(list(leaves)[:3])}, ..."
+            f"CHECKPOINT_RENAMES: {unused[0]!r} matches no leaf of {path}; its leaves are {', '.join(list(leaves)[:3])}, ..."
         )
-    return out
+    return renamed
 
 
-def _part_of(name: str, by_part: Mapping) -> str | None:
+def _part_of(name: str, path_of_part: Paths) -> str | None:
     top = name.split("/")[0]
-    if top in by_part:
+    if top in path_of_part:
         return top
-    return LANGUAGE if LANGUAGE in by_part else None
+    return LANGUAGE if LANGUAGE in path_of_part else None
 
 
-def _parts(by_part: Mapping, shapes: Mapping) -> dict:
-    parts: dict = {part: [] for part in by_part}
-    for name in shapes:
-        part = _part_of(name, by_part)
+def _split(shapes: Shapes, path_of_part: Paths) -> dict[str | None, dict[str, tuple[int, ...]]]:
+    """The model's shapes by part."""
+    parts: dict[str | None, dict[str, tuple[int, ...]]] = {part: {} for part in path_of_part}
+    for name, shape in shapes.items():
+        part = _part_of(name, path_of_part)
         if part not in parts:
             raise CheckpointError(
                 f"INITIAL_CHECKPOINT_PATH names no source for {name}; add {name.split('/')[0]!r} or {LANGUAGE!r}."
             )
-        parts[part].append(name)
-    empty = [part for part, mine in parts.items() if not mine]
+        parts[part][name] = shape
+    empty = [part for part, part_shapes in parts.items() if not part_shapes]
     if empty:
         tops = sorted({name.split("/")[0] for name in shapes})
         raise CheckpointError(
-            f"INITIAL_CHECKPOINT_PATH names {empty[0]!r}, and this model has only {', '.join(tops)} ({LANGUAGE!r}: the rest)."
+            f"INITIAL_CHECKPOINT_PATH names {empty[0]!r}, but this model has only {', '.join(tops)} ({LANGUAGE!r}: the rest)."
         )
     return parts
 
 
-def _place(readers: parallel.Readers, wanted, parts: list[Leaf], stacked: bool, dtype: str) -> jax.Array:
-    """One leaf in memory, from its leaves in files; each device gets its own part (see `parallel.Readers`)."""
-    np_dtype = np.dtype(dtype)
+def _read(wanted: Mapping[str, Any], leaves: Mapping[str, Leaf], dtype: Callable[[str], str]) -> dict[str, jax.Array]:
+    """Those of the wanted arrays that `leaves` has, each device with its own part (see `parallel.Readers`)."""
+    readers, arrays = parallel.Readers(), {}
+    for name, leaf in wanted.items():
+        names = paths.unscanned_names(name, leaf.shape)
+        if names[0] in leaves:
+            parts, is_stacked = [leaves[part_name] for part_name in names], names != [name]
+            arrays[name] = _place(readers, leaf, parts, is_stacked, np.dtype(dtype(name)))
+    readers.finish()
+    return arrays
 
-    def read(index):
-        out = parallel.host_zeros([i.stop - i.start for i in index], np_dtype)
-        if stacked:
+
+def _place(readers: parallel.Readers, wanted: Any, parts: list[Leaf], is_stacked: bool, dtype: np.dtype) -> jax.Array:
+    """One array in memory from its leaves in files: one, or one per layer for a stack."""
+
+    def read(index: tuple[slice, ...]) -> np.ndarray:
+        out = parallel.host_zeros([i.stop - i.start for i in index], dtype)
+        if is_stacked:
             for row, i in enumerate(range(index[0].start, index[0].stop)):
                 parts[i].fill(out[row], index[1:])
         else:
             parts[0].fill(out, index)
         return out
 
-    grain = (1, *parts[0].grain) if stacked else parts[0].grain
-    return readers.array(wanted.shape, np_dtype, wanted.sharding, read, grain)
+    grain = (1, *parts[0].grain) if is_stacked else parts[0].grain
+    return readers.array(wanted.shape, dtype, wanted.sharding, read, grain)

@@ -1,4 +1,4 @@
-"""Learned position tables for another number of patches: resampled as the checkpoint's origin does it.
+"""Learned tables of positions for another number of patches, resampled by the rule of the checkpoint's origin.
 
     bilinear   big_vision: `scipy.ndimage.zoom(order=1)`, corners aligned
     bicubic    Hugging Face: `torch.nn.functional.interpolate(mode="bicubic", align_corners=False)`, no antialiasing
@@ -15,16 +15,19 @@ from adalink_jax.files.leaves import Leaf, computed
 
 BILINEAR, BICUBIC = "bilinear", "bicubic"
 RULES = (BILINEAR, BICUBIC)
-_A = -0.75  # of Keys' cubic convolution (1981), as torch has it
+_A = -0.75  # the parameter of Keys' cubic convolution (1981), as in torch
 
 
 def resample(table: np.ndarray, old: tuple[int, int], new: tuple[int, int], rule: str) -> np.ndarray:
-    """Positions [old rows x old columns, D], row-major -> float32 [new rows x new columns, D].
+    """Resamples positions for another grid of patches.
 
     Args:
-      table: one vector a patch.
+      table: one vector per patch, row by row, [old rows x old columns, D].
       old, new: rows and columns of patches.
       rule: one of `RULES`.
+
+    Returns:
+      float32 [new rows x new columns, D].
     """
     matrix = {BILINEAR: _bilinear, BICUBIC: _bicubic}[rule]
     grid = np.asarray(table, np.float64).reshape(*old, -1)
@@ -33,13 +36,13 @@ def resample(table: np.ndarray, old: tuple[int, int], new: tuple[int, int], rule
 
 
 def _bilinear(old: int, new: int) -> np.ndarray:
-    """Weights [new, old]: the first and the last of both fall together."""
+    """Weights [new, old]; the first and the last positions of both grids coincide."""
     at = np.linspace(0, old - 1, new) if new > 1 else np.zeros(1)
     return np.maximum(0, 1 - np.abs(at[:, None] - np.arange(old)))
 
 
 def _bicubic(old: int, new: int) -> np.ndarray:
-    """Weights [new, old]: pixels are areas; beyond the border the outermost is repeated."""
+    """Weights [new, old]; patches are areas, and the outermost is repeated beyond the border."""
     at = (np.arange(new) + 0.5) * old / new - 0.5
     first = np.floor(at).astype(int) - 1
     weights = np.zeros((new, old))
@@ -52,21 +55,28 @@ def _bicubic(old: int, new: int) -> np.ndarray:
 
 
 def for_grid(leaf: Leaf, grid: tuple[int, int], class_token: bool, rule: str, path: str) -> Leaf:
-    """The table in `leaf` for a model of `grid` patches; the class token's position, row 0, stays.
+    """Resamples a table of positions; the class token's position, row 0, is unchanged.
+
+    Args:
+      leaf: the table, [patches (+ 1), D].
+      grid: rows and columns of the model's patches.
+      class_token: whether row 0 is a class token's.
+      rule: one of `RULES`.
+      path: the checkpoint, for errors.
 
     Raises:
-      CheckpointError: if the patches of the table are no square.
+      CheckpointError: if the patches of the table do not form a square.
     """
     patches = leaf.shape[0] - class_token
     side = math.isqrt(patches)
     if side * side != patches:
         raise CheckpointError(
-            f"{path} has positions for {patches} patches, which are no square; they cannot be resampled to "
-            f"{grid[0]} x {grid[1]}."
+            f"{path} has positions for {patches} patches, which do not form a square, so they cannot be resampled to "
+            f"{grid[0]} x {grid[1]}; set ViTConfig.image_size to the checkpoint's."
         )
 
-    def make(table):
-        kept, rest = table[: int(class_token)], table[int(class_token) :]
-        return np.concatenate([kept.astype(np.float32), resample(rest, (side, side), grid, rule)])
+    def resampled(table: np.ndarray) -> np.ndarray:
+        token, patch_table = table[: int(class_token)], table[int(class_token) :]
+        return np.concatenate([token.astype(np.float32), resample(patch_table, (side, side), grid, rule)])
 
-    return computed((leaf,), (grid[0] * grid[1] + class_token, leaf.shape[1]), make, np.dtype(np.float32))
+    return computed((leaf,), (grid[0] * grid[1] + class_token, leaf.shape[1]), resampled, np.dtype(np.float32))

@@ -1,28 +1,17 @@
-"""What a checkpoint is to the loader, whatever its format: named leaves that are read piece by piece.
+"""An opened checkpoint, whatever its format: named leaves that are read piece by piece.
 
-Names are the unscanned ones of t5x (`encoder/layers_0/attention/query/kernel`); each format's module translates its own.
-Nothing is read before it is asked for, and never more than asked for.
+Names are the unscanned names of t5x (`encoder/layers_0/attention/query/kernel`); families of models translate the names of
+each format. Opening a checkpoint reads no values, and a read loads only the values that it returns.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from adalink_jax.files.leaves import Leaf
+import numpy as np
+from etils import epath
 
-
-def counted(source: "Source", on_bytes: Callable[[int], None]) -> "Source":
-    """`source`, that tells how many bytes of values each read gave."""
-
-    def watch(leaf):
-        def read(index):
-            values = leaf.read(index)
-            on_bytes(values.nbytes)
-            return values
-
-        return dataclasses.replace(leaf, read=read)
-
-    return dataclasses.replace(source, leaves={name: watch(leaf) for name, leaf in source.leaves.items()})
+from adalink_jax.files.leaves import Index, Leaf
 
 
 @dataclasses.dataclass
@@ -30,27 +19,26 @@ class Source:
     """An opened checkpoint.
 
     Attributes:
-      kind: what it is, for people.
-      path: where it is, as it was asked for.
-      name: the base's name.
-      leaves: unscanned name -> leaf; the file's own names where they are no T5's.
-      settings: fields of `T5Config` that the format states and shapes do not show (`mlp_activations`).
-      part_settings: the same of other parts: `vision` (`ViTConfig`), `qformer` (`QFormerConfig`).
-      position_rule: how the vision tower's positions are resampled for another resolution (`positions.RULES`).
-      fingerprint: the one that the format states, or None.
-      config: the format's own configuration (`config.json`), or {}.
+      kind: its format, as messages name it.
+      path: where it is, as the user gave it.
+      name: the base model's name.
+      leaves: unscanned name -> leaf; the file's own names where no family of models knows it.
       folder: the local or remote folder of the files.
+      settings: part of the model (`language`, `vision`, `qformer`) -> the fields of that part's configuration that the
+        checkpoint states and that shapes do not show (`{"language": {"mlp_activations": ...}}`).
+      fingerprint: the fingerprint that the checkpoint states, or None.
+      config: the contents of `config.json`, or {}.
+      position_rule: how to resample the vision tower's positions for another resolution (`positions.RULES`).
     """
 
     kind: str
     path: str
     name: str
     leaves: dict[str, Leaf]
-    folder: Any
-    settings: dict[str, Any] = dataclasses.field(default_factory=dict)
+    folder: epath.Path
+    settings: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     fingerprint: str | None = None
-    config: dict[str, Any] = dataclasses.field(default_factory=dict)
-    part_settings: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
+    config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     position_rule: str = "bilinear"
 
     @property
@@ -67,3 +55,17 @@ class Source:
     def nbytes(self) -> int:
         """Bytes of the values in the files' dtypes."""
         return sum(leaf.nbytes for leaf in self.leaves.values())
+
+
+def counted(source: Source, on_bytes: Callable[[int], None]) -> Source:
+    """`source`, calling `on_bytes` with the number of bytes of each read."""
+
+    def watch(leaf: Leaf) -> Leaf:
+        def read(index: Index) -> np.ndarray:
+            values = leaf.read(index)
+            on_bytes(values.nbytes)
+            return values
+
+        return dataclasses.replace(leaf, read=read)
+
+    return dataclasses.replace(source, leaves={name: watch(leaf) for name, leaf in source.leaves.items()})

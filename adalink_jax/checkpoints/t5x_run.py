@@ -1,19 +1,22 @@
-"""A run of t5x of an adapted model (`adalink_jax.t5x`): its adapter as a file of ours."""
+"""Runs of t5x on an adapted model (`adalink_jax.t5x`): their adapter as a folder of this package."""
 
 import dataclasses
 import json
 import os
 import re
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from etils import epath
 
+from adalink_jax.checkpoints.adapter_facts import AdapterFacts, BaseReference
 from adalink_jax.checkpoints.adapter_files import save_adapter
-from adalink_jax.checkpoints.fingerprint import fingerprint_of_source
+from adalink_jax.checkpoints.digests import fingerprint_of_source
 from adalink_jax.checkpoints.load_base import open_source
 from adalink_jax.checkpoints.source import Source
 from adalink_jax.errors import CheckpointError
-from adalink_jax.models import paths
+from adalink_jax.files.leaves import Leaf
 
 ABOUT = "adapter.json"
 _BACKBONE, _ADAPTER = "backbone/", "adapter/"
@@ -27,93 +30,93 @@ class RunCheckpoint:
     Attributes:
       path: `MODEL_DIR/checkpoint_N`.
       step: N.
-      about: what the run left about its adapter: `method`, `settings`, `base`, `task`.
+      method, settings: the adapter's, as `adapters.make_adapter` takes them.
+      base_path: the checkpoint that the run started from.
+      task: the task or mixture that it was trained on.
       base: the backbone's leaves.
-      adapter: name -> leaf.
+      adapter: the adapter's leaves by name.
     """
 
     path: str
     step: int
-    about: dict
+    method: str
+    settings: Mapping[str, Any]
+    base_path: str
+    task: str
     base: Source
-    adapter: dict
+    adapter: Mapping[str, Leaf]
 
 
-def open_t5x_run(path: str) -> RunCheckpoint:
+def open_t5x_run(path: str | os.PathLike[str]) -> RunCheckpoint:
     """Opens the last checkpoint of a run, or a given one.
 
     Args:
       path: `MODEL_DIR`, or `MODEL_DIR/checkpoint_N`.
 
     Raises:
-      CheckpointError: if there is no checkpoint, or none of an adapted model.
+      CheckpointError: if there is no checkpoint, or it is not of an adapted model.
     """
     folder = epath.Path(os.fspath(path)).expanduser()
     if _step(folder) is None:
-        found = [at for at in (folder.iterdir() if folder.is_dir() else ()) if _step(at) is not None]
-        if not found:
+        steps = {step: at for at in (folder.iterdir() if folder.is_dir() else ()) if (step := _step(at)) is not None}
+        if not steps:
             raise CheckpointError(
                 f"{path} holds no checkpoint_N; give the MODEL_DIR of a run of t5x, or one of its checkpoints."
             )
-        folder = max(found, key=_step)
+        folder = steps[max(steps)]
     file = folder.parent / ABOUT
     if not file.exists():
         raise CheckpointError(
-            f"{folder.parent} has no {ABOUT}, which a run of gin/t5x/finetune.gin leaves; copy it there."
+            f"{folder.parent} has no {ABOUT}, which a run of gin/t5x/finetune.gin writes; copy it there from the run's MODEL_DIR."
         )
     source = open_source(str(folder))
-    of = lambda prefix: {n.removeprefix(prefix): leaf for n, leaf in source.leaves.items() if n.startswith(prefix)}
-    if not of(_BACKBONE) or not of(_ADAPTER):
+    below = lambda prefix: {n.removeprefix(prefix): leaf for n, leaf in source.leaves.items() if n.startswith(prefix)}
+    backbone, adapter = below(_BACKBONE), below(_ADAPTER)
+    if not backbone or not adapter:
         raise CheckpointError(
-            f"{folder} is no checkpoint of an adapted model: it has no leaves {_BACKBONE}... and {_ADAPTER}..."
+            f"{folder} is not a checkpoint of an adapted model: it lacks leaves {_BACKBONE}... or {_ADAPTER}...; give a "
+            f"checkpoint of a run of gin/t5x/finetune.gin."
         )
     try:
         stated = json.loads(file.read_text())
-        about = {name: kind(stated[name]) for name, kind in _FIELDS.items()}
+        method, settings, base, task, trainable = (kind(stated[name]) for name, kind in _FIELDS.items())
     except (ValueError, KeyError, TypeError) as e:
         raise CheckpointError(f"{file} is damaged or cut short ({type(e).__name__}: {e}); copy it again.") from e
-    if any(re.fullmatch(each, _BACKBONE + name) for each in about["trainable"] for name in of(_BACKBONE)):
+    if any(re.fullmatch(expression, _BACKBONE + name) for expression in trainable for name in backbone):
         raise CheckpointError(
-            f"{folder.parent} trained leaves of the backbone too ({', '.join(about['trainable'])}), which an adapter's folder cannot hold; "
-            f"use the whole checkpoint."
+            f"{folder.parent} trained leaves of the backbone too ({', '.join(trainable)}), which an adapter's folder cannot "
+            f"hold; use the whole checkpoint."
         )
-    base = dataclasses.replace(source, leaves=of(_BACKBONE))
-    return RunCheckpoint(str(folder), _step(folder), about, base, of(_ADAPTER))
+    base_source = dataclasses.replace(source, leaves=backbone)
+    return RunCheckpoint(str(folder), _step(folder) or 0, method, settings, base, task, base_source, adapter)
 
 
-def extract_adapter(run: RunCheckpoint, folder: str) -> dict:
-    """Writes the adapter of a run's checkpoint as a folder of ours; reads all of its base, for the fingerprint.
+def extract_adapter(run: RunCheckpoint, folder: str) -> AdapterFacts:
+    """Writes the adapter of a run's checkpoint as a folder; reads all of its base, for the fingerprint.
 
     Args:
-      run: from `open_t5x_run`; its `base` may count the bytes that are read.
-      folder: a new one.
+      run: from `open_t5x_run`; its `base` may count the bytes that are read (`counted`).
+      folder: a new folder.
 
     Returns:
-      The adapter's facts, as `open_adapter` gives them.
+      The adapter's facts.
 
     Raises:
-      CheckpointError: if the folder is there already, or an array is damaged.
+      CheckpointError: if the folder exists, or an array is damaged.
     """
     if epath.Path(folder).exists():
-        raise CheckpointError(f"{folder} is there already; delete it, or give another folder.")
-    base = epath.Path(run.about["base"].rstrip("/"))
+        raise CheckpointError(f"{folder} exists already; delete it, or give another folder.")
+    base = epath.Path(run.base_path.rstrip("/"))
     step = _step(base)
-    about = {
-        "method": run.about["method"],
-        "settings": run.about["settings"],
-        "task": run.about["task"],
-        "step": run.step,
-        "base": {
-            "name": base.name if step is None else f"{base.parent.name}@{step}",
-            "fingerprint": fingerprint_of_source(run.base),
-        },
-    }
-    leaves = {name: np.asarray(leaf.whole(), np.float32) for name, leaf in run.adapter.items()}
-    save_adapter(folder, paths.unflatten(leaves), about)
-    return about
+    name = base.name if step is None else f"{base.parent.name}@{step}"
+    facts = AdapterFacts(
+        run.method, run.settings, BaseReference(name, fingerprint_of_source(run.base)), task=run.task, step=run.step
+    )
+    save_adapter(folder, {name: np.asarray(leaf.whole(), np.float32) for name, leaf in run.adapter.items()}, facts)
+    return facts
 
 
 def _step(folder: epath.Path) -> int | None:
     """N of `checkpoint_N`; None for another name."""
-    found = re.fullmatch(r"checkpoint_(\d+)", folder.name)
-    return int(found[1]) if found else None
+    match = re.fullmatch(r"checkpoint_(\d+)", folder.name)
+    return int(match[1]) if match else None

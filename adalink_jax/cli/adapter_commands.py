@@ -1,4 +1,4 @@
-"""`adalink adapters`: look at an adapter's files, check them, fold them into their base, take them out of a run of t5x."""
+"""`adalink adapters`: show an adapter's folder, verify it, fold it into its base, extract one from a run of t5x."""
 
 import argparse
 import dataclasses
@@ -20,11 +20,11 @@ def adapters(argv: list[str]) -> int:
     parts = {"show": show, "verify": verify, "fold": fold, "extract": extract}
     parser = argparse.ArgumentParser(
         prog="adalink adapters",
-        description="Adapter folders, as a run or PEFT writes them.\n"
-        "  show     what one holds\n"
-        "  verify   read all of it, and compare it with its base\n"
-        "  fold     write its base with the adapter in it\n"
-        "  extract  write the adapter of a run of t5x as such a folder",
+        description="Work with adapter folders, which training runs and PEFT write.\n"
+        "  show     print what a folder holds\n"
+        "  verify   read all of a folder, and compare it with its base\n"
+        "  fold     write the base with the adapter folded into it\n"
+        "  extract  write the adapter of a run of t5x as a folder",
         epilog="example:\n  adalink adapters show runs/quickstart/adapter",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -35,20 +35,20 @@ def adapters(argv: list[str]) -> int:
 
 def show(argv: list[str]) -> int:
     """`adalink adapters show`."""
-    parser = plain_parser("adapters show", "What an adapter's folder holds. No value is read.",
-                          "adalink adapters show runs/quickstart/adapter")  # fmt: skip
+    description = "Print what an adapter's folder holds, without reading values."
+    parser = plain_parser("adapters show", description, "adalink adapters show runs/quickstart/adapter")
     parser.add_argument("path", help="an adapter's folder")
-    parser.add_argument("--json", action="store_true", help="print all of it, with every leaf, as one JSON object")
+    parser.add_argument("--json", action="store_true", help="print everything, with every leaf, as one JSON object")
     options = parser.parse_args(argv)
     register()
-    leaves, about = checkpoints.open_adapter(options.path)
+    leaves, facts = checkpoints.open_adapter(options.path)
     shapes = {name: list(leaf.shape) for name, leaf in sorted(leaves.items())}
     count = sum(math.prod(leaf.shape) for leaf in leaves.values())
     if options.json:
-        print(json.dumps({"parameters": count, "leaves": shapes, **about}))
+        print(json.dumps({"parameters": count, "leaves": shapes, **facts.to_json()}))
         return 0
-    facts = _facts(about) | {"parameters": f"{count:,} in {len(leaves)} leaves"}
-    print_facts(("adapter", options.path), *facts.items())
+    parameters = ("parameters", f"{count:,} in {len(leaves)} leaves")
+    print_facts(("adapter", options.path), *_rows(facts), parameters)
     print_facts(*((name, " x ".join(map(str, shape))) for name, shape in shapes.items()))
     return 0
 
@@ -57,34 +57,32 @@ def verify(argv: list[str]) -> int:
     """`adalink adapters verify`."""
     parser = plain_parser(
         "adapters verify",
-        "Read all of an adapter: every value is finite, its method can be made again, and, with --base, it was trained on\n"
-        "that base. What is wrong is one sentence and exit status 2.",
+        "Read all of an adapter and check that every value is finite, that its method and settings are valid, and, with\n"
+        "--base, that it was trained on that base. A failed check is one sentence and exit status 2.",
         "adalink adapters verify runs/quickstart/adapter --base bundled:pali_nano_instruct",
     )
     parser.add_argument("path", help="an adapter's folder")
-    parser.add_argument("--base", metavar="PATH", help="the base that it should be for")
+    parser.add_argument("--base", metavar="PATH", help="the base that it should have been trained on")
     options = parser.parse_args(argv)
     register()
     from adalink_jax.adapters import make_adapter
 
-    leaves, about = checkpoints.read_adapter(options.path)
-    make_adapter(about["method"], about["settings"])
-    rows = [("values", f"{sum(leaf.size for leaf in leaves.values()):,}, all finite"), ("method", _method(about))]
-    if options.base is None:
-        rows.append(("base", "not compared; name it with --base"))
-    else:
-        rows.append(("base", _compared(options.path, about, options.base)))
-    print_facts(("adapter", options.path), *rows)
+    leaves, facts = checkpoints.read_adapter(options.path)
+    make_adapter(facts.method, facts.settings)
+    base = "not compared; give it with --base" if options.base is None else _compare(options.path, facts, options.base)
+    values = f"{sum(leaf.size for leaf in leaves.values()):,}, all finite"
+    print_facts(("adapter", options.path), ("values", values), ("method", facts.summary), ("base", base))
     return 0
 
 
 def fold(argv: list[str]) -> int:
-    """`adalink adapters fold`; status 1 where the folded base has other logits than the adapter."""
+    """`adalink adapters fold`; exits with 1 if the folded base and the adapter have different logits."""
     parser = gin_parser(
         "adapters fold",
-        "Write a base with an adapter in it, as a native base model that needs no adapter: the text's in a table of the\n"
-        "encoder's own (any phi), the images' in the visual projection (phi identity), LoRA and norm tuning in the kernels and\n"
-        "scales. Compares the logits of a random batch. The model's gin file tells what shapes do not.",
+        "Fold an adapter into its base and write a native base model that needs no adapter. A text adapter becomes the\n"
+        "encoder's own embedding table (any phi), an image adapter goes into the visual projection (phi identity), LoRA and\n"
+        "norm tuning into the kernels and scales. The logits of a random batch are compared. The model's gin file gives the\n"
+        "settings that shapes do not show.",
         "adalink adapters fold runs/quickstart/adapter bases/folded --base bundled:pali_nano_instruct \\\n"
         "    --gin_file=gin/models/pali_nano.gin",
     )
@@ -94,23 +92,29 @@ def fold(argv: list[str]) -> int:
     flags, rest = configuration.parse_flags(argv)
     options = parser.parse_args(rest)
     if not flags.files:
-        parser.error("give the model's file, such as --gin_file=gin/models/pali_nano.gin")
+        parser.error("add the model's file, such as --gin_file=gin/models/pali_nano.gin")
     register()
     from adalink_jax.training.fold import fold_base
 
     backbone = shipped.configured_backbone(flags)
     if backbone.config.encoder_embedding:
-        raise UserError("The base has a folded table already (T5Config.encoder_embedding); fold into the base itself.")
+        raise UserError(
+            "The model has a folded table already (encoder_embedding = True); give the unfolded base and its gin file."
+        )
     configuration.check_all_used(flags)
-    found = fold_base(options.path, backbone, options.base, options.destination)
-    more = " --gin.T5Config.encoder_embedding=True" if found.encoder_embedding else ""
+    folded = fold_base(options.path, backbone, options.base, options.destination)
+    config = type(backbone.config).__name__
+    more = f" --gin.{config}.encoder_embedding=True" if folded.encoder_embedding else ""
     print_facts(
         ("wrote", f"{options.destination}: a native base model"),
-        ("fingerprint", found.fingerprint),
-        ("logits", f"the adapter changes them by {found.adapter:.1e} of their spread, folding by {found.folding:.1e}"),
+        ("fingerprint", folded.fingerprint),
+        (
+            "logits",
+            f"the adapter changes them by {folded.adapter:.1e} of their spread, folding by {folded.folding:.1e}",
+        ),
         ("use", f"""--gin.INITIAL_CHECKPOINT_PATH="'{options.destination}'"{more}"""),
     )
-    if found.folding > _TOLERANCE:
+    if folded.folding > _TOLERANCE:
         print(f"The folded base does NOT have the adapter's logits (allowed: {_TOLERANCE:.0e}).", file=sys.stderr)
         return 1
     return 0
@@ -120,8 +124,8 @@ def extract(argv: list[str]) -> int:
     """`adalink adapters extract`."""
     parser = plain_parser(
         "adapters extract",
-        "Write the adapter of a run of t5x (gin/t5x/finetune.gin) as an adapter's folder. The base is read once, for its\n"
-        "fingerprint.",
+        "Write the adapter of a run of t5x (gin/t5x/finetune.gin) as an adapter's folder. The base is read once, to compute\n"
+        "its fingerprint.",
         "adalink adapters extract gs://bucket/run adapters/mine",
     )
     parser.add_argument("path", help="MODEL_DIR, for its last checkpoint, or MODEL_DIR/checkpoint_N")
@@ -131,37 +135,38 @@ def extract(argv: list[str]) -> int:
     run = checkpoints.open_t5x_run(options.path)
     with bytes_bar("fingerprint", run.base.nbytes) as on_bytes:
         run = dataclasses.replace(run, base=checkpoints.counted(run.base, on_bytes))
-        about = checkpoints.extract_adapter(run, options.destination)
-    print_facts(("wrote", f"{options.destination}, from {run.path}"), *_facts(about).items())
+        facts = checkpoints.extract_adapter(run, options.destination)
+    print_facts(("wrote", f"{options.destination}, from {run.path}"), *_rows(facts))
     print_facts(("use", f"""--gin.INITIAL_ADAPTER_PATH="'{options.destination}'\""""))
     return 0
 
 
-def _method(about: dict) -> str:
-    settings = ", ".join(f"{name} {value}" for name, value in about["settings"].items())
-    return f"{about['method']} ({settings})"
+def _rows(facts: checkpoints.AdapterFacts) -> list[tuple[str, str]]:
+    """The facts that people look for, as `print_facts` takes them."""
+    mark = facts.base.fingerprint
+    rows = [("method", facts.summary)]
+    rows.append(
+        ("base", f"{facts.base.name}, " + (f"fingerprint {mark[:12]}" if mark else "its fingerprint is not stated"))
+    )
+    if facts.task is not None:
+        rows.append(("task", facts.task))
+    if facts.step is not None:
+        rows.append(("step", str(facts.step)))
+    if facts.metrics:
+        rows.append(("metrics", ", ".join(f"{name} {value:g}" for name, value in facts.metrics.items())))
+    if facts.versions:
+        rows.append(("versions", ", ".join(f"{name} {version}" for name, version in facts.versions.items())))
+    return rows
 
 
-def _facts(about: dict) -> dict[str, str]:
-    """What people ask of an adapter."""
-    mark = about["base"]["fingerprint"]
-    base = f"{about['base']['name']}, " + (f"fingerprint {mark[:12]}" if mark else "which weights, it does not say")
-    facts = {"method": _method(about), "base": base}
-    for key in ("task", "step"):
-        if key in about:
-            facts[key] = str(about[key])
-    if about.get("metrics"):
-        facts["metrics"] = ", ".join(f"{name} {value:g}" for name, value in about["metrics"].items())
-    if about.get("versions"):
-        facts["versions"] = ", ".join(f"{name} {value}" for name, value in about["versions"].items())
-    return facts
-
-
-def _compared(path: str, about: dict, base: str) -> str:
+def _compare(path: str, facts: checkpoints.AdapterFacts, base: str) -> str:
+    """Refuses another base than the adapter's; returns the row that `verify` prints."""
     source = checkpoints.open_source(base)
     with bytes_bar("fingerprint", source.nbytes) as on_bytes:
         mark = checkpoints.fingerprint_of_source(checkpoints.counted(source, on_bytes))
-    checkpoints.check_base(path, about, mark, "it cannot be used here")
+    checkpoints.check_base(path, facts, mark, "it cannot be used with this base, so give its own with --base")
     return (
-        f"{base}, fingerprint {mark[:12]}" if about["base"]["fingerprint"] else "the file does not say which it is for"
+        f"{base}, fingerprint {mark[:12]}"
+        if facts.base.fingerprint
+        else "not compared: the file does not state its base"
     )

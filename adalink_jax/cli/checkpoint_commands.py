@@ -1,9 +1,10 @@
-"""Commands on checkpoints: look at one, convert one, compare one with transformers."""
+"""Commands on base models: inspect, convert, compare with transformers, and export an adapter."""
 
-import dataclasses
+import argparse
 import json
 import re
 import sys
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -12,18 +13,23 @@ from adalink_jax.cli.arguments import bytes_bar, gin_parser, plain_parser, regis
 from adalink_jax.errors import CheckpointError
 from adalink_jax.serving import shipped
 
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from adalink_jax.interop import Comparison
+
 
 def inspect(argv: list[str]) -> int:
     """`adalink inspect`."""
     parser = plain_parser(
         "inspect",
-        "What a base model's checkpoint is: its format, leaves, sizes, dtypes, fingerprint, and which shipped gin file\n"
+        "Show a base model's checkpoint: its format, leaves, sizes, dtypes, fingerprint, and the shipped gin file that\n"
         "describes it. Values are read only for the fingerprint.",
         "adalink inspect hf://google/flan-t5-small",
     )
     parser.add_argument("path", help="a folder (native, Hugging Face, t5x), hf://OWNER/NAME[@revision] or bundled:NAME")
-    parser.add_argument("--json", action="store_true", help="print all of it, with every leaf, as one JSON object")
-    parser.add_argument("--no_fingerprint", action="store_true", help="read no values")
+    parser.add_argument("--json", action="store_true", help="print everything, with every leaf, as one JSON object")
+    parser.add_argument("--no_fingerprint", action="store_true", help="do not read values")
     options = parser.parse_args(argv)
     register()
     source = checkpoints.open_source(options.path)
@@ -33,7 +39,7 @@ def inspect(argv: list[str]) -> int:
             mark = checkpoints.fingerprint_of_source(checkpoints.counted(source, on_bytes))
         if source.fingerprint not in (None, mark):
             raise CheckpointError(
-                f"{options.path} does not have the fingerprint that it names; copy or write it again."
+                f"{options.path} does not have the fingerprint that it states; copy or write it again."
             )
     facts = {
         "path": options.path,
@@ -42,7 +48,7 @@ def inspect(argv: list[str]) -> int:
         "parameters": source.parameters,
         "bytes": source.nbytes,
         "dtypes": sorted({leaf.dtype.name for leaf in source.leaves.values()}),
-        "sizes": checkpoints.t5_fields(source),
+        "sizes": checkpoints.config_fields(source),
         "fits": list(shipped.fitting_models(source)),
         "fingerprint": mark,
     }
@@ -56,16 +62,14 @@ def inspect(argv: list[str]) -> int:
     from rich import filesize
 
     _print_leaves(source)
-    sizes = facts["sizes"] or "no T5: its leaves keep their own names, and CHECKPOINT_RENAMES gives them ours"
-    if isinstance(sizes, dict):
-        sizes = ", ".join(f"{key} {value}" for key, value in sizes.items())
-    none = "no shipped model; write its T5Config into a gin file of your own"
+    sizes = ", ".join(f"{key} {value}" for key, value in facts["sizes"].items())
+    none = "no shipped model; write the model's sizes into your own gin file"
     print_facts(
         ("kind", source.kind),
         ("name", source.name),
         ("parameters", f"{source.parameters:,}"),
         ("stored as", f"{', '.join(facts['dtypes'])}, {filesize.decimal(source.nbytes)}"),
-        ("sizes", sizes),
+        ("sizes", sizes or "unknown: its leaves keep their own names; CHECKPOINT_RENAMES maps them to this package's"),
         ("fits", ", ".join(facts["fits"]) or none),
         ("fingerprint", mark or "not computed"),
     )
@@ -76,19 +80,19 @@ def convert(argv: list[str]) -> int:
     """`adalink convert`."""
     parser = gin_parser(
         "convert",
-        "Write a base model in another format, leaf by leaf, and compare what was written with the source.\n"
+        "Write a base model in another format, leaf by leaf, and check that it reads back with the same values.\n"
         + "\n".join(f"  {name:<7} {text}" for name, text in checkpoints.FORMATS.items()),
         "adalink convert hf://google/flan-t5-small bases/flan_t5_small --to native --dtype bfloat16",
     )
     parser.add_argument("source", help="a folder (native, Hugging Face, t5x), hf://OWNER/NAME or bundled:NAME")
-    parser.add_argument("destination", help="a new folder; for t5x best called checkpoint_N, N its step")
+    parser.add_argument("destination", help="a new folder; for t5x name it checkpoint_N, N being the step")
     parser.add_argument("--to", required=True, choices=tuple(checkpoints.FORMATS))
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="of the values; by default the source's")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="dtype of the values; by default the source's")
     flags, options = _parse(parser, argv)
     register()
     source = checkpoints.open_source(options.source)
     if flags.files or options.to == "hf":
-        source = dataclasses.replace(source, settings=shipped.completed_settings(source, flags))
+        source = shipped.completed_source(source, flags)
         configuration.check_all_used(flags)
     with bytes_bar(f"to {options.to}", checkpoints.PASSES * source.nbytes) as on_bytes:
         mark = checkpoints.convert(source, options.destination, options.to, options.dtype, on_bytes)
@@ -103,15 +107,17 @@ def convert(argv: list[str]) -> int:
 
 
 def verify_base(argv: list[str]) -> int:
-    """`adalink verify-base`; status 1 where the numbers differ."""
+    """`adalink verify-base`; exits with 1 if the numbers differ."""
     parser = gin_parser(
         "verify-base",
         "Compare a base model with transformers in float32, on 20 prompts: the largest difference of the logits along\n"
-        "transformers' greedy outputs, and the greedy outputs themselves. Memory for one copy in float32 is needed.",
+        "transformers' greedy outputs, and the greedy outputs themselves. Needs memory for one float32 copy.",
         "adalink verify-base hf://google/flan-t5-small",
     )
     parser.add_argument("path", help="a folder (native, Hugging Face, t5x) or hf://OWNER/NAME[@revision]")
-    parser.add_argument("--reference", metavar="HF", help="Hugging Face folder of the same model; PATH, if it is one")
+    parser.add_argument(
+        "--reference", metavar="HF", help="Hugging Face folder of the same model; by default PATH, if it is one"
+    )
     parser.add_argument("--vocabulary", metavar="PATH", help="a spiece.model, or 'bytes'; by default the reference's")
     flags, options = _parse(parser, argv)
     register()
@@ -119,15 +125,15 @@ def verify_base(argv: list[str]) -> int:
     from adalink_jax.data import load_vocabulary
 
     source = checkpoints.open_source(options.path)
-    if not checkpoints.t5_sizes(source.shapes):
-        raise CheckpointError(f"{options.path} is no T5 ({source.kind}); only those can be compared.")
+    if not checkpoints.sizes_of(source.shapes):
+        raise CheckpointError(f"{options.path} is not a known language model ({source.kind}); give a T5.")
     if any(name.startswith("vision/") for name in source.leaves):
-        raise CheckpointError(f"{options.path} has a vision tower; only a T5 alone can be compared.")
+        raise CheckpointError(f"{options.path} has a vision tower; give a language model alone.")
     if options.reference is None and not source.config:
         raise CheckpointError(
             f"{options.path} is a {source.kind}; give the Hugging Face folder of the same model with --reference."
         )
-    source = dataclasses.replace(source, settings=shipped.completed_settings(source, flags))
+    source = shipped.completed_source(source, flags)
     configuration.check_all_used(flags)
     reference = options.reference or options.path
     checkpoints.folder_of(reference, must_exist=True)
@@ -139,7 +145,10 @@ def verify_base(argv: list[str]) -> int:
     print_facts(
         ("logits", f"largest difference {largest:.1e} of their spread (allowed: {interop.TOLERANCE:.0e})"),
         ("outputs", f"{same} of {len(rows)} greedy outputs are the same"),
-        ("so", f"{options.path} {'gives' if agrees else 'does NOT give'} the numbers of transformers with {reference}"),
+        (
+            "result",
+            f"{options.path} {'gives' if agrees else 'does NOT give'} the numbers of transformers with {reference}",
+        ),
     )
     return 0 if agrees else 1
 
@@ -151,14 +160,16 @@ def export(argv: list[str]) -> int:
         "Write a text adapter for transformers.\n"
         "  hf     the base as a Hugging Face folder with the adapter folded into the encoder's embedding table; computes\n"
         "         the logits of one input for its self-check, and needs memory for one copy of the base\n"
-        "  torch  the adapter, and a file of PyTorch that hooks it into the base and switches between several",
+        "  torch  the adapter, and a PyTorch module that hooks it into the base and switches between adapters",
         "adalink export runs/mine/adapter exports/mine --to hf --base hf://google/flan-t5-small",
     )
-    parser.add_argument("adapter", help="an adapter's folder, as a run writes it")
+    parser.add_argument("adapter", help="an adapter's folder")
     parser.add_argument("destination", help="a new folder")
     parser.add_argument("--to", required=True, choices=("hf", "torch"))
     parser.add_argument("--base", metavar="PATH", help="hf: the base that the adapter was trained on")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="hf: of all values; by default the base's")
+    parser.add_argument(
+        "--dtype", choices=("float32", "bfloat16"), help="hf: dtype of all values; by default the base's"
+    )
     flags, options = _parse(parser, argv)
     if (options.to == "hf") != (options.base is not None) or (options.to == "torch" and (options.dtype or flags.files)):
         parser.error("--to hf needs --base; --to torch takes neither --base nor --dtype nor gin files")
@@ -169,24 +180,25 @@ def export(argv: list[str]) -> int:
         interop.export_hook(options.adapter, options.destination)
         print_facts(
             ("wrote", options.destination),
-            ("use", f"README.md there shows how; {interop.HOOK_MODULE} is the file to import"),
+            ("use", f"see README.md there; {interop.HOOK_MODULE} is the module to import"),
         )
         return 0
     source = checkpoints.open_source(options.base)
-    source = dataclasses.replace(source, settings=shipped.completed_settings(source, flags))
+    source = shipped.completed_source(source, flags)
     configuration.check_all_used(flags)
     with bytes_bar("to hf", 2 * source.nbytes) as on_bytes:
-        found = interop.export_folded(options.adapter, source, options.destination, options.dtype, on_bytes)
+        changes = interop.export_folded(options.adapter, source, options.destination, options.dtype, on_bytes)
     print_facts(
         ("wrote", f"{options.destination}: the base with the folded adapter, for transformers 5"),
-        ("logits", f"the adapter changes them by {found['adapter']:.1e} of their spread, the stored table's rounding by "
-                   f"{found['rounding']:.1e}"),
+        ("logits", f"the adapter changes them by {changes['adapter']:.1e} of their spread, rounding the stored table by "
+                   f"{changes['rounding']:.1e}"),
         ("check", f"python {options.destination}/self_check.py (with the transformers that serves it)"),
     )  # fmt: skip
     return 0
 
 
-def _print_comparison(rows) -> None:
+def _print_comparison(rows: "list[Comparison]") -> None:
+    """One row per prompt."""
     from rich import box
     from rich.markup import escape
     from rich.table import Table
@@ -195,28 +207,28 @@ def _print_comparison(rows) -> None:
     for heading in ("prompt", "transformers", "adalink-jax", "difference"):
         table.add_column(heading, justify="right" if heading == "difference" else "left", overflow="fold")
     for row in rows:
-        ours = "the same" if row.same else row.ours
-        table.add_row(escape(row.prompt), escape(row.reference), escape(ours), f"{row.difference:.1e}")
+        output = "the same" if row.same else row.output
+        table.add_row(escape(row.prompt), escape(row.reference), escape(output), f"{row.difference:.1e}")
     _console().print(table)
 
 
-def _parse(parser, argv: list[str]):
-    """gin's flags and the command's own; a setting needs a model's file to be a setting of."""
+def _parse(parser: argparse.ArgumentParser, argv: list[str]) -> tuple[configuration.GinFlags, argparse.Namespace]:
+    """gin's flags and the command's options; refuses bindings without the model's file that they belong to."""
     flags, rest = configuration.parse_flags(argv)
     if flags.bindings and not flags.files:
         parser.error(f"--gin.{flags.bindings[0][0]} needs --gin_file with the model's file")
     return flags, parser.parse_args(rest)
 
 
-def _console():
-    """Wide enough for the names of leaves where the output is no terminal."""
+def _console() -> "Console":
+    """A console that is wide enough for the names of leaves if the output is not a terminal."""
     from rich.console import Console
 
     return Console(highlight=False, width=None if sys.stdout.isatty() else 120)
 
 
 def print_facts(*rows: tuple[str, str]) -> None:
-    """Two columns: a word, and what it is."""
+    """Prints two columns: a label, and its value."""
     from rich.markup import escape
     from rich.table import Table
 
@@ -228,13 +240,13 @@ def print_facts(*rows: tuple[str, str]) -> None:
     _console().print(table)
 
 
-def _print_leaves(source) -> None:
-    """Every leaf, equal layers on one line."""
+def _print_leaves(source: checkpoints.Source) -> None:
+    """Prints every leaf; equal leaves of several layers share a line."""
     from rich import box
     from rich.markup import escape
     from rich.table import Table
 
-    grouped: dict[tuple, int] = {}
+    grouped: dict[tuple[str, str, str], int] = {}
     for name, leaf in source.leaves.items():
         key = (re.sub(r"layers_\d+", "layers_*", name), " x ".join(map(str, leaf.shape)), leaf.dtype.name)
         grouped[key] = grouped.get(key, 0) + 1

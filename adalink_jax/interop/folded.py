@@ -1,4 +1,4 @@
-"""A base with a folded text adapter as an ordinary Hugging Face folder, with a check that it was loaded with the adapter.
+"""Exports a base with a folded text adapter as an ordinary Hugging Face folder, with a check that a reader uses the adapter.
 
 shared.weight                  the base's table, for the decoder (and for tied logits)
 encoder.embed_tokens.weight    the folded table
@@ -7,17 +7,18 @@ encoder.embed_tokens.weight    the folded table
 import pathlib
 import string
 from collections.abc import Callable
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from adalink_jax.adapters import fold_text
+from adalink_jax.adapters import AdaptedModel, fold_text
 from adalink_jax.adapters.folding import TABLE
-from adalink_jax.checkpoints import counted, fingerprint_of_source, hugging_face
+from adalink_jax.checkpoints import AdapterFacts, Source, counted, fingerprint_of_source, hugging_face
 from adalink_jax.checkpoints.adapter_files import check_base
 from adalink_jax.checkpoints.convert import check_destination
-from adalink_jax.checkpoints.source import Source
 from adalink_jax.errors import UserError
 from adalink_jax.files import safetensors_file
 from adalink_jax.files.leaves import from_array
@@ -27,7 +28,7 @@ from adalink_jax.models import Inputs
 
 TEMPLATES = pathlib.Path(__file__).parent / "templates"
 HF_ENCODER_TABLE = "encoder.embed_tokens.weight"
-_LENGTHS = 12, 6  # of the self-check's input and target
+_LENGTHS = 12, 6  # tokens of the self-check's input and target
 
 
 def export_folded(
@@ -35,38 +36,39 @@ def export_folded(
     source: Source,
     folder: str,
     dtype: str | None = None,
-    on_bytes: Callable[[int], None] = lambda n: None,
+    on_bytes: Callable[[int], None] = lambda count: None,
 ) -> dict[str, float]:
     """Writes the folder.
 
     Args:
-      adapter: an adapter's folder.
-      source: its base; its settings hold `mlp_activations`.
-      folder: a new or an empty one.
-      dtype: "float32" or "bfloat16", of all values; None keeps each of the base's, and gives the folded table its own's.
-      on_bytes: told the bytes of values that were read, in all twice the source's.
+      adapter: the adapter's folder.
+      source: its base; its settings state every deciding field of its family.
+      folder: a new or an empty folder.
+      dtype: "float32" or "bfloat16", the dtype of all values; None keeps the base's, and stores the folded table in the
+        dtype of the base's table.
+      on_bytes: called with the number of bytes of each read; they add up to twice the source's.
 
     Returns:
-      As shares of the spread of the logits of one input: `rounding`, what the stored table differs from the adapter by,
-      and `adapter`, what the adapter changes.
+      Largest changes of one input's logits, as shares of their spread: `rounding`, by rounding the stored table, and
+      `adapter`, by the adapter.
 
     Raises:
       CheckpointError: for files that do not fit each other, and a folder that is not empty.
       UserError: for an adapter that cannot be folded, or whose effect is lost when the table is rounded.
     """
     path = check_destination(folder)
-    module, params, about = read_text_adapter(adapter)
+    module, params, facts = read_text_adapter(adapter)
     table = source.leaves[TABLE].whole()
     stored = np.dtype(dtype) if dtype else table.dtype
-    config = hugging_face.config_of(source, source.settings["mlp_activations"], stored.name)
+    config = hugging_face.config_of(source, stored.name)
     source_read = counted(source, on_bytes)
-    check_base(adapter, about, fingerprint_of_source(source_read), "give that one with --base")
-    exact = fold_text(module, params, table)
+    check_base(adapter, facts, fingerprint_of_source(source_read), "give its own base with --base")
+    exact = np.asarray(fold_text(module, params, table))
     if np.array_equal(exact, table):
-        raise UserError(f"The adapter {adapter} changes nothing: it is the identity, as a fresh one is.")
+        raise UserError(f"The adapter {adapter} changes nothing, like a fresh one; export a trained adapter.")
     folded = exact.astype(stored)
-    check, found = _self_check(source, dtype, table.astype(stored), folded, exact)
-    if found["rounding"] > 0.1 * found["adapter"]:
+    check, changes = _self_check(source, dtype, table.astype(stored), folded, exact)
+    if changes["rounding"] > 0.1 * changes["adapter"]:
         raise UserError(
             f"Stored as {stored.name}, the folded table rounds away what the adapter {adapter} does; give --dtype float32."
         )
@@ -76,48 +78,61 @@ def export_folded(
         path / "self_check.safetensors", tensors, {name: leaf.dtype for name, leaf in tensors.items()}
     )
     (path / "self_check.py").write_text((TEMPLATES / "self_check.py").read_text())
-    fill_template("folded_README.md", path / "README.md", about, adapter=f"{found['adapter']:.2g}", dtype=stored.name)
-    return found
+    fill_template("folded_README.md", path / "README.md", facts, adapter=f"{changes['adapter']:.2g}", dtype=stored.name)
+    return changes
 
 
-def _self_check(source: Source, dtype: str | None, table, folded, exact) -> tuple[dict, dict[str, float]]:
+def _self_check(
+    source: Source, dtype: str | None, table: np.ndarray, folded: np.ndarray, exact: np.ndarray
+) -> tuple[dict[str, np.ndarray], dict[str, float]]:
     """The tensors of the self-check, and what `export_folded` returns."""
     inputs, targets = _example(len(table))
     all_bfloat16 = all(leaf.dtype.name == "bfloat16" for leaf in source.leaves.values())
-    weights = "bfloat16" if dtype == "bfloat16" or (dtype is None and all_bfloat16) else "float32"
-    model, weights = load_language_model(source, weights)
+    weights_dtype = "bfloat16" if dtype == "bfloat16" or (dtype is None and all_bfloat16) else "float32"
+    model, weights = load_language_model(source, weights_dtype)
     expected, unrounded, plain = (_logits(model, weights, rows[inputs], targets) for rows in (folded, exact, table))
-    distance = lambda a: float(np.abs(a - expected).max() / expected.std())
+    distance = lambda logits: float(np.abs(logits - expected).max() / expected.std())
     check = {"input_ids": inputs, "decoder_input_ids": targets, "logits": expected, "base_logits": plain}
     return check, {"rounding": distance(unrounded), "adapter": distance(plain)}
 
 
-def fill_template(name: str, path: epath.Path, about: dict, **facts: str) -> None:
-    """Writes a model card: the template's `$name`s stand for an adapter's facts."""
-    metrics = {k: v for k, v in about.get("metrics", {}).items() if isinstance(v, (int, float))}
+def fill_template(name: str, path: epath.Path, facts: AdapterFacts, **further: str) -> None:
+    """Writes a model card.
+
+    Args:
+      name: a file in `TEMPLATES`, with `$name`s for the adapter's facts.
+      path: the file to write.
+      facts: the adapter's facts.
+      **further: values for the template's other names.
+    """
+    metrics = {k: v for k, v in (facts.metrics or {}).items() if isinstance(v, (int, float))}
     score = ", ".join(f"{metric} {value:.3f}" for metric, value in sorted(metrics.items()))
     text = string.Template((TEMPLATES / name).read_text()).substitute(
-        base=about["base"]["name"], fingerprint=about["base"]["fingerprint"][:12], method=about["method"],
-        settings=", ".join(f"{k} {v}" for k, v in about["settings"].items()), task=about.get("task", "unknown"),
-        score=score or "none recorded", **facts,
-    )  # fmt: skip
+        base=facts.base.name,
+        fingerprint=(facts.base.fingerprint or "unknown")[:12],
+        method=facts.method,
+        settings=", ".join(f"{k} {v}" for k, v in facts.settings.items()),
+        task=facts.task or "unknown",
+        score=score or "no score recorded",
+        **further,
+    )
     path.write_text(text)
 
 
 def _example(vocab_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Ids of an input and of a decoder's input, int64 [1, L] and [1, T]: spread over the vocabulary, EOS at the end."""
+    """Random ids of an input, int64 [1, L], with EOS at its end, and of a decoder's input, int64 [1, T]."""
     rng = np.random.default_rng(0)
     inputs, targets = (rng.integers(3, vocab_size, (1, length)) for length in _LENGTHS)
     inputs[:, -1], targets[:, 0] = 1, 0
     return inputs, targets
 
 
-def _logits(model, weights, text: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """Logits float32 [1, T, V] of embedded inputs [1, L, D]."""
+def _logits(model: AdaptedModel, weights: dict[str, Any], text: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """Logits, float32 [1, T, V], of embedded inputs [1, L, D]."""
 
-    def run(weights, text):
+    def run(weights: dict[str, Any], text: jax.Array) -> jax.Array:
         backbone = model.backbone.bind({"params": weights["backbone"]})
-        encoded = backbone.encode(Inputs(text=text, text_mask=np.ones(text.shape[:2], bool)))
+        encoded = backbone.encode(Inputs(text=text, text_mask=jnp.ones(text.shape[:2], bool)))
         return backbone.decode(encoded, backbone.embed_target(targets))[0]
 
     with jax.default_matmul_precision("highest"):

@@ -1,4 +1,4 @@
-"""An adapter with the few lines of PyTorch that hook it into a model of `transformers`, for any phi."""
+"""Exports an adapter with a PyTorch module that hooks it into a model of `transformers`, for any phi."""
 
 from etils import epath
 
@@ -11,17 +11,21 @@ MODULE = "adalink_torch.py"
 
 
 def export_hook(adapter: str, folder: str) -> None:
-    """Writes the adapter's files, the module and a page on its use.
+    """Writes the adapter's files, the module, and a README.
+
+    Args:
+      adapter: the adapter's folder.
+      folder: a new or an empty folder.
 
     Raises:
-      CheckpointError: for a folder that is no adapter, and a destination that is not empty.
+      CheckpointError: for a folder that is not an adapter, and a destination that is not empty.
       UserError: for an adapter of more than the text.
     """
     path = check_destination(folder)
-    module, _, about = read_text_adapter(adapter)
+    module, _, facts = read_text_adapter(adapter)
     if module.share and module.kinds is None:
         raise UserError(
-            f"The adapter {adapter} has one pair for all kinds of input, and does not say whether images are among them; "
+            f"The adapter {adapter} has one pair for all kinds of input and does not state whether images are among them; "
             f"export it with --to hf, or train it with KINDS = ('text',)."
         )
     path.mkdir(parents=True, exist_ok=True)
@@ -29,4 +33,4 @@ def export_hook(adapter: str, folder: str) -> None:
         if file.name.startswith("adapter_"):
             file.copy(path / file.name, overwrite=True)
     (path / MODULE).write_text((TEMPLATES / MODULE).read_text())
-    fill_template("hook_README.md", path / "README.md", about)
+    fill_template("hook_README.md", path / "README.md", facts)

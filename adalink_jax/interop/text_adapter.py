@@ -1,35 +1,41 @@
 """What both exports read: an adapter of the text alone, its module, parameters and facts."""
 
+from typing import Any
+
 import flax.linen as nn
 import jax
-import numpy as np
+import jax.numpy as jnp
 
 from adalink_jax.adapters import make_adapter
-from adalink_jax.checkpoints import read_adapter
+from adalink_jax.checkpoints import AdapterFacts, read_adapter
 from adalink_jax.errors import CheckpointError, UserError
 from adalink_jax.models import Inputs, paths
 
 
-def read_text_adapter(folder: str) -> tuple[nn.Module, dict, dict]:
-    """The module, its parameters and the file's `adalink` fields.
+def read_text_adapter(folder: str) -> tuple[nn.Module, dict[str, Any], AdapterFacts]:
+    """Reads an adapter that changes the text alone.
+
+    Returns:
+      Its module, its parameters as Flax takes them, and its facts.
 
     Raises:
-      CheckpointError: for a folder that is no adapter, and leaves that are not those of its method and settings.
+      CheckpointError: for a folder that is not an adapter, and leaves that are not those of its method and settings.
       UserError: for an adapter of more than the text.
     """
-    leaves, about = read_adapter(folder)
-    about.setdefault("settings", {})
-    module = make_adapter(about.get("method"), about["settings"])
-    pairs = sorted({name.split("/")[0] for name in leaves})
-    if not getattr(module, "per_token", False) or (module.kinds or ("text",)) != ("text",) or "image" in pairs:
-        raise UserError(f"The adapter {folder} has {', '.join(pairs)}; only one of the text alone can be exported.")
-    width = next((leaf.shape[0] for name, leaf in leaves.items() if name.endswith("/down") and leaf.ndim), 1)
-    text = Inputs(text=np.zeros((1, 1, width), np.float32))
-    wanted = nn.meta.unbox(jax.eval_shape(module.init, jax.random.key(0), text))["params"]
-    shapes = lambda tree: {name: tuple(leaf.shape) for name, leaf in tree.items()}
-    if shapes(leaves) != shapes(paths.flatten(wanted)):
-        raise CheckpointError(
-            f"The adapter {folder} holds {shapes(leaves)}; {about['method']} of its settings has "
-            f"{shapes(paths.flatten(wanted))}: it is damaged, copy or train it again."
+    leaves, facts = read_adapter(folder)
+    module = make_adapter(facts.method, facts.settings)
+    tops = sorted({name.split("/")[0] for name in leaves})
+    if not getattr(module, "per_token", False) or (module.kinds or ("text",)) != ("text",) or "image" in tops:
+        raise UserError(
+            f"The adapter {folder} has {', '.join(tops)}; only an adapter of the text alone can be exported."
         )
-    return module, paths.unflatten(leaves), about
+    width = next((leaf.shape[0] for name, leaf in leaves.items() if name.endswith("/down") and leaf.ndim), 1)
+    text = Inputs(text=jnp.zeros((1, 1, width)))
+    wanted = paths.flatten(nn.meta.unbox(jax.eval_shape(module.init, jax.random.key(0), text))["params"])
+    shapes, wanted_shapes = paths.unscanned_shapes(leaves), paths.unscanned_shapes(wanted)
+    if shapes != wanted_shapes:
+        raise CheckpointError(
+            f"The adapter {folder} holds {shapes}, but {facts.method} of its settings has {wanted_shapes}: it is damaged, so "
+            f"copy or train it again."
+        )
+    return module, paths.unflatten(leaves), facts

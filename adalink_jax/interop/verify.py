@@ -1,19 +1,18 @@
-"""A base model's numbers beside those of `transformers`: logits and greedy outputs on twenty prompts, in float32."""
+"""Compares a base model with `transformers`: logits and greedy outputs on twenty prompts, in float32."""
 
 import dataclasses
 
 import jax
 import numpy as np
 
-from adalink_jax.checkpoints import check_fit, folder_of, open_source
-from adalink_jax.checkpoints.source import Source
+from adalink_jax.checkpoints import Source, check_fit, folder_of, open_source
 from adalink_jax.data.vocabularies import EOS, PAD, Vocabulary
 from adalink_jax.errors import CheckpointError, UserError
 from adalink_jax.interop.language_model import load_language_model
 from adalink_jax.models.decoding import Sampling
 
-TOLERANCE = 1e-3  # of the spread of the logits
-# Of every kind that some T5 was trained on, and of very different lengths.
+TOLERANCE = 1e-3  # largest difference of the logits, as a share of their spread
+# Prompts of every kind that some T5 was trained on, of very different lengths.
 PROMPTS = (
     "translate English to German: The house is wonderful.",
     "translate English to French: Where is the nearest train station?",
@@ -42,66 +41,76 @@ _INPUT_LENGTH, _OUTPUT_LENGTH = 96, 24
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """One prompt.
+    """The comparison on one prompt.
 
     Attributes:
       prompt: the text.
-      reference: what `transformers` decodes greedily.
-      ours: what this package does.
-      same: whether the two have the same ids, up to EOS.
-      difference: the largest of its logits along the reference's output, as a share of all logits' standard deviation.
+      reference: the greedy output of `transformers`.
+      output: this package's greedy output.
+      same: whether both outputs have the same ids, up to EOS.
+      difference: the largest difference of the logits along the reference's output, as a share of all logits' standard
+        deviation.
     """
 
     prompt: str
     reference: str
-    ours: str
+    output: str
     same: bool
     difference: float
 
 
 def verify_base(source: Source, reference: str, vocabulary: Vocabulary) -> list[Comparison]:
-    """Compares a base with the Hugging Face folder of the same model; one of the two is in memory at a time.
+    """Compares a base model with the Hugging Face folder of the same model; one of the two is in memory at a time.
 
     Args:
-      source: a T5, whose settings hold `mlp_activations`.
+      source: the base model; its settings state every deciding field of its family.
       reference: a Hugging Face folder or `hf://OWNER/NAME`.
-      vocabulary: of both.
+      vocabulary: the vocabulary of both.
 
     Raises:
-      CheckpointError: if the reference is damaged, no Hugging Face folder, or of another shape.
+      CheckpointError: if the reference is damaged, not a Hugging Face folder, or of another shape.
       UserError: for another model's vocabulary, and if `transformers` or PyTorch is missing.
     """
     ids, rows = _encode(vocabulary), source.leaves["token_embedder/embedding"].shape[0]
     if ids.max() >= rows:
-        raise UserError(f"The vocabulary has ids up to {ids.max()} and the embedding of {source.path} {rows} rows.")
+        raise UserError(
+            f"The vocabulary has ids up to {ids.max()}, but the embedding of {source.path} has {rows} rows; give the model's "
+            f"own with --vocabulary."
+        )
     check_fit(source.shapes, _open_reference(reference).shapes, source.path)
-    outputs, theirs = _reference(reference, ids)
+    reference_ids, reference_logits = _reference(reference, ids)
     model, params = load_language_model(source)
     batch = {"encoder_input_tokens": ids}
-    shifted = np.pad(outputs[:, :-1], ((0, 0), (1, 0)))
+    shifted = np.pad(reference_ids[:, :-1], ((0, 0), (1, 0)))
     with jax.default_matmul_precision("highest"):
         logits = jax.jit(model.apply)({"params": params}, batch | {"decoder_input_tokens": shifted})
         generate = jax.jit(lambda p: model.apply({"params": p}, batch, _OUTPUT_LENGTH, Sampling(), method="generate"))
-        decoded = np.asarray(generate(params).ids)[:, 0]
-    real = outputs != PAD  # positions up to the output's end
-    differences = np.where(real, np.abs(np.asarray(logits) - theirs).max(-1), 0).max(-1) / theirs[real].std()
+        output_ids = np.asarray(generate(params).ids)[:, 0]
+    is_output = reference_ids != PAD  # positions up to the output's end
+    distances = np.abs(np.asarray(logits) - reference_logits).max(-1)
+    differences = np.where(is_output, distances, 0).max(-1) / reference_logits[is_output].std()
+    same = (reference_ids == output_ids).all(-1)
     return [
         Comparison(
-            prompt, vocabulary.decode(theirs), vocabulary.decode(mine), bool((theirs == mine).all()), float(difference)
+            PROMPTS[i],
+            vocabulary.decode(reference_ids[i]),
+            vocabulary.decode(output_ids[i]),
+            bool(same[i]),
+            float(differences[i]),
         )
-        for prompt, theirs, mine, difference in zip(PROMPTS, outputs, decoded, differences)
+        for i in range(len(PROMPTS))
     ]
 
 
 def _open_reference(path: str) -> Source:
     source = open_source(path)
     if not source.config:
-        raise CheckpointError(f"The reference {path} is no Hugging Face folder but a {source.kind}.")
+        raise CheckpointError(f"The reference {path} is a {source.kind}; give a Hugging Face folder of the same model.")
     return source
 
 
 def _encode(vocabulary: Vocabulary) -> np.ndarray:
-    """The prompts, int32 [20, L], padded after EOS."""
+    """Ids of the prompts, int32 [20, L], padded after EOS."""
     ids = np.zeros((len(PROMPTS), _INPUT_LENGTH), np.int32)
     for row, prompt in zip(ids, PROMPTS):
         tokens = [*vocabulary.encode(prompt)[: _INPUT_LENGTH - 1], EOS]
@@ -128,8 +137,8 @@ def _reference(path: str, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         eos_token_id=EOS,
     )  # fmt: skip
     with torch.no_grad():
-        found = model.generate(**inputs, generation_config=settings)[:, 1:].numpy().astype(np.int32)
-        outputs = np.pad(found, ((0, 0), (0, _OUTPUT_LENGTH - found.shape[1])))
+        generated = model.generate(**inputs, generation_config=settings)[:, 1:].numpy().astype(np.int32)
+        outputs = np.pad(generated, ((0, 0), (0, _OUTPUT_LENGTH - generated.shape[1])))
         shifted = torch.tensor(np.pad(outputs[:, :-1], ((0, 0), (1, 0))), dtype=torch.long)
         logits = model(**inputs, decoder_input_ids=shifted).logits.numpy()
     return outputs, logits

@@ -1,10 +1,11 @@
-"""Names of parameters: `/`-joined paths, and the unscanned names that every file and every expression uses.
+"""Names of parameters: `/`-joined paths, and the unscanned names that all files and regular expressions use.
 
-In memory a stack of layers may be one array under `layers`; its name in files is one name a layer, `layers_0`, ... .
+In memory a stack of layers may be one array under `layers`; in files it has one name per layer, `layers_0`, `layers_1`, ...
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -14,15 +15,15 @@ from adalink_jax.errors import UserError
 SCANNED = "layers"
 
 
-def flatten(tree) -> dict[str, jax.Array]:
-    """A nested dict as `{"encoder/encoder_norm/scale": leaf, ...}`, sorted by name."""
+def flatten(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """A dict, nested or flat already, as `{"encoder/encoder_norm/scale": leaf, ...}`, sorted by name."""
     leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
     return dict(sorted(("/".join(str(key.key) for key in path), leaf) for path, leaf in leaves))
 
 
-def unflatten(leaves: dict) -> dict:
-    """The inverse of `flatten`."""
-    tree = {}
+def unflatten(leaves: Mapping[str, Any]) -> dict[str, Any]:
+    """The inverse of `flatten`: a nested dict, as Flax takes it."""
+    tree: dict[str, Any] = {}
     for name, leaf in leaves.items():
         *parents, last = name.split("/")
         node = tree
@@ -32,8 +33,8 @@ def unflatten(leaves: dict) -> dict:
     return tree
 
 
-def unscanned_names(name: str, shape: tuple[int, ...]) -> list[str]:
-    """The names that one leaf in memory has in files: one, or one a layer for a leaf `[layers, ...]` of a scanned stack."""
+def unscanned_names(name: str, shape: Sequence[int]) -> list[str]:
+    """The names in files of one leaf in memory: one, or one per layer for a leaf `[layers, ...]` of a scanned stack."""
     parts = name.split("/")
     if SCANNED not in parts:
         return [name]
@@ -41,41 +42,45 @@ def unscanned_names(name: str, shape: tuple[int, ...]) -> list[str]:
     return ["/".join([*parts[:at], f"{SCANNED}_{i}", *parts[at + 1 :]]) for i in range(shape[0])]
 
 
-def unscanned_shapes(leaves: dict) -> dict[str, tuple[int, ...]]:
-    """Shapes under the names that files use, of `{name: leaf}` in memory."""
-    out = {}
+def unscanned_shapes(leaves: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Shapes by name in files, of `{name in memory: leaf}`."""
+    shapes = {}
     for name, leaf in leaves.items():
         names = unscanned_names(name, leaf.shape)
-        out |= dict.fromkeys(names, tuple(leaf.shape if names == [name] else leaf.shape[1:]))
-    return out
+        shapes |= dict.fromkeys(names, tuple(leaf.shape if names == [name] else leaf.shape[1:]))
+    return shapes
 
 
-def unscan(leaves: dict) -> dict:
-    """`{name: array}` with each scanned leaf cut into its layers, under the names that files use."""
-    out = {}
+def unscan(leaves: Mapping[str, Any]) -> dict[str, Any]:
+    """Arrays by name in files, of `{name in memory: array}`: each scanned leaf is cut into its layers."""
+    arrays = {}
     for name, leaf in leaves.items():
         names = unscanned_names(name, leaf.shape)
-        if names == [name]:
-            out[name] = leaf
-        else:
-            out.update({each: leaf[i] for i, each in enumerate(names)})
-    return out
+        arrays |= {name: leaf} if names == [name] else {layer_name: leaf[i] for i, layer_name in enumerate(names)}
+    return arrays
 
 
-def rescan(leaves: dict, wanted: dict) -> dict[str, np.ndarray]:
-    """The inverse of `unscan`: NumPy arrays under the names in memory, for `wanted`, `{name in memory: leaf}`."""
-    names = {name: unscanned_names(name, leaf.shape) for name, leaf in wanted.items()}
-    whole = lambda name: leaves[name] if names[name] == [name] else np.stack([leaves[each] for each in names[name]])
-    return {name: whole(name) for name in wanted}
+def rescan(leaves: Mapping[str, np.ndarray], wanted: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """The inverse of `unscan`: arrays by name in memory.
+
+    Args:
+      leaves: `{name in files: array}`.
+      wanted: `{name in memory: leaf}`, for the names and shapes.
+    """
+    arrays = {}
+    for name, leaf in wanted.items():
+        names = unscanned_names(name, leaf.shape)
+        arrays[name] = leaves[name] if names == [name] else np.stack([leaves[layer_name] for layer_name in names])
+    return arrays
 
 
-def matching(expressions: Sequence[str], names: dict[str, list[str]], purpose: str) -> list[set[str]]:
-    """For each expression the leaves it picks, by their names in memory.
+def matching(expressions: Sequence[str], names: Mapping[str, Sequence[str]], purpose: str) -> list[set[str]]:
+    """The leaves that each regular expression picks, by their names in memory.
 
     Args:
       expressions: regular expressions for `re.fullmatch`.
-      names: leaf in memory -> its unscanned names (several for a scanned stack).
-      purpose: what the expressions are for, for the error.
+      names: name in memory -> its unscanned names (several for a scanned stack).
+      purpose: what the expressions are for, for errors.
 
     Raises:
       UserError: if an expression is malformed, matches nothing, or picks some layers of a scanned stack.
@@ -85,8 +90,8 @@ def matching(expressions: Sequence[str], names: dict[str, list[str]], purpose: s
         try:
             pattern = re.compile(expression)
         except re.error as e:
-            raise UserError(f"{purpose}: {expression!r} is not a regular expression ({e}).") from e
-        mine = set()
+            raise UserError(f"{purpose}: {expression!r} is not a valid regular expression ({e}).") from e
+        matches = set()
         for leaf, unscanned in names.items():
             hits = [name for name in unscanned if pattern.fullmatch(name)]
             if hits and len(hits) < len(unscanned):
@@ -95,17 +100,17 @@ def matching(expressions: Sequence[str], names: dict[str, list[str]], purpose: s
                     f"array while layers are scanned; set SCAN_LAYERS = False to pick single layers."
                 )
             if hits:
-                mine.add(leaf)
-        if not mine:
-            tops = sorted({name.split("/")[0] + "/..." for each in names.values() for name in each})
+                matches.add(leaf)
+        if not matches:
+            tops = sorted({name.split("/")[0] + "/..." for unscanned in names.values() for name in unscanned})
             raise UserError(
                 f"{purpose}: {expression!r} matches no parameter; it must match a whole path, and paths here look like "
                 f"{', '.join(tops)} (`adalink params` lists them)."
             )
-        picked.append(mine)
+        picked.append(matches)
     return picked
 
 
-def leaf_names(tree) -> dict[str, list[str]]:
-    """Names in memory -> unscanned names, for a (possibly abstract) nested dict."""
+def leaf_names(tree: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Name in memory -> unscanned names, of a (possibly abstract) dict of leaves, nested or flat."""
     return {name: unscanned_names(name, leaf.shape) for name, leaf in flatten(tree).items()}

@@ -59,10 +59,10 @@ def _read(path: str, module: AdaptedModel, wanted: Mapping) -> dict:
         raise UserError(
             "INITIAL_ADAPTER_PATH is set, and the model has no adapter; add its file, --gin_file=gin/adapters/..."
         )
-    leaves, about = checkpoints.open_adapter(path)
+    leaves, facts = checkpoints.open_adapter(path)
     shapes = {name: tuple(leaf.shape) for name, leaf in paths.flatten(wanted).items()}
-    checkpoints.check_shapes(path, about, leaves, shapes)
-    checkpoints.check_method(path, about, describe_adapter(module.adapter))
+    checkpoints.check_shapes(path, facts, leaves, shapes)
+    checkpoints.check_method(path, facts, describe_adapter(module.adapter))
     values, _ = checkpoints.read_adapter(path)
     return paths.unflatten({name: values[name] for name in shapes})
 

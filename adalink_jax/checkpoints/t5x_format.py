@@ -1,15 +1,16 @@
-"""t5x's checkpoints: the legacy format (msgpack and zarr, every public T5), Orbax, and stacks scanned on axis 1.
+"""t5x's checkpoints: the legacy format (msgpack and zarr, as every public T5) and Orbax.
 
     checkpoint_N/checkpoint                          msgpack {"version": 3, "optimizer": {"target": ..., "state": ...}}
-    checkpoint_N/target.encoder....kernel/           a zarr array for each large leaf; small leaves are in the msgpack
-    checkpoint_N/state/                              Orbax: arrays called target.encoder....kernel, in OCDBT or folders
+    checkpoint_N/target.encoder....kernel/           one zarr array per large leaf; the msgpack holds the small leaves
+    checkpoint_N/state/                              Orbax: arrays named target.encoder....kernel, in OCDBT or folders
 
-Arrays are read with tensorstore, piece by piece; a chunk that is missing or damaged is an error, not zeros.
+tensorstore reads the arrays piece by piece; a missing or damaged chunk is an error, not zeros.
 """
 
 import os
 import re
 from collections.abc import Mapping
+from typing import Any
 
 import msgpack
 import numpy as np
@@ -17,15 +18,16 @@ import tensorstore as ts
 from etils import epath
 from flax import serialization
 
+from adalink_jax.checkpoints.families.family import FAMILIES
 from adalink_jax.checkpoints.source import Source
 from adalink_jax.errors import CheckpointError
-from adalink_jax.files.leaves import Leaf, from_array, layer
+from adalink_jax.files.leaves import Index, Leaf, from_array
 from adalink_jax.models import paths
 
 FILE, STATE = "checkpoint", "state"
 VERSION = 3
-_CHUNK_BYTES = 16 * 2**20  # a reader holds a chunk three times over: packed, unpacked, copied
-_INLINE_BYTES = 64 * 2**10  # leaves of one axis and tables up to this size stand in the msgpack
+_CHUNK_BYTES = 16 * 2**20  # a reader holds each chunk three times: packed, unpacked, and copied
+_INLINE_BYTES = 64 * 2**10  # leaves up to this size, other than kernels, are in the msgpack
 
 
 def is_legacy(folder: epath.Path) -> bool:
@@ -42,32 +44,53 @@ def orbax_folder(folder: epath.Path) -> epath.Path | None:
 
 
 def open_legacy(folder: epath.Path, path: str) -> Source:
-    """Opens a legacy checkpoint (`version` 2 and later)."""
+    """Opens a legacy checkpoint (`version` 2 and later).
+
+    Args:
+      folder: `checkpoint_N`.
+      path: the folder as the user gave it, for errors.
+
+    Raises:
+      CheckpointError: for a checkpoint that is damaged, or that names files outside its folder.
+    """
     try:
-        contents = serialization.msgpack_restore((folder / FILE).read_bytes())
+        contents: Any = serialization.msgpack_restore((folder / FILE).read_bytes())
         target = contents["optimizer"]["target"]
         step = int(contents["optimizer"]["state"]["step"])
     except (msgpack.UnpackException, ValueError, KeyError, TypeError) as e:
         raise CheckpointError(
-            f"{path}/{FILE} is no checkpoint of t5x, or is cut short ({type(e).__name__}: {e}); copy it again."
+            f"{path}/{FILE} is not a t5x checkpoint, or is cut short ({type(e).__name__}: {e}); copy it again."
         ) from e
     leaves = {}
     for name, value in _flatten(target).items():
         if isinstance(value, Mapping):
-            array = value["kvstore"].get("path") or value.get("path")
+            array = str(value["kvstore"].get("path") or value.get("path"))
             if array.startswith("/") or ".." in array.split("/"):
-                raise CheckpointError(f"{path} names an array outside of its folder, {array!r}; refused.")
+                raise CheckpointError(
+                    f"{path} names an array outside its folder, {array!r}; do not use this checkpoint."
+                )
             leaf = _zarr(_kvstore(folder / array), array, path)
-            if leaf.shape != tuple(value["metadata"]["shape"]):
-                raise CheckpointError(f"{path}: {array} has shape {leaf.shape}, not the one that {FILE} states.")
+            stated = tuple(value["metadata"]["shape"])
+            if leaf.shape != stated:
+                raise CheckpointError(
+                    f"{path}: {array} has shape {leaf.shape}, but {FILE} states {stated}; copy the checkpoint again."
+                )
             leaves[name] = leaf
         else:
             leaves[name] = from_array(np.asarray(value), f"{FILE}: {name}")
-    return Source("t5x checkpoint (msgpack and zarr)", path, _name(folder, step), unscanned(leaves), folder)
+    return Source("t5x checkpoint (msgpack and zarr)", path, _name(folder, step), _translated(leaves), folder)
 
 
 def open_orbax(folder: epath.Path, path: str) -> Source:
-    """Opens a checkpoint that t5x, or anyone, wrote with Orbax; `folder` is the one of its arrays."""
+    """Opens a checkpoint that t5x or another program wrote with Orbax.
+
+    Args:
+      folder: the folder of the arrays (`orbax_folder`).
+      path: the checkpoint as the user gave it, for errors.
+
+    Raises:
+      CheckpointError: for a damaged checkpoint.
+    """
     if (folder / "manifest.ocdbt").exists():
         base = {"driver": "ocdbt", "base": _kvstore(folder)}
         try:
@@ -88,7 +111,7 @@ def open_orbax(folder: epath.Path, path: str) -> Source:
     at = folder.parent if folder.name == STATE else folder
     step = re.search(r"\d+$", at.name)
     name = _name(at, int(step[0]) if step else None)
-    return Source("t5x checkpoint (Orbax)", path, name, unscanned(leaves), folder)
+    return Source("t5x checkpoint (Orbax)", path, name, _translated(leaves), folder)
 
 
 def _name(folder: epath.Path, step: int | None) -> str:
@@ -96,7 +119,7 @@ def _name(folder: epath.Path, step: int | None) -> str:
     return model if step is None else f"{model}@{step}"
 
 
-def _flatten(tree: Mapping, prefix: str = "") -> dict:
+def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     out = {}
     for key, value in tree.items():
         if isinstance(value, Mapping) and not {"driver", "kvstore"} <= value.keys():
@@ -106,69 +129,55 @@ def _flatten(tree: Mapping, prefix: str = "") -> dict:
     return dict(sorted(out.items()))
 
 
-def _kvstore(path: epath.Path) -> dict:
+def _kvstore(path: epath.Path) -> dict[str, str]:
     text = str(path)
     if text.startswith("gs://"):
         bucket, _, rest = text.removeprefix("gs://").partition("/")
         return {"driver": "gcs", "bucket": bucket, "path": f"{rest}/"}
-    return {"driver": "file", "path": f"{os.path.abspath(text)}/"}  # tensorstore takes no `..`
+    return {"driver": "file", "path": f"{os.path.abspath(text)}/"}  # tensorstore accepts no `..`
 
 
-def _zarr(kvstore: dict, origin: str, path: str, zarr3: bool = False) -> Leaf:
-    damaged = lambda e: CheckpointError(f"{path}: the array {origin} is damaged or cut short ({_first_line(e)}).")
+def _zarr(kvstore: Mapping[str, Any], origin: str, path: str, zarr3: bool = False) -> Leaf:
+    damaged = lambda e: CheckpointError(
+        f"{path}: the array {origin} is damaged or cut short ({_first_line(e)}); copy it again."
+    )
     spec = {"driver": "zarr3" if zarr3 else "zarr", "kvstore": kvstore, "fill_missing_data_reads": False}
     try:
         array = ts.open(spec, read=True).result()
     except ValueError as e:
         raise damaged(e) from e
 
-    def read(index):
+    def read(index: Index) -> np.ndarray:
         try:
             return array[index].read().result()
         except ValueError as e:
             raise damaged(e) from e
 
-    return Leaf(tuple(array.shape), array.dtype.numpy_dtype, origin, read, tuple(array.chunk_layout.read_chunk.shape))
+    shape = tuple(array.shape)
+    chunk = array.chunk_layout.read_chunk.shape or shape
+    grain = tuple(side or size for side, size in zip(chunk, shape))
+    return Leaf(shape, array.dtype.numpy_dtype, origin, read, grain)
 
 
 def _first_line(error: Exception) -> str:
     return str(error).split("\n")[0][:200]
 
 
-def unscanned(leaves: dict[str, Leaf]) -> dict[str, Leaf]:
-    """Leaves of t5x's scanned networks (`encoder/encoder/...`, layers on axis 1) under the names of the unscanned ones.
-
-    There every layer has a relative-position table of its own; where all are equal they become the stack's one.
-    """
-    out = {}
-    for name, leaf in leaves.items():
-        stack = next((s for s in ("encoder", "decoder") if name.startswith(f"{s}/{s}/")), None)
-        if stack is None:
-            out[name] = leaf
-            continue
-        inner = name.removeprefix(f"{stack}/{stack}/")
-        rest = (leaf.shape[0], *leaf.shape[2:])
-        if len(rest) == 3:  # kernels of attention: [D, H, K], or out's [H, K, D]
-            rest = (rest[0] * rest[1], rest[2]) if inner.endswith("out/kernel") else (rest[0], rest[1] * rest[2])
-        for i in range(leaf.shape[1]):
-            out[f"{stack}/layers_{i}/{inner}"] = layer(leaf, i, 1, rest)
-    for stack in ("encoder", "decoder"):
-        tables = {n: x.whole() for n, x in out.items() if re.fullmatch(rf"{stack}/layers_\d+/relpos_bias/.*", n)}
-        first = next(iter(tables.values()), None)
-        if tables and all(np.array_equal(table, first) for table in tables.values()):
-            for name in tables:
-                del out[name]
-            out[f"{stack}/relpos_bias/rel_embedding"] = from_array(first, f"{stack}/{stack}/relpos_bias/rel_embedding")
-    return dict(sorted(out.items()))
+def _translated(leaves: Mapping[str, Leaf]) -> dict[str, Leaf]:
+    """Leaves under this package's names, by the first family of models that knows the checkpoint's."""
+    for family in FAMILIES:
+        if (translation := family.from_t5x(leaves)) is not None:
+            return dict(sorted(translation.items()))
+    return dict(sorted(leaves.items()))
 
 
 def write(folder: epath.Path, source: Source, dtype: str | None) -> None:
-    """Writes `source` as a legacy checkpoint, which t5x of any year restores.
+    """Writes `source` as a legacy checkpoint, which every version of t5x restores.
 
     Args:
-      folder: `checkpoint_N`; its parent is made if absent.
-      source: a T5.
-      dtype: of the arrays; None keeps the source's.
+      folder: `checkpoint_N`; created if absent, with its parent.
+      source: the model.
+      dtype: the dtype of the arrays; None keeps the source's.
     """
     folder.mkdir(parents=True, exist_ok=True)
     target = {}
@@ -182,7 +191,7 @@ def write(folder: epath.Path, source: Source, dtype: str | None) -> None:
     (folder / FILE).write_bytes(serialization.msgpack_serialize(contents))
 
 
-def _write_array(folder: epath.Path, name: str, leaf: Leaf, dtype: np.dtype) -> dict:
+def _write_array(folder: epath.Path, name: str, leaf: Leaf, dtype: np.dtype) -> dict[str, Any]:
     where = f"target.{name.replace('/', '.')}"
     rows = max(1, _CHUNK_BYTES // (dtype.itemsize * leaf.size // leaf.shape[0]))
     chunks = [min(rows, leaf.shape[0]), *leaf.shape[1:]]

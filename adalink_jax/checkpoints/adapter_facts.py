@@ -1,0 +1,69 @@
+"""The facts that an adapter's file states beside its values: its method and settings, the base model that it belongs to, ..."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+_OPTIONAL = ("task", "step", "metrics", "versions")
+
+
+@dataclasses.dataclass(frozen=True)
+class BaseReference:
+    """The base model that an adapter was trained on.
+
+    Attributes:
+      name: the base model's name.
+      fingerprint: the fingerprint of its weights; None where the file does not state it (PEFT's files).
+    """
+
+    name: str
+    fingerprint: str | None
+
+
+@dataclasses.dataclass(frozen=True)
+class AdapterFacts:
+    """The `adalink` object of `adapter_config.json`.
+
+    Attributes:
+      method: the method, as `adapters.make_adapter` takes it.
+      settings: the method's settings.
+      base: the base model that it was trained on.
+      task: the task or mixture that it was trained on.
+      step: the step of training.
+      metrics: scores, by name.
+      versions: versions of the packages that trained it, by name.
+      extra: further JSON-able facts, such as `version` (of this package, which wrote the file) or `written_by`.
+    """
+
+    method: str
+    settings: Mapping[str, Any]
+    base: BaseReference
+    task: str | None = None
+    step: int | None = None
+    metrics: Mapping[str, Any] | None = None
+    versions: Mapping[str, str] | None = None
+    extra: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    @classmethod
+    def from_json(cls, facts: Mapping[str, Any]) -> "AdapterFacts":
+        """The inverse of `to_json`; `facts` has at least `method`, `settings` and `base`."""
+        extra = dict(facts)
+        method, settings, base = extra.pop("method"), extra.pop("settings"), extra.pop("base")
+        optional = {key: extra.pop(key) for key in _OPTIONAL if key in extra}
+        return cls(method, settings, BaseReference(base["name"], base["fingerprint"]), **optional, extra=extra)
+
+    def to_json(self) -> dict[str, Any]:
+        """The facts that are known, by their keys in the file."""
+        optional = {key: value for key in _OPTIONAL if (value := getattr(self, key)) is not None}
+        base = dataclasses.asdict(self.base)
+        return {"method": self.method, "settings": dict(self.settings), "base": base, **optional, **self.extra}
+
+    def __getitem__(self, key: str) -> Any:
+        """The fact by its key in the file, as for the plain dict that earlier versions returned."""
+        return self.to_json()[key]
+
+    @property
+    def summary(self) -> str:
+        """Method and settings, for messages."""
+        settings = ", ".join(f"{name} {value}" for name, value in self.settings.items())
+        return f"{self.method} ({settings})"

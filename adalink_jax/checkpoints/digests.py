@@ -1,0 +1,92 @@
+"""Digests of leaves and fingerprints of base models: integer checksums, computed on the devices where the leaves are.
+
+    checksum(x) = (sum_i bits(x_i) * a_i  mod 2^32,  sum_i bits(x_i) * b_i  mod 2^32),   a_i, b_i odd, by position i
+
+Integer sums do not depend on their order, so the checksum is the same for any sharding. The weights are odd, so flipping any
+one bit of one value changes both sums.
+"""
+
+import functools
+import hashlib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from adalink_jax import parallel
+from adalink_jax.checkpoints.source import Source
+from adalink_jax.models import paths
+
+
+def _checksum(bits: jax.Array) -> jax.Array:
+    """The two sums, uint32 [2], of unsigned integers of any shape."""
+    bits = bits.astype(jnp.uint32)
+    position, stride = jnp.zeros((), jnp.uint32), 1
+    for dim in reversed(range(bits.ndim)):
+        position = position + jax.lax.broadcasted_iota(jnp.uint32, bits.shape, dim) * jnp.uint32(stride % 2**32)
+        stride *= bits.shape[dim]
+    first = position * jnp.uint32(0x9E3779B2) + jnp.uint32(1)
+    second = (position ^ (position >> 15)) * jnp.uint32(0x85EBCA6A) + jnp.uint32(0xC2B2AE35)
+    # One reduction of two operands: XLA's CPU compiler fuses it, but would store the operands of two separate sums.
+    zero = jnp.uint32(0)
+    add = lambda a, b: (a[0] + b[0], a[1] + b[1])
+    return jnp.stack(
+        jax.lax.reduce((bits * (first | 1), bits * (second | 1)), (zero, zero), add, tuple(range(bits.ndim)))
+    )
+
+
+def _bits(x: jax.Array) -> jax.Array:
+    width = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[x.dtype.itemsize]
+    return x if x.dtype == width else jax.lax.bitcast_convert_type(x, width)
+
+
+@functools.partial(jax.jit, static_argnames=("is_stacked", "rounded"))
+def _leaf_checksums(x: jax.Array, is_stacked: bool, rounded: bool) -> jax.Array:
+    """One checksum per layer of a stack, or one in all: uint32 [layers, 2]."""
+    if rounded:
+        x = x.astype(jnp.bfloat16)
+    return jax.vmap(_checksum)(_bits(x)) if is_stacked else _checksum(_bits(x))[None]
+
+
+def _named_checksums(leaves: Iterable[tuple[str, Any]], rounded: bool) -> dict[str, str]:
+    pending = {}
+    for name, leaf in leaves:
+        names = paths.unscanned_names(name, leaf.shape)
+        pending[name] = names, leaf.shape, parallel.settle(_leaf_checksums(leaf, names != [name], rounded))
+    out = {}
+    for name, (names, shape, sums) in pending.items():
+        shape = shape if names == [name] else shape[1:]
+        for unscanned, (first, second) in zip(names, parallel.to_host(sums)):
+            out[unscanned] = f"{'x'.join(map(str, shape))} {first:08x}{second:08x}"
+    return dict(sorted(out.items()))
+
+
+def digests(leaves: Mapping[str, Any]) -> dict[str, str]:
+    """The shape and the checksum of the exact bits of every leaf, by unscanned name.
+
+    Args:
+      leaves: `{name in memory: array}`, flat or nested, of dtypes of 1, 2 or 4 bytes.
+    """
+    return _named_checksums(paths.flatten(leaves).items(), rounded=False)
+
+
+def fingerprint(params: Mapping[str, Any]) -> str:
+    """The SHA-256 (hex) of a base model's digests, of its weights rounded to bfloat16.
+
+    It is the same for float32 and bfloat16 copies, scanned and unrolled, any sharding, and any format of file.
+
+    Args:
+      params: the backbone's `{name in memory: array}` without the leading `backbone/`, flat or nested.
+    """
+    return _fingerprint_of(paths.flatten(params).items())
+
+
+def fingerprint_of_source(source: Source) -> str:
+    """The `fingerprint` of an opened checkpoint, with one leaf in memory at a time."""
+    return _fingerprint_of((name, leaf.whole()) for name, leaf in source.leaves.items())
+
+
+def _fingerprint_of(leaves: Iterable[tuple[str, Any]]) -> str:
+    lines = [f"{name} {digest}" for name, digest in _named_checksums(leaves, rounded=True).items()]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()

@@ -1,0 +1,84 @@
+"""BLIP-2 and InstructBLIP in Hugging Face folders: an EVA tower, a Q-Former (`qformer/`), a projection, and a language model.
+
+The language model may be of any family that reads the `model_type` of its `text_config`.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from etils import epath
+
+from adalink_jax.checkpoints.families.family import QFORMER, VISION, Family, Translation, family_of_model_type
+from adalink_jax.checkpoints.families.vit_family import SIGLIP_NAMES, NameTable, translated, vision_settings
+from adalink_jax.errors import CheckpointError
+from adalink_jax.files.leaves import Leaf
+from adalink_jax.models.qformer import QFormerConfig
+
+_LANGUAGE_PREFIX = "language_model."
+_Q = r"qformer\.encoder\.layer\.(\d+)"
+_QFORMER_NAMES: NameTable = [
+    (r"query_tokens", "qformer/query_tokens", "table"),
+    (r"qformer\.(?:embeddings\.)?layernorm", "qformer/embedding_layer_norm", "norm"),
+    (r"qformer\.embeddings\.word_embeddings", "qformer/token_embedder/embedding", "table"),
+    (r"qformer\.embeddings\.position_embeddings", "qformer/pos_embedding", "table"),
+    (_Q + r"\.attention\.attention\.(query|key|value)", r"qformer/layers_\1/self_attention/\2", "dense"),
+    (_Q + r"\.attention\.output\.dense", r"qformer/layers_\1/self_attention/out", "dense"),
+    (_Q + r"\.attention\.output\.LayerNorm", r"qformer/layers_\1/post_self_attention_layer_norm", "norm"),
+    (_Q + r"\.crossattention\.attention\.(query|key|value)", r"qformer/layers_\1/cross_attention/\2", "dense"),
+    (_Q + r"\.crossattention\.output\.dense", r"qformer/layers_\1/cross_attention/out", "dense"),
+    (_Q + r"\.crossattention\.output\.LayerNorm", r"qformer/layers_\1/post_cross_attention_layer_norm", "norm"),
+    (_Q + r"\.intermediate_query\.dense", r"qformer/layers_\1/query_mlp/wi", "dense"),
+    (_Q + r"\.output_query\.dense", r"qformer/layers_\1/query_mlp/wo", "dense"),
+    (_Q + r"\.output_query\.LayerNorm", r"qformer/layers_\1/post_query_mlp_layer_norm", "norm"),
+    (_Q + r"\.intermediate\.dense", r"qformer/layers_\1/mlp/wi", "dense"),
+    (_Q + r"\.output\.dense", r"qformer/layers_\1/mlp/wo", "dense"),
+    (_Q + r"\.output\.LayerNorm", r"qformer/layers_\1/post_mlp_layer_norm", "norm"),
+    (r"language_projection", "projection", "dense"),
+]
+
+
+class BLIP2Family(Family):
+    """BLIP-2 and InstructBLIP; the configuration of their own is the Q-Former's."""
+
+    name = "BLIP-2"
+    part = QFORMER
+    config = QFormerConfig
+    deciding = ("num_heads", "cross_attention_frequency")
+    model_types = ("blip-2", "instructblip")
+
+    def from_hugging_face(
+        self, tensors: Mapping[str, Leaf], config: Mapping[str, Any], folder: epath.Path, path: str
+    ) -> Translation:
+        """See `Family`."""
+        language, others = {}, {}
+        for tensor, leaf in tensors.items():
+            if tensor.startswith(_LANGUAGE_PREFIX):
+                language[tensor.removeprefix(_LANGUAGE_PREFIX)] = leaf
+            else:
+                others[tensor] = leaf
+        leaves = translated(others, [*SIGLIP_NAMES, *_QFORMER_NAMES])
+        settings = {VISION: vision_settings(config, folder, path), QFORMER: _qformer_settings(config, path)}
+        if language:
+            text_config = config.get("text_config", {})
+            family = family_of_model_type(text_config.get("model_type"))
+            if family is None or family.backbone is None:
+                raise CheckpointError(
+                    f"{path} has a language model of type {text_config.get('model_type')!r}, which this package does not "
+                    f"implement; use a checkpoint with a T5."
+                )
+            text = family.from_hugging_face(language, text_config, folder, path)
+            leaves, settings = leaves | text.leaves, settings | text.settings
+        return Translation(leaves, settings)
+
+
+def _qformer_settings(config: Mapping[str, Any], path: str) -> dict[str, Any]:
+    qformer = config.get("qformer_config", {})
+    if qformer.get("hidden_act", "gelu") != "gelu" or qformer.get("layer_norm_eps", 1e-12) != 1e-12:
+        raise CheckpointError(
+            f"{path} has a Q-Former whose activation or norm epsilon is not BERT's (gelu, 1e-12); this package supports "
+            f"no other."
+        )
+    return {
+        "num_heads": qformer.get("num_attention_heads", 12),
+        "cross_attention_frequency": qformer.get("cross_attention_frequency", 2),
+    }

@@ -1,0 +1,157 @@
+"""What the loader must know of a family of models, and the list of the families that it knows.
+
+Formats, the loader, and the commands reach a family only through `Family`. To add one, write a subclass in a module of its
+own and pass an instance to `register`; this package's own are registered in `checkpoints/families/__init__.py`.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from etils import epath
+
+from adalink_jax.checkpoints.source import Source
+from adalink_jax.errors import CheckpointError
+from adalink_jax.files.leaves import Leaf
+from adalink_jax.models.backbone import Backbone
+
+LANGUAGE, VISION, QFORMER = "language", "vision", "qformer"  # parts of a model
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Translation:
+    """A checkpoint in this package's terms.
+
+    Attributes:
+      leaves: by this package's names; tensors that the family does not know keep the file's, and the loader reports them.
+      settings: part of the model -> fields of its configuration that the checkpoint states and that shapes do not show.
+    """
+
+    leaves: dict[str, Leaf]
+    settings: dict[str, dict[str, Any]]
+
+
+class Family:
+    """A family of models, as files hold it. A subclass overrides what the family's files need.
+
+    Attributes:
+      name: the family's name in messages.
+      part: the part of a model that `config` configures.
+      config: the class of that configuration.
+      backbone: the module of a whole model made of `config` alone; None for a part such as a vision tower.
+      deciding: fields of `config` that decide the numbers and that shapes do not show.
+      model_types: values of `model_type` in `config.json` of the Hugging Face folders that the family reads.
+    """
+
+    name: ClassVar[str]
+    part: ClassVar[str]
+    config: ClassVar[type]
+    backbone: ClassVar[type[Backbone] | None] = None
+    deciding: ClassVar[tuple[str, ...]] = ()
+    model_types: ClassVar[tuple[str, ...]] = ()
+
+    def sizes(self, shapes: Shapes) -> dict[str, Any]:
+        """Fields of `config` (and further facts that messages name) read off unscanned shapes; {} for another model's."""
+        return {}
+
+    def resized(
+        self, leaves: Mapping[str, Leaf], wanted: Shapes, config: Any, source: Source
+    ) -> tuple[dict[str, Leaf], str]:
+        """Adapts leaves whose size may differ from the model's.
+
+        Args:
+          leaves: the leaves of the checkpoint.
+          wanted: the model's shapes.
+          config: the model's configuration of this part.
+          source: the checkpoint.
+
+        Returns:
+          The leaves, and a note of what was changed, or "".
+        """
+        return dict(leaves), ""
+
+    def from_hugging_face(
+        self, tensors: Mapping[str, Leaf], config: Mapping[str, Any], folder: epath.Path, path: str
+    ) -> Translation:
+        """Translates a Hugging Face folder whose `model_type` is one of `model_types`.
+
+        Args:
+          tensors: by the file's names.
+          config: the contents of `config.json`.
+          folder: the folder, for further files.
+          path: the folder as the user gave it, for errors.
+
+        Raises:
+          CheckpointError: for a setting that this package does not implement.
+        """
+        raise NotImplementedError
+
+    def name_from_hugging_face(self, tensor: str) -> str | None:
+        """This package's name of a Hugging Face tensor; None if it is not one of this family's."""
+        return None
+
+    def name_in_hugging_face(self, name: str) -> str | None:
+        """The inverse of `name_from_hugging_face`; None if Hugging Face's model has no such tensor."""
+        return None
+
+    def to_hugging_face(self, leaves: Mapping[str, Leaf]) -> dict[str, Leaf]:
+        """Tensors by Hugging Face's names.
+
+        Raises:
+          CheckpointError: for a leaf that Hugging Face's model does not have.
+        """
+        raise CheckpointError(
+            f"{self.name} models cannot be written as a Hugging Face folder; write a native base model."
+        )
+
+    def hugging_face_config(self, source: Source) -> dict[str, Any]:
+        """A `config.json` without its dtype, for a source that has none; `source.settings` states every `deciding` field.
+
+        Raises:
+          CheckpointError: for settings that Hugging Face's model does not have.
+        """
+        raise NotImplementedError
+
+    def from_t5x(self, leaves: Mapping[str, Leaf]) -> dict[str, Leaf] | None:
+        """Leaves of a t5x or Orbax checkpoint under this package's names; None if they have these names already or are
+        another model's."""
+        return None
+
+    def from_big_vision(self, tensors: Mapping[str, Leaf], path: str) -> Translation | None:
+        """Translates a `.npz` of big_vision; None if it is not one of this family's."""
+        return None
+
+
+FAMILIES: list[Family] = []
+
+
+def register(family: Family) -> None:
+    """Adds a family; it takes precedence over the families that were registered before."""
+    FAMILIES.insert(0, family)
+
+
+def family_of_model_type(model_type: str | None) -> Family | None:
+    """The family that reads Hugging Face folders of this `model_type`."""
+    return next((family for family in FAMILIES if model_type in family.model_types), None)
+
+
+def family_of_shapes(shapes: Shapes) -> Family | None:
+    """The family of language models that leaves of these unscanned names and shapes belong to."""
+    return next((family for family in FAMILIES if family.sizes(shapes)), None)
+
+
+def family_of_config(config: Any) -> Family:
+    """The family that a part of a model belongs to, by that part's configuration.
+
+    Raises:
+      CheckpointError: if no registered family has such a configuration.
+    """
+    for family in FAMILIES:
+        if isinstance(config, family.config):
+            return family
+    raise CheckpointError(
+        f"No family of models with the configuration {type(config).__name__} is registered; register it with "
+        f"adalink_jax.checkpoints.families.register."
+    )

@@ -1,0 +1,266 @@
+"""The T5 family (T5, FLAN-T5, mT5, ByT5, UL2) in files.
+
+Hugging Face: kernels are transposed, norms and MLPs are numbered sublayers, and tables of relative positions are
+`[buckets, H]`. t5x: scanned networks stack their layers on axis 1, keep heads apart, and have a table of relative positions
+per layer.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from adalink_jax.checkpoints.families.family import LANGUAGE, Family, Shapes, Translation
+from adalink_jax.checkpoints.source import Source
+from adalink_jax.errors import CheckpointError
+from adalink_jax.files.leaves import Leaf, from_array, layer, transposed
+from adalink_jax.models.t5 import T5, T5Config
+
+ACTIVATIONS = {  # feed_forward_proj -> T5Config.mlp_activations
+    "relu": ("relu",),
+    "gated-gelu": ("gelu", "linear"),
+    "gated-silu": ("silu", "linear"),
+    "gated-relu": ("relu", "linear"),
+}
+TABLE, HEAD = "shared.weight", "lm_head.weight"
+_EMBEDDING = "token_embedder/embedding"
+_STACK_TABLES = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
+# A leftover of old T5 1.0 files, which `transformers` ignores too.
+_UNUSED = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"
+_WHOLE_NAMES = {
+    TABLE: _EMBEDDING,
+    HEAD: "decoder/logits_dense/kernel",
+    "encoder.final_layer_norm.weight": "encoder/encoder_norm/scale",
+    "decoder.final_layer_norm.weight": "decoder/decoder_norm/scale",
+}
+_WHOLE_TENSORS = {name: tensor for tensor, name in _WHOLE_NAMES.items()}
+_ATTENTION = {"q": "query", "k": "key", "v": "value", "o": "out"}
+_ATTENTION_TENSORS = {name: tensor for tensor, name in _ATTENTION.items()}
+_MLP = "DenseReluDense"
+_SUBLAYERS = {  # stack -> for each numbered sublayer Hugging Face's block, this package's block, and its norm
+    "encoder": [("SelfAttention", "attention", "pre_attention_layer_norm"), (_MLP, "mlp", "pre_mlp_layer_norm")],
+    "decoder": [
+        ("SelfAttention", "self_attention", "pre_self_attention_layer_norm"),
+        ("EncDecAttention", "encoder_decoder_attention", "pre_cross_attention_layer_norm"),
+        (_MLP, "mlp", "pre_mlp_layer_norm"),
+    ],
+}
+
+
+class T5Family(Family):
+    """Encoder-decoders of the T5 family."""
+
+    name = "T5"
+    part = LANGUAGE
+    config = T5Config
+    backbone = T5
+    deciding = ("mlp_activations", "relpos_max_distance")
+    model_types = ("t5", "mt5")
+
+    def sizes(self, shapes: Shapes) -> dict[str, Any]:
+        """`T5Config`'s sizes, and `gated`: whether the MLP has two activations."""
+        mlp, per_layer = "encoder/layers_0/mlp/", "encoder/layers_0/relpos_bias/rel_embedding"
+        gated = f"{mlp}wi_0/kernel" in shapes
+        embedding = shapes.get(_EMBEDDING)
+        positions = shapes.get("encoder/relpos_bias/rel_embedding") or shapes.get(per_layer)
+        query = shapes.get("encoder/layers_0/attention/query/kernel")
+        wide = shapes.get(f"{mlp}wi_0/kernel" if gated else f"{mlp}wi/kernel")
+        if embedding is None or positions is None or query is None or wide is None:
+            return {}
+        layers = lambda stack: len({m[0] for name in shapes if (m := re.match(rf"{stack}/layers_\d+/", name))})
+        return {
+            "vocab_size": embedding[0],
+            "emb_dim": embedding[1],
+            "num_heads": positions[0],
+            "head_dim": query[1] // positions[0],
+            "mlp_dim": wide[1],
+            "num_encoder_layers": layers("encoder"),
+            "num_decoder_layers": layers("decoder"),
+            "logits_via_embedding": "decoder/logits_dense/kernel" not in shapes,
+            "encoder_embedding": f"encoder/{_EMBEDDING}" in shapes,
+            "relpos_num_buckets": positions[1],
+            "relpos_per_layer": per_layer in shapes,
+            "gated": gated,
+        }
+
+    def name_from_hugging_face(self, tensor: str) -> str | None:
+        """`encoder.block.0.layer.0.SelfAttention.q.weight` -> `encoder/layers_0/attention/query/kernel`."""
+        if tensor in _WHOLE_NAMES:
+            return _WHOLE_NAMES[tensor]
+        match = re.fullmatch(r"(encoder|decoder)\.block\.(\d+)\.layer\.(\d)\.(\w+)\.(?:(\w+)\.)?weight", tensor)
+        if not match or int(match[3]) >= len(_SUBLAYERS[match[1]]):
+            return None
+        stack, i, sublayer, block, matrix = match.groups()
+        hf_block, our_block, norm = _SUBLAYERS[stack][int(sublayer)]
+        if block == "layer_norm" and matrix is None:
+            return f"{stack}/layers_{i}/{norm}/scale"
+        if block != hf_block or matrix is None:
+            return None
+        if matrix == "relative_attention_bias":
+            return f"{stack}/relpos_bias/rel_embedding" if i == sublayer == "0" else None
+        return f"{stack}/layers_{i}/{our_block}/{_ATTENTION.get(matrix, matrix)}/kernel"
+
+    def name_in_hugging_face(self, name: str) -> str | None:
+        """`encoder/layers_0/attention/query/kernel` -> `encoder.block.0.layer.0.SelfAttention.q.weight`."""
+        if name in _WHOLE_TENSORS:
+            return _WHOLE_TENSORS[name]
+        if not re.fullmatch(r"(encoder|decoder)/(relpos_bias|layers_\d+/(?!relpos_bias)\w+)/.*", name):
+            return None
+        stack, group, block, *rest = name.split("/")
+        if group == "relpos_bias":
+            return f"{stack}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
+        at = f"{stack}.block.{group.removeprefix('layers_')}.layer"
+        for number, (hf_block, our_block, norm) in enumerate(_SUBLAYERS[stack]):
+            if block == norm:
+                return f"{at}.{number}.layer_norm.weight"
+            if block == our_block:
+                matrix = rest[0] if hf_block == _MLP else _ATTENTION_TENSORS.get(rest[0], rest[0])
+                return f"{at}.{number}.{hf_block}.{matrix}.weight"
+        return None
+
+    def from_hugging_face(
+        self, tensors: Mapping[str, Leaf], config: Mapping[str, Any], folder, path: str
+    ) -> Translation:
+        """See `Family`."""
+        leaves = {}
+        for tensor, leaf in _untied(tensors, config, path).items():
+            name = self.name_from_hugging_face(tensor) or tensor
+            leaves[name] = transposed(leaf) if _is_transposed(name) else leaf
+        return Translation(leaves, {LANGUAGE: _settings(config, path)})
+
+    def to_hugging_face(self, leaves: Mapping[str, Leaf]) -> dict[str, Leaf]:
+        """See `Family`."""
+        tensors = {}
+        for name, leaf in leaves.items():
+            tensor = self.name_in_hugging_face(name)
+            if tensor is None:
+                raise CheckpointError(
+                    f"A Hugging Face T5 has no place for {name}; convert this model to native or t5x instead."
+                )
+            tensors[tensor] = transposed(leaf) if _is_transposed(name) else leaf
+        return tensors
+
+    def hugging_face_config(self, source: Source) -> dict[str, Any]:
+        """See `Family`."""
+        settings, sizes = source.settings[LANGUAGE], self.sizes(source.shapes)
+        activations = settings["mlp_activations"]
+        feed_forward = [name for name, value in ACTIVATIONS.items() if value == activations]
+        if not feed_forward:
+            raise CheckpointError(
+                f"{source.path} has mlp_activations {activations}; a Hugging Face T5 supports {list(ACTIVATIONS.values())}."
+            )
+        tied = sizes["logits_via_embedding"]
+        return {
+            "architectures": ["T5ForConditionalGeneration"],
+            "model_type": "t5",
+            "vocab_size": sizes["vocab_size"],
+            "d_model": sizes["emb_dim"],
+            "d_kv": sizes["head_dim"],
+            "d_ff": sizes["mlp_dim"],
+            "num_heads": sizes["num_heads"],
+            "num_layers": sizes["num_encoder_layers"],
+            "num_decoder_layers": sizes["num_decoder_layers"],
+            "feed_forward_proj": feed_forward[0],
+            "relative_attention_num_buckets": sizes["relpos_num_buckets"],
+            "relative_attention_max_distance": settings.get("relpos_max_distance", 128),
+            "layer_norm_epsilon": 1e-6,
+            "dropout_rate": 0.1,
+            "tie_word_embeddings": tied,
+            "scale_decoder_outputs": tied,
+            "is_encoder_decoder": True,
+            "decoder_start_token_id": 0,
+            "pad_token_id": 0,
+            "eos_token_id": 1,
+        }
+
+    def from_t5x(self, leaves: Mapping[str, Leaf]) -> dict[str, Leaf] | None:
+        """Leaves of a scanned network (`encoder/encoder/...`, layers on axis 1) under the unscanned names.
+
+        Each layer of such a network has its own table of relative positions; where all are equal they become one table of
+        the stack.
+        """
+        out = {}
+        for name, leaf in leaves.items():
+            stack = next((s for s in ("encoder", "decoder") if name.startswith(f"{s}/{s}/")), None)
+            if stack is None:
+                out[name] = leaf
+                continue
+            inner = name.removeprefix(f"{stack}/{stack}/")
+            shape = (leaf.shape[0], *leaf.shape[2:])
+            if len(shape) == 3:  # kernels of attention: [D, H, K], or out's [H, K, D]
+                is_out = inner.endswith("out/kernel")
+                shape = (shape[0] * shape[1], shape[2]) if is_out else (shape[0], shape[1] * shape[2])
+            for i in range(leaf.shape[1]):
+                out[f"{stack}/layers_{i}/{inner}"] = layer(leaf, i, 1, shape)
+        for stack in ("encoder", "decoder"):
+            tables = {n: x.whole() for n, x in out.items() if re.fullmatch(rf"{stack}/layers_\d+/relpos_bias/.*", n)}
+            first, *others = tables.values() or (None,)
+            if first is not None and all(np.array_equal(table, first) for table in others):
+                for name in tables:
+                    del out[name]
+                out[f"{stack}/relpos_bias/rel_embedding"] = from_array(
+                    first, f"{stack}/{stack}/relpos_bias/rel_embedding"
+                )
+        return out if out.keys() != leaves.keys() else None
+
+
+def _is_transposed(name: str) -> bool:
+    """Whether Hugging Face stores the leaf with its axes reversed."""
+    return name.endswith(("/kernel", "rel_embedding"))
+
+
+def _settings(config: Mapping[str, Any], path: str) -> dict[str, Any]:
+    """Fields of `T5Config` that `config.json` states and shapes do not show."""
+    feed_forward = config.get("feed_forward_proj", "relu")
+    if feed_forward not in ACTIVATIONS:
+        raise CheckpointError(
+            f"{path} has feed_forward_proj {feed_forward!r}; this package supports {', '.join(ACTIVATIONS)}."
+        )
+    if config.get("layer_norm_epsilon", 1e-6) != 1e-6:
+        raise CheckpointError(
+            f"{path} has layer_norm_epsilon {config['layer_norm_epsilon']}; this package supports only 1e-06 for T5."
+        )
+    return {
+        "mlp_activations": ACTIVATIONS[feed_forward],
+        "relpos_max_distance": config.get("relative_attention_max_distance", 128),
+    }
+
+
+def _untied(tensors: Mapping[str, Leaf], config: Mapping[str, Any], path: str) -> dict[str, Leaf]:
+    """The tensors with one embedding table, and with a head exactly where the model's logits are not tied to the table."""
+    tables = {name: tensors[name] for name in (*_STACK_TABLES, HEAD) if name in tensors}
+    tensors = {name: leaf for name, leaf in tensors.items() if name not in tables and name != _UNUSED}
+    shared = tensors.get(TABLE) or tables.get(_STACK_TABLES[0])
+    if shared is None:
+        raise CheckpointError(f"{path} has no {TABLE}, the embedding table; copy or download the folder again.")
+    tensors[TABLE] = shared
+    for name in _STACK_TABLES:
+        if name in tables and not _equal(tables[name], shared):
+            raise CheckpointError(
+                f"{path}: {name} differs from {TABLE}, as in a folder with a folded adapter; give the base model that it "
+                f"was exported from."
+            )
+    head = tables.get(HEAD)
+    if head is not None and _equal(head, shared):
+        head = None
+    scaled = _scales_logits(config)
+    if head is not None and scaled:
+        raise CheckpointError(
+            f"{path} has an untied {HEAD} and scales its logits; if its logits are not tied to the embedding table, set "
+            f"tie_word_embeddings to false in config.json."
+        )
+    if not scaled:  # tied without scaling equals untied with the same matrix
+        tensors[HEAD] = shared if head is None else head
+    return tensors
+
+
+def _scales_logits(config: Mapping[str, Any]) -> bool:
+    """`transformers`' rule: mT5 never; T5 unless `tie_word_embeddings` was saved as false."""
+    if config["model_type"] != "t5":
+        return False
+    return config.get("scale_decoder_outputs", config.get("tie_word_embeddings", True) is not False)
+
+
+def _equal(a: Leaf, b: Leaf) -> bool:
+    return a.shape == b.shape and all(np.array_equal(a.read(block), b.read(block)) for block in a.blocks())

@@ -1,0 +1,228 @@
+"""Vision towers (SigLIP, ViT, EVA as in BLIP-2) in files; their leaves are under `vision/`.
+
+Hugging Face: kernels are transposed, and the patch embedding is a convolution [width, channels, p, p]. big_vision: heads are
+apart, [width, H, K]; layers are stacked in a scanned file; a class token has no position, so here its position is zero.
+Tensors that belong to no vision tower (a text tower, a pooling head, a classifier) keep the file's names.
+"""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from adalink_jax.checkpoints import positions
+from adalink_jax.checkpoints.families.family import VISION, Family, Shapes, Translation
+from adalink_jax.checkpoints.source import Source
+from adalink_jax.errors import CheckpointError
+from adalink_jax.files.leaves import Leaf, computed, layer, rows, transposed
+from adalink_jax.models.vit import ViTConfig
+
+SIGLIP, VIT = ("siglip", "siglip_vision_model"), ("vit",)
+POSITIONS, CLASS_TOKEN = "vision/pos_embedding", "vision/class_token"
+_ACTIVATIONS = {"gelu_pytorch_tanh": "gelu", "gelu": "gelu_exact"}
+_BUFFERS = re.compile(r".*position_ids")
+
+# A regular expression for a module's name in Hugging Face, this package's name, and the kind of module, which says how its
+# `weight` and `bias` are stored.
+NameTable = Sequence[tuple[str, str, str]]
+_S = r"vision_model\.encoder\.layers\.(\d+)"
+SIGLIP_NAMES: NameTable = [
+    (r"vision_model\.embeddings\.patch_embedding", "vision/patch_embedding", "patches"),
+    (r"vision_model\.embeddings\.position_embedding", POSITIONS, "table"),
+    (r"vision_model\.embeddings\.class_embedding", CLASS_TOKEN, "table"),
+    (r"vision_model\.post_layernorm", "vision/encoder_norm", "norm"),
+    (_S + r"\.layer_norm1", r"vision/layers_\1/pre_attention_layer_norm", "norm"),
+    (_S + r"\.layer_norm2", r"vision/layers_\1/pre_mlp_layer_norm", "norm"),
+    (_S + r"\.self_attn\.q_proj", r"vision/layers_\1/attention/query", "dense"),
+    (_S + r"\.self_attn\.k_proj", r"vision/layers_\1/attention/key", "dense"),
+    (_S + r"\.self_attn\.v_proj", r"vision/layers_\1/attention/value", "dense"),
+    (_S + r"\.self_attn\.qkv", r"vision/layers_\1/attention", "qkv"),
+    (_S + r"\.self_attn\.(?:out_proj|projection)", r"vision/layers_\1/attention/out", "dense"),
+    (_S + r"\.mlp\.fc1", r"vision/layers_\1/mlp/wi", "dense"),
+    (_S + r"\.mlp\.fc2", r"vision/layers_\1/mlp/wo", "dense"),
+]
+_V = r"(?:vit\.)?encoder\.layer\.(\d+)"
+_VIT_NAMES: NameTable = [
+    (r"(?:vit\.)?embeddings\.patch_embeddings\.projection", "vision/patch_embedding", "patches"),
+    (r"(?:vit\.)?embeddings\.position_embeddings", POSITIONS, "table"),
+    (r"(?:vit\.)?embeddings\.cls_token", CLASS_TOKEN, "table"),
+    (r"(?:vit\.)?layernorm", "vision/encoder_norm", "norm"),
+    (_V + r"\.layernorm_before", r"vision/layers_\1/pre_attention_layer_norm", "norm"),
+    (_V + r"\.layernorm_after", r"vision/layers_\1/pre_mlp_layer_norm", "norm"),
+    (_V + r"\.attention\.attention\.(query|key|value)", r"vision/layers_\1/attention/\2", "dense"),
+    (_V + r"\.attention\.output\.dense", r"vision/layers_\1/attention/out", "dense"),
+    (_V + r"\.intermediate\.dense", r"vision/layers_\1/mlp/wi", "dense"),
+    (_V + r"\.output\.dense", r"vision/layers_\1/mlp/wo", "dense"),
+]
+_PARAMETERS = {
+    "dense": {"weight": "kernel", "bias": "bias"},
+    "patches": {"weight": "kernel", "bias": "bias"},
+    "norm": {"weight": "scale", "bias": "bias"},
+}
+
+_BIG_VISION_ROOTS = re.compile(r"(?:params/)?(?:img/)?")  # a two-tower model has its image tower under img/
+_ATTENTION = "MultiHeadDotProductAttention_0"
+_BIG_VISION_WHOLE = {
+    "embedding/kernel": "vision/patch_embedding/kernel",
+    "embedding/bias": "vision/patch_embedding/bias",
+    "pos_embedding": POSITIONS,
+    "cls": CLASS_TOKEN,
+    "Transformer/encoder_norm/scale": "vision/encoder_norm/scale",
+    "Transformer/encoder_norm/bias": "vision/encoder_norm/bias",
+}
+_BIG_VISION_LAYER = {  # within a layer: big_vision's name -> this package's
+    "LayerNorm_0/scale": "pre_attention_layer_norm/scale",
+    "LayerNorm_0/bias": "pre_attention_layer_norm/bias",
+    "LayerNorm_1/scale": "pre_mlp_layer_norm/scale",
+    "LayerNorm_1/bias": "pre_mlp_layer_norm/bias",
+    **{f"{_ATTENTION}/{name}/{leaf}": f"attention/{name}/{leaf}"
+       for name in ("query", "key", "value", "out") for leaf in ("kernel", "bias")},
+    **{f"MlpBlock_0/Dense_{i}/{leaf}": f"mlp/{name}/{leaf}" for i, name in ((0, "wi"), (1, "wo")) for leaf in ("kernel", "bias")},
+}  # fmt: skip
+
+
+class ViTFamily(Family):
+    """Vision towers, alone or beside a text tower."""
+
+    name = "ViT"
+    part = VISION
+    config = ViTConfig
+    deciding = ("num_heads", "activation", "layer_norm_epsilon", "pixel_mean", "pixel_std")
+    model_types = (*SIGLIP, *VIT)
+
+    def from_hugging_face(
+        self, tensors: Mapping[str, Leaf], config: Mapping[str, Any], folder: epath.Path, path: str
+    ) -> Translation:
+        """See `Family`."""
+        names = _VIT_NAMES if config["model_type"] in VIT else SIGLIP_NAMES
+        return Translation(translated(tensors, names), {VISION: vision_settings(config, folder, path)})
+
+    def from_big_vision(self, tensors: Mapping[str, Leaf], path: str) -> Translation | None:
+        """See `Family`."""
+        leaves: dict[str, Leaf] = {}
+        for name, leaf in tensors.items():
+            leaves |= _from_big_vision(name, leaf)
+        if POSITIONS not in leaves:
+            return None
+        query = next((leaf for name, leaf in tensors.items() if name.endswith(f"{_ATTENTION}/query/kernel")), None)
+        if query is None:
+            raise CheckpointError(f"{path} has no attention layer, so it is not a vision tower of big_vision.")
+        if CLASS_TOKEN in leaves:
+            table = leaves[POSITIONS]
+            shape = (table.shape[0] + 1, table.shape[1])
+            leaves[POSITIONS] = computed((table,), shape, lambda x: np.concatenate([np.zeros_like(x[:1]), x]))
+        settings = {"activation": "gelu", "layer_norm_epsilon": 1e-6, "num_heads": query.shape[-2]}
+        return Translation(leaves, {VISION: settings})
+
+    def resized(
+        self, leaves: Mapping[str, Leaf], wanted: Shapes, config: ViTConfig, source: Source
+    ) -> tuple[dict[str, Leaf], str]:
+        """Resamples the positions for another resolution, by the rule of the checkpoint's origin."""
+        leaves = dict(leaves)
+        table, shape = leaves.get(POSITIONS), wanted.get(POSITIONS)
+        if table is None or shape is None or table.shape[0] == shape[0]:
+            return leaves, ""
+        rule = source.position_rule
+        leaves[POSITIONS] = positions.for_grid(table, config.grid, config.class_token, rule, source.path)
+        return leaves, f", positions resampled ({rule})"
+
+
+def _reshaped(leaf: Leaf, shape: tuple[int, ...]) -> Leaf:
+    return leaf if leaf.shape == shape else computed((leaf,), shape, lambda values: values)
+
+
+def translated(tensors: Mapping[str, Leaf], names: NameTable) -> dict[str, Leaf]:
+    """`tensors` of a Hugging Face folder under this package's names; buffers are left out."""
+    leaves = {}
+    for tensor, leaf in tensors.items():
+        if not _BUFFERS.fullmatch(tensor):
+            leaves |= _translated(tensor, leaf, names)
+    return leaves
+
+
+def _translated(tensor: str, leaf: Leaf, names: NameTable) -> dict[str, Leaf]:
+    module, _, parameter = tensor.rpartition(".")
+    for pattern, our_name, kind in names:
+        if kind == "table" and (match := re.fullmatch(pattern + r"(?:\.weight)?", tensor)):
+            return {our_name: _reshaped(leaf, leaf.shape[-2:])}  # [1, rows, width] or [rows, width]
+        if not (match := re.fullmatch(pattern, module)):
+            continue
+        name = match.expand(our_name)
+        if kind == "qkv":
+            width = leaf.shape[0] // 3
+            parts = {part: rows(leaf, i * width, (i + 1) * width) for i, part in enumerate(("query", "key", "value"))}
+            if parameter == "bias":
+                return {f"{name}/{part}/bias": bias for part, bias in parts.items()}
+            return {f"{name}/{part}/kernel": transposed(kernel) for part, kernel in parts.items()}
+        if parameter not in _PARAMETERS.get(kind, {}):
+            continue
+        if kind == "patches" and parameter == "weight":
+            width, size = leaf.shape[0], leaf.size // leaf.shape[0]
+            leaf = computed((leaf,), (size, width), lambda x: x.transpose(2, 3, 1, 0))
+        elif kind == "dense" and parameter == "weight":
+            leaf = transposed(leaf)
+        return {f"{name}/{_PARAMETERS[kind][parameter]}": leaf}
+    return {tensor: leaf}
+
+
+def vision_settings(config: Mapping[str, Any], folder: epath.Path, path: str) -> dict[str, Any]:
+    """Fields of `ViTConfig` that a Hugging Face folder states and shapes do not show.
+
+    Args:
+      config: the contents of `config.json`; its `vision_config` where it has one.
+      folder: the folder, for `preprocessor_config.json`.
+      path: the folder as the user gave it, for errors.
+
+    Raises:
+      CheckpointError: for an activation that this package does not implement.
+    """
+    vision, model_type = config.get("vision_config", config), config["model_type"]
+    activation = vision.get("hidden_act", "gelu_pytorch_tanh" if model_type in SIGLIP else "gelu")
+    if activation not in _ACTIVATIONS:
+        raise CheckpointError(
+            f"{path} has hidden_act {activation!r}; this package supports {', '.join(_ACTIVATIONS)} in vision towers."
+        )
+    settings = {"activation": _ACTIVATIONS[activation]} | _pixel_settings(folder, path)
+    if "num_attention_heads" in vision:
+        settings["num_heads"] = vision["num_attention_heads"]
+    return settings | {"layer_norm_epsilon": vision.get("layer_norm_eps", 1e-12 if model_type in VIT else 1e-6)}
+
+
+def _pixel_settings(folder: epath.Path, path: str) -> dict[str, Any]:
+    """`pixel_mean` and `pixel_std`, where the folder says how images are prepared."""
+    file = folder / "preprocessor_config.json"
+    if not file.exists():
+        return {}
+    try:
+        preparation = json.loads(file.read_text())
+    except json.JSONDecodeError as e:
+        raise CheckpointError(f"{path}/{file.name} is damaged or cut short ({e}); copy it again.") from e
+    if not preparation.get("do_normalize", True) or not {"image_mean", "image_std"} <= preparation.keys():
+        return {}
+    mean, std = tuple(preparation["image_mean"]), tuple(preparation["image_std"])
+    usual = all(x == 0.5 for x in (*mean, *std))  # images are in [-1, 1] here
+    return {"pixel_mean": None, "pixel_std": None} if usual else {"pixel_mean": mean, "pixel_std": std}
+
+
+def _from_big_vision(name: str, leaf: Leaf) -> dict[str, Leaf]:
+    inner = _BIG_VISION_ROOTS.sub("", name, count=1)
+    if inner in _BIG_VISION_WHOLE:
+        # [1, N, width] and [p, p, channels, width] become matrices.
+        shape = (leaf.size // leaf.shape[-1], leaf.shape[-1]) if len(leaf.shape) > 1 else leaf.shape
+        return {_BIG_VISION_WHOLE[inner]: _reshaped(leaf, shape)}
+    match = re.fullmatch(r"Transformer/encoderblock(?:_(\d+))?/(.*)", inner)
+    if not match or match[2] not in _BIG_VISION_LAYER:
+        return {name: leaf}
+    our_name, is_stacked = _BIG_VISION_LAYER[match[2]], match[1] is None
+    shape = leaf.shape[1:] if is_stacked else leaf.shape
+    if our_name.startswith("attention/") and our_name != "attention/out/bias":  # join the heads
+        if our_name == "attention/out/kernel":
+            shape = (shape[0] * shape[1], shape[2])
+        else:
+            shape = (*shape[:-2], shape[-2] * shape[-1])
+    if is_stacked:
+        return {f"vision/layers_{i}/{our_name}": layer(leaf, i, 0, shape) for i in range(leaf.shape[0])}
+    return {f"vision/layers_{match[1]}/{our_name}": _reshaped(leaf, shape)}

@@ -1,4 +1,4 @@
-"""Methods that are wrong in one thing each, to see that the behaviours find it."""
+"""Methods with one error each, which the checks must find, and two correct ones."""
 
 import enum
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from adalink_jax.models import paths
 
 
 class Shift(nn.Module):
-    """The right one: an offset to each text embedding."""
+    """A correct method: an offset to each text embedding."""
 
     size: float = 1.0
     per_token: ClassVar[bool] = True
@@ -58,7 +58,7 @@ class Direction(enum.StrEnum):
 
 
 class LosesASetting(Shift):
-    """In a file its setting is a string, and it is looked at as if it were not."""
+    """Its setting is a string in a file, but its code expects an enum."""
 
     direction: Direction = Direction.DOWN
 
@@ -67,14 +67,14 @@ class LosesASetting(Shift):
 
 
 class FoldsWrongly(Shift):
-    """It declares to map each token alone, and looks at its neighbours."""
+    """Declares that it maps each token alone, but uses the neighbours."""
 
     def shifted(self, x):
         return super().shifted(x) + x.mean(axis=-2, keepdims=True)
 
 
 class DecodesOtherwise(Shift):
-    """It adapts the decoder's input by position, and each decoding step begins at position 0."""
+    """Adapts the decoder's input by position, but each decoding step starts at position 0."""
 
     @nn.compact
     def __call__(self, inputs):
@@ -86,7 +86,7 @@ class DecodesOtherwise(Shift):
 
 
 class KnowsTheMesh(Shift):
-    """It computes something else where there is a mesh."""
+    """Computes something else on a mesh."""
 
     def shifted(self, x):
         return super().shifted(x) * (2.0 if nn.get_logical_axis_rules() else 1.0)
@@ -98,7 +98,7 @@ class Raises(Shift):
 
 
 class Scales(LayerAdapter):
-    """The right one: factors for the outputs of the feed-forward layers, made in their kernels."""
+    """A correct method: factors for the outputs of the feed-forward layers, applied to their kernels."""
 
     @nn.compact
     def __call__(self, backbone):
@@ -137,7 +137,7 @@ class DependsOnScanning(Scales):
 
 
 class DoesNotLetGo(LayerAdapter):
-    """A factor beside each kernel of the feed-forward layers: without an adapter a bank gives 0, and 0 is not neutral."""
+    """A factor beside each feed-forward kernel: without an adapter, a bank gives 0, which is not neutral for a factor."""
 
     per_row: ClassVar[bool] = True
 

@@ -1,6 +1,6 @@
-"""A sweep of 48 runs in which a file of steps stands for training: `python sweep_program.py FOLDER` runs it.
+"""A sweep of 48 runs, with a file of steps in place of training: `python sweep_program.py FOLDER` runs it.
 
-With a run's name after the folder this is the process of that run.
+With a run's name after the folder, this is the process of that run.
 """
 
 import os

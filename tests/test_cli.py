@@ -1,4 +1,4 @@
-"""The commands as people type them: help, counts of any configuration, and answers to what cannot be meant."""
+"""The commands: help, parameter counts of any configuration, and answers to invalid arguments."""
 
 import json
 import re
@@ -21,7 +21,7 @@ PUBLISHED = {
 
 @pytest.fixture(autouse=True)
 def as_it_was(monkeypatch):
-    """What a command changes in its process."""
+    """Restores what a command changes in its process."""
     monkeypatch.setenv("XLA_FLAGS", "")
     monkeypatch.setattr(sys, "path", [*sys.path])
 
@@ -71,8 +71,8 @@ def test_help_has_a_line_for_each_command_and_imports_nothing_heavy():
         "print([m for m in ('jax', 'flax', 'gin', 'numpy', 'rich') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    for name, text in COMMANDS.items():
-        assert re.search(rf"^  {name} +{re.escape(text)}$", done.stdout, re.MULTILINE)
+    for name, command in COMMANDS.items():
+        assert re.search(rf"^  {name} +{re.escape(command.help)}$", done.stdout, re.MULTILINE)
     assert done.stdout.strip().endswith("[]"), done.stdout + done.stderr
 
 
@@ -104,7 +104,7 @@ def test_each_command_has_help(capsys, command):
     (["check-method", "LoRA", "--gin.PromptTuning.length=3"], ["nothing in this run uses PromptTuning"]),
     (["quickstart", "--gin.make_mesh.model=3"], ["model=3", "1 devices"]),
 ])  # fmt: skip
-def test_what_cannot_be_meant_is_answered_in_one_sentence(capsys, argv, words):
+def test_invalid_arguments_are_answered_in_one_sentence(capsys, argv, words):
     assert main(argv) == 2
     err = capsys.readouterr().err
     assert err.startswith("error: ") and err.count("\n") == 1, err
@@ -131,7 +131,7 @@ def test_a_method_that_fails_is_status_1(capsys, monkeypatch):
     assert re.search(r"starts as the base +PaLI +pass", out)
 
 
-def test_a_reader_that_has_seen_enough_is_no_error():
+def test_a_closed_pipe_is_not_an_error():
     command = (
         f"set -o pipefail; {sys.executable} -m adalink_jax params --gin_file=gin/models/pali_nano.gin --json | true"
     )

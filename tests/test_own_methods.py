@@ -1,4 +1,4 @@
-"""Methods that are none of this package's: in adapter files, in gin files, in banks."""
+"""Custom methods: in adapter files, in gin files, in banks."""
 
 import sys
 import types
@@ -46,15 +46,15 @@ def test_a_file_names_its_module():
     assert make_adapter(about["method"], about["settings"]) == module
 
 
-def test_one_that_is_called_as_ours_is_not_ours():
+def test_a_custom_method_with_the_name_of_a_built_in_one_stays_distinct():
     theirs = type("LoRA", (Shift,), {"__module__": "elsewhere"})
     assert describe_adapter(theirs())["method"] == "elsewhere.LoRA"
     assert describe_adapter(LoRA())["method"] == "LoRA"
 
 
 @pytest.mark.parametrize("method, words", [
-    ("this.Method", "an adapter file never causes an import; import this before."),
-    ("broken_methods.Missing", "The module broken_methods, as it was imported, has no Flax module Missing"),
+    ("this.Method", "an adapter file never causes an import; import this first."),
+    ("broken_methods.Missing", "The imported module broken_methods has no Flax module Missing"),
     ("broken_methods.COLLECTION", "has no Flax module COLLECTION"),
     ("os.system", "has no Flax module system"),
     ("adalink_jax.T5Config", "has no Flax module T5Config"),
@@ -73,7 +73,7 @@ def test_a_name_in_a_file_causes_no_import(method, words, monkeypatch):
     assert "this" not in sys.modules
 
 
-def test_all_settings_of_another_s_method_are_compared(tmp_path):
+def test_all_settings_of_a_custom_method_are_compared(tmp_path):
     tree = {"offset": np.ones(4, np.float32)}
     save_adapter(str(tmp_path), tree, describe_adapter(Shift()) | {"base": {"name": "base", "fingerprint": MARK}})
     sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
@@ -84,7 +84,7 @@ def test_all_settings_of_another_s_method_are_compared(tmp_path):
 
 
 def test_settings_that_no_file_holds_are_refused_before_training():
-    with pytest.raises(UserError, match=r"HoldsWhatNoFileCan.phi is .*, which no adapter file can hold; let"):
+    with pytest.raises(UserError, match=r"HoldsWhatNoFileCan.phi is .*, which an adapter file cannot hold; use"):
         load_parameters(Setup(AdaptedModel(T5(tiny_t5()), HoldsWhatNoFileCan())), None, ())
 
 
@@ -92,7 +92,7 @@ def test_settings_that_no_file_holds_are_refused_before_training():
 @pytest.mark.parametrize(
     "modules", [(Bottleneck(1), Bottleneck(3)), (Shift(), Shift())], ids=["ranks", "no axis names"]
 )
-def test_a_bank_serves_each_row_by_its_own(modules):
+def test_a_bank_serves_each_row_with_its_adapter(modules):
     backbone = T5(tiny_t5(scan_layers=True))
     batch = random_batch(backbone, 3, 6, 5, seed=0)
     both = [init(AdaptedModel(backbone, module), batch, seed) for seed, module in enumerate(modules)]

@@ -1,4 +1,4 @@
-"""`adalink results`: every run is a row, settings and scores are columns, groups have honest intervals."""
+"""`adalink results`: every run is a row, settings and scores are columns, groups have correct intervals."""
 
 import csv
 import json
@@ -14,7 +14,7 @@ VERSIONS = {"adalink-jax": "0.1.0", "jax": "0.10.2"}
 
 
 def write_run(folder, *, rank, seed, accuracy, sweep=True, **more):
-    """A finished run's files, as far as they are read."""
+    """Writes the files of a finished run that are read."""
     settings = {"AdaLinkAdapter.rank": repr(rank), "Setup.random_seed": repr(seed), "DatasetConfig.seed": repr(seed),
                 "DatasetConfig.mixture_or_task_name": "'digits_reverse'", "train.optimizer": "@adamw()"}  # fmt: skip
     folder.mkdir(parents=True)
@@ -52,7 +52,7 @@ def rows(found):
     return {row["run"]: row for row in found.table.to_pylist()}
 
 
-def test_every_run_is_a_row_also_one_that_is_not_finished(runs):
+def test_every_run_is_a_row_finished_or_not(runs):
     found = rows(results.collect(str(runs)))
     assert {name: row["state"] for name, row in found.items() if row["state"] != "done"} == {
         "stopped": "stopped", "failed": "failed", "torn": "damaged"
@@ -65,7 +65,7 @@ def test_every_run_is_a_row_also_one_that_is_not_finished(runs):
     assert row["step_seconds"] == 0.1 and row["step_flops"] == 2 * 10**9 and found["torn"]["test/accuracy"] is None
 
 
-def test_a_run_that_is_being_trained_is_said_to_be(runs):
+def test_a_run_in_training_is_reported_as_running(runs):
     with RunFolder(str(runs / "stopped"), {"RANK": "8"}, {}, 10).held():
         assert rows(results.collect(str(runs)))["stopped"]["state"] == "running"
 
@@ -123,6 +123,21 @@ def test_files_hold_what_the_table_holds(runs, tmp_path, capsys):
     assert [line["runs"] for line in csv.DictReader(csv_file.read_text().splitlines())] == ["3", "3"]
 
 
+def test_runs_of_different_environments_are_reported(runs, tmp_path, capsys):
+    where = ["--where", "RANK=4", "state=done"]
+    assert main(["results", str(runs), *where]) == 0
+    assert "different environments" not in capsys.readouterr().out
+    segment = {"platform": "cpu", "device_kind": "cpu", "first_step": 1, "last_step": 10}
+    segments = [{"versions": VERSIONS, **segment}, {"versions": VERSIONS | {"jax": "0.12.0"}, **segment}]
+    write_run(runs / "resumed", rank=4, seed=3, accuracy=0.4, segments=segments)
+    assert main(["results", str(runs), *where]) == 0
+    assert "These runs were made in different environments (jax 0.10.2, 0.12.0)" in capsys.readouterr().out
+    assert main(["results", str(runs), "--where", "RANK=1"]) == 0
+    assert "different environments" not in capsys.readouterr().out
+    assert main(["report", str(runs), "--out", str(tmp_path / "page.html")]) == 0
+    assert "These runs were made in different environments" in (tmp_path / "page.html").read_text()
+
+
 @pytest.mark.parametrize("argv, words", [
     (["--where", "RNAK=4"], "There is no column called RNAK: RANK"),
     (["--where", "RANK"], "--where takes NAME=VALUE"),
@@ -131,7 +146,7 @@ def test_files_hold_what_the_table_holds(runs, tmp_path, capsys):
     (["--where", "RANK=8", "--group", "RANK"], "No run is finished"),
     (["--where", "RANK=5"], "No run has RANK=5"),
 ])  # fmt: skip
-def test_what_cannot_be_meant_is_one_sentence(runs, capsys, argv, words):
+def test_invalid_arguments_are_refused_in_one_sentence(runs, capsys, argv, words):
     assert main(["results", str(runs), *argv]) == 2
     err = capsys.readouterr().err
     assert words in err and err.count("\n") == 1

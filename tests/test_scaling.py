@@ -1,4 +1,4 @@
-"""What a report says of scale: planted laws are found, planted breaks are noticed, noise is called noise; the page needs no network."""
+"""Reports of scaling studies: planted laws and breaks are found, noise is inconclusive, and the page needs no network."""
 
 import csv
 import html.parser
@@ -31,7 +31,7 @@ def planted(
     noise=0.002,
     tasks=("one",),
 ):
-    """Results of a study in which `score(N, regime, method)` is what is measured, and noise on it."""
+    """Results of a study that measures `score(N, regime, method)` plus noise."""
     rng = np.random.default_rng(0)
     out = []
     for size, n in sizes.items():
@@ -80,11 +80,11 @@ def test_an_error_that_grows_has_an_exponent_below_zero():
     assert found.exponent.high < 0 and found.b == pytest.approx(-0.2, abs=0.03)
 
 
-def test_of_noise_alone_a_trend_is_told_about_as_often_as_intervals_of_95_percent_may():
+def test_noise_alone_gives_a_conclusive_trend_in_about_five_percent_of_cases():
     rng = np.random.default_rng(2)
     noise = lambda: {size: dict(enumerate(rng.standard_normal(3))) for size in SIZES}
-    told = np.mean([trend(SIZES, noise()).sign != 0 for _ in range(1000)])
-    assert 0.03 < told < 0.075
+    conclusive = np.mean([trend(SIZES, noise()).sign != 0 for _ in range(1000)])
+    assert 0.03 < conclusive < 0.075
 
 
 def test_the_next_size_is_predicted_within_its_interval():
@@ -94,14 +94,14 @@ def test_the_next_size_is_predicted_within_its_interval():
     assert found.low < law(8e6) < found.high and found.high - found.low < 0.05
 
 
-def test_seeds_of_one_score_have_it_as_their_mean_and_can_be_drawn():
+def test_equal_scores_have_themselves_as_mean_and_can_be_drawn():
     same = -0.025179
     found = mean([same] * 3)
     assert (found.value, found.low, found.high) == (same, same, same)
     report_of(lambda n, regime, method: same, noise=0.0)
 
 
-def test_no_power_law_of_one_size_or_of_no_error():
+def test_one_size_or_zero_error_gives_no_power_law():
     assert power_law(SIZES, {"1M": {0: 0.5}}) is None
     assert power_law(SIZES, errors(lambda n: 0.0)) is None
 
@@ -117,7 +117,7 @@ def test_a_trend_is_a_slope_over_ten_times_the_size_and_noise_has_none():
 
 
 def test_gaps_are_paired_by_seed():
-    """Seeds differ far more than methods do; paired, the difference is certain."""
+    """Seeds differ far more than methods do; pairing makes the difference distinguishable."""
     level = {0: 0.2, 1: 0.5, 2: 0.8}
     results = planted(lambda *_: 0.0)
     for row in results:
@@ -152,14 +152,14 @@ def shrinking(n, regime, method):
     return reference if method.startswith("full") else reference - (0.3 if regime == "raw" else 0.1) * (3e5 / n) ** 0.5
 
 
-def test_a_gap_that_shrinks_is_said_to_shrink():
+def test_a_shrinking_gap_is_reported_as_shrinking():
     found = rows_of(report_of(shrinking), "Does the gap shrink with size?")
     assert {row["with size the gap"] for row in found} == {"shrinks"} and len(found) == 2
     tuned = rows_of(report_of(shrinking), "Does the gap shrink from raw to instruct?")
     assert {row["verdict"] for row in tuned if row["size"] == "0.3M"} == {"narrower"}
 
 
-def test_a_gap_that_grows_and_one_that_is_noise_are_said_so():
+def test_a_growing_gap_is_reported_as_growing_and_noise_as_inconclusive():
     grows = lambda n, regime, method: 0.9 if method.startswith("full") else 0.9 - 0.1 * np.log10(n / 1e5)
     assert {row["with size the gap"] for row in rows_of(report_of(grows), "Does the gap shrink with size?")} == {
         "grows"
@@ -184,7 +184,7 @@ def test_variants_are_compared_with_the_method_itself():
     assert {(row["variant"], row["verdict"]) for row in found} == {("low rank", "worse")}
 
 
-def test_a_rate_that_does_not_carry_over_is_told_with_what_it_loses():
+def test_a_rate_that_does_not_carry_over_is_reported_with_its_loss():
     """1.0 is best at 0.3M, and 0.1 at 1M."""
     [found] = rows_of(report_of(shrinking), "Do learning rates carry over?")
     assert [found[name] for name in ("smallest", "chosen there", "size", "chosen here", "would be lost")] == [
@@ -192,20 +192,20 @@ def test_a_rate_that_does_not_carry_over_is_told_with_what_it_loses():
     ]  # fmt: skip
 
 
-def test_a_study_of_which_only_one_size_is_done_has_a_report():
+def test_a_study_with_one_finished_size_has_a_report():
     methods = (*(f"method {i}" for i in range(9)), "full fine-tuning")
     found = report_of(lambda n, regime, method: 0.5, sizes={"0.3M": 3e5}, methods=methods)
     assert "Does the gap shrink with size?" not in [part.title for part in found.parts] and "<svg" in found.html()
 
 
-def test_runs_of_one_place_from_two_bases_are_refused():
+def test_runs_of_one_size_and_regime_from_two_bases_are_refused():
     results = planted(shrinking)
     next(row for row in results if row["stage"] == "runs")["base"] = {"fingerprint": "another"}
     with pytest.raises(UserError, match="The runs of 0.3M, raw were made from 2 bases"):
         scaling_report.make(results, "c")
 
 
-def test_gaps_are_to_the_reference_of_the_study_and_sizes_need_no_base_s_file():
+def test_gaps_are_to_the_reference_of_the_study_and_sizes_need_no_result_of_a_base():
     results = [row for row in planted(shrinking) if row["stage"] != "bases"]
     for row in results:
         row |= {"reference": "AdaLink"} if "reference" in row else {}
@@ -213,8 +213,16 @@ def test_gaps_are_to_the_reference_of_the_study_and_sizes_need_no_base_s_file():
     assert {row["method"] for row in found} == {"full fine-tuning"} and {row["size"] for row in found} == set(SIZES)
 
 
+def test_results_of_different_environments_are_reported():
+    results = planted(shrinking)
+    assert "environments" not in scaling_report.make(results, "c").summary
+    results[-1]["versions"] = {"jax": "0.12.0"}
+    note = "These results were made in different environments (jax 0.10.2, 0.12.0)"
+    assert note in scaling_report.make(results, "c").summary
+
+
 class Links(html.parser.HTMLParser):
-    """What a page would ask the network for, and its open elements."""
+    """Collects the links and the tags of a page."""
 
     def __init__(self):
         super().__init__()
@@ -260,7 +268,7 @@ def test_the_same_results_give_the_same_page(kept):
     assert pages[0] == pages[1]
 
 
-def test_tables_in_each_form_are_whole():
+def test_tables_are_complete_in_every_format():
     table = Table(("a_b", "score"), [("50 % & more", Estimate(0.5, 0.4, 0.6, signed=False)), ("<b>|\n\\", None)])
     report = Report("t", "c", "s", [Part("P", "x_1", table)])
     assert list(csv.reader(io.StringIO(table.csv()))) == [
@@ -275,7 +283,7 @@ def test_tables_in_each_form_are_whole():
     )
 
 
-def test_what_holds_nothing_is_told(tmp_path, capsys):
+def test_folders_without_results_are_reported(tmp_path, capsys):
     assert main(["report", str(tmp_path), "--out", str(tmp_path / "r.html")]) == 2
     assert "There is no run in" in capsys.readouterr().err
     assert main(["report", str(tmp_path), "--out", "r.pdf"]) == 2

@@ -1,4 +1,4 @@
-"""Packs, tuning and comparisons through the command line: each member as alone, nothing lost, chosen on validation."""
+"""Packs, tuning and comparisons through the command line: members equal single runs, nothing is lost, validation chooses."""
 
 import csv
 import json
@@ -47,7 +47,7 @@ def summary_of(folder):
     return json.loads((folder / "summary.json").read_text())
 
 
-def test_a_member_has_the_result_and_the_files_that_it_has_alone(finished, tmp_path):
+def test_a_member_has_the_same_result_and_files_as_a_run_alone(finished, tmp_path):
     from safetensors.numpy import load_file
 
     alone = tmp_path / "alone"
@@ -92,7 +92,9 @@ def test_a_killed_and_resumed_pack_ends_with_the_same_bits(finished, tmp_path):
         for name in ("adapter", "adapter_last"):
             file = f"members/{member['name']}/{name}/adapter_model.safetensors"
             assert (killed / file).read_bytes() == (finished / file).read_bytes()
-    without = lambda folder: {**summary_of(folder), "seconds": None}
+    first, second = summary_of(killed)["segments"]
+    assert first["first_step"] == 1 and first["last_step"] + 1 == second["first_step"] and second["last_step"] == 12
+    without = lambda folder: {**summary_of(folder), "seconds": None, "segments": None}
     assert without(killed) == without(finished)
 
 
@@ -111,7 +113,7 @@ def test_a_pack_without_a_metric_is_refused(tmp_path, capsys):
     assert not (tmp_path / "unscored").exists()
 
 
-def test_members_that_get_no_better_end_the_pack(tmp_path):
+def test_a_pack_ends_when_no_member_improves(tmp_path):
     more = {"LEARNING_RATES": (1e-12, 1e-13), "SEEDS": (0,), "TRAIN_STEPS": 100, "EVAL_PERIOD": 3, "PATIENCE": 2}
     assert pack(tmp_path / "p", "--gin_file=gin/runs/plateau.gin", **more) == 0
     summary = summary_of(tmp_path / "p")
@@ -157,7 +159,7 @@ def test_bad_settings_of_a_pack_are_one_sentence(tmp_path, capsys, flags, values
     assert not any(path.is_file() for path in tmp_path.rglob("*"))
 
 
-def test_tuning_chooses_on_validation_and_writes_what_it_chose(tmp_path, capsys):
+def test_tuning_chooses_on_validation_and_writes_its_choice(tmp_path, capsys):
     folder = tmp_path / "tune"
     more = {"LEARNING_RATE": 0.003, "FACTORS": (0.0001, 1.0), "SEEDS": (0, 1), "RANK": 4}
     assert main(["tune", *MODEL, ADALINK, *macros(folder, **more)]) == 0
@@ -177,7 +179,7 @@ def test_tuning_chooses_on_validation_and_writes_what_it_chose(tmp_path, capsys)
     assert configuration.bindings()["warmup_cosine.peak"] == "0.003"
 
 
-def test_the_highest_mean_is_chosen_and_of_equals_the_lowest_rate():
+def test_the_highest_mean_is_chosen_and_the_lowest_rate_among_equals():
     tuned = choose([0.1, 0.1, 0.01, 0.01, 1.0, 1.0], [0.5, 0.7, 0.6, 0.6, 0.9, 0.0])
     assert tuned.learning_rate == 0.01 and tuned.edge == "lowest"
     assert [trial.mean for trial in tuned.trials] == pytest.approx([0.6, 0.6, 0.45])
@@ -205,7 +207,7 @@ def compare(tmp_path, methods, **more):
 
 
 @pytest.mark.slow
-def test_a_comparison_is_one_table_and_takes_up_what_is_done(tmp_path, capsys):
+def test_a_comparison_is_one_table_and_reuses_finished_runs(tmp_path, capsys):
     assert compare(tmp_path, METHODS) == 0
     folder = tmp_path / "c"
     rows = list(csv.DictReader((folder / "comparison.csv").read_text().splitlines()))

@@ -1,4 +1,4 @@
-"""Scaling studies: which cells there are, that each is made once from what it needs, and goes on from the results that were kept."""
+"""Scaling studies: their cells, that each is made once from what it needs, and that kept results resume a study."""
 
 import json
 import shutil
@@ -34,7 +34,7 @@ def names(found, stage):
     return [cell.name.partition("/")[2] for cell in found[stage]]
 
 
-def test_the_grid_says_which_runs_there_are_and_what_they_need():
+def test_the_grid_determines_the_runs_and_what_they_need():
     found = cells(described())
     assert len(found[RUNS]) == 2 * 2 * 2 * 2 + 1  # and `shared`, on images alone, at one base
     assert [name for name in names(found, RUNS) if "shared" in name] == ["s.tuned.see.shared"]
@@ -45,7 +45,7 @@ def test_the_grid_says_which_runs_there_are_and_what_they_need():
     assert names(found, BASES) == ["s.raw", "l.raw", "s.tuned", "l.tuned"]  # raw ones first
 
 
-def test_a_base_is_there_only_for_what_starts_from_it():
+def test_a_base_is_made_only_if_something_starts_from_it():
     one = {"sizes": ("S",), "regimes": ("raw",), "tasks": ("see",)}
     found = cells(described(grid=(one,), tuned_on="raw"))
     assert names(found, BASES) == ["s.raw"] and len(found[TUNING]) == 2 and len(found[RUNS]) == 3
@@ -72,7 +72,7 @@ def test_commands_have_the_texts_in_order_and_start_from_their_base():
     assert [dict(flags_of(by_size, base, typed).bindings).get("L") for base in found[BASES]] == ["2", "1", None, None]
 
 
-def test_a_run_takes_the_learning_rate_of_its_own_size_and_a_variant_that_of_its_method():
+def test_a_run_uses_the_learning_rate_of_its_size_and_a_variant_that_of_its_method():
     study = described()
     taken = {cell.name: tuning_of(study, cell).name for cell in cells(study)[RUNS]}
     assert taken["runs/s.tuned.see.shared"] == "tuning/s.tuned.see.adalink"
@@ -81,15 +81,21 @@ def test_a_run_takes_the_learning_rate_of_its_own_size_and_a_variant_that_of_its
 
 
 @pytest.mark.parametrize(
-    "changes, told",
+    "changes, message",
     [
-        ({"grid": ({"methods": ("AdaLonk",)},)}, "'AdaLonk' is not one of its methods; the study has AdaLink, full, shared."),
+        (
+            {"grid": ({"methods": ("AdaLonk",)},)},
+            "'AdaLonk' is not one of its methods; the study has AdaLink, full, shared.",
+        ),
         ({"grid": ({"method": ("AdaLink",)},)}, "not one of its method; the study has sizes, regimes, tasks, methods"),
         ({"tuned_on": "cooked"}, "'cooked' is not one of its regimes; the study has raw, tuned."),
         ({"tuned_as": {"shared": "LoRA"}}, "'LoRA' is not one of its methods"),
         ({"reference": "full fine-tuning"}, "'full fine-tuning' is not one of its methods"),
         ({"seeds": (0,)}, "fewer than two seeds"),
-        ({"sizes": {"S": ("s.gin",), "s ": ("l.gin",)}, "grid": ({},)}, "Study.sizes: names must differ in their letters and digits, and 's' is not unique"),
+        (
+            {"sizes": {"S": ("s.gin",), "s ": ("l.gin",)}, "grid": ({},)},
+            "Study.sizes: names must differ in their letters and digits, and 's' is not unique",
+        ),
         (
             {"methods": METHODS | {"AdaLink": {"imgae": ("a.gin",)}}},
             "'imgae' is not one of its kinds of tasks; the study has image, text.",
@@ -105,13 +111,13 @@ def test_a_run_takes_the_learning_rate_of_its_own_size_and_a_variant_that_of_its
         ),
     ],
 )
-def test_descriptions_that_mean_nothing_are_refused(changes, told):
+def test_invalid_descriptions_are_refused(changes, message):
     with pytest.raises(UserError) as error:
         described(**changes)
-    assert told.lower() in str(error.value).lower()
+    assert message.lower() in str(error.value).lower()
 
 
-def test_an_empty_grid_and_a_text_that_is_none_are_refused():
+def test_an_empty_grid_and_an_invalid_text_are_refused():
     with pytest.raises(UserError, match="names no run"):
         cells(described(grid=({"tasks": ("read",), "methods": ("shared",)},)))
     study = described(common=("c.yaml",))
@@ -127,7 +133,7 @@ def test_the_learning_rate_of_the_highest_mean_is_chosen_and_the_lowest_of_equal
     assert chosen_rate(row) == 1.0
 
 
-# --- made for real ---
+# --- with real runs ---
 
 STUDY = """
 MODEL_DIR = %gin.REQUIRED
@@ -182,12 +188,12 @@ def test_each_cell_keeps_its_result_and_runs_have_the_tuned_learning_rate(made):
         assert run["base"]["fingerprint"] == found[RUNS, "AdaLink"]["base"]["fingerprint"]
 
 
-def test_what_is_kept_is_not_made_again_where_its_folder_is_not(made, capsys):
+def test_a_kept_result_is_not_made_again_without_its_folder(made, capsys):
     assert main(arguments(made, "--run", model_dir="elsewhere")) == 0
     assert "to make" not in capsys.readouterr().out and not (made / "elsewhere").exists()
 
 
-def test_a_result_that_is_missing_is_told_and_its_base_is_wanted(made, capsys, tmp_path):
+def test_a_missing_result_needs_its_base(made, capsys, tmp_path):
     from adalink_jax import configuration
     from adalink_jax.experiments.scaling.configured_study import ConfiguredStudy, Selection
 
@@ -203,10 +209,23 @@ def test_a_result_that_is_missing_is_told_and_its_base_is_wanted(made, capsys, t
     assert "runs: 2" in capsys.readouterr().out
 
 
+def test_cells_of_different_environments_are_reported(made, tmp_path, capsys):
+    shutil.copytree(made / "kept", tmp_path / "kept")
+    shutil.copy(made / "study.gin", tmp_path)
+    assert main(arguments(tmp_path)) == 0
+    assert "environments" not in capsys.readouterr().out
+    file = tmp_path / "kept" / RUNS / "nano.raw.reverse.full.json"
+    old = {name: value for name, value in json.loads(file.read_text()).items() if name != "segments"}
+    file.write_text(json.dumps(old | {"versions": {"jax": "0.1"}}))
+    assert main(arguments(tmp_path)) == 0
+    out = capsys.readouterr().out
+    assert "These cells were made in different environments (jax 0" in out and "0.1)" in out
+
+
 @pytest.mark.parametrize(
     "old, new", [("'TRAIN_STEPS = 4'", "'TRAIN_STEPS = 5'"), ("'TRAIN_STEPS = 3'", "'TRAIN_STEPS = 2'")]
 )
-def test_results_of_another_description_or_of_another_base_s_are_refused(made, tmp_path, capsys, old, new):
+def test_results_of_another_description_or_base_are_refused(made, tmp_path, capsys, old, new):
     shutil.copytree(made / "kept", tmp_path / "kept")
     shutil.rmtree(tmp_path / "kept" / BASES)
     (tmp_path / "study.gin").write_text(STUDY.replace(old, new))
@@ -215,7 +234,7 @@ def test_results_of_another_description_or_of_another_base_s_are_refused(made, t
     assert not (tmp_path / "made").exists()
 
 
-def test_a_run_is_refused_whose_base_was_thrown_away_for_one_of_other_settings(made, tmp_path, capsys):
+def test_a_run_is_refused_if_its_base_was_replaced_by_one_with_other_settings(made, tmp_path, capsys):
     (tmp_path / "study.gin").write_text(STUDY.replace("'TRAIN_STEPS = 3'", "'TRAIN_STEPS = 2'"))
     command, *_, model_dir, kept, run = arguments(made, "--run", kept="none_kept")
     base = (made / "made" / BASES).rename(tmp_path / BASES)
@@ -227,14 +246,14 @@ def test_a_run_is_refused_whose_base_was_thrown_away_for_one_of_other_settings(m
         base.rename(made / "made" / BASES)
 
 
-def test_folders_may_be_brought_from_elsewhere(made, tmp_path, capsys):
+def test_folders_may_be_moved_here_from_elsewhere(made, tmp_path, capsys):
     shutil.copytree(made / "made", tmp_path / "made")
     shutil.copy(made / "study.gin", tmp_path)
     assert main(arguments(tmp_path, kept="none_kept")) == 0
     assert "runs: 2" in capsys.readouterr().out
 
 
-def test_a_base_of_which_runs_are_done_is_not_trained_again(made, tmp_path, capsys):
+def test_a_base_with_finished_runs_is_not_trained_again(made, tmp_path, capsys):
     shutil.copytree(made / "kept", tmp_path / "kept")
     (tmp_path / "kept" / RUNS / "nano.raw.reverse.full.json").unlink()
     shutil.copy(made / "study.gin", tmp_path)
@@ -242,7 +261,7 @@ def test_a_base_of_which_runs_are_done_is_not_trained_again(made, tmp_path, caps
     assert "1 runs from bases/nano.raw are finished" in capsys.readouterr().err and not (tmp_path / "made").exists()
 
 
-def test_a_setting_at_its_own_default_is_none_of_the_digest(made, tmp_path):
+def test_a_setting_at_its_default_does_not_change_the_digest(made, tmp_path):
     shutil.copytree(made / "kept", tmp_path / "kept")
     (tmp_path / "study.gin").write_text(
         STUDY.replace("'TRAIN_STEPS = 4'", "'TRAIN_STEPS = 4', 'train_pack.at_once = None'")
@@ -250,13 +269,13 @@ def test_a_setting_at_its_own_default_is_none_of_the_digest(made, tmp_path):
     assert main(arguments(tmp_path)) == 0
 
 
-def test_results_that_were_not_kept_when_they_were_made_are_kept_later(made, tmp_path):
+def test_results_are_kept_later_if_they_were_not_kept_at_first(made, tmp_path):
     assert main(arguments(made, "--run", kept="later")) == 0
     kept = lambda name: {path.relative_to(made / name): path.read_text() for path in (made / name).glob("*/*.json")}
     assert kept("later") == kept("kept") and len(kept("kept")) == 5
 
 
-def test_tuning_that_is_lost_is_made_again_and_blocks_nothing(made, tmp_path):
+def test_lost_tuning_is_made_again_and_blocks_nothing(made, tmp_path):
     from adalink_jax import configuration
     from adalink_jax.experiments.scaling.configured_study import ConfiguredStudy, Selection
 
@@ -269,7 +288,7 @@ def test_tuning_that_is_lost_is_made_again_and_blocks_nothing(made, tmp_path):
     assert [cell.name for cell in needed[TUNING]] == ["tuning/nano.raw.reverse.full"]
 
 
-def test_what_is_not_there_is_told(made, capsys):
+def test_unknown_cells_and_sizes_are_reported(made, capsys):
     assert main(arguments(made, "--element", "runs/x")) == 2
     assert "The study has no runs/x" in capsys.readouterr().err
     for run in ((), ("--run",)):
@@ -300,7 +319,7 @@ def test_a_vocabulary_is_the_same_each_time_and_writes_every_character(tmp_path,
 
 
 @pytest.mark.parametrize(
-    "name, content, told",
+    "name, content, message",
     [
         ("a.csv", "x", "neither .txt nor .jsonl"),
         ("a.jsonl", '{"words": 1}', "Line 1 of"),
@@ -310,9 +329,9 @@ def test_a_vocabulary_is_the_same_each_time_and_writes_every_character(tmp_path,
         (None, None, "There is no file"),
     ],
 )
-def test_text_of_which_no_vocabulary_can_be_made_is_told(tmp_path, capsys, name, content, told):
+def test_text_that_cannot_make_a_vocabulary_is_reported(tmp_path, capsys, name, content, message):
     path = tmp_path / (name or "none.txt")
     if name:
         path.write_text(content)
     assert main(["vocabulary", str(path), "--pieces", "5000", "--out", str(tmp_path / "out")]) == 2
-    assert told in capsys.readouterr().err and not (tmp_path / "out").exists()
+    assert message in capsys.readouterr().err and not (tmp_path / "out").exists()

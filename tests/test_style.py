@@ -1,4 +1,4 @@
-"""What the house's style of figures does beyond colours."""
+"""The style of figures: legends and labels fit."""
 
 import pytest
 

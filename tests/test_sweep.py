@@ -1,10 +1,11 @@
-"""Sweeps: what a description stands for, and that no run is lost, made twice or mixed up, whatever is killed."""
+"""Sweeps: what a description means, and that no run is lost, made twice or mixed up if anything is killed."""
 
 import contextlib
 import json
 import os
 import pathlib
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -43,7 +44,7 @@ def test_a_dict_is_a_product():
     assert runs[1].point.bindings == (("RANK", "1"), ("LEARNING_RATE", "1e-05"))
 
 
-def test_products_zips_chains_and_lists_hold_one_another():
+def test_products_zips_chains_and_lists_nest():
     zipped = {"zip": ({"RANK": (1, 2)}, {"TRAIN_STEPS": (10, 20)})}
     assert names(zipped) == ["rank_1_steps_10", "rank_2_steps_20"]
     assert names({"chain": (zipped, {"RANK": (8,)})}) == ["rank_1_steps_10", "rank_2_steps_20", "rank_8"]
@@ -57,7 +58,7 @@ def test_products_zips_chains_and_lists_hold_one_another():
     assert names({"list": (("a/lora.gin", "adamw.b2 = 0.99"), "b.gin")}) == ["lora_b2_0.99", "b"]
 
 
-def test_a_run_s_own_files_and_bindings_come_last():
+def test_the_files_and_bindings_of_a_run_come_last():
     from adalink_jax import configuration
 
     common, _ = configuration.parse_flags(["--gin_file=common.gin", "--gin.BATCH_SIZE=8"])
@@ -79,7 +80,7 @@ def test_combinations_are_dropped():
     assert names({"list": ("RANK = 4", "RANK = 1e-1")}, {"RANK": (0.1,)}) == ["rank_4"]
 
 
-def test_names_are_short_safe_and_stay():
+def test_names_are_short_safe_and_stable():
     long = {
         "PROJECTIONS": (
             ("encoder/.*/attention/(query|value)", "decoder/.*"),
@@ -114,10 +115,10 @@ def test_names_are_short_safe_and_stay():
     ({"RANK": (1, 2)}, {"RANK": (3,)}, "no run (that is left) has RANK = 3"),
     ({"RANK": (1, 2)}, {"RANK": (1, 2)}, "leaves no run"),
 ])  # fmt: skip
-def test_what_cannot_be_meant_is_one_sentence(runs, drop, words):
-    with pytest.raises(UserError) as told:
+def test_an_invalid_description_is_refused_in_one_sentence(runs, drop, words):
+    with pytest.raises(UserError) as message:
         expand(Sweep(runs, drop), typed=("BATCH_SIZE",))
-    assert words in str(told.value) and "\n" not in str(told.value)
+    assert words in str(message.value) and "\n" not in str(message.value)
 
 
 # --- the command ---
@@ -150,7 +151,7 @@ def test_a_sweep_that_cannot_be_made_is_refused_before_anything_starts(tmp_path,
     assert not (tmp_path / "sweep").exists()
 
 
-def test_flags_that_do_not_go_together(tmp_path, capsys):
+def test_flags_that_exclude_each_other_are_refused(tmp_path, capsys):
     for more in (["--run", "--element", "0"], ["--plan"], ["--run", "--parallel", "0"]):
         with pytest.raises(SystemExit):
             main(arguments(tmp_path, *more))
@@ -158,7 +159,7 @@ def test_flags_that_do_not_go_together(tmp_path, capsys):
 
 @pytest.fixture(scope="module")
 def one_run(tmp_path_factory):
-    """A sweep of two, of which the array's index picked the second."""
+    """A sweep of two runs, of which the array index selected the second."""
     folder = tmp_path_factory.mktemp("sweeps") / "element"
     os.environ["ADALINK_ARRAY_INDEX"] = "1"
     try:
@@ -177,7 +178,7 @@ def starts(folder):
     return {path.parent.name: path.read_text().count('"start"') for path in sorted(folder.glob("*/attempts.jsonl"))}
 
 
-def test_an_element_is_one_run_and_is_not_made_twice(one_run, capsys):
+def test_an_element_is_one_run_and_is_made_once(one_run, capsys):
     assert starts(one_run) == {SECOND: 1}
     summary = json.loads((one_run / SECOND / "summary.json").read_text())
     assert summary["settings"]["Setup.random_seed"] == "1" and summary["settings"]["DatasetConfig.seed"] == "1"
@@ -190,15 +191,27 @@ def test_an_element_is_one_run_and_is_not_made_twice(one_run, capsys):
     assert "1 new, 1 done" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("changed, told", [
+def test_runs_of_different_environments_are_reported(one_run, tmp_path, capsys):
+    folder = tmp_path / "copy"
+    shutil.copytree(one_run, folder)
+    other = folder / SECOND.replace("seed_1", "seed_0")
+    other.mkdir()
+    summary = json.loads((folder / SECOND / "summary.json").read_text())
+    (other / "summary.json").write_text(json.dumps({"steps": 4, "versions": summary["versions"] | {"jax": "0.1"}}))
+    assert main(arguments(folder, **FEW)) == 0
+    out = capsys.readouterr().out
+    assert "2 done" in out and "These runs were made in different environments (jax 0.1, " in out
+
+
+@pytest.mark.parametrize("changed, message", [
     ({"BATCH_SIZE": 64}, "DatasetConfig.batch_size = 125, and the sweep now says 64"),
     ({"WARMUP_STEPS": 3}, "warmup_cosine.warmup_steps = 2, and the sweep now says 3"),
 ])  # fmt: skip
 @pytest.mark.parametrize("how", [(), ("--run",), ("--element", "1")])
-def test_a_name_keeps_its_settings(one_run, capsys, changed, told, how):
+def test_a_name_keeps_its_settings(one_run, capsys, changed, message, how):
     assert main(arguments(one_run, *how, **FEW | changed)) == 2
     err = capsys.readouterr().err
-    assert told in err and SECOND in err and err.count("\n") == 1
+    assert message in err and SECOND in err and err.count("\n") == 1
     assert starts(one_run) == {SECOND: 1}
 
 
@@ -214,7 +227,7 @@ def test_a_run_that_another_process_trains_is_left_alone(tmp_path, capsys, monke
     assert starts(tmp_path) == {}
 
 
-def test_a_run_that_fails_stops_no_other_and_is_told_with_its_log(tmp_path, capsys):
+def test_a_failed_run_stops_no_other_and_is_reported_with_its_log(tmp_path, capsys):
     bad = {"chain": ({"TRAINABLE": (("nothing/.*",),)}, {"RANK": (1,)})}
     few = {name: value for name, value in FEW.items() if name not in ("TRIED_RANKS", "TRIED_RATES", "TRIED_SEEDS")}
     argv = arguments(tmp_path, f"--gin.Sweep.runs={bad!r}", "--gin.RANDOM_SEED=0", "--run", **few)
@@ -262,7 +275,7 @@ def begin(command, **options):
 
 
 def interrupted(command, folder, runs, kills, seconds, with_children=False):
-    """Starts `command` until it ends by itself, with SIGKILL in between; sees that what was done stays as it is."""
+    """Restarts `command` after each SIGKILL until it ends; checks that finished runs stay unchanged."""
 
     finished = lambda: {path.parent.name: path.stat().st_mtime_ns for path in folder.glob("*/summary.json")}
     at_work = lambda: [path for name in ("before.json", "steps.txt") for path in folder.glob(f"*/{name}")]
@@ -326,7 +339,7 @@ def test_the_runs_of_a_killed_sweep_end(tmp_path, monkeypatch):
         time.sleep(0.1)
 
 
-def test_a_sweep_that_is_asked_to_stop_stops_its_runs_and_goes_on(tmp_path):
+def test_a_stopped_sweep_stops_its_runs_and_resumes(tmp_path):
     folder = tmp_path / "sweep"
     command = [sys.executable, str(PROGRAM), str(folder)]
     process = begin(command, stderr=subprocess.PIPE)
@@ -387,7 +400,7 @@ def test_runs_that_share_a_program_become_one_pack():
 
 
 @pytest.mark.parametrize(
-    "pack, drop, told",
+    "pack, drop, message",
     [
         (("BATCH_SIZE",), None, "takes a tuple of some of LEARNING_RATE, RANDOM_SEED, RANK"),
         ("RANK", None, "takes a tuple"),
@@ -399,12 +412,12 @@ def test_runs_that_share_a_program_become_one_pack():
         ),
     ],
 )
-def test_what_cannot_be_packed_is_refused(pack, drop, told):
-    with pytest.raises(UserError, match=told):
+def test_runs_that_cannot_be_packed_are_refused(pack, drop, message):
+    with pytest.raises(UserError, match=message):
         expand(Sweep({"LEARNING_RATE": (0.1, 0.2), "RANDOM_SEED": (0, 1)}, drop, pack))
 
 
-def test_a_pack_hides_nothing_that_is_set_elsewhere():
+def test_a_pack_does_not_hide_settings_from_elsewhere():
     with pytest.raises(UserError, match="Sweep.runs sets RANDOM_SEED, but the command line sets it too"):
         expand(Sweep({"RANDOM_SEED": (0, 1)}, pack=("RANDOM_SEED",)), typed=["RANDOM_SEED"])
     with pytest.raises(UserError, match="let the runs set no DATA_SEED"):
@@ -438,7 +451,7 @@ def test_a_packed_sweep_is_made_by_packs_and_its_members_are_results(tmp_path, c
     assert json.loads(plan.read_text())["members"] == 2
 
 
-def test_a_pack_multiplies_no_learning_rate_twice():
+def test_a_pack_does_not_multiply_a_learning_rate_twice():
     """A file that includes finetune.gin sets the schedule's peak, which a pack multiplies by each member's learning rate."""
     from adalink_jax import configuration
     from adalink_jax.cli.arguments import register

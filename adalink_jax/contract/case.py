@@ -39,7 +39,7 @@ class Base:
         self._apply = jax.jit(model.apply)
         self.plain = self.logits(self.params)
 
-    def logits(self, params) -> np.ndarray:
+    def logits(self, params: dict) -> np.ndarray:
         """Logits [B, T, V] of the batch, with the backbone's `params`."""
         return np.asarray(self._apply({"params": {"backbone": params}}, self.batch))
 
@@ -94,11 +94,11 @@ class Case:
         plain = length(AdaptedModel(self.base.backbone, None), {"backbone": self.base.params})
         return length(self.model, self.params()) > plain
 
-    def logits(self, adapter=None, batch: dict | None = None) -> np.ndarray:
+    def logits(self, adapter: dict | None = None, batch: dict | None = None) -> np.ndarray:
         """Logits [B, T, V]; all calls share one compiled program."""
         return self._logits(self.params(adapter), batch or self.batch)
 
-    def params(self, adapter=None) -> dict:
+    def params(self, adapter: dict | None = None) -> dict:
         """The parameters of the whole model."""
         return {"backbone": self.base.params, "adapter": self.trained if adapter is None else adapter}
 
@@ -109,7 +109,8 @@ class Case:
     @functools.cached_property
     def greedy(self) -> np.ndarray:
         """Ids [B, INPUTS] of greedy decoding."""
-        generate = lambda params: self.model.apply({"params": params}, self.batch, INPUTS, method="generate").ids
+        apply: Callable = self.model.apply  # its result is that of `method`
+        generate = lambda params: apply({"params": params}, self.batch, INPUTS, method="generate").ids
         return np.asarray(jax.jit(generate, compiler_options=_QUICKLY)(self.params()))[:, 0]
 
     @functools.cached_property

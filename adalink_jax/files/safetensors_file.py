@@ -8,6 +8,7 @@ import json
 import math
 import struct
 from collections.abc import Mapping
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -70,7 +71,8 @@ def _leaf(path: epath.Path, name: str, entry: dict, base: int) -> Leaf:
 
 def write_leaves(path: epath.Path, leaves: Mapping[str, Leaf], dtype: Mapping[str, np.dtype]) -> None:
     """Writes `leaves` under their names, each in its dtype, one after the other."""
-    header, offset = {"__metadata__": {"format": "pt"}}, 0
+    header: dict[str, dict[str, Any]] = {"__metadata__": {"format": "pt"}}
+    offset = 0
     for name, leaf in leaves.items():
         length = leaf.size * np.dtype(dtype[name]).itemsize
         entry = {"dtype": NAMES[np.dtype(dtype[name])], "shape": list(leaf.shape)}

@@ -12,19 +12,9 @@ from adalink_jax.configuration.requirements import STUDY
 from adalink_jax.data.vocabularies import fingerprint
 from adalink_jax.errors import UserError
 from adalink_jax.experiments.run_configuration import bound_model_dir, load_settings, total_steps
+from adalink_jax.experiments.scaling import study as studies
 from adalink_jax.experiments.scaling.cell_folder import CellFolder, chosen_rate
-from adalink_jax.experiments.scaling.study import (
-    BASES,
-    RUNS,
-    TUNING,
-    Cell,
-    Study,
-    base_before,
-    bases_of,
-    cells,
-    flags_of,
-    tuning_of,
-)
+from adalink_jax.experiments.scaling.study import BASES, RUNS, TUNING, Cell, Study
 from adalink_jax.experiments.sweeps import runner
 from adalink_jax.files.places import is_remote
 from adalink_jax.training.run_checkpoints import identity_of
@@ -67,7 +57,7 @@ class ConfiguredStudy:
         configuration.require(STUDY)
         bound_model_dir("Study.model_dir")
         self.study = Study()  # pyright: ignore[reportCallIssue]  gin gives the arguments
-        self.cells = cells(self.study)
+        self.cells = studies.cells(self.study)
         self._folders: dict[Cell, CellFolder] = {}
 
     def select(self, sizes: Sequence[str] | None, tasks: Sequence[str] | None) -> Selection:
@@ -84,7 +74,7 @@ class ConfiguredStudy:
 
     def rate(self, cell: Cell) -> float | None:
         """The learning rate of a run; None until it is tuned."""
-        result = self.folder(tuning_of(self.study, cell)).result()
+        result = self.folder(studies.tuning_of(self.study, cell)).result()
         return None if result is None else chosen_rate(result)
 
     def folder(self, cell: Cell) -> CellFolder:
@@ -97,11 +87,11 @@ class ConfiguredStudy:
             return self._folders[cell]
         rate = self.rate(cell) if cell.stage == RUNS else None
         command = COMMANDS[cell.stage]
-        settings = load_settings(flags_of(self.study, cell, self._flags, rate), command, cell.name)
+        settings = load_settings(studies.flags_of(self.study, cell, self._flags, rate), command, cell.name)
         identity = identity_of(settings)
         if (vocabulary := identity.get("PublishedData.vocabulary")) is not None:
             identity["PublishedData.vocabulary"] = repr(fingerprint(ast.literal_eval(vocabulary)))
-        base = base_before(self.study, cell) if cell.stage == BASES else cell.base
+        base = studies.base_before(self.study, cell) if cell.stage == BASES else cell.base
         base_folder = None if base is None else self.folder(base)
         folder = CellFolder(self.study, cell, base_folder, identity, total_steps(settings, command))
         if cell.stage != RUNS or rate is not None:
@@ -128,7 +118,7 @@ class ConfiguredStudy:
             [cell for cell in self.cells[stage] if selection.has(cell) and not self.folder(cell).finished()]
             for stage in (TUNING, RUNS)
         )
-        bases = [base for base in bases_of(self.study, [*runs, *tuning]) if not self.folder(base).trained()]
+        bases = [base for base in studies.bases_of(self.study, [*runs, *tuning]) if not self.folder(base).trained()]
         return {BASES: bases, TUNING: tuning, RUNS: runs}
 
     def make_one(self, name: str, main: Callable[[list[str]], int]) -> int:
@@ -148,7 +138,7 @@ class ConfiguredStudy:
         if cell.stage == RUNS and rate is None:
             raise UserError(f"The learning rate of {name} is not tuned; --run does that first.")
         folder = self.folder(cell)
-        command = [COMMANDS[cell.stage], *flags_of(self.study, cell, self._flags, rate).arguments()]
+        command = [COMMANDS[cell.stage], *studies.flags_of(self.study, cell, self._flags, rate).arguments()]
         status = folder.make(lambda: main(command), f"{cell.stage}: {cell.name}", self.study.model_dir)
         if status == 0:
             folder.keep()

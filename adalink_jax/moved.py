@@ -19,7 +19,7 @@ MODULES = {
     "adalink_jax.configuration.files": "adalink_jax.configuration.gin_files",
     "adalink_jax.data.files": "adalink_jax.data.user_files",
     "adalink_jax.data.files.checks": "adalink_jax.data.user_files.row_checks",
-    "adalink_jax.data.files.guess": "adalink_jax.data.user_files.task_draft",
+    "adalink_jax.data.files.guess": "adalink_jax.data.user_files.column_guess",
     "adalink_jax.data.files.pictures": "adalink_jax.data.user_files.image_files",
     "adalink_jax.data.files.reading": "adalink_jax.data.user_files.file_splits",
     "adalink_jax.data.files.store": "adalink_jax.data.user_files.row_store",

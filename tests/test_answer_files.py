@@ -1,4 +1,4 @@
-"""The files of evaluation servers: to the byte what was written by hand; ids exist and are unique; nothing is invented."""
+"""The files of evaluation servers equal files written by hand, byte for byte; ids exist and are unique."""
 
 import json
 
@@ -31,8 +31,8 @@ def rows(id_field, *pairs):
     ],
 )
 def test_glue(tmp_path, task, predictions, name, expected):
-    given = rows("idx", *enumerate(predictions))[::-1]  # in any order
-    path = answer_files.glue(given, tmp_path / "new", task)
+    predicted = rows("idx", *enumerate(predictions))[::-1]  # in any order
+    path = answer_files.glue(predicted, tmp_path / "new", task)
     assert path == type(path)(tmp_path / "new" / name)
     assert path.read_bytes() == b"index\tprediction\n" + expected.encode()
 
@@ -50,8 +50,8 @@ def test_every_glue_task_has_a_file_and_labels():
     ],
 )  # fmt: skip
 def test_json_lists(tmp_path, write, id_field, expected):
-    given = rows(id_field, (np.int64(262148000), "2"), (3, 'café "x"'))
-    path = answer_files.FORMATS[write](given, tmp_path / "new" / "answers.json")
+    predicted = rows(id_field, (np.int64(262148000), "2"), (3, 'café "x"'))
+    path = answer_files.FORMATS[write](predicted, tmp_path / "new" / "answers.json")
     assert path.read_text() == expected + "\n"
     assert [row[id_field] for row in json.loads(path.read_text())] == [262148000, 3]
 
@@ -66,15 +66,15 @@ def test_json_lists(tmp_path, write, id_field, expected):
         (lambda rows, field: rows[1].update({field: 7}), "Row 1 has the `{field}` 7, which an earlier row has"),
         (lambda rows, field: rows[1].update({field: "8"}), "whole number"),
         (lambda rows, field: rows[1].update({field: 8.0}), "whole number"),
-        (lambda rows, field: rows[1].update(prediction=None), "has to be a string"),
+        (lambda rows, field: rows[1].update(prediction=None), "must be a string"),
     ],
 )
 def test_bad_rows_are_named_and_nothing_is_written(tmp_path, write, change, message):
     field = {"vqav2": "question_id", "docvqa": "questionId", "coco": "image_id"}[write]
-    given = rows(field, (7, "a"), (8, "b"))
-    change(given, field)
+    predicted = rows(field, (7, "a"), (8, "b"))
+    change(predicted, field)
     with pytest.raises(UserError, match=message.format(field=field)):
-        answer_files.FORMATS[write](given, tmp_path / "answers.json")
+        answer_files.FORMATS[write](predicted, tmp_path / "answers.json")
     assert not list(tmp_path.iterdir())
 
 
@@ -97,11 +97,11 @@ def test_bad_glue_rows(tmp_path, task, pairs, message):
     assert not list(tmp_path.iterdir())
 
 
-def test_predictions_that_are_no_label_are_replaced_only_if_asked(tmp_path):
-    given = rows("idx", (0, "acceptable"), (1, "what?"))
-    path = answer_files.glue(given, tmp_path, "cola", instead_of_no_label="unacceptable")
+def test_predictions_that_are_not_labels_are_replaced_only_on_request(tmp_path):
+    predicted = rows("idx", (0, "acceptable"), (1, "what?"))
+    path = answer_files.glue(predicted, tmp_path, "cola", instead_of_no_label="unacceptable")
     assert path.read_text() == "index\tprediction\n0\t1\n1\t0\n"
     path = answer_files.glue(rows("idx", (0, "?")), tmp_path, "stsb", instead_of_no_label="2.5")
     assert path.read_text() == "index\tprediction\n0\t2.500\n"
     with pytest.raises(UserError, match="'perhaps'.* is not unacceptable or acceptable"):
-        answer_files.glue(given, tmp_path, "cola", instead_of_no_label="perhaps")
+        answer_files.glue(predicted, tmp_path, "cola", instead_of_no_label="perhaps")

@@ -1,4 +1,4 @@
-"""`adalink init`: what it makes of tables as people have them, and that nothing is half-written where it cannot."""
+"""`adalink init`: the settings that it guesses from typical tables, and that it writes nothing if it fails."""
 
 import csv
 import re
@@ -28,7 +28,7 @@ def picture(path, size=(6, 5)):
 
 @pytest.fixture
 def init(tmp_path, monkeypatch, capsys):
-    """Runs it in a folder of its own; gives the status, what was said, and the settings that were written."""
+    """Runs it in a new folder; returns the status, the output, and the settings that it wrote."""
     monkeypatch.chdir(tmp_path)
 
     def run(data, *more):
@@ -135,13 +135,13 @@ def test_nothing_that_is_there_is_overwritten(init, tmp_path):
     (tmp_path / "task.gin").unlink()
     (tmp_path / "task.sheet.png").write_text("mine")
     status, said, _ = init(path)
-    assert status == 2 and "task.sheet.png is there already" in said and not (tmp_path / "task.gin").exists()
+    assert status == 2 and "task.sheet.png exists already" in said and not (tmp_path / "task.gin").exists()
 
 
-def test_what_a_run_would_refuse_is_told_with_status_1(init, tmp_path):
+def test_data_that_a_run_would_refuse_give_status_1(init, tmp_path):
     path = write(tmp_path / "a.csv", [*ROWS, *[("alone",)] * 9])
     status, said, settings = init(path)
-    assert status == 1 and settings and "It will be refused as it is" in said and "9 of 69 rows" in said
+    assert status == 1 and settings and "A run will refuse it as it is" in said and "9 of 69 rows" in said
 
 
 BAD = {
@@ -156,14 +156,14 @@ BAD = {
 }
 
 
-AS_GOOD_AS_ANY = ("one_class", "one_row")  # to predict for
+USABLE_BY_INFER = ("one_class", "one_row")
 
 
 @pytest.mark.parametrize(
     "command, name",
-    [*(("init", name) for name in BAD), *(("infer", name) for name in BAD if name not in AS_GOOD_AS_ANY)],
+    [*(("init", name) for name in BAD), *(("infer", name) for name in BAD if name not in USABLE_BY_INFER)],
 )
-def test_files_that_are_none_are_one_sentence_and_nothing_is_written(name, command, tmp_path, monkeypatch, capsys):
+def test_unusable_files_give_one_sentence_and_nothing_is_written(name, command, tmp_path, monkeypatch, capsys):
     content, message = BAD[name]
     monkeypatch.chdir(tmp_path)
     file = tmp_path / ("a.csv.gz" if name == "damaged_gz" else "a.csv")
@@ -188,11 +188,11 @@ def test_a_headerless_table_and_lines_are_predicted_by_a_run_s_own_settings(tmp_
     from adalink_jax.serving import rows
 
     run = {"inputs": "judge: {column_2}", "columns": ("column_1", "column_2"), "delimiter": ";"}
-    given = dict.fromkeys(("inputs", "image", "images"))
+    typed = dict.fromkeys(("inputs", "image", "images"))
     path = write(tmp_path / "a.csv", [(1, "first"), (2, "second")], None, ";")
-    assert [ask.text for ask in rows.of_file(str(path), given, run, False).asks()] == ["judge: first", "judge: second"]
+    assert [ask.text for ask in rows.of_file(str(path), typed, run, False).asks()] == ["judge: first", "judge: second"]
     (tmp_path / "a.txt").write_text("third\n\nfourth\n")
-    assert [ask.text for ask in rows.of_file(str(tmp_path / "a.txt"), given, run, False).asks()] == [
+    assert [ask.text for ask in rows.of_file(str(tmp_path / "a.txt"), typed, run, False).asks()] == [
         "judge: third",
         "judge: fourth",
     ]

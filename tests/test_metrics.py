@@ -265,7 +265,7 @@ def test_bad_input_is_one_sentence(metric):
         (glue_scores.correlations, ["1", "x"], ["1", "2"], "target 1 is 'x', which is not a finite number"),
         (glue_scores.correlations, ["1", "1"], ["1", "2"], "needs targets that differ"),
         (glue_scores.correlations, ["1"], ["1"], "needs targets that differ"),
-        (glue_scores.multirc, ["True"], ["True"], "has to be a dict with `group` and `value`"),
+        (glue_scores.multirc, ["True"], ["True"], "must be a dict with `group` and `value`"),
         (glue_scores.record, [{"group": 1, "value": []}], ["a"], "squad: target 0"),
         (glue_scores.record, [{"group": 1, "value": ["a"]}], [3], "record: prediction 0 is 3"),
     ],

@@ -1,4 +1,4 @@
-"""t5x's flags that say where seqio's data lie: the folder of TFDS's data sets, and tasks that seqio has cached."""
+"""t5x's flags for the location of seqio's data: the folder of TFDS's data sets, and folders of cached tasks."""
 
 import json
 import sys
@@ -22,7 +22,7 @@ FEATURES = {name: seqio.Feature(seqio.ByteVocabulary(), add_eos=True) for name i
 
 @pytest.fixture
 def declared(monkeypatch):
-    """Declares tasks, in a module that is there for the test alone, and forgets folders and tasks again."""
+    """Declares tasks in a module that exists for the test only; removes them and resets folders afterwards."""
     names = []
 
     def declare(name, source, preprocessors):
@@ -87,6 +87,6 @@ def test_a_cached_task_is_read_from_its_cache_and_nowhere_else(tmp_path, declare
     assert texts(config(use_cached=True)) == ["hi"]
 
 
-def test_files_of_one_s_own_are_not_cached():
-    with pytest.raises(UserError, match="USE_CACHED_TASKS is True, and files of one's own"):
+def test_own_files_are_not_cached():
+    with pytest.raises(UserError, match="USE_CACHED_TASKS is True, but your own files"):
         DatasetConfig("mine", LENGTHS, 4, own_files=FileTask("a.csv", "{a}", "{b}", "bytes"), use_cached=True)

@@ -1,9 +1,10 @@
-"""Vocabularies: the ids and the text of seqio's of the same name, T5's extra ids, and files that are none."""
+"""Vocabularies: ids and text equal those of seqio's of the same name; T5's extra ids; files that are not vocabularies."""
 
 import json
 import pathlib
 import random
 
+import jax.numpy as jnp
 import pytest
 
 from adalink_jax.data import ByteVocabulary, SentencePieceVocabulary, load_vocabulary
@@ -39,25 +40,28 @@ def model(request, spiece):
 
 def test_byte_vocabulary_equals_seqio_s():
     seqio = pytest.importorskip("seqio")
-    ours, theirs = ByteVocabulary(), seqio.ByteVocabulary()
+    vocabulary, reference = ByteVocabulary(), seqio.ByteVocabulary()
     for text in SENTENCES:
-        assert ours.encode(text) == list(theirs.encode(text))
-        assert ours.decode(ours.encode(text)) == text
-    assert ours.vocab_size == theirs.vocab_size
-    assert ours.decode([*ours.encode("a"), 1, *ours.encode("b")]) == "a"
+        assert vocabulary.encode(text) == list(reference.encode(text))
+        assert vocabulary.decode(vocabulary.encode(text)) == text
+    assert vocabulary.vocab_size == reference.vocab_size
+    assert vocabulary.decode([*vocabulary.encode("a"), 1, *vocabulary.encode("b")]) == "a"
 
 
 @pytest.mark.parametrize("extra_ids", [0, 100])
 def test_sentencepiece_vocabulary_equals_seqio_s(model, extra_ids):
     seqio = pytest.importorskip("seqio")
-    ours, theirs = SentencePieceVocabulary(model, extra_ids), seqio.SentencePieceVocabulary(str(model), extra_ids)
-    assert ours.vocab_size == theirs.vocab_size
+    vocabulary, reference = (
+        SentencePieceVocabulary(model, extra_ids),
+        seqio.SentencePieceVocabulary(str(model), extra_ids),
+    )
+    assert vocabulary.vocab_size == reference.vocab_size
     rng = random.Random(0)
     for text in SENTENCES:
-        assert ours.encode(text) == list(theirs.encode(text))
+        assert vocabulary.encode(text) == list(reference.encode(text))
     for _ in range(50):
-        ids = [rng.randrange(2, ours.vocab_size + 10) for _ in range(12)] + [1, 5, 6]
-        assert ours.decode(ids) == theirs.decode(ids)
+        ids = [rng.randrange(2, vocabulary.vocab_size + 10) for _ in range(12)] + [1, 5, 6]
+        assert vocabulary.decode(ids) == reference.decode(ids)
 
 
 def test_the_first_extra_id_is_the_last_id(model):
@@ -95,11 +99,11 @@ def test_what_tokens_add_is_what_is_decoded(model):
 
 def test_stop_strings_are_found_across_pieces(model):
     vocabulary = SentencePieceVocabulary(model)
-    stop, state = StopStrings(("use i",), vocabulary), 0
+    stop, state = StopStrings(("use i",), vocabulary), jnp.int32(0)
     steps = []
     for i in vocabulary.encode("the house is wonderful"):
         steps.append(bool(stop.ends(state, vocabulary.vocab_size)[i]))
-        state = int(stop.advance(state, i))
+        state = stop.advance(state, jnp.int32(i))
     assert any(steps)
     assert stop.cut("the house is wonderful") == "the ho"
 
@@ -111,7 +115,7 @@ def test_a_folder_s_vocabulary_is_found(spiece, tmp_path):
     assert load_vocabulary(tmp_path).vocab_size == 259
 
 
-def test_what_is_no_vocabulary_is_named(spiece, tmp_path):
+def test_a_file_that_is_not_a_vocabulary_is_named(spiece, tmp_path):
     with pytest.raises(UserError, match="holds no spiece.model; give the vocabulary's path, or 'bytes'"):
         load_vocabulary(tmp_path)
     with pytest.raises(UserError, match="There is no folder or SentencePiece model .*nowhere.model"):
@@ -120,5 +124,5 @@ def test_what_is_no_vocabulary_is_named(spiece, tmp_path):
     (tmp_path / "text.model").write_bytes(b"no model at all")
     (tmp_path / "empty.model").write_bytes(b"")
     for name in ("cut", "text", "empty"):
-        with pytest.raises(UserError, match=f"{name}.model is damaged, or no SentencePiece model"):
+        with pytest.raises(UserError, match=f"{name}.model is damaged, or not a SentencePiece model"):
             load_vocabulary(tmp_path / f"{name}.model")

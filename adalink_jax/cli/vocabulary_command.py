@@ -1,4 +1,4 @@
-"""`adalink vocabulary`: a SentencePiece vocabulary from text."""
+"""`adalink vocabulary`: trains a SentencePiece vocabulary on text."""
 
 import gzip
 import json
@@ -9,26 +9,31 @@ from adalink_jax.errors import UserError
 
 
 def vocabulary(argv: list[str]) -> int:
-    """`adalink vocabulary`."""
+    """Runs `adalink vocabulary`."""
     parser = plain_parser(
         "vocabulary",
-        "Make a SentencePiece vocabulary (T5's form of text: pad 0, EOS 1, unknown 2, 100 extra ids on top when it is read) for a\n"
-        "model that is trained from random weights. The same text gives the same file.",
+        "Train a SentencePiece vocabulary (T5's form: pad 0, EOS 1, unknown 2; reading it adds 100 extra ids) for a model that is\n"
+        "trained from random weights. The same text gives the same file.",
         "adalink vocabulary ../data/corpus_openstax/train.jsonl.gz --pieces 1024 --out runs/vocabulary",
     )
     parser.add_argument("text", nargs="+", metavar="FILE", help=".txt, or .jsonl with a field `text`; may end in .gz")
-    parser.add_argument("--pieces", type=int, required=True, metavar="N", help="how many, 256 bytes among them")
-    parser.add_argument("--out", required=True, metavar="FOLDER", help="gets spiece.model; VOCABULARY is this folder")
+    parser.add_argument(
+        "--pieces", type=int, required=True, metavar="N", help="number of pieces, including the 256 bytes"
+    )
+    parser.add_argument(
+        "--out", required=True, metavar="FOLDER", help="spiece.model is written here; set VOCABULARY to this folder"
+    )
     options = parser.parse_args(argv)
     from adalink_jax.data.vocabularies import load_vocabulary, train_sentencepiece
 
-    print(f"Making {options.pieces:,} pieces: a minute or so for a few megabytes.", flush=True)
+    print(f"Training {options.pieces:,} pieces: about a minute for a few megabytes.", flush=True)
     path = train_sentencepiece((line for file in options.text for line in _lines(file)), options.pieces, options.out)
     print(f"Written to {path}: {load_vocabulary(str(path)).vocab_size:,} ids with the extra ones.")
     return 0
 
 
 def _lines(path: str) -> Iterator[str]:
+    """Yields the lines of text in a file."""
     name = path.removesuffix(".gz")
     if not name.endswith((".txt", ".jsonl")):
         raise UserError(f"{path} is neither .txt nor .jsonl (with .gz or without).")
@@ -45,4 +50,4 @@ def _lines(path: str) -> Iterator[str]:
     except FileNotFoundError as e:
         raise UserError(f"There is no file {path}.") from e
     except (OSError, EOFError, UnicodeDecodeError, json.JSONDecodeError) as e:
-        raise UserError(f"{path} is damaged, or no such text ({e}).") from e
+        raise UserError(f"{path} is damaged, or not such text ({e}).") from e

@@ -1,13 +1,14 @@
-"""Predictions as the files that evaluation servers take. Nothing is written unless every row has its own id and an answer.
+"""Writes predictions as the files that evaluation servers accept, if every row has an id of its own and an answer.
 
-A row is a dict with the data set's id and a `prediction`; other fields are ignored. What a server would refuse, or would
-score as something else than was predicted, is an error that names the row.
+A row is a dict with the data set's id and a `prediction`; other fields are ignored. What a server would refuse, or score as
+something that was not predicted, is an error that names the row, and no file is written.
 """
 
 import json
 import math
 import operator
 from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 from etils import epath
 
@@ -27,33 +28,39 @@ GLUE_FILES = {
     "wnli": "WNLI.tsv",
     "ax": "AX.tsv",
 }
-_GLUE_NUMBERS = ("cola", "sst2", "mrpc", "qqp", "wnli")  # whose labels the server wants as 0 and 1; else the words
+_GLUE_NUMBERS = (
+    "cola",
+    "sst2",
+    "mrpc",
+    "qqp",
+    "wnli",
+)  # tasks whose labels the server expects as 0 and 1; else the words
 
 
 def glue(
-    rows: Iterable[Mapping], folder: epath.PathLike, task: str, *, instead_of_no_label: str | None = None
+    rows: Iterable[Mapping[str, Any]], folder: epath.PathLike, task: str, *, instead_of_no_label: str | None = None
 ) -> epath.Path:
     """Writes a task's file for the GLUE server into `folder`, under its name there: `index<TAB>prediction`, by index.
 
     Args:
-      rows: `idx` and `prediction`, a label word of `labels.GLUE` or for STS-B a number; one for each test example.
-      folder: made if absent.
+      rows: `idx` and `prediction`, a label word of `labels.GLUE` or for STS-B a number; one row per test example.
+      folder: created if missing.
       task: one of `GLUE_FILES`.
-      instead_of_no_label: a label word (STS-B: a number) to write for predictions that are none; the server has no way to
-        be told that there was no answer. None: such a prediction is an error.
+      instead_of_no_label: a label word (STS-B: a number) to write for predictions that are not labels, because the server's
+        format cannot express a missing answer. None: such a prediction is an error.
 
     Returns:
       The file.
 
     Raises:
       UserError: for an unknown task; rows without id, with the same id, or with gaps between 0 and the last id; a
-        prediction that is no label.
+        prediction that is not a label.
     """
     if task not in GLUE_FILES:
         raise UserError(f"GLUE has no file for a task {task!r}; it has {', '.join(GLUE_FILES)}.")
     checked = dict(sorted(_checked(rows, "idx")))
-    for expected, found in enumerate(checked):
-        if expected != found:
+    for expected, number in enumerate(checked):
+        if expected != number:
             raise UserError(
                 f"GLUE's file for {task} needs all examples from 0 on; the one with idx {expected} is missing."
             )
@@ -64,9 +71,9 @@ def glue(
             label = _glue_label(task, instead_of_no_label)
         if label is None:
             wanted = "a number" if task == "stsb" else " or ".join(labels.GLUE[task])
-            told = prediction if instead_of_no_label is None else instead_of_no_label
+            refused = prediction if instead_of_no_label is None else instead_of_no_label
             raise UserError(
-                f"{told!r}, for idx {idx} of {task}, is not {wanted}; give `instead_of_no_label`, such a one."
+                f"{refused!r}, for idx {idx} of {task}, is not {wanted}; pass one of these as `instead_of_no_label`."
             )
         written[idx] = label
     path = epath.Path(folder) / GLUE_FILES[task]
@@ -75,16 +82,16 @@ def glue(
     return path
 
 
-def vqav2(rows: Iterable[Mapping], path: epath.PathLike) -> epath.Path:
+def vqav2(rows: Iterable[Mapping[str, Any]], path: epath.PathLike) -> epath.Path:
     """Writes VQAv2's file, a JSON list of `question_id` and `answer`, from rows with `question_id` and `prediction`.
 
     Raises:
-      UserError: if there are no rows, or one has no id, no prediction, or an id that another has.
+      UserError: if there are no rows, or one lacks an id or a prediction, or has the id of another.
     """
     return _json_list(rows, path, "question_id", "answer")
 
 
-def docvqa(rows: Iterable[Mapping], path: epath.PathLike) -> epath.Path:
+def docvqa(rows: Iterable[Mapping[str, Any]], path: epath.PathLike) -> epath.Path:
     """Writes DocVQA's file, a JSON list of `questionId` and `answer`, from rows with `questionId` and `prediction`.
 
     Raises:
@@ -93,7 +100,7 @@ def docvqa(rows: Iterable[Mapping], path: epath.PathLike) -> epath.Path:
     return _json_list(rows, path, "questionId", "answer")
 
 
-def coco(rows: Iterable[Mapping], path: epath.PathLike) -> epath.Path:
+def coco(rows: Iterable[Mapping[str, Any]], path: epath.PathLike) -> epath.Path:
     """Writes COCO's caption file, a JSON list of `image_id` and `caption`, from rows with `image_id` and `prediction`.
 
     Raises:
@@ -105,7 +112,7 @@ def coco(rows: Iterable[Mapping], path: epath.PathLike) -> epath.Path:
 FORMATS: dict[str, Callable[..., epath.Path]] = {"glue": glue, "vqav2": vqav2, "docvqa": docvqa, "coco": coco}
 
 
-def _json_list(rows: Iterable[Mapping], path: epath.PathLike, id_field: str, answer_field: str) -> epath.Path:
+def _json_list(rows: Iterable[Mapping[str, Any]], path: epath.PathLike, id_field: str, answer_field: str) -> epath.Path:
     answers = [{id_field: number, answer_field: prediction} for number, prediction in _checked(rows, id_field)]
     path = epath.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -113,8 +120,8 @@ def _json_list(rows: Iterable[Mapping], path: epath.PathLike, id_field: str, ans
     return path
 
 
-def _checked(rows: Iterable[Mapping], id_field: str) -> list[tuple[int, str]]:
-    """Ids and predictions of rows of which each has both, and no two the same id."""
+def _checked(rows: Iterable[Mapping[str, Any]], id_field: str) -> list[tuple[int, str]]:
+    """Returns ids and predictions; every row must have both, and no two rows the same id."""
     seen: dict[int, str] = {}
     for i, row in enumerate(rows):
         for field in (id_field, "prediction"):
@@ -124,11 +131,9 @@ def _checked(rows: Iterable[Mapping], id_field: str) -> list[tuple[int, str]]:
         try:
             number = operator.index(row[id_field])
         except TypeError:
-            raise UserError(
-                f"Row {i} has {row[id_field]!r} for its `{id_field}`; it has to be a whole number."
-            ) from None
+            raise UserError(f"Row {i} has {row[id_field]!r} for its `{id_field}`; it must be a whole number.") from None
         if not isinstance(prediction, str):
-            raise UserError(f"Row {i} has {prediction!r} for its `prediction`; it has to be a string.")
+            raise UserError(f"Row {i} has {prediction!r} for its `prediction`; it must be a string.")
         if number in seen:
             raise UserError(f"Row {i} has the `{id_field}` {number}, which an earlier row has.")
         seen[number] = prediction
@@ -138,7 +143,7 @@ def _checked(rows: Iterable[Mapping], id_field: str) -> list[tuple[int, str]]:
 
 
 def _glue_label(task: str, prediction: str) -> str | None:
-    """As the server wants it; None for what is no label of the task."""
+    """A prediction in the server's form; None if it is not a label of the task."""
     if task == "stsb":
         try:
             value = float(prediction)

@@ -1,13 +1,14 @@
 """Scenes of real handwritten digits, without any download and without TensorFlow.
 
 The images are scikit-learn's 1,797 digits of 8 x 8 pixels (UCI, Alpaydin and Kaynak, 1998). They are split into train,
-validation and test *before* scenes are composed, so no pixel of a test scene was ever trained on. A scene is
-`NUM_DIGITS` digits side by side; a question about it has an answer that follows from the labels.
+validation and test *before* scenes are composed, so no pixel of a test scene is ever trained on. A scene is `NUM_DIGITS` digits
+side by side; the answer to a question about it follows from the labels.
 """
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import numpy as np
 
@@ -19,7 +20,7 @@ _IMAGES = {"train": slice(0, 1197), "validation": slice(1197, 1497), "test": sli
 Answer = Callable[[list[int]], str]
 
 
-def _spaced(digits) -> str:
+def _spaced(digits: Iterable[int]) -> str:
     return " ".join(map(str, digits))
 
 
@@ -43,13 +44,13 @@ TRANSFORMS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Scenes:
-    """One question about scenes of one kind of image."""
+    """One question about scenes with one transformation of the digits."""
 
     question: str
     transform: str = "plain"
 
 
-# What the bundled bases are pre-trained on, and what they are then adapted to.
+# The tasks that the bundled bases are pre-trained on, and those that they are adapted to.
 CAPTION = {"digits_read": Scenes("read")}
 INSTRUCT = {f"digits_{name}": Scenes(name) for name in ("read", "first", "last", "largest", "smallest", "sum")}
 ADAPTATION = {
@@ -66,16 +67,16 @@ TASKS = {**CAPTION, **INSTRUCT, **ADAPTATION}
 def _digit_images() -> tuple[np.ndarray, np.ndarray]:
     from sklearn.datasets import load_digits
 
-    data = load_digits()
+    data: Any = load_digits()  # annotated as a tuple, which is another mode of it
     order = np.random.RandomState(0).permutation(len(data.target))
     return data.images[order].astype(np.float32), data.target[order]
 
 
 def compose(name: str, split: str) -> dict[str, np.ndarray]:
-    """All scenes of a task's split.
+    """Returns all scenes of a task's split.
 
     Returns:
-      `image` float32 [n, 8, 8 * NUM_DIGITS, 1] in [-1, 1], `inputs` and `targets`: n strings.
+      `image` float32 [n, 8, 8 * NUM_DIGITS, 1] in [-1, 1]; `inputs` and `targets`, n strings each.
 
     Raises:
       KeyError: if there is no such task or split.

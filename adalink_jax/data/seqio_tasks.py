@@ -1,4 +1,4 @@
-"""The shipped tasks, registered with seqio: scenes of handwritten digits (`adalink_jax.data.digits`)."""
+"""The bundled tasks, registered with seqio: scenes of handwritten digits (`adalink_jax.data.digits`)."""
 
 import functools
 
@@ -18,13 +18,15 @@ OUTPUT_FEATURES = {
 
 def _digits(split: str, shuffle_files: bool, seed: int | None = None, *, name: str) -> tf.data.Dataset:
     del shuffle_files, seed  # the scenes are in memory; seqio shuffles the examples
-    return tf.data.Dataset.from_tensor_slices(digits.compose(name, split))
+    scenes = digits.compose(name, split)
+    return tf.data.Dataset.from_tensor_slices(scenes)  # pyright: ignore[reportArgumentType]  # takes dicts too
 
 
 for _name in digits.TASKS:
+    _source = seqio.FunctionDataSource(functools.partial(_digits, name=_name), splits=list(digits.SCENES))
     seqio.TaskRegistry.add(
         _name,
-        source=seqio.FunctionDataSource(functools.partial(_digits, name=_name), splits=list(digits.SCENES)),
+        source=_source,  # pyright: ignore[reportArgumentType]  # seqio's classes do not match its protocol
         preprocessors=[
             functools.partial(seqio.preprocessors.tokenize, copy_pretokenized=True),
             seqio.preprocessors.append_eos_after_trim,

@@ -1,8 +1,8 @@
-"""Which part of a published split is ours: by a digest of what identifies an example, whatever the order of the file.
+"""Train, validation and test splits as parts of published splits, by a digest of an example's identity, in any order of the file.
 
-Selection is not reporting: what is chosen is chosen on `validation`, what is reported is measured on `test`. The test
-splits of GLUE, SuperGLUE and most image sets have no public labels, so their published validation split is halved.
-Examples with the same identity, such as all questions about an image, are in the same part.
+Selection is not reporting: choices are made on `validation`, and reported results are measured on `test`. The test splits of
+GLUE, SuperGLUE and most image sets have no public labels, so their published validation split is halved. Examples with the
+same identity, such as all questions about an image, are in the same part.
 """
 
 import dataclasses
@@ -11,12 +11,12 @@ from collections.abc import Mapping
 
 
 def position(identity: str) -> float:
-    """Where a digest puts `identity` in [0, 1): evenly spread, the same on every machine."""
+    """The position of `identity` in [0, 1) by its digest: uniformly distributed, the same on every machine."""
     return position_of(int.from_bytes(hashlib.blake2b(identity.encode(), digest_size=8).digest(), "big"))
 
 
 def position_of(digest: int) -> float:
-    """Where a digest of 64 bits stands in [0, 1)."""
+    """The position in [0, 1) of a digest of 64 bits."""
     return (digest >> 11) / 2**53  # 53 bits: exact as a float
 
 
@@ -33,16 +33,16 @@ class Part:
         return (self.low, self.high) == (0.0, 1.0) or self.low <= position(identity) < self.high
 
 
-Splits = Mapping[str, Part]  # ours -> where it comes from
+Splits = Mapping[str, Part]  # train, validation or test -> the part of a published split
 
 
 def halved(train: str = "train", validation: str = "validation") -> Splits:
-    """The published `validation` is both of ours, half each."""
+    """Splits with the published `validation` halved into validation and test."""
     return {"train": Part(train), "validation": Part(validation, 0.0, 0.5), "test": Part(validation, 0.5, 1.0)}
 
 
 def carved(share: float, train: str = "train", test: str | None = "test", test_share: float | None = None) -> Splits:
-    """`share` of the published `train` is our validation; with `test` None `test_share` of it (or as much) is our test."""
+    """Splits with `share` of the published `train` as validation and, if `test` is None, `test_share` of it (or as much) as test."""
     if test is not None:
         return {"train": Part(train, share, 1.0), "validation": Part(train, 0.0, share), "test": Part(test)}
     end = share + (share if test_share is None else test_share)
@@ -50,5 +50,5 @@ def carved(share: float, train: str = "train", test: str | None = "test", test_s
 
 
 def as_published(train: str = "train", validation: str = "validation", test: str = "test") -> Splits:
-    """All three as they were published."""
+    """The three published splits, unchanged."""
     return {"train": Part(train), "validation": Part(validation), "test": Part(test)}

@@ -1,10 +1,11 @@
-"""Vocabularies without TensorFlow; ids and text equal those of the seqio vocabulary of the same name."""
+"""Vocabularies without TensorFlow. Invariant: ids and text equal those of the seqio vocabulary of the same name."""
 
 import functools
 import hashlib
 import io
 import json
 from collections.abc import Iterable
+from typing import Any
 
 import gin
 from etils import epath
@@ -19,16 +20,16 @@ QFORMER_FOLDER, TOKENIZER_FILE = "qformer_tokenizer", "tokenizer.json"
 
 @gin.configurable
 class ByteVocabulary:
-    """UTF-8 bytes, as ByT5 has them (Xue et al., 2022): pad 0, EOS 1, unknown 2, byte b is id b + 3. 259 ids."""
+    """UTF-8 bytes, as in ByT5 (Xue et al., 2022): pad 0, EOS 1, unknown 2, byte b is id b + 3; 259 ids."""
 
     vocab_size = 259
 
     def encode(self, text: str) -> list[int]:
-        """Ids of `text`, without EOS."""
+        """Converts text to ids, without EOS."""
         return [byte + 3 for byte in text.encode("utf-8")]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Text up to the first EOS; ids that are no byte, and bytes that are no UTF-8, are left out."""
+        """Converts ids up to the first EOS to text; ids that are not bytes, and bytes that are not UTF-8, are skipped."""
         out = bytearray()
         for i in map(int, ids):
             if i == EOS:
@@ -38,7 +39,7 @@ class ByteVocabulary:
         return out.decode("utf-8", errors="ignore")
 
     def token_bytes(self) -> list[bytes]:
-        """The UTF-8 that each id adds to an output."""
+        """The UTF-8 bytes that each id adds to an output."""
         return [bytes([i - 3]) if i >= 3 else b"" for i in range(self.vocab_size)]
 
 
@@ -47,27 +48,27 @@ class SentencePieceVocabulary:
     """A SentencePiece model with T5's extra ids at its end (Raffel et al., 2020): `<extra_id_0>` is the last id.
 
     Attributes:
-      vocab_size: pieces and extra ids; T5's is 32,100, which its models pad to 32,128 rows.
+      vocab_size: number of pieces and extra ids; T5's is 32,100, which its models pad to 32,128 rows.
     """
 
-    def __init__(self, path: str, extra_ids: int = 100):
+    def __init__(self, path: epath.PathLike, extra_ids: int = 100):
         """Args:
           path: a SentencePiece model (`spiece.model`), local or remote.
-          extra_ids: sentinels to append; a model that has them as pieces already, as mT5's, gets none.
+          extra_ids: number of sentinels to append; none if the model has them as pieces already, as mT5's does.
 
         Raises:
-          UserError: if there is no such file, or it is no SentencePiece model.
+          UserError: if there is no such file, or it is not a SentencePiece model.
         """
         self._model = _load_sentencepiece(str(path), extra_ids)
         self.vocab_size = self._model.GetPieceSize()
 
     def encode(self, text: str) -> list[int]:
-        """Ids of `text`, without EOS."""
+        """Converts text to ids, without EOS."""
         return self._model.EncodeAsIds(text)
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Text up to the first EOS; ids beyond the vocabulary read as unknown."""
-        out = []
+        """Converts ids up to the first EOS to text; ids beyond the vocabulary are read as unknown."""
+        out: list[int] = []
         for i in map(int, ids):
             if i == EOS:
                 break
@@ -75,10 +76,10 @@ class SentencePieceVocabulary:
         return self._model.DecodeIds(out)
 
     def token_bytes(self) -> list[bytes]:
-        """The UTF-8 that each id adds to an output; a space before the first word too, which `decode` leaves out."""
+        """The UTF-8 bytes that each id adds to an output, including a space before the first word, which `decode` drops."""
         model = self._model
 
-        def added(i):
+        def added(i: int) -> bytes:
             if model.IsControl(i):
                 return b""
             if model.IsByte(i):
@@ -93,14 +94,14 @@ Vocabulary = ByteVocabulary | SentencePieceVocabulary
 
 
 class WordPieceVocabulary:
-    """BERT's, as the Q-Former of an InstructBLIP reads instructions: `[CLS] words [SEP]`; pad is 0."""
+    """BERT's vocabulary, in which the Q-Former of an InstructBLIP reads instructions: `[CLS] words [SEP]`; pad is 0."""
 
     def __init__(self, path: str):
         """Args:
-          path: a `tokenizer.json`, or a checkpoint's folder (`hf://OWNER/NAME` included) that has one in `qformer_tokenizer/`.
+          path: a `tokenizer.json`, or a checkpoint's folder (also `hf://OWNER/NAME`) that has one in `qformer_tokenizer/`.
 
         Raises:
-          UserError: if there is none, it is damaged, or `tokenizers` is not installed.
+          UserError: if it is missing or damaged, or `tokenizers` is not installed.
         """
         try:
             import tokenizers
@@ -114,28 +115,29 @@ class WordPieceVocabulary:
             )
         try:
             self._tokenizer = tokenizers.Tokenizer.from_str(file.read_text())
-        except Exception as e:  # the library has no class of its own
-            raise UserError(f"{file} is damaged, or no tokenizer ({str(e)[:100]}).") from e
+        except Exception as e:  # the library raises plain Exception
+            raise UserError(f"{file} is damaged, or not a tokenizer ({str(e)[:100]}).") from e
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         self.vocab_size = self._tokenizer.get_vocab_size()
 
     def encode(self, text: str) -> list[int]:
-        """Ids of `text`, with what BERT puts around it."""
+        """Converts text to ids, with [CLS] and [SEP]."""
         return self._tokenizer.encode(text).ids
 
 
 @functools.cache
-def _load_sentencepiece(path: str, extra_ids: int):
+def _load_sentencepiece(path: str, extra_ids: int) -> Any:
     import sentencepiece
     from sentencepiece import sentencepiece_model_pb2
 
     if not epath.Path(path).is_file():
         raise UserError(f"There is no SentencePiece model {path}.")
     try:
-        proto = sentencepiece_model_pb2.ModelProto.FromString(epath.Path(path).read_bytes())
+        model_proto = sentencepiece_model_pb2.ModelProto  # pyright: ignore[reportAttributeAccessIssue]  # made at import
+        proto = model_proto.FromString(epath.Path(path).read_bytes())
     except Exception as e:  # protobuf's error class depends on its implementation
-        raise UserError(f"{path} is damaged, or no SentencePiece model.") from e
+        raise UserError(f"{path} is damaged, or not a SentencePiece model.") from e
     pieces = {piece.piece.removeprefix("\u2581") for piece in proto.pieces}
     if "<extra_id_0>" not in pieces:
         for i in reversed(range(extra_ids)):
@@ -144,30 +146,30 @@ def _load_sentencepiece(path: str, extra_ids: int):
     try:
         model.LoadFromSerializedProto(proto.SerializeToString())
     except RuntimeError as e:
-        raise UserError(f"{path} is damaged, or no SentencePiece model.") from e
+        raise UserError(f"{path} is damaged, or not a SentencePiece model.") from e
     if (model.pad_id(), model.eos_id(), model.unk_id()) != (PAD, EOS, UNK):
-        raise UserError(f"{path} is no T5's: pad, EOS and unknown must be 0, 1 and 2.")
+        raise UserError(f"{path} is not in T5's form: pad, EOS and unknown must be 0, 1 and 2.")
     return model
 
 
-def load_vocabulary(path: str) -> Vocabulary:
-    """The vocabulary at `path`.
+def load_vocabulary(path: epath.PathLike) -> Vocabulary:
+    """Loads a vocabulary.
 
     Args:
-      path: "bytes"; a SentencePiece model; or a checkpoint's folder, `hf://OWNER/NAME` included, that holds one.
+      path: "bytes"; a SentencePiece model; or a checkpoint's folder (also `hf://OWNER/NAME`) that holds one.
 
     Raises:
-      UserError: if there is none.
+      UserError: if there is no vocabulary.
     """
     file = find_vocabulary(path)
     return ByteVocabulary() if file is None else SentencePieceVocabulary(file)
 
 
-def find_vocabulary(path: str) -> epath.Path | None:
-    """The SentencePiece model that `path`, as for `load_vocabulary`, names; None for UTF-8 bytes.
+def find_vocabulary(path: epath.PathLike) -> epath.Path | None:
+    """Returns the SentencePiece model that `load_vocabulary` would load; None for UTF-8 bytes.
 
     Raises:
-      UserError: if there is none.
+      UserError: if there is no vocabulary.
     """
     path = str(path)
     if path == BYTES:
@@ -194,33 +196,34 @@ def _folder_of(path: str) -> epath.Path:
     return folder_of(path)
 
 
-def fingerprint(path: str) -> str:
-    """SHA-256 of a vocabulary's file, wherever it lies, in 16 digits; "bytes" of UTF-8.
+def fingerprint(path: epath.PathLike) -> str:
+    """The first 16 hex digits of the SHA-256 of a vocabulary's file; "bytes" for UTF-8 bytes.
 
     Args:
-      path: as for `load_vocabulary`.
+      path: see `load_vocabulary`.
 
     Raises:
-      UserError: if there is none.
+      UserError: if there is no vocabulary.
     """
     file = find_vocabulary(path)
     return BYTES if file is None else hashlib.sha256(file.read_bytes()).hexdigest()[:16]
 
 
 def train_sentencepiece(sentences: Iterable[str], pieces: int, folder: str) -> epath.Path:
-    """Makes a vocabulary in T5's form of text (SentencePiece's unigrams; Kudo, 2018): pad 0, EOS 1, unknown 2, unknown characters
-    as bytes, each digit a piece of its own. The same text gives the same file.
+    """Trains a vocabulary in T5's form (SentencePiece unigrams; Kudo, 2018) and writes it.
+
+    Pad is 0, EOS 1, unknown 2; unknown characters become bytes, and each digit is a piece. The same text gives the same file.
 
     Args:
-      sentences: the text, of which the first 200,000 are read, and none that is longer than 65,536 bytes.
-      pieces: how many, the 256 bytes among them; extra ids come on top (see `SentencePieceVocabulary`).
-      folder: where `spiece.model` is written.
+      sentences: the text; the first 200,000 sentences are used, except those longer than 65,536 bytes.
+      pieces: number of pieces including the 256 bytes; extra ids are added on top (see `SentencePieceVocabulary`).
+      folder: folder to write `spiece.model` to.
 
     Returns:
       The file.
 
     Raises:
-      UserError: if the text is too little for so many pieces.
+      UserError: if there is too little text for this number of pieces.
     """
     import sentencepiece
 
@@ -233,7 +236,7 @@ def train_sentencepiece(sentences: Iterable[str], pieces: int, folder: str) -> e
         )  # fmt: skip
     except RuntimeError as e:
         reason = str(e).strip().split("\n")[-1]
-        raise UserError(f"No vocabulary of {pieces} pieces can be made of this text: {reason}") from e
+        raise UserError(f"No vocabulary of {pieces} pieces can be trained on this text: {reason}") from e
     path = epath.Path(folder) / SENTENCEPIECE_FILE
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(model.getvalue())

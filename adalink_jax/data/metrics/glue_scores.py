@@ -175,7 +175,7 @@ def _grouped(
     metric_arguments.paired(metric, targets, predictions)
     for i, target in enumerate(targets):
         if not isinstance(target, Mapping) or not {"group", "value"} <= set(target):
-            raise UserError(f"{metric}: target {i} is {target!r}; it has to be a dict with `group` and `value`.")
+            raise UserError(f"{metric}: target {i} is {target!r}; it must be a dict with `group` and `value`.")
     plain: list[Any] = [p["value"] if isinstance(p, Mapping) and "value" in p else p for p in predictions]
     metric_arguments.strings(metric, plain)
     return [target["group"] for target in targets], [target["value"] for target in targets], plain

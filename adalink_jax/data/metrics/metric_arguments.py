@@ -27,5 +27,7 @@ def references(metric: str, targets: Sequence) -> list[list[str]]:
     several = [[target] if isinstance(target, str) else list(target) for target in targets]
     for i, strings_of_target in enumerate(several):
         if not strings_of_target or not all(isinstance(reference, str) for reference in strings_of_target):
-            raise UserError(f"{metric}: target {i} is {targets[i]!r}; it has to be a string or a list of some strings.")
+            raise UserError(
+                f"{metric}: target {i} is {targets[i]!r}; it must be a string or a list of strings that is not empty."
+            )
     return several

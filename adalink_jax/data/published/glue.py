@@ -215,7 +215,7 @@ def glue_form(name: str, row: Row) -> TextExample:
     task = GLUE[name]
     inputs = written(task.prefix or name, task.columns, row)
     if task.classes is not None:
-        return TextExample(inputs, task.classes[row["label"]])
+        return TextExample(inputs, task.classes[int(row["label"])])
     return TextExample(inputs, f"{round(row['label'] * 5) / 5:.1f}", (repr(row["label"]),))
 
 

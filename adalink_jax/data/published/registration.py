@@ -14,6 +14,8 @@ import numpy as np
 import seqio
 import tensorflow as tf
 from etils import epath
+from seqio.utils import Feature
+from seqio.vocabularies import Vocabulary
 
 from adalink_jax.data import metrics
 from adalink_jax.data.published.settings import PublishedData
@@ -155,7 +157,7 @@ def tfds_rows(data: PublishedData, name: str, image: str | None = None) -> Rows:
         if split.split("+")[0] not in parts:
             raise UserError(f"{newest} has no split {split}; it has {', '.join(builder.info.splits)}.")
         dataset = builder.as_dataset(
-            split="+".join(parts),
+            split="+".join(parts),  # pyright: ignore[reportCallIssue]  # a decorator hides the signature
             shuffle_files=seed is not None,
             decoders={image: tfds.decode.SkipDecoding()} if image else None,
             read_config=tfds.ReadConfig(shuffle_seed=seed, try_autocache=False),
@@ -236,7 +238,7 @@ def replace(registry: type[seqio.TaskRegistry] | type[seqio.MixtureRegistry], na
         registry.remove(name)
 
 
-def seqio_vocabulary(vocabulary: str) -> seqio.Vocabulary:
+def seqio_vocabulary(vocabulary: str) -> Vocabulary:
     """Returns seqio's vocabulary with the ids of `load_vocabulary(vocabulary)`."""
     file = find_vocabulary(vocabulary)
     if file is None:
@@ -245,7 +247,7 @@ def seqio_vocabulary(vocabulary: str) -> seqio.Vocabulary:
     return seqio.SentencePieceVocabulary(str(file), extra_ids)
 
 
-def output_features(ids: seqio.Vocabulary, image: str | None) -> dict[str, seqio.Feature]:
+def output_features(ids: Vocabulary, image: str | None) -> dict[str, Feature]:
     """Returns the features of a task: text in and out with EOS, and the image unchanged."""
     features = {name: seqio.Feature(ids, add_eos=True) for name in ("inputs", "targets")}
     if image:
@@ -253,7 +255,7 @@ def output_features(ids: seqio.Vocabulary, image: str | None) -> dict[str, seqio
     return features
 
 
-def _tokenize(dataset: tf.data.Dataset, output_features: Mapping[str, seqio.Feature]) -> tf.data.Dataset:
+def _tokenize(dataset: tf.data.Dataset, output_features: Mapping[str, Feature]) -> tf.data.Dataset:
     text = {name: output_features[name] for name in ("inputs", "targets")}  # no second copy of the image
     return seqio.preprocessors.tokenize(dataset, text)
 

@@ -2,7 +2,8 @@
 
 `file_settings` names the files, `table_files` reads rows, `text_templates` writes them as text, `image_files` finds their
 images, `file_splits` assigns them to splits, `row_store` keeps them, `row_checks` counts what is wrong, `file_task` is what
-training sees, `workers` makes batches ahead in processes, `task_draft` guesses settings for `adalink init`.
+training sees, `workers` makes batches ahead in processes. For `adalink init`, `column_guess` guesses what columns are for, and
+`task_draft` completes the settings and writes them.
 """
 
 from adalink_jax.data.user_files.file_task import FileTask

@@ -1,262 +1,107 @@
-"""Guesses what the columns of a table are for, from their names and contents: a first draft that a person reads and corrects."""
+"""Completes guessed settings with what the rows show, and writes the gin file of a task, for `adalink init`.
+
+The file is a first draft that a person reads and corrects.
+"""
 
 import dataclasses
-import itertools
-import os
 import pathlib
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from adalink_jax.data.user_files import table_files
-from adalink_jax.data.user_files.file_splits import files_of, first_of, folder_of
-from adalink_jax.data.user_files.image_files import ARCHIVES, Pictures
-from adalink_jax.data.user_files.text_templates import cell_text
-from adalink_jax.errors import UserError
+from adalink_jax.data.user_files import row_checks
+from adalink_jax.data.user_files.file_task import FileTask, LoadedFileTask, sample
 
-ROWS_READ = 1_000
-FEW_LABELS = 50
-PICTURES_TRIED = 50
-TARGETS = (
-    "target", "targets", "label", "labels", "answer", "answers", "output", "outputs", "completion", "response", "summary",
-    "caption", "captions", "alt", "translation", "class", "category", "sentiment", "gold",
-)  # fmt: skip
-INPUTS = (
-    "instruction", "question", "query", "prompt", "input", "inputs", "source_text", "text", "sentence", "sentence1", "sentence2",
-    "premise", "hypothesis", "context", "passage", "document", "article", "review", "title", "content", "body",
-)  # fmt: skip
-SPLITS = ("split", "set", "fold", "subset", "partition")
-
-Cells = dict[str, Any]  # the cells of a row by column
+MULTIPLES = {"inputs": 8, "targets": 4}  # TASK_FEATURE_LENGTHS are multiples of these
+UNLIMITED = {"inputs": 2**30, "targets": 2**30}
+LONG_TARGET = 5  # words
+MOST_ROWS = 32  # of a batch
 
 
 @dataclasses.dataclass(frozen=True)
 class Draft:
-    """Guessed settings of a `FileTask`.
+    """A task with all its settings.
 
     Attributes:
-      settings: name -> value, without settings that keep their defaults.
-      doubts: guesses that had alternatives, for the user.
+      settings: settings of `file_task`, without those that keep their defaults.
+      file_task: the task.
+      loaded: the task, read with `lengths`.
+      metric: the metric of validation.
+      lengths: `{"inputs": L, "targets": T}`, in tokens.
+      batch_size: rows of a batch.
     """
 
-    settings: dict[str, Any]
-    doubts: tuple[str, ...]
+    settings: Mapping[str, Any]
+    file_task: FileTask
+    loaded: LoadedFileTask
+    metric: str
+    lengths: Mapping[str, int]
+    batch_size: int
+
+    def write(self, path: pathlib.Path, note: str) -> None:
+        """Writes the gin file.
+
+        Args:
+          path: the file.
+          note: its first line.
+        """
+        import jinja2
+
+        order = [field.name for field in dataclasses.fields(FileTask)]
+        macros = {
+            "MIXTURE_OR_TASK_NAME": self.loaded.name,
+            **{name.upper(): self.settings[name] for name in sorted(self.settings, key=order.index)},
+            "METRIC": self.metric,
+            "TASK_FEATURE_LENGTHS": self.lengths,
+            "BATCH_SIZE": self.batch_size,
+        }
+        most = ", ".join(f"{side} {length}" for side, length in _most(self.loaded).items())
+        remarks = {
+            "DROP_SHARED": "rows that are in another split too are dropped from the one that is trained on",
+            "TASK_FEATURE_LENGTHS": f"99 of 100 have at most: {most} tokens",
+        }
+        environment = jinja2.Environment(
+            loader=jinja2.PackageLoader("adalink_jax", "assets"),
+            undefined=jinja2.StrictUndefined,
+            keep_trailing_newline=True,
+        )
+        lines = [(name, repr(value), remarks.get(name)) for name, value in macros.items()]
+        path.write_text(environment.get_template("task.gin.jinja").render(note=note, settings=lines))
 
 
-def draft(data: str, known: Mapping[str, str | None]) -> Draft:
-    """Reads the beginning of a file or folder and guesses its settings.
+def complete(settings: Mapping[str, Any], name: str) -> Draft:
+    """Chooses metric, lengths and batch size by what the rows hold.
 
     Args:
-      data: the file; a folder of images by class; or a folder with one table per split.
-      known: `inputs`, `targets`, `image`, `images` as the user gave them; None for those to guess.
+      settings: the settings known so far: at least `data`, `inputs`, `targets` and `vocabulary`.
+      name: the name of the task.
 
     Raises:
-      UserError: for what cannot be read, and if the use of the columns cannot be guessed.
+      UserError: for what cannot be read.
     """
-    files = _files(data)
-    first = files_of(files)["train"][0]
-    settings: dict[str, Any] = {"data": files}
-    delimiter = _delimiter(first)
-    if delimiter is not None:
-        settings["delimiter"] = delimiter
-    doubts: list[str] = []
-    if not _has_header(first, delimiter):
-        count = len(
-            next(table_files.records(first, delimiter or table_files.DELIMITERS[table_files.suffix_of(first)]), [])
-        )
-        settings["columns"] = tuple(f"column_{i}" for i in range(1, count + 1))
-        doubts.append(f"The first line of {first} is read as data, not as a header; if it is one, delete COLUMNS")
-    table = table_files.open_table(first, settings.get("columns"), delimiter)
-    rows = [row.cells for row in first_of(table.rows(), ROWS_READ)]
-    if not rows:
-        raise UserError(f"{first} has no rows that can be read below its header.")
-    unused = list(table.columns)
-    split = _split_column(unused, rows)
-    if split is not None and isinstance(files, str):
-        settings["split"] = split
-    unused = [name for name in unused if name != split]
-    settings |= _image(first, unused, rows, known)
-    in_image = re.findall(r"\{([^{}]*)\}", settings.get("image", ""))
-    unused = [name for name in unused if name not in in_image]
-    settings["targets"] = known.get("targets") or _targets(first, unused, rows, doubts)
-    unused = [name for name in unused if f"{{{name}}}" not in settings["targets"]]
-    settings["inputs"] = known.get("inputs") or _inputs(unused, rows, "image" in settings, doubts)
-    return Draft(settings, tuple(doubts))
+    first = LoadedFileTask(FileTask(**settings, metrics=("exact_match",)), name, UNLIMITED)
+    metrics, metric = _metrics(first)
+    settings = {**settings, "metrics": (metrics,)}
+    if any(finding.kind == row_checks.SHARED and finding.count for finding in first.findings):
+        settings["drop_shared"] = True
+    lengths = {side: -(-length // MULTIPLES[side]) * MULTIPLES[side] for side, length in _most(first).items()}
+    file_task = FileTask(**settings)
+    loaded = LoadedFileTask(file_task, name, lengths)
+    half = len(loaded.splits["train"]) // 2
+    batch_size = min(MOST_ROWS, 1 << half.bit_length() - 1) if half else 1
+    return Draft(settings, file_task, loaded, metric, lengths, batch_size)
 
 
-# --- files ---
+def _most(task: LoadedFileTask) -> dict[str, int]:
+    """The length that 99 of 100 texts of each split do not exceed, for each side."""
+    return {side: max(lengths[side].most for lengths in task.lengths.values()) for side in MULTIPLES}
 
 
-def _files(data: str) -> str | dict[str, str | tuple[str, ...]]:
-    """The table; or, if there are others beside it for the other splits, all by split."""
-    where = pathlib.Path(data)
-    if where.is_dir():
-        return _files_of_folder(data)
-    word = _split_word(where.name)
-    if word is None or table_files.split_of(word) != "train" or not where.parent.is_dir():
-        return data
-    beside = {file.name.lower(): str(file) for file in where.parent.iterdir() if file != where}
-    others: dict[str, str | tuple[str, ...]] = {}
-    for split in ("validation", "test"):
-        names = (
-            re.sub(rf"(?<![a-z]){word}(?![a-z])", name, where.name.lower()) for name in table_files.SPLIT_NAMES[split]
-        )
-        if (file := next((beside[name] for name in names if name in beside), None)) is not None:
-            others[split] = file
-    return {"train": data, **others} if others else data
-
-
-def _files_of_folder(folder: str) -> str | dict[str, str | tuple[str, ...]]:
-    """The tables in a folder by split; or the folder itself, if it holds images."""
-    tables = [
-        file
-        for file in sorted(pathlib.Path(folder).iterdir())
-        if table_files.suffix_of(file.name) in table_files.SUFFIXES
-    ]
-    files: dict[str, list[str]] = {}
-    for table in tables:
-        if (split := table_files.split_of(_split_word(table.name) or "")) is not None:
-            files.setdefault(split, []).append(str(table))
-    for split, names in files.items():
-        if len({re.sub(r"\d+", "0", name) for name in names}) > 1:
-            raise UserError(f"{folder} has several files for {split}: {', '.join(names)}; name the table itself.")
-    if "train" in files:
-        return {
-            split: files[split][0] if len(files[split]) == 1 else tuple(files[split])
-            for split in table_files.SPLIT_NAMES
-            if split in files
-        }
-    if tables:
-        raise UserError(f"{folder} holds tables, but none is called train; name the table itself.")
-    return folder
-
-
-def _split_word(name: str) -> str | None:
-    """The word in a file's name that names a split."""
-    return next((word for word in re.split(r"[\W_\d]+", name.lower()) if table_files.split_of(word) is not None), None)
-
-
-def _delimiter(path: str) -> str | None:
-    """The delimiter of a CSV or TSV, if it is not the usual one."""
-    usual = table_files.DELIMITERS.get(table_files.suffix_of(path))
-    if usual is None or os.path.isdir(path):
-        return None
-    first = next(table_files.records(path, usual), [""])
-    return next((sign for sign in "\t;|," if sign != usual and sign in first[0]), None) if len(first) == 1 else None
-
-
-def _has_header(path: str, delimiter: str | None) -> bool:
-    """Whether the first line names columns: no cell is a number, long, repeated, or found again in its column."""
-    usual = table_files.DELIMITERS.get(table_files.suffix_of(path))
-    if usual is None or os.path.isdir(path):
-        return True
-    names, *rows = [*itertools.islice(table_files.records(path, delimiter or usual), 200)] or [[]]
-    if not names:
-        return True
-    filled = [name.strip() for name in names if name.strip()]
-    number = lambda text: re.fullmatch(r"[-+]?\d+(\.\d+)?", text) is not None
-    if not filled or len(set(filled)) < len(filled) or any(number(name) or len(name) > 60 for name in filled):
-        return False
-    return not any(name.strip() and name == cell for row in rows for name, cell in zip(names, row))
-
-
-# --- columns ---
-
-
-def _texts(rows: Sequence[Cells], name: str) -> list[str]:
-    """The text and numbers of a column, with the items of lists in sequence; empty if it holds anything else."""
-    texts = []
-    for row in rows:
-        value = row.get(name)
-        for item in value if isinstance(value, list) else (value,):
-            try:
-                texts.append(cell_text(item))
-            except TypeError:
-                return []
-    return texts
-
-
-def _split_column(columns: Sequence[str], rows: Sequence[Cells]) -> str | None:
-    fits = lambda name: all(table_files.split_of(text) is not None for text in _texts(rows, name) or [""])
-    return next((name for name in columns if name.lower() in SPLITS and fits(name)), None)
-
-
-def _image(path: str, columns: Sequence[str], rows: Sequence[Cells], known: Mapping[str, str | None]) -> dict[str, str]:
-    """`image`, and `images` if they are not in the table's folder; empty if there are no images."""
-    images = known.get("images")
-    if image := known.get("image"):
-        return {"image": image} | ({"images": images} if images else {})
-    if os.path.isdir(path):
-        return {"image": f"{{{table_files.IMAGE}}}"}
-    for name in columns:
-        value = rows[0].get(name)
-        if isinstance(value, bytes) or (isinstance(value, Mapping) and "bytes" in value):
-            return {"image": f"{{{name}}}"}
-    folder = pathlib.Path(folder_of(path))
-    inside = lambda: (file for file in sorted(folder.iterdir()) if file.is_dir() or file.suffix.lower() in ARCHIVES)
-    for root in [images] if images else [str(folder), *map(str, inside())]:
-        try:
-            pictures = Pictures(root)
-        except UserError:
-            if images:
-                raise
-            continue  # an archive of something else
-        for name in columns:
-            if (template := _picture_template(name, rows, pictures)) is not None:
-                return {"image": template} | ({} if root == str(folder) else {"images": root})
-    if images:
-        raise UserError(f"No column of {path} names pictures in {images}; name it: --image '{{COLUMN}}'.")
-    return {}
-
-
-def _picture_template(name: str, rows: Sequence[Cells], pictures: Pictures) -> str | None:
-    """`{NAME}`, or with a suffix, if most cells of the column name images that exist."""
-    texts = [text for text in _texts(rows, name) if text][:PICTURES_TRIED]
-    if not texts or any("\n" in text or len(text) > 200 for text in texts):
-        return None
-    for suffix in ("", *table_files.PICTURES):
-        if suffix == "" and not texts[0].lower().endswith(table_files.PICTURES):
-            continue
-        if sum(pictures.problem(text + suffix) is None for text in texts) >= 0.9 * len(texts):
-            return f"{{{name}}}{suffix}"
-    return None
-
-
-def _targets(path: str, columns: Sequence[str], rows: Sequence[Cells], doubts: list[str]) -> str:
-    named = [name for known in TARGETS for name in columns if name.lower() == known]
-    if named:
-        if len(named) > 1:
-            doubts.append(f"TARGETS is {named[0]}; it could be {' or '.join(named[1:])}")
-        return f"{{{named[0]}}}"
-    labels = {
-        name: len(set(texts))
-        for name in columns
-        if (texts := _texts(rows, name)) and all(texts) and 2 <= len(set(texts)) <= min(FEW_LABELS, len(texts) // 2)
-    }
-    if not labels:
-        raise UserError(
-            f"It is not clear which column of {path} is to be predicted; name it: --targets '{{COLUMN}}', of "
-            f"{', '.join(columns)}."
-        )
-    fewest = min(labels, key=labels.__getitem__)
-    doubts.append(f"TARGETS is {fewest}, which has the fewest values; no column has the name of a target")
-    return f"{{{fewest}}}"
-
-
-def _inputs(columns: Sequence[str], rows: Sequence[Cells], has_image: bool, doubts: list[str]) -> str:
-    named = [name for name in columns if name.lower() in INPUTS]
-    if not named and has_image:
-        if columns:
-            doubts.append(f"INPUTS names no column; there are {', '.join(columns)}")
-        return "what is this?"
-    if not named:
-        lengths = {name: sum(map(len, texts)) / len(texts) for name in columns if (texts := _texts(rows, name))}
-        if not lengths:
-            raise UserError("It is not clear which columns are the input; name them: --inputs 'text: {COLUMN}'.")
-        named = [max(lengths, key=lengths.__getitem__)]
-        if len(lengths) > 1:
-            doubts.append(f"INPUTS is {named[0]}, the longest text; no column has the name of an input")
-    named.sort(key=columns.index)
-    if len(named) == 1:
-        return f"{{{named[0]}}}"
-    return " ".join(f"{name}: {{{name}}}" for name in named)
+def _metrics(task: LoadedFileTask) -> tuple[str, str]:
+    """The name in METRICS and the METRIC that fit the targets."""
+    rows = sample(task.splits["train"], 1000)
+    words = sorted(len(row["references"][0].split()) for row in rows)
+    if words[len(words) // 2] > LONG_TARGET:
+        with_images = rows[0]["image_name"] is not None or rows[0]["image"] is not None
+        return ("captions", "cider") if with_images else ("rouge_l", "rouge_l")
+    several = any(len(row["references"]) > 1 for row in rows)
+    return ("exact_match", "exact_match") if several else ("accuracy", "accuracy")

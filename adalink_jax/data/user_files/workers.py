@@ -2,16 +2,13 @@
 
 import functools
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import cast
 
 from adalink_jax.data.feature_converter import Batch, FeatureConverter
 from adalink_jax.data.iterators import EpochIterator, epoch_seed
 from adalink_jax.data.task_protocol import Example
 from adalink_jax.data.user_files.file_task import LoadedFileTask
 from adalink_jax.errors import UserError
-
-if TYPE_CHECKING:
-    import grain
 
 ENDLESS = 2**40  # batches
 
@@ -36,8 +33,8 @@ class _Batches:
 
 
 @functools.lru_cache(2)
-def _epoch(task: LoadedFileTask, seed: int) -> "grain.MapDataset[Example]":
-    return task.dataset("train", seed)
+def _epoch(task: LoadedFileTask, seed: int) -> Sequence[Example]:
+    return cast(Sequence[Example], task.dataset("train", seed))  # grain's type allows gaps, of which there are none
 
 
 class WorkerIterator(EpochIterator):

@@ -110,7 +110,7 @@ def test_a_csv_file_is_answered_row_by_row(tmp_path, scenes, adapters, capsys):
     assert sum(row["prediction"] == target for row, target in zip(rows[1:], targets[1:])) >= ROWS - 2
     before = (tmp_path / "out.csv").read_bytes()
     assert main([*command, "--adapters", f"a={folders['a']}"]) == 2
-    assert "out.csv is there already" in capsys.readouterr().err
+    assert "out.csv exists already" in capsys.readouterr().err
     assert (tmp_path / "out.csv").read_bytes() == before
 
 
@@ -349,4 +349,4 @@ def test_predictions_go_on_where_they_were_stopped(trained, suffix, monkeypatch,
     assert main(command("cut")) == 0
     assert sum(calls[10:]) == 300 - 64  # nothing is predicted twice
     assert out.read_bytes() == (trained / f"whole{suffix}").read_bytes()
-    assert main(command("cut")) == 2 and "is there already" in capsys.readouterr().err
+    assert main(command("cut")) == 2 and "exists already" in capsys.readouterr().err

@@ -1,24 +1,32 @@
-"""`adalink plan`: does a job fit, and how fast can it be?"""
+"""`adalink plan`: whether a job fits, and how fast it can be."""
 
 import json
 import os
+import typing
+from collections.abc import Mapping
 
 from adalink_jax import configuration
-from adalink_jax.cli.arguments import MODEL, gin_parser, register
+from adalink_jax.cli.arguments import gin_parser, register
+from adalink_jax.configuration.requirements import MODEL
+
+if typing.TYPE_CHECKING:
+    from rich.table import Table
+
+    from adalink_jax.planning.plan import Job, Plan
 
 GB = 1e9
-# The TPU compiler asks the machine which TPU it has, and complains where there is none.
+# Without these the TPU compiler queries the machine's metadata, and warns on machines without a TPU.
 NO_TPU_HERE = {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "TPU_ACCELERATOR_TYPE": "v5litepod-8"}
 
 
 def plan(argv: list[str]) -> int:
-    """`adalink plan`; status 1 where the job does not fit."""
+    """`adalink plan`; exit status 1 if the job does not fit."""
     parser = gin_parser(
         "plan",
-        "Compile the training step, and the decoding of an evaluation, for hardware that is not here: memory of a chip,\n"
-        "FLOPs, collectives, a bound on the step's speed.\n"
-        "Takes the flags of `adalink train`, or with --gin_file=gin/runs/pack.gin those of `adalink pack`; what they leave open\n"
-        "is in gin/runs/plan.gin. Nothing is read or allocated.",
+        "Compile the training step, and the decoding of an evaluation, for hardware that need not be here. Reports memory per chip,\n"
+        "FLOPs, collectives, and a lower bound on the time of a step. No data is read, and no parameter is allocated.\n"
+        "Takes the flags of `adalink train`, or with --gin_file=gin/runs/pack.gin those of `adalink pack`; gin/runs/plan.gin has the\n"
+        "defaults of what they leave unset.",
         "adalink plan --gin_file=gin/models/t5_1_1_xxl.gin --gin_file=gin/adapters/adalink.gin --topology v5e:4x8",
     )
     parser.add_argument(
@@ -28,7 +36,7 @@ def plan(argv: list[str]) -> int:
         help="v5e:4x8, v5p:4x4x4, v6e:16x16*2 (two slices), h100:8, cpu:8",
     )
     parser.add_argument(
-        "--search", action="store_true", help="where it does not fit, try settings and larger slices until one does"
+        "--search", action="store_true", help="if the job does not fit, try settings and larger slices until it does"
     )
     parser.add_argument(
         "--eval_examples", type=int, default=1000, metavar="N", help="examples that an evaluation decodes (1000)"
@@ -36,7 +44,7 @@ def plan(argv: list[str]) -> int:
     parser.add_argument(
         "--quick",
         action="store_true",
-        help="compile with the least effort: a tenth of the time, for programs that need somewhat more memory",
+        help="compile with the least optimization: ten times faster, and programs need somewhat more memory",
     )
     parser.add_argument("--json", action="store_true", help="print the plan as one JSON object")
     flags, rest = configuration.parse_flags(argv)
@@ -47,38 +55,41 @@ def plan(argv: list[str]) -> int:
     _prepare(options.topology, options.search, options.quick)
     register()
 
+    from adalink_jax import parallel
     from adalink_jax.planning import search
     from adalink_jax.planning.plan import make_plan
 
-    def attempt(settings, where):
-        typed = flags
+    def attempt(settings: search.Settings, where: str) -> "tuple[Plan, Job, bool]":
+        all_flags = flags
         for name, text in settings.items():
-            typed = typed.binding(name, text)
-        configuration.load(typed, extra_files=("gin/runs/plan.gin",))
+            all_flags = all_flags.binding(name, text)
+        configuration.load(all_flags, extra_files=("gin/runs/plan.gin",))
         configuration.require(MODEL)
         job = _job()
-        made = make_plan(job, parse_topology(where), options.eval_examples)
-        fsdp = _fsdp()
-        if not made.fits:
-            made.remedies = search.remedies(made, job, fsdp)
-        return made, job, fsdp
+        job_plan = make_plan(job, parse_topology(where), options.eval_examples)
+        fsdp = dict(parallel.logical_axis_rules()).get("embed") is not None
+        if not job_plan.fits:
+            job_plan.remedies = search.remedies(job_plan, job, fsdp)
+        return job_plan, job, fsdp
 
-    made, job, fsdp = attempt({}, options.topology)
-    tried = []
+    first, job, fsdp = attempt({}, options.topology)
+    candidates = []
     if not options.json:
-        _print_plan(made, job, options.search)
-    if options.search and not made.fits:
-        for settings, where, each in search.search(made, job, fsdp, lambda s, w: attempt(s, w)[0]):
-            tried.append({"settings": dict(settings), "topology": where, **each.to_json()})
+        _print_plan(first, job, options.search)
+    if options.search and not first.fits:
+        for settings, where, candidate in search.search(first, job, fsdp, lambda s, w: attempt(s, w)[0]):
+            candidates.append({"settings": dict(settings), "topology": where, **candidate.to_json()})
             if not options.json:
-                _print_attempt(settings, where, each)
+                _print_candidate(settings, where, candidate)
     if options.json:
-        print(json.dumps(made.to_json() | {"quick": options.quick} | ({"search": tried} if options.search else {})))
-    return 0 if made.fits or any(each["fits"] for each in tried) else 1
+        print(
+            json.dumps(first.to_json() | {"quick": options.quick} | ({"search": candidates} if options.search else {}))
+        )
+    return 0 if first.fits or any(candidate["fits"] for candidate in candidates) else 1
 
 
 def _prepare(text: str, searching: bool, quick: bool) -> None:
-    """What JAX and the TPU compiler read when they start."""
+    """Sets what JAX and the TPU compiler read when they start."""
     import jax
     from jax.experimental.compilation_cache import compilation_cache
 
@@ -91,14 +102,14 @@ def _prepare(text: str, searching: bool, quick: bool) -> None:
     if topology.platform != "tpu":
         largest = topology.larger()[-1] if searching else text
         jax.config.update("jax_num_cpu_devices", parse_topology(largest).chips)
-    jax.config.update("jax_enable_compilation_cache", False)  # `compile_seconds` is the compiler's
-    compilation_cache.reset_cache()  # JAX remembers whether there is one from a first use in this process
+    jax.config.update("jax_enable_compilation_cache", False)  # `compile_seconds` is to be the compiler's time
+    compilation_cache.reset_cache()  # a cache that this process has used already
     if quick:
-        jax.config.update("jax_exec_time_optimization_effort", -1.0)
+        jax.config.update("jax_optimization_level", "O0")
 
 
-def _job():
-    """The job that `train` would run under gin's configuration, or `train_pack` where a file configures it."""
+def _job() -> "Job":
+    """The job that `train` would run with gin's configuration, or `train_pack` if that is configured."""
     import gin
 
     from adalink_jax.planning.plan import Job
@@ -117,22 +128,37 @@ def _job():
     )  # fmt: skip
 
 
-def _fsdp() -> bool:
-    from adalink_jax import parallel
-
-    return dict(parallel.logical_axis_rules()).get("embed") is not None
-
-
-def _print_plan(made, job, searching: bool) -> None:
-    from rich import box
+def _print_plan(plan: "Plan", job: "Job", searching: bool) -> None:
     from rich.console import Console
-    from rich.table import Table
 
     console = Console(highlight=False)
-    mesh = " x ".join(f"{name} {size}" for name, size in made.mesh.items() if size > 1) or "one device"
+    console.print(_table(plan, job))
+    if plan.compiler == "cpu" and not plan.topology.startswith("cpu"):
+        console.print(
+            "There is no compiler for these chips here: temporaries, traffic and collectives are those of XLA's CPU program, and the "
+            "times are rough estimates, not bounds.",
+            style="dim",
+        )
+    if plan.fits:
+        console.print("[green]It fits.[/]")
+        return
+    needs = {"in a step": plan.hbm_bytes, "in an evaluation": plan.eval_hbm_bytes or 0}
+    when = max(needs, key=lambda name: needs[name])
+    over = needs[when] - (plan.hbm_limit_bytes or 0)
+    console.print(f"[bold red]It does not fit[/]: {over / GB:,.1f} GB too much on each chip, {when}. What would help:")
+    for remedy in plan.remedies:
+        console.print(f"  {remedy}")
+    console.print("Trying these:" if searching else "  --search tries these.")
+
+
+def _table(plan: "Plan", job: "Job") -> "Table":
+    from rich import box
+    from rich.table import Table
+
+    mesh = " x ".join(f"{name} {size}" for name, size in plan.mesh.items() if size > 1) or "one device"
+    pack = f", a pack of {plan.members}" if plan.members > 1 else ""
     table = Table(
-        title=f"{made.topology}: {made.chips} chips, mesh {mesh}"
-        + (f", a pack of {made.members}" if made.members > 1 else ""),
+        title=f"{plan.topology}: {plan.chips} chips, mesh {mesh}{pack}",
         title_justify="left",
         box=box.SIMPLE,
         show_header=False,
@@ -142,62 +168,39 @@ def _print_plan(made, job, searching: bool) -> None:
     table.add_column()
     row = lambda name, value, note="": table.add_row(name, value, note)
     gigabytes = lambda n: "-" if n is None else f"{n / GB:,.3f} GB"
-    row("frozen parameters", gigabytes(made.frozen_bytes), f"a chip, {job.setup.frozen_dtype}")
-    row("trainable parameters", gigabytes(made.trainable_bytes), "a chip, float32")
-    row("optimizer state", gigabytes(made.optimizer_bytes), "a chip")
+    rows = f"{job.setup.data.batch_size} rows in all, {job.microbatches} microbatches"
+    limit = f"of {plan.hbm_limit_bytes / GB:,.1f} GB" if plan.hbm_limit_bytes else "the limit is not known"
+    row("frozen parameters", gigabytes(plan.frozen_bytes), f"per chip, {job.setup.frozen_dtype}")
+    row("trainable parameters", gigabytes(plan.trainable_bytes), "per chip, float32")
+    row("optimizer state", gigabytes(plan.optimizer_bytes), "per chip")
+    row("batch", gigabytes(plan.batch_bytes), f"per chip; {rows}")
+    row("temporaries", gigabytes(plan.temp_bytes), f"per chip, by the {plan.compiler} compiler")
+    row("needed", gigabytes(plan.hbm_bytes), f"per chip, {limit}")
     row(
-        "batch",
-        gigabytes(made.batch_bytes),
-        f"a chip; {job.setup.dataset.batch_size} rows of all, {job.microbatches} microbatches",
-    )
-    row("temporaries", gigabytes(made.temp_bytes), f"a chip, by the {made.compiler} compiler")
-    limit = f"of {made.hbm_limit_bytes / GB:,.1f} GB" if made.hbm_limit_bytes else "memory of the machine not known"
-    row("needed", gigabytes(made.hbm_bytes), f"a chip, {limit}")
-    row(
-        "needed in evaluations", gigabytes(made.eval_hbm_bytes), "a chip, to decode a batch, beside the optimizer state"
+        "needed in evaluations", gigabytes(plan.eval_hbm_bytes), "per chip, with the optimizer state"
     )
     table.add_section()
-    recomputed = (
-        f", {made.flops / made.model_flops:.2f} times that with recomputation" if made.flops > made.model_flops else ""
-    )
-    row("FLOPs of a step", f"{made.model_flops:.3e}", f"matrix products, 2 a multiply-add{recomputed}")
-    for kind, each in (made.collectives or {}).items():
-        row(kind, gigabytes(each["bytes"]), f"{each['count']:,} a step, on each chip")
-    if made.estimate:
-        e = made.estimate
+    recomputed = f"; {plan.flops / plan.model_flops:.2f} times as many with recomputation"
+    recomputed = recomputed if plan.flops > plan.model_flops else ""
+    row("FLOPs of a step", f"{plan.model_flops:.3e}", f"matrix products, 2 per multiply-add{recomputed}")
+    for kind, sent in (plan.collectives or {}).items():
+        row(kind, gigabytes(sent["bytes"]), f"{sent['count']:,} per step, on each chip")
+    if e := plan.estimate:
+        milliseconds = lambda seconds: f"{(seconds or 0.0) * 1e3:,.2f}"
         table.add_section()
-        row("step, at best", f"{e.step_seconds * 1e3:,.2f} ms", f"bound by {e.bound}; compute {e.compute_seconds * 1e3:,.2f}, "
-            f"memory {e.memory_seconds * 1e3:,.2f}, collectives {e.collective_seconds * 1e3:,.2f} ms")  # fmt: skip
-        row("MFU, at most", f"{e.mfu:.1%}", "model FLOPs over the chips' bfloat16 peak")
-        row(
-            "whole job, at best",
-            f"{e.job_hours:,.2f} h",
-            f"{e.chip_hours:,.1f} chip-hours; {job.total_steps:,} steps, with evaluations",
-        )
+        row("step, at best", f"{milliseconds(e.step_seconds)} ms", f"bound by {e.bound}; compute {milliseconds(e.compute_seconds)}, "
+            f"memory {milliseconds(e.memory_seconds)}, collectives {milliseconds(e.collective_seconds)} ms")  # fmt: skip
+        row("MFU, at most", f"{e.mfu:.1%}", "model FLOPs / the chips' bfloat16 peak")
+        hours = f"{e.chip_hours:,.1f} chip-hours; {job.total_steps:,} steps, with evaluations"
+        row("whole job, at best", f"{e.job_hours:,.2f} h", hours)
     table.add_section()
-    evaluation = f"the step; an evaluation's decoding in {made.eval_compile_seconds} s" if made.eval_hbm_bytes else ""
-    row("compiled in", f"{made.compile_seconds} s", evaluation)
-    console.print(table)
-    if made.compiler == "cpu" and not made.topology.startswith("cpu"):
-        console.print(
-            "No compiler for these chips is here: temporaries, traffic and collectives are those of XLA's CPU program, and the "
-            "times are rough, no bounds.",
-            style="dim",
-        )
-    if made.fits:
-        console.print("[green]It fits.[/]")
-        return
-    needs = {"in a step": made.hbm_bytes, "in an evaluation": made.eval_hbm_bytes or 0}
-    when = max(needs, key=needs.get)
-    over = needs[when] - (made.hbm_limit_bytes or 0)
-    console.print(f"[bold red]It does not fit[/]: {over / GB:,.1f} GB too much on each chip, {when}. What would help:")
-    for remedy in made.remedies:
-        console.print(f"  {remedy}")
-    console.print("Trying them:" if searching else "  --search tries them.")
+    evaluation = f"the step; an evaluation's decoding in {plan.eval_compile_seconds} s" if plan.eval_hbm_bytes else ""
+    row("compiled in", f"{plan.compile_seconds} s", evaluation)
+    return table
 
 
-def _print_attempt(settings, where: str, made) -> None:
-    typed = " ".join(f'--gin.{name}="{text}"' for name, text in settings.items())
-    fits = "fits" if made.fits else "does not fit"
-    needed = max(made.hbm_bytes, made.eval_hbm_bytes or 0)
-    print(f"{fits}: {needed / GB:,.1f} GB a chip with --topology {where} {typed}", flush=True)
+def _print_candidate(settings: Mapping[str, str], where: str, candidate: "Plan") -> None:
+    flags = " ".join(f'--gin.{name}="{text}"' for name, text in settings.items())
+    fits = "fits" if candidate.fits else "does not fit"
+    needed = max(candidate.hbm_bytes, candidate.eval_hbm_bytes or 0)
+    print(f"{fits}: {needed / GB:,.1f} GB per chip with --topology {where} {flags}", flush=True)

@@ -1,1 +1,1 @@
-"""The real step compiled for hardware that is not here, and what it would need and do."""
+"""Plans a job: compiles its real programs for hardware that need not be here, and reports memory, FLOPs, traffic and a speed bound."""

@@ -1,4 +1,4 @@
-"""What a compiled program sends between devices."""
+"""The collectives of a compiled program: kind, size, and which devices take part."""
 
 import dataclasses
 import re
@@ -16,12 +16,12 @@ class Collective:
 
     Attributes:
       kind: one of `KINDS`.
-      nbytes: bytes of the whole array on one device: what an all-gather gives, what the others take.
+      nbytes: size in bytes of the whole array on one device: the result of an all-gather, the operand of the other kinds.
       times: how often it runs in one call of the program.
-      group: devices that take part together.
-      slices: slices that a group spans.
+      group: number of devices that take part together.
+      slices: number of slices that a group spans.
       dtypes: dtypes of its arrays.
-      source: the operation that it was made for, as JAX names it.
+      source: the operation that it comes from, by JAX's name.
     """
 
     kind: str
@@ -34,21 +34,27 @@ class Collective:
 
     @property
     def sent_bytes(self) -> float:
-        """Bytes that a device sends each time, by a ring."""
+        """Bytes that a device sends each time it runs, by a ring algorithm."""
         share = (self.group - 1) / max(1, self.group)
         return self.nbytes * {"all-reduce": 2 * share, "collective-permute": 1.0}.get(self.kind, share)
 
 
 def collectives(program: Program, devices: int, slices: int = 1) -> list[Collective]:
-    """All collectives of a program on `devices` in `slices` groups of neighbours; those of one device are left out."""
-    found = [
+    """The collectives of a program, without those of a single device.
+
+    Args:
+      program: the compiled program.
+      devices: number of devices it runs on.
+      slices: number of slices; each has consecutive devices.
+    """
+    out = [
         _between_slices(instruction, times, slices)
         for instruction, _, times, _ in program.runs
         if instruction.opcode == "send" and _TRANSFER.search(instruction.text)
     ]
     runs = [run for run in program.runs if run[0].opcode.removesuffix("-start") in KINDS]
-    # On TPUs a collective may be cut into a chain of pieces, each inside a fusion that computes something else meanwhile;
-    # every piece is written as if it were the whole. A chain runs as often as its rarest piece, its start.
+    # On TPUs a collective may be split into a chain of pieces, each inside a fusion that computes something else meanwhile. The
+    # text of each piece is that of the whole collective. A chain runs as often as its rarest piece, the start.
     rarest: dict[tuple, int] = {}
     for instruction, _, times, _ in runs:
         if chain := _chain(instruction):
@@ -62,28 +68,28 @@ def collectives(program: Program, devices: int, slices: int = 1) -> list[Collect
             counted.add(chain)
             times = rarest[chain]
         inputs = [a for name in instruction.operands for a in program.computations[home][name].arrays]
-        taken = sum(a.nbytes for a in inputs)
-        given = instruction.nbytes - (taken if instruction.opcode == "all-gather-start" else 0)
+        input_bytes = sum(a.nbytes for a in inputs)
+        output_bytes = instruction.nbytes - (input_bytes if instruction.opcode == "all-gather-start" else 0)
         group, spanned = _groups(instruction, devices, slices)
         if group < 2:
             continue
         source = re.search(r'op_name="([^"]*)"', instruction.text)
-        found.append(
+        out.append(
             Collective(
-                kind, given if kind == "all-gather" else taken, times, group, spanned,
+                kind, output_bytes if kind == "all-gather" else input_bytes, times, group, spanned,
                 tuple(sorted({a.dtype for a in inputs})), source[1] if source else "",
             )
         )  # fmt: skip
-    return found
+    return out
 
 
-def by_kind(found: list[Collective]) -> dict[str, dict[str, float]]:
-    """Kind -> `count` and `bytes` (of `nbytes`, times included) in one step."""
+def by_kind(sent: list[Collective]) -> dict[str, dict[str, float]]:
+    """Kind -> `count` and `bytes` of one call of the program."""
     out: dict[str, dict[str, float]] = {}
-    for each in found:
-        row = out.setdefault(each.kind, {"count": 0, "bytes": 0})
-        row["count"] += each.times
-        row["bytes"] += each.times * each.nbytes
+    for collective in sent:
+        row = out.setdefault(collective.kind, {"count": 0, "bytes": 0})
+        row["count"] += collective.times
+        row["bytes"] += collective.times * collective.nbytes
     return dict(sorted(out.items()))
 
 
@@ -91,19 +97,19 @@ _TRANSFER = re.compile(r'_xla_megascale_transfer_type="(\w+)"')
 
 
 def _between_slices(send: Instruction, times: int, slices: int) -> Collective:
-    """What a TPU's host sends to other slices: the part of a collective between them, of what each chip holds after its slice's."""
+    """The part of a collective between slices, which a TPU's host sends: of what each chip has after the part within its slice."""
     payload = send.arrays[0]
-    kind = _TRANSFER.search(send.text)[1].lower().replace("_", "-")
+    kind = _TRANSFER.findall(send.text)[0].lower().replace("_", "-")
     return Collective(kind, payload.nbytes, times, slices, slices, (payload.dtype,), "between slices")
 
 
 def _chain(instruction: Instruction) -> tuple[str, str] | None:
-    found = re.search(r'channel_id=(\d+).*?chain_id="(\d+)"', instruction.text)
-    return (found[1], found[2]) if found else None
+    ids = re.search(r'channel_id=(\d+).*?chain_id="(\d+)"', instruction.text)
+    return (ids[1], ids[2]) if ids else None
 
 
 def _groups(instruction: Instruction, devices: int, slices: int) -> tuple[int, int]:
-    """Size of a group, and slices that it spans."""
+    """The number of devices of a group, and of slices that it spans."""
     text = instruction.text
     per_slice = devices // slices
     if pairs := re.search(r"source_target_pairs=\{(.*?)\}\}", text):

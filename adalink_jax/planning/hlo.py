@@ -1,7 +1,7 @@
-"""Reading a compiled program's text: which instructions run, and how often.
+"""Reads the text of a compiled program: which instructions run, and how often.
 
-XLA's own cost analysis counts the body of a loop once; here every instruction carries the number of times that it runs in
-one call of the program, the product of the trip counts of the loops around it.
+XLA's cost analysis counts the body of a loop once. Here every instruction has the number of times that it runs in one call of the
+program: the product of the trip counts of the loops around it.
 """
 
 import dataclasses
@@ -32,7 +32,7 @@ class Array:
 
     @property
     def nbytes(self) -> int:
-        """Its bytes; dtypes of 8 bits, whatever their format, count 1."""
+        """Its size in bytes; every unknown dtype is taken for an 8-bit one."""
         size = _BITS.get(self.dtype, 8)
         for n in self.dims:
             size *= n
@@ -40,7 +40,7 @@ class Array:
 
     @property
     def on_chip(self) -> bool:
-        """Whether it lives in the chip's own fast memory (TPU memory space 1), not in HBM."""
+        """Whether it is in the chip's fast memory (TPU memory space 1) instead of HBM."""
         return "S(1)" in self.layout
 
 
@@ -49,10 +49,11 @@ class Instruction:
     """One line of a computation.
 
     Attributes:
-      name, opcode: of the instruction.
-      arrays: its result, flat.
+      name: unique in its computation.
+      opcode: such as "dot" or "while".
+      arrays: its result; a tuple's arrays are flattened.
       operands: names of instructions of the same computation.
-      value: of a constant, or the number of a parameter, as text; "" of others.
+      value: text of a constant, or number of a parameter; "" for other opcodes.
       text: the rest of the line, with the attributes.
       root: whether it is the computation's result.
     """
@@ -67,26 +68,26 @@ class Instruction:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the result."""
+        """Size of the result in bytes."""
         return sum(array.nbytes for array in self.arrays)
 
     @property
     def called(self) -> dict[str, list[str]]:
-        """Attribute -> the computations that it names."""
+        """Attribute -> names of the computations that it calls."""
         return {key: re.findall(r"[\w.-]+", names) for key, names in _CALLED.findall(self.text)}
 
     @property
     def index(self) -> int:
-        """Which element of a tuple a `get-tuple-element` takes."""
-        return int(re.search(r"\bindex=(\d+)", self.text)[1])
+        """The element that a `get-tuple-element` takes."""
+        return int(re.findall(r"\bindex=(\d+)", self.text)[0])
 
 
 class Program:
     """The text of `compiled.as_text()`, parsed.
 
     Attributes:
-      computations: name -> instruction name -> instruction, in order.
-      entry: name of the computation that is the program.
+      computations: computation -> instruction's name -> instruction, in the program's order.
+      entry: name of the entry computation.
     """
 
     def __init__(self, text: str):
@@ -97,13 +98,13 @@ class Program:
                 current = self.computations.setdefault(head[2], {})
                 if head[1]:
                     self.entry = head[2]
-            elif found := _INSTRUCTION.match(line):
-                instruction = _parse(found[2], found[3], bool(found[1]))
+            elif parts := _INSTRUCTION.match(line):
+                instruction = _parse(parts[2], parts[3], bool(parts[1]))
                 current[instruction.name] = instruction
 
     @functools.cached_property
     def runs(self) -> list[tuple[Instruction, str, int, bool]]:
-        """`(instruction, its computation, times, inside a fusion)` of every instruction that runs."""
+        """`(instruction, its computation, times, inside a fusion)` for every instruction that runs."""
         return list(self._walk(self.entry, 1, False))
 
     def _walk(self, name: str, times: int, fused: bool) -> Iterator[tuple[Instruction, str, int, bool]]:
@@ -113,50 +114,54 @@ class Program:
             for key, called in instruction.called.items():
                 if key == "to_apply" and instruction.opcode != "call":
                     continue  # the scalar function of a reduction
-                often = times * (self._trips(instruction, name) if instruction.opcode == "while" else 1)
-                for each in called:
-                    if each in self.computations:
-                        yield from self._walk(each, often, inner)
+                inner_times = times * (self._trips(instruction, name) if instruction.opcode == "while" else 1)
+                for computation in called:
+                    if computation in self.computations:
+                        yield from self._walk(computation, inner_times, inner)
 
     def _trips(self, loop: Instruction, home: str) -> int:
-        """How often a loop's body runs: said by the compiler (CPU, GPU), or read from `counter < limit` (TPU)."""
-        if found := _TRIPS.search(loop.text):
-            return int(found[1])
+        """The trip count of a loop: stated by the compiler (CPU, GPU), or derived from the condition `counter < limit` (TPU)."""
+        if stated := _TRIPS.search(loop.text):
+            return int(stated[1])
         condition = self.computations[loop.called["condition"][0]]
         test = next(i for i in condition.values() if i.root)
         if test.opcode == "compare" and "direction=LT" in test.text:
             start, limit = (self._value(condition[name], condition, loop, home) for name in test.operands)
             stride = self._stride(condition[test.operands[0]], loop)
-            if None not in (start, limit, stride):
+            if start is not None and limit is not None and stride is not None:
                 return max(0, -(-(limit - start) // stride))
-        raise ValueError(f"The number of turns of the loop {loop.name} cannot be read from the compiled program.")
+        raise ValueError(f"The trip count of the loop {loop.name} cannot be derived from the compiled program.")
 
-    def _value(self, of: Instruction, where: dict, loop: Instruction, home: str) -> int | None:
-        """The integer that `of`, in a loop's condition, is when the loop starts."""
-        while of.opcode in ("copy", "bitcast"):
-            of = where[of.operands[0]]
-        if of.opcode == "constant":
-            return int(of.value) if of.value.lstrip("-").isdigit() else None
-        if of.opcode != "get-tuple-element" or where is self.computations[home]:
-            return None
+    def _value(
+        self, instruction: Instruction, computation: dict[str, Instruction], loop: Instruction, home: str
+    ) -> int | None:
+        """The integer that an instruction of a loop's condition has when the loop starts; None if it is not known."""
+        while instruction.opcode in ("copy", "bitcast"):
+            instruction = computation[instruction.operands[0]]
+        if instruction.opcode == "constant":
+            return int(instruction.value) if instruction.value.lstrip("-").isdigit() else None
         caller = self.computations[home]
-        before = caller[loop.operands[0]]
-        return self._value(caller[before.operands[of.index]], caller, loop, home) if before.opcode == "tuple" else None
+        if instruction.opcode != "get-tuple-element" or computation is caller:
+            return None
+        initial = caller[loop.operands[0]]
+        if initial.opcode != "tuple":
+            return None
+        return self._value(caller[initial.operands[instruction.index]], caller, loop, home)
 
     def _stride(self, counter: Instruction, loop: Instruction) -> int | None:
-        """What a turn of a loop adds to its counter."""
+        """What one iteration of a loop adds to its counter; None if it is not known."""
         if counter.opcode != "get-tuple-element":
             return None
         body = self.computations[loop.called["body"][0]]
         root = next(i for i in body.values() if i.root)
         frontier, total = [root.operands[counter.index]], 0
         while frontier:
-            each = body[frontier.pop()]
-            if each.opcode == "constant":
-                total += int(each.value)
-            elif each.opcode in ("add", "copy", "bitcast"):
-                frontier += each.operands
-            elif each.opcode != "get-tuple-element" or each.index != counter.index:
+            term = body[frontier.pop()]
+            if term.opcode == "constant":
+                total += int(term.value)
+            elif term.opcode in ("add", "copy", "bitcast"):
+                frontier += term.operands
+            elif term.opcode != "get-tuple-element" or term.index != counter.index:
                 return None
         return total or None
 

@@ -1,15 +1,18 @@
-"""Whether a job fits, and how fast it can be, before it is launched: its real programs, compiled for hardware that is not here."""
+"""Compiles a job's real programs for hardware that need not be here: whether the job fits, and how fast it can be."""
 
 import dataclasses
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import optax
 from jax.experimental import topologies
+from jax.sharding import Mesh
 
 from adalink_jax import parallel
+from adalink_jax.adapters import AdaptedModel
 from adalink_jax.errors import UserError
 from adalink_jax.parallel.accelerators import Topology
 from adalink_jax.planning import roofline
@@ -27,13 +30,13 @@ from adalink_jax.training.step import CrossEntropy, check_batch, make_train_step
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """What is planned: the settings of `train`, or of `train_pack`.
+    """The job to plan: the settings of `train` or of `train_pack`.
 
     Attributes:
-      setup: model, data, what is trained. Nothing is read.
-      optimizer, loss, microbatches, total_steps, eval_period: as in `train`.
-      members: of a pack; none of a single run.
-      at_once: as in `train_pack`.
+      setup: model, data set, trainable parameters. No file is read.
+      optimizer, loss, total_steps, eval_period, microbatches: see `train`.
+      members: members of a pack; empty for a single run.
+      at_once: see `train_pack`.
     """
 
     setup: Setup
@@ -48,27 +51,27 @@ class Job:
 
 @dataclasses.dataclass
 class Plan:
-    """What a step needs of one chip, and what it does. Bytes are of one chip, FLOPs and seconds of a step of all.
+    """What a training step and an evaluation need and do. Bytes are per chip, FLOPs and seconds per step of the whole job.
 
     Attributes:
-      topology, chips, mesh: where.
-      members: of a pack; 1 for a single run.
-      fits: whether both programs, the step and an evaluation's decoding, fit into a chip's memory.
-      hbm_bytes: what it needs: arguments, results that are not updated in place, temporaries, code. Where the arguments alone
-        are too much nothing is compiled, and this is their sum.
-      eval_hbm_bytes: what the decoding of one evaluation batch needs (encoder, cache, and all as above), beside the optimizer's
-        state, which stays on the chip; None where the step does not fit, which is not looked beyond.
-      hbm_limit_bytes: what a program may use; None where nothing is known of the machine.
+      topology, chips, mesh: where the job would run.
+      members: members of a pack; 1 for a single run.
+      fits: whether the training step and the decoding of an evaluation both fit a chip's memory.
+      hbm_bytes: memory of the step: arguments, results that are not updated in place, temporaries, code. If the arguments alone exceed
+        the memory, nothing is compiled, and this is their sum.
+      eval_hbm_bytes: memory to decode one evaluation batch (encoder, cache, and all of the above), plus the optimizer state, which stays
+        on the chip; None if the step does not fit, since decoding is not compiled then.
+      hbm_limit_bytes: memory that a program may use; None for CPUs.
       frozen_bytes, trainable_bytes, optimizer_bytes, batch_bytes: the arguments.
-      temp_bytes: the compiler's temporaries; None where it refused the program, or was not asked.
-      compiler: whose program it is ("tpu", "gpu", "cpu").
-      model_flops: FLOPs of the step without recomputation, of all chips.
-      flops: with it.
+      temp_bytes: the compiler's temporaries; None if it refused the program or did not run.
+      compiler: platform of the compiler ("tpu", "gpu", "cpu").
+      model_flops: FLOPs of the step on all chips, without recomputation.
+      flops: the same with recomputation.
       collectives: kind -> `count`, `bytes`.
-      bytes_moved: bytes to and from a chip's memory.
-      estimate: seconds by the roofline; None where nothing is known of the machine.
-      compile_seconds, eval_compile_seconds: to trace and compile the step, and the decoding.
-      remedies: what would make it fit, for people.
+      bytes_moved: bytes read from and written to a chip's memory.
+      estimate: seconds by the roofline model; None for CPUs.
+      compile_seconds, eval_compile_seconds: to trace and compile the step and the decoding.
+      remedies: what would make the job fit, for people.
     """
 
     topology: str
@@ -95,55 +98,59 @@ class Plan:
     remedies: list[str]
 
     def to_json(self) -> dict:
-        """All of it as JSON can hold it; of the estimate `estimated_step_seconds`, `estimated_mfu` and its parts."""
+        """The plan as JSON values; the fields of `estimate` become `estimated_step_seconds`, `estimated_mfu`, ..."""
         out = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "estimate"}
         return out | (self.estimate or roofline.UNKNOWN).to_json()
 
 
-def devices_of(topology: Topology):
-    """The devices of a topology: a TPU's without the hardware; else JAX's own, GPUs if they are here and CPUs if not.
+def devices_of(topology: Topology) -> Sequence[jax.Device]:
+    """The devices of a topology: descriptions of TPU devices, which need no hardware; otherwise JAX's GPUs, or CPUs without GPUs.
 
     Raises:
-      UserError: where the TPU compiler is not installed, or JAX sees too few devices.
+      UserError: if the TPU compiler is not installed, or JAX has too few devices.
     """
-    if topology.platform != "tpu":
+    accelerator = topology.accelerator
+    if accelerator is None or topology.platform != "tpu":
         here = jax.devices() if len(jax.devices()) >= topology.chips else jax.devices("cpu")
         if len(here) < topology.chips:
-            raise UserError(f"JAX sees {len(here)} devices here, fewer than the {topology.chips} of {topology.text}.")
+            raise UserError(
+                f"JAX has {len(here)} devices here, fewer than the {topology.chips} of {topology.text}; plan a smaller topology."
+            )
         return here[: topology.chips]
-    options = {"num_slices": topology.num_slices} if topology.num_slices > 1 else {}
+    options: dict[str, Any] = {"num_slices": topology.num_slices} if topology.num_slices > 1 else {}
     if topology.shape == "1x1":
         options["chips_per_host_bounds"] = (1, 1, 1)
-    if topology.accelerator.name == "v4":
+    if accelerator.name == "v4":
         options["chip_config_name"] = "megacore"
     try:
         return topologies.get_topology_desc(
-            platform="tpu", topology_name=f"{topology.accelerator.name}:{topology.shape}", **options
+            platform="tpu", topology_name=f"{accelerator.name}:{topology.shape}", **options
         ).devices
     except Exception as e:
         if "not installed" in str(e):
             raise UserError(
-                "Planning for a TPU needs its compiler, which is not installed: pip install 'adalink-jax[plan]'."
+                "Planning for a TPU needs its compiler, which is not installed; run pip install 'adalink-jax[plan]'."
             ) from e
         raise
 
 
 def make_plan(job: Job, topology: Topology, eval_examples: int) -> Plan:
-    """Compiles the step of `job` and its evaluation's decoding for `topology`, and counts.
+    """Compiles the training step of `job` and the decoding of an evaluation for `topology`.
 
     Args:
-      job: what is planned.
-      topology: where; for GPUs that are not here, and CPUs, XLA's CPU compiler makes the program.
-      eval_examples: examples that an evaluation decodes.
+      job: the job to plan.
+      topology: where it would run; XLA's CPU compiler stands in for GPUs that are not here.
+      eval_examples: number of examples that an evaluation decodes.
 
     Raises:
-      UserError: for a mesh or a batch that does not divide.
+      UserError: for a batch that does not divide over the mesh.
     """
     mesh, rules = parallel.make_mesh(devices=devices_of(topology)), parallel.logical_axis_rules()
-    check_batch(job.setup.dataset.batch_size, job.microbatches, parallel.data_axis_size(mesh))
+    check_batch(job.setup.data.batch_size, job.microbatches, parallel.data_axis_size(mesh))
     chip = topology.accelerator
+    limit = chip.memory if chip else None
     with parallel.use_mesh(mesh, rules):
-        model, arguments, decoded = _arguments(job, mesh, rules)
+        model, arguments, decoding_arguments = _arguments(job, mesh, rules)
         state, *_, frozen, batch = arguments
         at_once = job.at_once or (None if topology.platform == "cpu" else len(job.members))
         sizes = {
@@ -152,50 +159,46 @@ def make_plan(job: Job, topology: Topology, eval_examples: int) -> Plan:
             "optimizer_bytes": abstract.bytes_per_device(state.opt_state),
             "batch_bytes": abstract.bytes_per_device(batch),
         }
-        alone = sum(sizes.values())
-        too_much = chip is not None and alone > chip.memory  # whatever the program is
         step = _step(job, model, parallel.shards_of(state.trainable, mesh), at_once)
-        step_program, eval_program = _Compiled(None, alone, 0.0), _Compiled(None, None, None)
-        if not too_much:
+        step_program = _Compiled(None, sum(sizes.values()), None, 0.0)
+        if limit is None or step_program.needed <= limit:
             step_program = _compile(jax.jit(step, donate_argnums=0), *arguments)
-        if step_program.compiled:
-            eval_program = _compile(_generate(job, model, at_once), *decoded)
+        eval_program = _compile(_generate(job, model, at_once), *decoding_arguments) if step_program.text else None
         flops = count_flops(step, *arguments)
         model_flops = count_flops(_step(job, without_remat(model), 1, at_once), *arguments)
-    program = Program(step_program.compiled.as_text()) if step_program.compiled else None
-    sent = collectives(program, topology.chips, topology.num_slices) if program else None
-    moved = bytes_moved(program) if program else None
-    memory = step_program.compiled.memory_analysis() if step_program.compiled else None
-    limit = chip.memory if chip else None
-    eval_needed = None if eval_program.needed is None else eval_program.needed + sizes["optimizer_bytes"]
-    fits = all(each.compiled for each in (step_program, eval_program)) and (
-        limit is None or max(step_program.needed, eval_needed) <= limit
-    )
-    estimate = None
-    if chip and program:
-        estimate = roofline.estimate(
-            chip, topology, flops=flops, model_flops=model_flops, moved=moved, sent=sent,
-            decoded=_decoding(job, eval_examples, sizes["frozen_bytes"]), total_steps=job.total_steps,
-            evaluations=_evaluations(job),
-        )  # fmt: skip
+    needed, eval_needed, fits = step_program.needed, None, False
+    if eval_program:
+        eval_needed = eval_program.needed + sizes["optimizer_bytes"]
+        fits = eval_program.text is not None and (limit is None or max(needed, eval_needed) <= limit)
+    sent, moved, estimate = None, None, None
+    if step_program.text:
+        program = Program(step_program.text)
+        sent, moved = collectives(program, topology.chips, topology.num_slices), bytes_moved(program)
+        if chip:
+            estimate = roofline.estimate(
+                chip, topology, flops=flops, model_flops=model_flops, moved=moved, sent=sent,
+                decoding=_decoding(job, eval_examples, sizes["frozen_bytes"]), total_steps=job.total_steps,
+                evaluations=_evaluations(job),
+            )  # fmt: skip
     return Plan(
         topology=topology.text, chips=topology.chips, mesh=dict(mesh.shape), members=len(job.members) or 1,
-        fits=fits, hbm_bytes=step_program.needed, eval_hbm_bytes=eval_needed, hbm_limit_bytes=limit,
-        **sizes, temp_bytes=memory.temp_size_in_bytes if memory else None,
+        fits=fits, hbm_bytes=needed, eval_hbm_bytes=eval_needed, hbm_limit_bytes=limit,
+        **sizes, temp_bytes=step_program.temporaries,
         compiler=mesh.devices.flat[0].platform, model_flops=model_flops, flops=flops,
-        collectives=by_kind(sent) if sent is not None else None, bytes_moved=moved, estimate=estimate,
-        compile_seconds=step_program.seconds, eval_compile_seconds=eval_program.seconds, remedies=[],
+        collectives=None if sent is None else by_kind(sent), bytes_moved=moved, estimate=estimate,
+        compile_seconds=step_program.seconds, eval_compile_seconds=eval_program.seconds if eval_program else None,
+        remedies=[],
     )  # fmt: skip
 
 
-def _arguments(job: Job, mesh, rules):
-    """The model, the arguments of the step and those of the decoding, abstract, in their places."""
-    setup, lengths = job.setup, job.setup.dataset.task_feature_lengths
+def _arguments(job: Job, mesh: Mesh, rules: Sequence) -> tuple[AdaptedModel, tuple, tuple]:
+    """The model, and the abstract, sharded arguments of the step and of the decoding."""
+    setup, lengths = job.setup, job.setup.data.task_feature_lengths
     place = parallel.batch_sharding(mesh)
 
-    def batch(*own: int):
-        shapes = setup.model.backbone.abstract_batch(setup.dataset.batch_size, lengths["inputs"], lengths["targets"])
-        shape = lambda x: (x.shape[0], *own, *x.shape[1:])
+    def batch(*members: int) -> dict[str, jax.ShapeDtypeStruct]:
+        shapes = setup.model.backbone.abstract_batch(job.setup.data.batch_size, lengths["inputs"], lengths["targets"])
+        shape = lambda x: (x.shape[0], *members, *x.shape[1:])
         return {name: jax.ShapeDtypeStruct(shape(x), x.dtype, sharding=place) for name, x in shapes.items()}
 
     if not job.members:
@@ -208,7 +211,7 @@ def _arguments(job: Job, mesh, rules):
     return model, (state, members, frozen, rows), ((state.trainable, members.padding), frozen, batch())
 
 
-def _step(job: Job, model, shards: int, at_once: int | None):
+def _step(job: Job, model: AdaptedModel, shards: int, at_once: int | None) -> Callable:
     if job.members:
         return make_packed_step(
             model, job.optimizer, own_batches=own_batches(job.members), at_once=at_once, loss=job.loss,
@@ -219,13 +222,13 @@ def _step(job: Job, model, shards: int, at_once: int | None):
     )
 
 
-def _generate(job: Job, model, at_once: int | None):
-    generate = make_generate(model, job.setup.dataset.task_feature_lengths["targets"], job.setup.decoding)
+def _generate(job: Job, model: AdaptedModel, at_once: int | None) -> jax.stages.Wrapped:
+    generate = make_generate(model, job.setup.data.task_feature_lengths["targets"], job.setup.decoding)
     return jax.jit(make_generate_packed(generate, at_once) if job.members else generate)
 
 
-def without_remat(model):
-    """`model` with nothing recomputed: what model FLOPs are counted of."""
+def without_remat(model: AdaptedModel) -> AdaptedModel:
+    """`model` without recomputation, of which model FLOPs are counted."""
     changes = {
         name: dataclasses.replace(value, remat="none")
         for name, value in vars(model.backbone).items()
@@ -239,45 +242,57 @@ _SIZE = re.compile(r"([\d.]+)([KMGT])")
 
 @dataclasses.dataclass(frozen=True)
 class _Compiled:
-    """A program, None where the compiler says that it does not fit; the bytes that it needs of a chip; seconds to compile it."""
+    """The outcome of compiling a program.
 
-    compiled: jax.stages.Compiled | None
-    needed: int | None
-    seconds: float | None
+    Attributes:
+      text: the program; None if the compiler refused it for lack of memory, or did not run.
+      needed: bytes that it needs on a chip.
+      temporaries: the compiler's temporaries among them; None without `text`.
+      seconds: to trace and compile it.
+    """
+
+    text: str | None
+    needed: int
+    temporaries: int | None
+    seconds: float
 
 
-def _compile(program, *arguments) -> _Compiled:
+def _compile(program: jax.stages.Wrapped, *arguments: Any) -> _Compiled:
     started = time.perf_counter()
-    seconds = lambda: round(time.perf_counter() - started, 1)
     try:
-        compiled = program.lower(*arguments).compile()
+        compiled, refusal = program.lower(*arguments).compile(), ""
     except jax.errors.JaxRuntimeError as e:
         if "RESOURCE_EXHAUSTED" not in str(e):
             raise
-        return _Compiled(None, _needed(str(e)), seconds())
-    took, memory = seconds(), compiled.memory_analysis()
+        compiled, refusal = None, str(e)
+    seconds = round(time.perf_counter() - started, 1)
+    if compiled is None:
+        return _Compiled(None, _needed(refusal), None, seconds)
+    memory: Any = compiled.memory_analysis()
     needed = (
         memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
         + memory.temp_size_in_bytes + memory.generated_code_size_in_bytes
     )  # fmt: skip
-    return _Compiled(compiled, needed, took)
+    return _Compiled(compiled.as_text(), needed, memory.temp_size_in_bytes, seconds)
 
 
-def _needed(message: str) -> int:
-    """Bytes that a program needs, by the compiler's complaint."""
-    used = re.search(r"Used ([\d.]+[KMGT]) of", message) or re.search(r"\(([\d.]+[KMGT])\) exceeds", message)
-    found = _SIZE.search(used[1] if used else message)
-    return int(float(found[1]) * 1024 ** ("KMGT".index(found[2]) + 1))
+def _needed(refusal: str) -> int:
+    """Bytes that a program needs, by the compiler's message that it refuses it."""
+    used = re.search(r"Used ([\d.]+[KMGT]) of", refusal) or re.search(r"\(([\d.]+[KMGT])\) exceeds", refusal)
+    size = _SIZE.search(used[1] if used else refusal)
+    if size is None:
+        raise ValueError(f"The compiler does not say how much memory the program needs: {refusal[:300]}")
+    return int(float(size[1]) * 1024 ** ("KMGT".index(size[2]) + 1))
 
 
 def _evaluations(job: Job) -> int:
-    """On validation before the first step, every period and at the end; on test after, and of a single run before."""
+    """Number of evaluations: on validation at the start, every period and at the end; on test at the end, and in a single run at the start."""
     return (2 if job.members else 3) + (job.total_steps // job.eval_period if job.eval_period else 1)
 
 
 def _decoding(job: Job, examples: int, frozen_bytes: int) -> roofline.Decoding:
-    """What one evaluation decodes."""
-    lengths, rows = job.setup.dataset.task_feature_lengths, job.setup.dataset.batch_size
+    """The work of one evaluation."""
+    lengths, rows = job.setup.data.task_feature_lengths, job.setup.data.batch_size
     shapes = job.setup.model.backbone.abstract_batch(rows, lengths["inputs"], lengths["targets"])
     params = parallel.unbox(abstract.abstract_params(job.setup.model))
     forward = count_flops(lambda params, batch: job.setup.model.apply({"params": params}, batch), params, shapes)

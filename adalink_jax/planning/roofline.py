@@ -1,6 +1,6 @@
-"""How fast a step can be: the slowest of its matrix products, its memory traffic and its collectives, each at its peak rate.
+"""The roofline model of a step: the longest of compute, memory traffic and collectives, each at its peak rate.
 
-A bound from below, as if the three overlapped fully and ran at the data sheet's rates; real steps take longer.
+A lower bound on the time, as if the three overlapped fully at the data sheet's rates; real steps take longer.
 """
 
 import dataclasses
@@ -11,7 +11,14 @@ from adalink_jax.planning.collectives import Collective
 
 @dataclasses.dataclass(frozen=True)
 class Decoding:
-    """One evaluation: batches, FLOPs of a forward pass of one, tokens an output, bytes of weights read for each token."""
+    """The work of one evaluation.
+
+    Attributes:
+      batches: number of batches.
+      forward_flops: FLOPs of a forward pass of one batch.
+      tokens: tokens of an output.
+      weight_bytes: bytes of weights that are read for each token.
+    """
 
     batches: int
     forward_flops: int
@@ -21,14 +28,14 @@ class Decoding:
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """Seconds of a step, and of a job.
+    """The estimated time of a step and of a job.
 
     Attributes:
-      step_seconds: the largest of the three that follow.
-      compute_seconds, memory_seconds, collective_seconds: of a step.
-      mfu: model FLOPs over peak FLOPs in `step_seconds`.
-      job_hours: all steps and evaluations; without compilation, loading and saving.
-      chip_hours: that on all chips.
+      step_seconds: the largest of the next three.
+      compute_seconds, memory_seconds, collective_seconds: of one step.
+      mfu: model FLOPs divided by the chips' peak FLOPs in `step_seconds`.
+      job_hours: hours of all steps and evaluations, without compiling, loading and saving.
+      chip_hours: `job_hours` times the number of chips.
     """
 
     step_seconds: float | None = None
@@ -41,16 +48,16 @@ class Estimate:
 
     @property
     def bound(self) -> str:
-        """What the step waits for: "compute", "memory" or "collectives"."""
+        """The bottleneck of the step: "compute", "memory" or "collectives"."""
         parts = {
             "compute": self.compute_seconds,
             "memory": self.memory_seconds,
             "collectives": self.collective_seconds,
         }
-        return max(parts, key=parts.get)
+        return max(parts, key=lambda name: parts[name] or 0.0)
 
     def to_json(self) -> dict:
-        """All of it under names that say that it is estimated."""
+        """All fields, with the prefix `estimated_`."""
         return {f"estimated_{name}": value for name, value in dataclasses.asdict(self).items()}
 
 
@@ -65,35 +72,38 @@ def estimate(
     model_flops: int,
     moved: int,
     sent: list[Collective],
-    decoded: Decoding,
+    decoding: Decoding,
     total_steps: int,
     evaluations: int,
 ) -> Estimate:
     """The roofline of a compiled step.
 
     Args:
-      chip, topology: where.
-      flops, model_flops: of all chips, with and without recomputation.
-      moved: bytes to and from one chip's memory.
+      chip: the accelerator.
+      topology: how many chips, and how they are connected.
+      flops: FLOPs of the step on all chips.
+      model_flops: the same without recomputation.
+      moved: bytes read from and written to one chip's memory.
       sent: the step's collectives.
-      decoded: one evaluation.
-      total_steps, evaluations: of the job.
+      decoding: the work of one evaluation.
+      total_steps: number of steps of the job.
+      evaluations: number of evaluations of the job.
     """
     compute = flops / topology.chips / chip.peak_flops
     memory = moved / chip.memory_bandwidth
-    collective = sum(each.times * each.sent_bytes / _bandwidth(chip, topology, each) for each in sent)
+    collective = sum(c.times * c.sent_bytes / _bandwidth(chip, topology, c) for c in sent)
     step = max(compute, memory, collective)
-    forward = decoded.forward_flops / topology.chips / chip.peak_flops
-    decoding = decoded.batches * (forward + decoded.tokens * decoded.weight_bytes / chip.memory_bandwidth)
-    hours = (total_steps * step + evaluations * decoding) / 3600
+    forward = decoding.forward_flops / topology.chips / chip.peak_flops
+    evaluation = decoding.batches * (forward + decoding.tokens * decoding.weight_bytes / chip.memory_bandwidth)
+    hours = (total_steps * step + evaluations * evaluation) / 3600
     mfu = model_flops / topology.chips / chip.peak_flops / step
     return Estimate(step, compute, memory, collective, mfu, hours, hours * topology.chips)
 
 
-def _bandwidth(chip: Accelerator, topology: Topology, each: Collective) -> float:
-    """Bytes a second that a chip sends in a collective: along links of its slice or node, or over the network."""
-    out_of_node = chip.platform == "gpu" and each.group > chip.chips_per_host
-    if each.slices > 1 or out_of_node:
+def _bandwidth(chip: Accelerator, topology: Topology, collective: Collective) -> float:
+    """Bytes per second that a chip sends in a collective: along links of its slice or node, or over the network."""
+    out_of_node = chip.platform == "gpu" and collective.group > chip.chips_per_host
+    if collective.slices > 1 or out_of_node:
         return chip.network_bandwidth
-    whole_slice = each.group * topology.num_slices == topology.chips
+    whole_slice = collective.group * topology.num_slices == topology.chips
     return chip.link_bandwidth * chip.links * (topology.axes if whole_slice else 1)

@@ -1,23 +1,29 @@
-"""Settings that make a job fit: what each would save, and a search that compiles them."""
+"""Settings that make a job fit: what each would save, and a search that compiles the job with them."""
 
 from collections.abc import Callable, Iterator, Mapping
 
 from adalink_jax.parallel.accelerators import parse_topology
 from adalink_jax.planning.plan import Job, Plan
 
-Settings = Mapping[str, str]  # gin's name -> text of the value, as typed behind --gin.
+Settings = Mapping[str, str]  # macro or parameter -> text of the value, as typed after --gin.
 
 GB = 1e9
 
 
 def remedies(plan: Plan, job: Job, fsdp: bool) -> list[str]:
-    """What would bring a plan that does not fit nearer, each with what it saves by arithmetic; the cheapest first."""
+    """Settings that reduce the memory of a job that does not fit, each with what it would save; the cheapest change first.
+
+    Args:
+      plan: the plan, which does not fit.
+      job: the planned job.
+      fsdp: whether its parameters are sharded over `data`.
+    """
     out = []
     data, others = plan.mesh["data"], plan.trainable_bytes + plan.optimizer_bytes
     parameters = plan.frozen_bytes + others
     if data > 1 and not fsdp:
         out.append(
-            f"--gin_file=gin/meshes/fsdp.gin: {parameters / GB:.1f} GB of parameters a chip become {parameters / data / GB:.1f}"
+            f"--gin_file=gin/meshes/fsdp.gin: {parameters / GB:.1f} GB of parameters per chip become {parameters / data / GB:.1f}"
         )
     if job.setup.frozen_dtype == "float32" and plan.frozen_bytes:
         half = plan.frozen_bytes / 2
@@ -25,8 +31,8 @@ def remedies(plan: Plan, job: Job, fsdp: bool) -> list[str]:
             f"--gin.FROZEN_DTYPE=\"'bfloat16'\": {plan.frozen_bytes / GB:.1f} GB of frozen weights become {half / GB:.1f}"
         )
     if plan.flops == plan.model_flops:
-        out.append("--gin.REMAT=\"'full'\": activations are computed again instead of kept, for more FLOPs")
-    largest = job.setup.dataset.batch_size // (plan.mesh["data"] * plan.mesh["slice"])
+        out.append("--gin.REMAT=\"'full'\": activations are recomputed instead of stored, for more FLOPs")
+    largest = job.setup.data.batch_size // (plan.mesh["data"] * plan.mesh["slice"])
     if job.microbatches < largest:
         size = f", of {plan.temp_bytes / GB:.1f} GB," if plan.temp_bytes else ""
         out.append(
@@ -34,8 +40,8 @@ def remedies(plan: Plan, job: Job, fsdp: bool) -> list[str]:
         )
     if plan.eval_hbm_bytes and plan.eval_hbm_bytes > (plan.hbm_limit_bytes or plan.eval_hbm_bytes):
         out.append(
-            f"--gin.BATCH_SIZE: an evaluation decodes a whole batch, of {job.setup.dataset.batch_size} rows, at once; fewer need "
-            f"less of {plan.eval_hbm_bytes / GB:.1f} GB a chip"
+            f"--gin.BATCH_SIZE: an evaluation decodes a whole batch of {job.setup.data.batch_size} rows at once; fewer rows need "
+            f"less than {plan.eval_hbm_bytes / GB:.1f} GB per chip"
         )
     larger = parse_topology(plan.topology).larger()
     if larger:
@@ -44,9 +50,9 @@ def remedies(plan: Plan, job: Job, fsdp: bool) -> list[str]:
 
 
 def candidates(plan: Plan, job: Job, fsdp: bool) -> Iterator[tuple[dict[str, str], str]]:
-    """`(settings, topology)` to try, the cheapest change first; each keeps what came before."""
+    """`(settings, topology)` to try, the cheapest change first; each candidate keeps the settings of earlier ones."""
     settings: dict[str, str] = {}
-    rows = job.setup.dataset.batch_size
+    rows = job.setup.data.batch_size
     if job.setup.frozen_dtype == "float32" and plan.frozen_bytes:
         settings = settings | {"FROZEN_DTYPE": "'bfloat16'"}
         yield settings, plan.topology
@@ -70,14 +76,17 @@ def candidates(plan: Plan, job: Job, fsdp: bool) -> Iterator[tuple[dict[str, str
 def search(
     plan: Plan, job: Job, fsdp: bool, attempt: Callable[[Settings, str], Plan], limit: int = 24
 ) -> Iterator[tuple[Settings, str, Plan]]:
-    """Tries `candidates` until one fits; gives each with its plan.
+    """Plans `candidates` until one fits.
 
     Args:
-      plan: of the job as it was typed, which does not fit.
+      plan: the plan of the job as typed, which does not fit.
       job: that job.
-      fsdp: whether its parameters are split over `data`.
+      fsdp: whether its parameters are sharded over `data`.
       attempt: `(settings, topology) -> plan`.
-      limit: candidates at most.
+      limit: the most candidates.
+
+    Yields:
+      `(settings, topology, plan)` of each candidate.
     """
     for _, (settings, topology) in zip(range(limit), candidates(plan, job, fsdp)):
         tried = attempt(settings, topology)

@@ -1,8 +1,7 @@
-"""Bytes that a compiled program reads from and writes to a device's memory.
+"""Counts the bytes that a compiled program reads from and writes to a device's memory.
 
-Each instruction outside of fusions reads its operands and writes its result; what a fusion or an instruction only slices
-(a layer of a stack) counts as the slice, what it updates in place as the update, and what lives in the chip's own memory
-(TPU) not at all.
+Each instruction outside of fusions reads its operands and writes its result. Of an array that is only sliced (a layer of a stack) the
+slice counts, of an array that is updated in place the update, and an array in the chip's fast memory (TPU) does not count.
 """
 
 from adalink_jax.planning.hlo import Instruction, Program
@@ -44,24 +43,24 @@ def _read_by_fusion(body: dict[str, Instruction], inputs: list[Instruction]) -> 
     parameters = [i for i in body.values() if i.opcode == "parameter"]
     total = 0
     for parameter in parameters:
-        given = inputs[int(parameter.value)]
+        read = _in_memory(inputs[int(parameter.value)])
         users = _users(body, parameter.name)
-        if _in_memory(given) == 0:
+        if read == 0:
             continue
         if users and all(user.opcode in _SLICES and user.operands[0] == name for user, name in users):
             total += sum(user.nbytes for user, _ in users)
         elif not all(user.opcode == "dynamic-update-slice" and user.operands[0] == name for user, name in users):
-            total += _in_memory(given)
+            total += read
     return total
 
 
 def _users(body: dict[str, Instruction], name: str) -> list[tuple[Instruction, str]]:
-    """`(instruction, the operand's name)` of what reads `name`, seen through bitcasts."""
-    found = []
+    """`(instruction, the operand's name)` for every instruction that reads `name`, directly or through bitcasts."""
+    users = []
     for instruction in body.values():
         if name in instruction.operands:
-            found += _users(body, instruction.name) if instruction.opcode == "bitcast" else [(instruction, name)]
-    return found
+            users += _users(body, instruction.name) if instruction.opcode == "bitcast" else [(instruction, name)]
+    return users
 
 
 def _written_by_fusion(body: dict[str, Instruction], fusion: Instruction) -> int:

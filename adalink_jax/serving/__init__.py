@@ -1,4 +1,4 @@
-"""Predictions: a run or a base model, opened without gin, and what it says of texts and images."""
+"""Predictions for texts and images, by a run or a base model, opened without gin files."""
 
 from adalink_jax.serving.predictor import Predictor
 

@@ -1,8 +1,9 @@
-"""A run's folder, or a base model, as what makes predictions: which model, which vocabulary, which adapters. gin's own state stays as it is."""
+"""Opens a run's folder or a base model for predictions: its model, vocabulary and adapters. gin's state is unchanged afterwards."""
 
 import ast
 import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
 from etils import epath
 
@@ -14,21 +15,21 @@ from adalink_jax.training.setup import Setup
 
 CONFIG, ADAPTER, MODEL = "config.gin", "adapter", "model"
 ROWS = ("inputs", "image", "images", "columns", "delimiter")
-LENGTHS = {"inputs": 512, "targets": 64}  # of a base model; a run has its own
+LENGTHS = {"inputs": 512, "targets": 64}  # for a base model; a run's are in its config.gin
 
 
 @dataclasses.dataclass(frozen=True)
 class Opened:
-    """What makes predictions.
+    """A model that is ready to load for predictions.
 
     Attributes:
       setup: model, sources of its parameters, decoding.
-      vocabulary: as for `load_vocabulary`.
-      task_feature_lengths: `{"inputs": L, "targets": T}` at most, in tokens.
-      adapters: name -> folder; the run's own is called `adapter`.
-      without_images: whether an input may come without an image, though the model takes them.
-      rows: of a run over one's own files, how its rows were written and read: those of `inputs`, `image`, `images`, `columns`,
-        `delimiter` (see `FileTask`) that are set; {} otherwise.
+      vocabulary: see `load_vocabulary`.
+      task_feature_lengths: the maximum lengths `{"inputs": L, "targets": T}`, in tokens.
+      adapters: name -> folder; the run's own adapter is called `adapter`.
+      without_images: whether inputs without an image are allowed although the model takes images.
+      rows: for a run on the user's own files, how its rows were read and formatted: those of `inputs`, `image`, `images`, `columns`,
+        `delimiter` (see `FileTask`) that are set; {} for other runs.
     """
 
     setup: Setup
@@ -36,18 +37,18 @@ class Opened:
     task_feature_lengths: Mapping[str, int]
     adapters: Mapping[str, str]
     without_images: bool = False
-    rows: Mapping[str, object] = dataclasses.field(default_factory=dict)
+    rows: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def open_model(path: str, vocabulary: str | None = None) -> Opened:
-    """A folder of `adalink train` (or of a member of a pack), or a base model in any form that INITIAL_CHECKPOINT_PATH takes.
+    """Opens a folder of `adalink train` or of a pack's member, or a base model in any form that INITIAL_CHECKPOINT_PATH takes.
 
     Args:
-      path: the folder; `hf://OWNER/NAME`, `bundled:NAME`.
-      vocabulary: of a base model that holds none.
+      path: a run's folder, or a base model, such as `hf://OWNER/NAME` or `bundled:NAME`.
+      vocabulary: the vocabulary of a base model that has none.
 
     Raises:
-      UserError: if it is neither; for a run that has not ended, and a base that no file of gin/models fits.
+      UserError: if it is neither, for a run that has not ended, and for a base model that no file of gin/models fits.
     """
     _register()
     with configuration.isolated():
@@ -60,7 +61,7 @@ def _run(folder: epath.Path, vocabulary: str | None) -> Opened:
     flags, _ = configuration.parse_flags([f"--gin_file={folder / CONFIG}"])
     configuration.load(flags, require_all=False)
     bound = configuration.bindings()
-    stated = lambda name, otherwise=None: ast.literal_eval(bound[name]) if name in bound else otherwise
+    value_of = lambda name, default=None: ast.literal_eval(bound[name]) if name in bound else default
     setup = dataclasses.replace(Setup(), dataset=None, vision_cache=None, initial_adapter_path=None, adapter_start=None)
     adapters = {}
     if (folder / ADAPTER).exists():
@@ -69,20 +70,20 @@ def _run(folder: epath.Path, vocabulary: str | None) -> Opened:
         setup = dataclasses.replace(setup, initial_checkpoint_path=str(folder / MODEL))
     if not adapters and not (folder / MODEL).exists():
         raise UserError(
-            f"{folder} holds neither {ADAPTER}/ nor {MODEL}/; the run has not ended: give its command again."
+            f"{folder} has neither {ADAPTER}/ nor {MODEL}/, since the run has not ended; rerun its command to finish it."
         )
-    own = "DatasetConfig.own_files" in bound
+    on_files = "DatasetConfig.own_files" in bound
     if vocabulary is None:
-        vocabulary = stated("FileTask.vocabulary" if own else "PublishedData.vocabulary")
-    if vocabulary is None and stated("DatasetConfig.mixture_or_task_module") is not None:
-        raise UserError(f"The task of {folder} has a vocabulary of its own; name it: vocabulary='bytes', or a path.")
-    rows = {name: stated(f"FileTask.{name}") for name in ROWS} if own else {}
+        vocabulary = value_of("FileTask.vocabulary" if on_files else "PublishedData.vocabulary")
+    if vocabulary is None and value_of("DatasetConfig.mixture_or_task_module") is not None:
+        raise UserError(f"The task of {folder} has a custom vocabulary; give it as vocabulary='bytes' or a path.")
+    rows = {name: value_of(f"FileTask.{name}") for name in ROWS} if on_files else {}
     return Opened(
         setup,
         vocabulary or BYTES,
-        stated("DatasetConfig.task_feature_lengths"),
+        value_of("DatasetConfig.task_feature_lengths"),
         adapters,
-        stated("FileTask.blank_image", False),
+        value_of("FileTask.blank_image", False),
         {name: value for name, value in rows.items() if value is not None},
     )
 
@@ -95,28 +96,33 @@ def _base(path: str, vocabulary: str | None) -> Opened:
 
 
 def model_file(base: str, otherwise: str) -> str:
-    """The one file of gin/models that fits a base model.
+    """The only file of gin/models that fits a base model.
 
     Args:
-      base: as INITIAL_CHECKPOINT_PATH.
-      otherwise: what to do where there is none.
+      base: see INITIAL_CHECKPOINT_PATH.
+      otherwise: what the user can do if there is no such file, for the error message.
 
     Raises:
-      UserError: if none fits, or several.
+      UserError: if no file or several files fit.
     """
     files = list(shipped.fitting_models(checkpoints.open_source(base)))
     if len(files) != 1:
-        found = f"{len(files)} ({', '.join(files)})" if files else "none"
-        raise UserError(f"Of the models in gin/models {found} fit {base}; {otherwise}.")
+        fitting = (
+            f"{len(files)} files of gin/models fit {base} ({', '.join(files)})"
+            if files
+            else f"No file of gin/models fits {base}"
+        )
+        raise UserError(f"{fitting}; {otherwise}.")
     return files[0]
 
 
 def vocabulary_of(base: str) -> str:
-    """Where a base model's vocabulary is."""
+    """A base model's vocabulary, for `load_vocabulary`."""
     return BYTES if base.startswith("bundled:") else base
 
 
 def _register() -> None:
-    """Imports what a run's configuration may name."""
+    """Imports the modules whose configurables a run's config.gin may name."""
     from adalink_jax import adapters, data, models, parallel  # noqa: F401
+    from adalink_jax.training import run  # noqa: F401
     from adalink_jax.training.packs import run_pack  # noqa: F401

@@ -1,7 +1,7 @@
-"""Rows to predict for, and their predictions written as they are made: killed at any moment, the same command goes on.
+"""Reads the rows to predict for, and writes each prediction as it is made; rerunning the command after a kill resumes it.
 
 OUTPUT          rows with a column `prediction`: .jsonl or .csv
-.OUTPUT.json    while it is being made: what makes it, how many rows and bytes are whole
+.OUTPUT.json    until OUTPUT is complete: which command writes it, and how many of its rows and bytes are complete
 """
 
 import csv
@@ -11,12 +11,14 @@ import itertools
 import json
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from etils import epath
 
 from adalink_jax.data import text_of
 from adalink_jax.data.images import ImageShape, decode_image, load_image
+from adalink_jax.data.task_protocol import Task
 from adalink_jax.data.user_files import file_splits, table_files
 from adalink_jax.data.user_files.image_files import Pictures, RowPicture
 from adalink_jax.data.user_files.text_templates import Template
@@ -28,31 +30,34 @@ TEXT = ".txt"
 KINDS = (".jsonl", ".csv")
 
 
+ReadImage = Callable[[ImageShape], np.ndarray | bytes]  # for the model's shape; b"" is no image
+
+
 @dataclasses.dataclass(frozen=True)
 class Ask:
-    """One row.
+    """One row to predict for.
 
     Attributes:
-      cells: as they are written again.
-      text: what the model is asked.
-      picture: reads its picture as the model takes it; None where it has none.
-      adapter: the name in its column `adapter`, "" for the plain base; None where there is no such column.
+      cells: the row, which is written to the output.
+      text: the model's input.
+      picture: reads the row's image; None without one.
+      adapter: the name in the row's column `adapter`, "" for the base model; None if there is no such column.
     """
 
-    cells: dict
+    cells: dict[str, Any]
     text: str
-    picture: Callable[[ImageShape], np.ndarray] | None = None
+    picture: ReadImage | None = None
     adapter: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """What is asked.
+    """The rows to predict for.
 
     Attributes:
-      columns: of what is written, but for the prediction.
-      count: of rows.
-      asks: begins a pass over them.
+      columns: of the output, without the prediction.
+      count: number of rows.
+      asks: starts a pass over the rows.
     """
 
     columns: tuple[str, ...]
@@ -60,46 +65,46 @@ class Source:
     asks: Callable[[], Iterator[Ask]]
 
 
-def of_file(path: str, given: Mapping[str, str | None], run: Mapping[str, object], wants_images: bool) -> Source:
-    """The rows of a table, a folder of images, or the lines of a text.
+def of_file(path: str, options: Mapping[str, str | None], run: Mapping[str, Any], wants_images: bool) -> Source:
+    """The rows of a table, a folder of images, or the lines of a text file.
 
     Args:
-      path: .csv, .tsv, .jsonl, .parquet (see `tables`), a folder of images, or .txt with an input a line.
-      given: `inputs`, `image`, `images`: templates and where pictures lie, as typed; None for the run's, or else the columns
-        `inputs` and `image`, and the folder of the table.
-      run: how a run's own rows were written, see `Opened.rows`.
+      path: .csv, .tsv, .jsonl, .parquet (see `table_files`), a folder of images, or .txt with one input per line.
+      options: `inputs` and `image`, templates, and `images`, the folder or archive of the images, as typed. None for those of the run, or
+        without a run for the columns `inputs` and `image`, and the table's folder.
+      run: how the run's own rows were read and formatted, see `opening.Opened.rows`.
       wants_images: whether the model takes images.
 
     Raises:
-      UserError: for a file or a row that cannot be used, before anything is predicted.
+      UserError: for a file or a row that cannot be used; every row is checked before anything is predicted.
     """
     table = _opened(path, run)
     if PREDICTION in table.columns:
         raise UserError(f"{path} has a column `{PREDICTION}` already; rename it.")
-    written = _template(INPUTS, given, run, path, table)
+    template = _template(INPUTS, options, run, path, table)
     picture = pictures = None
     if wants_images:
-        pictures = Pictures(given["images"] or run.get("images") or file_splits.picture_root(None, path))
-        picture = RowPicture(_template(table_files.IMAGE, given, run, path, table), pictures)
+        pictures = Pictures(options["images"] or run.get("images") or file_splits.picture_root(None, path))
+        picture = RowPicture(_template(table_files.IMAGE, options, run, path, table), pictures)
 
     def asks() -> Iterator[Ask]:
         for row in table.rows():
             if isinstance(row, table_files.BadRow):
                 raise UserError(f"Line {row.line} of {path} cannot be read: {row.reason}.")
             try:
-                text, found = written.text(row.cells), {} if picture is None else picture(row.cells)
+                text, image = template.text(row.cells), {} if picture is None else picture(row.cells)
             except TypeError as e:
                 raise UserError(f"Line {row.line} of {path}: {e}.") from e
-            lacks = INPUTS if not text else table_files.IMAGE if picture is not None and not found else None
-            if lacks:
+            missing = INPUTS if not text else table_files.IMAGE if picture is not None and not image else None
+            if missing:
                 raise UserError(
-                    f"{path} needs a column `{lacks}`, filled in every row (line {row.line}); it has {', '.join(table.columns)}."
+                    f"{path} needs a column `{missing}`, filled in every row (line {row.line}); it has {', '.join(table.columns)}."
                 )
-            if isinstance(found, str):
-                raise UserError(f"Line {row.line} of {path}: {found}.")
+            if isinstance(image, str):  # why it cannot be used
+                raise UserError(f"Line {row.line} of {path}: {image}.")
             shown = {name: value for name, value in row.cells.items() if not _is_bytes(value)}
             adapter = str(row.cells.get(ADAPTER) or "") if ADAPTER in table.columns else None
-            yield Ask(shown, text, _reader(found, pictures, f"The picture in line {row.line} of {path}"), adapter)
+            yield Ask(shown, text, _reader(image, pictures, f"The picture in line {row.line} of {path}"), adapter)
 
     count, shown = 0, set()
     for ask in asks():
@@ -110,16 +115,16 @@ def of_file(path: str, given: Mapping[str, str | None], run: Mapping[str, object
     return Source(tuple(name for name in table.columns if name in shown), count, asks)
 
 
-def of_task(task, split: str) -> Source:
-    """The examples of a split of a task, in their order; each row has its input, and its target for comparison."""
+def of_task(task: Task, split: str) -> Source:
+    """The examples of a split of a task, in order; each row has the input, and the target for comparison."""
 
     def asks() -> Iterator[Ask]:
         for number, example in enumerate(task.examples(split), 1):
             text = text_of(example["inputs_pretokenized"])
-            found = {name: example[name] for name in ("image", "image_file") if name in example}
-            if "image_file" in found:
-                found["image_file"] = text_of(found["image_file"])
-            picture = _reader(found, None, f"The picture of example {number} of {task.name}")
+            image = {name: example[name] for name in ("image", "image_file") if name in example}
+            if "image_file" in image:
+                image["image_file"] = text_of(image["image_file"])
+            picture = _reader(image, None, f"The picture of example {number} of {task.name}")
             yield Ask({INPUTS: text, TARGET: task.decode(example["targets"])}, text, picture)
 
     return Source((INPUTS, TARGET), sum(1 for _ in task.examples(split)), asks)
@@ -128,91 +133,98 @@ def of_task(task, split: str) -> Source:
 def _opened(path: str, run: Mapping) -> table_files.Table:
     if path.lower().endswith(TEXT):
         return _text(path, run)
-    own = table_files.suffix_of(path) in table_files.DELIMITERS  # JSONL, Parquet and folders name their columns
-    return table_files.open_table(path, *((run.get("columns"), run.get("delimiter")) if own else ()))
+    if table_files.suffix_of(path) in table_files.DELIMITERS:
+        return table_files.open_table(path, run.get("columns"), run.get("delimiter"))
+    return table_files.open_table(path)  # JSONL, Parquet and folders name their columns
 
 
 def _text(path: str, run: Mapping) -> table_files.Table:
-    """A file with an input a line: the one column that a run's template names."""
+    """A file with one input per line, as a table with the one column that the run's template names."""
     if not epath.Path(path).exists():
-        raise UserError(f"There is no {path}.")
+        raise UserError(f"There is no file {path}.")
     columns = Template("INPUTS", run.get(INPUTS, "{inputs}")).columns
     if len(columns) != 1:
-        raise UserError(f"The run's inputs are made of {len(columns)} columns, and {path} has lines; give it a table.")
+        raise UserError(f"The run's INPUTS uses {len(columns)} columns, but {path} has lines of text; give a table.")
 
     def rows() -> Iterator[table_files.Row | table_files.BadRow]:
         for number, line in enumerate(table_files.lines(epath.Path(path)), 1):
             if line.strip():
                 reason = table_files.unclean([line])
-                yield table_files.BadRow(number, reason) if reason else table_files.Row(number, {columns[0]: line.strip()})
+                yield (
+                    table_files.BadRow(number, reason)
+                    if reason
+                    else table_files.Row(number, {columns[0]: line.strip()})
+                )
 
     return table_files.Table(path, columns, rows)
 
 
-def _template(name: str, given: Mapping, run: Mapping, path: str, table: table_files.Table) -> Template:
-    if given[name] is not None:
-        return Template(f"--{name}", given[name], table.columns)
-    own = run.get(name)
-    if own is not None and set(Template(name, own).columns) <= set(table.columns):
-        return Template(name, own, table.columns)
+def _template(name: str, options: Mapping, run: Mapping, path: str, table: table_files.Table) -> Template:
+    if options[name] is not None:
+        return Template(f"--{name}", options[name], table.columns)
+    run_template = run.get(name)
+    if run_template is not None and set(Template(name, run_template).columns) <= set(table.columns):
+        return Template(name, run_template, table.columns)
     if name in table.columns:
         return Template(name, f"{{{name}}}", table.columns)
     has = f"it has {', '.join(table.columns)}"
-    if own is not None:
-        raise UserError(f"The run's rows were written by {own!r}, and {path} has other columns ({has}); give --{name}.")
+    if run_template is not None:
+        raise UserError(
+            f"The run formats its rows with {run_template!r}, but {path} has other columns ({has}); give --{name}."
+        )
     raise UserError(f"{path} needs a column `{name}`, filled in every row; {has}.")
 
 
-def _reader(found: Mapping, pictures: Pictures | None, name: str) -> Callable[[ImageShape], np.ndarray] | None:
-    """Reads a picture when it is wanted."""
+def _reader(image: Mapping[str, Any], pictures: Pictures | None, name: str) -> ReadImage | None:
+    """A function that reads an image when it is needed."""
 
     def read(shape: ImageShape) -> np.ndarray | bytes:
-        image = pictures.example(found["image_name"]) if "image_name" in found else found
-        if "image_file" in image:
-            return load_image(image["image_file"], shape)
-        encoded = image["image"]
+        example = pictures.example(image["image_name"]) if pictures and "image_name" in image else image
+        if "image_file" in example:
+            return load_image(example["image_file"], shape)
+        encoded = example["image"]
         return decode_image(encoded, shape, name) if isinstance(encoded, bytes) and encoded else encoded
 
-    return read if found else None
+    return read if image else None
 
 
-def _is_bytes(value) -> bool:
+def _is_bytes(value: object) -> bool:
     return isinstance(value, bytes) or (isinstance(value, Mapping) and isinstance(value.get("bytes"), bytes))
 
 
-# --- what is written ---
+# --- output ---
 
 
 class Output:
-    """A file of predictions, appended to. Nothing is written before the first of them."""
+    """A file of predictions, to which rows are appended. It is created with the first row."""
 
-    def __init__(self, path: str, columns: Sequence[str], identity: Mapping):
+    def __init__(self, path: str, columns: Sequence[str], identity: Mapping[str, Any]):
         """Args:
           path: `.jsonl` or `.csv`.
-          columns: of the rows.
-          identity: what makes it, as JSON; a file that something else was making is refused.
+          columns: the columns of the rows.
+          identity: what identifies the command, as JSON; an incomplete file of another command is refused.
 
         Raises:
-          UserError: for another ending, a folder that is not there, a file that is whole or another's.
+          UserError: for another suffix, a missing folder, and a file that is complete or of another command.
         """
         self.path, self._columns = pathlib.Path(path), list(columns)
-        self._state = self.path.with_name(f".{self.path.name}.json")
+        self._state = epath.Path(self.path.with_name(f".{self.path.name}.json"))
         if self.path.suffix not in KINDS:
             raise UserError(f"{path} must end in {' or '.join(KINDS)}.")
         if not self.path.parent.is_dir():
-            raise UserError(f"{path} lies in no folder; make it first.")
+            raise UserError(f"The parent folder of {path} does not exist; create it first.")
         self._identity = json.loads(json.dumps(identity))
-        known = read_json(self._state)
-        if self.path.exists() and known is None:
-            raise UserError(f"{path} is there already; name another file.")
-        if known is not None and self.path.exists() and known["identity"] != self._identity:
+        state = read_json(self._state)
+        if self.path.exists() and state is None:
+            raise UserError(f"{path} exists already; name another file.")
+        if state is not None and self.path.exists() and state["identity"] != self._identity:
             raise UserError(
-                f"{path} was begun by another command, or of other files; finish it by that one, or delete it and {self._state}."
+                f"{path} was begun by another command, or from other files; rerun that command, or delete {path} and {self._state}."
             )
-        self.rows, self._bytes = (known["rows"], known["bytes"]) if known and self.path.exists() else (0, 0)
+        self.rows, self._bytes = (state["rows"], state["bytes"]) if state and self.path.exists() else (0, 0)
 
-    def append(self, rows: Sequence[Mapping]) -> None:
-        """Writes whole rows."""
+    def append(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Appends rows."""
         text = io.StringIO(newline="")
         if self.path.suffix == ".csv":
             table = csv.DictWriter(text, self._columns, restval="", lineterminator="\n")
@@ -225,7 +237,7 @@ class Output:
         if not self.rows:
             self._note()
         with self.path.open("r+b" if self.path.exists() else "wb") as file:
-            file.truncate(self._bytes)  # a row that was being written
+            file.truncate(self._bytes)  # drops a row that was cut off
             file.seek(self._bytes)
             file.write(text.getvalue().encode())
             self._bytes = file.tell()
@@ -233,19 +245,19 @@ class Output:
         self._note()
 
     def finish(self) -> None:
-        """The file is whole."""
+        """Marks the file as complete."""
         self._state.unlink(missing_ok=True)
 
     def _note(self) -> None:
         write_json(self._state, {"identity": self._identity, "rows": self.rows, "bytes": self._bytes})
 
 
-def marks(*paths: str) -> list:
-    """By which files and folders are known again: sizes and times of what is in them."""
-    found = []
+def marks(*paths: str) -> list[list[Any]]:
+    """Names, sizes and modification times of files, and of the files in folders: equal if nothing changed."""
+    out = []
     for path in map(pathlib.Path, paths):
         files = sorted(path.rglob("*")) if path.is_dir() else [path] if path.exists() else []
-        found.append(
+        out.append(
             [str(path), *([str(f), f.stat().st_size, f.stat().st_mtime_ns] for f in itertools.islice(files, 1000))]
         )
-    return found
+    return out

@@ -1,16 +1,16 @@
-"""AdaLink under t5x: our models, adapters and gin files in t5x's own train loop, evaluation and inference.
+"""AdaLink in t5x: this package's models, adapters and gin files in t5x's train loop, evaluation and inference.
 
-Imported on demand alone (gin/t5x/*.gin do), where t5x is installed; nothing else of the package knows of it. With it gin knows
-what our files of models, adapters and tasks name, and finds the shipped ones.
+Only gin/t5x/*.gin import it, and nothing else in the package does, since t5x is optional. It registers the configurables that
+the shipped model, adapter and task files name, and lets gin find these files.
 """
 
 import gin
 
 try:
-    import t5x as _host  # noqa: F401
+    import t5x as _t5x  # noqa: F401
 except ModuleNotFoundError as e:
     raise ModuleNotFoundError(
-        "adalink_jax.t5x works inside t5x, which is not installed; `adalink train` needs no t5x (docs/t5x.md)."
+        "adalink_jax.t5x needs t5x, which is not installed; install it (docs/t5x.md), or use `adalink train`."
     ) from e
 
 from adalink_jax import adapters, data, models, parallel  # noqa: F401

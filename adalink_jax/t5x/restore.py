@@ -1,6 +1,7 @@
-"""Our adapter files in t5x's restored states."""
+"""Puts an adapter file into the state that t5x restores."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
@@ -14,28 +15,32 @@ BACKBONE, ADAPTER = "backbone", "adapter"
 
 
 def with_adapter(
-    state_dict: Mapping,
-    target_state_dict: Mapping,
+    state_dict: Mapping[str, Any],
+    target_state_dict: Mapping[str, Any],
     module: AdaptedModel,
     path: str | None = None,
     *,
     is_resuming: bool = False,
-):
-    """A `state_transformation_fns` of t5x: a base, or an adapted model, with the adapter of a file in it.
+) -> Mapping[str, Any]:
+    """One of t5x's `state_transformation_fns`: adds an adapter file to a base model or an adapted model.
 
-    A base (`target/encoder/...`) becomes `target/backbone/encoder/...`. The values of a checkpoint are read later by t5x, so
-    that whether the adapter belongs to this base is not known here: `adalink adapters verify ADAPTER --base CHECKPOINT` compares them.
+    The leaves of a base model move from `target/encoder/...` to `target/backbone/encoder/...`. t5x reads the checkpoint's values later, so
+    it is not checked here that the adapter was trained on this base; `adalink adapters verify ADAPTER --base CHECKPOINT` checks it.
 
     Args:
-      state_dict: what is in the checkpoint.
-      target_state_dict: what is wanted.
+      state_dict: the state in the checkpoint.
+      target_state_dict: the state to restore.
       module: the model that is restored.
-      path: an adapter's folder; None leaves the state as it is.
-      is_resuming: a run that goes on is left as it is.
+      path: an adapter's folder; None keeps the state's adapter.
+      is_resuming: whether a run is resumed, whose state is returned unchanged.
+
+    Returns:
+      `state_dict` with the backbone's new names and the adapter.
 
     Raises:
-      UserError: for a base in Orbax's format, whose leaves t5x cannot rename; without `path`, where an adapter is wanted and none is there.
-      CheckpointError: for a folder that is no adapter, or one of another method, settings or model.
+      UserError: for a base in Orbax's format, whose leaves t5x cannot rename; if the model has an adapter, and neither the checkpoint nor
+        `path` does.
+      CheckpointError: for a folder that is not an adapter, or an adapter of another method, settings or model.
     """
     if is_resuming:
         return state_dict
@@ -43,21 +48,23 @@ def with_adapter(
     backbone = state_dict["target"] if base else state_dict["target"][BACKBONE]
     if (base or ADAPTER not in state_dict["target"]) and _of_orbax(backbone):
         raise UserError(
-            "The base is a checkpoint in Orbax's format, in which t5x finds no leaf under another name; write it once with "
+            "The base is a checkpoint in Orbax's format, whose leaves t5x cannot rename; convert it with "
             "`adalink convert BASE/checkpoint_N NEW/checkpoint_N --to t5x`."
         )
     target = {**({} if base else state_dict["target"]), BACKBONE: backbone}
     if path is not None:
         target[ADAPTER] = _read(path, module, target_state_dict["target"].get(ADAPTER, {}))
     elif base and ADAPTER in target_state_dict["target"]:
-        raise UserError("The checkpoint is a base without an adapter; set INITIAL_ADAPTER_PATH to an adapter's folder.")
+        raise UserError(
+            "The checkpoint is a base model without an adapter; set INITIAL_ADAPTER_PATH to an adapter's folder."
+        )
     return {**state_dict, "target": target}
 
 
 def _read(path: str, module: AdaptedModel, wanted: Mapping) -> dict:
     if module.adapter is None:
         raise UserError(
-            "INITIAL_ADAPTER_PATH is set, and the model has no adapter; add its file, --gin_file=gin/adapters/..."
+            "INITIAL_ADAPTER_PATH is set, but the model has no adapter; add its gin file, --gin_file=gin/adapters/..."
         )
     leaves, facts = checkpoints.open_adapter(path)
     shapes = {name: tuple(leaf.shape) for name, leaf in paths.flatten(wanted).items()}

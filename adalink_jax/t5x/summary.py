@@ -1,10 +1,11 @@
-"""What a run of t5x leaves about its adapter, for `adalink adapters extract`."""
+"""Records what `adalink adapters extract` needs to know of a t5x run's adapter."""
 
 import json
+from typing import Any
 
 import jax
 from etils import epath
-from t5x import gin_utils
+from t5x import gin_utils  # pyright: ignore[reportAttributeAccessIssue]  # t5x is optional; this package shadows its name
 
 from adalink_jax.adapters import AdaptedModel, describe_adapter
 from adalink_jax.checkpoints.t5x_run import ABOUT
@@ -12,16 +13,24 @@ from adalink_jax.version import __version__
 
 
 def summarize_config(
-    model_dir: str, summary_writer, step: int, module: AdaptedModel, base: str, task: str, trainable: tuple[str, ...]
+    model_dir: str,
+    summary_writer: Any,
+    step: int,
+    module: AdaptedModel,
+    base: str,
+    task: str,
+    trainable: tuple[str, ...],
 ) -> None:
-    """t5x's `summarize_config_fn`: its own `config.gin`, and `adapter.json`.
+    """A `summarize_config_fn` of t5x: writes t5x's `config.gin`, and `adapter.json`.
 
     Args:
-      model_dir, summary_writer, step: as t5x gives them.
-      module: the model.
+      model_dir: the run's folder.
+      summary_writer: t5x's writer of TensorBoard events.
+      step: the step at which the run starts.
+      module: the model, which has an adapter.
       base: the checkpoint that the run starts from.
-      task: the task or mixture that it is trained on.
-      trainable: what is trained.
+      task: the task or mixture that it trains on.
+      trainable: regular expressions of the trainable leaves.
     """
     gin_utils.summarize_gin_config(model_dir, summary_writer, step)
     if jax.process_index() == 0:

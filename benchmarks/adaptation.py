@@ -1,10 +1,9 @@
-"""Every adaptation task, on both bundled bases, by AdaLink and by full fine-tuning: each cell is one `adalink train`.
+"""Trains every adaptation task on both bundled bases, by AdaLink and by full fine-tuning; each cell is one `adalink train`.
 
     python benchmarks/adaptation.py [--out runs/adaptation] [--steps 400]
 
-Cells that are finished are not run again. The learning rate of each method is chosen on *validation* of one task
-(digits_reverse on pali_nano_instruct) from the same number of trials; test is scored once a cell. Writes `adaptation.md`
-and `adaptation.json` into --out.
+Finished cells are not run again. The learning rate of each method is chosen on *validation* of one task (digits_reverse on
+pali_nano_instruct) from the same number of trials; test is scored once per cell. Writes `adaptation.md` and `adaptation.json` to --out.
 """
 
 import argparse
@@ -29,7 +28,7 @@ TRIAL_CELL = ("pali_nano_instruct", "digits_reverse")
 
 
 def train(folder: pathlib.Path, base: str, task: str, flags: list[str], steps: int, rate: float) -> dict:
-    """One run; its summary."""
+    """Trains one cell; returns its summary."""
     if not (folder / "summary.json").exists():
         command = [
             sys.executable, "-m", "adalink_jax.train", "--gin_file=gin/models/pali_nano.gin",
@@ -68,7 +67,7 @@ def table(results: list[dict], rates: dict[str, float], steps: int) -> str:
 
 
 def main() -> None:
-    """Chooses the learning rates, fills the table."""
+    """Chooses the learning rates, trains every cell, writes the table."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("runs/adaptation"))
     parser.add_argument("--steps", type=int, default=400)

@@ -1,9 +1,9 @@
-"""Greedy decoding of a batch whose every row has an adapter of its own, beside the bare base: examples a second.
+"""Examples per second of greedy decoding, with a different adapter for each row of the batch, compared with the base model.
 
     python benchmarks/bank.py [--rows 64] [--repeats 30]
 
-`pali_nano`, batches of `--rows`, as many adapters. The programs take turns; the ratio is of the medians, with the quartiles of the
-ratios of single turns. Prints a row for each method.
+`pali_nano`, with as many adapters as rows. The programs run in turns; a ratio is one of medians, with the quartiles of the ratios of
+single turns. Prints one row per method.
 """
 
 import argparse
@@ -28,7 +28,7 @@ INPUTS, TARGETS = 24, 4
 
 
 def backbone():
-    """The nano PaLI of its gin file."""
+    """The model of gin/models/pali_nano.gin."""
     register()
     flags, _ = configuration.parse_flags(["--gin_file=gin/models/pali_nano.gin"])
     configuration.load(flags, require_all=False)
@@ -36,7 +36,7 @@ def backbone():
 
 
 def main() -> None:
-    """Compiles, takes turns, prints the table."""
+    """Compiles the programs, times them in turns, prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--rows", type=int, default=64)
     parser.add_argument("--repeats", type=int, default=30)
@@ -56,7 +56,7 @@ def main() -> None:
         placed = jax.device_put((params, batch))
         return lambda: jax.block_until_ready(compiled(*placed))
 
-    programs = {"the bare base": program(AdaptedModel(base), plain, batch)}
+    programs = {"the base": program(AdaptedModel(base), plain, batch)}
     for name, module in METHODS.items():
         model = AdaptedModel(base, module)
         members = [(module, parallel.unbox(fresh_params(model, seed))["adapter"]) for seed in range(options.rows)]
@@ -72,14 +72,14 @@ def main() -> None:
             if turn >= 3:
                 seconds[name].append(time.perf_counter() - started)
     table = Table(title=f"Greedy decoding, {options.rows} rows, {options.rows} adapters", title_justify="left")
-    for heading in ("", "examples/s", "of the bare base's", "quartiles"):
+    for heading in ("", "examples/s", "relative to the base", "quartiles"):
         table.add_column(heading, justify="left" if not heading else "right")
-    bare = seconds["the bare base"]
-    for name, mine in seconds.items():
-        ratios = [a / b for a, b in zip(bare, mine)]
+    bare = seconds["the base"]
+    for name, times in seconds.items():
+        ratios = [a / b for a, b in zip(bare, times)]
         low, _, high = statistics.quantiles(ratios, n=4)
-        ratio = statistics.median(bare) / statistics.median(mine)
-        rate = options.rows / statistics.median(mine)
+        ratio = statistics.median(bare) / statistics.median(times)
+        rate = options.rows / statistics.median(times)
         table.add_row(name, f"{rate:,.0f}", f"{ratio:.3f}", f"{low:.3f} to {high:.3f}")
     Console().print(table)
 

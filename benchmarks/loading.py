@@ -1,12 +1,12 @@
-"""Host memory while a base model is loaded, beside the size of its arrays.
+"""Host memory while a base model is loaded, compared with the size of its arrays.
 
     python benchmarks/loading.py [--folder DIR]
 
-Writes a T5 1.1 of 1.04 B parameters (width and MLP of the XL size, 8 + 8 layers, values all different) in three formats
-under DIR, some 10 GB, and loads each in a process of its own, unrolled and scanned, stored as float32 and as bfloat16.
+Writes a T5 1.1 of 1.04 B parameters (width and MLP of the XL size, 8 + 8 layers, all values different) in three formats to DIR, about
+10 GB, and loads each in a separate process, unrolled and scanned, stored as float32 and as bfloat16.
 
-Overhead = peak of the process - what it held before the load - the arrays. It is compared with the largest leaf in memory.
-Results: docs/results/loading.md. CPU only: there the device's memory is the host's.
+Overhead = peak of the process - its memory before loading - the arrays. It is compared with the largest leaf. CPU only, where the
+device's memory is the host's. Results: docs/results/loading.md.
 """
 
 import argparse
@@ -41,7 +41,7 @@ LIMIT = 1.3
 
 
 def model(scan_layers: bool) -> AdaptedModel:
-    """The model, without its parameters."""
+    """The model, without parameters."""
     return AdaptedModel(T5(T5Config(**SIZES, scan_layers=scan_layers)))
 
 
@@ -88,7 +88,7 @@ def measure(path: str, dtype: str, scan_layers: bool) -> dict:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", help="where the checkpoints are written, and kept; by default they are deleted")
+    parser.add_argument("--folder", help="folder for the checkpoints, which are kept; by default they are deleted")
     parser.add_argument("--measure", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:

@@ -1,10 +1,10 @@
-"""One pack of 16 members against 16 runs one after another: `adalink pack` and `adalink train` as a user types them, with
-start-up, compilation, evaluation and files counted.
+"""Compares one pack of 16 members with 16 sequential runs: `adalink pack` and `adalink train` as a user types them, including
+start-up, compilation, evaluation and files.
 
     python benchmarks/pack.py [--steps 100] [--members 16] [--out runs/pack_benchmark]
 
-AdaLink of rank 16 on `pali_nano_instruct` and `digits_reverse`, batches of 32, a seed each. Prints both times, their ratio, and
-the largest difference of the adapters. --out must be empty: nothing is resumed.
+AdaLink of rank 16 on `pali_nano_instruct` and `digits_reverse`, batches of 32, one seed per member. Prints both times, their ratio,
+and the largest difference of the adapters. --out must be empty: nothing is resumed.
 """
 
 import argparse
@@ -23,7 +23,7 @@ COMMON = ["--gin_file=gin/models/pali_nano.gin", "--gin_file=gin/adapters/adalin
 
 
 def timed(command: str, *flags: str) -> float:
-    """Seconds of one command."""
+    """Runs one command; returns its seconds."""
     started = time.perf_counter()
     done = subprocess.run(
         [sys.executable, "-m", "adalink_jax", command, *COMMON, *flags], capture_output=True, text=True
@@ -34,7 +34,7 @@ def timed(command: str, *flags: str) -> float:
 
 
 def main() -> None:
-    """Times both, and compares what they wrote."""
+    """Times both, and compares the adapters."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--members", type=int, default=16)
@@ -48,10 +48,10 @@ def main() -> None:
     alone, differences = 0.0, []
     for seed in track(seeds, "one after another"):
         folder = options.out / f"seed_{seed}"
-        mine = [f"--gin.RANDOM_SEED={seed}", f"--gin.DATA_SEED={seed}", f"--gin.MODEL_DIR='{folder}'"]
-        alone += timed("train", "--gin_file=gin/runs/finetune.gin", *steps, *mine)
+        flags = [f"--gin.RANDOM_SEED={seed}", f"--gin.DATA_SEED={seed}", f"--gin.MODEL_DIR='{folder}'"]
+        alone += timed("train", "--gin_file=gin/runs/finetune.gin", *steps, *flags)
         member = next((options.out / "pack" / "members").glob(f"*_seed_{seed}"))
-        trees = [load_file(each / "adapter_last" / "adapter_model.safetensors") for each in (folder, member)]
+        trees = [load_file(run / "adapter_last" / "adapter_model.safetensors") for run in (folder, member)]
         differences += [np.abs(trees[0][name] - trees[1][name]).max() for name in trees[0]]
     print(f"{options.members} runs of {options.steps} steps, one after another: {alone:.0f} s")
     print(f"one pack of {options.members}: {packed:.0f} s")

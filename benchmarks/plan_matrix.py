@@ -1,12 +1,12 @@
-"""Which slices large models fit on, for AdaLink and for full fine-tuning: `adalink plan` over a matrix, compiled without a TPU.
+"""The smallest TPU slices on which large models fit, for AdaLink and for full fine-tuning: `adalink plan`, without a TPU.
 
     python benchmarks/plan_matrix.py [--out runs/plan_matrix] [--only NAME ...]
 
-For each model, method and chip: the smallest slice on which the step and an evaluation fit, and the first with four times as many
-chips. Fully sharded (gin/meshes/fsdp.gin; over half of the chips and tensor parallel over 2, or a quarter and 4, where a size does not
-divide), frozen weights in bfloat16, REMAT full, AdamW, a row a chip and at least 128. Compiled with the
-least effort (`adalink plan --quick`); a slice that misses by less than a fifth by that is compiled as a job is, which takes ten times as
-long. One file a cell, so it goes on where it was stopped; some hours on two cores. Writes table.md into --out.
+For each model, method and chip: the smallest slice on which the step and an evaluation fit, and the smallest with at least four times
+as many chips. Fully sharded (gin/meshes/fsdp.gin; over half of the chips and tensor parallel over 2, or a quarter and 4, if a size does
+not divide), frozen weights in bfloat16, REMAT full, AdamW, one row per chip and at least 128 rows. Compiled with `adalink plan --quick`;
+a slice that misses by less than a fifth is compiled again without it, which takes ten times as long. Each cell has a file, so rerunning
+the command resumes it; a few hours on two cores. Writes table.md to --out.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from rich.progress import Progress
 
 from adalink_jax.parallel.accelerators import ACCELERATORS, parse_topology
 
-# Model -> what is read: image size in pixels, or None; tokens in and out.
+# Model -> image size in pixels, or None; tokens in and out.
 MODELS = {
     "t5_1_1_xl": (None, 512, 128),
     "blip2_flan_t5_xl": (224, 64, 64),
@@ -31,11 +31,11 @@ MODELS = {
 }
 METHODS = ("adalink", "full")
 CHIPS = ("v5e", "v5p", "v6e")
-NEARLY = 1.2  # of a chip's memory: the least effort's programs need more than a job's
+NEARLY = 1.2  # times a chip's memory: --quick programs need more than others
 
 
 def plan(model: str, method: str, topology: str, quick: bool, folder: pathlib.Path) -> dict:
-    """One cell: from its file, or by `adalink plan`."""
+    """The plan of one cell, from its file or by `adalink plan`."""
     file = folder / f"{model}.{method}.{topology.replace(':', '.')}{'.quick' if quick else ''}.json"
     if not file.exists():
         size, inputs, targets = MODELS[model]
@@ -60,40 +60,40 @@ def plan(model: str, method: str, topology: str, quick: bool, folder: pathlib.Pa
     return json.loads(file.read_text())
 
 
-def missed_by_little(each: dict) -> bool:
-    """Whether a program that was compiled with the least effort is too large, but might fit as a job's."""
-    needed = max(each["hbm_bytes"], each["eval_hbm_bytes"] or 0)
-    return not each["fits"] and each["compile_seconds"] > 0 and needed < NEARLY * each["hbm_limit_bytes"]
+def missed_by_little(cell: dict) -> bool:
+    """Whether a --quick program is too large, but might fit without --quick."""
+    needed = max(cell["hbm_bytes"], cell["eval_hbm_bytes"] or 0)
+    return not cell["fits"] and cell["compile_seconds"] > 0 and needed < NEARLY * cell["hbm_limit_bytes"]
 
 
 def smallest(model: str, method: str, chip: str, folder: pathlib.Path) -> list[dict]:
     """Plans of the smallest slice that fits, and of the first with four times as many chips."""
-    found = []
+    fitting = []
     for shape in ACCELERATORS[chip].slices:
         chips = parse_topology(f"{chip}:{shape}").chips
-        if found and chips < 4 * found[0]["chips"]:
+        if fitting and chips < 4 * fitting[0]["chips"]:
             continue
-        each = plan(model, method, f"{chip}:{shape}", True, folder)
-        if missed_by_little(each):
-            each = plan(model, method, f"{chip}:{shape}", False, folder)
-        if found or each["fits"]:
-            found.append(each)
-        if len(found) == 2:
+        cell = plan(model, method, f"{chip}:{shape}", True, folder)
+        if missed_by_little(cell):
+            cell = plan(model, method, f"{chip}:{shape}", False, folder)
+        if fitting or cell["fits"]:
+            fitting.append(cell)
+        if len(fitting) == 2:
             break
-    return found
+    return fitting
 
 
-def row(model: str, method: str, each: dict) -> str:
+def row(model: str, method: str, cell: dict) -> str:
     """A line of the table."""
     sent = ", ".join(
-        f"{kind} {one['bytes'] / 1e9:.2f}" for kind, one in each["collectives"].items() if one["bytes"] > 5e6
+        f"{kind} {one['bytes'] / 1e9:.2f}" for kind, one in cell["collectives"].items() if one["bytes"] > 5e6
     )
-    parameters = (each["frozen_bytes"] + each["trainable_bytes"] + each["optimizer_bytes"]) / 1e9
+    parameters = (cell["frozen_bytes"] + cell["trainable_bytes"] + cell["optimizer_bytes"]) / 1e9
     cells = (
-        model, method, each["topology"], f"{each['mesh']['data']} x {each['mesh']['model']}", each["batch"], f"{parameters:.2f}",
-        *(f"{each[name] / 1e9:.2f}" for name in ("temp_bytes", "hbm_bytes", "eval_hbm_bytes", "hbm_limit_bytes")), sent,
-        f"{each['estimated_step_seconds']:.3f}", f"{each['estimated_mfu']:.0%}",
-        f"{each['compile_seconds']:.0f}{'' if each['quick'] else ', usual effort'}",
+        model, method, cell["topology"], f"{cell['mesh']['data']} x {cell['mesh']['model']}", cell["batch"], f"{parameters:.2f}",
+        *(f"{cell[name] / 1e9:.2f}" for name in ("temp_bytes", "hbm_bytes", "eval_hbm_bytes", "hbm_limit_bytes")), sent,
+        f"{cell['estimated_step_seconds']:.3f}", f"{cell['estimated_mfu']:.0%}",
+        f"{cell['compile_seconds']:.0f}{'' if cell['quick'] else ', without --quick'}",
     )  # fmt: skip
     return "| " + " | ".join(map(str, cells)) + " |"
 
@@ -106,7 +106,7 @@ HEAD = f"| {' | '.join(HEADINGS)} |\n|{'---|' * 3}{'---:|' * 7}---|{'---:|' * 3}
 
 
 def main() -> None:
-    """Plans every cell, and writes the table."""
+    """Plans every cell and writes the table."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("runs/plan_matrix"))
     parser.add_argument("--only", nargs="*", default=list(MODELS), choices=list(MODELS), help="models")
@@ -117,9 +117,9 @@ def main() -> None:
         task = bar.add_task("plans", total=len(cells))
         for model, method, chip in cells:
             bar.update(task, description=f"{model}, {method}, {chip}")
-            found = smallest(model, method, chip, options.out)
-            lines += [row(model, method, each) for each in found]
-            if not found:
+            plans = smallest(model, method, chip, options.out)
+            lines += [row(model, method, cell) for cell in plans]
+            if not plans:
                 lines.append(f"| {model} | {method} | {chip}: no slice |" + " - |" * (len(HEADINGS) - 3))
             bar.advance(task)
     (options.out / "table.md").write_text("\n".join(lines) + "\n")

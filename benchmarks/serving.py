@@ -1,10 +1,10 @@
-"""What a method costs when it serves: latency of one request, and throughput of a batch, beside the frozen base alone.
+"""The cost of each method in serving: latency of one request and throughput of a batch, relative to the frozen base model.
 
     python benchmarks/serving.py [--gin_file=gin/models/flan_t5_base.gin] [--inputs 64] [--outputs 32] [--batch_size 32] [--rounds 15]
 
-Greedy decoding of a fixed number of tokens by a compiled program, from random weights (time does not depend on their values), in float32 on
-a CPU and bfloat16 elsewhere. The methods take turns, round after round, in one process; a ratio is the median over the rounds of a method's
-time over the base's in the same round, with its quartiles.
+Greedy decoding of a fixed number of tokens by a compiled program, with random weights (the time does not depend on them), in float32 on
+CPUs and bfloat16 elsewhere. The methods run in turns in one process; a ratio is the median over the rounds of a method's time divided by
+the base's in the same round, with its quartiles.
 """
 
 import argparse
@@ -28,33 +28,33 @@ WARM = 2
 
 
 def configured(file: str | None) -> T5:
-    """The model of a gin file, or a T5 1.1 of 512, six layers a side, about 40 M parameters."""
+    """The model of a gin file; without one, a T5 1.1 of width 512 and 6 + 6 layers, about 40 M parameters."""
     dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
     if file is None:
         return T5(T5Config(8128, 512, 8, 64, 1024, 6, 6, dtype=dtype))
     register()
     flags, _ = configuration.parse_flags([f"--gin_file={file}"])
-    found = shipped.configured_backbone(flags)
+    backbone = shipped.configured_backbone(flags)
     gin.clear_config()
-    return T5(dataclasses.replace(found.config, dtype=dtype))
+    return T5(dataclasses.replace(backbone.config, dtype=dtype))
 
 
 def methods(backbone: T5) -> dict:
-    """name -> (model, its parameters, adapter index or None)."""
+    """Name -> (model, parameters, number of adapters in a bank or None)."""
     base = fresh(AdaptedModel(backbone))["backbone"]
-    made = lambda module, seed=0: fresh(AdaptedModel(backbone, module), seed)["adapter"]
+    adapter_of = lambda module, seed=0: fresh(AdaptedModel(backbone, module), seed)["adapter"]
     with_base = lambda adapter: {"backbone": base, "adapter": adapter}
     adalink, prompt, lora = AdaLinkAdapter(rank=64), PromptTuning(length=20), LoRA(rank=8)
-    folded = fold_adapter(adalink, made(adalink), base)
+    folded = fold_adapter(adalink, adapter_of(adalink), base)
     table = T5(dataclasses.replace(backbone.config, encoder_embedding=True))
-    bank, stacked = stack_adapters(backbone, [(adalink, made(adalink, seed)) for seed in range(BANK)])
+    bank, stacked = stack_adapters(backbone, [(adalink, adapter_of(adalink, seed)) for seed in range(BANK)])
     return {
         BASE: (AdaptedModel(backbone), {"backbone": base}, None),
-        "AdaLink, rank 64": (AdaptedModel(backbone, adalink), with_base(made(adalink)), None),
+        "AdaLink, rank 64": (AdaptedModel(backbone, adalink), with_base(adapter_of(adalink)), None),
         "AdaLink, folded": (AdaptedModel(table), {"backbone": folded}, None),
         f"a bank of {BANK} AdaLinks": (AdaptedModel(backbone, bank), with_base(stacked), BANK),
-        "prompt tuning, 20 vectors": (AdaptedModel(backbone, prompt), with_base(made(prompt)), None),
-        "LoRA, rank 8": (AdaptedModel(backbone, lora), with_base(made(lora)), None),
+        "prompt tuning, 20 vectors": (AdaptedModel(backbone, prompt), with_base(adapter_of(prompt)), None),
+        "LoRA, rank 8": (AdaptedModel(backbone, lora), with_base(adapter_of(lora)), None),
     }
 
 
@@ -64,18 +64,18 @@ def fresh(model: AdaptedModel, seed: int = 0) -> dict:
 
 
 def program(model: AdaptedModel, params: dict, batch: dict, outputs: int):
-    """What decodes `batch`, compiled."""
-    decoding = Sampling(min_length=outputs - 1)  # none ends before the others
+    """A compiled function that decodes `batch`."""
+    decoding = Sampling(min_length=outputs - 1)  # all outputs have the same length
     generate = jax.jit(lambda p, b: model.apply({"params": p}, b, outputs, decoding, method="generate").ids)
     compiled = generate.lower(params, batch).compile()
     return lambda: jax.block_until_ready(compiled(params, batch))
 
 
-def timed(found: dict, rows: int, inputs: int, outputs: int, rounds: int) -> dict[str, np.ndarray]:
-    """name -> seconds of each round."""
+def timed(models: dict, rows: int, inputs: int, outputs: int, rounds: int) -> dict[str, np.ndarray]:
+    """Name -> seconds of each round."""
     rng = np.random.default_rng(0)
     runs = {}
-    for name, (model, params, adapters) in found.items():
+    for name, (model, params, adapters) in models.items():
         tokens = rng.integers(3, model.backbone.config.vocab_size, (rows, inputs))
         batch = {"encoder_input_tokens": jnp.asarray(tokens, jnp.int32)}
         if adapters is not None:
@@ -91,32 +91,32 @@ def timed(found: dict, rows: int, inputs: int, outputs: int, rounds: int) -> dic
 
 
 def main() -> None:
-    """Times all, and prints a table."""
+    """Times all methods and prints a table."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
-    parser.add_argument("--gin_file", metavar="FILE", help="a model of text; by default one of about 40 M parameters")
-    parser.add_argument("--inputs", type=int, default=64, help="tokens in")
-    parser.add_argument("--outputs", type=int, default=32, help="tokens out")
-    parser.add_argument("--batch_size", type=int, default=32, help="rows of the batch whose throughput is told")
+    parser.add_argument("--gin_file", metavar="FILE", help="a text model; by default one of about 40 M parameters")
+    parser.add_argument("--inputs", type=int, default=64, help="tokens of the input")
+    parser.add_argument("--outputs", type=int, default=32, help="tokens of the output")
+    parser.add_argument("--batch_size", type=int, default=32, help="rows of the batch whose throughput is measured")
     parser.add_argument("--rounds", type=int, default=15)
     options = parser.parse_args()
     backbone = configured(options.gin_file)
-    found = methods(backbone)
-    sizes = sum(leaf.size for leaf in jax.tree.leaves(found[BASE][1]))
+    models = methods(backbone)
+    sizes = sum(leaf.size for leaf in jax.tree.leaves(models[BASE][1]))
     print(f"{jax.devices()[0].device_kind}, jax {jax.__version__}; a base of {sizes:,} parameters, {backbone.config.dtype}; "
           f"{options.inputs} tokens in, {options.outputs} out, {options.rounds} rounds\n")  # fmt: skip
-    one = timed(found, 1, options.inputs, options.outputs, options.rounds)
-    many = timed(found, options.batch_size, options.inputs, options.outputs, options.rounds)
+    one = timed(models, 1, options.inputs, options.outputs, options.rounds)
+    many = timed(models, options.batch_size, options.inputs, options.outputs, options.rounds)
     print(
-        f"| | one request, ms | of the base's | {options.batch_size} requests, tokens/s | time, of the base's |\n|---|---:|---:|---:|---:|"
+        f"| | one request, ms | relative to the base | {options.batch_size} requests, tokens/s | time, relative to the base |\n|---|---:|---:|---:|---:|"
     )
-    for name in found:
+    for name in models:
         cells = [f"{1e3 * np.median(one[name]):.1f}", ratio(one, name)]
         cells += [f"{options.batch_size * options.outputs / np.median(many[name]):,.0f}", ratio(many, name)]
         print(f"| {name} | {' | '.join(cells)} |")
 
 
 def ratio(seconds: dict[str, np.ndarray], name: str) -> str:
-    """The median over the rounds, and its quartiles."""
+    """The median ratio over the rounds, and its quartiles."""
     low, middle, high = np.quantile(seconds[name] / seconds[BASE], (0.25, 0.5, 0.75))
     return "1" if name == BASE else f"{middle:.2f} [{low:.2f}, {high:.2f}]"
 

@@ -1,10 +1,10 @@
-"""One training run, killed again and again: its final adapter must have the bits of a run that was never disturbed.
+"""Kills one training run again and again: its final adapter must be bit-identical to that of an undisturbed run.
 
     python benchmarks/soak.py [--kills 50] [--out runs/soak] [--seed 0]
 
 The run is `adalink quickstart` with a checkpoint every 12 steps and an evaluation every 18. Each start is killed (SIGKILL) at a
-random moment after it has gone on for a while; the next start goes on from what is on the disk. When a run ends before all
-kills are spent, the next one begins in another folder. Prints how many kills fell into what, and the time.
+random moment after it has made progress; the next start resumes from what is on the disk. If a run ends before all kills are
+spent, the next run begins in another folder. Prints what the killed runs were doing, and the time.
 """
 
 import argparse
@@ -24,11 +24,11 @@ from rich.progress import Progress
 SETTINGS = {
     "TRAIN_STEPS": 240, "EVAL_PERIOD": 18, "CHECKPOINT_PERIOD": 12, "BATCH_SIZE": 40, "RANK": 4, "WARMUP_STEPS": 5,
 }  # fmt: skip
-LONGEST_SECONDS = 2.0  # from the first sign of work to the kill
+LONGEST_SECONDS = 2.0  # from the first sign of progress to the kill
 
 
 def start(model_dir: pathlib.Path, log: pathlib.Path) -> subprocess.Popen:
-    """The run, begun or gone on with."""
+    """Starts or resumes the run."""
     flags = [f"--gin.MODEL_DIR='{model_dir}'", *(f"--gin.{name}={value}" for name, value in SETTINGS.items())]
     cache = {"JAX_COMPILATION_CACHE_DIR": str(log.parent / "cache"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
     with log.open("a") as file:
@@ -39,19 +39,19 @@ def start(model_dir: pathlib.Path, log: pathlib.Path) -> subprocess.Popen:
 
 
 def steps(model_dir: pathlib.Path) -> list[int]:
-    """Steps of the checkpoints that are written whole."""
+    """Steps of the complete checkpoints."""
     folder = model_dir / "checkpoints"
     return sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit()) if folder.exists() else []
 
 
 def signs(model_dir: pathlib.Path) -> tuple:
-    """What changes while a run works."""
+    """What changes while a run makes progress."""
     metrics = model_dir / "metrics.jsonl"
     return steps(model_dir), metrics.stat().st_size if metrics.exists() else 0, (model_dir / "before.json").exists()
 
 
 def fell_into(model_dir: pathlib.Path) -> str:
-    """What a killed run was doing, by what it left."""
+    """What a killed run was doing, by the files that it left."""
     for folder in (model_dir / "checkpoints", model_dir / "best"):
         if folder.exists() and any(not p.name.isdigit() for p in folder.iterdir()):
             return "a save"
@@ -65,12 +65,12 @@ def fell_into(model_dir: pathlib.Path) -> str:
 
 
 def adapter(model_dir: pathlib.Path) -> bytes:
-    """The bits that must be the same."""
+    """The bits of the final adapter."""
     return (model_dir / "adapter" / "adapter_model.safetensors").read_bytes()
 
 
 def kill_once(model_dir: pathlib.Path, log: pathlib.Path, chance: random.Random) -> str | None:
-    """Starts the run and kills it; what the kill fell into, or None where the run ended before."""
+    """Starts the run and kills it; returns what it was doing, or None if it ended first."""
     before, seen = signs(model_dir), steps(model_dir)
     process = start(model_dir, log)
     while process.poll() is None and signs(model_dir) == before:
@@ -90,11 +90,11 @@ def kill_once(model_dir: pathlib.Path, log: pathlib.Path, chance: random.Random)
 
 
 def main() -> None:
-    """Kills, restarts, compares."""
+    """Kills and resumes runs, and compares their adapters."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("runs/soak"))
-    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the moments of the kills")
     options = parser.parse_args()
     shutil.rmtree(options.out, ignore_errors=True)
     options.out.mkdir(parents=True)

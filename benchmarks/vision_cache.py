@@ -1,10 +1,10 @@
-"""What a cache of the frozen vision tower's outputs saves: a step, and an epoch with its reading of images and its caching pass.
+"""Time saved by caching the frozen vision tower's outputs: of a step, and of an epoch, including reading images and filling the cache.
 
     python benchmarks/vision_cache.py [--images 128] [--batch_size 8] [--epochs 3]
 
 BLIP-2 with FLAN-T5 XL at an eighth of its widths and a quarter of its depths, random weights, 224 x 224 pixels (257 patches and class
-token, 32 visual tokens), 32 tokens in and 16 out, AdaLink of rank 8. Images are JPEG files of 640 x 480, decoded by the converter.
-Prints the median step without and with the cache, and the first and a later epoch, in one process.
+token, 32 visual tokens), 32 tokens in and 16 out, AdaLink of rank 8. Images are JPEG files of 640 x 480, decoded by the feature converter.
+Prints the median time of a step with and without the cache, and of the first and a later epoch, all in one process.
 """
 
 import argparse
@@ -32,7 +32,7 @@ WARM = 3
 
 
 def backbone() -> BLIP2:
-    """BLIP-2's proportions."""
+    """A small model with BLIP-2's proportions."""
     language = T5Config(4016, 256, 4, 64, 640, 6, 6)
     vision = ViTConfig((224, 224), 14, 176, 8, 768, 10, class_token=True, activation="gelu_exact")
     return BLIP2(language, vision, QFormerConfig(32, 96, 6, 384, 3))
@@ -54,16 +54,16 @@ class Pictures:
             self._examples.append({**ids, "image": file.getvalue()})
 
     def examples(self, split: str, seed: int | None = None, start: int = 0):
-        """In order."""
+        """The examples, in order."""
         return self._examples[start:]
 
 
 def main() -> None:
-    """Times both."""
+    """Times training with and without the cache."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--images", type=int, default=128)
     parser.add_argument("--batch_size", type=int, default=8)
-    parser.add_argument("--epochs", type=int, default=3, help="epochs with the cache: the first pays for it")
+    parser.add_argument("--epochs", type=int, default=3, help="epochs with the cache, of which the first fills it")
     options = parser.parse_args()
     task, mesh, rules = Pictures(options.images), parallel.make_mesh(), parallel.logical_axis_rules()
     model, optimizer = AdaptedModel(backbone(), AdaLinkAdapter(rank=8)), optax.adamw(1e-3)
@@ -85,7 +85,7 @@ def main() -> None:
         step_fn = jax.jit(make_train_step(model, optimizer), donate_argnums=0)
 
         def epochs(cache, count: int) -> tuple[list[float], list[float], dict]:
-            """Seconds of each step, and of each epoch, and the adapter."""
+            """Seconds of each step and of each epoch, and the adapter."""
             examples = lambda seed, start: task.examples("train", seed, start)
             batches = EpochIterator(examples, setup.converter(LENGTHS, cache), options.batch_size, 0)
             trainable = jax.tree.map(lambda x: x.copy(), params.trainable)
@@ -118,7 +118,9 @@ def main() -> None:
         f"{epoch * options.epochs:.1f} s: {epoch * options.epochs / total:.2f} times as fast"
     )
     moved = max(np.abs(leaf).max() for leaf in jax.tree.leaves({k: v["up"] for k, v in one["adapter"].items()}))
-    print(f"adapters after 2 epochs: largest difference {apart:.1e}, largest value of what began at zero {moved:.1e}")
+    print(
+        f"adapters after 2 epochs: largest difference {apart:.1e}, largest value of the leaves that began at zero {moved:.1e}"
+    )
 
 
 if __name__ == "__main__":

@@ -1,26 +1,30 @@
-"""Every test runs on the CPU with one device, whatever the shell says; tests of meshes start processes of their own."""
+"""Every test runs on one CPU device, whatever the shell's environment; tests of meshes start their own processes."""
 
 import atexit
 import os
 import shutil
 import tempfile
 
-if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # tests, and the commands that they start, compile the same programs
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # shared by tests and the commands that they start
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="adalink-tests-")
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
     atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
-# Most of the time goes into compiling small programs; `make test-slow` compiles them as users do.
+# Compiling small programs takes most of the time; `make test-slow` compiles them as users do.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ.pop("XLA_FLAGS", None)
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-# The TPU compiler, which is installed for planning, asks for a TPU and complains where there is none.
+# The TPU compiler, installed for planning, looks for a TPU and complains without one.
 os.environ |= {
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_WORKER_HOSTNAMES": "localhost",
     "TPU_ACCELERATOR_TYPE": "v5litepod-8",
 }
+
+import shape_checks  # noqa: E402
+
+shape_checks.install()
 
 import gin  # noqa: E402
 import jax  # noqa: E402
@@ -30,7 +34,7 @@ from launch_cases import fake, make_files, path_with  # noqa: E402
 
 @pytest.fixture(autouse=True)
 def no_settings_of_other_tests():
-    """What a command configured would otherwise be the default of every object that a later test makes."""
+    """Clears gin's bindings: those of a command would be defaults in later tests."""
     gin.clear_config()
     yield
     gin.clear_config()
@@ -38,14 +42,14 @@ def no_settings_of_other_tests():
 
 @pytest.fixture
 def exact_matmuls():
-    """Products of float32 are made of float32, also where the default is less."""
+    """Multiplies float32 matrices in float32, even where the platform's default is less."""
     with jax.default_matmul_precision("highest"):
         yield
 
 
 @pytest.fixture
 def place(tmp_path, monkeypatch):
-    """A user's folder, which is the current one, in which no real program of a cluster is found."""
+    """Makes a user's folder the current one, with fakes in place of the cluster's programs."""
     make_files(tmp_path)
     monkeypatch.chdir(tmp_path)
     for name in ("gcloud", "kubectl", "sbatch", "squeue", "sacct", "scancel"):

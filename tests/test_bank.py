@@ -133,6 +133,6 @@ def test_what_no_bank_can_hold_is_refused():
     weights = {"backbone": fresh("T5", module)["backbone"], "adapter": stacked}
     with pytest.raises(UserError, match="needs `adapter_index`"):
         AdaptedModel(backbone, bank).apply({"params": weights}, batch)
-    with pytest.raises(UserError, match="`adapter_index`, but AdaLinkAdapter is no bank"):
+    with pytest.raises(UserError, match="`adapter_index`, but AdaLinkAdapter is not a bank"):
         indexed = {**batch, "adapter_index": np.zeros(2, np.int32)}
         AdaptedModel(backbone, module).apply({"params": {**weights, "adapter": params}}, indexed)

@@ -1,4 +1,4 @@
-"""The same training on any mesh: eight virtual devices, in a process of its own, against one."""
+"""Training gives the same results on any mesh: eight virtual devices, in a separate process, against one."""
 
 import os
 import subprocess
@@ -24,7 +24,7 @@ from helpers import random_batch, tiny_pali
 from adalink_jax import AdaLinkAdapter, AdaptedModel, checkpoints, parallel
 from adalink_jax.models import paths
 from adalink_jax.models.decoding import BeamSearch, Sampling
-from adalink_jax.training import optimizers, setup
+from adalink_jax.training import optimizers, partition, setup
 from adalink_jax.training.step import TrainState, make_train_step
 
 assert jax.device_count() == 8
@@ -40,16 +40,16 @@ def train(shape, fsdp):
     rules = parallel.logical_axis_rules(fsdp=fsdp)
     with parallel.use_mesh(mesh, rules):
         leaves = setup.load_parameters(config, mesh, rules).trainable
-        kernel = leaves["backbone"]["encoder"]["layers_0"]["mlp"]["wi_0"]["kernel"]
+        kernel = leaves["backbone/encoder/layers_0/mlp/wi_0/kernel"]
         expected = (32 // (shape[0] if fsdp else 1), 64 // shape[1])
         assert kernel.addressable_shards[0].data.shape == expected, kernel.sharding
-        mark = checkpoints.fingerprint(leaves["backbone"])
+        mark = checkpoints.fingerprint(partition.below(leaves, "backbone"))
         state = TrainState(jnp.int32(0), leaves, optimizer.init(leaves))
         step, losses = jax.jit(make_train_step(model, optimizer)), []
         for _ in range(4):
             state, metrics = parallel.settle(step(state, {}, parallel.put_batch(batch, mesh)))
             losses.append(float(metrics["loss"]))
-        return mark, losses, {k: np.asarray(v) for k, v in paths.flatten(state.trainable["adapter"]).items()}
+        return mark, losses, {k: np.asarray(v) for k, v in partition.below(state.trainable, "adapter").items()}
 
 
 mark, losses, adapter = train((1, 1), False)
@@ -65,7 +65,7 @@ def decode(shape, decoding):
     mesh = parallel.make_mesh(*shape, devices=jax.devices()[: shape[0] * shape[1]])
     rules = parallel.logical_axis_rules()
     with parallel.use_mesh(mesh, rules):
-        params = setup.load_parameters(config, mesh, rules).trainable
+        params = setup.load_parameters(config, mesh, rules).tree()
         features = {name: batch[name] for name in ("encoder_input_tokens", "images")}
         generate = jax.jit(lambda params, batch: model.apply(
             {"params": params}, batch, 6, decoding, jax.random.key(0), method="generate"))
@@ -99,7 +99,7 @@ MESHES = [
 
 
 def assert_trains_as_on_one_device(method, steps, *cases):
-    """Trains on each mesh and on one device; see mesh_program.py for what must agree."""
+    """Trains on each mesh and on one device; mesh_program.py lists what must agree."""
     env = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
     program = os.path.join(os.path.dirname(__file__), "mesh_program.py")
     done = subprocess.run(
@@ -131,7 +131,7 @@ def test_a_dimension_that_does_not_divide_names_parameter_axis_and_sizes():
     with pytest.raises(
         UserError,
         match=r"\(\w+, \d+\): '(mlp|heads|joined_kv|vocab)' of size \d+ does not divide over the 8 devices of mesh axis 'model'; "
-        r"sizes of that axis that would do: 1, 2",
+        r"sizes that divide it: 1, 2",
     ):
         parallel.param_shardings(abstract_params(model), mesh, parallel.logical_axis_rules())
 

@@ -1,4 +1,4 @@
-"""Every method of the package has every behaviour of the list, with both kinds of model; and what is each method's own."""
+"""Every built-in method has every behaviour, with both kinds of model; and what is specific to each method."""
 
 import functools
 import os
@@ -59,7 +59,7 @@ CASES = {  # module, and its leaves with a text model
 }
 both = pytest.mark.parametrize("backbone", BACKBONES)
 each = pytest.mark.parametrize("method", CASES)
-NO_BANK = "NormTuning cannot be served from a bank; its rows would need layers of their own."
+NO_BANK = "NormTuning cannot be served from a bank: its changes to the layers cannot differ between rows."
 NOT_PER_TOKEN = "{} cannot be folded: it does more than map each token's embedding."
 
 
@@ -69,23 +69,23 @@ def case(method, backbone):
 
 
 def expected(behaviour, method, backbone):
-    """Pass; or which methods a behaviour says less of, and why."""
+    """The expected result: pass, or a remark, or why a behaviour does not apply."""
     name = type(CASES[method][0]()).__name__
     if behaviour == "starts_as_the_base" and not AT_START[method]:
-        return Result(PASS, "declares no identity_at_start; a fresh one is not the base")
+        return Result(PASS, "declares no identity_at_start; a fresh one does not equal the base")
     if behaviour == "is_merged_or_folded" and method not in ("lora", "norm_tuning"):
         return Result(PASS) if method == "adalink" else Result(DOES_NOT_APPLY, NOT_PER_TOKEN.format(name))
     if method == "norm_tuning" and behaviour in ("is_disabled", "is_deleted"):
         return Result(PASS if behaviour == "is_disabled" else DOES_NOT_APPLY, NO_BANK)
     if behaviour == "trains_alike_on_several_devices":
-        return Result(DOES_NOT_APPLY, "one device")  # here; see the test in a process of its own
+        return Result(DOES_NOT_APPLY, "there is only one device")  # here; see the test in a process of its own
     return Result(PASS)
 
 
 @both
 @each
 @pytest.mark.parametrize("behaviour", BEHAVIOURS, ids=lambda behaviour: behaviour.__name__)
-def test_it(behaviour, method, backbone):
+def test_a_method_has_a_behaviour(behaviour, method, backbone):
     assert examine(behaviour, case(method, backbone)) == expected(behaviour.__name__, method, backbone)
 
 
@@ -109,7 +109,7 @@ print("KnowsTheMesh", examine(trains_alike_on_several_devices, Case(KnowsTheMesh
 
 @pytest.mark.slow
 def test_every_method_trains_alike_on_several_devices():
-    """In a process that has them; with a method that does not, to see that it would be told."""
+    """Runs in a process with several devices, with a wrong method too, to show that the check finds it."""
     env = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
     here = os.path.dirname(__file__)
     done = subprocess.run([sys.executable, "-c", ON_DEVICES, here], capture_output=True, text=True, env=env)
@@ -126,7 +126,7 @@ def test_every_method_has_a_case():
 
 @both
 @each
-def test_its_leaves(backbone, method):
+def test_the_leaves_of_each_method(backbone, method):
     found = sorted(paths.unscan(paths.flatten(case(method, backbone).fresh)))
     kinds = ["image/down", "image/up"] if (backbone, method) == ("PaLI", "adalink") else []
     assert found == kinds + CASES[method][1]
@@ -158,7 +158,7 @@ def test_a_fresh_prompt_is_uniform(backbone):
 
 
 @both
-def test_settings_that_mean_nothing_are_refused(backbone):
+def test_invalid_settings_are_refused(backbone):
     batch = random_batch(BACKBONES[backbone](), 2, 6, 5, seed=0)
     with pytest.raises(UserError, match="length is 0; it must be at least 1"):
         init(AdaptedModel(BACKBONES[backbone](), PromptTuning(length=0)), batch)

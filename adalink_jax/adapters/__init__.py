@@ -1,5 +1,9 @@
-"""Methods: input adapters and the seam's upper side, and what changes the backbone's layers. They know the seam's structs and
-no backbone."""
+"""Adaptation methods: input adapters at the seam, and layer adapters inside the backbone. They know no family of models.
+
+One module per method: `adalink`, `prompt_tuning`, `position_offsets`, `chain` (input adapters, `Inputs -> Inputs`), `lora` and
+`norm_tuning` (layer adapters, each with its own `merge` into the backbone's weights). `adapted` joins a backbone and an
+adapter, `bank` serves many adapters in one program, and `folding` stores a trained input adapter in the embedding table.
+"""
 
 from adalink_jax.adapters.adalink import AdaLink, AdaLinkAdapter
 from adalink_jax.adapters.adapted import AdaptedModel, abstract_params, fresh_params

@@ -1,4 +1,10 @@
-"""Input adapters one after the other."""
+"""A chain of input adapters, applied one after the other.
+
+    inputs = adapters[n](... adapters[1](adapters[0](inputs)))
+
+AdaLink and a prompt are ADePT (Tang et al., 2025) without its biases: a bottleneck shared by all tokens, and a short prompt.
+Position offsets and a prompt are DePT (Shi and Lipani, 2023).
+"""
 
 import flax.linen as nn
 import gin
@@ -10,25 +16,22 @@ from adalink_jax.models.seam import Inputs
 
 @gin.configurable
 class Chain(nn.Module):
-    """`adapters[0]` first. Leaves are called `adapters_0/...`, `adapters_1/...`.
-
-    AdaLink and a prompt together are ADePT (Tang et al., 2025) without its biases: a bottleneck that all tokens share, and a
-    short prompt; position offsets and a prompt are DePT (Shi and Lipani, 2023).
+    """Input adapters, `adapters[0]` first. Their parameters are under `adapters_0/...`, `adapters_1/...`.
 
     Raises:
-      UserError: for a method that is no input adapter.
+      UserError: for a method that is not an input adapter.
     """
 
     adapters: tuple[nn.Module, ...]
 
     @property
     def identity_at_start(self) -> bool:
-        """Whether all of its parts are."""
+        """Whether all adapters start as the identity."""
         return all(getattr(adapter, "identity_at_start", False) for adapter in self.adapters)
 
     @nn.compact
     def __call__(self, inputs: Inputs) -> Inputs:
-        """Each gets what the one before it gave."""
+        """Passes the inputs through every adapter."""
         for adapter in self.adapters:
             if isinstance(adapter, LayerAdapter):
                 raise UserError(f"Chain takes input adapters; {type(adapter).__name__} changes the backbone's layers.")

@@ -1,37 +1,43 @@
-"""Folding: an adapter of single embeddings can be stored in what makes the embeddings, and then costs nothing.
+"""Folding: stores a trained adapter in the backbone's own weights, where it costs nothing.
 
-Text: the adapted rows of the embedding table, for any phi. T5 shares its table with the decoder (and T5 1.0 with the logits), so
-the folded one is a table of its own, for the encoder alone (`T5Config.encoder_embedding`).
+    text:    encoder's table  E' = adapter(E)                                        any phi; E, E' [V, D]
+    images:  projection       W' = W (I + s down up),  b' = b (I + s down up)        linear adapters only; W [E, D], b [D]
+    layers:  `LoRA.merge`, `NormTuning.merge`: the method's module has its own
 
-Images: a linear adapter goes into the visual projection, kernel W (I + s down up) and bias b (I + s down up).
-
-Exact up to the rounding of the products and of the dtype that the arrays are stored in.
+T5 shares its table with the decoder (and T5 1.0 with the logits), so the folded table is a leaf of its own, for the encoder
+alone (`T5Config.encoder_embedding`). Folding is exact up to the rounding of the products and of the stored dtype.
 """
+
+from typing import Any
 
 import flax.linen as nn
 import jax
 import numpy as np
+from jaxtyping import Float
 
-from adalink_jax.adapters.layer_adapter import LayerAdapter
+from adalink_jax.adapters.layer_adapter import LayerAdapter, Params
 from adalink_jax.errors import UserError
 from adalink_jax.models import paths
 from adalink_jax.models.seam import KINDS, Inputs
 
 TABLE, ENCODER_TABLE = "token_embedder/embedding", "encoder/token_embedder/embedding"
-_ROWS = 8192  # at once
+_ROWS = 8192  # rows of a table adapted at once
 
 
-def fold_text(adapter: nn.Module, params, table: np.ndarray) -> np.ndarray:
-    """The encoder's table with the adapter in it: float32 [V, D].
+def fold_text(adapter: nn.Module, params: Params, table: Float[np.ndarray, "V D"]) -> Float[np.ndarray, "V D"]:
+    """Folds a text adapter into the encoder's embedding table.
 
     Args:
-      adapter: an input adapter that maps each text embedding alone (`per_token`).
+      adapter: an input adapter that maps each text embedding by itself (`per_token`).
       params: its parameters.
-      table: the base's embeddings [V, D].
+      table: the base's embeddings.
+
+    Returns:
+      The adapted table, float32.
 
     Raises:
-      UserError: if the adapter cannot be folded, or adapts more than the text. (A shared pair of all kinds is taken for
-        the text's: whether there are images is the backbone's to say.)
+      UserError: if the adapter cannot be folded, or adapts more than the text. (A pair shared by all kinds is accepted: only
+        the backbone knows whether there are images.)
     """
     _check_per_token(adapter)
     name = type(adapter).__name__
@@ -43,16 +49,18 @@ def fold_text(adapter: nn.Module, params, table: np.ndarray) -> np.ndarray:
     return _adapted(adapter, params, "text", table)
 
 
-def fold_image(adapter: nn.Module, params, kernel: np.ndarray, bias: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The visual projection with the adapter in it.
+def fold_image(
+    adapter: nn.Module, params: Params, kernel: Float[np.ndarray, "E D"], bias: Float[np.ndarray, " D"]
+) -> tuple[Float[np.ndarray, "E D"], Float[np.ndarray, " D"]]:
+    """Folds an image adapter into the visual projection.
 
     Args:
-      adapter: an input adapter that maps each image embedding alone and linearly (`per_token`, `linear`).
+      adapter: an input adapter that maps each image embedding by itself and linearly (`per_token`, `linear`).
       params: its parameters.
-      kernel, bias: the base's [E, D] and [D], E the vision tower's width.
+      kernel, bias: the base's projection, with E the vision tower's width.
 
     Returns:
-      The same, adapted, float32.
+      The adapted kernel and bias, float32.
 
     Raises:
       UserError: if the adapter is not linear, or does more than map each embedding.
@@ -66,17 +74,17 @@ def fold_image(adapter: nn.Module, params, kernel: np.ndarray, bias: np.ndarray)
     return _adapted(adapter, params, "image", kernel), _adapted(adapter, params, "image", bias[None])[0]
 
 
-def fold_adapter(adapter: nn.Module, params, backbone) -> dict:
-    """A backbone's parameters with the adapter in them: the images' in `projection`, the text's in
-    `encoder/token_embedder`; what changes the layers is merged.
+def fold_adapter(adapter: nn.Module, params: Params, backbone: Params) -> dict[str, Any]:
+    """Folds an adapter into a backbone's parameters: images into `projection`, text into `encoder/token_embedder`; a layer
+    adapter merges itself.
 
     Args:
       adapter: an input adapter of single embeddings, or a `LayerAdapter`.
       params: its parameters.
-      backbone: nested dict of the backbone's.
+      backbone: the backbone's parameters.
 
     Returns:
-      The parameters of a plain backbone, with `T5Config.encoder_embedding` where the text was adapted.
+      The parameters of a plain backbone, with `T5Config.encoder_embedding` if the text was adapted.
 
     Raises:
       UserError: for an adapter that cannot be folded.
@@ -84,13 +92,12 @@ def fold_adapter(adapter: nn.Module, params, backbone) -> dict:
     if isinstance(adapter, LayerAdapter):
         return jax.device_get(adapter.apply({"params": params}, backbone, method="merge"))
     _check_per_token(adapter)
-    folded = dict(paths.flatten(jax.device_get(backbone)))
+    folded: dict[str, Any] = dict(paths.flatten(jax.device_get(backbone)))
     present = ("image", "text") if "projection" in backbone else ("text",)
-    own = tuple(sorted(params.keys() & set(KINDS)))
-    kinds = getattr(adapter, "kinds", None) or own or present
+    kinds = getattr(adapter, "kinds", None) or tuple(sorted(params.keys() & set(KINDS))) or present
     if "target" in kinds:
         raise UserError(
-            f"{type(adapter).__name__} adapts the decoder's input as well, whose table it cannot be folded into."
+            f"{type(adapter).__name__} adapts the decoder's input as well, and cannot be folded into the decoder's table."
         )
     if "image" in kinds:
         names = "projection/kernel", "projection/bias"
@@ -106,8 +113,8 @@ def _check_per_token(adapter: nn.Module) -> None:
         raise UserError(f"{type(adapter).__name__} cannot be folded: it does more than map each token's embedding.")
 
 
-def _adapted(adapter: nn.Module, params, kind: str, rows: np.ndarray) -> np.ndarray:
-    """`rows` [n, D] as embeddings of a kind, adapted: float32."""
+def _adapted(adapter: nn.Module, params: Params, kind: str, rows: np.ndarray) -> Float[np.ndarray, "rows D"]:
+    """Adapts `rows` [rows, D] as embeddings of a kind."""
     adapt = jax.jit(lambda rows: getattr(adapter.apply({"params": params}, Inputs(**{kind: rows[None]})), kind)[0])
     with jax.default_matmul_precision("highest"):
         parts = [adapt(rows[i : i + _ROWS].astype(np.float32)) for i in range(0, len(rows), _ROWS)]

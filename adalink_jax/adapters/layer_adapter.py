@@ -1,12 +1,16 @@
-"""Methods that change the backbone's own layers: the intrusive baselines, which do not pass through the seam.
+"""Layer adapters: methods that change the backbone's own layers (the intrusive baselines), instead of passing the seam.
 
-Such a method is a Flax module too. From the backbone's parameters it makes the variables that the backbone runs with: other
-parameters, or arrays in the collection `adapter`, each beside the layer that it belongs to (`run_layers` slices them with the
-parameters), which `intercept` uses when the layer is called. The backbone's code knows of neither.
+    variables = adapter(backbone_params)                # {"params": changed tree} or {"adapter": arrays beside layers}, or both
+    backbone.apply(variables, ...)                      # with every layer call passing `adapter.intercept`
+    params    = adapter.merge(backbone_params)          # the plain backbone with the same outputs
+
+Arrays in the collection `adapter` are stored under the name of the layer that they belong to (`run_layers` slices them with
+the parameters), and `intercept` uses them when that layer is called. The backbone's code is unaware of both.
 """
 
-from collections.abc import Callable
-from typing import Any, ClassVar
+import abc
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, cast
 
 import flax.linen as nn
 import jax
@@ -17,38 +21,44 @@ from adalink_jax.errors import UserError
 from adalink_jax.models import paths
 
 COLLECTION = "adapter"
+Params = Mapping[str, Any]  # a nested dict of arrays
 Leaf = tuple[Callable, tuple[int, ...], tuple[str | None, ...]]  # init(key, shape, dtype), shape, names of the axes
 
 
-class LayerAdapter(nn.Module):
-    """What every method of this kind offers. `backbone` is the backbone's nested dict of parameters."""
+class LayerAdapter(nn.Module, abc.ABC):
+    """Base class. `backbone` is the backbone's nested dict of parameters.
 
-    identity_at_start: ClassVar[bool] = False  # a fresh one gives the base's outputs, to the bit
-    per_row: ClassVar[bool] = False  # its collection may have a row of the batch each, and so a bank may serve it
+    Attributes:
+      identity_at_start: whether a fresh adapter gives the base's outputs, to the bit.
+      per_row: whether its collection may have one entry per row of the batch, so that a bank can serve it.
+    """
 
-    def __call__(self, backbone: dict) -> dict[str, Any]:
-        """Collections to run the backbone with: `params` (the whole tree, changed) or `adapter`, or both."""
-        raise NotImplementedError
+    identity_at_start: ClassVar[bool] = False
+    per_row: ClassVar[bool] = False
 
-    def merge(self, backbone: dict) -> dict:
-        """Parameters of the plain backbone that give the same outputs.
+    @abc.abstractmethod
+    def __call__(self, backbone: Params) -> dict[str, Any]:
+        """Returns the collections to run the backbone with: `params` (the whole tree, changed), `adapter`, or both."""
+
+    def merge(self, backbone: Params) -> dict[str, Any]:
+        """Returns parameters of the plain backbone that give the same outputs.
 
         Raises:
-          UserError: unless the method has its own.
+          UserError: unless the method overrides this.
         """
         raise UserError(f"{type(self).__name__} cannot be folded: it has no `merge`.")
 
     @nn.nowrap
-    def intercept(self, call: Callable, args: tuple, kwargs: dict, context: nn.module.InterceptorContext):
-        """Around each call of a module of the backbone (`flax.linen.intercept_methods`)."""
+    def intercept(self, call: Callable, args: tuple, kwargs: dict, context: nn.module.InterceptorContext) -> Any:
+        """Wraps each call of a module of the backbone (`flax.linen.intercept_methods`)."""
         return call(*args, **kwargs)
 
 
 def declare(module: nn.Module, leaves: dict[str, Leaf]) -> dict[str, jax.Array]:
-    """Float32 parameters of `module` under `/`-joined names, as nested dicts in its tree.
+    """Declares float32 parameters of `module` under `/`-joined names, nested in its tree.
 
     Args:
-      module: inside its compact method.
+      module: the module, inside its compact method.
       leaves: name (at least two parts) -> initialiser, shape, names of the axes.
 
     Returns:
@@ -59,9 +69,10 @@ def declare(module: nn.Module, leaves: dict[str, Leaf]) -> dict[str, jax.Array]:
     def make(key, branch):
         flat = flatten_dict(branch, sep="/")
         keys = dict(zip(flat, jax.random.split(key, len(flat))))
-        return paths.unflatten({
-            name: nn.with_logical_partitioning(init, axes)(keys[name], shape, jnp.float32)
-            for name, (init, shape, axes) in flat.items()
-        })  # fmt: skip
+        boxed = {}
+        for name, leaf in flat.items():
+            init, shape, axes = cast(Leaf, leaf)
+            boxed[name] = nn.with_logical_partitioning(init, axes)(keys[name], shape, jnp.float32)
+        return paths.unflatten(boxed)
 
     return paths.flatten({top: module.param(top, make, branch) for top, branch in tree.items()})

@@ -1,43 +1,44 @@
-"""LoRA (Hu et al., 2021, arXiv:2106.09685): a low-rank branch beside chosen projections.
+"""LoRA: a low-rank branch beside chosen projections of the backbone (Hu et al., 2021, arXiv:2106.09685, equation 3).
 
-    y = x @ kernel + (alpha / rank) * (x @ down) @ up          down [in, R], up [R, out]
+    y      = x @ kernel + (alpha / rank) * (x @ down) @ up          x [..., in], down [in, R], up [R, out]
+    merged:  kernel' = kernel + (alpha / rank) * down @ up          `LoRA.merge`
 
-`up` starts at zero, so a fresh LoRA changes nothing; `down` starts as PEFT's does, uniform in +-in^-0.5. The branch is
-computed as such, never as a sum of kernels, until it is merged. R * (in + out) parameters a projection.
+R * (in + out) parameters per projection. `up` starts at zero, so a fresh LoRA changes nothing; `down` starts as in PEFT,
+uniform in +-in^-0.5. Until it is merged, the branch is computed by itself, in float32, and never added to the kernel.
 """
 
 from collections.abc import Callable
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import gin
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from adalink_jax.adapters.layer_adapter import COLLECTION, LayerAdapter, declare
+from adalink_jax.adapters.layer_adapter import COLLECTION, LayerAdapter, Params, declare
 from adalink_jax.errors import UserError
 from adalink_jax.models import paths
 
 KERNEL = "/kernel"
 
 
-def _uniform(key, shape, dtype):
-    """Uniform in +-in^-0.5, for [..., in, R]: `kaiming_uniform_(a=sqrt(5))` of torch."""
+def _uniform(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+    """Draws [..., in, R] uniformly in +-in^-0.5, as torch's `kaiming_uniform_(a=sqrt(5))`."""
     return jax.random.uniform(key, shape, dtype, -1.0, 1.0) * shape[-2] ** -0.5
 
 
 @gin.configurable
 class LoRA(LayerAdapter):
-    """LoRA on the projections that `projections` picks.
+    """LoRA on the projections that `projections` matches.
 
     Attributes:
       rank: R.
       alpha: the branch is multiplied by alpha / rank.
-      projections: expressions for whole unscanned paths of the backbone's dense layers (`encoder/layers_0/attention/query`).
-        By default queries and values of all attention of the language model, as PEFT's for T5.
+      projections: regular expressions that match whole unscanned paths of the backbone's dense layers, such as
+        `encoder/layers_0/attention/query`. The default is PEFT's for T5: the queries and values of all attention layers.
 
     Raises:
-      UserError: for a rank below 1, and expressions that match no dense layer.
+      UserError: for a rank below 1, or an expression that matches no dense layer.
     """
 
     rank: int = 8
@@ -47,8 +48,8 @@ class LoRA(LayerAdapter):
     per_row: ClassVar[bool] = True
 
     @nn.compact
-    def __call__(self, backbone):
-        """`{"adapter": {<projection>: {"down", "up"}}}`, with alpha / rank in `up`."""
+    def __call__(self, backbone: Params) -> dict[str, Any]:
+        """Returns `{"adapter": {<projection>: {"down", "up"}}}`, with `up` multiplied by alpha / rank."""
         if self.rank < 1:
             raise UserError(f"LoRA's rank is {self.rank}; it must be at least 1.")
         leaves = {}
@@ -63,8 +64,8 @@ class LoRA(LayerAdapter):
         scaled = {k: x * self._scale(k) if k.endswith("/up") else x for k, x in params.items()}
         return {COLLECTION: paths.unflatten(scaled)}
 
-    def merge(self, backbone):
-        """The kernels with `scale * down @ up` added."""
+    def merge(self, backbone: Params) -> dict[str, Any]:
+        """Returns the backbone's parameters with `(alpha / rank) * down @ up` added to each kernel, in the kernel's dtype."""
         branches = paths.flatten(self(backbone)[COLLECTION])
         merged = dict(paths.flatten(backbone))
         for name in {name.rpartition("/")[0] for name in branches}:
@@ -74,35 +75,29 @@ class LoRA(LayerAdapter):
         return paths.unflatten(merged)
 
     @nn.nowrap
-    def intercept(self, call: Callable, args, kwargs, context):
-        """Adds the branch to a dense layer beside which there is one; rows of a bank have theirs on axis 0."""
+    def intercept(self, call: Callable, args: tuple, kwargs: dict, context: nn.module.InterceptorContext) -> Any:
+        """Adds the branch to the output of a dense layer that has one. In a bank, `down` and `up` are [B, ...]."""
         y = call(*args, **kwargs)
         module = context.module
         if context.method_name != "__call__" or not module.has_variable(COLLECTION, "down"):
             return y
         down, up = (module.get_variable(COLLECTION, name) for name in ("down", "up"))
-        # In float32, as PEFT's, so that the gradients that cross devices are.
+        # In float32, as in PEFT, so that the gradients that cross devices are float32 too.
         branch = (args[0].astype(jnp.float32) @ down) @ up
         return (y.astype(jnp.float32) + branch).astype(y.dtype)
 
-    def _kernels(self, backbone) -> dict[str, tuple[int, ...]]:
-        """Path of a dense layer in memory -> shape of its kernel, of those that are picked."""
-        shapes = {
-            name.removesuffix(KERNEL): leaf for name, leaf in paths.flatten(backbone).items() if name.endswith(KERNEL)
-        }
-        names = {name: paths.unscanned_names(name, leaf.shape) for name, leaf in shapes.items()}
-        picked = set().union(*paths.matching(self.projections, names, "LoRA.projections"))
-        return {name: tuple(shapes[name].shape) for name in sorted(picked)}
+    def _kernels(self, backbone: Params) -> dict[str, tuple[int, ...]]:
+        """Returns the matched dense layers: path in memory -> shape of the kernel."""
+        leaves = paths.flatten(backbone).items()
+        shapes = {name.removesuffix(KERNEL): tuple(leaf.shape) for name, leaf in leaves if name.endswith(KERNEL)}
+        names = {name: paths.unscanned_names(name, shape) for name, shape in shapes.items()}
+        matched = set().union(*paths.matching(self.projections, names, "LoRA.projections"))
+        return {name: shapes[name] for name in sorted(matched)}
 
-    def _scale(self, name: str):
-        """alpha / rank; a member of a bank that was padded to a higher rank keeps its own."""
-        return self.alpha / live(self, name, self.rank)
-
-
-def live(module: nn.Module, name: str, size: int):
-    """How many entries of a leaf's paddable axis are the adapter's own; all, but for a member of a bank."""
-    top, *rest = name.split("/")
-    mask = module.get_variable("padding", top)
-    for part in rest:
-        mask = None if mask is None else mask.get(part)
-    return size if mask is None else jnp.sum(mask)
+    def _scale(self, name: str) -> float | jax.Array:
+        """Returns alpha / rank; a member of a bank that was padded to a higher rank keeps its own rank."""
+        top, *rest = name.split("/")
+        mask = self.get_variable("padding", top)  # see `bank.pad`
+        for part in rest:
+            mask = None if mask is None else mask.get(part)
+        return self.alpha / (self.rank if mask is None else jnp.sum(mask))

@@ -1,10 +1,10 @@
-"""Named adapters on one model: add, activate, disable, delete, with one compiled program throughout.
+"""Named adapters on one model: add, activate, disable and delete adapters, with one compiled program throughout.
 
 adapters = NamedAdapters(model.backbone, AdaLinkAdapter(rank=16), capacity=8)
 adapters.add("reverse", module, params)
 model = AdaptedModel(model.backbone, adapters.bank)
-run = jax.jit(model.apply)
-run({"params": {"backbone": base, "adapter": adapters.params}}, {**batch, "adapter_index": adapters.rows(["reverse", None])})
+variables = {"params": {"backbone": base, "adapter": adapters.params}}
+jax.jit(model.apply)(variables, {**batch, "adapter_index": adapters.rows(["reverse", None])})
 """
 
 from collections.abc import Sequence
@@ -16,8 +16,10 @@ import numpy as np
 
 from adalink_jax.adapters.adapted import AdaptedModel, abstract_params
 from adalink_jax.adapters.bank import NONE, make_bank, pad, widest
+from adalink_jax.adapters.layer_adapter import Params
 from adalink_jax.adapters.registry import describe_adapter
 from adalink_jax.errors import UserError
+from adalink_jax.models.backbone import Backbone
 from adalink_jax.parallel import unbox
 
 
@@ -25,33 +27,34 @@ class NamedAdapters:
     """A bank whose places have names.
 
     Args:
-      backbone: what the adapters were trained for.
-      largest: their method, with the highest rank and the longest prompt that may come.
-      capacity: how many may be held at once.
+      backbone: the backbone that the adapters were trained for.
+      largest: their method, with the highest rank and the longest prompt that may be added.
+      capacity: the most adapters held at once.
 
     Attributes:
       bank: the module, for `AdaptedModel(backbone, bank)`.
       params: its parameters, for `{"backbone": ..., "adapter": params}`; replaced, never changed in place.
-      active: the name that serves rows for which none is given; None is the plain base.
+      active: the adapter that serves rows without a name; None is the plain base.
     """
 
-    def __init__(self, backbone: nn.Module, largest: nn.Module, capacity: int):
+    def __init__(self, backbone: Backbone, largest: nn.Module, capacity: int):
         if capacity < 1:
             raise UserError(f"A bank's capacity is {capacity}; it must be at least 1.")
         self._largest = largest
         self._boxed = abstract_params(AdaptedModel(backbone, largest))["adapter"]
         self._places: list[str | None] = [None] * capacity
-        self.bank, self.active = make_bank(largest), None
+        self.bank = make_bank(largest)
+        self.active: str | None = None
         empty = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), unbox(self._boxed))
         one = dict(zip(("stacked", "padding"), pad(empty, self._boxed)))
         self.params = jax.tree.map(lambda x: jnp.zeros((capacity, *x.shape), x.dtype), one)
 
     @property
     def names(self) -> list[str]:
-        """Of the adapters that are held, in the order of their places."""
+        """Names of the adapters held, in the order of their places."""
         return [name for name in self._places if name is not None]
 
-    def add(self, name: str, module: nn.Module, params) -> None:
+    def add(self, name: str, module: nn.Module, params: Params) -> None:
         """Puts an adapter into a free place.
 
         Raises:
@@ -61,7 +64,7 @@ class NamedAdapters:
             raise UserError(f"There is an adapter {name!r} already; delete it first.")
         if None not in self._places:
             raise UserError(
-                f"The bank is full with {len(self._places)} adapters; delete one, or give it a larger capacity."
+                f"The bank is full with {len(self._places)} adapters; delete one, or make the bank with a larger capacity."
             )
         if widest([self._largest, module]) != self._largest:
             settings = lambda adapter: describe_adapter(adapter)["settings"]
@@ -73,19 +76,19 @@ class NamedAdapters:
         self._places[self._places.index(None)] = name
 
     def activate(self, name: str) -> None:
-        """Lets `name` serve the rows for which no other is given."""
+        """Lets `name` serve the rows without a name."""
         self.rows([name])
         self.active = name
 
     def disable(self) -> None:
-        """Lets the plain base serve the rows for which no adapter is given."""
+        """Lets the plain base serve the rows without a name."""
         self.active = None
 
     def delete(self, name: str) -> None:
         """Frees the adapter's place.
 
         Raises:
-          UserError: if there is none of this name.
+          UserError: for an unknown name.
         """
         place = int(self.rows([name])[0]) - 1
         self._put(place, jax.tree.map(lambda x: jnp.zeros_like(x[0]), self.params))
@@ -94,10 +97,13 @@ class NamedAdapters:
             self.active = None
 
     def rows(self, names: Sequence[str | None] | int) -> np.ndarray:
-        """`adapter_index` int32 [B]: of a name for each row (None: the plain base), or of B rows for the active one.
+        """Returns `adapter_index`, int32 [B].
+
+        Args:
+          names: a name per row (None: the plain base); or B, for that many rows of the active adapter.
 
         Raises:
-          UserError: for a name that is not there.
+          UserError: for an unknown name.
         """
         if isinstance(names, int):
             names = [self.active] * names

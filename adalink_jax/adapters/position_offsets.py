@@ -1,9 +1,9 @@
-"""Low-rank offsets to the text embeddings by position: the second half of DePT (Shi and Lipani, 2023, arXiv:2309.05173).
+"""Position offsets: low-rank offsets to the text embeddings, by position (DePT; Shi and Lipani, 2023, arXiv:2309.05173).
 
-    y[l] = x[l] + (down @ up)[l]          down [length, R], up [R, D]
+    y[l] = x[l] + (down @ up)[l]          x, y [L, D], down [length, R], up [R, D]
 
-`up` starts at zero, so fresh offsets are the identity. (length + D) * R parameters. With a short prompt behind it in a
-`Chain` this is DePT.
+(length + D) * R parameters. `up` starts at zero, so fresh offsets are the identity. In a `Chain` with a short prompt they
+are DePT.
 """
 
 from typing import ClassVar
@@ -13,6 +13,7 @@ import gin
 import jax.numpy as jnp
 
 from adalink_jax.errors import UserError
+from adalink_jax.models.layers import param
 from adalink_jax.models.seam import Inputs
 
 
@@ -21,11 +22,11 @@ class PositionOffsets(nn.Module):
     """Offsets to the text's embeddings.
 
     Attributes:
-      length: positions that have an offset: the longest text.
+      length: number of positions with an offset; no text may be longer.
       rank: R.
 
     Raises:
-      UserError: for sizes below 1, and a text longer than `length`.
+      UserError: for sizes below 1, or a text longer than `length`.
     """
 
     length: int = 256
@@ -34,7 +35,7 @@ class PositionOffsets(nn.Module):
 
     @nn.compact
     def __call__(self, inputs: Inputs) -> Inputs:
-        """Adds the offsets to `text`; other kinds pass as they are."""
+        """Adds the offsets to `text`. Other kinds pass unchanged."""
         if self.length < 1 or self.rank < 1:
             raise UserError(f"PositionOffsets has length {self.length} and rank {self.rank}; both must be at least 1.")
         if inputs.text is None:
@@ -42,11 +43,8 @@ class PositionOffsets(nn.Module):
         size, width = inputs.text.shape[1:]
         if size > self.length:
             raise UserError(f"A text has {size} positions and PositionOffsets.length is {self.length}; raise it.")
-        down_init = nn.with_logical_partitioning(
-            nn.initializers.normal(self.rank**-0.5), ("adapter_position", "adapter_rank")
-        )
-        up_init = nn.with_logical_partitioning(nn.initializers.zeros, ("adapter_rank", "adapter_embed"))
-        down = self.param("down", down_init, (self.length, self.rank), jnp.float32)
-        up = self.param("up", up_init, (self.rank, width), jnp.float32)
+        init = nn.initializers.normal(self.rank**-0.5)
+        down = param(self, "down", init, (self.length, self.rank), ("adapter_position", "adapter_rank"))
+        up = param(self, "up", nn.initializers.zeros, (self.rank, width), ("adapter_rank", "adapter_embed"))
         text = inputs.text.astype(jnp.float32) + down[:size] @ up
         return inputs.replace(text=text.astype(inputs.text.dtype))

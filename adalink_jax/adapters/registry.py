@@ -1,7 +1,7 @@
-"""Methods by the names that adapter files give them.
+"""Methods by name, as adapter files name them.
 
-This package's own have short names; any other is `module.Class`. A name in a file never causes an import: the module must
-have been imported before.
+This package's methods have short names, all others are `module.Class`. A name in a file never causes an import: import the
+method's module first.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ _FLAX_FIELDS = {"parent", "name"}
 
 
 def describe_adapter(module: nn.Module) -> dict:
-    """`{"method": ..., "settings": {...}}` of a module, JSON-able; modules among its settings are described in turn.
+    """Describes a module as `{"method": ..., "settings": {...}}` for JSON, with modules among its settings described alike.
 
     Raises:
       UserError: for a setting that a file cannot hold.
@@ -41,8 +41,8 @@ def describe_adapter(module: nn.Module) -> dict:
             return [plain(name, x) for x in value]
         if not isinstance(value, str | int | float | None):
             raise UserError(
-                f"{method}.{name} is {value!r}, which no adapter file can hold; let the settings of a method be numbers, "
-                f"strings, None, modules, or tuples of these."
+                f"{method}.{name} is {value!r}, which an adapter file cannot hold; use numbers, strings, None, modules, or "
+                f"tuples of these."
             )
         return value
 
@@ -51,13 +51,13 @@ def describe_adapter(module: nn.Module) -> dict:
 
 
 def make_adapter(method: str | None, settings: Mapping) -> nn.Module:
-    """The inverse of `describe_adapter`.
+    """Makes a module from its description: the inverse of `describe_adapter`.
 
     Raises:
-      UserError: for a method or a setting that there is not, and a method whose module was not imported.
+      UserError: for an unknown method or setting, or a method whose module was not imported.
     """
-    made = _method(method)
-    fields = {field.name for field in dataclasses.fields(made)} - _FLAX_FIELDS
+    method_class = _method(method)
+    fields = {field.name for field in dataclasses.fields(method_class)} - _FLAX_FIELDS
     unknown = sorted(settings.keys() - fields)
     if unknown:
         raise UserError(f"{method} has no setting {unknown[0]!r}; it has {', '.join(sorted(fields))}.")
@@ -67,11 +67,11 @@ def make_adapter(method: str | None, settings: Mapping) -> nn.Module:
             return make_adapter(value.get("method"), value.get("settings", {}))
         return tuple(whole(x) for x in value) if isinstance(value, list) else value
 
-    return made(**{name: whole(value) for name, value in settings.items()})
+    return method_class(**{name: whole(value) for name, value in settings.items()})
 
 
 def _method(name: str | None) -> type[nn.Module]:
-    """The class of this name, of those that are here already."""
+    """Returns the class of this name, without importing anything."""
     if name in METHODS:
         return METHODS[name]
     module, _, short = (name or "").rpartition(".")
@@ -80,11 +80,9 @@ def _method(name: str | None) -> type[nn.Module]:
     if module not in sys.modules:
         raise UserError(
             f"The method {name} is not part of this package, and an adapter file never causes an import; import {module} "
-            f"before."
+            f"first."
         )
-    found = vars(sys.modules[module]).get(short)
-    if not (isinstance(found, type) and issubclass(found, nn.Module)):
-        raise UserError(
-            f"The module {module}, as it was imported, has no Flax module {short}; use the version that has."
-        )
-    return found
+    method = vars(sys.modules[module]).get(short)
+    if not (isinstance(method, type) and issubclass(method, nn.Module)):
+        raise UserError(f"The imported module {module} has no Flax module {short}; install a version that has it.")
+    return method

@@ -1,56 +1,64 @@
-"""Decoding with a key/value cache: greedy, sampling, beam search. Knows no model: it is given one step.
+"""Decoding with a key/value cache: greedy, sampling, beam search. It knows no model, only one step of it.
 
-Letters: B batch, N decodes (beams or samples) an input, T tokens, V vocabulary. Every method finishes a decode at EOS or
-at a stop string, writes PAD behind it, and returns the best decode first.
+Letters: B batch, N decodes (beams or samples) per input, T tokens, V vocabulary. Every method finishes a decode at EOS or at
+a stop string, pads it with PAD, and returns the best decode first.
 """
 
 import dataclasses
 from collections.abc import Callable
 from typing import Protocol
 
-import flax.struct
 import gin
 import jax
 import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Bool, Float, Int
 
 from adalink_jax.errors import UserError
+from adalink_jax.models.seam import Cache
 from adalink_jax.models.stopping import StopStrings
+from adalink_jax.models.structs import Struct
 
-BOS, EOS, PAD = 0, 1, 0  # T5 starts the decoder with the padding id
-NEGATIVE = -1.0e7  # log-likelihood of what may not be chosen; t5x's value
+BOS, EOS, PAD = 0, 1, 0  # T5 starts decoding with the padding id
+NEGATIVE = -1.0e7  # log-likelihood of tokens that must not be chosen; t5x's value
 FINISHING = ("t5x", "transformers")
+Step = Callable[[Array, Cache], tuple[Array, Cache]]
 
 
-@flax.struct.dataclass
-class Decoded:
-    """What decoding gives.
+class Decoded(Struct):
+    """The result of decoding.
 
     Attributes:
       ids: int32 [B, N, T], tokens up to and including EOS, then PAD; the best decode first.
-      scores: float32 [B, N]; the method says what they are.
+      scores: float32 [B, N]; their meaning depends on the method.
     """
 
-    ids: jax.Array
-    scores: jax.Array
+    ids: Int[Array, "B N T"]
+    scores: Float[Array, "B N"]
 
 
 class Decoding(Protocol):
-    """A way of decoding: `__call__(step, cache, batch_size, max_length, key) -> Decoded`.
+    """A decoding method: `Sampling` or `BeamSearch`."""
 
-    Args:
-      step: `(tokens [rows, 1], cache) -> (logits float32 [rows, 1, V], cache)`. The cache's structure may change at the
-        first call only, which has B rows (the cross-attention's keys and values are filled then). Later calls have N rows
-        an input.
-      cache: the empty cache of B rows, with at least `max_length` positions. Arrays in it have the rows on axis 1, or no
-        axes; those under a key `cross` are the same for all decodes of an input.
-      batch_size: B.
-      max_length: T.
-      key: random key; None where nothing is drawn.
-    """
+    @property
+    def stop(self) -> StopStrings | None:
+        """Strings that finish a decode."""
+        ...
 
-    stop: StopStrings | None
+    def __call__(self, step: Step, cache: Cache, batch_size: int, max_length: int, key: Array | None = None) -> Decoded:
+        """Decodes.
 
-    def __call__(self, step: Callable, cache, batch_size: int, max_length: int, key=None) -> Decoded: ...
+        Args:
+          step: `(tokens [rows, 1], cache) -> (logits float32 [rows, 1, V], cache)`. The first call has B rows, and only it
+            may change the cache's structure (it fills in the cross-attention's keys and values). Later calls have B * N
+            rows, those of one input together.
+          cache: the empty cache of B rows, with at least `max_length` positions. Its arrays have the rows on axis 1, or are
+            scalars; arrays under a key `cross` are the same for all decodes of an input.
+          batch_size: B.
+          max_length: T.
+          key: random key; None if nothing is drawn.
+        """
+        ...
 
 
 def _check(min_length: int, max_length: int, **at_least_one: int) -> None:
@@ -61,45 +69,45 @@ def _check(min_length: int, max_length: int, **at_least_one: int) -> None:
         raise UserError(f"min_length is {min_length}; it must be less than the {max_length} tokens of an output.")
 
 
-def _repeat(cache, times: int):
-    """Each row of the cache `times` times."""
+def _repeat(cache: Cache, times: int) -> Cache:
+    """Repeats each row of the cache `times` times."""
     return jax.tree.map(lambda x: jnp.repeat(x, times, axis=1) if jnp.ndim(x) else x, cache)
 
 
-def _reorder(cache, index):
-    """The rows `index` of the cache; rows change places only among the decodes of one input."""
+def _reorder(cache: Cache, index: Int[Array, " rows"]) -> Cache:
+    """Selects rows of the cache. Rows move only among the decodes of one input, so what these share stays."""
 
     def rows(path, x):
-        same = jnp.ndim(x) == 0 or any(getattr(key, "key", None) == "cross" for key in path)
-        return x if same else jnp.take(x, index, axis=1)
+        shared = jnp.ndim(x) == 0 or any(getattr(key, "key", None) == "cross" for key in path)
+        return x if shared else jnp.take(x, index, axis=1)
 
     return jax.tree_util.tree_map_with_path(rows, cache)
 
 
-def _ends(stop: StopStrings | None, state: jax.Array, vocab_size: int) -> jax.Array:
-    """Which next tokens finish a decode: bool [..., V], for the states [...] of the stop strings' automaton."""
+def _ends(stop: StopStrings | None, state: Int[Array, "..."], vocab_size: int) -> Bool[Array, "... V"]:
+    """Returns which next tokens finish a decode, given the states of the stop strings' automaton."""
     eos = jnp.arange(vocab_size) == EOS
     return jnp.broadcast_to(eos, (*state.shape, vocab_size)) if stop is None else eos | stop.ends(state, vocab_size)
 
 
-def _advance(stop: StopStrings | None, state: jax.Array, tokens: jax.Array) -> jax.Array:
+def _advance(stop: StopStrings | None, state: Int[Array, "..."], tokens: Int[Array, "..."]) -> Int[Array, "..."]:
     return state if stop is None else stop.advance(state, tokens)
 
 
 @gin.configurable
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-    """Token after token: the likeliest (temperature 0, greedy, the default) or a random one.
+    """Chooses token after token: the likeliest (temperature 0, the default: greedy) or a random one.
 
-    Temperature, top-k and top-p apply in this order, as in `transformers`; 0 and 1.0 switch the last two off. A decode's
-    score is its log-likelihood under the model itself (temperature 1, nothing cut off), EOS included.
+    Temperature, top-k and top-p apply in this order, as in `transformers`. A decode's score is its log-likelihood under the
+    model itself (temperature 1, nothing cut off), EOS included.
 
     Attributes:
       temperature: divides the logits; 0 takes the likeliest token.
       top_k: keep the k likeliest tokens; 0 keeps all.
       top_p: keep the fewest likeliest tokens whose probabilities sum to at least this; 1.0 keeps all.
-      num_decodes: N, independent samples of each input; sorted by score.
-      min_length: tokens that stand before EOS at least.
+      num_decodes: N, independent samples per input, sorted by score.
+      min_length: least number of tokens before EOS.
       stop: strings that finish a decode.
     """
 
@@ -110,8 +118,8 @@ class Sampling:
     min_length: int = 0
     stop: StopStrings | None = None
 
-    def __call__(self, step, cache, batch_size, max_length, key=None):
-        """See `Decoding`."""
+    def __call__(self, step: Step, cache: Cache, batch_size: int, max_length: int, key: Array | None = None) -> Decoded:
+        """Decodes; see `Decoding`."""
         _check(self.min_length, max_length, num_decodes=self.num_decodes)
         if self.temperature < 0 or not 0 < self.top_p <= 1 or self.top_k < 0:
             raise UserError("Sampling needs temperature >= 0, top_k >= 0 and 0 < top_p <= 1.")
@@ -120,18 +128,18 @@ class Sampling:
             raise UserError("num_decodes, top_k and top_p need a temperature above 0: greedy decoding has one output.")
         if not greedy and key is None:
             raise UserError("Sampling with a temperature needs a random key.")
-        rows = batch_size * self.num_decodes
+        rows, draw = batch_size * self.num_decodes, None if greedy else key
 
         def choose(logits, i, state, ended, total):
-            """Next tokens of the rows, [rows]; their automaton state, whether they ended, their scores."""
+            """Returns per row: the next token, the automaton's state, whether the row has ended, its score."""
             log_p = jax.nn.log_softmax(logits)
             ends = _ends(self.stop, state, logits.shape[-1])
             logits = jnp.where(ends & (i < self.min_length), NEGATIVE, logits)
-            if greedy:
+            if draw is None:
                 new = jnp.argmax(logits, axis=-1)
             else:
-                kept = filter_logits(logits, self.temperature, self.top_k, self.top_p)
-                new = jax.random.categorical(jax.random.fold_in(key, i), kept)
+                logits = filter_logits(logits, self.temperature, self.top_k, self.top_p)
+                new = jax.random.categorical(jax.random.fold_in(draw, i), logits)
             new = jnp.where(ended, PAD, new.astype(jnp.int32))
             picked = lambda x: jnp.take_along_axis(x, new[:, None], axis=-1)[:, 0]
             total = total + jnp.where(ended, 0.0, picked(log_p))
@@ -155,8 +163,10 @@ class Sampling:
         return Decoded(jnp.take_along_axis(ids, order[..., None], axis=1), scores)
 
 
-def filter_logits(logits: jax.Array, temperature: float, top_k: int, top_p: float) -> jax.Array:
-    """Logits [rows, V] over the temperature, with `NEGATIVE` for tokens outside top-k and top-p; see `Sampling`."""
+def filter_logits(
+    logits: Float[Array, "rows V"], temperature: float, top_k: int, top_p: float
+) -> Float[Array, "rows V"]:
+    """Divides logits by the temperature, and sets those outside of top-k and top-p to `NEGATIVE`; see `Sampling`."""
     logits = logits / temperature
     if 0 < top_k < logits.shape[-1]:
         logits = jnp.where(logits < jax.lax.top_k(logits, top_k)[0][:, -1:], NEGATIVE, logits)
@@ -171,20 +181,20 @@ def filter_logits(logits: jax.Array, temperature: float, top_k: int, top_p: floa
 @gin.configurable
 @dataclasses.dataclass(frozen=True)
 class BeamSearch:
-    """Beam search with one of two finishing rules. `n` is a decode's length with its EOS.
+    """Beam search with one of two finishing rules, `t5x`'s and that of `transformers`. `n` is a decode's length with its EOS.
 
     | | `t5x` (`t5x.decoding.beam_search`) | `transformers` (`early_stopping=False`) |
     |---|---|---|
     | score | log-likelihood / ((5 + n) / 6)^alpha | log-likelihood / n^alpha |
-    | may finish | what ends among the 2 N likeliest candidates | only among the N likeliest |
-    | stops when | no live beam can beat the worst of N finished ones, at any length | ... at its present length |
-    | cut at T | ranked, by log-likelihood, only where nothing finished | ranked among the finished ones |
+    | may finish | any of the 2 N likeliest candidates that ends | only the N likeliest |
+    | stops when | no live beam can beat the worst of N finished ones, at any length | ... at its current length |
+    | cut off at T | ranked, by log-likelihood, only if nothing finished | ranked among the finished ones |
 
     Attributes:
       num_decodes: N, beams.
       alpha: exponent of the length penalty; 0 ranks by log-likelihood.
       finishing: "t5x" or "transformers".
-      min_length: tokens that stand before EOS at least.
+      min_length: least number of tokens before EOS.
       stop: strings that finish a decode.
     """
 
@@ -194,19 +204,19 @@ class BeamSearch:
     min_length: int = 0
     stop: StopStrings | None = None
 
-    def _penalty(self, length):
+    def _penalty(self, length: Array | int) -> Array:
         length = jnp.asarray(length, jnp.float32)
         return ((5.0 + length) / 6.0 if self.finishing == "t5x" else length) ** self.alpha
 
-    def __call__(self, step, cache, batch_size, max_length, key=None):
-        """See `Decoding`."""
+    def __call__(self, step: Step, cache: Cache, batch_size: int, max_length: int, key: Array | None = None) -> Decoded:
+        """Decodes; see `Decoding`."""
         _check(self.min_length, max_length, num_decodes=self.num_decodes)
         if self.finishing not in FINISHING:
             raise UserError(f"BeamSearch.finishing is {self.finishing!r}; it must be one of {', '.join(FINISHING)}.")
         beams, t5x = self.num_decodes, self.finishing == "t5x"
 
         def search(logits, s: "_Beams", cache):
-            """One more token for every beam. `logits` [B, live beams, V]; `cache` has B * live beams rows."""
+            """Extends every beam by a token. `logits` [B, live beams, V]; `cache` has B * live beams rows."""
             live, vocab = logits.shape[1:]
             if live * vocab < 2 * beams:
                 raise UserError(f"{beams} beams need a vocabulary of at least {2 * beams} tokens; it has {vocab}.")
@@ -222,25 +232,25 @@ class BeamSearch:
             if not t5x:
                 ended = ended | (length == max_length)
 
-            # Live: the best that did not end.
+            # Live: the best candidates that did not end.
             live_log_p, chosen = jax.lax.top_k(log_p + jnp.where(ended, NEGATIVE, 0.0), beams)
             from_beam = at(parent, chosen)
             if live == beams:
                 cache = _reorder(cache, (from_beam + beams * jnp.arange(batch_size)[:, None]).reshape(-1))
-            else:  # the first token: all beams start from the same row
+            else:  # at the first token all beams start from the same row
                 cache = _repeat(cache, beams)
             automaton = _advance(self.stop, at(s.automaton[:, :live], from_beam), at(token, chosen))
 
-            # Finished: the best of the old and the new.
+            # Finished: the best of the old and the new ones.
             may_finish = ended
             if not t5x:
                 may_finish = ended & (jnp.arange(2 * beams) < beams) & s.open[:, None]
             scores = log_p / self._penalty(length) + jnp.where(may_finish, 0.0, NEGATIVE)
-            scores, kept = jax.lax.top_k(jnp.concatenate([s.scores, scores], axis=1), beams)
-            finished = at(jnp.concatenate([s.finished, may_finish], axis=1), kept)
-            done_ids = at(jnp.concatenate([s.ids, ids], axis=1), kept)
+            scores, best = jax.lax.top_k(jnp.concatenate([s.scores, scores], axis=1), beams)
+            finished = at(jnp.concatenate([s.finished, may_finish], axis=1), best)
+            done_ids = at(jnp.concatenate([s.ids, ids], axis=1), best)
 
-            # Open: a live beam may still get among the finished ones.
+            # Open: a live beam may still displace a finished one.
             reachable = live_log_p[:, 0] / self._penalty(max_length + 1 if t5x else length)
             beaten = jnp.all(finished, axis=1) & (
                 (scores[:, -1] > reachable) if t5x else (scores[:, -1] >= reachable)
@@ -265,22 +275,21 @@ class BeamSearch:
         return Decoded(ids, jnp.where(any_finished, s.scores, s.live_log_p))
 
 
-@flax.struct.dataclass
-class _Beams:
-    """State of a beam search: `length` tokens are out. Beams stand best first.
+class _Beams(Struct):
+    """State of a beam search after `length` tokens. Beams are sorted, the best first.
 
-    live_ids [B, N, T], live_log_p [B, N], automaton int32 [B, N] (of the stop strings), ids [B, N, T], scores [B, N] and
-    finished bool [B, N] of the finished pool, open bool [B].
+    The live beams have `live_ids`, `live_log_p` and the state of the stop strings' `automaton`; the pool of finished ones has
+    `ids`, `scores` and `finished`, False where a place is still empty. `open` rows continue.
     """
 
-    length: jax.Array
-    live_ids: jax.Array
-    live_log_p: jax.Array
-    automaton: jax.Array
-    ids: jax.Array
-    scores: jax.Array
-    finished: jax.Array
-    open: jax.Array
+    length: Int[Array, ""]
+    live_ids: Int[Array, "B N T"]
+    live_log_p: Float[Array, "B N"]
+    automaton: Int[Array, "B N"]
+    ids: Int[Array, "B N T"]
+    scores: Float[Array, "B N"]
+    finished: Bool[Array, "B N"]
+    open: Bool[Array, " B"]
 
     @classmethod
     def start(cls, batch_size: int, beams: int, max_length: int) -> "_Beams":

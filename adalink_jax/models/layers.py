@@ -1,33 +1,55 @@
-"""Layers that T5 and the vision tower are made of. Every parameter carries logical axis names."""
+"""Layers shared by all families: dense, embedding, norms, MLP, attention, relative positions.
 
+Every parameter is float32 and carries logical axis names (`parallel/sharding.py`). Arithmetic is in each module's `dtype`,
+except for norm statistics, attention scores and the softmax, which are float32.
+
+Letters: B batch, L or S sequence length, Q queries, D model width, H heads, K head width, F MLP width, V vocabulary.
+"""
+
+import functools
+import operator
 from collections.abc import Callable, Sequence
+from typing import cast
 
 import flax.linen as nn
-import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax import Array
 from jax.ad_checkpoint import checkpoint_name
+from jaxtyping import Bool, Float, Int
 
+from adalink_jax.models.structs import Struct
 from adalink_jax.parallel import constrain
 
 fan_in = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
 
 ACTIVATIONS = {
     "relu": nn.relu,
-    "gelu": nn.gelu,  # by tanh, as T5 1.1 and SigLIP have it
-    "gelu_exact": lambda x: nn.gelu(x, approximate=False),  # by erf, as ViT, EVA and BERT
+    "gelu": nn.gelu,  # tanh approximation: T5 1.1, SigLIP
+    "gelu_exact": lambda x: nn.gelu(x, approximate=False),  # erf: ViT, EVA, BERT
     "silu": nn.silu,
     "linear": lambda x: x,
 }
 
 
-def param(module: nn.Module, name: str, init: Callable, shape: tuple[int, ...], axes: tuple[str, ...]) -> jax.Array:
-    """A float32 parameter of `module` whose axes are called `axes`."""
-    return module.param(name, nn.with_logical_partitioning(init, axes), shape, jnp.float32)
+def param(module: nn.Module, name: str, init: Callable, shape: tuple[int, ...], axes: tuple[str, ...]) -> Array:
+    """Declares a float32 parameter of `module`, with one logical axis name per dimension."""
+    return cast(
+        Array, module.param(name, nn.with_logical_partitioning(init, axes), shape, jnp.float32)
+    )  # Flax unboxes it
 
 
 class Dense(nn.Module):
-    """`x @ kernel (+ bias)`, [..., in] -> [..., features], computed in `dtype`."""
+    """A linear map, `x @ kernel (+ bias)`, computed in `dtype`.
+
+    Attributes:
+      features: output width.
+      axes: logical names of the kernel's two axes.
+      dtype: of the arithmetic and the result.
+      kernel_init: initialiser of the kernel [in, features].
+      use_bias: whether there is a bias [features].
+    """
 
     features: int
     axes: tuple[str, str]
@@ -36,7 +58,7 @@ class Dense(nn.Module):
     use_bias: bool = False
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: Float[Array, "... inputs"]) -> Float[Array, "... outputs"]:
         kernel = param(self, "kernel", self.kernel_init, (x.shape[-1], self.features), self.axes)
         y = jnp.dot(x.astype(self.dtype), kernel.astype(self.dtype))
         if self.use_bias:
@@ -46,32 +68,32 @@ class Dense(nn.Module):
 
 
 class Embed(nn.Module):
-    """A table of V vectors. `__call__`: ids [B, L] -> [B, L, D]."""
+    """An embedding table [V, D], looked up by ids."""
 
     vocab_size: int
     features: int
     dtype: str
 
-    def setup(self):
+    def setup(self) -> None:
         shape = (self.vocab_size, self.features)
         self.embedding = param(self, "embedding", nn.initializers.normal(1.0), shape, ("vocab", "embed"))
 
-    def __call__(self, ids):
+    def __call__(self, ids: Int[Array | np.ndarray, "B L"]) -> Float[Array, "B L D"]:
         return constrain(jnp.take(self.embedding, ids, axis=0).astype(self.dtype), "batch", "length", "embed")
 
-    def attend(self, x):
-        """Scores of every token: [..., D] -> [..., V]."""
+    def attend(self, x: Float[Array, "... D"]) -> Float[Array, "... V"]:
+        """Scores every token by the dot product with its embedding."""
         return jnp.dot(x.astype(self.dtype), self.embedding.astype(self.dtype).T)
 
 
 class RMSNorm(nn.Module):
-    """T5's layer norm: no mean, no bias; statistics in float32. [..., D] -> [..., D]."""
+    """T5's layer norm: no mean, no bias (Zhang and Sennrich, 2019). Statistics in float32."""
 
     dtype: str
     epsilon: float = 1e-6
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
         x = x.astype(jnp.float32)
         x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + self.epsilon)
         scale = param(self, "scale", nn.initializers.ones, (x.shape[-1],), ("embed",))
@@ -79,13 +101,13 @@ class RMSNorm(nn.Module):
 
 
 class LayerNorm(nn.Module):
-    """Layer norm with scale and bias; statistics in float32. [..., D] -> [..., D]."""
+    """Layer norm with scale and bias (Ba et al., 2016). Statistics in float32."""
 
     dtype: str
     epsilon: float = 1e-6
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
         x = x.astype(jnp.float32)
         x = x - jnp.mean(x, axis=-1, keepdims=True)
         x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + self.epsilon)
@@ -95,7 +117,10 @@ class LayerNorm(nn.Module):
 
 
 class MlpBlock(nn.Module):
-    """Feed-forward, plain (one activation: `wi`) or gated (two: the product of `wi_0` and `wi_1`). [B, L, D] -> [B, L, D]."""
+    """Feed-forward block: plain with one activation (`wi`), or gated with two, the product of `wi_0` and `wi_1`.
+
+    The gated form is that of T5 1.1 (Shazeer, 2020, "GLU Variants Improve Transformer").
+    """
 
     mlp_dim: int
     activations: Sequence[str]
@@ -105,37 +130,49 @@ class MlpBlock(nn.Module):
     use_bias: bool = False
 
     @nn.compact
-    def __call__(self, x):
-        width, hidden = x.shape[-1], None
+    def __call__(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
+        branches = []
         for i, activation in enumerate(self.activations):
             name = "wi" if len(self.activations) == 1 else f"wi_{i}"
             branch = Dense(self.mlp_dim, ("embed", "mlp"), self.dtype, use_bias=self.use_bias, name=name)(x)
-            branch = ACTIVATIONS[activation](branch)
-            hidden = branch if hidden is None else hidden * branch
+            branches.append(ACTIVATIONS[activation](branch))
+        hidden = functools.reduce(operator.mul, branches)
         hidden = nn.Dropout(self.dropout_rate, broadcast_dims=(-2,))(hidden, deterministic=self.deterministic)
         hidden = checkpoint_name(constrain(hidden, "batch", "length", "mlp"), "mlp_hidden")
-        y = Dense(width, ("mlp", "embed"), self.dtype, use_bias=self.use_bias, name="wo")(hidden)
+        y = Dense(x.shape[-1], ("mlp", "embed"), self.dtype, use_bias=self.use_bias, name="wo")(hidden)
         return checkpoint_name(y, "mlp_out")
 
 
-@flax.struct.dataclass
-class KeyValues:
-    """Keys and values of one attention: key, value [B, S, H, K]."""
+class KeyValues(Struct):
+    """Keys and values of one attention layer, [B, S, H, K]; those of a decoding cache are [layers, B, S, H, K]."""
 
-    key: jax.Array
-    value: jax.Array
+    key: Float[Array, "... S H K"]
+    value: Float[Array, "... S H K"]
 
-    def put(self, new: "KeyValues", index: jax.Array) -> "KeyValues":
-        """With `new` ([B, 1, H, K]) written at position `index`."""
+    def put(self, new: "KeyValues", index: Int[Array, ""]) -> "KeyValues":
+        """Returns a copy with `new`, [B, 1, H, K], written at position `index`."""
         write = lambda cache, x: jax.lax.dynamic_update_slice_in_dim(cache, x.astype(cache.dtype), index, axis=1)
         return KeyValues(write(self.key, new.key), write(self.value, new.value))
 
 
 class Attention(nn.Module):
-    """Multi-head attention with t5x's parameter names; the softmax is in float32.
+    """Multi-head attention with t5x's parameter names (Vaswani et al., 2017).
 
-    Two steps, so that a decoder can keep keys and values: `project(x)` gives `KeyValues`, `__call__(x, kv, bias)` attends.
-    `scale` multiplies the query: T5 folds 1/sqrt(K) into the query's initialisation and uses 1.
+        out = softmax(scale * q k^T + bias) v
+
+    It has two steps, so that a decoder can keep keys and values: `project(x)` computes `KeyValues`, `__call__(x, kv, bias)`
+    attends to them. The softmax is in float32.
+
+    Attributes:
+      num_heads: H.
+      head_dim: K.
+      dropout_rate: of the attention weights.
+      dtype: of everything but scores and softmax.
+      deterministic: no dropout.
+      features: output width D.
+      scale: multiplies the query. T5 folds 1/sqrt(K) into the query's initialisation and uses 1.
+      query_init: initialiser of the query's kernel.
+      use_bias: whether the four projections have biases.
     """
 
     num_heads: int
@@ -143,28 +180,30 @@ class Attention(nn.Module):
     dropout_rate: float
     dtype: str
     deterministic: bool
+    features: int
     scale: float = 1.0
     query_init: Callable = fan_in
     use_bias: bool = False
-    features: int | None = None
 
-    def setup(self):
+    def setup(self) -> None:
         joined = self.num_heads * self.head_dim
         dense = lambda **kw: Dense(joined, ("embed", "joined_kv"), self.dtype, use_bias=self.use_bias, **kw)
         self.query, self.key, self.value = dense(kernel_init=self.query_init), dense(), dense()
         self.out = Dense(self.features, ("joined_kv", "embed"), self.dtype, use_bias=self.use_bias)
         self.dropout = nn.Dropout(self.dropout_rate, broadcast_dims=(-2,))
 
-    def _split_heads(self, x):
+    def _split_heads(self, x: Float[Array, "B L joined"]) -> Float[Array, "B L H K"]:
         x = x.reshape(*x.shape[:-1], self.num_heads, self.head_dim)
         return checkpoint_name(constrain(x, "batch", "length", "heads", "kv"), "projections")
 
-    def project(self, x) -> KeyValues:
-        """Keys and values of x: [B, S, D] -> two [B, S, H, K]."""
+    def project(self, x: Float[Array, "B S D"]) -> KeyValues:
+        """Computes the keys and values of `x`."""
         return KeyValues(self._split_heads(self.key(x)), self._split_heads(self.value(x)))
 
-    def __call__(self, x, kv: KeyValues, bias=None):
-        """x [B, Q, D] attends to kv [B, S, H, K]; bias broadcasts to [B, H, Q, S] (large negative where masked)."""
+    def __call__(
+        self, x: Float[Array, "B Q D"], kv: KeyValues, bias: Float[Array, "#B #H #Q S"] | None = None
+    ) -> Float[Array, "B Q E"]:
+        """Lets `x` attend to `kv`; `bias` is added to the scores, and is large and negative where masked."""
         query = self._split_heads(self.query(x)) * jnp.asarray(self.scale, self.dtype)
         scores = jnp.einsum("bqhk,bshk->bhqs", query, kv.key, preferred_element_type=jnp.float32)
         if bias is not None:
@@ -174,8 +213,8 @@ class Attention(nn.Module):
         return checkpoint_name(self.out(mixed.reshape(*mixed.shape[:2], -1)), "attention_out")
 
 
-def mask_to_bias(mask: jax.Array) -> jax.Array:
-    """Bool mask (True: attend) -> float32 bias, 0 or -1e10, added to the scores."""
+def mask_to_bias(mask: Bool[Array, "..."]) -> Float[Array, "..."]:
+    """Converts a mask (True: attend) to a float32 bias of the scores, 0 or -1e10."""
     return jnp.where(mask, 0.0, -1e10).astype(jnp.float32)
 
 
@@ -188,8 +227,7 @@ class RelativePositionBias(nn.Module):
     max_distance: int
 
     @nn.compact
-    def __call__(self, query_positions, key_positions):
-        """Positions [Q] and [S] -> float32 bias [1, H, Q, S]."""
+    def __call__(self, query_positions: Int[Array, " Q"], key_positions: Int[Array, " S"]) -> Float[Array, "1 H Q S"]:
         init = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
         table = param(self, "rel_embedding", init, (self.num_heads, self.num_buckets), ("heads", "relpos_buckets"))
         distance = key_positions[None, :] - query_positions[:, None]
@@ -197,10 +235,12 @@ class RelativePositionBias(nn.Module):
         return jnp.take(table.astype(jnp.float32), buckets, axis=1)[None]
 
 
-def relative_position_bucket(distance, bidirectional: bool, num_buckets: int, max_distance: int):
-    """Bucket of each distance (key position - query position), int32: exact up to a quarter or a half, then logarithmic.
+def relative_position_bucket(
+    distance: Int[Array, "..."], bidirectional: bool, num_buckets: int, max_distance: int
+) -> Int[Array, "..."]:
+    """Buckets distances (key position - query position): exact for short ones, logarithmic up to `max_distance`.
 
-    Bidirectional attention spends half of the buckets on either sign; causal attention gives all keys to come bucket 0.
+    Bidirectional attention spends half of the buckets on either sign. Causal attention puts all later keys in bucket 0.
     """
     offset = 0
     if bidirectional:
@@ -210,7 +250,7 @@ def relative_position_bucket(distance, bidirectional: bool, num_buckets: int, ma
     else:
         distance = jnp.maximum(-distance, 0)
     exact = num_buckets // 2
-    # float32 arithmetic on at least 1, as in the reference, so that bucket borders fall on the same distances.
+    # float32 arithmetic on at least 1, as in the reference, puts the borders of the buckets at the same distances.
     ratio = jnp.log(jnp.maximum(distance, 1).astype(jnp.float32) / exact) / jnp.log(max_distance / exact)
     far = jnp.minimum(exact + (ratio * (num_buckets - exact)).astype(jnp.int32), num_buckets - 1)
     return offset + jnp.where(distance < exact, distance, far)

@@ -1,20 +1,24 @@
-"""The Q-Former of BLIP-2 (Li et al., 2023): learned queries that read an image, and give it as a few vectors.
+"""The Q-Former of BLIP-2: learned queries that read an image and summarise it in a few vectors (Li et al., 2023).
 
-A BERT (post-norm layers) whose sequence is the queries; in every `cross_attention_frequency`-th layer they attend to the
-vision tower's tokens. InstructBLIP's (Dai et al., 2023) has the words of the instruction behind the queries, which
-attend to each other, with an MLP of their own; the words' last states are dropped.
+    visual tokens [B, tokens, width] -> queries [B, N, emb_dim]
+
+It is a BERT (post-norm layers) whose sequence is the queries; in every `cross_attention_frequency`-th layer they attend to the
+vision tower's tokens. InstructBLIP's (Dai et al., 2023) appends the words of the instruction to the queries. Both attend to
+each other, the words have their own MLP, and their last states are dropped.
 """
 
 import dataclasses
 
 import flax.linen as nn
 import gin
-import jax
 import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jaxtyping import Float, Int
 
 from adalink_jax.models import layers
 
-EPSILON = 1e-12  # of the layer norms, as BERT's
+EPSILON = 1e-12  # BERT's, of all layer norms
 
 
 @gin.configurable
@@ -23,13 +27,13 @@ class QFormerConfig:
     """Sizes of a Q-Former.
 
     Attributes:
-      num_query_tokens: queries, which is N: visual tokens of one image.
+      num_query_tokens: N, the queries: visual tokens of one image.
       emb_dim, num_heads, mlp_dim, num_layers: as in ViTConfig.
       cross_attention_frequency: layers 0, this, twice this, ... attend to the image.
-      vocab_size: ids of the instruction's vocabulary (BERT's); 0: it reads no instruction.
+      vocab_size: ids of the instruction's vocabulary (BERT's); 0 if it reads no instruction.
       max_length: positions of the instruction.
       dropout_rate: as in T5Config.
-      dtype: of its arithmetic; BLIP-2 is used with float32 whatever the others' is.
+      dtype: dtype of the arithmetic. BLIP-2 uses float32, regardless of the other parts' dtype.
     """
 
     num_query_tokens: int = 32
@@ -45,11 +49,11 @@ class QFormerConfig:
 
 
 class QFormerLayer(nn.Module):
-    """x [B, Q + M, width]: Q queries, then M words of the instruction (M may be 0).
+    """One layer on x [B, N + M, emb_dim]: N queries, then M words of the instruction (M may be 0).
 
     Attributes:
       config: sizes.
-      cross: whether the queries attend to the image here.
+      cross: whether the queries attend to the image in this layer.
       deterministic: no dropout.
     """
 
@@ -57,7 +61,7 @@ class QFormerLayer(nn.Module):
     cross: bool
     deterministic: bool
 
-    def setup(self):
+    def setup(self) -> None:
         cfg = self.config
         attention = lambda: layers.Attention(
             cfg.num_heads, cfg.emb_dim // cfg.num_heads, cfg.dropout_rate, cfg.dtype, self.deterministic,
@@ -74,8 +78,12 @@ class QFormerLayer(nn.Module):
             self.mlp, self.post_mlp_layer_norm = mlp(), _norm(cfg)
         self.dropout = nn.Dropout(cfg.dropout_rate)
 
-    def __call__(self, x, image, bias):
-        """`image` [B, tokens, its width]; `bias` broadcasts to [B, H, Q + M, Q + M]."""
+    def __call__(
+        self,
+        x: Float[Array, "B sequence D"],
+        image: Float[Array, "B tokens width"],
+        bias: Float[Array, "#B #H #sequence sequence"],
+    ) -> Float[Array, "B sequence D"]:
         add = lambda x, y: x + self.dropout(y, deterministic=self.deterministic)
         attended = self.self_attention(x, self.self_attention.project(x), bias)
         x = self.post_self_attention_layer_norm(add(x, attended))
@@ -90,19 +98,21 @@ class QFormerLayer(nn.Module):
 
 
 class QFormer(nn.Module):
-    """Visual tokens [B, tokens, their width] (and the instruction) -> [B, Q, emb_dim], in the visual tokens' dtype."""
+    """The whole Q-Former. Its outputs have the visual tokens' dtype."""
 
     config: QFormerConfig
 
     @nn.compact
-    def __call__(self, image: jax.Array, words: jax.Array | None, train: bool = False) -> jax.Array:
-        """`words` int32 [B, M] (0 is padding), or None where `config.vocab_size` is 0."""
+    def __call__(
+        self, image: Float[Array, "B tokens width"], words: Int[Array | np.ndarray, "B M"] | None, train: bool = False
+    ) -> Float[Array, "B N D"]:
+        """Reads visual tokens and the instruction's ids (0 is padding), which are None if `config.vocab_size` is 0."""
         cfg, rows = self.config, image.shape[0]
         small = nn.initializers.normal(0.02)
         queries = layers.param(self, "query_tokens", small, (cfg.num_query_tokens, cfg.emb_dim), ("position", "embed"))
         x = jnp.broadcast_to(queries.astype(cfg.dtype), (rows, *queries.shape))
         mask = jnp.ones((rows, cfg.num_query_tokens), bool)
-        if cfg.vocab_size:
+        if words is not None:
             positions = layers.param(self, "pos_embedding", small, (cfg.max_length, cfg.emb_dim), ("position", "embed"))
             embedded = layers.Embed(cfg.vocab_size, cfg.emb_dim, cfg.dtype, name="token_embedder")(words)
             x = jnp.concatenate([x, embedded + positions[: words.shape[1]].astype(cfg.dtype)], axis=1)

@@ -1,49 +1,61 @@
-"""The seam between the embeddings and the first block: the only place where an adapter meets a backbone.
+"""The seam between the embeddings and the first block: the only place where an input adapter meets a backbone.
 
-    inputs  = backbone.embed(batch)
-    inputs  = input_adapter(inputs)
-    encoded = backbone.encode(inputs)
-    logits, cache = backbone.decode(encoded, target, cache)
+    inputs  = backbone.embed(batch)                        # Inputs: image [B, N, D], text [B, L, D] and their masks
+    inputs  = input_adapter(inputs)                        # AdaLink, a soft prompt, a chain of them, or nothing
+    encoded = backbone.encode(inputs)                      # Encoded: states [B, S, D] and their mask
+    target  = backbone.embed_target(tokens)                # [B, T, D]; passes the adapter as Inputs(target=...)
+    logits, cache = backbone.decode(encoded, target, cache)  # [B, T, V]
 
-Letters: B batch, P prompt length, L text length, N visual tokens, S encoder length (P + N + L), T target length, D model width, V vocabulary.
+Letters: B batch, P prompt length, N visual tokens, L text length, S encoder length (P + N + L), T target length, D model
+width, V vocabulary. `models/backbone.py` declares the backbone's methods.
 """
 
-import flax.struct
-import jax
+from typing import Any
+
+import numpy as np
+from jax import Array
+from jaxtyping import Bool, Float, Int
+
+from adalink_jax.models.structs import Struct
 
 ENCODER_KINDS = ("image", "text")
 KINDS = ENCODER_KINDS + ("target",)
+Cache = Any  # the decoder's keys and values: a pytree of the family's own, with the axes that `Decoding` requires
 
 
-@flax.struct.dataclass
-class Inputs:
-    """Embeddings on their way into the model. A kind that is absent is None.
+class Inputs(Struct):
+    """Embeddings on their way into the model. An absent kind is None.
 
     Attributes:
-      prompt: soft prompt, [B, P, D]; it comes from an adapter, and stands before all other inputs of the encoder.
+      prompt: a soft prompt [B, P, D]. It comes from an adapter and precedes all other inputs of the encoder.
       prompt_mask: bool [B, P].
-      image: visual tokens, [B, N, D], in the activation dtype.
+      image: visual tokens [B, N, D], in the activation dtype.
       image_mask: bool [B, N], True where there is a token.
-      text: embedded input tokens, [B, L, D].
+      text: embedded input tokens [B, L, D].
       text_mask: bool [B, L].
-      target: embedded decoder inputs, [B, T, D]; they pass the seam alone, in training and at each decoding step.
-      adapter_index: int32 [B], for a bank of adapters: which one serves the row.
+      target: embedded decoder inputs [B, T, D]. They pass the seam alone, in training and at each decoding step.
+      adapter_index: int32 [B], for a bank of adapters: the adapter that serves each row.
     """
 
-    prompt: jax.Array | None = None
-    prompt_mask: jax.Array | None = None
-    image: jax.Array | None = None
-    image_mask: jax.Array | None = None
-    text: jax.Array | None = None
-    text_mask: jax.Array | None = None
-    target: jax.Array | None = None
-    adapter_index: jax.Array | None = None
+    prompt: Float[Array, "B P D"] | None = None
+    prompt_mask: Bool[Array, "B P"] | None = None
+    image: Float[Array, "B N D"] | None = None
+    image_mask: Bool[Array | np.ndarray, "B N"] | None = None
+    text: Float[Array, "B L D"] | None = None
+    text_mask: Bool[Array | np.ndarray, "B L"] | None = None
+    target: Float[Array, "B T D"] | None = None
+    adapter_index: Int[Array | np.ndarray, " B"] | None = None
 
 
-@flax.struct.dataclass
-class Encoded:
-    """What the decoder attends to: states [B, S, D] and their mask, bool [B, S]; and the rows' adapters, int32 [B] or None."""
+class Encoded(Struct):
+    """What the decoder attends to.
 
-    states: jax.Array
-    mask: jax.Array
-    adapter_index: jax.Array | None = None
+    Attributes:
+      states: encoder states [B, S, D].
+      mask: bool [B, S], True where there is a token.
+      adapter_index: int32 [B], the adapter of each row; None without a bank.
+    """
+
+    states: Float[Array, "B S D"]
+    mask: Bool[Array, "B S"]
+    adapter_index: Int[Array | np.ndarray, " B"] | None = None

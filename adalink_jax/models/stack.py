@@ -1,9 +1,12 @@
-"""Running a stack of equal layers, scanned or unrolled, with optional remat.
+"""Runs a stack of equal layers, scanned or unrolled, with optional rematerialisation.
 
-A layer is a module whose call is `(x, per_layer, *shared) -> (x, per_layer)`: `x` flows through, `per_layer` has one
-slice a layer (the decoding cache, or None), `shared` is the same for all. Parameters live under `layers_0`, `layers_1`,
-... when unrolled and stacked on axis 0 under `layers` when scanned; `adalink_jax.models.paths` translates the names.
+A layer is a module called as `(x, per_layer, *shared) -> (x, per_layer)`: `x` flows through the stack, `per_layer` has one
+slice per layer (the decoding cache, or None), and `shared` is the same for all layers. Unrolled, parameters are under
+`layers_0`, `layers_1`, ...; scanned, they are stacked on axis 0 under `layers`. `adalink_jax.models.paths` translates the names.
 """
+
+from collections.abc import Callable
+from typing import Any, Protocol
 
 import flax.linen as nn
 import jax
@@ -12,15 +15,28 @@ import jax.numpy as jnp
 from adalink_jax.errors import UserError
 
 SAVE = "save:"
-NAMED = ("projections", "attention_out", "mlp_hidden", "mlp_out")  # as layers.py names them
+NAMED = ("projections", "attention_out", "mlp_hidden", "mlp_out")  # `checkpoint_name`s in layers.py
 
 
-def remat_policy(remat: str):
-    """What the backward pass finds kept: nothing ("full"), products without a batch axis ("dots"), or the tensors named
-    behind "save:", such as "save:attention_out,mlp_out".
+class StackConfig(Protocol):
+    """What `run_layers` reads of a configuration."""
+
+    @property
+    def scan_layers(self) -> bool: ...
+
+    @property
+    def remat(self) -> str: ...
+
+
+def remat_policy(remat: str) -> Callable[..., Any] | None:
+    """Returns which activations the forward pass saves for the backward pass, as `jax.checkpoint` takes it.
+
+    Args:
+      remat: "full" saves none, "dots" saves products without a batch axis, and "save:attention_out,mlp_out" saves the
+        named tensors.
 
     Raises:
-      UserError: for anything else.
+      UserError: for any other value.
     """
     if remat == "full":
         return None
@@ -34,15 +50,25 @@ def remat_policy(remat: str):
     return jax.checkpoint_policies.save_only_these_names(*names)
 
 
-def run_layers(layer_type: type[nn.Module], config, x, per_layer, *shared, num_layers: int, deterministic: bool):
-    """Runs `num_layers` of `layer_type(config, deterministic)`; call it inside a compact method.
+def run_layers(
+    layer_type: type[nn.Module],
+    config: StackConfig,
+    x: jax.Array,
+    per_layer: Any,
+    *shared: Any,
+    num_layers: int,
+    deterministic: bool,
+) -> tuple[jax.Array, Any]:
+    """Runs `num_layers` of `layer_type(config, deterministic)`. Call it inside a compact method.
 
     Args:
       layer_type: the layer's class.
-      config: passed to each layer; `scan_layers` (bool) and `remat` ("none", or see `remat_policy`) are read here.
+      config: passed to each layer; its `scan_layers` and `remat` ("none", or see `remat_policy`) are read here.
       x: the carry, [B, length, D].
-      per_layer: a pytree with a leading axis of `num_layers`, or None.
+      per_layer: a pytree whose leaves have `num_layers` on axis 0, or None.
       *shared: arguments that every layer gets.
+      num_layers: depth of the stack.
+      deterministic: no dropout.
 
     Returns:
       The last layer's `x`, and the layers' `per_layer` results stacked on axis 0 (or None).
@@ -54,7 +80,7 @@ def run_layers(layer_type: type[nn.Module], config, x, per_layer, *shared, num_l
             layer_type,
             variable_axes={"params": 0, "adapter": 0},
             split_rngs={"params": True, "dropout": True},
-            in_axes=(0,) + (nn.broadcast,) * len(shared),
+            in_axes=(0,) + (nn.broadcast,) * len(shared),  # pyright: ignore[reportArgumentType]  # one entry per argument
             out_axes=0,
             length=num_layers,
             metadata_params={nn.PARTITION_NAME: "layers"},
@@ -62,7 +88,7 @@ def run_layers(layer_type: type[nn.Module], config, x, per_layer, *shared, num_l
         return stack(config, deterministic, name="layers")(x, per_layer, *shared)
     results = []
     for i in range(num_layers):
-        mine = jax.tree.map(lambda leaf, i=i: leaf[i], per_layer)
-        x, result = layer_type(config, deterministic, name=f"layers_{i}")(x, mine, *shared)
+        layer_slice = jax.tree.map(lambda leaf, i=i: leaf[i], per_layer)
+        x, result = layer_type(config, deterministic, name=f"layers_{i}")(x, layer_slice, *shared)
         results.append(result)
     return x, jax.tree.map(lambda *leaves: jnp.stack(leaves), *results)

@@ -1,58 +1,69 @@
 """Stop strings inside a compiled decoding loop, as an automaton over UTF-8 bytes (Aho and Corasick, 1975).
 
-A decode's state is how much of a stop string its text ends with. Stepping by one token is one table lookup, so strings
-that begin or end in the middle of a token are found where they are complete.
+The state of a decode is how much of a stop string its text ends with. A step by one token is one table lookup, so strings
+that begin or end in the middle of a token are found as soon as they are complete.
 """
 
 import collections
 import dataclasses
 from collections.abc import Sequence
+from typing import Protocol
 
 import gin
-import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
+from jaxtyping import Bool, Int
 
 from adalink_jax.errors import UserError
+
+
+class HasTokenBytes(Protocol):
+    """A vocabulary that knows the text of its ids."""
+
+    def token_bytes(self) -> Sequence[bytes]:
+        """Returns the UTF-8 bytes that each id adds to an output."""
+        ...
 
 
 @gin.configurable
 @dataclasses.dataclass(frozen=True)
 class StopStrings:
-    """Strings that finish a decode when its text contains one.
+    """Strings that finish a decode when its text contains one of them.
 
     Attributes:
-      strings: the strings; not empty.
-      vocabulary: gives `token_bytes()`, the UTF-8 that each id adds to an output.
+      strings: the strings; none is empty.
+      vocabulary: has `token_bytes()`, the UTF-8 bytes that each id adds to an output.
     """
 
     strings: tuple[str, ...]
-    vocabulary: object
+    vocabulary: HasTokenBytes
+    _table: np.ndarray = dataclasses.field(init=False, repr=False, compare=False)  # see `_token_table`
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not self.strings or not all(isinstance(s, str) and s for s in self.strings):
             raise UserError(f"StopStrings.strings is {self.strings!r}; give strings that are not empty.")
         table = _token_table([s.encode() for s in self.strings], self.vocabulary.token_bytes())
-        object.__setattr__(self, "_table", table)  # [states, ids]; the last state: a stop string is complete
+        object.__setattr__(self, "_table", table)  # the dataclass is frozen
 
-    def advance(self, state: jax.Array, tokens: jax.Array) -> jax.Array:
-        """States after `tokens`; both int32 [...]. Ids beyond the vocabulary add no text."""
+    def advance(self, state: Int[Array, "..."], tokens: Int[Array, "..."]) -> Int[Array, "..."]:
+        """Returns the states after `tokens`. Ids beyond the vocabulary add no text."""
         table = jnp.asarray(self._table)
         return jnp.where(tokens < table.shape[1], table[state, jnp.minimum(tokens, table.shape[1] - 1)], state)
 
-    def ends(self, state: jax.Array, vocab_size: int) -> jax.Array:
-        """Which next tokens complete a stop string: bool [..., vocab_size]."""
+    def ends(self, state: Int[Array, "..."], vocab_size: int) -> Bool[Array, "... V"]:
+        """Returns which of the next `vocab_size` tokens complete a stop string."""
         complete = self._table == self._table.shape[0] - 1
         missing = max(0, vocab_size - complete.shape[1])
         return jnp.asarray(np.pad(complete, ((0, 0), (0, missing)))[:, :vocab_size])[state]
 
     def cut(self, text: str) -> str:
-        """`text` before the first stop string."""
+        """Returns `text` up to the first stop string."""
         return text[: min([len(text), *(at for s in self.strings if (at := text.find(s)) >= 0)])]
 
 
 def _automaton(strings: Sequence[bytes]) -> tuple[list[dict[int, int]], set[int]]:
-    """For each state its transitions by byte (to state 0 where none is given), and the final states."""
+    """Returns each state's transitions by byte (an absent byte leads to state 0), and the final states."""
     children, fallback, final = [{}], [0], set()
     for string in strings:
         node = 0
@@ -76,7 +87,7 @@ def _automaton(strings: Sequence[bytes]) -> tuple[list[dict[int, int]], set[int]
 
 
 def _token_table(strings: Sequence[bytes], tokens: Sequence[bytes]) -> np.ndarray:
-    """int32 [states + 1, ids]: the state after each token, from each state; the last state is final and never left."""
+    """Returns the state after each token from each state, int32 [states + 1, ids]; the last state is never left."""
     moves, final = _automaton(strings)
     done = len(moves)
     table = np.full((done + 1, len(tokens)), done, np.int32)

@@ -1,7 +1,11 @@
-"""T5 encoder-decoder (1.0, 1.1, mT5, ByT5, UL2 by configuration), with the parameter names of t5x.
+"""T5 encoder-decoder: T5 1.0 and 1.1, FLAN-T5, mT5, ByT5, UL2, by configuration (Raffel et al., 2020, arXiv:1910.10683).
 
-Reference: Raffel et al., 2020; t5x's `examples/t5/network.py` for names and initialisation. Attention has no 1/sqrt(K) at
-run time. `embed`, `encode` and `decode` are the backbone's side of the seam (`adalink_jax.models.seam`).
+    encoder:  x = x + attention(norm(x));  x = x + mlp(norm(x))                                   x [B, S, D]
+    decoder:  the same with causal self-attention, and attention to the encoder in between        x [B, T, D]
+
+Norms are RMS norms before each sublayer; positions enter as a relative bias of the attention scores; attention has no
+1/sqrt(K) at run time, as the query's initialisation includes it. Parameter names and initialisation are those of t5x
+(`t5x/examples/t5/network.py`). `T5` implements `Backbone`: `embed`, `encode` and `decode` are its side of the seam.
 """
 
 import dataclasses
@@ -10,8 +14,12 @@ import flax.linen as nn
 import gin
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jaxtyping import Bool, Float, Int
 
 from adalink_jax.models import layers
+from adalink_jax.models.backbone import Backbone, Batch
 from adalink_jax.models.seam import Encoded, Inputs
 from adalink_jax.models.stack import run_layers
 from adalink_jax.parallel import constrain
@@ -32,16 +40,16 @@ class T5Config:
       num_decoder_layers: layers of the decoder.
       mlp_activations: one name (plain) or two (gated) of `relu`, `gelu`, `silu`, `linear`.
       logits_via_embedding: tie the logits to the embedding table (T5 1.0); they are then scaled by D^-0.5.
-      encoder_embedding: the encoder has a table of its own, `encoder/token_embedder`, beside the one that it otherwise shares
-        with the decoder (and, tied, with the logits): what folding a text adapter gives.
+      encoder_embedding: the encoder has its own table, `encoder/token_embedder`, instead of sharing one with the decoder
+        (and with tied logits). Folding a text adapter needs it.
       relpos_num_buckets: relative-position buckets.
-      relpos_max_distance: distance from which on all positions share a bucket.
-      relpos_per_layer: every layer has a relative-position table of its own (t5x's scanned networks) instead of one a
-        stack.
+      relpos_max_distance: distance beyond which all positions share a bucket.
+      relpos_per_layer: every layer has its own relative-position table (t5x's scanned networks), instead of one per stack.
       dropout_rate: dropout of attention weights, hidden units and residual branches while training.
       dtype: dtype of the activations, "float32" or "bfloat16"; parameters are float32.
-      scan_layers: one compiled layer for the whole stack, parameters stacked on axis 0.
-      remat: "none"; "full", "dots" or "save:..." keep less for the backward pass, which computes it again (`stack.remat_policy`).
+      scan_layers: compile one layer for the whole stack, with parameters stacked on axis 0.
+      remat: "none"; or "full", "dots", "save:...", which save fewer activations and recompute the others in the backward
+        pass (`stack.remat_policy`).
     """
 
     vocab_size: int
@@ -78,24 +86,24 @@ def _relative_bias(config: T5Config, bidirectional: bool) -> layers.RelativePosi
 
 
 class _Residual(nn.Module):
-    """What encoder and decoder layers share: pre-norm and dropout around each sublayer."""
+    """Base of encoder and decoder layers: pre-norm and dropout around each sublayer."""
 
     config: T5Config
     deterministic: bool
 
-    def add_relative(self, bias, positions, bidirectional):
-        """`bias` with the layer's own relative positions, if it has a table; `positions` are queries' and keys'."""
+    def add_relative(self, bias: Array, positions: tuple[Array, Array], bidirectional: bool) -> Array:
+        """Adds the layer's own relative position bias, if it has one; `positions` are those of queries and keys."""
         if not self.config.relpos_per_layer:
             return bias
         return bias + _relative_bias(self.config, bidirectional)(*positions)
 
-    def norm(self, x, name):
+    def norm(self, x: Array, name: str) -> Array:
         return layers.RMSNorm(self.config.dtype, name=name)(x)
 
-    def drop(self, x):
+    def drop(self, x: Array) -> Array:
         return nn.Dropout(self.config.dropout_rate, broadcast_dims=(-2,))(x, deterministic=self.deterministic)
 
-    def mlp(self, x):
+    def mlp(self, x: Array) -> Array:
         cfg = self.config
         y = self.norm(x, "pre_mlp_layer_norm")
         y = layers.MlpBlock(
@@ -105,10 +113,12 @@ class _Residual(nn.Module):
 
 
 class EncoderLayer(_Residual):
-    """Self-attention and MLP. x [B, S, D], bias broadcasts to [B, H, S, S]."""
+    """Self-attention and MLP; called as `stack.run_layers` requires. `bias` broadcasts to [B, H, S, S]."""
 
     @nn.compact
-    def __call__(self, x, _, bias, positions):
+    def __call__(
+        self, x: Float[Array, "B S D"], _: None, bias: Float[Array, "#B #H #S S"], positions: tuple[Array, Array]
+    ) -> tuple[Float[Array, "B S D"], None]:
         bias = self.add_relative(bias, positions, bidirectional=True)
         y = self.norm(x, "pre_attention_layer_norm")
         attention = _attention(self.config, self.deterministic, "attention")
@@ -117,14 +127,23 @@ class EncoderLayer(_Residual):
 
 
 class DecoderLayer(_Residual):
-    """Causal self-attention, attention to the encoder, MLP.
+    """Causal self-attention, attention to the encoder, MLP; called as `stack.run_layers` requires.
 
-    x [B, T, D]; cache None, or one layer's `{"self": KeyValues, "cross": KeyValues | None}` with T = 1. The first cached
-    step finds `cross` None and fills it: the encoder's keys and values are computed once an example.
+    `cache` is None, or one layer's `{"self": KeyValues, "cross": KeyValues | None}` with T = 1. The first cached step finds
+    `cross` None and fills it: the encoder's keys and values are computed once per example.
     """
 
     @nn.compact
-    def __call__(self, x, cache, encoded, self_bias, positions, cross_bias, index):
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        cache: dict | None,
+        encoded: Float[Array, "B S D"],
+        self_bias: Float[Array, "#B #H T keys"],
+        positions: tuple[Array, Array],
+        cross_bias: Float[Array, "#B #H #T S"],
+        index: Int[Array, ""],
+    ) -> tuple[Float[Array, "B T D"], dict | None]:
         self_bias = self.add_relative(self_bias, positions, bidirectional=False)
         y = self.norm(x, "pre_self_attention_layer_norm")
         attention = _attention(self.config, self.deterministic, "self_attention")
@@ -141,21 +160,23 @@ class DecoderLayer(_Residual):
 
 
 class Encoder(nn.Module):
-    """Embeddings [B, S, D] and their mask [B, S] -> states [B, S, D]."""
+    """The stack of encoder layers, and the encoder's own embedding table where it has one."""
 
     config: T5Config
 
-    def setup(self):
+    def setup(self) -> None:
         cfg = self.config
         if cfg.encoder_embedding:
             self.token_embedder = layers.Embed(cfg.vocab_size, cfg.emb_dim, cfg.dtype)
 
-    def embed(self, tokens):
-        """Ids [B, L] -> [B, L, D], by the encoder's own table."""
+    def embed(self, tokens: Int[Array | np.ndarray, "B L"]) -> Float[Array, "B L D"]:
+        """Looks ids up in the encoder's own table."""
         return self.token_embedder(tokens)
 
     @nn.compact
-    def __call__(self, x, mask, deterministic: bool):
+    def __call__(
+        self, x: Float[Array, "B S D"], mask: Bool[Array, "B S"], deterministic: bool
+    ) -> Float[Array, "B S D"]:
         cfg = self.config
         positions = (jnp.arange(x.shape[1]),) * 2
         bias = layers.mask_to_bias(mask)[:, None, None, :]
@@ -170,12 +191,14 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Target embeddings [B, T, D] -> states [B, T, D] or, untied, logits [B, T, V]; with a cache T is 1."""
+    """The stack of decoder layers; with a cache T is 1. Returns states, or logits [B, T, V] where they are not tied."""
 
     config: T5Config
 
     @nn.compact
-    def __call__(self, x, encoded: Encoded, cache, deterministic: bool):
+    def __call__(
+        self, x: Float[Array, "B T D"], encoded: Encoded, cache: dict | None, deterministic: bool
+    ) -> tuple[Float[Array, "B T out"], dict | None]:
         cfg = self.config
         index = jnp.zeros((), jnp.int32) if cache is None else cache["index"]
         queries = jnp.arange(x.shape[1]) + index
@@ -198,19 +221,19 @@ class Decoder(nn.Module):
 
 
 @gin.configurable
-class T5(nn.Module):
-    """A T5, as a backbone: it offers the seam's methods and knows nothing of adapters."""
+class T5(Backbone):
+    """A T5 backbone. See `Backbone` for its methods."""
 
-    config: T5Config
+    config: T5Config  # pyright: ignore[reportIncompatibleVariableOverride]  # narrower; Flax modules are frozen
 
-    def setup(self):
+    def setup(self) -> None:
         cfg = self.config
         self.token_embedder = layers.Embed(cfg.vocab_size, cfg.emb_dim, cfg.dtype)
         self.encoder = Encoder(cfg)
         self.decoder = Decoder(cfg)
 
     def abstract_batch(self, batch_size: int, inputs: int, targets: int) -> dict[str, jax.ShapeDtypeStruct]:
-        """Shapes of the features that this backbone reads, for `inputs` = L and `targets` = T tokens."""
+        """Returns the shapes of t5x's features for L = `inputs` and T = `targets` tokens."""
         ids = lambda length: jax.ShapeDtypeStruct((batch_size, length), jnp.int32)
         return {
             "encoder_input_tokens": ids(inputs),
@@ -219,37 +242,34 @@ class T5(nn.Module):
             "decoder_loss_weights": jax.ShapeDtypeStruct((batch_size, targets), jnp.float32),
         }
 
-    def embed(self, batch: dict, train: bool = False) -> Inputs:
-        """`encoder_input_tokens` int32 [B, L] (0 is padding) -> text [B, L, D] and its mask."""
+    def embed(self, batch: Batch, train: bool = False) -> Inputs:
+        """Embeds `encoder_input_tokens`, int32 [B, L] with 0 for padding, as text [B, L, D]."""
         tokens = batch["encoder_input_tokens"]
         embed = self.encoder.embed if self.config.encoder_embedding else self.token_embedder
         return Inputs(text=embed(tokens), text_mask=tokens > 0)
 
-    def embed_target(self, tokens: jax.Array) -> jax.Array:
-        """Decoder input ids [B, T] -> [B, T, D]."""
+    def embed_target(self, tokens: Int[Array | np.ndarray, "B T"]) -> Float[Array, "B T D"]:
+        """Embeds decoder input ids."""
         return self.token_embedder(tokens)
 
     def encode(self, inputs: Inputs, train: bool = False) -> Encoded:
-        """Embeddings -> states [B, S, D]; a prompt stands before visual tokens (PaLI), and those before the text."""
-        parts = [
-            (inputs.prompt, inputs.prompt_mask),
-            (inputs.image, inputs.image_mask),
-            (inputs.text, inputs.text_mask),
-        ]
-        parts = [part for part in parts if part[0] is not None]
-        x = jnp.concatenate([x for x, _ in parts], axis=1)
-        mask = jnp.concatenate([mask for _, mask in parts], axis=1)
-        return Encoded(self.encoder(x, mask, deterministic=not train), mask)
+        """Runs the encoder on [prompt ; image ; text]."""
+        embeddings = [x for x in (inputs.prompt, inputs.image, inputs.text) if x is not None]
+        masks = [x for x in (inputs.prompt_mask, inputs.image_mask, inputs.text_mask) if x is not None]
+        mask = jnp.concatenate(masks, axis=1)
+        return Encoded(self.encoder(jnp.concatenate(embeddings, axis=1), mask, deterministic=not train), mask)
 
-    def decode(self, encoded: Encoded, target: jax.Array, cache=None, train: bool = False):
-        """Target embeddings [B, T, D] -> float32 logits [B, T, V], and the cache after this step (None without one)."""
+    def decode(
+        self, encoded: Encoded, target: Float[Array, "B T D"], cache: dict | None = None, train: bool = False
+    ) -> tuple[Float[Array, "B T V"], dict | None]:
+        """Returns float32 logits, and the cache after this step; see `Backbone.decode`."""
         x, cache = self.decoder(target, encoded, cache, deterministic=not train)
         if self.config.logits_via_embedding:
             x = self.token_embedder.attend(x * self.config.emb_dim**-0.5)
         return constrain(x.astype(jnp.float32), "batch", "length", "vocab"), cache
 
     def empty_cache(self, batch_size: int, max_length: int) -> dict:
-        """The cache before the first decoding step: self-attention [layers, B, max_length, H, K], all zeros."""
+        """Returns the cache before the first decoding step: self-attention [layers, B, max_length, H, K], all zeros."""
         cfg = self.config
         shape = (cfg.num_decoder_layers, batch_size, max_length, cfg.num_heads, cfg.head_dim)
         zeros = jnp.zeros(shape, cfg.dtype)

@@ -1,6 +1,9 @@
-"""A vision transformer (Dosovitskiy et al., 2021): pre-norm layers, learned positions, a final norm.
+"""A vision transformer: pre-norm layers, learned positions, a final norm (Dosovitskiy et al., 2020, arXiv:2010.11929).
 
-By configuration SigLIP's (no class token), ViT's, or EVA's as BLIP-2 has it (both with a class token and exact GELU).
+    images [B, height, width, channels] -> patches [B, N, patch^2 * channels] -> tokens [B, N, width]
+
+By configuration it is SigLIP's tower (no class token), ViT, or EVA's tower as in BLIP-2 (both with a class token and exact
+GELU).
 """
 
 import dataclasses
@@ -8,6 +11,9 @@ import dataclasses
 import flax.linen as nn
 import gin
 import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jaxtyping import Float
 
 from adalink_jax.errors import UserError
 from adalink_jax.models import layers
@@ -25,11 +31,11 @@ class ViTConfig:
       channels: colour channels.
       patch_size: side of a square patch; must divide both sides of the image.
       emb_dim, num_heads, mlp_dim, num_layers: as in T5Config; head width is emb_dim / num_heads.
-      class_token: a learned token before the patches', with a position of its own; it is one of the visual tokens.
-      activation: of the MLP: "gelu" (by tanh: SigLIP) or "gelu_exact" (ViT, EVA).
-      layer_norm_epsilon: of all norms: 1e-6 (SigLIP, EVA) or 1e-12 (ViT).
-      pixel_mean, pixel_std: of each channel, of pixels in [0, 1]; images are made (pixel - mean) / std before the first patch. None:
-        they stay in [-1, 1], which is mean and std 0.5.
+      class_token: put a learned token, with its own position, before the patches; it is one of the visual tokens.
+      activation: activation of the MLP: "gelu" (tanh approximation: SigLIP) or "gelu_exact" (ViT, EVA).
+      layer_norm_epsilon: epsilon of all norms: 1e-6 (SigLIP, EVA) or 1e-12 (ViT).
+      pixel_mean, pixel_std: per channel, for pixels in [0, 1]: images are normalised as (pixel - mean) / std. None keeps them
+        in [-1, 1], which is a mean and std of 0.5.
       dropout_rate, dtype, scan_layers, remat: as in T5Config.
     """
 
@@ -50,12 +56,12 @@ class ViTConfig:
     scan_layers: bool = False
     remat: str = "none"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if (self.pixel_mean is None) != (self.pixel_std is None):
-            raise UserError("ViTConfig.pixel_mean and ViTConfig.pixel_std go together; set both, or none.")
+            raise UserError("ViTConfig.pixel_mean and ViTConfig.pixel_std go together; set both or neither.")
         for name in ("pixel_mean", "pixel_std"):
             if len(getattr(self, name) or range(self.channels)) != self.channels:
-                raise UserError(f"ViTConfig.{name} must have one number for each of {self.channels} channels.")
+                raise UserError(f"ViTConfig.{name} must have one number for each of the {self.channels} channels.")
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -69,13 +75,13 @@ class ViTConfig:
 
 
 class ViTLayer(nn.Module):
-    """Pre-norm self-attention and MLP, with biases. x [B, N, width]."""
+    """Pre-norm self-attention and MLP, with biases; called as `stack.run_layers` requires."""
 
     config: ViTConfig
     deterministic: bool
 
     @nn.compact
-    def __call__(self, x, _):
+    def __call__(self, x: Float[Array, "B N width"], _: None) -> tuple[Float[Array, "B N width"], None]:
         cfg = self.config
         head_dim = cfg.emb_dim // cfg.num_heads
         drop = lambda y: nn.Dropout(cfg.dropout_rate)(y, deterministic=self.deterministic)
@@ -93,16 +99,18 @@ class ViTLayer(nn.Module):
 
 
 class ViT(nn.Module):
-    """Images [B, height, width, channels], float32 in [-1, 1] -> visual tokens [B, N, emb_dim].
+    """The tower: images, float32 in [-1, 1], to visual tokens.
 
     Raises:
-      UserError: if the images are not of the configured size, or patches do not tile them.
+      UserError: if the images do not have the configured size, or patches do not tile them.
     """
 
     config: ViTConfig
 
     @nn.compact
-    def __call__(self, images, train: bool = False):
+    def __call__(
+        self, images: Float[Array | np.ndarray, "B height width channels"], train: bool = False
+    ) -> Float[Array, "B N emb"]:
         cfg = self.config
         expected = (*cfg.image_size, cfg.channels)
         if images.shape[1:] != expected:
@@ -112,7 +120,7 @@ class ViT(nn.Module):
             raise UserError(f"Patches of {p} pixels do not tile images of {height} x {width}.")
         if cfg.pixel_mean is not None:
             images = (images / 2 + 0.5 - jnp.asarray(cfg.pixel_mean)) / jnp.asarray(cfg.pixel_std)
-        x = images.reshape(-1, height // p, p, width // p, p, cfg.channels).transpose(0, 1, 3, 2, 4, 5)
+        x = jnp.asarray(images).reshape(-1, height // p, p, width // p, p, cfg.channels).transpose(0, 1, 3, 2, 4, 5)
         x = x.reshape(x.shape[0], -1, p * p * cfg.channels)  # row-major patches, pixels row-major
         x = layers.Dense(cfg.emb_dim, ("patch", "embed"), cfg.dtype, use_bias=True, name="patch_embedding")(x)
         if cfg.class_token:

@@ -1,9 +1,10 @@
-"""Processes, meshes and logical axis rules: where every array lives. Imports nothing of the project."""
+"""Processes, meshes and logical axis rules: which device holds which part of every array. Imports no other layer."""
 
 from adalink_jax.parallel.distributed import Agreement, all_agree, expect_devices, initialize, is_first, leave, once
 from adalink_jax.parallel.mesh import data_axis_size, make_mesh
 from adalink_jax.parallel.read_once import Readers, host_zeros
 from adalink_jax.parallel.sharding import (
+    LogicalRules,
     batch_sharding,
     by_shard,
     constrain,
@@ -23,6 +24,7 @@ from adalink_jax.parallel.sharding import (
 
 __all__ = [
     "Agreement",
+    "LogicalRules",
     "Readers",
     "all_agree",
     "batch_sharding",

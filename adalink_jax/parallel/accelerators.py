@@ -1,8 +1,8 @@
-"""The table of accelerators: what planning, MFU and launching know of chips and of the slices that can be had of them.
+"""The table of accelerators: what planning, MFU and launching know of chips and of the slices that are available.
 
-Figures are per chip, from the vendors' data sheets; TPU link and network bandwidths are those of "How to Scale Your Model"
-(2025), part 2. `memory` of a TPU is what its compiler says a program may use; of a GPU it is 92 % of the card, which JAX
-takes with XLA_PYTHON_CLIENT_MEM_FRACTION=.92.
+Figures are per chip, from the vendors' data sheets; TPU link and network bandwidths are from "How to Scale Your Model" (2025),
+part 2. `memory` of a TPU is what its compiler allows a program; of a GPU it is 92 % of the card, which JAX takes with
+XLA_PYTHON_CLIENT_MEM_FRACTION=.92.
 """
 
 import dataclasses
@@ -21,17 +21,17 @@ class Accelerator:
     """One kind of chip.
 
     Attributes:
-      name: as topologies name it.
+      name: its name in topologies.
       platform: "tpu", "gpu" or "cpu".
       memory: bytes that a program may use.
-      memory_bandwidth: bytes a second.
-      peak_flops: dense bfloat16 matrix FLOPs a second.
-      link_bandwidth: bytes a second that a chip sends to chips of its slice (TPU: one link, one way) or node.
+      memory_bandwidth: bytes per second.
+      peak_flops: dense bfloat16 matrix FLOPs per second.
+      link_bandwidth: bytes per second that a chip sends to chips of its slice (TPU: one link, one way) or node.
       links: links along which a ring sends at once (TPU: both directions of one axis of the torus).
-      network_bandwidth: bytes a second that a chip sends out of its slice or node.
+      network_bandwidth: bytes per second that a chip sends out of its slice or node.
       chips_per_host: chips of one host, in slices of several hosts.
-      chips_of_lone_host: the most chips that one host has, where it is the only one of its slice.
-      slices: TPU topologies that can be had; for GPUs (), any whole number of them.
+      chips_of_lone_host: the most chips of a host that is the only one of its slice.
+      slices: available TPU topologies; () for GPUs, which come in any number.
     """
 
     name: str
@@ -65,13 +65,13 @@ CPU = "cpu"
 
 @dataclasses.dataclass(frozen=True)
 class Topology:
-    """What a job runs on.
+    """The devices of a job.
 
     Attributes:
-      text: as typed.
-      accelerator: the chip; None for CPU devices, of which nothing is known.
-      shape: of one slice, such as "4x8"; the number of devices for GPUs and CPUs.
-      num_slices: slices that a network joins.
+      text: the topology as typed.
+      accelerator: the chip; None for CPU devices, whose speed is unknown.
+      shape: shape of one slice, such as "4x8"; the number of devices for GPUs and CPUs.
+      num_slices: slices joined by a network.
     """
 
     text: str
@@ -81,12 +81,12 @@ class Topology:
 
     @property
     def chips(self) -> int:
-        """Chips of all slices."""
+        """Number of chips in all slices."""
         return self.num_slices * math.prod(map(int, self.shape.split("x")))
 
     @property
     def hosts(self) -> int:
-        """Hosts of all slices; CPU devices are on one.
+        """Number of hosts in all slices; CPU devices are on one.
 
         Raises:
           UserError: for GPUs that do not fill their hosts.
@@ -104,21 +104,21 @@ class Topology:
 
     @property
     def chips_per_host(self) -> int:
-        """Chips of each host of this topology."""
+        """Number of chips on each host of this topology."""
         return self.chips // self.hosts
 
     @property
     def axes(self) -> int:
-        """Axes of a slice's torus along which chips have neighbours; 1 where there is no torus."""
+        """Number of axes of a slice's torus along which chips have neighbours; 1 without a torus."""
         return max(1, sum(int(n) > 1 for n in self.shape.split("x"))) if "x" in self.shape else 1
 
     @property
     def platform(self) -> str:
-        """Which kind of device: "tpu", "gpu" or "cpu"."""
+        """Kind of device: "tpu", "gpu" or "cpu"."""
         return self.accelerator.platform if self.accelerator else CPU
 
     def larger(self) -> list[str]:
-        """Larger topologies of the same chip, smallest first."""
+        """Returns larger topologies of the same chip, smallest first."""
         size = math.prod(map(int, self.shape.split("x")))
         if self.accelerator is None or not self.accelerator.slices:
             return [f"{self.text.split(':')[0]}:{size * factor}" for factor in (2, 4, 8, 16)]
@@ -128,21 +128,21 @@ class Topology:
 
 
 def parse_topology(text: str) -> Topology:
-    """`v5e:4x8`, `v5e:16x16*2` (two slices), `h100:8`, `cpu:8`.
+    """Parses `v5e:4x8`, `v5e:16x16*2` (two slices), `h100:8`, `cpu:8`.
 
     Raises:
-      UserError: for what is none, or no slice that can be had; the sentence names what can.
+      UserError: for another form, or an unavailable slice; names the available ones.
     """
-    found = re.fullmatch(r"(\w+):(\d+(?:x\d+)*)(?:\*(\d+))?", text)
-    if not found or found[1] not in (CPU, *ACCELERATORS):
+    match = re.fullmatch(r"(\w+):(\d+(?:x\d+)*)(?:\*(\d+))?", text)
+    if not match or match[1] not in (CPU, *ACCELERATORS):
         raise UserError(
             f"The topology {text!r} must be CHIP:SHAPE, such as v5e:4x8, v5p:4x4x4, v5e:16x16*2 (two slices), h100:8 or cpu:8; "
             f"chips: {', '.join(ACCELERATORS)}, cpu."
         )
-    name, shape, slices = found[1], found[2], int(found[3] or 1)
+    name, shape, slices = match[1], match[2], int(match[3] or 1)
     chip = ACCELERATORS.get(name)
     if chip and chip.slices and shape not in chip.slices:
-        raise UserError(f"There is no slice {name}:{shape}; there are {', '.join(chip.slices)}, and several by *N.")
+        raise UserError(f"There is no slice {name}:{shape}; there are {', '.join(chip.slices)}, and *N joins several.")
     if not (chip and chip.slices) and ("x" in shape or slices > 1 or int(shape) < 1):
         raise UserError(f"The topology {text!r} must be {name}:N, for N devices.")
     if slices < 1:

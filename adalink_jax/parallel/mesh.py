@@ -1,4 +1,4 @@
-"""The device mesh: axes `("slice", "data", "model")`, made from gin even when there is one device."""
+"""The device mesh, with axes `("slice", "data", "model")`. It exists even for one device, so all runs share one code path."""
 
 from collections.abc import Sequence
 
@@ -14,18 +14,23 @@ SLICE, DATA, MODEL = AXES = ("slice", "data", "model")
 BATCH_AXES = (SLICE, DATA)
 
 
-@gin.configurable(denylist=["devices"])
-def make_mesh(data: int = -1, model: int = 1, slices: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """A mesh of `slices x data x model` devices with Auto axis types.
+@gin.configurable(denylist=["devices"])  # pyright: ignore[reportCallIssue]  # gin has no type hints
+def make_mesh(
+    data: int = -1,
+    model: int = 1,
+    slices: int = 1,
+    devices: Sequence[jax.Device] | None = None,  # pyright: ignore[reportInvalidTypeForm]  # a variable to pyright
+) -> Mesh:
+    """Makes a mesh of `slices x data x model` devices with Auto axis types.
 
-    The outermost axis alone crosses the network between TPU slices (or between nodes, where devices know of no slices);
-    both it and `data` split the batch, and only `data` splits parameters (FSDP), which are gathered in every step.
+    Only the outermost axis crosses the network between TPU slices (or between nodes, if devices know of no slices). The batch
+    is split over `slice` and `data`; parameters are split over `data` only (FSDP), and gathered in every step.
 
     Args:
       data: devices of a slice that split the batch; -1 takes all that `model` leaves.
       model: devices that split the heads, the MLP and the vocabulary (tensor parallelism).
-      slices: groups of devices that hold a copy of all parameters each.
-      devices: all that JAX sees, or those of a topology that is planned for.
+      slices: groups of devices that each hold a copy of all parameters.
+      devices: the devices; None takes all that JAX sees. Planning passes those of a topology.
 
     Raises:
       UserError: if the product is not the number of devices.
@@ -40,19 +45,19 @@ def make_mesh(data: int = -1, model: int = 1, slices: int = 1, devices: Sequence
             f"The mesh {shown}data={data} x model={model} does not cover the {count} devices that JAX sees; set make_mesh.data, "
             f"make_mesh.model and make_mesh.slices so that their product is {count}."
         )
-    found = len({getattr(device, "slice_index", None) for device in devices})
-    if found > 1 and found != slices:
-        raise UserError(f"The {count} devices are {found} slices; set make_mesh.slices = {found}.")
-    if found > 1:
+    actual_slices = len({getattr(device, "slice_index", None) for device in devices})
+    if actual_slices > 1 and actual_slices != slices:
+        raise UserError(f"The {count} devices are {actual_slices} slices; set make_mesh.slices = {actual_slices}.")
+    if actual_slices > 1:
         grid = mesh_utils.create_hybrid_device_mesh(
             (1, data, model), (slices, 1, 1), devices, allow_split_physical_axes=True
         )
         return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
-    # An axis of the slice is split where no product of whole axes gives the mesh (128 x 2 on 16x16).
+    # `allow_split`: an axis of the slice is split if no product of whole axes gives the mesh (128 x 2 on 16x16).
     grid = mesh_utils.create_device_mesh((slices, data, model), devices, allow_split_physical_axes=True)
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def data_axis_size(mesh: Mesh) -> int:
-    """Number of ways in which `mesh` splits a batch."""
+    """Returns the number of parts that `mesh` splits a batch into."""
     return int(np.prod([mesh.shape[name] for name in BATCH_AXES]))

@@ -1,21 +1,29 @@
-"""Logical axis names -> mesh axes.
+"""Logical axis names -> mesh axes: where each parameter and activation is placed.
 
-Invariant: modules name their axes (`embed`, `heads`, ...) and never a mesh axis; the rules here are the only place
-where the two meet. Names are t5x's; the adapter's own (`adapter_embed`, `adapter_rank`, `adapter_length`, `adapter_position`) are
-replicated by default.
+Invariant: modules name their axes (`embed`, `heads`, ...) and never a mesh axis; only the rules here map one to the other.
+The names are t5x's. The adapter's own (`adapter_embed`, `adapter_rank`, `adapter_length`, `adapter_position`) are replicated
+by default.
 """
 
 import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar, cast
 
 import flax.linen as nn
 import gin
 import jax
 import numpy as np
+from flax.linen.spmd import logical_to_mesh_axes
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from adalink_jax.errors import UserError
 from adalink_jax.parallel.mesh import AXES, BATCH_AXES, DATA, MODEL, data_axis_size
+
+Tree = TypeVar("Tree")  # any pytree; the function returns one of the same structure
+LogicalRules = tuple[
+    tuple[str, str | tuple[str, ...] | None], ...
+]  # (logical axis, mesh axis or axes); first match wins
 
 # A rule applies only if its mesh axis is still free in that array, so `embed` may follow `batch` onto `data`:
 # activations [batch, length, embed] keep their batch there, kernels [embed, mlp] are split (FSDP).
@@ -42,15 +50,15 @@ REPLICATED_NAMES = (
 
 
 @gin.configurable
-def logical_axis_rules(fsdp: bool = False, extra: tuple = ()) -> tuple[tuple[str, str | tuple[str, ...] | None], ...]:
-    """The rules, first match wins.
+def logical_axis_rules(fsdp: bool = False, extra: LogicalRules = ()) -> LogicalRules:
+    """Returns the rules.
 
     Args:
       fsdp: also split the `embed` axis of the parameters over `data`.
-      extra: rules put before all others, such as `(("adapter_embed", "model"),)`.
+      extra: rules before all others, such as `(("adapter_embed", "model"),)`.
 
     Raises:
-      UserError: for a rule that names no axis of the mesh.
+      UserError: for a rule with an unknown mesh axis.
     """
     embed = (("embed", DATA if fsdp else None),)
     for name, axes in extra:
@@ -61,62 +69,66 @@ def logical_axis_rules(fsdp: bool = False, extra: tuple = ()) -> tuple[tuple[str
 
 
 @contextlib.contextmanager
-def use_mesh(mesh: Mesh, rules):
-    """Traces made inside see `mesh` and `rules`; `constrain` does nothing outside."""
+def use_mesh(mesh: Mesh, rules: LogicalRules) -> Iterator[Mesh]:
+    """Sets the mesh and the rules for programs traced inside; outside, `constrain` does nothing."""
     with jax.set_mesh(mesh), nn.logical_axis_rules(rules):
         yield mesh
 
 
 def constrain(x: jax.Array, *names: str | None) -> jax.Array:
-    """Pins the layout of the activation `x`, whose axes are called `names`, inside `use_mesh`."""
+    """Pins the layout of the activation `x` with the logical axes `names`."""
     rules = nn.get_logical_axis_rules()
     if not rules:
         return x
-    return jax.lax.with_sharding_constraint(x, nn.logical_to_mesh_axes(names, rules))
+    return jax.lax.with_sharding_constraint(x, _mesh_axes(names, rules))
 
 
-def by_shard(function, *trees):
-    """`function` of each shard of `trees`, whose leaves have the shards of the batch on axis 0, on the shard's own devices.
+def _mesh_axes(names: tuple[str | None, ...], rules: Any) -> PartitionSpec:
+    return cast(PartitionSpec, logical_to_mesh_axes(names, rules))  # None for None only
 
-    Inside, `batch` is a shard's rows, and no activation crosses to another shard.
+
+def by_shard(function: Callable[..., Tree], *trees: Any) -> Tree:
+    """Maps `function` over axis 0 of `trees`, the shards of the batch, each on its own devices.
+
+    Inside, `batch` is the rows of one shard, and no activation crosses to another shard.
     """
     inside = lambda axes: axes if axes == MODEL else None
     with nn.logical_axis_rules([(name, inside(axes)) for name, axes in nn.get_logical_axis_rules()]):
         return jax.vmap(function, spmd_axis_name=BATCH_AXES)(*trees)
 
 
-def shards_of(tree, mesh: Mesh) -> int:
-    """Groups of devices that split the batch and hold all of `tree` each: 1 if a leaf is itself split over them."""
+def shards_of(tree: Any, mesh: Mesh) -> int:
+    """Returns how many groups of devices split the batch and each hold all of `tree`; 1 if a leaf is split over them."""
     axes = [axis for leaf in jax.tree.leaves(tree) for axis in jax.tree.leaves(tuple(leaf.sharding.spec))]
     return 1 if set(axes) & set(BATCH_AXES) else data_axis_size(mesh)
 
 
-def constrain_shards(tree):
-    """Pins axis 0 of every leaf, the shards of the batch, to their devices."""
+def constrain_shards(tree: Tree) -> Tree:
+    """Pins axis 0 of every leaf, the shards of the batch, to the shards' devices."""
     return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, PartitionSpec(BATCH_AXES)), tree)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """The same value on every device."""
+    """Returns the sharding with the same value on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """The first axis, the batch, split over `slice` and `data`."""
+    """Returns the sharding with axis 0, the batch, split over `slice` and `data`."""
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
 def local_rows(batch_size: int, mesh: Mesh) -> np.ndarray:
-    """Numbers of the rows of a global batch that this process's devices take, ascending; processes may share rows."""
+    """Returns the rows of a global batch that this process's devices hold, ascending; processes may share rows."""
     parts = batch_sharding(mesh).addressable_devices_indices_map((batch_size,)).values()
     return np.unique(np.concatenate([np.arange(batch_size)[part] for part in parts]))
 
 
-def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """The global batch on the devices, from each process's `local_rows` of it (with one process, all of them)."""
+def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+    """Places the global batch on the devices, from each process's `local_rows` of it (with one process: all rows)."""
     sharding = batch_sharding(mesh)
     parts = data_axis_size(mesh)
-    share = len(local_rows(parts, mesh))  # of so many parts of the batch
+    share = len(local_rows(parts, mesh))  # parts that this process holds
 
     def put(x):
         shape = (len(x) // share * parts, *x.shape[1:])
@@ -131,14 +143,14 @@ def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     return {name: put(x) for name, x in batch.items()}
 
 
-def on_mesh(tree, mesh: Mesh):
-    """Leaves that are not yet laid out on `mesh` (every process has the same of them), on each of its devices."""
-    laid_out = lambda x: isinstance(getattr(x, "sharding", None), NamedSharding)
-    return jax.tree.map(lambda x: x if laid_out(x) else jax.device_put(x, replicated(mesh)), tree)
+def on_mesh(tree: Tree, mesh: Mesh) -> Tree:
+    """Replicates the leaves that are not placed on a mesh yet; every process must have the same values."""
+    placed = lambda x: isinstance(getattr(x, "sharding", None), NamedSharding)
+    return jax.tree.map(lambda x: x if placed(x) else jax.device_put(x, replicated(mesh)), tree)
 
 
-def to_host(tree):
-    """NumPy copies of global arrays, whole, in every process; all processes must ask."""
+def to_host(tree: Any) -> Any:
+    """Copies whole global arrays to NumPy in every process; all processes must call it."""
 
     def whole(x):
         if not isinstance(x, jax.Array) or x.is_fully_addressable or x.is_fully_replicated:
@@ -148,32 +160,33 @@ def to_host(tree):
     return jax.device_get(jax.tree.map(whole, tree))
 
 
-def settle(arrays):
-    """Returns `arrays`, ready where they must be: collectives of virtual CPU devices share a pool of threads, in which two
-    programs in flight can wait for each other for ever. Elsewhere nothing is waited for.
+def settle(arrays: Tree) -> Tree:
+    """Waits for `arrays` on several virtual CPU devices only, and returns them.
+
+    The collectives of such devices share a pool of threads, in which two programs in flight can deadlock.
     """
     if jax.default_backend() == "cpu" and jax.device_count() > 1:
         jax.block_until_ready(arrays)
     return arrays
 
 
-def unbox(boxed):
-    """A tree of plain leaves from one of `nn.LogicallyPartitioned` leaves."""
+def unbox(boxed: Any) -> Any:
+    """Replaces `nn.LogicallyPartitioned` leaves of a tree by their values."""
     is_box = lambda leaf: isinstance(leaf, nn.LogicallyPartitioned)
     return jax.tree.map(lambda leaf: leaf.value if is_box(leaf) else leaf, boxed, is_leaf=is_box)
 
 
-def param_shardings(boxed, mesh: Mesh, rules):
-    """Shardings of a tree of `nn.LogicallyPartitioned` abstract leaves, in the same (unboxed) structure.
+def param_shardings(boxed: Any, mesh: Mesh, rules: LogicalRules) -> Any:
+    """Returns the shardings of a tree of abstract `nn.LogicallyPartitioned` leaves, in the unboxed structure.
 
     Raises:
-      UserError: if a dimension does not divide over its mesh axis; the sentence names the parameter and the sizes.
+      UserError: if a dimension does not divide over its mesh axis; names the parameter and the sizes.
     """
     specs = nn.get_partition_spec(boxed)
     leaves = unbox(boxed)
 
     def place(path, spec, leaf):
-        resolved = nn.logical_to_mesh_axes(spec, rules)
+        resolved = _mesh_axes(spec, rules)
         for size, name, axes in zip(leaf.shape, spec, resolved):
             axes = (axes,) if isinstance(axes, str) else axes or ()
             parts = int(np.prod([mesh.shape[axis] for axis in axes]))
@@ -181,7 +194,7 @@ def param_shardings(boxed, mesh: Mesh, rules):
                 fitting = ", ".join(str(n) for n in range(1, mesh.size + 1) if size % n == 0)
                 raise UserError(
                     f"{'/'.join(str(k.key) for k in path)} {tuple(leaf.shape)}: {name!r} of size {size} does not divide over the "
-                    f"{parts} devices of mesh axis {'x'.join(axes)!r}; sizes of that axis that would do: {fitting}."
+                    f"{parts} devices of mesh axis {'x'.join(axes)!r}; sizes that divide it: {fitting}."
                 )
         return NamedSharding(mesh, resolved)
 

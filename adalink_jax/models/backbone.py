@@ -1,0 +1,93 @@
+"""The interface of a backbone: what a family of models implements, and all that the rest of the package calls.
+
+A family is a module under `models` with a configuration, its blocks and one subclass of `Backbone`. Adapters, training,
+decoding, serving and planning use only the methods below; none of them branches on a family.
+"""
+
+import abc
+from collections.abc import Mapping
+from typing import Protocol
+
+import flax.linen as nn
+import jax
+import numpy as np
+from jaxtyping import Float, Int
+
+from adalink_jax.models.seam import Cache, Encoded, Inputs
+
+Batch = Mapping[str, jax.Array | np.ndarray]  # feature name -> array with the batch on axis 0
+
+
+class LanguageConfig(Protocol):
+    """What code outside of a family reads of its language model's configuration."""
+
+    @property
+    def vocab_size(self) -> int:
+        """V, rows of the embedding table."""
+        ...
+
+    @property
+    def emb_dim(self) -> int:
+        """D, model width."""
+        ...
+
+    @property
+    def dtype(self) -> str:
+        """Dtype of the activations: "float32" or "bfloat16"."""
+        ...
+
+    @property
+    def scan_layers(self) -> bool:
+        """Whether the layers' parameters are stacked on axis 0."""
+        ...
+
+    @property
+    def encoder_embedding(self) -> bool:
+        """Whether the encoder has its own embedding table, which a folded text adapter needs."""
+        ...
+
+
+class Backbone(nn.Module, abc.ABC):
+    """An encoder-decoder, cut at the seam (`models/seam.py`). It contains no adapter.
+
+    Attributes:
+      config: the language model's configuration, a frozen dataclass.
+    """
+
+    config: LanguageConfig
+
+    @abc.abstractmethod
+    def abstract_batch(self, batch_size: int, inputs: int, targets: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shapes of the features that this backbone reads, for L = `inputs` and T = `targets` tokens."""
+
+    @abc.abstractmethod
+    def embed(self, batch: Batch, train: bool = False) -> Inputs:
+        """Embeds the encoder's features: image [B, N, D] and text [B, L, D], where present, and their masks."""
+
+    @abc.abstractmethod
+    def embed_target(self, tokens: Int[jax.Array | np.ndarray, "B T"]) -> Float[jax.Array, "B T D"]:
+        """Embeds decoder input ids."""
+
+    @abc.abstractmethod
+    def encode(self, inputs: Inputs, train: bool = False) -> Encoded:
+        """Runs the encoder on embeddings: [prompt ; image ; text] -> states [B, S, D]."""
+
+    @abc.abstractmethod
+    def decode(
+        self, encoded: Encoded, target: Float[jax.Array, "B T D"], cache: Cache = None, train: bool = False
+    ) -> tuple[Float[jax.Array, "B T V"], Cache]:
+        """Runs the decoder on target embeddings.
+
+        Args:
+          encoded: what `encode` returned, with the rows of `target`.
+          target: embeddings [B, T, D]; T is 1 with a cache.
+          cache: keys and values of the steps before, from `empty_cache`; None decodes all T positions at once.
+          train: whether dropout is applied.
+
+        Returns:
+          float32 logits [B, T, V], and the cache after this step (None without one).
+        """
+
+    @abc.abstractmethod
+    def empty_cache(self, batch_size: int, max_length: int) -> Cache:
+        """Returns the cache before the first decoding step, with `max_length` positions."""

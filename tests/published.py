@@ -1,4 +1,4 @@
-"""Miniatures of published data sets, as TFDS prepares them and as their authors publish them, and tasks on them."""
+"""Small copies of published data sets in the layouts of TFDS and of their authors, and tasks over them."""
 
 import io
 import json
@@ -28,12 +28,12 @@ def tasks_of(module, name, folder, source="files", vocabulary="bytes", lengths=N
 def text(examples, *names):
     """The named fields of examples, as text."""
     coding = lambda name: "latin-1" if name == "image" else "utf-8"
-    found = [tuple(example[name].decode(coding(name)) for name in names) for example in examples]
-    return [row[0] for row in found] if len(names) == 1 else found
+    rows = [tuple(example[name].decode(coding(name)) for name in names) for example in examples]
+    return [row[0] for row in rows] if len(names) == 1 else rows
 
 
 def whole(task, *names):
-    """The same of every split: split -> rows."""
+    """The named fields of every split: split -> rows."""
     return {split: text(task.examples(split), *names) for split in ("train", "validation", "test")}
 
 

@@ -1,4 +1,4 @@
-"""Data: positions that can be saved, digits that never leak across splits, features, vocabularies, uneven batches."""
+"""Data: saved positions, digits that never leak across splits, features, vocabularies, uneven batches, k-shot."""
 
 import numpy as np
 import pytest
@@ -111,7 +111,7 @@ def instruct():
     return get_tasks(DatasetConfig("digits_instruct", {"inputs": 24, "targets": 4}, 8))
 
 
-def test_a_seqio_mixture_is_deterministic_and_can_be_entered_anywhere(instruct):
+def test_a_seqio_mixture_is_deterministic_and_starts_anywhere(instruct):
     mixture, _ = instruct
     take = lambda seed, start: [bytes(ex["inputs"]) for ex, _ in zip(mixture.examples("train", seed, start), range(8))]
     assert take(3, 0)[5:] == take(3, 5)[:3]
@@ -131,7 +131,7 @@ def test_seqio_tasks_are_scored_on_decoded_text(instruct):
 
 
 @pytest.mark.parametrize("shape", [(2, 3), (None, 3)])
-def test_examples_are_those_of_the_task_whatever_they_hold(shape):
+def test_examples_equal_the_task_s_for_features_of_all_kinds(shape):
     seqio, tf = pytest.importorskip("seqio"), pytest.importorskip("tensorflow")
     from adalink_jax.data.seqio_source import SeqioTask
 
@@ -149,25 +149,25 @@ def test_examples_are_those_of_the_task_whatever_they_hold(shape):
         "inputs": ids, "targets": ids, "image": spec(tf.float32, *shape), "label": spec(tf.int64), "name": spec(tf.string),
         "words": words, "box": spec(tf.float32, 4), "file": spec(tf.string),
     }  # fmt: skip
-    made = lambda split, shuffle_files, seed=None: tf.data.Dataset.from_generator(rows, output_signature=signature)
+    dataset = lambda split, shuffle_files, seed=None: tf.data.Dataset.from_generator(rows, output_signature=signature)
     feature = seqio.Feature(seqio.ByteVocabulary(), add_eos=False)
     task = seqio.Task(
-        "rows_of_all_kinds", seqio.FunctionDataSource(made, splits=["train"]), dict.fromkeys(("inputs", "targets"), feature),
+        "rows_of_all_kinds", seqio.FunctionDataSource(dataset, splits=["train"]), dict.fromkeys(("inputs", "targets"), feature),
         [],
     )  # fmt: skip
     lengths = {"inputs": 8, "targets": 8}
     wanted = list(task.get_dataset(lengths, split="train", shuffle=False, num_epochs=1).as_numpy_iterator())
     for start in (0, 100):
-        found = list(SeqioTask(task, lengths, False).examples("train", start=start))
-        assert len(found) == 150 - start
-        for mine, theirs in zip(found, wanted[start:]):
-            assert mine.keys() == theirs.keys()
-            for name, value in theirs.items():
-                assert type(mine[name]) is type(value) and np.array_equal(mine[name], value), name
-                assert np.asarray(mine[name]).dtype == np.asarray(value).dtype
+        examples = list(SeqioTask(task, lengths, False).examples("train", start=start))
+        assert len(examples) == 150 - start
+        for example, expected in zip(examples, wanted[start:]):
+            assert example.keys() == expected.keys()
+            for name, value in expected.items():
+                assert type(example[name]) is type(value) and np.array_equal(example[name], value), name
+                assert np.asarray(example[name]).dtype == np.asarray(value).dtype
 
 
-def test_an_unknown_task_is_answered_with_the_nearest(instruct):
+def test_the_error_for_an_unknown_task_names_the_nearest(instruct):
     from adalink_jax.data import DatasetConfig, get_tasks
 
     with pytest.raises(UserError, match="digits_reverse"):
@@ -207,7 +207,7 @@ def test_the_seed_draws_the_k_examples():
     assert seen(shots(8, seed=1), 5) == seen(shots(8, seed=1), 5)
 
 
-def test_k_shot_training_goes_on_where_it_was():
+def test_k_shot_training_resumes_at_its_position():
     batches = shots(8)
     seen(batches, 3)
     state, rest = batches.get_state(), seen(batches, 4)

@@ -1,4 +1,4 @@
-"""The free data sets, spans of text to restore, images and text in one run, and what the gin files of all sets set."""
+"""The free data sets, span corruption, images and text in one mixture, and the gin files of all published sets."""
 
 import collections
 import gzip
@@ -26,12 +26,12 @@ def test_free_sets_of_images_and_their_mixture(tmp_path):
     assert [task.name for task in scored] == ["caption_openstax", "vqa_daquar", "vqa_easy"]
     captions, daquar, easy = scored
     assert whole(captions, "inputs_pretokenized", "targets_pretokenized")["test"] == [("caption en", "A picture of 3.")]
-    found = whole(daquar, "inputs_pretokenized", "targets_pretokenized", "image")
-    assert found_first(found["test"]) == [
+    by_split = whole(daquar, "inputs_pretokenized", "targets_pretokenized", "image")
+    assert found_first(by_split["test"]) == [
         ("answer en what is ?", "book, white lamp"), ("answer en what is behind the table ?", "book, white lamp")
     ]  # fmt: skip
-    assert len(found["test"]) == 4 and len(found["train"]) + len(found["validation"]) == 60
-    assert found["validation"] and not {x[2] for x in found["validation"]} & {x[2] for x in found["train"]}
+    assert len(by_split["test"]) == 4 and len(by_split["train"]) + len(by_split["validation"]) == 60
+    assert by_split["validation"] and not {x[2] for x in by_split["validation"]} & {x[2] for x in by_split["train"]}
     sizes = {split: len(rows) for split, rows in whole(easy, "targets_pretokenized").items()}
     assert sizes["train"] + sizes["validation"] == 30 and sizes["test"] == 4
     config = DatasetConfig("free_images", {"inputs": 32, "targets": 32}, 2)
@@ -50,9 +50,9 @@ def test_free_instructions(tmp_path):
     rows = [f"Is {i} odd?\\nOptions:\\n- yes\\n- no\tyes\tBecause." for i in range(200)]
     write(tmp_path / "instruct_flan_cot/creak_train.tsv.gz", gzip.compress("\n".join(rows).encode()))
     task, _ = tasks_of("free", "instruct_flan_cot", tmp_path)
-    found = whole(task, "inputs_pretokenized", "targets_pretokenized")
-    assert ("Is 7 odd?\nOptions:\n- yes\n- no", "yes") in sum(found.values(), [])
-    assert sum(map(len, found.values())) == 200 and 180 < len(found["train"]) < 200
+    by_split = whole(task, "inputs_pretokenized", "targets_pretokenized")
+    assert ("Is 7 odd?\nOptions:\n- yes\n- no", "yes") in sum(by_split.values(), [])
+    assert sum(map(len, by_split.values())) == 200 and 180 < len(by_split["train"]) < 200
     rows = [{"template": "t", "inputs": f"Say {i}.", "targets": str(i)} for i in range(200)]
     write(tmp_path / "instruct_t0_short/t0_short.jsonl.gz", gzip.compress("\n".join(map(json.dumps, rows)).encode()))
     mixture, scored = tasks_of("free", "free_text", tmp_path)
@@ -87,9 +87,9 @@ def test_inputs_and_targets_together_are_the_text(length, settings):
 
 def test_every_division_is_equally_likely():
     rng = np.random.default_rng(0)
-    found = collections.Counter(tuple(span_corruption._division(5, 3, rng).tolist()) for _ in range(6000))
-    assert set(found) == {(a, b, 5 - a - b) for a in range(1, 4) for b in range(1, 5 - a)}
-    assert max(found.values()) - min(found.values()) < 250
+    counts = collections.Counter(tuple(span_corruption._division(5, 3, rng).tolist()) for _ in range(6000))
+    assert set(counts) == {(a, b, 5 - a - b) for a in range(1, 4) for b in range(1, 5 - a)}
+    assert max(counts.values()) - min(counts.values()) < 250
 
 
 def write_corpus(folder):
@@ -106,10 +106,10 @@ def test_text_and_images_in_one_mixture(tmp_path):
     lengths = {"inputs": 64, "targets": 32}
     mixture, _ = tasks_of("free", "free_raw", tmp_path, lengths=lengths)
     batches = train_batches(mixture, DatasetConfig("free_raw", lengths, 1), FeatureConverter(lengths, SHAPE))
-    found = [next(batches) for _ in range(6)]
-    present = [bool(batch["image_present"][0]) for batch in found]
+    first = [next(batches) for _ in range(6)]
+    present = [bool(batch["image_present"][0]) for batch in first]
     assert {True, False} == set(present)
-    assert present == [bool(batch["images"].any()) for batch in found]
+    assert present == [bool(batch["images"].any()) for batch in first]
 
 
 def test_the_corpus_is_corrupted_anew_each_epoch_and_fills_its_lengths(tmp_path):
@@ -146,10 +146,10 @@ def test_the_gin_file_of_each_module_sets_all_but_what_its_head_names(module):
     declared.register()  # reads no file
     import_name = {"glue": "glue_", "superglue": "superglue_"}.get(module, "")
     known = [*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()]
-    mine = {word.strip(",()") for word in head.replace("#", " ").split()} & set(known)
-    assert len(mine) >= 2 and all(name.startswith(import_name) for name in mine)
+    tasks = {word.strip(",()") for word in head.replace("#", " ").split()} & set(known)
+    assert len(tasks) >= 2 and all(name.startswith(import_name) for name in tasks)
     with pytest.raises(UserError, match="There is no folder d/"):
-        get_tasks(DatasetConfig(min(mine), {"inputs": 8, "targets": 8}, 2, dataset.mixture_or_task_module))
+        get_tasks(DatasetConfig(min(tasks), {"inputs": 8, "targets": 8}, 2, dataset.mixture_or_task_module))
 
 
 def test_a_task_and_a_model_that_do_not_see_alike_are_refused_before_anything_is_read(tmp_path):
@@ -157,7 +157,7 @@ def test_a_task_and_a_model_that_do_not_see_alike_are_refused_before_anything_is
     from adalink_jax.adapters import AdaLinkAdapter, AdaptedModel
     from adalink_jax.contract.tiny import tiny_pali, tiny_t5
     from adalink_jax.models import T5
-    from adalink_jax.training.run import check_setup
+    from adalink_jax.training.session import check_data
     from adalink_jax.training.setup import Setup
 
     write_free(tmp_path)
@@ -168,7 +168,7 @@ def test_a_task_and_a_model_that_do_not_see_alike_are_refused_before_anything_is
     def check(backbone, name, module):
         dataset = DatasetConfig(name, {"inputs": 24, "targets": 4}, 4, f"adalink_jax.data.published.{module}")
         setup = Setup(AdaptedModel(backbone, AdaLinkAdapter(rank=2)), ("adapter/.*",), dataset)
-        return check_setup(setup, 1, parallel.make_mesh())
+        return check_data(setup, 1, parallel.make_mesh())
 
     with pytest.raises(
         UserError, match="^vqa_easy has images, and the model takes none; use a model with a vision tower"

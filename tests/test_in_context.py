@@ -1,4 +1,4 @@
-"""A frozen base with examples in its prompt."""
+"""Evaluation of a frozen base with solved examples in its prompt."""
 
 import pytest
 
@@ -13,9 +13,9 @@ ROWS = [(f"word {i}", "odd" if i % 2 else "even") for i in range(40)]
 def config(tmp_path):
     file = tmp_path / "rows.csv"
     file.write_text("text,label\n" + "".join(f"{text},{label}\n" for text, label in ROWS))
-    own = FileTask(str(file), "{text}", "{label}", "bytes")
+    files = FileTask(str(file), "{text}", "{label}", "bytes")
     return lambda shots, inputs, **more: DatasetConfig(
-        "rows", {"inputs": inputs, "targets": 8}, 4, own_files=own, in_context_examples=shots, **more
+        "rows", {"inputs": inputs, "targets": 8}, 4, own_files=files, in_context_examples=shots, **more
     )
 
 

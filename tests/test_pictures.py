@@ -1,4 +1,4 @@
-"""Contact sheets draw whatever a model says."""
+"""Contact sheets draw any text that a model outputs."""
 
 import io
 

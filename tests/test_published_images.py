@@ -1,4 +1,4 @@
-"""Published images as tasks: captions of images and questions about them, from bytes to batches and to a picture."""
+"""Published images as tasks: captions and questions, from files to batches and to a run's picture."""
 
 import collections
 import io
@@ -36,9 +36,9 @@ def test_coco_captions_as_tfds_prepares_them_up_to_the_model_s_batch(tmp_path):
     write_tfds(tmp_path, "coco_captions", features, parts)
     task, _ = tasks_of("captioning", "coco_captions", tmp_path, "tfds")
     assert task.has_images
-    found = whole(task, "inputs_pretokenized", "targets_pretokenized")
-    assert found["train"] == [("caption en", f"a red thing {x}") for x in ("1 0", "1 1", "2 0")]  # a row a caption
-    assert len(found["test"]) == 2  # a row an image
+    by_split = whole(task, "inputs_pretokenized", "targets_pretokenized")
+    assert by_split["train"] == [("caption en", f"a red thing {x}") for x in ("1 0", "1 1", "2 0")]  # a row a caption
+    assert len(by_split["test"]) == 2  # a row an image
     examples = list(task.examples("test"))
     assert examples[0]["references"].decode().count("red") == 5 and isinstance(examples[0]["image"], bytes)
     config = DatasetConfig("coco_captions", {"inputs": 16, "targets": 32}, 2)
@@ -59,15 +59,15 @@ def test_captions_from_json_and_a_folder_of_images(tmp_path):
         captions = [{"image_id": i, "caption": f"picture {i} {x}"} for i in ids for x in "ab"]
         write(tmp_path / f"coco/annotations/captions_{part}2017.json", {"images": entries, "annotations": captions})
     task, _ = tasks_of("captioning", "coco_captions", tmp_path)
-    found = whole(task, "targets_pretokenized", "image_file")
-    assert found["train"][0] == ("picture 1 a", str(tmp_path / "coco/train2017/000000000001.jpg"))
-    assert len(found["train"]) == 4 and len(found["validation"]) + len(found["test"]) == 12
+    by_split = whole(task, "targets_pretokenized", "image_file")
+    assert by_split["train"][0] == ("picture 1 a", str(tmp_path / "coco/train2017/000000000001.jpg"))
+    assert len(by_split["train"]) == 4 and len(by_split["validation"]) + len(by_split["test"]) == 12
     rows = [{"image_id": f"x{i // 2}", "caption_str": f"says {i}"} for i in range(16)]
     for part in ("train", "val"):
         write(tmp_path / f"textcaps/TextCaps_0.1_{part}.json", {"data": rows})
-    found = whole(tasks_of("captioning", "textcaps", tmp_path)[0], "references", "image_file")
-    assert len(found["train"]) == 16
-    assert sorted(found["validation"] + found["test"])[0] == (
+    by_split = whole(tasks_of("captioning", "textcaps", tmp_path)[0], "references", "image_file")
+    assert len(by_split["train"]) == 16
+    assert sorted(by_split["validation"] + by_split["test"])[0] == (
         "says 0\x1fsays 1",
         str(tmp_path / "textcaps/train_images/x0.jpg"),
     )
@@ -77,10 +77,10 @@ def test_captions_from_json_and_a_folder_of_images(tmp_path):
 def test_questions_about_coco_images(tmp_path, name, folder, prefix):
     write_vqa(tmp_path / folder, prefix)
     task, _ = tasks_of("vqa", name, tmp_path)
-    found = whole(task, "inputs_pretokenized", "targets_pretokenized", "image_file")
-    assert found["train"][0][:2] == ("answer en what is 1?", "maybe")  # the most frequent answer
-    assert len(found["validation"]) + len(found["test"]) == 24
-    images = {split: {file for *_, file in rows} for split, rows in found.items()}
+    by_split = whole(task, "inputs_pretokenized", "targets_pretokenized", "image_file")
+    assert by_split["train"][0][:2] == ("answer en what is 1?", "maybe")  # the most frequent answer
+    assert len(by_split["validation"]) + len(by_split["test"]) == 24
+    images = {split: {file for *_, file in rows} for split, rows in by_split.items()}
     assert images["validation"] and images["test"] and not images["validation"] & images["test"]
     assert next(iter(task.examples("test")))["references"].decode().split("\x1f") == ["yes"] * 3 + ["maybe"] * 7
     config = DatasetConfig(name, {"inputs": 32, "targets": 8}, 4)
@@ -100,11 +100,11 @@ def test_questions_about_texts_and_documents(tmp_path):
             said | {"image": f"documents/{i}_{j}.png", "ucsf_document_id": f"d{i}"} for i in range(n) for j in (0, 1)
         ]
         write(tmp_path / f"docvqa/{part}_v1.0_withQT.json", {"data": rows})
-    found = whole(tasks_of("vqa", "textvqa", tmp_path)[0], "targets_pretokenized", "image_file")
-    assert found["train"] == [("a b", str(tmp_path / "textvqa/train_images/t0.jpg"))]
-    found = whole(tasks_of("vqa", "docvqa", tmp_path)[0], "image_file")
-    assert found["train"][0] == str(tmp_path / "docvqa/documents/0_0.png")
-    pages = {split: [file.rpartition("_")[0] for file in files] for split, files in found.items()}
+    by_split = whole(tasks_of("vqa", "textvqa", tmp_path)[0], "targets_pretokenized", "image_file")
+    assert by_split["train"] == [("a b", str(tmp_path / "textvqa/train_images/t0.jpg"))]
+    by_split = whole(tasks_of("vqa", "docvqa", tmp_path)[0], "image_file")
+    assert by_split["train"][0] == str(tmp_path / "docvqa/documents/0_0.png")
+    pages = {split: [file.rpartition("_")[0] for file in files] for split, files in by_split.items()}
     assert set(collections.Counter(pages["test"]).values()) == {2} and not set(pages["test"]) & set(pages["validation"])
     write(tmp_path / "docvqa/val_v1.0_withQT.json", {"dataset": []})
     with pytest.raises(UserError, match="val_v1.0_withQT.json has no data; is it the published file?"):
@@ -131,7 +131,7 @@ def test_encoded_images_of_any_size_are_scaled_to_the_model_s():
 
 
 @pytest.mark.parametrize(
-    "image, told",
+    "image, message",
     [
         (np.zeros((4, 4, 3), np.float32), r"'what is it' of things is \(4, 4, 3\) and the model takes \(8, 12, 3\)"),
         (picture((1, 2, 3))[:45], "image of the example 'what is it' of things is damaged"),
@@ -139,11 +139,11 @@ def test_encoded_images_of_any_size_are_scaled_to_the_model_s():
     ],
     ids=["another size", "cut short", "missing"],
 )
-def test_an_image_that_cannot_be_used_names_its_example(image, told):
+def test_an_image_that_cannot_be_used_names_its_example(image, message):
     row = example(image)
     if image is None:
         del row["image"]
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         FeatureConverter(LENGTHS, SHAPE, "things")([row])
 
 

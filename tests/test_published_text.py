@@ -1,4 +1,4 @@
-"""Published text as tasks: T5's text to the letter, from files and from TFDS, in parts that share no example."""
+"""Published text as tasks: exactly T5's text, from files and from TFDS, in splits that share no example."""
 
 import collections
 
@@ -141,12 +141,12 @@ def test_the_wrong_noun_of_wsc_is_scored_and_not_trained_on():
 def test_glue_from_its_archive_s_files(tmp_path):
     write_rte(tmp_path)
     task, [scored] = tasks_of("glue", "glue_rte", tmp_path)
-    found = whole(task, "inputs_pretokenized", "targets_pretokenized")
-    assert found["train"][:2] == [
+    by_split = whole(task, "inputs_pretokenized", "targets_pretokenized")
+    assert by_split["train"][:2] == [
         ("rte sentence1: The 0. sentence2: A 0.", "not_entailment"), ("rte sentence1: The 1. sentence2: A 1.", "entailment")
     ]  # fmt: skip
-    assert len(found["train"]) == 4 and len(found["validation"]) + len(found["test"]) == 20
-    assert not set(found["validation"]) & set(found["test"])
+    assert len(by_split["train"]) == 4 and len(by_split["validation"]) + len(by_split["test"]) == 20
+    assert not set(by_split["validation"]) & set(by_split["test"])
     examples = list(scored.examples("test"))
     right = text(examples, "targets_pretokenized")
     assert scored.score(examples, right) == {"accuracy": 1.0}
@@ -203,7 +203,7 @@ def test_the_whole_archive_as_one_mixture(tmp_path):
     assert max(early) > 1100  # beyond seqio's buffer of 1,000: the whole split is shuffled
 
 
-def test_the_order_depends_on_the_seed_and_can_be_entered_anywhere(tmp_path):
+def test_the_order_depends_on_the_seed_and_starts_anywhere(tmp_path):
     write_rte(tmp_path)
     task, _ = tasks_of("glue", "glue_rte", tmp_path)
     order = lambda seed, start=0: text(task.examples("validation", seed, start), "inputs_pretokenized")
@@ -266,9 +266,9 @@ def test_glue_and_super_glue_as_tfds_prepares_them(tmp_path):
         {"train": mnli(6, "t"), "validation_matched": mnli(12, "m"), "validation_mismatched": mnli(12, "n")},
     )  # fmt: skip
     task, _ = tasks_of("glue", "glue_mnli_mismatched", tmp_path, "tfds")
-    found = whole(task, "inputs_pretokenized", "targets_pretokenized")
-    assert found["train"][2] == ("mnli hypothesis: H. premise: P t 2.", "contradiction")
-    assert len(found["validation"]) + len(found["test"]) == 12 and all("P n" in x for x, _ in found["test"])
+    by_split = whole(task, "inputs_pretokenized", "targets_pretokenized")
+    assert by_split["train"][2] == ("mnli hypothesis: H. premise: P t 2.", "contradiction")
+    assert len(by_split["validation"]) + len(by_split["test"]) == 12 and all("P n" in x for x, _ in by_split["test"])
     ids = {"paragraph": np.int32, "question": np.int32, "answer": np.int32}
     row = lambda i: {
         "paragraph": f"T {i // 2}.", "question": "Q?", "answer": f"{i}", "label": 1,

@@ -1,4 +1,4 @@
-"""A cache of the vision tower's outputs changes no result, and what is stale, partial, damaged or no constant is refused."""
+"""A cache of the vision tower's outputs changes no result; a stale, partial, damaged or non-constant one is refused."""
 
 import functools
 import json
@@ -24,7 +24,7 @@ FILES = ("gin/models/pali_nano.gin", "gin/adapters/adalink.gin", "gin/tasks/digi
 
 
 def command(name, *extra, adapter=FILES[1], **macros):
-    """A command on the small task; paths and strings are quoted for gin."""
+    """Runs a command on the small task; paths and strings are quoted for gin."""
     macros = {
         "MIXTURE_OR_TASK_NAME": "few_scenes", "DatasetConfig.mixture_or_task_module": "small_scenes",
         "INITIAL_CHECKPOINT_PATH": "bundled:pali_nano_instruct", "BATCH_SIZE": 20,
@@ -51,7 +51,7 @@ def assert_same(one, other):
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """The same run without a cache, and with one that it makes."""
+    """The same run without a cache, and with a cache that it fills."""
     folder = tmp_path_factory.mktemp("runs")
     plain = train(folder / "plain")
     cached = train(folder / "cached", VISION_CACHE=str(folder / "vision"))
@@ -95,8 +95,8 @@ def test_a_pack_reads_it_too(runs, tmp_path):
         }
         files = ["--gin_file=gin/runs/pack.gin"]
         assert command("pack", *files, MODEL_DIR=str(tmp_path / name), VISION_CACHE=cache, **settings) == 0
-        found = sorted((tmp_path / name / "members").iterdir())
-        members.append([load_file(each / "adapter_last" / "adapter_model.safetensors") for each in found])
+        folders = sorted((tmp_path / name / "members").iterdir())
+        members.append([load_file(member / "adapter_last" / "adapter_model.safetensors") for member in folders])
     for one, other in zip(*members):
         for leaf in one:
             np.testing.assert_allclose(other[leaf], one[leaf], rtol=0, atol=1e-6)
@@ -121,7 +121,7 @@ def test_another_dtype_rounds_both_paths(tmp_path):
         ({"adapter": "gin/adapters/full.gin"}, "is trained"),
     ],
 )  # fmt: skip
-def test_what_is_another_towers_or_no_constant_is_refused(runs, tmp_path, capsys, macros, named):
+def test_features_of_another_tower_or_not_constant_are_refused(runs, tmp_path, capsys, macros, named):
     folder, _, _ = runs
     rank = {} if "adapter" in macros else {"RANK": 4}
     settings = {
@@ -136,7 +136,7 @@ def test_what_is_another_towers_or_no_constant_is_refused(runs, tmp_path, capsys
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
-def test_a_folder_of_something_else_is_refused(tmp_path):
+def test_a_folder_with_other_files_is_refused(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(UserError, match="holds files that are not a cache"):
         VisionCache(tmp_path, TOWER)
@@ -204,9 +204,9 @@ def test_features_stand_for_the_images_that_they_are_made_of():
     apply = jax.jit(lambda params, batch: model.apply({"params": params}, batch))
     tower = jax.jit(functools.partial(backbone.apply, method="image_features"))
     features = tower({"params": params["backbone"]}, batch)
-    given = {name: x for name, x in batch.items() if name != "images"} | {"image_features": features}
-    np.testing.assert_allclose(apply(params, given), apply(params, batch), rtol=0, atol=1e-5)
-    assert np.abs(apply(params, given | {"image_features": features * 0.5}) - apply(params, batch)).max() > 1e-3
+    cached = {name: x for name, x in batch.items() if name != "images"} | {"image_features": features}
+    np.testing.assert_allclose(apply(params, cached), apply(params, batch), rtol=0, atol=1e-5)
+    assert np.abs(apply(params, cached | {"image_features": features * 0.5}) - apply(params, batch)).max() > 1e-3
 
 
 def test_a_row_without_an_image_is_the_text_alone():
@@ -221,8 +221,8 @@ def test_a_row_without_an_image_is_the_text_alone():
     np.testing.assert_array_equal(one, two)
     assert np.abs(apply(params, batch)[1] - one[1]).max() > 1e-3
     converter = FeatureConverter({"inputs": 5, "targets": 4}, (8, 16, 1))
-    made = converter([{"inputs": [3], "targets": [4], "image": b""}])
-    assert not made["image_present"].any() and not made["images"].any()
+    features = converter([{"inputs": [3], "targets": [4], "image": b""}])
+    assert not features["image_present"].any() and not features["images"].any()
 
 
 def test_the_words_that_a_q_former_reads(tmp_path):
@@ -230,9 +230,9 @@ def test_the_words_that_a_q_former_reads(tmp_path):
     from adalink_jax.data import WordPieceVocabulary
 
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "what", "is", "it", "##s", "?"]
-    made = tokenizers.BertWordPieceTokenizer(vocab={word: i for i, word in enumerate(words)})
+    tokenizer = tokenizers.BertWordPieceTokenizer(vocab={word: i for i, word in enumerate(words)})
     (tmp_path / "qformer_tokenizer").mkdir()
-    made.save(str(tmp_path / "qformer_tokenizer" / "tokenizer.json"))
+    tokenizer.save(str(tmp_path / "qformer_tokenizer" / "tokenizer.json"))
     vocabulary = WordPieceVocabulary(str(tmp_path))
     assert vocabulary.encode("What is its?") == [2, 4, 5, 6, 7, 8, 3]
     with pytest.raises(UserError, match="holds no qformer_tokenizer/tokenizer.json"):

@@ -1,4 +1,4 @@
-"""Everything but seqio's tasks works where TensorFlow and seqio are not installed, up to training on NumPy batches."""
+"""Without TensorFlow and seqio everything works except seqio tasks, up to training on NumPy batches."""
 
 import subprocess
 import sys
@@ -44,7 +44,7 @@ losses = []
 with parallel.use_mesh(mesh, rules):
     everything = setup.Setup(model, trainable=(".*",))
     base = setup.load_parameters(everything, mesh, rules)
-    checkpoints.save_base(sys.argv[1], base.trainable["backbone"], "tiny", {})
+    checkpoints.save_base(sys.argv[1], base.tree()["backbone"], "tiny", {})
     params = setup.load_parameters(setup.Setup(model, ("adapter/.*",), initial_checkpoint_path=sys.argv[1]), mesh, rules)
     optimizer = optimizers.adamw(0.01)
     state = TrainState(jnp.int32(0), params.trainable, optimizer.init(params.trainable))

@@ -1,6 +1,6 @@
 """Tasks, feature conversion, vocabularies, metrics.
 
-Only `seqio_tasks`, `seqio_source` and the modules of `published` that declare tasks import TensorFlow or seqio, and nothing
+Only the modules `seqio_...` and those of `published` that declare tasks import TensorFlow or seqio, and nothing
 here imports JAX. The training loop sees only an iterator of NumPy batches whose position can be saved and restored
 (`adalink_jax.data.iterators.BatchIterator`).
 """

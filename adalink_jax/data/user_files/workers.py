@@ -34,7 +34,7 @@ class _Batches:
 
 @functools.lru_cache(2)
 def _epoch(task: LoadedFileTask, seed: int) -> Sequence[Example]:
-    return cast(Sequence[Example], task.dataset("train", seed))  # grain's type allows gaps, of which there are none
+    return cast(Sequence[Example], task.dataset("train", seed))  # grain's type allows gaps; there are no gaps here
 
 
 class WorkerIterator(EpochIterator):

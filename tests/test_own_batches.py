@@ -1,4 +1,4 @@
-"""Batches of one's own files: their order, where they go on, which host reads which, and that they are seqio's."""
+"""Batches of your own files: their order, their position when resumed, each host's rows, and that they equal seqio's."""
 
 import json
 import os
@@ -31,7 +31,7 @@ def test_an_epoch_has_every_example_once_in_an_order_of_its_seed(task):
     assert sorted(read(1)) == sorted(read(None)) and read(1) == read(1) != read(2)
 
 
-def test_it_goes_on_in_the_middle_of_an_epoch_with_the_same_batches(task):
+def test_resuming_in_the_middle_of_an_epoch_gives_the_same_batches(task):
     whole, cut = batches_of(task), batches_of(task)
     expected = [targets(next(whole)) for _ in range(25)]  # more than two epochs
     for _ in range(13):
@@ -51,7 +51,7 @@ def test_hosts_see_each_example_of_an_epoch_once_between_them(task, hosts):
     assert sorted(seen) == sorted(target for _ in range(steps) for target in targets(next(whole)))
 
 
-def test_processes_make_the_same_batches_and_go_on_alike(tmp_path):
+def test_worker_processes_give_the_same_batches_also_when_resumed(tmp_path):
     path = written(tmp_path, "a.csv", csv_text([(f"text {i}", str(i)) for i in range(60)]))
     plain, forked = batches_of(load(path)), batches_of(load(path, workers=2))
     expected = [next(plain) for _ in range(9)]

@@ -1,4 +1,4 @@
-"""Packed training gives each adapter what it gets alone."""
+"""Packed training gives each adapter the same result as training it alone."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""First values of prompts: from the vocabulary and from class labels, alone and in a pack."""
+"""Initial values of prompts: from the vocabulary and from class labels, alone and in a pack."""
 
 import dataclasses
 
@@ -28,7 +28,7 @@ def setup_of(*flags) -> Setup:
 
 def load(setup):
     params = load_parameters(setup, parallel.make_mesh(), parallel.logical_axis_rules())
-    return np.asarray(params.frozen["backbone"]["token_embedder"]["embedding"]), params
+    return np.asarray(params.frozen["backbone/token_embedder/embedding"]), params
 
 
 def row_of(table, vector):
@@ -40,14 +40,14 @@ def row_of(table, vector):
 def test_rows_of_the_vocabulary_are_drawn_once_each_by_the_seed():
     setup = setup_of("PROMPT_START=@from_vocabulary()", "from_vocabulary.most_common=20")
     table, params = load(setup)
-    prompt = np.asarray(params.trainable["adapter"]["prompt"])
+    prompt = np.asarray(params.trainable["adapter/prompt"])
     rows = [row_of(table, vector) for vector in prompt]
     assert len(set(rows)) == 6 and min(rows) >= 3 and max(rows) < 20
     assert "PROMPT_START" in params.sources["adapter"]
     _, again = load(setup)
-    np.testing.assert_array_equal(again.trainable["adapter"]["prompt"], prompt)
+    np.testing.assert_array_equal(again.trainable["adapter/prompt"], prompt)
     _, other = load(dataclasses.replace(setup, random_seed=1))
-    assert (np.asarray(other.trainable["adapter"]["prompt"]) != prompt).any()
+    assert (np.asarray(other.trainable["adapter/prompt"]) != prompt).any()
 
 
 def test_labels_come_first_each_the_mean_of_its_tokens():
@@ -57,7 +57,7 @@ def test_labels_come_first_each_the_mean_of_its_tokens():
         "from_class_labels.vocabulary='bytes'",
     ]
     table, params = load(setup_of(*flags))
-    prompt = np.asarray(params.trainable["adapter"]["prompt"])
+    prompt = np.asarray(params.trainable["adapter/prompt"])
     np.testing.assert_array_equal(prompt[0], table[ord("7") + 3])
     np.testing.assert_allclose(prompt[1], (table[ord("n") + 3] + table[ord("o") + 3]) / 2, rtol=1e-6)
     assert len({row_of(table, vector) for vector in prompt[2:]}) == 4
@@ -70,23 +70,23 @@ def test_a_member_of_a_pack_starts_as_it_does_alone():
     for number, member in enumerate(members):
         _, alone = load(member.setup(setup))
         np.testing.assert_array_equal(
-            pack.member(pack.trainable, number)["adapter"]["prompt"], alone.trainable["adapter"]["prompt"]
+            pack.member(pack.trainable, number)["adapter/prompt"], alone.trainable["adapter/prompt"]
         )
 
 
 def test_only_prompts_are_replaced():
-    adapter = {"adapters_0": {"text": {"down": np.ones(2)}}, "adapters_1": {"prompt": np.zeros((2, 4))}}
+    adapter = {"adapters_0/text/down": np.ones(2), "adapters_1/prompt": np.zeros((2, 4))}
     table = np.arange(40.0).reshape(10, 4)
     found = from_vocabulary()(adapter, table, jax.random.key(0))
-    np.testing.assert_array_equal(found["adapters_0"]["text"]["down"], np.ones(2))
-    assert min(row_of(table, vector) for vector in np.asarray(found["adapters_1"]["prompt"])) >= 3
+    np.testing.assert_array_equal(found["adapters_0/text/down"], np.ones(2))
+    assert min(row_of(table, vector) for vector in np.asarray(found["adapters_1/prompt"])) >= 3
 
 
-def test_starts_that_cannot_be_are_refused():
+def test_impossible_starts_are_refused():
     table, key = np.ones((10, 4)), jax.random.key(0)
     prompt = lambda length: {"prompt": np.zeros((length, 4))}
     with pytest.raises(UserError, match="the adapter has no prompt"):
-        from_vocabulary()({"text": {"down": np.zeros(2)}}, table, key)
+        from_vocabulary()({"text/down": np.zeros(2)}, table, key)
     with pytest.raises(UserError, match="8 positions to fill and the vocabulary 7 tokens"):
         from_vocabulary()(prompt(8), table, key)
     with pytest.raises(UserError, match="has 3 labels for a prompt of 2"):

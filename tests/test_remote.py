@@ -1,7 +1,7 @@
-"""Runs in a bucket, on a full disk, in a folder that cannot be written.
+"""Runs in a bucket, on a full disk, and in a read-only folder.
 
-The bucket is a file system in memory that answers to gs:// and, as a bucket does, refuses to append and to rename. Orbax and
-tensorstore read and write gs:// by code of their own, which cannot be had without a network: their checkpoints go to a folder here.
+The bucket is an in-memory file system for gs:// that, like a bucket, can neither append nor rename. Orbax and tensorstore have their
+own code for gs://, which needs a network, so their checkpoints go to a local folder.
 """
 
 import json
@@ -21,7 +21,7 @@ SETTINGS = {"TRAIN_STEPS": 12, "EVAL_PERIOD": 6, "CHECKPOINT_PERIOD": 6, "BATCH_
 
 
 class Bucket(MemoryFileSystem):
-    """Objects: made whole, never appended to, never renamed."""
+    """A file system of objects, which are written whole; code that appends or renames fails the test."""
 
     protocol = ("gs", "gcs")
     cachable = False
@@ -32,11 +32,11 @@ class Bucket(MemoryFileSystem):
 
     def open(self, path, mode="rb", **options):
         if "a" in mode or "+" in mode:
-            raise NotImplementedError("objects cannot be appended to")
+            raise AssertionError("objects cannot be appended to")
         return super().open(path, mode, **options)
 
     def _refuse(self, *_, **__):
-        raise NotImplementedError("objects cannot be renamed")
+        raise AssertionError("objects cannot be renamed")
 
     mv = move = rename = _refuse
 
@@ -45,7 +45,7 @@ class Bucket(MemoryFileSystem):
 def bucket(monkeypatch, tmp_path):
     for protocol in Bucket.protocol:
         fsspec.register_implementation(protocol, Bucket, clobber=True)
-    monkeypatch.setattr(gpath, "_is_tf_installed", lambda: False)  # where TensorFlow is, it reads gs:// itself
+    monkeypatch.setattr(gpath, "_is_tf_installed", lambda: False)  # TensorFlow would read gs:// itself
     MemoryFileSystem.store.clear()
     init = RunCheckpoints.__init__
     here = lambda folder: tmp_path / str(folder).removeprefix("gs://")
@@ -96,7 +96,7 @@ def test_a_run_in_a_bucket_goes_on(bucket, capsys):
     bucket.rm("/bucket/run/summary.json")
     more = ["--gin.warmup_cosine.total_steps=6"]
     assert main(["quickstart", *flags("gs://bucket/run", TRAIN_STEPS=12), *more]) == 0
-    assert "Going on from step 6" in capsys.readouterr().out
+    assert "Resuming from step 6" in capsys.readouterr().out
     rows = bucket.cat("/bucket/run/metrics.jsonl").decode().splitlines()
     assert [json.loads(row)["step"] for row in rows if "validation" in row] == [0, 6, 12]
 

@@ -1,4 +1,4 @@
-"""Whole runs through the command line: what they write, and that being killed, stopped or misused loses nothing."""
+"""Complete runs from the command line: their files, and that killing, stopping or misusing them loses nothing."""
 
 import gc
 import json
@@ -19,7 +19,7 @@ from adalink_jax.cli.main import main  # noqa: E402
 STEPS, PERIOD = 24, 6
 
 
-# Orbax's own, of reads that it gave up in the test of a damaged checkpoint; its threads may complain in a later test.
+# Orbax's threads report reads that were abandoned in the test of a damaged checkpoint, perhaps in a later test.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 
@@ -78,7 +78,7 @@ def test_a_run_without_a_metric_scores_nothing_and_keeps_its_last_step(tmp_path,
     assert files[0].read_bytes() == files[1].read_bytes()
 
 
-def test_a_run_leaves_what_it_promises(finished):
+def test_a_run_writes_its_promised_files(finished):
     from PIL import Image
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -87,7 +87,7 @@ def test_a_run_leaves_what_it_promises(finished):
     assert summary["frozen"] == 337_536
     assert 0 <= summary["frozen_accuracy"] < 0.1
     assert summary["seconds"] > 0
-    # 4 for each frozen weight and token: 32 of the text and visual tokens, 4 of the target; the rest is attention and the table
+    # 4 per frozen weight and token: 32 text and visual tokens, 4 target tokens; the rest is attention and the table
     assert 1 < summary["step_flops"] / (4 * 40 * (32 * 82_496 + 4 * 132_288)) < 2
     assert (finished / "adapter" / "adapter_model.safetensors").stat().st_size < 10_000
     about = json.loads((finished / "adapter" / "adapter_config.json").read_text())["adalink"]
@@ -130,7 +130,7 @@ def test_eval_of_the_written_adapter_gives_the_run_s_score(finished, capsys):
     assert json.loads(capsys.readouterr().out)["accuracy"] == summary["frozen_accuracy"]
 
 
-def test_eval_writes_scores_and_a_picture_where_it_is_told(finished, tmp_path, capsys):
+def test_eval_writes_scores_and_a_picture_to_output_dir(finished, tmp_path, capsys):
     from PIL import Image
 
     there = tmp_path / "scored"
@@ -213,14 +213,16 @@ def test_a_killed_and_resumed_run_ends_with_the_same_bits(finished, tmp_path):
     process = start(killed)
     out, err = process.communicate(timeout=240)
     assert process.returncode == 0, err
-    assert "Going on from step" in out
+    assert "Resuming from step" in out
     name = "adapter_model.safetensors"
     assert (killed / "adapter" / name).read_bytes() == (finished / "adapter" / name).read_bytes()
+    first, second = json.loads((killed / "summary.json").read_text())["segments"]
+    assert first["first_step"] == 1 and first["last_step"] + 1 == second["first_step"] and second["last_step"] == STEPS
     steps = [row["step"] for row in rows(killed) if "validation/accuracy" in row]
     assert steps == [0, 12, 24]  # no row twice, none lost
 
 
-def test_a_stopped_run_saves_and_says_how_to_go_on(tmp_path):
+def test_a_stopped_run_saves_and_prints_how_to_resume(tmp_path):
     model_dir = tmp_path / "stopped"
     process = start(model_dir, TRAIN_STEPS=100_000, CHECKPOINT_PERIOD=100_000)
     wait_for(lambda: (model_dir / "before.json").exists(), process)
@@ -228,7 +230,7 @@ def test_a_stopped_run_saves_and_says_how_to_go_on(tmp_path):
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=120)
     assert process.returncode == 130, err
-    assert "Stopped after step" in err and "the same command goes on from there" in err
+    assert "Stopped after step" in err and "rerun the same command to resume" in err
     assert "Traceback" not in err
     saved = [int(path.name) for path in (model_dir / "checkpoints").iterdir()]
     assert len(saved) == 1 and f"step {saved[0]} " in err
@@ -250,7 +252,7 @@ def test_a_folder_with_another_configuration_is_refused_and_kept(finished, capsy
 
 
 def damage(model_dir, step, how):
-    """Every data file of a checkpoint, cut in half or with one bit changed."""
+    """Cuts every data file of a checkpoint in half, or flips one bit of it."""
     found = (model_dir / "checkpoints" / str(step) / "state").rglob("*")
     for path in (p for p in found if p.is_file() and "/d/" in str(p)):
         data = bytearray(path.read_bytes())
@@ -262,7 +264,7 @@ def damage(model_dir, step, how):
 
 
 @pytest.mark.parametrize("how", ["truncated", "flipped"])
-def test_a_damaged_checkpoint_is_passed_over_for_the_last_good_one(finished, tmp_path, capsys, how):
+def test_a_damaged_checkpoint_is_skipped_for_the_last_good_one(finished, tmp_path, capsys, how):
     import shutil
 
     model_dir = tmp_path / how
@@ -270,14 +272,36 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_last_good_one(finished, tmp
     (model_dir / "summary.json").unlink()
     damage(model_dir, STEPS, how)
     assert quickstart(model_dir) == 0
-    told = " ".join(capsys.readouterr().out.split())
-    assert f"checkpoints/{STEPS} cannot be used" in told and "Going on from step 18" in told
+    output = " ".join(capsys.readouterr().out.split())
+    assert f"checkpoints/{STEPS} cannot be used" in output and "Resuming from step 18" in output
     name = "adapter_model.safetensors"
     assert (model_dir / "adapter" / name).read_bytes() == (finished / "adapter" / name).read_bytes()
     (model_dir / "summary.json").unlink()
     assert quickstart(model_dir) == 0  # the damaged one was replaced
-    assert f"Going on from step {STEPS}" in capsys.readouterr().out
-    gc.collect()  # what Orbax left behind is complained of here, not in a later test
+    assert f"Resuming from step {STEPS}" in capsys.readouterr().out
+    gc.collect()  # Orbax's abandoned reads are reported here, not in a later test
+
+
+def test_resuming_with_other_versions_warns_or_is_refused(finished, tmp_path, capsys, monkeypatch):
+    from adalink_jax.training import segments
+
+    model_dir = tmp_path / "moved"
+    shutil.copytree(finished, model_dir)
+    (model_dir / "summary.json").unlink()
+    shutil.rmtree(model_dir / "checkpoints" / str(STEPS))
+    (segment,) = json.loads((finished / "summary.json").read_text())["segments"]
+    assert (segment["first_step"], segment["last_step"], segment["device_kind"]) == (1, STEPS, "cpu")
+    monkeypatch.setattr(segments, "__version__", "99.0")
+    before = contents(model_dir)
+    assert main(["quickstart", *flags(model_dir), "--same_bits"]) == 2
+    err = capsys.readouterr().err
+    assert f"another environment (adalink-jax {segment['versions']['adalink-jax']}, 99.0); resume it in the same" in err
+    assert contents(model_dir) == before
+    assert quickstart(model_dir) == 0
+    assert "its results may differ from those of an uninterrupted run" in capsys.readouterr().out
+    first, second = json.loads((model_dir / "summary.json").read_text())["segments"]
+    assert first == segment | {"last_step": 18}
+    assert second == segment | {"versions": segment["versions"] | {"adalink-jax": "99.0"}, "first_step": 19}
 
 
 def test_a_run_without_a_good_checkpoint_is_refused_and_kept(finished, tmp_path, capsys):
@@ -326,7 +350,7 @@ def test_a_warm_start_begins_where_the_adapter_ended_and_the_profiler_sees_its_w
     ({"WARMUP_STEPS": 24}, ["WARMUP_STEPS", "24", "must be shorter"]),
     ({"FROZEN_DTYPE": "float3"}, ["FROZEN_DTYPE", "float3"]),
 ])  # fmt: skip
-def test_bad_settings_are_answered_in_one_sentence_and_nothing_is_written(tmp_path, capsys, macros, words):
+def test_bad_settings_get_one_sentence_and_nothing_is_written(tmp_path, capsys, macros, words):
     model_dir = tmp_path / "bad"
     assert quickstart(model_dir, **macros) == 2
     err = capsys.readouterr().err

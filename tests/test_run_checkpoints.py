@@ -1,4 +1,4 @@
-"""A run's checkpoints under damage: the state that was saved, or an older one and a word about it, but never another."""
+"""Damaged checkpoints of a run: restoring gives the saved state, or an older one with a warning, never another."""
 
 import gc
 import random
@@ -7,6 +7,7 @@ import shutil
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from adalink_jax.errors import CheckpointError
@@ -19,8 +20,8 @@ FLIPS = 60
 
 
 @pytest.fixture(autouse=True)
-def orbax_is_heard_here():
-    """What is left of reads that Orbax gave up is complained of now, not in a later test."""
+def orbax_reports_here():
+    """Orbax's abandoned reads are reported now, not in a later test."""
     yield
     gc.collect()
 
@@ -28,7 +29,7 @@ def orbax_is_heard_here():
 def state(step):
     rng = np.random.default_rng(step)
     leaf = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
-    trainable = {"adapter": {"text": {"down": leaf(512, 16), "up": leaf(16, 512)}}}
+    trainable = {"adapter/text/down": leaf(512, 16), "adapter/text/up": leaf(16, 512)}
     return TrainState(jnp.int32(step), trainable, (leaf(512, 16), jnp.int32(step)))
 
 
@@ -94,6 +95,17 @@ def test_a_damaged_step_is_replaced_when_it_is_saved_again(saved, tmp_path):
     with RunCheckpoints(folder, 2, IDENTITY) as checkpoints:
         assert same(checkpoints.restore(state(0))[0], state(20))
     assert not checkpoints.damaged
+
+
+def test_leaves_are_stored_nested_as_in_every_earlier_version(saved):
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+        tree = reader.restore(saved / "20" / "state")
+    assert tree.keys() == {"step", "trainable", "opt"} and tree["opt"].keys() == {"0", "1"}
+    expected = state(20).trainable
+    np.testing.assert_array_equal(tree["trainable"]["adapter"]["text"]["down"], expected["adapter/text/down"])
+    with RunCheckpoints(saved, 2, IDENTITY) as checkpoints:
+        leaves = checkpoints.read_trainable(20, expected, IDENTITY)
+    assert leaves.keys() == expected.keys() and same(leaves, expected)
 
 
 def test_another_configuration_is_refused_and_not_passed_over(saved):

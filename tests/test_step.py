@@ -1,4 +1,4 @@
-"""The two trees and the step: what moves, what has gradients, and what the loss is."""
+"""The split of the parameters and the step: what moves, what has gradients, and the value of the loss."""
 
 import flax.linen as nn
 import jax

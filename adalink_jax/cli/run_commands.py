@@ -1,46 +1,63 @@
 """Commands on configurations: train, evaluate, count. Each parses its flags and gin files, calls one function, prints."""
 
+import argparse
 import ast
+import contextlib
 import json
+from collections.abc import Iterator, Mapping
 
 from adalink_jax import configuration
-from adalink_jax.cli.arguments import MODEL, add_processes, add_seqio, gin_parser, processes, register, use_seqio
+from adalink_jax.cli.arguments import add_processes, add_seqio, gin_parser, processes, register, use_seqio
+from adalink_jax.configuration import GinFlags
+from adalink_jax.configuration.requirements import DATA, MODEL, RUN
 
-DATA = {"Setup.dataset": "a task's file, such as --gin_file=gin/tasks/digits.gin"}
-RUN = {"train.setup": "a run's file, such as --gin_file=gin/runs/finetune.gin"}
+
+def _parse(parser: argparse.ArgumentParser, argv: list[str]) -> tuple[GinFlags, argparse.Namespace]:
+    """gin's flags, and the command's own with those of seqio and of jobs of several processes."""
+    add_seqio(parser)
+    add_processes(parser)
+    flags, rest = configuration.parse_flags(argv)
+    return flags, parser.parse_args(rest)
+
+
+@contextlib.contextmanager
+def _configured(
+    flags: GinFlags, options: argparse.Namespace, needed: Mapping[str, str], files: tuple[str, ...] = (), **how: bool
+) -> Iterator[None]:
+    """Joins the job's processes and loads the configuration, which must bind the `needed` parameters."""
+    with processes(options):
+        register()
+        use_seqio(options)
+        configuration.load(flags, extra_files=files, **how)
+        configuration.require(dict(needed))
+        yield
 
 
 def train(argv: list[str], name: str = "train", files: tuple[str, ...] = ()) -> int:
-    """`adalink train`, and with files of its own `adalink quickstart`."""
+    """`adalink train`; with `files` of its own, `adalink quickstart`."""
     parser = gin_parser(
         name,
-        "Train what TRAINABLE names, or go on with the run in MODEL_DIR.\n"
-        "Run files (gin/runs/*.gin) say at their head what must be set.",
+        "Train the parameters that TRAINABLE matches, or resume the run in MODEL_DIR.\n"
+        "Run files (gin/runs/*.gin) list at their head what must be set.",
         "adalink train --gin_file=gin/runs/quickstart.gin --gin.TRAIN_STEPS=300 --gin.MODEL_DIR=\"'runs/short'\"",
     )
     if files:
         parser.add_argument("--model_dir", metavar="DIR", help="folder of the run (runs/quickstart)")
-    add_seqio(parser)
-    add_processes(parser)
-    flags, rest = configuration.parse_flags(argv)
-    options = parser.parse_args(rest)
+    flags, options = _parse(parser, argv)
     if not files and not flags.files:
         parser.error("give at least one --gin_file, such as --gin_file=gin/runs/quickstart.gin")
     if getattr(options, "model_dir", None):
         flags = flags.binding("MODEL_DIR", repr(options.model_dir))
-    with processes(options):
-        register()
-        use_seqio(options)
-        configuration.load(flags, extra_files=files)
-        configuration.require(MODEL | DATA | RUN)
+
+    def config_text() -> str:
+        configuration.check_all_used(flags)
+        return configuration.operative_config()
+
+    with _configured(flags, options, MODEL | DATA | RUN, files):
         from adalink_jax.training import run
 
-        def config_text() -> str:
-            configuration.check_all_used(flags)
-            return configuration.operative_config()
-
-        run.train(settings=configuration.used_settings, config_text=config_text)
-        return 0
+        run.train(settings=configuration.used_settings, config_text=config_text)  # pyright: ignore[reportCallIssue]  gin's
+    return 0
 
 
 def quickstart(argv: list[str]) -> int:
@@ -59,68 +76,54 @@ def eval(argv: list[str]) -> int:
     parser.add_argument("--split", default="test", choices=("train", "validation", "test"))
     parser.add_argument("--json", action="store_true", help="print the scores as one JSON object")
     parser.add_argument(
-        "--output_dir", metavar="DIR", help="write scores (metrics.jsonl, TensorBoard) and a picture of samples there"
+        "--output_dir", metavar="DIR", help="write the scores (metrics.jsonl, TensorBoard) and sample images there"
     )
     parser.add_argument(
         "--checkpoints",
         metavar="DIR",
-        help="score each checkpoint that the run in DIR keeps; with --output_dir those that have no scores there yet",
+        help="score each checkpoint that the run in DIR keeps; with --output_dir, those without scores there",
     )
-    add_seqio(parser)
-    add_processes(parser)
-    flags, rest = configuration.parse_flags(argv)
-    options = parser.parse_args(rest)
-    with processes(options):
-        register()
-        use_seqio(options)
-        configuration.load(flags, require_all=False)
-        configuration.require(MODEL | DATA)
+    flags, options = _parse(parser, argv)
+    with _configured(flags, options, MODEL | DATA, require_all=False):
         from adalink_jax import parallel
-        from adalink_jax.training import run
         from adalink_jax.training.setup import Setup
+        from adalink_jax.training.without_training import evaluate
 
-        found = run.evaluate(
-            Setup(), options.split, options.output_dir, options.checkpoints, settings=configuration.used_settings
-        )
+        setup = Setup()  # pyright: ignore[reportCallIssue]  gin passes the arguments
+        settings = configuration.used_settings
+        scores_of = evaluate(setup, options.split, options.output_dir, options.checkpoints, settings=settings)
         configuration.check_all_used(flags)
         if not parallel.is_first():
             return 0
         if options.json:
-            print(json.dumps(found if options.checkpoints else found[0]))
+            print(json.dumps(scores_of if options.checkpoints else scores_of[0]))
             return 0
-        for step, scores in found.items():
-            at = f"step {step}: " if options.checkpoints else ""
+        for step, scores in scores_of.items():
+            prefix = f"step {step}: " if options.checkpoints else ""
             for metric, value in scores.items():
-                print(f"{at}{metric} on {options.split}: {value:.4f}")
-        return 0
+                print(f"{prefix}{metric} on {options.split}: {value:.4f}")
+    return 0
 
 
 def cache_vision(argv: list[str]) -> int:
     """`adalink cache-vision`."""
     parser = gin_parser(
         "cache-vision",
-        "Compute what the frozen vision tower makes of every image of a task, once, into the folder VISION_CACHE. Takes the\n"
-        "flags of `adalink train`, which then reads it; goes on where it was stopped. CACHE_DTYPE is the dtype of what is stored.",
+        "Compute the frozen vision tower's outputs once for every image of a task, in the folder VISION_CACHE. Takes the flags\n"
+        "of `adalink train`, which then reads the cache; rerun to resume. CACHE_DTYPE is the dtype of the stored values.",
         "adalink cache-vision --gin_file=gin/runs/quickstart.gin --gin.VISION_CACHE=\"'runs/vision'\"",
     )
-    add_seqio(parser)
-    add_processes(parser)
-    flags, rest = configuration.parse_flags(argv)
-    options = parser.parse_args(rest)
-    with processes(options):
-        register()
-        use_seqio(options)
-        configuration.load(flags, require_all=False)
-        configuration.require(MODEL | DATA)
+    flags, options = _parse(parser, argv)
+    with _configured(flags, options, MODEL | DATA, require_all=False):
         from adalink_jax import parallel
-        from adalink_jax.training import run
+        from adalink_jax.training import without_training
         from adalink_jax.training.setup import Setup
 
-        cache = run.cache_vision(Setup())
+        cache = without_training.cache_vision(Setup())  # pyright: ignore[reportCallIssue]  gin's
         if parallel.is_first():
             (rows, width), dtype = cache.tower.shape, cache.tower.dtype
             print(f"{len(cache):,} images in {cache.folder}: {rows} x {width} values of {dtype} each")
-        return 0
+    return 0
 
 
 def params(argv: list[str]) -> int:
@@ -130,7 +133,7 @@ def params(argv: list[str]) -> int:
         "Count parameters, trainable and frozen. Nothing is allocated: 11 B parameters take seconds.",
         "adalink params --gin_file=gin/models/t5_1_1_xxl.gin --gin_file=gin/adapters/adalink.gin --json",
     )
-    parser.add_argument("--json", action="store_true", help="total, trainable, frozen, and every leaf")
+    parser.add_argument("--json", action="store_true", help="print the counts and every leaf as one JSON object")
     flags, rest = configuration.parse_flags(argv)
     options = parser.parse_args(rest)
     register()
@@ -142,12 +145,11 @@ def params(argv: list[str]) -> int:
     from adalink_jax.training import parameter_tables, setup
 
     expressions = ast.literal_eval(configuration.bindings().get("Setup.trainable", "()"))
-    trainable, frozen = setup.split_abstract(AdaptedModel(), expressions)
+    trainable, frozen = setup.split_abstract(AdaptedModel(), expressions)  # pyright: ignore[reportCallIssue]  gin's
     if options.json:
         counts = {"trainable": parameter_tables.count(trainable), "frozen": parameter_tables.count(frozen)}
-        print(
-            json.dumps({"total": sum(counts.values()), **counts, "leaves": parameter_tables.leaves(trainable, frozen)})
-        )
+        leaves = parameter_tables.leaves(trainable, frozen)
+        print(json.dumps({"total": sum(counts.values()), **counts, "leaves": leaves}))
     else:
         console = Console()
         console.print(parameter_tables.leaf_table(trainable, frozen))

@@ -1,1 +1,1 @@
-"""Training: the two trees, the step, the loop, evaluation, and the checkpoints and files of a run."""
+"""Training: parameters, the step, the loop, evaluation, and the checkpoints and files of a run."""

@@ -1,21 +1,25 @@
-"""The arrays of a run before there are any: shapes, dtypes, places. What planning compiles with, and loading fills."""
+"""The arrays of a run before any exist: shapes, dtypes and shardings. Planning compiles with them; loading fills them."""
 
 import math
 from collections.abc import Callable
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 
 from adalink_jax import parallel
-from adalink_jax.adapters import abstract_params
+from adalink_jax.adapters import AdaptedModel, abstract_params
 from adalink_jax.models import paths
 from adalink_jax.training import partition
+from adalink_jax.training.leaf_dtypes import leaf_dtype
+from adalink_jax.training.partition import Leaves, Shapes
 from adalink_jax.training.step import TrainState
 
 
-def abstract_leaves(model, mesh, rules) -> dict[str, jax.ShapeDtypeStruct]:
-    """Every leaf of `model` by name, float32, with its place on `mesh`.
+def abstract_leaves(model: AdaptedModel, mesh: Mesh, rules: parallel.LogicalRules) -> dict[str, jax.ShapeDtypeStruct]:
+    """Every leaf of `model` by name, float32, with its sharding on `mesh`.
 
     Raises:
       UserError: if a leaf does not divide over its devices.
@@ -27,31 +31,46 @@ def abstract_leaves(model, mesh, rules) -> dict[str, jax.ShapeDtypeStruct]:
 
 
 def abstract_state(
-    model, trainable: tuple[str, ...], frozen_dtype: str, optimizer: optax.GradientTransformation, mesh, rules
-) -> tuple[TrainState, dict]:
+    model: AdaptedModel,
+    trainable: tuple[str, ...],
+    frozen_dtype: str,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    rules: parallel.LogicalRules,
+) -> tuple[TrainState, dict[str, jax.ShapeDtypeStruct]]:
     """`(state, frozen)` of a run: see `Setup` for the arguments."""
-    leaves = abstract_leaves(model, mesh, rules)
-    trained, frozen = partition.split(paths.unflatten(leaves), trainable)
-    stored = lambda x: jax.ShapeDtypeStruct(x.shape, frozen_dtype, sharding=x.sharding)
+    trained, rest = partition.split(abstract_leaves(model, mesh, rules), trainable)
+    frozen = {
+        name: jax.ShapeDtypeStruct(x.shape, leaf_dtype(name, trained, frozen_dtype), sharding=x.sharding)
+        for name, x in rest.items()
+    }
     step = jax.ShapeDtypeStruct((), jnp.int32, sharding=parallel.replicated(mesh))
-    return TrainState(step, trained, abstract_optimizer(optimizer.init, trained, mesh)), jax.tree.map(stored, frozen)
+    return state_of_shapes(step, trained, abstract_optimizer(optimizer.init, trained, mesh)), frozen
 
 
-def abstract_optimizer(init: Callable, trainable: dict, mesh):
-    """The optimizer's state that `init` makes for `trainable`: what is of a leaf and has its shape lies where the leaf does, all else everywhere."""
-    leaves = paths.flatten(trainable)
+def state_of_shapes(step: jax.ShapeDtypeStruct, trainable: Shapes, opt_state: Any) -> TrainState:
+    """A `TrainState` with shapes in place of arrays."""
+    return TrainState(cast(jax.Array, step), cast(Leaves, trainable), opt_state)
 
-    def place(path, mine):
-        keys = [str(key.key) for key in path if isinstance(key, jax.tree_util.DictKey)]
-        leaf = next((leaves[name] for i in range(len(keys)) if (name := "/".join(keys[i:])) in leaves), None)
-        beside = leaf is not None and leaf.shape == mine.shape
-        sharding = leaf.sharding if beside else parallel.replicated(mesh)
-        return jax.ShapeDtypeStruct(mine.shape, mine.dtype, sharding=sharding)
+
+def abstract_optimizer(init: Callable, trainable: Shapes, mesh: Mesh) -> Any:
+    """The optimizer's state that `init` makes for `trainable`.
+
+    State that mirrors a parameter takes that parameter's sharding; everything else is replicated.
+    """
+
+    def place(path, state_leaf):
+        keys = [key.key for key in path if isinstance(key, jax.tree_util.DictKey)]
+        leaf = next((trainable[key] for key in keys if key in trainable), None)
+        sharding = parallel.replicated(mesh)
+        if leaf is not None and leaf.shape == state_leaf.shape:
+            sharding = leaf.sharding
+        return jax.ShapeDtypeStruct(state_leaf.shape, state_leaf.dtype, sharding=sharding)
 
     return jax.tree_util.tree_map_with_path(place, jax.eval_shape(init, trainable))
 
 
-def bytes_per_device(tree) -> int:
+def bytes_per_device(tree: Any) -> int:
     """Bytes of `tree`'s leaves on one device."""
     size = lambda x: x.dtype.itemsize * math.prod(x.sharding.shard_shape(x.shape))
     return sum(size(x) for x in jax.tree.leaves(tree))

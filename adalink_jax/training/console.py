@@ -1,8 +1,8 @@
-"""What a run shows while it works: tables, a progress bar with the time left, plain lines where there is no terminal."""
+"""A run's output: tables, a progress bar with the time left, and plain lines where there is no terminal."""
 
 import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from rich.console import Console as RichConsole
 from rich.markup import escape
@@ -18,11 +18,12 @@ from adalink_jax.training.run_checkpoints import RunCheckpoints
 from adalink_jax.training.setup import Parameters
 
 LINE_EVERY_SECONDS = 15  # without a terminal
+OnMetrics = Callable[[int, dict, float], None]  # step, its metrics, examples per second
 
 
 @contextlib.contextmanager
-def reading_rows():
-    """Tells of the rows of one's own files, where reading them takes long; gives the function to call with how many more are read."""
+def reading_rows() -> Iterator[Callable[[int], None]]:
+    """Shows the number of rows read if reading takes long; yields the function to call with the number of new rows."""
     out = RichConsole(stderr=True, highlight=False, quiet=not parallel.is_first())
     done, printed = 0, time.monotonic()
     with contextlib.ExitStack() as during:
@@ -46,7 +47,11 @@ def reading_rows():
 
 
 class Console:
-    """Use it as a context; the progress bar ends with it. Only the first process shows anything."""
+    """A context; its exit ends the progress bar. Only process 0 prints.
+
+    Args:
+      model_dir: the run's folder, as it is shown.
+    """
 
     def __init__(self, model_dir: str):
         self._model_dir = model_dir
@@ -57,10 +62,10 @@ class Console:
             TimeRemainingColumn(elapsed_when_finished=False), console=self._out, transient=False,
         )  # fmt: skip
 
-    def __enter__(self):
+    def __enter__(self) -> "Console":
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_) -> None:
         self._bar.stop()
 
     def parameters(self, params: Parameters) -> None:
@@ -70,13 +75,13 @@ class Console:
             self._out.print(f"base: {params.base['name']}, fingerprint {params.base['fingerprint'][:12]}")
 
     def notes(self, tasks: Sequence[Task]) -> None:
-        """What is known of the data before the run starts."""
+        """Notes on the data, before the run starts."""
         for task in tasks:
             for line in task.notes:
                 self._out.print(f"{task.name}, {line}", soft_wrap=True, markup=False)
 
     def members(self, names: Sequence[str]) -> None:
-        """What is trained at once."""
+        """The members of a pack."""
         self._out.print(f"{len(names)} members: {', '.join(names)}", soft_wrap=True)
 
     def members_finished(self, summary: dict) -> None:
@@ -99,16 +104,21 @@ class Console:
         )
 
     def resumed(self, step: int, saved: RunCheckpoints) -> None:
-        """The run goes on, perhaps from an older checkpoint than the newest."""
+        """The run resumes, perhaps from an older checkpoint than the newest."""
         for bad, why in saved.damaged.items():
-            told = f"The checkpoint {saved.folder / str(bad)} cannot be used ({why}); it is passed over, and replaced at step {bad}."
-            self._out.print(escape(told), style="bold red", soft_wrap=True)
-        self._out.print(f"Going on from step {step} in {self._model_dir}.", soft_wrap=True)
+            self.warning(
+                f"The checkpoint {saved.folder / str(bad)} cannot be used ({why}); it is skipped, and replaced at step {bad}."
+            )
+        self._out.print(f"Resuming from step {step} in {self._model_dir}.", soft_wrap=True)
+
+    def warning(self, text: str) -> None:
+        """One line that stands out."""
+        self._out.print(escape(text), style="bold red", soft_wrap=True)
 
     def already_done(self, summary: dict) -> None:
-        """The run had been finished before."""
+        """The run was finished before."""
         self._out.print(
-            f"{self._model_dir} holds this run, finished at step {summary['steps']}; delete the folder, or give another "
+            f"{self._model_dir} holds this run, finished at step {summary['steps']}; delete the folder, or set another "
             f"MODEL_DIR, to run it again.",
             soft_wrap=True,
         )
@@ -116,12 +126,12 @@ class Console:
             self.members_finished(summary)
         else:
             self._out.print_json(
-                data={key: x for key, x in summary.items() if key not in ("scores", "settings", "versions")}
+                data={key: x for key, x in summary.items() if key not in ("scores", "settings", "versions", "segments")}
             )
 
     @contextlib.contextmanager
-    def working(self, what: str):
-        """Says what takes a moment."""
+    def working(self, what: str) -> Iterator[None]:
+        """Shows what takes a moment."""
         if self._bar.live.is_started or not self._out.is_terminal:
             yield
         else:
@@ -129,8 +139,8 @@ class Console:
                 yield
 
     @contextlib.contextmanager
-    def counting(self, what: str, total: int):
-        """A bar with the time left, or a line now and then; gives the function to call with how many more are done."""
+    def counting(self, what: str, total: int) -> Iterator[Callable[[int], None]]:
+        """A bar with the time left, or a line now and then; yields the function to call with the number of newly done items."""
         if self._out.is_terminal and not self._bar.live.is_started:
             columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"),
                        TimeRemainingColumn())  # fmt: skip
@@ -156,8 +166,8 @@ class Console:
         shown = "  ".join(f"{name} {value:.4f}" for name, value in scores.items())
         self._out.print(f"step {step:>6}  {split}: {shown}")
 
-    def progress(self, first: int, total: int, also: Callable) -> Callable[[int, dict, float], None]:
-        """A callback for each step's metrics that draws the bar, or prints a line now and then, and calls `also`."""
+    def progress(self, first: int, total: int, also: OnMetrics) -> OnMetrics:
+        """A callback for each step's metrics that draws the bar, or prints a line now and then, and then calls `also`."""
         bar = self._bar.add_task("training", total=total, completed=first, loss=float("nan"), rate=0.0)
         printed = started = time.monotonic()
 
@@ -166,7 +176,7 @@ class Console:
             if self._out.is_terminal:
                 self._bar.start()
                 self._bar.update(bar, completed=step, loss=metrics["loss"], rate=rate)
-            elif step == first + 1:  # compiled just now: no speed to speak of
+            elif step == first + 1:  # its time is mostly compilation
                 printed = started = time.monotonic()
                 self._out.print(f"step {step}/{total}  loss {metrics['loss']:.4f}")
             elif time.monotonic() - printed > LINE_EVERY_SECONDS or step == total:
@@ -182,16 +192,18 @@ class Console:
     def finished(
         self, summary: dict, before: Result | None, after: Result | None, written: list[tuple[str, str]]
     ) -> None:
-        """Predictions and scores (not without a metric), files, and what to type next."""
+        """Predictions and scores (if there is a metric), files, and what to type next."""
         self._bar.stop()
-        if after is not None:
+        if before is not None and after is not None:
             self._predictions(before, after)
         for name, value in summary.items():
             if name.startswith(("frozen_", "adapted_")):
                 self._out.print(f"[bold]{name.replace('_', ' ')}[/] on test: [bold]{value:.4f}[/]")
-        kept = f"best step {summary['step']} of {summary['steps']}" if after else f"step {summary['step']}, the last"
+        written_step = (
+            f"best step {summary['step']} of {summary['steps']}" if after else f"step {summary['step']}, the last"
+        )
         self._out.print(
-            f"{summary['trainable']:,} trained, {summary['frozen']:,} frozen parameters; {kept}; {summary['seconds']:.0f} s"
+            f"{summary['trainable']:,} trained, {summary['frozen']:,} frozen parameters; {written_step}; {summary['seconds']:.0f} s"
         )
         files = Table(title=f"Written to {self._model_dir}", title_justify="left", show_header=False, box=None)
         for row in written:
@@ -208,13 +220,12 @@ class Console:
             self._out.print(f"  {command}", soft_wrap=True, markup=False)
 
     def _predictions(self, before: Result, after: Result) -> None:
-        """A table of inputs, targets and what was predicted before and after."""
+        """A table of inputs, targets and the predictions before and after."""
         table = Table(title="Predictions on test", title_justify="left")
         for heading in ("input", "target", "before", "after"):
             table.add_column(heading)
         for old, new in list(zip(before.samples, after.samples))[:8]:
-            right = new["prediction"] == new["target"]
-            style = "green" if right else "red"
+            style = "green" if new["prediction"] == new["target"] else "red"
             cells = (new["inputs"], new["target"], old["prediction"])
             table.add_row(*map(Text, map(printable, cells)), Text(printable(new["prediction"]), style))
         self._out.print(table)

@@ -1,4 +1,4 @@
-"""The pictures of a run: contact sheets of sample images with what the model was asked and what it says."""
+"""Contact sheets: sample images with the model's inputs and predictions."""
 
 import io
 import textwrap
@@ -7,34 +7,36 @@ from collections.abc import Sequence
 
 import matplotlib
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from adalink_jax.training.evaluation import printable
 
 GREEN, RED, GREY = "#1a7f37", "#cf222e", "#57606a"
 COLUMNS = 4
-NORMAL, BOLD = (34, 3), (26, 4)  # letters that fit in the width of a column, and lines: of 10 points, and of 12 in bold
+NORMAL, BOLD = (34, 3), (26, 4)  # letters per line and lines that fit in a column: at 10 points, and at 12 in bold
 
 
 def contact_sheet(samples: Sequence[dict], title: str, before: Sequence[str] | None = None) -> bytes:
-    """A PNG of images, each with its question above it, and below it the prediction, and the reference where that is another.
+    """A PNG of images, each with its input above it, and below it the prediction, and the target where the two differ.
 
     Args:
       samples: `Result.samples` with an `image`, float32 [height, width, 1 or 3] in [-1, 1].
-      title: one line above all.
-      before: for each sample what the model said before it was trained.
+      title: one line above the images.
+      before: for each sample the prediction before training.
     """
     with matplotlib.rc_context({"text.parse_math": False}), warnings.catch_warnings():  # a $ is a dollar
         warnings.filterwarnings("ignore", "Glyph .* missing")  # it is drawn as a box
-        return _drawn(samples, title, before)
+        return _draw(samples, title, before)
 
 
-def _drawn(samples, title, before) -> bytes:
+def _draw(samples: Sequence[dict], title: str, before: Sequence[str] | None) -> bytes:
     rows = -(-len(samples) // COLUMNS)
     below = [_below(sample, None if before is None else before[i]) for i, sample in enumerate(samples)]
     longest = max(sum(text.count("\n") + 1 for text, _ in lines) for lines in below)
     height = 1.7 + 0.19 * (longest + max(_wrapped(sample["inputs"]).count("\n") for sample in samples))
-    figure = Figure(figsize=(2.9 * COLUMNS, height * rows + 0.6), layout="constrained", dpi=110)
-    figure.get_layout_engine().set(h_pad=0.14)  # inches around each image and its text
+    figure = Figure(
+        figsize=(2.9 * COLUMNS, height * rows + 0.6), layout=ConstrainedLayoutEngine(h_pad=0.14), dpi=110
+    )  # inches around each image and its text
     figure.suptitle(title, fontsize=13, fontweight="bold")
     grid = figure.subplots(rows, COLUMNS, squeeze=False)
     for axis in grid.flat:

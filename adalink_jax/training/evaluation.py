@@ -1,16 +1,24 @@
-"""Scores through real decoding: every example of a split once, whatever the batch size and number of processes."""
+"""Scores by decoding every example of a split exactly once, for any batch size and number of processes."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from typing import cast
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from adalink_jax import parallel
+from adalink_jax.adapters import AdaptedModel
 from adalink_jax.data import FeatureConverter, Task, has_image, padded_batches, text_of
-from adalink_jax.models.decoding import Decoding
+from adalink_jax.errors import UserError
+from adalink_jax.models.decoding import Decoded, Decoding
 from adalink_jax.training import partition
 from adalink_jax.training.packs.pack import map_members
+from adalink_jax.training.partition import Leaves
+
+NUM_SAMPLES = 12  # examples that a run shows of a split
 
 
 @dataclasses.dataclass
@@ -25,31 +33,48 @@ class Result:
     scores: dict[str, float]
     samples: list[dict]
 
+    def selecting_score(self, metric: str) -> float:
+        """The score that selects a step.
 
-def make_generate(model, length: int, decoding: Decoding) -> Callable:
+        Raises:
+          UserError: if the task has no such metric.
+        """
+        if metric not in self.scores:
+            raise UserError(
+                f"METRIC is {metric!r}, but the task has {', '.join(sorted(self.scores))}; name one of them."
+            )
+        return self.scores[metric]
+
+    def tagged(self, split: str) -> dict[str, float]:
+        """The scores under their names in the metric files, `split/metric`."""
+        return {f"{split}/{name}": value for name, value in self.scores.items()}
+
+
+def make_generate(model: AdaptedModel, length: int, decoding: Decoding) -> Callable:
     """The program of an evaluation: `(trainable, frozen, batch, **constants) -> ids` int32 [B, T] of the best output.
 
     Args:
-      model: an `AdaptedModel`.
-      length: T, tokens of an output at most.
-      decoding: how outputs are made.
+      model: the model to score.
+      length: T, the largest number of tokens of an output.
+      decoding: how outputs are decoded.
     """
 
     def generate(trainable, frozen, batch, **constants):
         params = partition.merge(trainable, frozen)
         key = jax.random.key(0)  # drawn from only if the decoding samples
         variables = {"params": params, **constants}
-        return model.apply(variables, batch, length, decoding, key, method="generate").ids[:, 0]
+        decoded = cast(Decoded, model.apply(variables, batch, length, decoding, key, method="generate"))
+        return decoded.ids[:, 0]
 
     return generate
 
 
 def make_generate_packed(generate: Callable, at_once: int | None) -> Callable:
-    """`((trainable, padding), frozen, batch) -> ids` int32 [A, B, T]: `generate` of each member of a pack; `at_once` as of `map_members`."""
+    """`((trainable, padding), frozen, batch) -> ids` int32 [A, B, T]: `generate` for each member of a pack (see `map_members`)."""
 
     def generate_packed(members, frozen, batch):
-        one = lambda mine: generate(mine[0], frozen, batch, padding={"adapter": mine[1]})
-        return map_members(one, members, at_once)
+        generate_one = lambda member: generate(member[0], frozen, batch, padding={"adapter": member[1]})
+        return map_members(generate_one, members, at_once)
 
     return generate_packed
 
@@ -58,22 +83,22 @@ class Evaluator:
     """Decoding and the tasks' own metrics.
 
     Args:
-      model: an `AdaptedModel`.
+      model: the model to score.
       tasks: each is scored by its own metrics.
       converter: examples -> features.
-      batch_size: rows a compiled batch; the last is padded, and its padding is not counted.
+      batch_size: rows per compiled batch; the last is padded, and its padding is not counted.
       mesh: where the batches go.
-      decoding: how outputs are made; the best of several counts.
-      at_once: of a pack, see `map_members`.
+      decoding: how outputs are decoded; the best of several counts.
+      at_once: for a pack, see `map_members`.
     """
 
     def __init__(
         self,
-        model,
+        model: AdaptedModel,
         tasks: Sequence[Task],
         converter: FeatureConverter,
         batch_size: int,
-        mesh,
+        mesh: Mesh,
         decoding: Decoding,
         at_once: int | None = None,
     ):
@@ -85,8 +110,8 @@ class Evaluator:
 
     def __call__(
         self,
-        trainable: dict,
-        frozen: dict,
+        trainable: Leaves,
+        frozen: Leaves,
         split: str,
         num_samples: int = 0,
         between: Callable[[], None] = lambda: None,
@@ -94,8 +119,7 @@ class Evaluator:
         """Scores `split`.
 
         Args:
-          trainable: with `frozen`, all parameters.
-          frozen: see there.
+          trainable, frozen: all parameters, by name.
           split: a split of every task.
           num_samples: how many examples to return, spread over the tasks.
           between: called between batches (it may raise to stop).
@@ -105,62 +129,62 @@ class Evaluator:
 
     def of_pack(
         self,
-        trainable: dict,
-        padding: dict,
-        frozen: dict,
+        trainable: Leaves,
+        padding: Mapping,
+        frozen: Leaves,
         split: str,
         num_samples: int = 0,
         between: Callable[[], None] = lambda: None,
     ) -> list[Result]:
-        """The same of a pack, a result for each member.
+        """Scores the members of a pack; one result per member.
 
         Args:
-          trainable: the members' parameters, A of each on axis 0.
+          trainable: the members' leaves by name, the A members on axis 0.
           padding: `Members.padding`.
-          frozen, split, num_samples, between: as for one.
+          frozen, split, num_samples, between: as for a single model.
         """
         generate = lambda batch: self._generate_packed((trainable, padding), frozen, batch)
         return self._score(generate, split, num_samples, between)
 
     def _score(self, generate: Callable, split: str, num_samples: int, between: Callable[[], None]) -> list[Result]:
-        """Of several models at once: `generate(batch)` gives the ids int32 [A, B, T] of A of them."""
+        """Scores A models at once: `generate(batch)` returns their ids, int32 [A, B, T]."""
         per_task: dict[str, list[dict]] = {}
-        samples: list[list[dict]] = []
+        samples: list[list[list[dict]]] = []
         share = -(-num_samples // len(self._tasks))
-        mine = parallel.local_rows(self._batch_size, self._mesh)
+        local_rows = parallel.local_rows(self._batch_size, self._mesh).tolist()
         for task in self._tasks:
-            examples, predictions, shown = [], [], []
+            examples, predictions, first = [], [], []
             converter = dataclasses.replace(self._converter, task_name=task.name)
-            for batch, rows in padded_batches(task.examples(split), converter, self._batch_size, mine):
+            for batch, rows in padded_batches(task.examples(split), converter, self._batch_size, local_rows):
                 between()
                 batch.pop("decoder_input_tokens")  # decoding sees the inputs only
                 ids = parallel.settle(generate(parallel.put_batch(batch, self._mesh)))
                 ids = parallel.to_host(ids)[:, : len(rows)]
                 predictions.append([[self._text(task, row) for row in member] for member in ids])
-                shown += [_shown(example, converter) for example in rows[: share - len(shown)]]
-                examples += [{name: x for name, x in row.items() if name != "image"} for row in rows]  # scored without
-            whole = [sum(parts, []) for parts in zip(*predictions)]
-            per_task[task.name] = parallel.once(_scores, task, examples, whole)
-            samples.append([[x | {"prediction": text} for x, text in zip(shown, texts)] for texts in whole])
+                first += [_sample(example, converter) for example in rows[: share - len(first)]]
+                examples += [{name: x for name, x in row.items() if name != "image"} for row in rows]
+            by_model = [sum(parts, []) for parts in zip(*predictions)]
+            per_task[task.name] = parallel.once(_scores, task, examples, by_model)
+            samples.append([[x | {"prediction": text} for x, text in zip(first, texts)] for texts in by_model])
         return [
             Result(
                 _combine({name: scores[i] for name, scores in per_task.items()}),
-                sum((each[i] for each in samples), [])[:num_samples],
+                list(itertools.chain.from_iterable(of_task[i] for of_task in samples))[:num_samples],
             )
             for i in range(len(samples[0]))
         ]
 
     def _text(self, task: Task, ids: np.ndarray) -> str:
-        text = task.decode(ids)
+        text = task.decode(ids.tolist())
         return text if self._stop is None else self._stop.cut(text)
 
 
 def printable(text: str) -> str:
-    """`text` with a dot for each character that cannot be shown (an untrained model writes any byte)."""
+    """`text` with a dot for each unprintable character (an untrained model writes any byte)."""
     return "".join(c if c.isprintable() else "\N{MIDDLE DOT}" for c in text)
 
 
-def _shown(example: dict, converter: FeatureConverter) -> dict:
+def _sample(example: dict, converter: FeatureConverter) -> dict:
     text = lambda name: text_of(example[f"{name}_pretokenized"])
     image = {"image": converter.image(example)} if has_image(example) else {}
     return {"inputs": text("inputs"), "target": text("targets"), **image}

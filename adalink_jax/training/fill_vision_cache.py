@@ -1,25 +1,26 @@
-"""The frozen vision tower's outputs, computed once an image before anything is trained, evaluated or predicted.
+"""Fills a vision cache: the frozen tower's outputs, computed once per image before training, evaluation or prediction.
 
-An adapter stands after the tower, so what is trained is the same as without a cache. Every process reads the data and
-computes its rows of a batch; the first writes.
+Adapters come after the tower, so training gives the same results as without a cache. Every process reads the data and computes
+its rows of a batch; process 0 writes.
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, cast
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from adalink_jax import checkpoints, parallel
 from adalink_jax.data import Task, Tower, VisionCache
 from adalink_jax.errors import UserError
-from adalink_jax.models import paths
 from adalink_jax.training.console import Console
 from adalink_jax.training.interrupt import StopRequest
 from adalink_jax.training.setup import Parameters, Setup
 
 SPLITS = ("train", "validation", "test")
-PARTS = ("vision", "qformer")  # of the backbone, that the features depend on
+PARTS = ("vision", "qformer")  # the parts of the backbone that the features depend on
 PART_BYTES = 64 * 2**20
 
 
@@ -27,26 +28,26 @@ def prepare(
     setup: Setup,
     params: Parameters,
     tasks: Sequence[Task],
-    mesh,
+    mesh: Mesh,
     console: Console,
     stop: StopRequest,
     splits: Sequence[str] = SPLITS,
 ) -> VisionCache | None:
-    """The cache that `setup` asks for, with all images of the tasks' splits; None if it asks for none.
+    """The cache that `setup` names, with all images of the tasks' splits; None if it names none.
 
     Args:
-      setup: with the folder of the cache and the data.
-      params: of the model, in their places.
-      tasks: single ones, whose images are needed.
+      setup: names the folder of the cache and the data.
+      params: the model's parameters on the mesh.
+      tasks: single tasks (no mixtures), whose images are needed.
       mesh: where the tower runs.
       console: shows the progress.
-      stop: asked between batches.
-      splits: of each task.
+      stop: checked between batches.
+      splits: the splits of each task.
 
     Raises:
-      UserError: if the tower's outputs are no constants: it is trained, or has dropout; if the model has no tower; if the
-        folder holds another tower's features.
-      Stopped: after a stop was asked for; what was computed is kept.
+      UserError: if the tower's outputs are not constant, because it is trained or has dropout; if the model has no tower; if
+        the folder holds another tower's features.
+      Stopped: after a stop was requested; finished features are kept.
     """
     if setup.vision_cache is None:
         return None
@@ -64,29 +65,30 @@ def _check(setup: Setup, params: Parameters) -> None:
     if setup.image_shape is None:
         raise UserError("VISION_CACHE is set, but the model takes no images; leave it out.")
     inside = tuple(f"backbone/{part}/" for part in PARTS)
-    moved = [name for name in paths.flatten(params.trainable) if name.startswith(inside)]
-    if moved:
+    trained = [name for name in params.trainable if name.startswith(inside)]
+    if trained:
         raise UserError(
-            f"VISION_CACHE is set, but {moved[0]} is trained, so the tower's outputs are no constants; leave VISION_CACHE "
+            f"VISION_CACHE is set, but {trained[0]} is trained, so the tower's outputs are not constant; leave VISION_CACHE "
             f"out, or freeze the tower (TRAINABLE)."
         )
     for part, config in checkpoints.configs_of(backbone).items():
         if part in PARTS and config.dropout_rate:
             raise UserError(
                 f"VISION_CACHE is set, but {type(config).__name__}.dropout_rate is {config.dropout_rate}: the tower's outputs "
-                f"would be others in every step; set it to 0."
+                f"would differ in every step; set it to 0."
             )
 
 
 def _tower(setup: Setup, params: Parameters) -> Tower:
     backbone = setup.model.backbone
-    tower = {part: leaves for part, leaves in params.frozen["backbone"].items() if part in PARTS}
-    shapes = jax.eval_shape(_features(setup), params.frozen["backbone"], _abstract_inputs(setup, 1))
+    frozen = params.tree()["backbone"]
+    tower = {part: leaves for part, leaves in frozen.items() if part in PARTS}
+    shapes = jax.eval_shape(_features(setup), frozen, _abstract_inputs(setup, 1))
     configs = {part: config for part, config in checkpoints.configs_of(backbone).items() if part in PARTS}
-    settings = {
-        part: checkpoints.settings_of(config, part) | {"dtype": config.dtype} for part, config in configs.items()
+    settings: dict[str, Any] = {
+        part: checkpoints.settings_of(config) | {"dtype": config.dtype} for part, config in configs.items()
     }
-    settings["image"] = [*setup.image_shape, backbone.vision_config.patch_size]
+    settings["image"] = [*(setup.image_shape or ()), backbone.vision_config.patch_size]
     settings["weights"] = setup.frozen_dtype
     return Tower(
         checkpoints.fingerprint(tower), json.dumps(settings, sort_keys=True), tuple(shapes.shape[1:]), shapes.dtype.name
@@ -94,58 +96,67 @@ def _tower(setup: Setup, params: Parameters) -> Tower:
 
 
 def _abstract_inputs(setup: Setup, rows: int) -> dict:
-    shapes = setup.model.backbone.abstract_batch(rows, setup.dataset.task_feature_lengths["inputs"], 1)
+    shapes = setup.model.backbone.abstract_batch(rows, setup.data.task_feature_lengths["inputs"], 1)
     return {name: leaf for name, leaf in shapes.items() if not name.startswith(("encoder_", "decoder_"))}
 
 
-def _features(setup: Setup):
-    """`(backbone's parameters, images and what goes with them) -> features` in the dtype that they are stored in."""
+def _features(setup: Setup) -> Callable:
+    """`(the backbone's parameters, images and their accompanying inputs) -> features`, in the dtype of the cache."""
     backbone = setup.model.backbone
 
     def features(params, batch):
-        made = backbone.apply({"params": params}, batch, method="image_features")
-        return made if backbone.features_dtype is None else made.astype(backbone.features_dtype)
+        outputs = cast(jax.Array, backbone.apply({"params": params}, batch, method="image_features"))
+        return outputs if backbone.features_dtype is None else outputs.astype(backbone.features_dtype)
 
     return features
 
 
 def _fill(
-    cache: VisionCache, setup: Setup, params: Parameters, task: Task, split: str, mesh, console, stop
+    cache: VisionCache,
+    setup: Setup,
+    params: Parameters,
+    task: Task,
+    split: str,
+    mesh: Mesh,
+    console: Console,
+    stop: StopRequest,
 ) -> VisionCache:
-    """Computes what is missing of one split; the cache, read again."""
-    converter = setup.converter(setup.dataset.task_feature_lengths)
+    """Computes the missing features of one split; returns the cache, read again."""
+    converter = setup.converter(setup.data.task_feature_lengths)
     missing = {key for example in task.examples(split) if (key := converter.key(example)) not in cache}
-    size = setup.dataset.batch_size
-    run = jax.jit(_features(setup))
-    names, mine = _abstract_inputs(setup, 1), parallel.local_rows(size, mesh)
+    size = setup.data.batch_size
+    run, backbone = jax.jit(_features(setup)), params.tree()["backbone"]
+    names, local_rows = _abstract_inputs(setup, 1), parallel.local_rows(size, mesh)
     parallel.once(cache.begin)
-    keys, kept, nbytes = [], [], 0
+    keys, parts, nbytes = [], [], 0
     with console.counting(f"vision tower, {task.name}, {split}", len(missing)) as advance:
         for batch_keys, examples in _batches(task.examples(split), converter.key, missing, size):
-            own = [examples[min(row, len(examples) - 1)] for row in mine]
-            batch = {name: x for name, x in converter(own).items() if name in names}
-            made = parallel.to_host(parallel.settle(run(params.frozen["backbone"], parallel.put_batch(batch, mesh))))
+            rows = [examples[min(row, len(examples) - 1)] for row in local_rows]
+            batch = {name: x for name, x in converter(rows).items() if name in names}
+            features = parallel.to_host(parallel.settle(run(backbone, parallel.put_batch(batch, mesh))))
             keys += batch_keys
-            kept.append(made[: len(batch_keys)])
-            nbytes += kept[-1].nbytes
+            parts.append(features[: len(batch_keys)])
+            nbytes += parts[-1].nbytes
             advance(len(batch_keys))
             stopped = stop.requested()
             if nbytes >= PART_BYTES or stopped:
-                parallel.once(cache.add, keys, np.concatenate(kept))
-                keys, kept, nbytes = [], [], 0
+                parallel.once(cache.add, keys, np.concatenate(parts))
+                keys, parts, nbytes = [], [], 0
             if stopped:
                 raise stop.stopped(
-                    f"Stopped while the vision tower's outputs were computed; what was done is kept in {cache.folder}, and the "
-                    f"same command goes on from there."
+                    f"Stopped while computing the vision tower's outputs; the finished ones are kept in {cache.folder}; rerun the "
+                    f"same command to resume."
                 )
     if keys:
-        parallel.once(cache.add, keys, np.concatenate(kept))
+        parallel.once(cache.add, keys, np.concatenate(parts))
     parallel.once(cache.finish, task.name, split)
-    return cache if parallel.is_first() else VisionCache(setup.vision_cache, cache.tower)
+    return cache if parallel.is_first() else VisionCache(str(cache.folder), cache.tower)
 
 
-def _batches(examples: Iterable[dict], key_of, missing: set[bytes], size: int):
-    """`(keys, examples)` of up to `size` images that are still `missing`, each once."""
+def _batches(
+    examples: Iterable[dict], key_of: Callable[[dict], bytes], missing: set[bytes], size: int
+) -> Iterator[tuple[list[bytes], list[dict]]]:
+    """`(keys, examples)` of up to `size` images that are still `missing`; each image occurs once."""
     keys, rows = [], []
     for example in examples:
         key = key_of(example)

@@ -1,24 +1,24 @@
-"""FLOPs of a program, counted from its trace: 2 for each multiplication and addition of a matrix product, nothing for the rest.
+"""FLOPs of a program, counted from its trace: 2 for each multiply-add of a matrix product, nothing for the rest.
 
-The trace is of the real step, with any method, forward and backward, and a loop's body counts as often as it runs (XLA's
-own analysis counts it once). *Model* FLOPs are those without recomputation (remat), the convention of an MFU; in adapter
-training they come to about 4 for each parameter and token, not 6, as no gradient of a frozen weight exists.
+The trace is of the real step, with any method, forward and backward, and the body of a loop counts as often as it runs (XLA's
+own analysis counts it once). *Model* FLOPs exclude recomputation (remat), the convention of an MFU; in adapter training they are
+about 4 per parameter and token, not 6, since no gradient of a frozen weight exists.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import jax
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
 
-def count_flops(function, *arguments) -> int:
-    """FLOPs of all matrix products and convolutions of `function(*arguments)`; abstract arguments will do."""
+def count_flops(function: Callable, *arguments) -> int:
+    """FLOPs of all matrix products and convolutions of `function(*arguments)`; the arguments may be abstract."""
     return count_traced(jax.make_jaxpr(function)(*arguments))
 
 
 def count_traced(traced: ClosedJaxpr) -> int:
-    """`count_flops` of what is traced already, such as `jax.jit(function).trace(*arguments).jaxpr`."""
+    """`count_flops` of a trace, such as `jax.jit(function).trace(*arguments).jaxpr`."""
     return _of_jaxpr(traced.jaxpr)
 
 
@@ -46,11 +46,11 @@ def _of_equation(equation) -> int:
 
 def _inside(parameters: dict) -> Iterator[Jaxpr]:
     for value in parameters.values():
-        for each in value if isinstance(value, (tuple, list)) else (value,):
-            if isinstance(each, ClosedJaxpr):
-                yield each.jaxpr
-            elif isinstance(each, Jaxpr):
-                yield each
+        for item in value if isinstance(value, (tuple, list)) else (value,):
+            if isinstance(item, ClosedJaxpr):
+                yield item.jaxpr
+            elif isinstance(item, Jaxpr):
+                yield item
 
 
 def _size(variable) -> int:

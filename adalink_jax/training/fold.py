@@ -1,8 +1,8 @@
-"""A base model with an adapter folded into it, as files."""
+"""Writes a base model with an adapter folded into it."""
 
 import dataclasses
+from typing import Any, cast
 
-import flax.linen as nn
 import jax
 import numpy as np
 
@@ -11,20 +11,21 @@ from adalink_jax.adapters import AdaptedModel, abstract_params, fold_adapter, ma
 from adalink_jax.adapters.folding import ENCODER_TABLE
 from adalink_jax.errors import UserError
 from adalink_jax.models import paths
+from adalink_jax.models.backbone import Backbone
 from adalink_jax.training.setup import Setup, load_parameters
 
-_SHAPE = 4, 16, 8  # rows, input and target tokens of the batch that is compared
+_SHAPE = 4, 16, 8  # rows, input tokens and target tokens of the batch for the comparison
 
 
 @dataclasses.dataclass(frozen=True)
 class Folded:
-    """What was written.
+    """The result of a fold.
 
     Attributes:
-      fingerprint: of the folded base.
-      encoder_embedding: whether its encoder has a table of its own.
-      adapter: the largest change of the logits by the adapter, as a share of their spread.
-      folding: the largest difference between the adapter and what it was folded into, as such a share.
+      fingerprint: the folded base's fingerprint.
+      encoder_embedding: whether its encoder has its own embedding table.
+      adapter: the largest change of a logit by the adapter, relative to the logits' standard deviation.
+      folding: the largest difference between the adapter's logits and the folded base's, relative to the same.
     """
 
     fingerprint: str
@@ -33,27 +34,27 @@ class Folded:
     folding: float
 
 
-def fold_base(folder: str, backbone: nn.Module, base: str, destination: str) -> Folded:
+def fold_base(folder: str, backbone: Backbone, base: str, destination: str) -> Folded:
     """Writes a native base model.
 
     Args:
-      folder: the adapter's.
+      folder: the adapter's folder.
       backbone: the base's module.
-      base: the base that the adapter was trained on.
-      destination: a new or an empty folder.
+      base: path of the base that the adapter was trained on.
+      destination: a new or empty folder.
 
     Raises:
       UserError, CheckpointError: for an adapter that cannot be folded, files that do not fit, a folder that is not empty.
     """
     target = checkpoints.check_destination(destination)
-    _, about = checkpoints.open_adapter(folder)
-    module = make_adapter(about["method"], about["settings"])
+    _, adapter_facts = checkpoints.open_adapter(folder)
+    module = make_adapter(adapter_facts.method, adapter_facts.settings)
     setup = Setup(AdaptedModel(backbone, module), initial_checkpoint_path=base, initial_adapter_path=folder)
     params = load_parameters(setup, parallel.make_mesh(), parallel.logical_axis_rules())
-    whole = params.frozen
-    folded = fold_adapter(module, whole["adapter"], whole["backbone"])
-    own = ENCODER_TABLE in paths.flatten(folded)
-    config = dataclasses.replace(backbone.config, encoder_embedding=own)
+    tree = params.tree()
+    folded = fold_adapter(module, tree["adapter"], tree["backbone"])
+    own_table = ENCODER_TABLE in paths.flatten(folded)
+    config = dataclasses.replace(cast(Any, backbone.config), encoder_embedding=own_table)
     plain = AdaptedModel(backbone.clone(config=config))
     wanted = paths.flatten(parallel.unbox(abstract_params(plain))["backbone"])
     if {name: leaf.shape for name, leaf in wanted.items()} != {n: x.shape for n, x in paths.flatten(folded).items()}:
@@ -61,16 +62,18 @@ def fold_base(folder: str, backbone: nn.Module, base: str, destination: str) -> 
     batch = _batch(backbone)
     with jax.default_matmul_precision("highest"):
         logits = lambda model, params: np.asarray(jax.jit(model.apply)({"params": params}, batch))
-        before = logits(AdaptedModel(backbone), {"backbone": whole["backbone"]})
-        adapted, after = logits(setup.model, whole), logits(plain, {"backbone": folded})
-    away = lambda other: float(np.abs(adapted - other).max() / adapted.std())
-    facts = {"folded": {"adapter": about["method"], "base": params.base}} | checkpoints.stated_settings(plain.backbone)
+        before = logits(AdaptedModel(backbone), {"backbone": tree["backbone"]})
+        adapted, after = logits(setup.model, tree), logits(plain, {"backbone": folded})
+    distance = lambda other: float(np.abs(adapted - other).max() / adapted.std())
+    facts = {"folded": {"adapter": adapter_facts.method, "base": params.base}} | checkpoints.stated_settings(
+        plain.backbone
+    )
     written = checkpoints.save_base(str(target), folded, name=target.name, about=facts)
-    return Folded(written["fingerprint"], own, away(before), away(after))
+    return Folded(written["fingerprint"], own_table, distance(before), distance(after))
 
 
-def _batch(backbone) -> dict[str, np.ndarray]:
-    """Random features of every input."""
+def _batch(backbone: Backbone) -> dict[str, np.ndarray]:
+    """Random features for every input."""
     rng = np.random.default_rng(0)
     ids = min(
         config.vocab_size for config in checkpoints.configs_of(backbone).values() if getattr(config, "vocab_size", 0)

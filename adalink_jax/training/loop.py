@@ -1,82 +1,92 @@
-"""The training loop. It knows an iterator of batches and callables, and no task, file format or library of data."""
+"""The training loop. It takes an iterator of batches and callables, and depends on no task, file format or data library.
+
+Invariant: a step uploads its batch and downloads its metrics, both explicitly; any other transfer inside a step is an error
+(`jax.transfer_guard`).
+"""
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from adalink_jax import parallel
 from adalink_jax.data import BatchIterator
 from adalink_jax.errors import NotFinite
+from adalink_jax.training.partition import Leaves
 from adalink_jax.training.step import TrainState
+
+Step = Callable[[TrainState, Leaves, Leaves], tuple[TrainState, dict[str, jax.Array]]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Period:
-    """Something that happens after every `every`-th step and after the last one (0: after the last one only)."""
+    """An action after every `every`-th step and after the last one (0: after the last one only)."""
 
     every: int
     action: Callable[[TrainState], None]
 
     def due(self, step: int, total: int) -> bool:
-        """Whether it happens after `step` of `total`."""
+        """Whether the action follows step `step` of `total`."""
         return step == total or (self.every > 0 and step % self.every == 0)
 
 
 def run_loop(
-    train_step: Callable,
+    train_step: Step,
     state: TrainState,
-    frozen: dict,
+    frozen: Leaves,
     batches: BatchIterator,
     *,
-    mesh,
+    mesh: Mesh,
     total_steps: int,
-    on_metrics: Callable[[int, dict[str, float], float], None],
-    after_steps: list[Period],
+    on_metrics: Callable[[int, dict[str, Any], float], Any],
+    after_steps: Sequence[Period],
     stop: Callable[[], bool] = lambda: False,
     profile: tuple[int, int] | None = None,
     profile_dir: str = "",
 ) -> TrainState:
     """Trains from `state.step` to `total_steps`.
 
-    The device works one step ahead: a step's metrics are read after the next one was dispatched. They are always read
-    before anything in `after_steps` happens, so nothing is saved after a loss that is not finite.
+    The device works one step ahead: a step's metrics are read after the next step was dispatched. They are always read before
+    any action of `after_steps`, so nothing is saved after a loss that is not finite.
 
     Args:
       train_step: compiled `(state, frozen, batch) -> (state, metrics)`; the state is donated.
-      state: where to start.
-      frozen: passed to each step, never changed.
-      batches: at the position that belongs to `state`; each gives this process's rows (`parallel.local_rows`).
+      state: the state to start from, on the mesh.
+      frozen: the frozen leaves by name, passed to each step unchanged.
+      batches: at the position that belongs to `state`; it yields this process's rows (`parallel.local_rows`).
       mesh: where batches go.
       total_steps: the last step.
-      on_metrics: called for each step with `(step, metrics, examples per second)`; metrics of a pack are arrays [A].
-      after_steps: what else happens, in this order.
-      stop: asked before each step; True ends the loop early, with the state of the last whole step.
-      profile: `(first, last)` steps of a profiler window.
-      profile_dir: where its trace goes.
+      on_metrics: called for each step with `(step, metrics, examples per second)`; a pack's metrics are arrays [A].
+      after_steps: actions after steps, in this order.
+      stop: asked before each step; True ends the loop early, with the state of the last complete step.
+      profile: `(first, last)` steps of a profiler trace.
+      profile_dir: folder of the trace.
 
     Returns:
-      The state of the last step made.
+      The state of the last step.
 
     Raises:
-      NotFinite: names the first step whose loss (in a pack every member's) is not finite.
+      NotFinite: names the first step whose loss (for a pack: every member's) is not finite.
+      JaxRuntimeError: for a step that transfers data implicitly.
     """
     step = int(state.step)
     pending, mark = None, time.perf_counter()
 
-    def read_pending():
+    def read_pending() -> None:
         nonlocal pending, mark
         if pending is None:
             return
-        at, rows, metrics = pending
+        pending_step, rows, metrics = pending
         pending = None
         metrics = {name: value if value.ndim else float(value) for name, value in jax.device_get(metrics).items()}
         if not np.isfinite(metrics["loss"]).any():
-            raise NotFinite(f"The loss of step {at} is {metrics['loss']}.")
+            raise NotFinite(f"The loss of step {pending_step} is {metrics['loss']}.")
         now = time.perf_counter()
-        on_metrics(at, metrics, rows / (now - mark))
+        on_metrics(pending_step, metrics, rows / (now - mark))
         mark = now
 
     with _Profiler(profile, profile_dir) as profiler:
@@ -84,9 +94,10 @@ def run_loop(
             profiler.before(step + 1)
             batch = parallel.put_batch(next(batches), mesh)
             rows = len(next(iter(batch.values())))
-            state, metrics = parallel.settle(train_step(state, frozen, batch))
-            step += 1
-            read_pending()
+            with jax.transfer_guard("disallow"):  # in this thread only: data workers and checkpoints have theirs
+                state, metrics = parallel.settle(train_step(state, frozen, batch))
+                step += 1
+                read_pending()
             pending = (step, rows, metrics)
             profiler.after(step, state)
             due = [period for period in after_steps if period.due(step, total_steps)]
@@ -105,7 +116,7 @@ class _Profiler:
     def __init__(self, window: tuple[int, int] | None, folder: str):
         self._window, self._folder, self._tracing = window or (0, 0), folder, False
 
-    def __enter__(self):
+    def __enter__(self) -> "_Profiler":
         return self
 
     def before(self, step: int) -> None:
@@ -118,7 +129,7 @@ class _Profiler:
             jax.block_until_ready(state)
             self.__exit__()
 
-    def __exit__(self, *_):
+    def __exit__(self, *_) -> None:
         if self._tracing:
             jax.profiler.stop_trace()
             self._tracing = False

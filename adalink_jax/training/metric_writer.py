@@ -1,4 +1,4 @@
-"""Metrics of a run, written twice: TensorBoard events and `metrics.jsonl`. TensorFlow is not needed."""
+"""Writes a run's metrics to TensorBoard events and to `metrics.jsonl`, without TensorFlow."""
 
 import json
 import socket
@@ -7,8 +7,8 @@ import sys
 import time
 
 from etils import epath
-from tensorboard.compat.proto.event_pb2 import Event, SessionLog
-from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]  generated
+from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]  generated
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from adalink_jax import parallel
@@ -16,16 +16,16 @@ from adalink_jax.files.growing_file import GrowingFile
 
 
 class MetricWriter:
-    """Adds to `MODEL_DIR/metrics.jsonl` and to TensorBoard events in `MODEL_DIR/tensorboard`.
+    """Appends to `MODEL_DIR/metrics.jsonl` and to TensorBoard events in `MODEL_DIR/tensorboard`.
 
-    Only the first process writes; all know which rows there are.
+    Only process 0 writes; all processes know the rows.
 
     Args:
       model_dir: the run's folder.
-      resumed_at: rows of later steps, written before a run was killed, are dropped from `metrics.jsonl`; None keeps all.
+      resumed_at: rows of later steps, written before a run was killed, are removed from `metrics.jsonl`; None keeps all.
     """
 
-    def __init__(self, model_dir: str, resumed_at: int | None):
+    def __init__(self, model_dir: str | epath.Path, resumed_at: int | None):
         self._folder = epath.Path(model_dir)
         self._rows = parallel.once(self._kept_rows, resumed_at)
         self._writes = parallel.is_first()
@@ -38,18 +38,18 @@ class MetricWriter:
         self._events = GrowingFile(self._folder / "tensorboard" / name)
         self._records = RecordWriter(self._events)
         self._add_event(Event(wall_time=started, file_version="brain.Event:2"))
-        if resumed_at:  # TensorBoard then drops what was written of later steps
+        if resumed_at:  # makes TensorBoard drop later steps that were written before
             start = SessionLog(status=SessionLog.START)
             self._add_event(Event(wall_time=started, step=resumed_at + 1, session_log=start))
 
     def _kept_rows(self, resumed_at: int | None) -> list[str]:
         path = self._folder / "metrics.jsonl"
         path.parent.mkdir(parents=True, exist_ok=True)
-        found = path.read_text() if path.exists() else ""
-        rows = [row for row in found.splitlines() if _step(row) <= (sys.maxsize if resumed_at is None else resumed_at)]
-        kept = "".join(row + "\n" for row in rows)
-        if kept != found or not path.exists():
-            path.write_text(kept)
+        text = path.read_text() if path.exists() else ""
+        rows = [row for row in text.splitlines() if _step(row) <= (sys.maxsize if resumed_at is None else resumed_at)]
+        kept_text = "".join(row + "\n" for row in rows)
+        if kept_text != text or not path.exists():
+            path.write_text(kept_text)
         return rows
 
     def write(self, step: int, values: dict[str, float]) -> None:
@@ -82,10 +82,10 @@ class MetricWriter:
         return any(tag in row and json.loads(row)["step"] == step for row in self._rows)
 
     def values(self, step: int, prefix: str) -> dict[str, float]:
-        """What was written for `step` under tags that begin with `prefix`, by the rest of the tag."""
+        """The values written for `step` under tags that begin with `prefix`, by the rest of the tag."""
         rows = (json.loads(row) for row in self._rows)
-        found = {tag: value for row in rows if row["step"] == step for tag, value in row.items()}
-        return {tag.removeprefix(prefix): value for tag, value in found.items() if tag.startswith(prefix)}
+        values = {tag: value for row in rows if row["step"] == step for tag, value in row.items()}
+        return {tag.removeprefix(prefix): value for tag, value in values.items() if tag.startswith(prefix)}
 
 
 def _step(row: str) -> float:

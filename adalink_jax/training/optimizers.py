@@ -1,12 +1,13 @@
-"""Optimizers and schedules for gin. The transformations are optax's; what is ours is how gin names them.
+"""Optimizers and schedules for gin. The transformations are optax's; this module names them and their settings.
 
-Every optimizer keeps its current learning rate in its state (`optax.inject_hyperparams`), so what is logged is what was
-applied.
+Every optimizer keeps its current learning rate in its state (`optax.inject_hyperparams`), so the logged rate is the applied one.
 """
 
 from collections.abc import Callable, Mapping
+from typing import Any, cast
 
 import gin
+import jax
 import jax.numpy as jnp
 import optax
 
@@ -39,7 +40,7 @@ def warmup_cosine(peak: float, total_steps: int, warmup_steps: int = 0, end: flo
 
 @gin.configurable
 def warmup_constant(peak: float, warmup_steps: int = 0) -> Callable:
-    """Linear from 0 to `peak` in `warmup_steps`, then `peak` for ever: for runs that end at their plateau."""
+    """Linear from 0 to `peak` in `warmup_steps`, then constant at `peak`: for runs that end at their plateau."""
     return optax.linear_schedule(0.0, peak, warmup_steps) if warmup_steps else optax.constant_schedule(peak)
 
 
@@ -55,7 +56,9 @@ def warmup_rsqrt(peak: float, warmup_steps: int) -> Callable:
     return lambda step: peak * jnp.minimum(step / warmup_steps, jnp.sqrt(warmup_steps / jnp.maximum(step, 1)))
 
 
-def _with_logged_rate(make: Callable, learning_rate: LearningRate, clip_norm: float | None):
+def _with_logged_rate(
+    make: Callable, learning_rate: LearningRate, clip_norm: float | None
+) -> optax.GradientTransformation:
     optimizer = optax.inject_hyperparams(make)(learning_rate=learning_rate)
     return optimizer if clip_norm is None else optax.chain(optax.clip_by_global_norm(clip_norm), optimizer)
 
@@ -96,11 +99,11 @@ def adafactor(
 def grouped(
     default: optax.GradientTransformation, groups: Mapping[str, optax.GradientTransformation]
 ) -> optax.GradientTransformation:
-    """Groups of parameters with optimizers, and so learning rates, of their own.
+    """One optimizer, and so one learning rate, per group of parameters.
 
     Args:
-      default: for all leaves that no group takes.
-      groups: expression -> optimizer, such as `{'adapter/image/.*': @image/adamw()}`. The first that matches wins.
+      default: for all leaves that are in no group.
+      groups: regular expression -> optimizer, such as `{'adapter/image/.*': @image/adamw()}`. The first match wins.
 
     Raises:
       UserError: from `init`, if an expression matches no trainable leaf (see `paths.matching`).
@@ -108,16 +111,18 @@ def grouped(
 
     def labels(tree):
         picked = paths.matching(list(groups), paths.leaf_names(tree), "grouped.groups")
-        label = lambda name: next((e for e, names in zip(groups, picked) if name in names), "default")
-        return paths.unflatten({name: label(name) for name in paths.flatten(tree)})
+        group_of = lambda name: next((e for e, names in zip(groups, picked) if name in names), "default")
+        name_of = lambda path: jax.tree_util.keystr(path, simple=True, separator="/")
+        return jax.tree_util.tree_map_with_path(lambda path, _: group_of(name_of(path)), tree)
 
     return optax.partition({**groups, "default": default}, labels)
 
 
-def learning_rates(opt_state) -> dict[str, float]:
-    """`{"learning_rate": ...}`, or one a group: `learning_rate/<expression>`; of the step just made."""
+def learning_rates(opt_state: optax.OptState) -> dict[str, jax.Array]:
+    """The rates that the latest step applied: `{"learning_rate": ...}`, or `learning_rate/<expression>` per group."""
     rates = {}
-    for path, hyperparams in optax.tree.get_all_with_path(opt_state, "hyperparams"):
-        group = next((key.key for key in path if hasattr(key, "key")), None)  # optax.partition's states are in a dict
+    for path, hyperparams in cast(Any, optax.tree.get_all_with_path(opt_state, "hyperparams")):
+        # optax.partition's states are in a dict
+        group = next((key.key for key in path if isinstance(key, jax.tree_util.DictKey)), None)
         rates["learning_rate" if group is None else f"learning_rate/{group}"] = hyperparams["learning_rate"]
     return rates

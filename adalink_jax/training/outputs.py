@@ -1,11 +1,10 @@
-"""The files that a run leaves in its folder, besides checkpoints and metrics.
+"""The files that a run writes to its folder, apart from checkpoints and metrics.
 
-Functions that take arrays are called by all processes, and the first writes; of the others, the first alone is asked
+All processes call the functions that take arrays, and process 0 writes; the other functions are called in process 0 only
 (`parallel.once`).
 """
 
 import contextlib
-import importlib.metadata
 import json
 from collections.abc import Iterator
 
@@ -15,11 +14,11 @@ from adalink_jax import checkpoints, parallel
 from adalink_jax.adapters import describe_adapter
 from adalink_jax.errors import UserError, disk_error
 from adalink_jax.files.whole_file import write_json
-from adalink_jax.training import contact_sheet, parameter_tables, partition
+from adalink_jax.training import contact_sheet, parameter_tables, partition, segments
 from adalink_jax.training.evaluation import Result
 from adalink_jax.training.metric_writer import MetricWriter
+from adalink_jax.training.partition import Leaves
 from adalink_jax.training.setup import Parameters, Setup
-from adalink_jax.version import __version__
 
 SUMMARY, BEFORE, PICTURE, SAMPLES = "summary.json", "before.json", "samples.png", "samples.json"
 SCORES_OF = "scores_of.json"
@@ -28,7 +27,7 @@ count = parameter_tables.count
 
 @contextlib.contextmanager
 def naming(folder: epath.Path) -> Iterator[None]:
-    """An error of the disk is one sentence that names the file, or `folder`."""
+    """Turns an error of the disk into one sentence that names the file, or `folder`."""
     try:
         yield
     except ImportError as e:
@@ -36,10 +35,10 @@ def naming(folder: epath.Path) -> Iterator[None]:
             raise
         raise UserError(f"{folder} cannot be reached ({e}); pip install 'adalink-jax[gcs]'.") from e
     except OSError as e:
-        told = disk_error(e, str(folder))
-        if told is None:
+        error = disk_error(e, str(folder))
+        if error is None:
             raise
-        raise told from e
+        raise error from e
 
 
 def write_start(folder: epath.Path, params: Parameters, config: str) -> None:
@@ -50,61 +49,63 @@ def write_start(folder: epath.Path, params: Parameters, config: str) -> None:
 
 
 def write_before(folder: epath.Path, result: Result) -> None:
-    """Scores of the model before its first step, and what it said of the samples, for a run that is resumed."""
+    """Scores of the model before its first step, and its predictions for the samples, for a run that is resumed."""
     samples = [{name: x for name, x in sample.items() if name != "image"} for sample in result.samples]
     (folder / BEFORE).write_text(json.dumps({"scores": result.scores, "samples": samples}))
 
 
 def read_before(folder: epath.Path) -> Result | None:
-    """What `write_before` wrote; None if it has not."""
+    """The result that `write_before` wrote; None if it does not exist."""
     if not parallel.once((folder / BEFORE).exists):
         return None
     return Result(**json.loads((folder / BEFORE).read_text()))
 
 
 def claim_scores(folder: epath.Path, run_dir: str | None) -> None:
-    """Says in `folder` whose checkpoints are scored there.
+    """Records in `folder` whose checkpoints are scored there.
 
     Raises:
-      UserError: if others' scores are there.
+      UserError: if it holds the scores of another run.
     """
-    mark, mine = folder / SCORES_OF, {"run": None if run_dir is None else str(epath.Path(run_dir).resolve())}
-    found = mine
+    mark, claim = folder / SCORES_OF, {"run": None if run_dir is None else str(epath.Path(run_dir).resolve())}
+    recorded = claim
     if mark.exists():
-        found = json.loads(mark.read_text())
+        recorded = json.loads(mark.read_text())
     elif (
         run_dir is not None
         and (folder / "metrics.jsonl").exists()
         and folder.resolve() != epath.Path(run_dir).resolve()
     ):
-        found = {"run": None}
-    if found != mine:
-        raise UserError(f"{folder} holds the scores of {found['run'] or 'something else'}; give another --output_dir.")
+        recorded = {"run": None}
+    if recorded != claim:
+        raise UserError(
+            f"{folder} holds the scores of {recorded['run'] or 'something else'}; give another --output_dir."
+        )
     if run_dir is not None:
         folder.mkdir(parents=True, exist_ok=True)
-        mark.write_text(json.dumps(mine))
+        mark.write_text(json.dumps(claim))
 
 
 def read_summary(folder: epath.Path) -> dict | None:
-    """`summary.json` of a finished run; None if there is none."""
+    """`summary.json` of a finished run; None if it does not exist."""
     return json.loads((folder / SUMMARY).read_text()) if (folder / SUMMARY).exists() else None
 
 
 def write_parameters(
-    folder: epath.Path, setup: Setup, params: Parameters, trainable: dict, last: dict, summary: dict
+    folder: epath.Path, setup: Setup, params: Parameters, trainable: Leaves, last: Leaves, summary: dict
 ) -> list[tuple[str, str]]:
-    """The model if the backbone was trained, and the adapters.
+    """Writes the model if the backbone was trained, and the adapters.
 
     Args:
-      folder: where.
-      setup: what they were trained with.
-      params: their `frozen` and `base` are taken.
-      trainable: of the best step by validation.
-      last: of the last step; only its adapter is written.
-      summary: what `summary.json` holds.
+      folder: destination.
+      setup: the setup that they were trained with.
+      params: the run's parameters, of which `frozen` and `base` are used.
+      trainable: the trainable leaves of the best step by validation.
+      last: the trainable leaves of the last step; only its adapter is written. {} writes none.
+      summary: the contents of `summary.json`.
 
     Returns:
-      `(file, what it is)` for people.
+      `(file, description)` for display.
     """
     about = {
         "task": summary["task"],
@@ -112,37 +113,40 @@ def write_parameters(
         "metrics": {name: value for name, value in summary.items() if name.startswith(("frozen_", "adapted_"))},
         "versions": {name: version for name, version in versions().items() if name != "adalink-jax"},
     }
-    whole, base, written = partition.merge(trainable, params.frozen), params.base, []
-    if "backbone" in trainable:
+    leaves, base, written = {**trainable, **params.frozen}, params.base, []
+    adapter, last_adapter = partition.below(leaves, "adapter"), partition.below(last, "adapter")
+    backbone_trained = bool(partition.below(trainable, "backbone"))
+    if backbone_trained:
         settings = checkpoints.stated_settings(setup.model.backbone)
-        base = checkpoints.save_base(folder / "model", whole["backbone"], name=folder.name, about=about | settings)
+        base = checkpoints.save_base(
+            folder / "model", partition.below(leaves, "backbone"), name=folder.name, about=about | settings
+        )
         written.append(("model/", "the trained base model; INITIAL_CHECKPOINT_PATH takes it"))
-    if "adapter" in whole:
+    if adapter and base is not None and setup.model.adapter is not None:
         base = {key: base[key] for key in ("name", "fingerprint")}
         about |= describe_adapter(setup.model.adapter) | {"base": base}
-        checkpoints.save_adapter(folder / "adapter", whole["adapter"], about)
+        checkpoints.save_adapter(folder / "adapter", adapter, about)
         size = parallel.once(lambda: sum(f.stat().length for f in (folder / "adapter").iterdir()))
         written.append(("adapter/", f"the adapter, {size / 1000:.0f} kB; INITIAL_ADAPTER_PATH takes it"))
-        if "backbone" not in trainable and "adapter" in last:
+        if not backbone_trained and last_adapter:
             last_about = {key: value for key, value in about.items() if key != "metrics"} | {"step": summary["steps"]}
-            checkpoints.save_adapter(folder / "adapter_last", last["adapter"], last_about)
+            checkpoints.save_adapter(folder / "adapter_last", last_adapter, last_about)
             written.append(("adapter_last/", "the adapter of the last step"))
     return written
 
 
 def versions() -> dict[str, str]:
-    """Of this package, and of those that a run's numbers may depend on."""
-    others = {name: importlib.metadata.version(name) for name in ("jax", "flax", "optax")}
-    return {"adalink-jax": __version__} | others
+    """The versions that summaries and adapter files name."""
+    return segments.versions("jax", "flax", "optax")
 
 
 def write_summary(folder: epath.Path, summary: dict) -> None:
-    """`summary.json`: the run has ended."""
+    """Writes `summary.json`, which marks the run as finished."""
     write_json(folder / SUMMARY, summary)
 
 
 def write_samples(folder: epath.Path, writer: MetricWriter, step: int, split: str, result: Result) -> None:
-    """The contact sheet of an evaluation, into `samples/` and TensorBoard; nothing where there are no images."""
+    """Writes the contact sheet of an evaluation to `samples/` and TensorBoard, if the samples have images."""
     if not parallel.is_first() or not result.samples or "image" not in result.samples[0]:
         return
     shown = ", ".join(f"{name} {value:.3f}" for name, value in list(result.scores.items())[:3])
@@ -156,35 +160,35 @@ def write_end(
     folder: epath.Path,
     setup: Setup,
     params: Parameters,
-    trainable: dict,
-    last: dict,
+    trainable: Leaves,
+    last: Leaves,
     before: Result | None,
     after: Result | None,
     summary: dict,
 ) -> list[tuple[str, str]]:
-    """What leaves the run: what `write_parameters` writes, the picture, `summary.json`; `(file, what it is)` of each.
+    """Writes the parameters, the samples with their picture and `summary.json`; returns `(file, description)` for each file.
 
-    Without a metric there is nothing `before` and `after`, and so no samples and no picture.
+    Without a metric there is no `before` and no `after`, and so no samples and no picture.
     """
     written = write_parameters(folder, setup, params, trainable, last, summary)
-    if after is not None:
-        said = [
+    if before is not None and after is not None:
+        samples = [
             {"inputs": new["inputs"], "target": new["target"], "before": old["prediction"], "after": new["prediction"]}
             for old, new in zip(before.samples, after.samples)
         ]
-        parallel.once(write_json, folder / SAMPLES, {"samples": said})
+        parallel.once(write_json, folder / SAMPLES, {"samples": samples})
         written.append((SAMPLES, "sample predictions, before and after"))
-    if after is not None and "image" in after.samples[0]:
+    if before is not None and after is not None and "image" in after.samples[0]:
         shown = {name: value for name, value in summary.items() if name.startswith(("frozen_", "adapted_"))}
         title = f"{summary['task']}: " + ", ".join(f"{k.replace('_', ' ')} {v:.3f}" for k, v in shown.items())
         old = [sample["prediction"] for sample in before.samples]
         parallel.once(lambda: (folder / PICTURE).write_bytes(contact_sheet.contact_sheet(after.samples, title, old)))
-        written.append((PICTURE, "sample images with the predictions; of each evaluation: samples/"))
+        written.append((PICTURE, "sample images with the predictions; those of each evaluation are in samples/"))
     parallel.once(write_summary, folder, summary)
     return written + [
         (SUMMARY, "scores, counts, seconds"),
         ("metrics.jsonl", "every metric by step"),
         ("tensorboard/", "the same for TensorBoard"),
-        ("config.gin", "the configuration as it was used"),
+        ("config.gin", "the configuration that was used"),
         ("model-info.txt", "every parameter: shape, dtype, sharding, trained or frozen"),
     ]

@@ -1,30 +1,34 @@
-"""Tables for people: what is trained and what is frozen, and `model-info.txt`."""
+"""Tables of trainable and frozen parameters, for display and for `model-info.txt`."""
 
 import dataclasses
 import re
 from collections.abc import Mapping
+from typing import Any, cast
 
+import jax
 import numpy as np
 from clu import parameter_overview
+from jax.sharding import NamedSharding
 from rich.table import Table
 
 from adalink_jax.models import paths
+from adalink_jax.training.partition import Leaves, Shapes
 
 
-def _size(leaf) -> int:
+def _size(leaf: jax.Array | jax.ShapeDtypeStruct) -> int:
     return int(np.prod(leaf.shape, dtype=np.int64))
 
 
-def count(tree) -> int:
+def count(tree: Any) -> int:
     """Number of parameters of a (possibly abstract) tree."""
-    return sum(map(_size, paths.flatten(tree).values()))
+    return sum(map(_size, jax.tree.leaves(tree)))
 
 
-def leaves(trainable, frozen) -> list[dict]:
+def leaves(trainable: Leaves | Shapes, frozen: Leaves | Shapes) -> list[dict]:
     """Every unscanned leaf: `{"name", "shape", "dtype", "size", "trainable"}`, sorted by name."""
     rows = []
     for tree, is_trainable in ((trainable, True), (frozen, False)):
-        for name, leaf in paths.flatten(tree).items():
+        for name, leaf in tree.items():
             names = paths.unscanned_names(name, leaf.shape)
             shape = leaf.shape if names == [name] else leaf.shape[1:]
             size = int(np.prod(shape, dtype=np.int64))
@@ -35,17 +39,19 @@ def leaves(trainable, frozen) -> list[dict]:
     return sorted(rows, key=lambda row: row["name"])
 
 
-def parameter_table(trainable, frozen, sources: Mapping[str, str] | None = None) -> Table:
-    """Parameters by part of the model, trainable beside frozen; with `sources`, where the values come from.
+def parameter_table(
+    trainable: Leaves | Shapes, frozen: Leaves | Shapes, sources: Mapping[str, str] | None = None
+) -> Table:
+    """Parameters by part of the model, trainable beside frozen, with the sources of their values if they are given.
 
     Args:
-      trainable, frozen: the two trees.
+      trainable, frozen: the leaves by name.
       sources: part (`backbone/encoder`, or `adapter` for all of it) -> text.
     """
     parts: dict[str, list[int]] = {}
     dtypes: dict[str, set[str]] = {}
     for tree, column in ((trainable, 0), (frozen, 1)):
-        for name, leaf in paths.flatten(tree).items():
+        for name, leaf in tree.items():
             part = "/".join(name.split("/")[:2])
             parts.setdefault(part, [0, 0])[column] += _size(leaf)
             dtypes.setdefault(part, set()).add(str(leaf.dtype))
@@ -66,8 +72,8 @@ def parameter_table(trainable, frozen, sources: Mapping[str, str] | None = None)
     return table
 
 
-def leaf_table(trainable, frozen) -> Table:
-    """Every leaf, equal layers on one line, under the names that `TRAINABLE` matches."""
+def leaf_table(trainable: Leaves | Shapes, frozen: Leaves | Shapes) -> Table:
+    """Every leaf under the names that `TRAINABLE` matches; equal layers share a line."""
     grouped: dict[str, list[dict]] = {}
     for row in leaves(trainable, frozen):
         grouped.setdefault(re.sub(r"layers_\d+", "layers_*", row["name"]), []).append(row)
@@ -90,12 +96,12 @@ class _InfoRow:
     trained: str
 
 
-def model_info(trainable, frozen) -> str:
-    """Text of `model-info.txt`: every array in memory with shape, dtype, sharding, and whether it is trained."""
+def model_info(trainable: Leaves | Shapes, frozen: Leaves | Shapes) -> str:
+    """The text of `model-info.txt`: every array in memory with shape, dtype, sharding, and whether it is trained."""
     rows = [
-        _InfoRow(name, leaf.shape, str(leaf.dtype), str(tuple(leaf.sharding.spec)), trained)
+        _InfoRow(name, leaf.shape, str(leaf.dtype), str(tuple(cast(NamedSharding, leaf.sharding).spec)), trained)
         for tree, trained in ((trainable, "trainable"), (frozen, "frozen"))
-        for name, leaf in paths.flatten(tree).items()
+        for name, leaf in tree.items()
     ]
     totals = f"trainable {count(trainable):,}\nfrozen    {count(frozen):,}\n"
     return parameter_overview.make_table(sorted(rows, key=lambda row: row.name)) + "\n" + totals

@@ -1,6 +1,6 @@
-"""First values of a prompt, taken from the base's embeddings (Lester et al., 2021, section 3.2: `vocabulary`, `class labels`).
+"""Initial values of a prompt, taken from the base's embeddings (Lester et al., 2021, section 3.2: `vocabulary`, `class labels`).
 
-A start is `(adapter, table, key) -> adapter`: every leaf called `prompt` [P, D] is replaced.
+A start is `(adapter, table, key) -> adapter` on the adapter's leaves by name; it replaces every leaf `prompt` [P, D].
 """
 
 from collections.abc import Callable, Sequence
@@ -11,71 +11,70 @@ import jax.numpy as jnp
 
 from adalink_jax.data import load_vocabulary
 from adalink_jax.errors import UserError
-from adalink_jax.models import paths
+from adalink_jax.training.partition import Leaves
 
-Start = Callable[[dict, jax.Array, jax.Array], dict]
-FIRST = 3  # ids before it are padding, end and unknown
+Start = Callable[[Leaves, jax.Array, jax.Array], Leaves]
+FIRST_TOKEN = 3  # ids below it are padding, end and unknown
 
 
 @gin.configurable
 def from_vocabulary(most_common: int = 5000) -> Start:
-    """Embeddings of tokens drawn without repetition from the `most_common` first of the vocabulary (which is sorted by
+    """Embeddings of tokens drawn without replacement from the first `most_common` of the vocabulary (which is sorted by
     frequency, as SentencePiece's is).
 
     Raises:
-      UserError: from the start, if there are fewer tokens than positions of the prompt.
+      UserError: from the start, if there are fewer tokens than prompt positions.
     """
 
     def rows(length, table, key):
-        return table[_drawn(length, min(most_common, len(table)), key)]
+        return table[_draw_tokens(length, min(most_common, len(table)), key)]
 
-    return lambda adapter, table, key: _with_prompts(adapter, table, key, rows)
+    return lambda adapter, table, key: _replace_prompts(adapter, table, key, rows)
 
 
 @gin.configurable
 def from_class_labels(labels: Sequence[str], vocabulary: str, most_common: int = 5000) -> Start:
-    """The mean embedding of each label's tokens, in order; positions that are left over are as `from_vocabulary`'s.
+    """The mean embedding of each label's tokens, in order; the remaining positions are filled as by `from_vocabulary`.
 
     Args:
-      labels: the strings that the task's answers are made of.
+      labels: the strings that the task's answers consist of.
       vocabulary: a spiece.model, or 'bytes'.
       most_common: see `from_vocabulary`.
 
     Raises:
-      UserError: from the start, for more labels than positions, and labels that have no tokens of the base.
+      UserError: from the start, for more labels than positions, and for labels without tokens of the base.
     """
-    ids = [[token for token in load_vocabulary(vocabulary).encode(label) if token >= FIRST] for label in labels]
+    ids = [[token for token in load_vocabulary(vocabulary).encode(label) if token >= FIRST_TOKEN] for label in labels]
 
     def rows(length, table, key):
         if not labels or len(labels) > length:
             raise UserError(
-                f"from_class_labels.labels has {len(labels)} labels for a prompt of {length}; it takes 1 to {length}."
+                f"from_class_labels.labels has {len(labels)} labels for a prompt of {length}; give 1 to {length}."
             )
-        odd = next((label for label, tokens in zip(labels, ids) if not tokens or max(tokens) >= len(table)), None)
-        if odd is not None:
+        unknown = next((label for label, tokens in zip(labels, ids) if not tokens or max(tokens) >= len(table)), None)
+        if unknown is not None:
             raise UserError(
-                f"The label {odd!r} has no tokens among the {len(table)} of the base; check the vocabulary."
+                f"The label {unknown!r} has no tokens among the {len(table)} of the base; check the vocabulary."
             )
-        named = [table[jnp.array(tokens)].mean(axis=0) for tokens in ids]
-        rest = table[_drawn(length - len(named), min(most_common, len(table)), key)]
-        return jnp.concatenate([jnp.stack(named), rest])
+        means = [table[jnp.array(tokens)].mean(axis=0) for tokens in ids]
+        rest = table[_draw_tokens(length - len(means), min(most_common, len(table)), key)]
+        return jnp.concatenate([jnp.stack(means), rest])
 
-    return lambda adapter, table, key: _with_prompts(adapter, table, key, rows)
+    return lambda adapter, table, key: _replace_prompts(adapter, table, key, rows)
 
 
-def _drawn(count: int, tokens: int, key) -> jax.Array:
-    if count > tokens - FIRST:
+def _draw_tokens(count: int, tokens: int, key: jax.Array) -> jax.Array:
+    if count > tokens - FIRST_TOKEN:
         raise UserError(
-            f"The prompt has {count} positions to fill and the vocabulary {tokens - FIRST} tokens; shorten it."
+            f"The prompt has {count} positions to fill and the vocabulary {tokens - FIRST_TOKEN} tokens; shorten it."
         )
-    return jax.random.choice(key, jnp.arange(FIRST, tokens), (count,), replace=False)
+    return jax.random.choice(key, jnp.arange(FIRST_TOKEN, tokens), (count,), replace=False)
 
 
-def _with_prompts(adapter: dict, table: jax.Array, key, rows: Callable) -> dict:
-    leaves = dict(paths.flatten(adapter))
-    prompts = [name for name in leaves if name.split("/")[-1] == "prompt"]
+def _replace_prompts(adapter: Leaves, table: jax.Array, key: jax.Array, rows: Callable) -> Leaves:
+    prompts = sorted(name for name in adapter if name.split("/")[-1] == "prompt")
     if not prompts:
         raise UserError("PROMPT_START is set, but the adapter has no prompt; leave it at None.")
-    for name, each in zip(prompts, jax.random.split(key, len(prompts))):
-        leaves[name] = rows(len(leaves[name]), jnp.asarray(table, jnp.float32), each)
-    return paths.unflatten(leaves)
+    table = jnp.asarray(table, jnp.float32)
+    keys = jax.random.split(key, len(prompts))
+    return {**adapter} | {name: rows(len(adapter[name]), table, key) for name, key in zip(prompts, keys)}

@@ -1,7 +1,7 @@
-"""From a configuration to arrays in their places: which model, which leaves are trained, where each value comes from.
+"""From a configuration to arrays on the mesh: the model, its trainable leaves, and the source of every value.
 
-Invariant: every leaf has one stated source - a checkpoint, an adapter file, or random initialisation that was asked for -
-and a frozen leaf is never random.
+Invariant: every leaf has exactly one stated source (a checkpoint, an adapter file, or a requested random initialisation), and
+a frozen leaf of the backbone is never random.
 """
 
 import dataclasses
@@ -10,6 +10,7 @@ from typing import Any
 
 import gin
 import jax
+from jax.sharding import Mesh
 
 from adalink_jax import checkpoints, parallel
 from adalink_jax.adapters import AdaptedModel, abstract_params, describe_adapter, fresh_params
@@ -19,6 +20,8 @@ from adalink_jax.models import paths
 from adalink_jax.models.decoding import Decoding, Sampling
 from adalink_jax.training import partition
 from adalink_jax.training.abstract import abstract_leaves
+from adalink_jax.training.leaf_dtypes import check_frozen_dtype, leaf_dtype
+from adalink_jax.training.partition import Leaves, Shapes
 from adalink_jax.training.prompt_start import Start
 
 
@@ -29,21 +32,22 @@ class Setup:
 
     Attributes:
       model: backbone and adapter.
-      trainable: expressions for whole paths of the leaves to train (`adapter/.*`); all others are frozen.
-      dataset: the data; None where the caller brings batches.
+      trainable: regular expressions that match the whole paths of the trainable leaves (`adapter/.*`); all others are frozen.
+      dataset: the data; None where the caller supplies batches.
       initial_checkpoint_path: the base model: a folder (native, Hugging Face, t5x), `hf://OWNER/NAME[@revision]` or
-        `bundled:NAME`; or a mapping from parts of the model to such, see `checkpoints.load_base`. None starts from random
-        weights, which only a run that trains the whole backbone may.
-      checkpoint_renames: `(regular expression, replacement)` for the names of a base that is none of ours.
-      initial_adapter_path: an adapter folder to start from; None starts a fresh one.
-      adapter_start: first values of a fresh prompt (`prompt_start.from_vocabulary`, `from_class_labels`); None for random ones.
-      allow_other_base: take an adapter that was trained on another base.
-      frozen_dtype: dtype in which frozen leaves are stored, "float32" or "bfloat16".
+        `bundled:NAME`; or a mapping from parts of the model to such paths, see `checkpoints.load_base`. None starts from
+        random weights, which only a run that trains the whole backbone may do.
+      checkpoint_renames: `(regular expression, replacement)` pairs for the leaf names of a base in an unknown format.
+      initial_adapter_path: an adapter folder to start from; None starts a fresh adapter.
+      adapter_start: initial values of a fresh prompt (`prompt_start.from_vocabulary`, `from_class_labels`); None for random
+        values.
+      allow_other_base: accept an adapter that was trained on another base.
+      frozen_dtype: dtype in which the backbone's frozen leaves are stored, "float32" or "bfloat16" (see `leaf_dtypes`).
       random_seed: seed of fresh leaves and of dropout.
-      vision_cache: a folder for what the frozen vision tower makes of each image, computed once (`vision_cache.py`); None computes
-        it in every step.
-      qformer_vocabulary: of a Q-Former that reads the instruction: a `tokenizer.json`, or a checkpoint's folder that has one.
-      decoding: how outputs are made in evaluation: `Sampling` (by default greedy) or `BeamSearch`.
+      vision_cache: a folder for the frozen vision tower's outputs, computed once per image (`fill_vision_cache`); None
+        computes them in every step.
+      qformer_vocabulary: for a Q-Former that reads the instruction: a `tokenizer.json`, or a checkpoint folder with one.
+      decoding: how evaluation decodes: `Sampling` (greedy by default) or `BeamSearch`.
     """
 
     model: AdaptedModel
@@ -61,62 +65,77 @@ class Setup:
     decoding: Decoding = Sampling()  # noqa: RUF009
 
     def __post_init__(self):
-        if self.frozen_dtype not in ("float32", "bfloat16"):
-            raise UserError(f"FROZEN_DTYPE is {self.frozen_dtype!r}; it must be 'float32' or 'bfloat16'.")
+        check_frozen_dtype(self.frozen_dtype)
+
+    @property
+    def data(self) -> DatasetConfig:
+        """`dataset`, for those that need one.
+
+        Raises:
+          UserError: if it is not set.
+        """
+        if self.dataset is None:
+            raise UserError("Setup.dataset is not set; add a task's file, such as --gin_file=gin/tasks/digits.gin.")
+        return self.dataset
 
     @property
     def image_shape(self) -> tuple[int, int, int] | None:
-        """(height, width, channels) of the images that the model takes; None if it takes none."""
+        """(height, width, channels) of the model's images; None if it takes none."""
         images = self.model.backbone.abstract_batch(1, 1, 1).get("images")
         return None if images is None else images.shape[1:]
 
     def converter(self, task_feature_lengths: Mapping[str, int], cache: VisionCache | None = None) -> FeatureConverter:
-        """Makes the features that the model takes, of `cache` where it is given.
+        """The converter from examples to the model's features; images are read from `cache` if one is given.
 
         Raises:
-          UserError: for a Q-Former that reads the instruction and has no vocabulary, or another's; a vocabulary for none.
+          UserError: for a Q-Former that reads the instruction without a vocabulary or with an unsuitable one, and for a
+            vocabulary that no Q-Former reads.
         """
-        wanted = INSTRUCTION in self.model.backbone.abstract_batch(1, 1, 1)
-        if wanted != (self.qformer_vocabulary is not None):
+        reads_instruction = INSTRUCTION in self.model.backbone.abstract_batch(1, 1, 1)
+        if reads_instruction != (self.qformer_vocabulary is not None):
             raise UserError(
                 "The Q-Former reads the instruction too: set QFORMER_VOCABULARY to the base model's folder."
-                if wanted
-                else "QFORMER_VOCABULARY is set, but the model has no Q-Former that reads the instruction."
+                if reads_instruction
+                else "QFORMER_VOCABULARY is set, but the model has no Q-Former that reads the instruction; leave it out."
             )
-        words = WordPieceVocabulary(self.qformer_vocabulary) if wanted else None
+        words = None if self.qformer_vocabulary is None else WordPieceVocabulary(self.qformer_vocabulary)
         if words is not None and words.vocab_size > (rows := self.model.backbone.qformer_config.vocab_size):
             raise UserError(f"QFORMER_VOCABULARY has {words.vocab_size} ids and the Q-Former's embedding {rows} rows.")
         return FeatureConverter(task_feature_lengths, self.image_shape, instructions=words, cache=cache)
 
 
-def split_abstract(model: AdaptedModel, trainable: tuple[str, ...]):
-    """`(trainable, frozen)` trees of shapes. An empty `trainable` freezes everything."""
-    tree = parallel.unbox(abstract_params(model))
-    return partition.split(tree, trainable) if trainable else ({}, tree)
+def split_abstract(model: AdaptedModel, trainable: tuple[str, ...]) -> tuple[Shapes, Shapes]:
+    """Shapes of the trainable and of the frozen leaves by name. An empty `trainable` freezes everything."""
+    leaves = paths.flatten(parallel.unbox(abstract_params(model)))
+    return partition.split(leaves, trainable) if trainable else ({}, leaves)
 
 
 @dataclasses.dataclass
 class Parameters:
-    """Arrays in their places.
+    """A model's parameters on the mesh.
 
     Attributes:
-      trainable, frozen: the two trees.
+      trainable, frozen: the leaves by name (`backbone/...`, `adapter/...`).
       base: `name` and `fingerprint` of the backbone; None when it starts from random weights.
-      sources: part of the model (the first two folders of the leaves' names) -> where its values came from, for people.
+      sources: part of the model (the first two folders of its leaves' names) -> where its values came from, for display.
     """
 
-    trainable: dict
-    frozen: dict
+    trainable: dict[str, jax.Array]
+    frozen: dict[str, jax.Array]
     base: dict | None
     sources: dict[str, str]
 
+    def tree(self) -> dict[str, Any]:
+        """All leaves as the nested dict that Flax reads: `{"backbone": ..., "adapter": ...}`."""
+        return partition.merge(self.trainable, self.frozen)
 
-def load_parameters(setup: Setup, mesh, rules) -> Parameters:
-    """Reads or makes every leaf of `setup.model`, on `mesh`.
+
+def load_parameters(setup: Setup, mesh: Mesh, rules: parallel.LogicalRules) -> Parameters:
+    """Loads or initialises every leaf of `setup.model` on `mesh`.
 
     Raises:
       UserError: for expressions that match nothing, a frozen backbone without a checkpoint, and a method whose settings
-        no file can hold.
+        cannot be stored in a file.
       CheckpointError: for files that do not fit.
     """
     if setup.adapter_start is not None and setup.initial_adapter_path is not None:
@@ -124,73 +143,80 @@ def load_parameters(setup: Setup, mesh, rules) -> Parameters:
             "PROMPT_START and INITIAL_ADAPTER_PATH are both set; a prompt has one start, so set one of them."
         )
     if setup.model.adapter is not None:
-        describe_adapter(setup.model.adapter)  # refuses now what its file could not hold
+        describe_adapter(setup.model.adapter)  # fails now rather than when the adapter is written
     wanted = abstract_leaves(setup.model, mesh, rules)
-    trainable, _ = split_abstract(setup.model, setup.trainable)
-    trained = paths.flatten(trainable).keys()
-    backbone = {k for k in wanted if k.startswith("backbone/")}
-    adapter = wanted.keys() - backbone
-
-    values: dict[str, Any] = {}
-    sources, base = {}, None
-    if setup.initial_checkpoint_path is not None:
-        loaded = checkpoints.load_base(
-            setup.initial_checkpoint_path,
-            partition.select(wanted, backbone)["backbone"],
-            dtype=lambda name: "float32" if f"backbone/{name}" in trained else setup.frozen_dtype,
-            renames=setup.checkpoint_renames,
-            configs=checkpoints.configs_of(setup.model.backbone),
-        )
-        values |= paths.flatten({"backbone": loaded.params})
-        base = {"name": loaded.name, "fingerprint": loaded.fingerprint}
-        sources |= {f"backbone/{part}": where for part, where in loaded.sources.items()}
-    elif setup.checkpoint_renames:
-        raise UserError("CHECKPOINT_RENAMES is set, but there is no base; set INITIAL_CHECKPOINT_PATH as well.")
-    fresh = backbone - values.keys()
-    if fresh - trained:
-        raise UserError(
-            f"{len(fresh - trained)} backbone parameters, such as {min(fresh - trained)}, are frozen but there is no base "
-            f"model to take them from; set INITIAL_CHECKPOINT_PATH, or train them (TRAINABLE)."
-        )
-    sources |= {"/".join(name.split("/")[:2]): f"random initialisation, seed {setup.random_seed}" for name in fresh}
+    trainable_names = split_abstract(setup.model, setup.trainable)[0].keys()
+    values, sources, base = _load_backbone(setup, wanted, trainable_names)
+    adapter = partition.below(wanted, "adapter")
     if adapter and setup.initial_adapter_path is not None:
         if base is None or base["fingerprint"] is None:
             raise UserError("INITIAL_ADAPTER_PATH is set, but there is no base; set INITIAL_CHECKPOINT_PATH as well.")
-        tree, about = checkpoints.load_adapter(
-            setup.initial_adapter_path, partition.select(wanted, adapter)["adapter"],
-            base["fingerprint"], setup.allow_other_base, setup.model.adapter,
-        )  # fmt: skip
-        values |= paths.flatten({"adapter": tree})
-        unchecked = "" if about["base"]["fingerprint"] else ", which does not say which base it was trained on"
+        loaded, facts = checkpoints.load_adapter(
+            setup.initial_adapter_path, adapter, base["fingerprint"], setup.allow_other_base, setup.model.adapter
+        )
+        values |= {f"adapter/{name}": leaf for name, leaf in loaded.items()}
+        unchecked = "" if facts.base.fingerprint else ", which does not name the base it was trained on"
         sources["adapter"] = setup.initial_adapter_path + unchecked
     elif adapter:
         sources["adapter"] = f"fresh, seed {setup.random_seed}"
-    values |= _initialise(setup, {k: wanted[k] for k in wanted.keys() - values.keys()})
+    values |= _initialise(setup, {name: leaf for name, leaf in wanted.items() if name not in values})
     if setup.adapter_start is not None:
-        tree = started(setup, partition.select(values, adapter).get("adapter", {}), values)
-        placed = {f"adapter/{name}": leaf for name, leaf in paths.flatten(tree).items()}
-        values |= {name: jax.device_put(leaf, wanted[name].sharding) for name, leaf in placed.items()}
+        for name, leaf in apply_adapter_start(setup, partition.below(values, "adapter"), values).items():
+            values[f"adapter/{name}"] = jax.device_put(leaf, wanted[f"adapter/{name}"].sharding)
         sources["adapter"] += ", its prompt by PROMPT_START"
-    return Parameters(
-        partition.select(values, trained), partition.select(values, values.keys() - trained), base, sources
+    trainable, frozen = (
+        partition.select(values, names) for names in (trainable_names, values.keys() - trainable_names)
     )
+    return Parameters(trainable, frozen, base, sources)
 
 
-def started(setup: Setup, adapter: dict, leaves: Mapping[str, jax.Array]) -> dict:
-    """A fresh adapter after `setup.adapter_start`; `leaves` are the model's, by name."""
+def _load_backbone(setup: Setup, wanted: Shapes, trainable_names) -> tuple[dict[str, jax.Array], dict[str, str], Any]:
+    """`(leaves, sources, base)` of the backbone's leaves that come from files; checks that the others are trainable."""
+    values, sources, base = {}, {}, None
+    if setup.initial_checkpoint_path is not None:
+        loaded = checkpoints.load_base(
+            setup.initial_checkpoint_path,
+            partition.below(wanted, "backbone"),
+            dtype=lambda name: leaf_dtype(f"backbone/{name}", trainable_names, setup.frozen_dtype),
+            renames=setup.checkpoint_renames,
+            configs=checkpoints.configs_of(setup.model.backbone),
+        )
+        values = {f"backbone/{name}": leaf for name, leaf in loaded.leaves.items()}
+        base = {"name": loaded.name, "fingerprint": loaded.fingerprint}
+        sources = {f"backbone/{part}": source for part, source in loaded.sources.items()}
+    elif setup.checkpoint_renames:
+        raise UserError("CHECKPOINT_RENAMES is set, but there is no base; set INITIAL_CHECKPOINT_PATH as well.")
+    fresh = {name for name in wanted if name.startswith("backbone/")} - values.keys()
+    if frozen := fresh - trainable_names:
+        raise UserError(
+            f"{len(frozen)} backbone parameters, such as {min(frozen)}, are frozen but there is no base model to take them "
+            f"from; set INITIAL_CHECKPOINT_PATH, or train them (TRAINABLE)."
+        )
+    sources |= {"/".join(name.split("/")[:2]): f"random initialisation, seed {setup.random_seed}" for name in fresh}
+    return values, sources, base
+
+
+def apply_adapter_start(setup: Setup, adapter: Leaves, leaves: Leaves) -> Leaves:
+    """A fresh adapter's leaves after `setup.adapter_start`, if it is set.
+
+    Args:
+      setup: the run's settings.
+      adapter: the adapter's leaves by name, without the leading `adapter/`.
+      leaves: the model's leaves by name, with the embedding table.
+    """
     if setup.adapter_start is None:
         return adapter
     table = leaves["backbone/token_embedder/embedding"]
     return setup.adapter_start(adapter, table, jax.random.key(setup.random_seed))
 
 
-def _initialise(setup: Setup, wanted: dict) -> dict:
-    """Random values for `wanted` only; the compiler drops the rest of the model's initialisation."""
+def _initialise(setup: Setup, wanted: Shapes) -> dict[str, jax.Array]:
+    """Random values of `wanted` only; the compiler drops the rest of the model's initialisation."""
     if not wanted:
         return {}
 
     def fresh():
         leaves = paths.flatten(parallel.unbox(fresh_params(setup.model, setup.random_seed)))
-        return {name: leaves[name] for name in wanted}
+        return partition.select(leaves, wanted)
 
     return jax.jit(fresh, out_shardings={name: leaf.sharding for name, leaf in wanted.items()})()

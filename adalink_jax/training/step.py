@@ -1,27 +1,35 @@
-"""The training step. Gradients exist for the trainable tree only: the frozen one is an argument, never differentiated."""
+"""The training step. Gradients exist for trainable leaves only: the frozen leaves are an argument that is never differentiated.
+
+Parameters are flat mappings `{name: array}`; the step nests them only for `model.apply`.
+"""
 
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
+from typing import Any, cast
 
+import flax.linen as nn
 import flax.struct
 import gin
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
+from jaxtyping import Float, Int
 
 from adalink_jax import parallel
 from adalink_jax.errors import UserError
 from adalink_jax.training import optimizers, partition
+from adalink_jax.training.partition import Leaves
 
 
 @flax.struct.dataclass
 class TrainState:
-    """All that changes while training: step (int32), the trainable tree, the optimizer's state."""
+    """Everything that changes while training: step (int32), the trainable leaves by name, the optimizer's state."""
 
     step: jax.Array
-    trainable: dict
+    trainable: Leaves
     opt_state: optax.OptState
 
 
@@ -32,14 +40,19 @@ class CrossEntropy:
 
     Attributes:
       z_loss: factor of log(Z)^2, added to each token's loss.
-      label_smoothing: mass spread evenly over the wrong tokens; the loss's minimum is kept at 0.
+      label_smoothing: probability mass spread evenly over the wrong tokens; the loss is shifted so that its minimum stays 0.
     """
 
     z_loss: float = 0.0
     label_smoothing: float = 0.0
 
-    def __call__(self, logits: jax.Array, targets: jax.Array, weights: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """logits float32 [B, T, V], targets int32 [B, T], weights float32 [B, T] -> two float32 scalars."""
+    def __call__(
+        self,
+        logits: Float[jax.Array, "B T V"],
+        targets: Int[jax.Array | np.ndarray, "B T"],
+        weights: Float[jax.Array | np.ndarray, "B T"],
+    ) -> tuple[Float[jax.Array, ""], Float[jax.Array, ""]]:
+        """Returns the sum of weighted losses and the sum of weights, float32."""
         log_z = jax.nn.logsumexp(logits, axis=-1)
         loss = log_z - jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
         if self.label_smoothing:
@@ -53,34 +66,35 @@ class CrossEntropy:
 
 
 def make_train_step(
-    model,
+    model: nn.Module,
     optimizer: optax.GradientTransformation,
     *,
     loss: Callable = CrossEntropy(),
-    seed: int = 0,
+    seed: int | jax.Array = 0,
     microbatches: int = 1,
     shards: int = 1,
-    constants: Mapping = MappingProxyType({}),
-) -> Callable[[TrainState, dict, dict], tuple[TrainState, dict]]:
+    constants: Mapping[str, Any] = MappingProxyType({}),
+) -> Callable[[TrainState, Leaves, Leaves], tuple[TrainState, dict[str, jax.Array]]]:
     """`(state, frozen, batch) -> (state, metrics)`, to be compiled with the state donated.
 
-    The loss is the mean over all weighted tokens of the global batch, however it is cut into microbatches: losses,
-    weights and gradients are summed, and divided once. Gradients cross devices once a step: over microbatches each of the
-    `shards` of the batch sums its own (left to the compiler, some backends would reduce those of every microbatch).
+    The loss is the mean over all weighted tokens of the global batch, for any number of microbatches: losses, weights and
+    gradients are summed, and divided once. Gradients cross devices once per step: over the microbatches, each of the `shards`
+    of the batch sums its own (left to the compiler, some backends would reduce them after every microbatch).
 
     Args:
       model: `model.apply({"params": ...}, batch, train=True, rngs=...)` -> logits float32 [B, T, V].
-      optimizer: for the trainable tree.
+      optimizer: for the trainable leaves.
       loss: `(logits, targets, weights) -> (sum of losses, sum of weights)`.
-      seed: of dropout, an int or a traced int32; the step's number is folded in. Its masks are the same on every mesh, but
-        for microbatches on several shards.
-      microbatches: parts that the batch's rows are cut into, one after the other; it must divide B.
-      shards: groups of devices that split the batch and hold all trainable leaves (`parallel.data_axis_size`); 1 where a
+      seed: of dropout, an int or a traced int32; the step's number is folded in. The dropout masks are the same on every mesh,
+        except with microbatches on several shards.
+      microbatches: parts that the batch's rows are divided into, computed one after the other; it must divide B.
+      shards: groups of devices that split the batch and hold all trainable leaves (`parallel.data_axis_size`); 1 if a
         trainable leaf is itself split over them, and its gradient is reduced for every microbatch.
-      constants: collections of the model besides its parameters (the padding of an adapter in a pack).
+      constants: collections of the model other than its parameters (the padding of an adapter in a pack).
 
     Returns:
-      metrics: float32 scalars `loss`, `grad_norm` (of the trainable tree), `tokens` (sum of weights), learning rates.
+      The step. Its metrics are float32 scalars: `loss`, `grad_norm` (of the trainable leaves), `tokens` (sum of weights) and
+      learning rates.
     """
 
     def loss_fn(trainable, frozen, batch, rng):
@@ -93,26 +107,26 @@ def make_train_step(
     def accumulate(state, frozen, batch, rng):
         if microbatches == 1:
             return summed_grads(state.trainable, frozen, batch, rng)
-        # Row r goes to microbatch r % microbatches: every device keeps the rows that it already has.
+        # Row r goes to microbatch r % microbatches, so every device keeps the rows that it already has.
         parts = jax.tree.map(lambda x: x.reshape(-1, microbatches, *x.shape[1:]).swapaxes(0, 1), batch)
         part_grads = summed_grads
         if shards > 1:
             parts = jax.tree.map(lambda x: x.reshape(microbatches, shards, -1, *x.shape[2:]), parts)
             part_grads = lambda trainable, frozen, part, rng: parallel.by_shard(
-                lambda mine, key: summed_grads(trainable, frozen, mine, key), part, jax.random.split(rng, shards)
+                lambda rows, key: summed_grads(trainable, frozen, rows, key), part, jax.random.split(rng, shards)
             )
 
         def add(total, part):
             rng, batch = part
             return jax.tree.map(jnp.add, total, part_grads(state.trainable, frozen, batch, rng)), None
 
-        each = lambda x: jnp.zeros((shards, *x.shape) if shards > 1 else x.shape, x.dtype)
-        start = jax.tree.map(each, ((jnp.float32(0), jnp.float32(0)), state.trainable))
+        zeros = lambda x: jnp.zeros((shards, *x.shape) if shards > 1 else x.shape, x.dtype)
+        start = jax.tree.map(zeros, ((jnp.float32(0), jnp.float32(0)), state.trainable))
         start = parallel.constrain_shards(start) if shards > 1 else start
         total = jax.lax.scan(add, start, (jax.random.split(rng, microbatches), parts))[0]
         return jax.tree.map(lambda x: x.sum(0), total) if shards > 1 else total
 
-    def train_step(state: TrainState, frozen: dict, batch: dict):
+    def train_step(state: TrainState, frozen: Leaves, batch: Leaves) -> tuple[TrainState, dict[str, jax.Array]]:
         rng = jax.random.fold_in(jax.random.key(seed), state.step)
         (loss_sum, tokens), grads = accumulate(state, frozen, batch, rng)
         tokens = jnp.maximum(tokens, 1.0)
@@ -125,16 +139,16 @@ def make_train_step(
             **optimizers.learning_rates(opt_state),
         }
         trainable = optax.apply_updates(state.trainable, updates)
-        return TrainState(state.step + 1, trainable, opt_state), metrics
+        return TrainState(state.step + 1, cast(Leaves, trainable), opt_state), metrics
 
     return train_step
 
 
 def check_batch(batch_size: int, microbatches: int, data_devices: int) -> None:
-    """Refuses a batch that cannot be cut evenly.
+    """Refuses a batch that cannot be divided evenly.
 
     Raises:
-      UserError: names the sizes and the nearest batch size that would do.
+      UserError: names the sizes and the nearest batch size that can.
     """
     unit = microbatches * data_devices
     if microbatches < 1 or batch_size < 1 or batch_size % unit:

@@ -79,20 +79,17 @@ class ConfiguredSweep:
         title = f"Run {run.number} of {len(self.runs)}: {run.name}"
         return self._folder(run).make(lambda: main(command), title, self.model_dir)
 
-    def check_can_run(self) -> None:
-        """Refuses a bucket, which has no locks.
+    def make_all(self, parallel: int, console: Console) -> dict[str, str]:
+        """Makes all unfinished runs; returns name -> reason of the failed ones (see `runner.run_all`).
 
         Raises:
-          UserError: if the sweep's folder is in a bucket.
+          UserError: see `folders`; also for a folder in a bucket, which has no locks.
         """
         if is_remote(self.model_dir):
             raise UserError(
                 f"--run needs a folder with locks and logs, and {self.model_dir} is a bucket; use --element for each run."
             )
-
-    def make_all(self, runs: dict[str, RunFolder], parallel: int, console: Console) -> dict[str, str]:
-        """Makes all unfinished runs (see `runner.run_all`); returns name -> reason of the failed ones."""
-        return runner.run_all(["sweep", *self._flags.arguments()], runs, parallel, console)
+        return runner.run_all(["sweep", *self._flags.arguments()], self.folders(), parallel, console)
 
     def _flags_of(self, run: SweepRun) -> GinFlags:
         return run.flags(self._flags, f"{self.model_dir}/{run.name}")

@@ -1,9 +1,8 @@
 """A training run of a pack: several adapters in one program, each scored, kept and written as a run of its own would be.
 
-It can be killed and started again like a single run.
+Like a single run it can be killed at any point and resumed by rerunning the command.
 """
 
-import contextlib
 import dataclasses
 import time
 from collections.abc import Callable, Sequence
@@ -13,20 +12,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from etils import epath
 
-from adalink_jax import parallel
 from adalink_jax.errors import NotFinite, UserError
-from adalink_jax.training import fill_vision_cache, outputs
-from adalink_jax.training.console import Console
+from adalink_jax.training import outputs, partition
 from adalink_jax.training.evaluation import Evaluator, Result
-from adalink_jax.training.interrupt import Interrupted, StopRequest
 from adalink_jax.training.loop import Period, run_loop
 from adalink_jax.training.metric_writer import MetricWriter
 from adalink_jax.training.packs.members import Batches, Member, Progress, grid, own_batches
 from adalink_jax.training.packs.pack import Pack, load_pack, make_packed_step
-from adalink_jax.training.run import check_setup, identity_of, make_evaluator, selected, tagged
-from adalink_jax.training.run_checkpoints import CheckpointConfig, RunCheckpoints
+from adalink_jax.training.partition import Leaves
+from adalink_jax.training.run_checkpoints import CheckpointConfig
+from adalink_jax.training.session import RunSession, Start, open_run
 from adalink_jax.training.setup import Setup
 from adalink_jax.training.step import CrossEntropy, TrainState
 
@@ -55,143 +51,146 @@ def train_pack(
     settings: Callable[[], dict[str, str]] = dict,
     config_text: Callable[[], str] = lambda: "",
 ) -> dict:
-    """Trains every combination of learning rate, seed and rank, or goes on with it.
+    """Trains every combination of learning rate, seed and rank, or resumes.
 
     Args:
-      setup: model, data, sources of the parameters; as for `train`.
-      optimizer: its learning rate is multiplied by each member's; so its updates must be in proportion to it, as AdamW's are, and
+      setup, total_steps, loss, checkpoints, eval_period, metric, microbatches, log_period: as for `train`.
+      optimizer: its learning rate is multiplied by each member's; so its updates must be proportional to it, as AdamW's are, and
         Adafactor's without `weight_decay`.
       model_dir: folder of the pack; the members' are in `members/`.
-      total_steps: steps to train.
-      learning_rates: of the members.
-      seeds: of the members; each stands for RANDOM_SEED and DATA_SEED alike.
+      learning_rates, seeds: of the members; a seed stands for RANDOM_SEED and DATA_SEED alike.
       ranks: of the members' adapters; None for the method's own.
-      patience: a member has reached its plateau, and its best step is final, when so many evaluations in a row were no
-        better; the pack ends early when all have. None trains all to the end.
-      loss, checkpoints, eval_period, metric, microbatches, log_period: as for `train`.
+      patience: a member has reached its plateau, and its best step is final, after this many evaluations in a row without
+        improvement; the pack ends early once all have. None trains all members to the end.
       at_once: how many members are computed at once; None is all of them, on a CPU one after the other.
       test: score each member's best step on `test`, once, at the end.
       settings, config_text: as for `train`.
 
     Returns:
-      What `summary.json` holds: `members`, a dict for each, in the order of the grid, and what they share.
+      The contents of `summary.json`: `members`, a dict per member, in the order of the grid, and what they share.
 
     Raises:
       UserError, CheckpointError: for bad settings and files, before anything is compiled or overwritten.
       NotFinite: if the losses of all members are NaN or infinite.
-      Stopped: after a stop was asked for and the state was saved.
+      Stopped: after a stop was requested and the state was saved.
     """
-    started = time.time()
+    started, members = time.time(), check_members(learning_rates, seeds, ranks, metric)
+    loss, checkpoints = loss or CrossEntropy(), checkpoints or CheckpointConfig()  # with gin's settings
+    with open_run(members[0].setup(setup), model_dir, total_steps, microbatches, checkpoints, settings) as session:
+        if session.summary is not None:
+            return session.summary
+        session.console.members([member.name for member in members])
+        run = PackRun.load(session, setup, members, optimizer, config_text, metric, patience, at_once)
+        step = make_packed_step(
+            run.pack.model, optimizer, own_batches=own_batches(members), at_once=at_once, loss=loss,
+            microbatches=microbatches,
+        )  # fmt: skip
+        state = run.train(jax.jit(step, donate_argnums=0), total_steps, eval_period, log_period)
+        results = run.score_test() if test else None
+        session.end_if_stopped(lambda: run.save(state))
+        return run.finish(state, results, total_steps, time.time() - started)
+
+
+def check_members(
+    learning_rates: Sequence[float], seeds: Sequence[int], ranks: Sequence[int] | None, metric: str | None
+) -> list[Member]:
+    """The members of a pack, if one can be trained here; see `train_pack`.
+
+    Raises:
+      UserError: for a job of several processes, no metric, and values that do not make a grid.
+    """
     if jax.process_count() > 1:
         raise UserError(f"A pack is trained by one process, on all of its devices; this job has {jax.process_count()}.")
     if metric is None:
         raise UserError("A pack keeps each member's best step on validation, so it needs a metric: set METRIC.")
-    parallel.expect_devices()
-    mesh, rules = parallel.make_mesh(), parallel.logical_axis_rules()
-    members = grid(learning_rates, seeds, ranks)
-    task, eval_tasks = check_setup(members[0].setup(setup), microbatches, mesh)
-    loss, checkpoints = loss or CrossEntropy(), checkpoints or CheckpointConfig()
-    folder = epath.Path(model_dir)
-    identity = identity_of(settings())
-    saved = RunCheckpoints(folder / "checkpoints", checkpoints.keep, identity)
-
-    with contextlib.ExitStack() as during:
-        during.enter_context(parallel.use_mesh(mesh, rules))
-        during.enter_context(outputs.naming(folder))
-        stop, console = during.enter_context(StopRequest()), during.enter_context(Console(model_dir))
-        facts = during.enter_context(saved).facts()
-        summary = outputs.read_summary(folder)
-        if summary and summary["total_steps"] >= total_steps:
-            console.already_done(summary)
-            return summary
-        pack = load_pack(setup, members, mesh, rules)
-        console.parameters(pack.params)
-        console.notes(eval_tasks)
-        console.members([member.name for member in members])
-        cache = fill_vision_cache.prepare(setup, pack.params, eval_tasks, mesh, console, stop)
-        converter = setup.converter(setup.dataset.task_feature_lengths, cache)
-        batches = Batches.of(setup.dataset, task, members, converter)
-        state = TrainState(jnp.int32(0), pack.trainable, jax.jit(jax.vmap(optimizer.init))(pack.trainable))
-        best = pack.trainable
-        if facts:
-            joined, facts = saved.restore(_joined(state, best))
-            state, best = _unjoined(joined)
-            batches.set_state(facts["data_position"])
-            console.resumed(int(state.step), saved)
-        outputs.write_start(folder, pack.params, config_text())
-        writer = lambda member: MetricWriter(folder / MEMBERS / member.name, int(state.step))
-        writers = [writer(member) for member in members]
-        evaluator = make_evaluator(dataclasses.replace(setup, model=pack.model), eval_tasks, converter, mesh, at_once)
-        run = PackRun(pack, members, folder, saved, writers, console, stop, batches, evaluator, metric, identity,
-                      patience, best, Progress(**facts["progress"]) if facts else Progress.start(len(members)))  # fmt: skip
-        if not int(state.step) or (eval_period and int(state.step) % eval_period == 0):
-            run.evaluate(state)  # also where the run was stopped before an evaluation
-        step_fn = make_packed_step(
-            pack.model,
-            optimizer,
-            own_batches=own_batches(members),
-            at_once=at_once,
-            loss=loss,
-            microbatches=microbatches,
-        )
-        state = run.train(
-            jax.jit(step_fn, donate_argnums=0), state, mesh=mesh, total_steps=total_steps,
-            on_metrics=run.log_every(log_period, console.progress(int(state.step), total_steps, lambda *_: None)),
-            after_steps=[Period(eval_period, run.evaluate), Period(checkpoints.period, run.save)],
-        )  # fmt: skip
-        results = run.score_test() if test else None
-        if stop.requested():
-            run.save(state)
-            raise stop.stopped(f"Stopped after step {int(state.step)} and saved; the same command goes on from there.")
-        return run.finish(state, results, total_steps, time.time() - started)
+    return grid(learning_rates, seeds, ranks)
 
 
-def _joined(state: TrainState, best: dict) -> TrainState:
-    return TrainState(state.step, {"last": state.trainable, "best": best}, state.opt_state)
-
-
-def _unjoined(state: TrainState) -> tuple[TrainState, dict]:
-    return TrainState(state.step, state.trainable["last"], state.opt_state), state.trainable["best"]
+def _joined(state: TrainState, best: Leaves) -> TrainState:
+    """The state with each member's best parameters beside the last, as checkpoints hold it."""
+    leaves = {f"last/{name}": leaf for name, leaf in state.trainable.items()}
+    return TrainState(state.step, leaves | {f"best/{name}": leaf for name, leaf in best.items()}, state.opt_state)
 
 
 @dataclasses.dataclass
 class PackRun:
-    """The parts of a pack's run in progress, and what happens around its steps."""
+    """A pack's run in progress: what happens before, between and after its steps.
 
+    Attributes:
+      session, start: the open folder, and where the run starts; `start.state` is the last state without the best parameters.
+      pack, members: what is trained.
+      evaluator, writers: score all members, and write the metrics of each.
+      metric, patience: see `train_pack`.
+      best: the leaves of each member's best step by name, the members on axis 0.
+      progress: each member's scores so far.
+    """
+
+    session: RunSession
+    start: Start
     pack: Pack
-    members: Sequence[Member]
-    folder: epath.Path
-    saved: RunCheckpoints
-    writers: Sequence[MetricWriter]
-    console: Console
-    stop: StopRequest
-    batches: Batches
+    members: list[Member]
     evaluator: Evaluator
+    writers: list[MetricWriter]
     metric: str
-    settings: dict[str, str]
     patience: int | None
-    best: dict
+    best: Leaves
     progress: Progress
 
-    def train(self, step_fn: Callable, state: TrainState, **options) -> TrainState:
-        """`run_loop` from `state` on, until all members are at their plateau, then an evaluation of its last state.
+    @classmethod
+    def load(
+        cls,
+        session: RunSession,
+        setup: Setup,
+        members: list[Member],
+        optimizer: optax.GradientTransformation,
+        config_text: Callable[[], str],
+        metric: str,
+        patience: int | None,
+        at_once: int | None,
+    ) -> "PackRun":
+        """Loads the pack, or its newest checkpoint; see `train_pack` for the arguments."""
+        pack = load_pack(setup, members, session.mesh, session.rules)
+        opt_state = jax.jit(jax.vmap(optimizer.init))(pack.trainable)
+        joined = _joined(TrainState(jnp.int32(0), pack.trainable, opt_state), pack.trainable)
+        make_batches = lambda converter: Batches.of(setup.data, session.task, members, converter)
+        start = session.start(pack.params, joined, make_batches, config_text)
+        last, best = (partition.below(start.state.trainable, which) for which in ("last", "best"))
+        start = dataclasses.replace(start, state=dataclasses.replace(start.state, trainable=last))
+        writers = [MetricWriter(session.folder / MEMBERS / member.name, start.step) for member in members]
+        progress = Progress(**start.facts["progress"]) if start.facts else Progress.start(len(members))
+        evaluator = session.evaluator(start.converter, pack.model, at_once)
+        return cls(session, start, pack, members, evaluator, writers, metric, patience, best, progress)
+
+    def train(self, step: Callable, total_steps: int, eval_period: int, log_period: int) -> TrainState:
+        """Trains to `total_steps`, or until every member has reached its plateau, and evaluates the last state.
 
         Raises:
-          NotFinite: when no member's loss is finite; says what may help.
+          NotFinite: when no member's loss is finite; names a remedy.
         """
-        step = lambda state, frozen, batch: step_fn(state, self.pack.members, frozen, batch)
-        stop = lambda: self.stop.before_step() or self.at_plateau()
+        session, first = self.session, self.start.step
+        if not first or (eval_period and first % eval_period == 0):
+            self.evaluate(self.start.state)  # also where the run was stopped before an evaluation
         try:
-            state = run_loop(step, state, self.pack.params.frozen, self.batches, stop=stop, **options)
+            state = run_loop(
+                lambda state, frozen, batch: step(state, self.pack.members, frozen, batch),
+                self.start.state, self.pack.params.frozen, self.start.batches, mesh=session.mesh, total_steps=total_steps,
+                on_metrics=self._log_every(log_period, session.console.progress(first, total_steps, lambda *_: None)),
+                after_steps=[Period(eval_period, self.evaluate), Period(session.checkpoint_period, self.save)],
+                stop=lambda: session.stop.before_step() or self.at_plateau(),
+            )  # fmt: skip
         except NotFinite as e:
             raise NotFinite(f"{e} Training stopped; lower LEARNING_RATES, or clip gradients.") from e
         self.evaluate(state)
         return state
 
     def save(self, state: TrainState) -> None:
-        """Writes a checkpoint: the last state, each member's best parameters, the position of the data."""
-        facts = {"data_position": self.batches.get_state(), "progress": dataclasses.asdict(self.progress)}
-        self.saved.save(_joined(state, self.best), **facts)
+        """Writes a checkpoint: the last state, each member's best parameters, the data's position, the segments."""
+        self.session.newest.save(
+            _joined(state, self.best),
+            data_position=self.start.batches.get_state(),
+            progress=dataclasses.asdict(self.progress),
+            segments=self.start.segments(int(state.step)),
+        )
 
     def evaluate(self, state: TrainState) -> None:
         """Scores all members on `validation`, unless this step was scored before, and keeps the best of each."""
@@ -201,48 +200,39 @@ class PackRun:
         results = self._score(state.trainable, "validation")
         if results is None:
             return
-        scores = [selected(result, self.metric) for result in results]
-        better = self.progress.add(step, scores, self.patience)
-        keep = lambda new, old: jnp.where(better.reshape(-1, *(1,) * (new.ndim - 1)), new, old)
+        scores = [result.selecting_score(self.metric) for result in results]
+        improved = self.progress.add(step, scores, self.patience)
+        keep = lambda new, old: jnp.where(improved.reshape(-1, *(1,) * (new.ndim - 1)), new, old)
         self.best = jax.tree.map(keep, state.trainable, self.best)
         for writer, result in zip(self.writers, results):
-            writer.write(step, tagged("validation", result))
-        self.console.scores(step, "validation", {"best": max(scores), "median": float(np.median(scores))})
+            writer.write(step, result.tagged("validation"))
+        self.session.console.scores(step, "validation", {"best": max(scores), "median": float(np.median(scores))})
 
     def at_plateau(self) -> bool:
         """Whether every member has reached its plateau."""
         return all(self.progress.at_plateau(i, self.patience) for i in range(len(self.members)))
 
     def score_test(self) -> list[Result] | None:
-        """Each member's best step on `test`."""
-        return None if self.stop.requested() else self._score(self.best, "test")
-
-    def log_every(self, period: int, bar: Callable) -> Callable[[int, dict, float], None]:
-        """Writes the members' training metrics of every `period`-th step, and shows their lowest loss in the bar."""
-
-        def log(step: int, metrics: dict, examples_per_second: float) -> None:
-            bar(step, {"loss": float(np.nanmin(metrics["loss"]))}, examples_per_second)
-            if step % period == 0:
-                for i, writer in enumerate(self.writers):
-                    writer.write(step, {f"train/{name}": value[i] for name, value in metrics.items()})
-
-        return log
+        """Each member's best step on `test`; None if a stop was requested."""
+        return None if self.session.stop.requested() else self._score(self.best, "test")
 
     def finish(self, state: TrainState, results: list[Result] | None, total_steps: int, seconds: float) -> dict:
-        """Writes each member's files, and the pack's summary. The last adapter of a member that diverged is not written."""
+        """Writes each member's files and the pack's summary. The last adapter of a member that diverged is not written."""
+        session, params = self.session, self.pack.params
         shared = {
-            "frozen": outputs.count(self.pack.params.frozen),
-            "base": self.pack.params.base,
-            "task": self.pack.setups[0].dataset.mixture_or_task_name,
+            "frozen": outputs.count(params.frozen),
+            "base": params.base,
+            "task": session.setup.data.mixture_or_task_name,
             "metric": self.metric,
             "seconds": round(seconds, 1),
-            "settings": self.settings,
+            "settings": session.identity,
             "versions": outputs.versions(),
+            "segments": self.start.segments(int(state.step)),
         }
         rows = []
-        for i, member in enumerate(self.members):
+        for i, (member, setup) in enumerate(zip(self.members, self.pack.setups)):
             best, last = self.pack.member(self.best, i), self.pack.member(state.trainable, i)
-            diverged = not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.device_get(last)))
+            diverged = not all(np.isfinite(leaf).all() for leaf in jax.device_get(last).values())
             row = dataclasses.asdict(member) | {
                 "name": member.name,
                 "trainable": outputs.count(best),
@@ -253,22 +243,27 @@ class PackRun:
             }
             if results is not None:
                 row |= {f"adapted_{self.metric}": results[i].scores[self.metric], "scores": results[i].scores}
-            folder = self.folder / MEMBERS / member.name
-            kept = {} if diverged else last
-            outputs.write_parameters(folder, self.pack.setups[i], self.pack.params, best, kept, shared | row)
+            folder = session.folder / MEMBERS / member.name
+            outputs.write_parameters(folder, setup, params, best, {} if diverged else last, shared | row)
             outputs.write_summary(folder, shared | row)
             rows.append(row)
-        steps = {"steps": int(state.step), "total_steps": total_steps}
-        summary = {"members": rows} | steps | shared
-        outputs.write_summary(self.folder, summary)
-        self.console.members_finished(summary)
+        summary = {"members": rows, "steps": int(state.step), "total_steps": total_steps} | shared
+        outputs.write_summary(session.folder, summary)
+        session.console.members_finished(summary)
         return summary
 
-    def _score(self, trainable: dict, split: str) -> list[Result] | None:
-        try:
-            with self.console.working(f"evaluating {split}"):
-                return self.evaluator.of_pack(
-                    trainable, self.pack.members.padding, self.pack.params.frozen, split, 0, self.stop.check
-                )
-        except Interrupted:
-            return None
+    def _log_every(self, period: int, bar: Callable) -> Callable[[int, dict, float], None]:
+        """Shows the lowest loss in the bar, and writes the members' training metrics of every `period`-th step."""
+
+        def log(step: int, metrics: dict, examples_per_second: float) -> None:
+            bar(step, {"loss": float(np.nanmin(metrics["loss"]))}, examples_per_second)
+            if step % period == 0:
+                for i, writer in enumerate(self.writers):
+                    writer.write(step, {f"train/{name}": value[i] for name, value in metrics.items()})
+
+        return log
+
+    def _score(self, trainable: Leaves, split: str) -> list[Result] | None:
+        padding, frozen = self.pack.members.padding, self.pack.params.frozen
+        score = lambda check: self.evaluator.of_pack(trainable, padding, frozen, split, 0, check)
+        return self.session.unless_stopped(split, score)

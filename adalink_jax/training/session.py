@@ -1,0 +1,247 @@
+"""What a command that uses a model and its data has open: a mesh, the checked tasks, the console, and the request to stop.
+
+`open_session` serves evaluation and the vision cache. `open_run` adds a run's folder with its checkpoints, and serves `train` and
+`train_pack`. Both check everything that can be checked before a parameter is read or a file is written.
+"""
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
+
+import jax
+from etils import epath
+from jax.sharding import Mesh
+
+from adalink_jax import parallel
+from adalink_jax.adapters import AdaptedModel
+from adalink_jax.data import BatchIterator, FeatureConverter, Task, get_tasks
+from adalink_jax.errors import UserError
+from adalink_jax.training import fill_vision_cache, outputs
+from adalink_jax.training.console import Console, reading_rows
+from adalink_jax.training.evaluation import Evaluator
+from adalink_jax.training.interrupt import Interrupted, StopRequest
+from adalink_jax.training.run_checkpoints import CheckpointConfig, RunCheckpoints, identity_of
+from adalink_jax.training.segments import Segment, check_environment
+from adalink_jax.training.setup import Parameters, Setup, split_abstract
+from adalink_jax.training.step import TrainState, check_batch
+
+T = TypeVar("T")
+
+
+@dataclasses.dataclass
+class Session:
+    """See the module's docstring.
+
+    Attributes:
+      setup: model, data, sources of the parameters.
+      mesh, rules: the mesh in use, and the mesh axes of the logical axes.
+      task: the task or mixture to train on.
+      eval_tasks: the single tasks to score.
+      console: prints, in process 0.
+      stop: set by Ctrl-C and notices.
+    """
+
+    setup: Setup
+    mesh: Mesh
+    rules: parallel.LogicalRules
+    task: Task
+    eval_tasks: Sequence[Task]
+    console: Console
+    stop: StopRequest
+
+    def converter(self, params: Parameters, splits: Sequence[str] = fill_vision_cache.SPLITS) -> FeatureConverter:
+        """The converter from examples to features. Where VISION_CACHE is set, the cache of the `splits` is filled first."""
+        cache = fill_vision_cache.prepare(
+            self.setup, params, self.eval_tasks, self.mesh, self.console, self.stop, splits
+        )
+        return self.setup.converter(self.setup.data.task_feature_lengths, cache)
+
+    def evaluator(self, converter: FeatureConverter, model: AdaptedModel, at_once: int | None = None) -> Evaluator:
+        """Scores `model` on the tasks; `at_once` is a pack's (see `map_members`)."""
+        batch_size, decoding = self.setup.data.batch_size, self.setup.decoding
+        return Evaluator(model, self.eval_tasks, converter, batch_size, self.mesh, decoding, at_once)
+
+    def unless_stopped(self, split: str, score: Callable[[Callable[[], None]], T]) -> T | None:
+        """`score(check)`, where `check` is to be called between batches; None if a stop was requested meanwhile."""
+        try:
+            with self.console.working(f"evaluating {split}"):
+                return score(self.stop.check)
+        except Interrupted:
+            return None
+
+
+@dataclasses.dataclass
+class Start:
+    """Where a run starts or resumes.
+
+    Attributes:
+      state: the initial state, or the newest checkpoint's.
+      step: its step.
+      facts: the checkpoint's facts; {} for a fresh run.
+      batches: at the position that belongs to `state`.
+      converter: makes the features, for evaluation too.
+    """
+
+    state: TrainState
+    step: int
+    facts: dict
+    batches: BatchIterator
+    converter: FeatureConverter
+
+    def segments(self, step: int) -> list[dict]:
+        """The run's segments up to `step`, JSON-able: those of the checkpoint, and this process's if it made a step."""
+        earlier = self.facts.get("segments", [])
+        return [*earlier, dataclasses.asdict(Segment.here(self.step + 1, step))] if step > self.step else earlier
+
+
+@dataclasses.dataclass
+class RunSession(Session):
+    """A session with the folder of a run.
+
+    Attributes:
+      folder: `MODEL_DIR`.
+      identity: the settings that must not change when the run is resumed.
+      newest, best: the newest checkpoints, and the one with the best validation score.
+      checkpoint_period: steps between checkpoints.
+      facts: of the newest checkpoint; {} if there is no checkpoint.
+      summary: of a run that is finished already; None otherwise.
+    """
+
+    folder: epath.Path
+    identity: dict[str, str]
+    newest: RunCheckpoints
+    best: RunCheckpoints
+    checkpoint_period: int
+    facts: dict = dataclasses.field(default_factory=dict)
+    summary: dict | None = None
+
+    def start(
+        self,
+        params: Parameters,
+        state: TrainState,
+        make_batches: Callable[[FeatureConverter], BatchIterator],
+        config_text: Callable[[], str],
+    ) -> Start:
+        """Prints what is trained, restores the newest checkpoint if there is one, and writes the run's first files.
+
+        Args:
+          params: the model's parameters.
+          state: the initial state.
+          make_batches: makes the iterator of training batches.
+          config_text: gives the text of `config.gin`.
+        """
+        state = parallel.on_mesh(state, self.mesh)
+        self.console.parameters(params)
+        self.console.notes(self.eval_tasks)
+        converter = self.converter(params)
+        batches, facts = make_batches(converter), {}
+        if self.facts:
+            state, facts = self.newest.restore(state)
+            batches.set_state(facts["data_position"])
+            self.console.resumed(int(state.step), self.newest)
+        parallel.once(outputs.write_start, self.folder, params, config_text())
+        return Start(state, int(state.step), facts, batches, converter)
+
+    def end_if_stopped(self, save: Callable[[], None]) -> None:
+        """If a stop was requested, saves and raises `Stopped`."""
+        if self.stop.requested():
+            save()
+            self.newest.wait()
+            step = self.newest.latest_step()  # asked in all processes: none ends before the others have saved
+            raise self.stop.stopped(f"Stopped after step {step} and saved; rerun the same command to resume.")
+
+    def _check(self, total_steps: int) -> None:
+        """Reads what the folder holds: a finished run, or one to resume, under these settings and perhaps elsewhere."""
+        self.facts = self.newest.facts()
+        self.best.facts()  # refuses a run with other settings that was killed before its first checkpoint
+        newest_step = self.newest.latest_step() or 0
+        summary = parallel.once(outputs.read_summary, self.folder)
+        if summary and summary.get("total_steps", newest_step) >= total_steps:
+            self.summary = summary
+            self.console.already_done(summary)
+            return
+        earlier = [Segment(**fields) for fields in self.facts.get("segments", ())]
+        if warning := check_environment(earlier, newest_step):
+            self.console.warning(warning)
+        if jax.config.values["jax_compilation_cache_dir"] is None:  # a resumed run then compiles nothing again
+            jax.config.update("jax_compilation_cache_dir", str(self.folder / "compilation_cache"))
+
+
+@contextlib.contextmanager
+def open_session(setup: Setup, microbatches: int = 1, model_dir: str = "") -> Iterator[Session]:
+    """Opens what evaluation needs; `model_dir` is the folder that the console names.
+
+    Raises:
+      UserError: for bad settings and data.
+    """
+    parallel.expect_devices()
+    mesh, rules = parallel.make_mesh(), parallel.logical_axis_rules()
+    task, eval_tasks = check_data(setup, microbatches, mesh)
+    with parallel.use_mesh(mesh, rules), StopRequest() as stop, Console(model_dir) as console:
+        yield Session(setup, mesh, rules, task, eval_tasks, console, stop)
+
+
+@contextlib.contextmanager
+def open_run(
+    setup: Setup,
+    model_dir: str,
+    total_steps: int,
+    microbatches: int,
+    checkpoints: CheckpointConfig,
+    settings: Callable[[], dict[str, str]],
+) -> Iterator[RunSession]:
+    """Opens the folder of a run; see `train` for the arguments. A finished run has a `summary`, and nothing is done for it.
+
+    Raises:
+      UserError, CheckpointError: for bad settings, data and files, and a folder that holds another run.
+    """
+    check_trainable(setup)
+    with open_session(setup, microbatches, model_dir) as session:
+        folder, identity = epath.Path(model_dir), identity_of(settings())
+        newest = RunCheckpoints(folder / "checkpoints", checkpoints.keep, identity)
+        best = RunCheckpoints(folder / "best", 1, identity)
+        with outputs.naming(folder), newest, best:
+            run = RunSession(**vars(session), folder=folder, identity=identity, newest=newest, best=best,
+                             checkpoint_period=checkpoints.period)  # fmt: skip
+            run._check(total_steps)
+            yield run
+
+
+def check_trainable(setup: Setup) -> None:
+    """Refuses a setup that cannot be trained.
+
+    Raises:
+      UserError: names the setting.
+    """
+    if not setup.trainable:
+        raise UserError("Nothing is trainable: add --gin_file=gin/adapters/adalink.gin, or set TRAINABLE.")
+    if setup.data.in_context_examples:
+        raise UserError("in_context_examples are for frozen models, with `adalink eval`; leave them out to train.")
+    split_abstract(setup.model, setup.trainable)
+
+
+def check_data(setup: Setup, microbatches: int, mesh: Mesh) -> tuple[Task, Sequence[Task]]:
+    """The task to train on and the tasks to score.
+
+    Raises:
+      UserError: if they do not fit the model, or the batch does not divide over the mesh.
+    """
+    check_batch(setup.data.batch_size, microbatches, parallel.data_axis_size(mesh))
+    with reading_rows() as on_rows:
+        task, eval_tasks = get_tasks(setup.data, on_rows)
+    rows = setup.model.backbone.config.vocab_size
+    if task.vocab_size > rows:
+        raise UserError(
+            f"The vocabulary of {task.name} has {task.vocab_size} ids and the model's embedding only {rows} rows; "
+            f"use a task with the model's vocabulary."
+        )
+    if task.has_images and setup.image_shape is None:
+        raise UserError(
+            f"{task.name} has images, and the model takes none; use a model with a vision tower (gin/models/pali*.gin)."
+        )
+    if setup.image_shape is not None and not task.has_images:
+        raise UserError(
+            f"{task.name} has no images, and the model takes them; use a task with images, or a model of text."
+        )
+    return task, eval_tasks

@@ -1,20 +1,22 @@
-"""Modules that moved: imports and gin selectors that use the old names still work.
+"""Old names of modules that moved: imports and gin selectors with the old names still work.
 
-`MODULES` maps each old dotted name to the new one. `import adalink_jax` installs the import finder;
-`configuration.moved_selectors` rewrites gin's selectors. An old name gives a `DeprecationWarning`; it is kept for at least one
-minor version, and for as long as files of released versions name it.
+`MODULES` maps each old dotted name to the new one. `import adalink_jax` installs the import finder, and an import of an old name gives
+a `DeprecationWarning`. `configuration.moved_selectors` renames gin's selectors, silently, since configurations of old runs have them.
+Old names are kept for at least one minor version, and for as long as files of released versions name them.
 """
 
 import importlib
 import importlib.abc
 import importlib.machinery
 import sys
+import types
 import warnings
+from collections.abc import Sequence
 
 MODULES = {
-    "adalink_jax.checkpoints.t5x": "adalink_jax.checkpoints.t5x_format",
-    "adalink_jax.checkpoints.safetensors_file": "adalink_jax.files.safetensors_file",
     "adalink_jax.checkpoints.load": "adalink_jax.checkpoints.load_base",
+    "adalink_jax.checkpoints.safetensors_file": "adalink_jax.files.safetensors_file",
+    "adalink_jax.checkpoints.t5x": "adalink_jax.checkpoints.t5x_format",
     "adalink_jax.configuration.checks": "adalink_jax.configuration.gin_checks",
     "adalink_jax.configuration.files": "adalink_jax.configuration.gin_files",
     "adalink_jax.data.files": "adalink_jax.data.user_files",
@@ -67,27 +69,32 @@ _PACKAGES = {
 
 
 class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    def find_spec(self, fullname, path=None, target=None):
-        if fullname in MODULES:
-            return importlib.machinery.ModuleSpec(fullname, self)
-        return None
+    """Finds modules by their old names."""
 
-    def create_module(self, spec):
-        return None
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None = None, target: types.ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        return importlib.machinery.ModuleSpec(fullname, self) if fullname in MODULES else None
 
-    def exec_module(self, module):
+    def exec_module(self, module: types.ModuleType) -> None:
         new = MODULES[module.__name__]
         warnings.warn(f"{module.__name__} is now {new}; import that instead.", DeprecationWarning, stacklevel=2)
         sys.modules[module.__name__] = importlib.import_module(new)
 
 
 class _GonePackages(importlib.abc.MetaPathFinder):
-    def find_spec(self, fullname, path=None, target=None):
+    """Finds packages that have no modules left, as empty ones."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None = None, target: types.ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
         return importlib.machinery.ModuleSpec(fullname, None, is_package=True) if fullname in _PACKAGES else None
 
 
 def install() -> None:
     """Makes the old names importable."""
     if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
-        sys.meta_path.insert(0, _Finder())  # first: the new home of a package may hold a module of the old short name
+        sys.meta_path.insert(
+            0, _Finder()
+        )  # first: the new place of a package may have a module with the old short name
         sys.meta_path.append(_GonePackages())  # last: most of these packages still exist

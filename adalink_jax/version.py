@@ -1,3 +1,3 @@
-"""The one place where the version stands."""
+"""The package's version, which setup.py and the files of runs and adapters take from here."""
 
 __version__ = "0.1.0"

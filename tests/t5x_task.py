@@ -1,4 +1,4 @@
-"""Tasks of seqio as a user of t5x registers them: importing this declares them."""
+"""seqio tasks as a t5x user registers them: importing this module declares them."""
 
 import functools
 
@@ -11,7 +11,7 @@ ROWS = {"train": 512, "validation": 40, "test": 40}
 
 
 def words(split: str) -> list[str]:
-    """Strings of letters, the same each time."""
+    """Random strings of letters, the same at each call."""
     rng = np.random.default_rng(list(ROWS).index(split))
     return ["".join(rng.choice(list(LETTERS), LENGTH)) for _ in range(ROWS[split])]
 
@@ -24,7 +24,7 @@ def _rows(split: str, shuffle_files: bool, seed: int | None = None, *, further: 
 
 
 def accuracy(targets, predictions):
-    """The share of predictions that are right."""
+    """The fraction of correct predictions."""
     return {"accuracy": float(np.mean([target == found for target, found in zip(targets, predictions)]))}
 
 

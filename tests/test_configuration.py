@@ -1,4 +1,4 @@
-"""gin files and flags: what is parsed, and one sentence for everything that cannot be meant."""
+"""gin files and flags: what is parsed, and that every invalid configuration is reported in one sentence."""
 
 import gin
 import pytest
@@ -10,7 +10,7 @@ from adalink_jax.errors import UserError
 
 @gin.configurable
 def brew(beans: str, grams: float = 18.0, water=None):
-    """Stands for a configurable of the package."""
+    """A configurable."""
     return {"beans": beans, "grams": grams, "water": water}
 
 
@@ -43,7 +43,7 @@ kettle.degrees = %DEGREES
 """
 
 
-def test_flags_are_taken_out_and_the_rest_is_left():
+def test_gin_flags_are_separated_from_other_arguments():
     argv = [
         "--json",
         "--gin_file=a.gin",
@@ -58,19 +58,19 @@ def test_flags_are_taken_out_and_the_rest_is_left():
     assert rest == ["--json"]
 
 
-def test_the_command_line_wins_and_files_in_order(file):
+def test_the_command_line_overrides_files_and_later_files_earlier_ones(file):
     load(file(COFFEE), "--gin.DEGREES=80", "--gin.brew.grams=20")
     assert brew() == {"beans": "arabica", "grams": 20, "water": 80}
 
 
-def test_files_are_found_in_the_search_paths_and_as_shipped(file, tmp_path):
+def test_files_are_found_in_the_search_paths_and_among_the_shipped(file, tmp_path):
     file(COFFEE)
     load("coffee.gin", f"--gin_search_paths={tmp_path}")
     assert brew()["water"] == 90
     assert (configuration.gin_root() / "runs" / "quickstart.gin").is_file()
 
 
-def test_what_was_used_is_written_so_that_it_can_be_read_again(file):
+def test_the_operative_configuration_can_be_loaded_again(file):
     load(file(COFFEE), "--gin.DEGREES=80")
     brew()
     used, text = configuration.used_settings(), configuration.operative_config()
@@ -80,15 +80,15 @@ def test_what_was_used_is_written_so_that_it_can_be_read_again(file):
     assert configuration.used_settings() == used
 
 
-def test_a_reference_means_the_same_however_much_of_its_module_is_written(file):
-    found = []
+def test_a_reference_is_the_same_with_or_without_its_module(file):
+    bindings = []
     for written in ("kettle", "test_configuration.kettle"):
         load(file(COFFEE.replace("@kettle", f"@{written}")))
-        found.append(configuration.bindings())
-    assert found[0] == found[1] and "@kettle()" in found[0].values()
+        bindings.append(configuration.bindings())
+    assert bindings[0] == bindings[1] and "@kettle()" in bindings[0].values()
 
 
-def test_a_setting_that_nothing_used_is_an_error(file):
+def test_an_unused_setting_is_an_error(file):
     flags = load(file("brew.beans = 'robusta'"), "--gin.kettle.degrees=70")
     brew()
     with pytest.raises(UserError, match="--gin.kettle.degrees=70 is set, but nothing in this run uses kettle"):
@@ -125,7 +125,7 @@ def test_a_setting_that_nothing_used_is_an_error(file):
     (COFFEE, ["--gin.DEGREES=(1, 2"], ["--gin.DEGREES=(1, 2 cannot be read as a Python literal"]),
     (COFFEE, ["--gin.DEGREES"], ["--gin.DEGREES needs a value"]),
 ])  # fmt: skip
-def test_what_cannot_be_meant_is_one_sentence(file, text, argv, words):
+def test_an_invalid_configuration_is_reported_in_one_sentence(file, text, argv, words):
     with pytest.raises(UserError) as error:
         load(file(text), *argv)
     assert "\n" not in str(error.value)
@@ -133,7 +133,7 @@ def test_what_cannot_be_meant_is_one_sentence(file, text, argv, words):
         assert word in str(error.value)
 
 
-def test_a_file_that_is_not_there_is_answered_with_the_nearest():
+def test_a_missing_file_is_reported_with_the_nearest_ones():
     with pytest.raises(
         UserError, match="no gin file gin/runs/quikstart.gin; nearest shipped files: gin/runs/quickstart"
     ):
@@ -147,13 +147,13 @@ def test_literals_macros_and_references_pass(value):
     assert configuration.parse_flags([f"--gin.X={value}"])[0].bindings == (("X", value),)
 
 
-def test_commands_that_need_a_part_leave_the_rest_open(file):
+def test_commands_that_need_a_part_of_a_configuration_ignore_unset_macros(file):
     load(file("BEANS = %gin.REQUIRED\nbrew.beans = %BEANS"), require_all=False)
     with pytest.raises(UserError, match="sets no kettle.degrees; add a kettle"):
         configuration.require({"kettle.degrees": "a kettle"})
 
 
-def test_an_error_that_passes_through_gin_keeps_its_own_words(file):
+def test_an_error_that_passes_through_gin_keeps_its_message(file):
     @gin.configurable("spill")
     def spill(cup=None):
         raise UserError("The cup is full.")

@@ -1,4 +1,4 @@
-"""Predictions: each row by the adapter that it names, as a library and from a CSV file."""
+"""Predictions by `Predictor` and `adalink infer`, where each row names its adapter."""
 
 import csv
 import json
@@ -26,7 +26,7 @@ ROWS = 6
 
 @pytest.fixture(scope="module")
 def adapters(tmp_path_factory):
-    """Name -> folder, and name -> (module, parameters), of two adapters that change what the base says."""
+    """Name -> folder, and name -> (module, parameters), of two adapters that change the base model's predictions."""
     folder, found, folders = tmp_path_factory.mktemp("adapters"), {}, {}
     register()
     configuration.load(configuration.parse_flags(FLAGS)[0], extra_files=("gin/runs/infer.gin",))
@@ -59,13 +59,13 @@ def scenes():
     )
 
 
-def test_the_base_answers(configured, scenes):
+def test_predictions_of_the_base_model(configured, scenes):
     texts, images, targets = scenes
     found = Predictor()(texts, images)
     assert sum(a == b for a, b in zip(found, targets)) >= ROWS - 1  # 0.978 on all of test
 
 
-def test_each_row_has_the_answer_of_a_run_of_its_adapter(configured, scenes, adapters):
+def test_each_row_has_the_prediction_of_its_adapter_alone(configured, scenes, adapters):
     texts, images, _ = scenes
     folders, members = adapters
     predictor = Predictor(adapters=folders)
@@ -92,7 +92,7 @@ def test_each_row_has_the_answer_of_a_run_of_its_adapter(configured, scenes, ada
     assert predictor(texts, images, "b") == alone["b"] and predictor(texts, images, None) == alone[None]
 
 
-def test_a_csv_file_is_answered_row_by_row(tmp_path, scenes, adapters, capsys):
+def test_predictions_for_the_rows_of_a_csv_file(tmp_path, scenes, adapters, capsys):
     texts, images, targets = scenes
     folders, _ = adapters
     with open(tmp_path / "rows.csv", "w", newline="") as file:
@@ -150,7 +150,7 @@ def test_pictures_are_scaled_to_the_model(tmp_path):
         load_image(tmp_path / "bad.png", (8, 16, 1))
 
 
-def test_calls_that_fit_nothing_are_refused(configured, scenes, adapters):
+def test_invalid_calls_are_refused(configured, scenes, adapters):
     texts, images, _ = scenes
     predictor = Predictor(adapters=adapters[0])
     with pytest.raises(UserError, match="takes an image for each input; 6 inputs and 0 images"):
@@ -174,7 +174,7 @@ def test_calls_that_fit_nothing_are_refused(configured, scenes, adapters):
     ("inputs\nx\n", ["--adapters", "a=p,a=q"], "with each name once"),
     ("inputs,prediction\nx,y\n", [], "has a column `prediction` already"),
 ])  # fmt: skip
-def test_files_that_fit_nothing_are_one_sentence(tmp_path, capsys, text, more, words):
+def test_invalid_files_are_reported_in_one_sentence(tmp_path, capsys, text, more, words):
     (tmp_path / "rows.csv").write_text(text)
     Image.new("L", (16, 8)).save(tmp_path / "p.png")
     assert main(["infer", str(tmp_path / "rows.csv"), str(tmp_path / "out.csv"), *FLAGS, *more]) == 2
@@ -193,7 +193,7 @@ def predict(adapters):
     )
 
 
-def test_a_base_is_opened_by_its_name_and_gin_stays_as_it_was(configured, predict, scenes):
+def test_a_base_model_is_opened_by_name_and_gin_s_state_is_restored(configured, predict, scenes):
     texts, images, targets = scenes
     before = configuration.bindings()
     again = Predictor("bundled:pali_nano_instruct")
@@ -202,7 +202,7 @@ def test_a_base_is_opened_by_its_name_and_gin_stays_as_it_was(configured, predic
     assert again(texts, images) == predict(texts, images, None)
 
 
-def test_images_of_every_form_and_one_text_alone(predict, scenes, tmp_path):
+def test_every_form_of_images_and_a_single_input(predict, scenes, tmp_path):
     texts, images, _ = scenes
     pixels = np.round((images[0][..., 0] + 1) * 127.5).astype(np.uint8)
     picture = Image.fromarray(pixels)
@@ -213,7 +213,7 @@ def test_images_of_every_form_and_one_text_alone(predict, scenes, tmp_path):
     assert predict([], [], None) == []
 
 
-def test_log_likelihoods_are_those_of_the_tokens(predict, scenes):
+def test_log_likelihoods_are_sums_over_tokens(predict, scenes):
     texts, images, _ = scenes
     choices = ["11", "42", "7"]
     by_choice = predict(texts, images, "a", choices=choices, scores=True)
@@ -222,7 +222,7 @@ def test_log_likelihoods_are_those_of_the_tokens(predict, scenes):
     said = predict(texts, images, None, scores=True)
     for (text, score), each in zip(said, predict(texts, images, None, choices=[said[0][0], "11"], scores=True)):
         assert score <= 0 and (text != said[0][0] or each[text] == pytest.approx(score, abs=1e-5))
-    # by hand, from the logits of teacher forcing
+    # computed from the logits of teacher forcing
     setup = Setup(**{"model": predict._setup.model, "initial_checkpoint_path": "bundled:pali_nano_instruct"})
     frozen = load_parameters(setup, parallel.make_mesh(), parallel.logical_axis_rules()).tree()
     ids = [*(byte + 3 for byte in b"42"), 1]
@@ -237,7 +237,7 @@ def test_log_likelihoods_are_those_of_the_tokens(predict, scenes):
     assert found == pytest.approx(by_hand, abs=1e-4)
 
 
-def test_other_adapters_and_as_many_rows_compile_nothing_again(predict, scenes):
+def test_other_adapters_do_not_recompile(predict, scenes):
     texts, images, _ = scenes
     predict(texts, images, "a")
     compiled = predict._generate._cache_size()
@@ -247,7 +247,7 @@ def test_other_adapters_and_as_many_rows_compile_nothing_again(predict, scenes):
     assert predict._generate._cache_size() == compiled
 
 
-def test_what_a_predictor_cannot_answer_is_one_sentence(predict, scenes, tmp_path):
+def test_invalid_inputs_of_a_predictor_are_reported_in_one_sentence(predict, scenes, tmp_path):
     texts, images, _ = scenes
     for told, call in {
         "all different to the vocabulary": lambda: predict(texts, images, "a", choices=["1", "1"]),
@@ -268,7 +268,7 @@ def test_what_a_predictor_cannot_answer_is_one_sentence(predict, scenes, tmp_pat
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A run of an AdaLink over a CSV of scenes, by the commands that `adalink init` prints."""
+    """An AdaLink run on a CSV of scenes, by the commands that `adalink init` prints."""
     folder = tmp_path_factory.mktemp("own")
     found = digits.compose("digits_reverse", "train")
     with open(folder / "scenes.csv", "w", newline="") as file:
@@ -293,7 +293,7 @@ def trained(tmp_path_factory):
     return folder
 
 
-def test_init_writes_what_a_person_would(trained):
+def test_init_writes_a_complete_task_file(trained):
     text = (trained / "task.gin").read_text()
     for line in ("INPUTS = '{question}'", "TARGETS = '{answer}'", "IMAGE = '{photo}'", "METRIC = 'accuracy'",
                  "TASK_FEATURE_LENGTHS = {'inputs': 24, 'targets': 4}"):  # fmt: skip
@@ -301,7 +301,7 @@ def test_init_writes_what_a_person_would(trained):
     assert f"IMAGES = '{trained / 'photos'}'" in text and (trained / "task.sheet.png").exists()
 
 
-def test_a_run_predicts_by_its_own_templates_and_scores_as_it_did(trained, capsys):
+def test_a_run_predicts_with_its_templates_and_has_the_same_score(trained, capsys):
     rows = list(csv.DictReader((trained / "scenes.csv").read_text().splitlines()))
     predict = Predictor(trained / "run")
     assert predict({"question": rows[0]["question"]}, trained / "photos" / rows[0]["photo"]) == predict(
@@ -322,7 +322,7 @@ def test_a_run_predicts_by_its_own_templates_and_scores_as_it_did(trained, capsy
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".csv"])
-def test_predictions_go_on_where_they_were_stopped(trained, suffix, monkeypatch, capsys):
+def test_stopped_predictions_resume(trained, suffix, monkeypatch, capsys):
     from adalink_jax.cli import infer_command
 
     monkeypatch.setattr(infer_command, "AT_ONCE", 1)

@@ -1,6 +1,6 @@
-"""launch/README.md keeps its word: every command in it that begins with `$` prints what stands under it.
+"""Every command in launch/README.md that begins with `$` prints the lines under it.
 
-ADALINK_WRITE_GOLDEN=1 writes what the commands print into the page.
+ADALINK_WRITE_GOLDEN=1 writes the commands' output into the page.
 """
 
 import os
@@ -19,7 +19,7 @@ LEFT_OUT = "[...]"
 
 
 def commands(text: str) -> list[tuple[str, list[str]]]:
-    """Each command of a page, and the lines that stand under it."""
+    """Each command of a page, with the lines under it."""
     out, open_block = [], False
     for line in text.splitlines():
         if line.startswith(f"{INDENT}$ "):
@@ -37,14 +37,14 @@ def commands(text: str) -> list[tuple[str, list[str]]]:
 
 
 def normal(text: str) -> list[str]:
-    """Lines without what may differ between two runs: the file of changes, where the tree has some. Spaces at ends do not show."""
+    """Lines without the file of uncommitted changes, which not every tree has, and without trailing spaces."""
     text = re.sub(r", tree\.diff|^tree\.diff\n", "", text, flags=re.MULTILINE)
     return [line.rstrip() for line in text.rstrip("\n").splitlines()]
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """A folder with nothing in it but the templates, in which `adalink` is this one, and no real program of a cluster is found."""
+    """A folder with only the templates, and a folder with this `adalink` and with fakes of the clusters' programs."""
     folder = tmp_path_factory.mktemp("readme")
     fakes = folder.parent / f"{folder.name}_fakes"
     for name in ("gcloud", "kubectl", "sbatch", "squeue", "sacct", "scancel"):
@@ -64,42 +64,42 @@ def run(place, command: str) -> list[str]:
     return normal(done.stdout)
 
 
-def test_every_command_prints_what_stands_under_it(place):
+def test_every_command_prints_the_lines_under_it(place):
     shown = commands(PAGE.read_text())
     assert len(shown) >= 10
     printed = [run(place, command) for command, _ in shown]
     if os.environ.get("ADALINK_WRITE_GOLDEN"):
         write(shown, printed)
         shown = commands(PAGE.read_text())
-    for (command, wanted), found in zip(shown, printed, strict=True):
-        assert matches(wanted, found), f"$ {command}\n" + "\n".join(found)
+    for (command, wanted), output in zip(shown, printed, strict=True):
+        assert matches(wanted, output), f"$ {command}\n" + "\n".join(output)
     assert not any(path.read_text() for path in place[1].glob("*.calls"))
 
 
 def matches(wanted: list[str], found: list[str]) -> bool:
-    """Whether lines are those that are wanted; `[...]` is any lines."""
+    """Whether lines match the wanted ones, among which `[...]` stands for any lines."""
     pattern = "".join(r"(?:.*\n)*?" if line == LEFT_OUT else re.escape(line) + "\n" for line in wanted)
     return re.fullmatch(pattern, "".join(f"{line}\n" for line in found)) is not None
 
 
-def test_lines_may_be_left_out_only_where_it_is_said():
+def test_lines_may_be_left_out_only_at_the_mark():
     assert matches(["a", LEFT_OUT, "c"], ["a", "b", "c"]) and matches(["a"], ["a"])
     assert not matches(["a", "c"], ["a", "b", "c"]) and not matches(["a"], ["a", "b"]) and not matches([], ["a"])
 
 
 def write(shown, printed) -> None:
     text = PAGE.read_text()
-    for (command, wanted), found in zip(shown, printed, strict=True):
-        if matches(wanted, found):
+    block = lambda lines: "".join(f"{INDENT}{line}".rstrip() + "\n" for line in lines)
+    for (command, wanted), output in zip(shown, printed, strict=True):
+        if matches(wanted, output):
             continue
-        block = lambda lines: "".join(f"{INDENT}{line}".rstrip() + "\n" for line in lines)
         head = f"{INDENT}$ {command}\n"
         assert head + block(wanted) in text
-        text = text.replace(head + block(wanted), head + block(found), 1)
+        text = text.replace(head + block(wanted), head + block(output), 1)
     PAGE.write_text(text)
 
 
-def test_what_the_page_names_exists():
+def test_files_and_launchers_of_the_page_exist():
     text = PAGE.read_text()
     for name in set(re.findall(r"`((?:gin|tests|adalink_jax)/[a-z\d_./]+)`", text)):
         assert (ROOT / name).exists(), name

@@ -1,4 +1,4 @@
-"""Plans: FLOPs, memory and collectives against what is known otherwise, and `adalink plan` as users type it."""
+"""Plans: FLOPs, memory and collectives compared with independent values, and `adalink plan` as users type it."""
 
 import json
 import os
@@ -45,16 +45,16 @@ def step_of(model, trainable=("adapter/.*",), microbatches=1):
     return make_train_step(model, optimizer, microbatches=microbatches), state, frozen, batch
 
 
-def test_flops_are_those_of_xla_where_xla_counts_right():
-    """XLA counts unrolled programs rightly; a little of its count is element by element."""
+def test_flops_agree_with_xla_on_unrolled_programs():
+    """XLA counts unrolled programs correctly; it also counts elementwise operations, a small part."""
     for trainable in (("adapter/.*",), ("backbone/.*",)):
         step, *arguments = step_of(AdaptedModel(tiny_pali(emb_dim=128, mlp_dim=512), AdaLinkAdapter(rank=8)), trainable)
-        found = count_flops(step, *arguments)
+        flops = count_flops(step, *arguments)
         xla = jax.jit(step).lower(*arguments).compile().cost_analysis()["flops"]
-        assert 0.9 * xla < found < xla
+        assert 0.9 * xla < flops < xla
 
 
-def test_flops_count_a_loop_as_often_as_it_runs_and_microbatches_change_nothing():
+def test_flops_count_every_iteration_of_a_loop_and_do_not_depend_on_microbatches():
     model = lambda scanned: AdaptedModel(tiny_pali(scan_layers=scanned), AdaLinkAdapter(rank=4))
     counts = {
         (scanned, parts): count_flops(*step_of(model(scanned), ("backbone/.*",), parts))
@@ -64,8 +64,8 @@ def test_flops_count_a_loop_as_often_as_it_runs_and_microbatches_change_nothing(
     assert len(set(counts.values())) == 1, counts
 
 
-def test_adapter_training_costs_four_flops_a_parameter_and_token_and_full_training_six():
-    """On a T5 whose matrices dwarf its attention: 2 forward, 2 backward to the input, 2 more for the weights."""
+def test_flops_per_parameter_and_token_are_four_for_adapter_training_and_six_for_full_training():
+    """On a T5 with much larger matrices than attention: 2 forward, 2 backward to the input, 2 more for the weights."""
     model = AdaptedModel(T5(tiny_t5(emb_dim=256, mlp_dim=2048)), AdaLinkAdapter(rank=4))
     leaves = paths.flatten(abstract.abstract_leaves(model, parallel.make_mesh(), parallel.logical_axis_rules()))
     size = lambda part: sum(x.size for n, x in leaves.items() if part in n and n.endswith("kernel"))
@@ -74,21 +74,21 @@ def test_adapter_training_costs_four_flops_a_parameter_and_token_and_full_traini
         assert count_flops(*step_of(model, trainable)) == pytest.approx(factor * per_token, rel=0.05)
 
 
-def test_recomputation_is_counted_and_can_be_left_out():
+def test_flops_with_and_without_recomputation():
     model = lambda remat: AdaptedModel(tiny_pali(remat=remat), AdaLinkAdapter(rank=4))
     flops = [count_flops(*step_of(model(remat))) for remat in ("full", "save:mlp_hidden,projections", "none")]
     assert flops[0] > flops[1] > flops[2] == count_flops(*step_of(without_remat(model("full"))))
 
 
-@pytest.mark.parametrize("turns", [3, 24])
-def test_traffic_of_a_loop_is_that_of_its_turns(turns):
-    """Each turn reads one matrix of a stack: not the whole stack, and not one matrix only."""
-    stack = jax.ShapeDtypeStruct((turns, 256, 256), jnp.float32)
+@pytest.mark.parametrize("iterations", [3, 24])
+def test_traffic_of_a_loop_is_that_of_its_iterations(iterations):
+    """Each iteration reads one matrix of a stack; all of them together read the whole stack once."""
+    stack = jax.ShapeDtypeStruct((iterations, 256, 256), jnp.float32)
     x = jax.ShapeDtypeStruct((8, 256), jnp.float32)
     run = lambda x, stack: jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, stack)[0]
     moved = bytes_moved(Program(jax.jit(run).lower(x, stack).compile().as_text()))
-    weights = turns * 256 * 256 * 4
-    assert weights < moved < 3.5 * weights  # the CPU's program copies the slice before it multiplies
+    weights = iterations * 256 * 256 * 4
+    assert weights < moved < 3.5 * weights  # XLA's CPU program copies the slice before it multiplies
 
 
 def test_axes_of_a_slice_may_be_split():
@@ -107,16 +107,16 @@ def test_collectives_of_a_loop_on_two_slices_are_counted_with_their_slices():
     scan = lambda x, stack: jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, stack)[0]
     grad = jax.grad(lambda head, x: jnp.square(x @ head).sum())
     run = lambda x, stack, head: grad(head, scan(x, stack))
-    found = collectives(Program(jax.jit(run).lower(x, stack, head).compile().as_text()), 16, 2)
-    across = [each for each in found if each.slices == 2]
-    assert [(each.kind, each.nbytes * 8) for each in across] == [("all-reduce", 512 * 256 * 4)]  # an eighth a chip
-    found = [each for each in found if each.nbytes > 512 * 256 * 4 or each.kind == "collective-permute"]
-    within = [each for each in found if each.kind in ("all-gather", "collective-permute")]
+    sent = collectives(Program(jax.jit(run).lower(x, stack, head).compile().as_text()), 16, 2)
+    across = [each for each in sent if each.slices == 2]
+    assert [(each.kind, each.nbytes * 8) for each in across] == [("all-reduce", 512 * 256 * 4)]  # an eighth per chip
+    sent = [each for each in sent if each.nbytes > 512 * 256 * 4 or each.kind == "collective-permute"]
+    within = [each for each in sent if each.kind in ("all-gather", "collective-permute")]
     assert sum(each.nbytes * each.times for each in within) == pytest.approx(24 * 512 * 512 * 4, rel=0.15)
     assert {each.slices for each in within} == {1}
 
 
-def test_bytes_are_those_of_the_arrays_of_a_run():
+def test_planned_bytes_equal_those_of_a_run():
     setup = Setup(AdaptedModel(tiny_pali(), AdaLinkAdapter(rank=4)), ("adapter/.*", "backbone/.*"))
     mesh, rules = parallel.make_mesh(), parallel.logical_axis_rules()
     optimizer = optimizers.adamw(optimizers.constant(0.1), clip_norm=1.0)
@@ -139,7 +139,7 @@ def pack_flags(method):
 
 
 @pytest.mark.parametrize("method, ranks", [("adalink", (2, 4)), ("full", None)])
-def test_the_arrays_of_a_pack_are_planned_as_they_are(method, ranks):
+def test_planned_arrays_of_a_pack_equal_those_of_a_run(method, ranks):
     from adalink_jax import configuration
 
     register()
@@ -157,7 +157,7 @@ def test_the_arrays_of_a_pack_are_planned_as_they_are(method, ranks):
     assert same(state.opt_state, jax.vmap(optimizer.init)(pack.trainable))
 
 
-def test_a_moment_lies_where_its_parameter_lies():
+def test_a_moment_has_its_parameter_s_sharding():
     mesh = parallel.make_mesh(devices=devices_of(parse_topology("v5e:2x4")))
     rules = parallel.logical_axis_rules(fsdp=True)
     optimizer = optimizers.grouped(optimizers.adamw(0.1, clip_norm=1.0), {"backbone/vision/.*": optimizers.adamw(0.2)})
@@ -173,13 +173,13 @@ def test_a_moment_lies_where_its_parameter_lies():
     ("v5e", "CHIP:SHAPE"), ("v5litepod-16", "CHIP:SHAPE"), ("v7:2x2", "chips: v4, v5e"),
     ("v5e:16x32", "no slice v5e:16x32; there are 1x1, 2x2"), ("h100:2x2", "must be h100:N"), ("v5p:2x2x1*0", "no slice"),
 ])  # fmt: skip
-def test_topologies_that_cannot_be_had_are_refused_with_those_that_can(text, words):
+def test_an_unknown_topology_is_refused_with_the_known_ones(text, words):
     with pytest.raises(UserError, match=words):
         parse_topology(text)
 
 
 @pytest.mark.parametrize("name", [chip.name for chip in ACCELERATORS.values() if chip.platform == "tpu"])
-def test_every_slice_in_the_table_is_one_that_the_compiler_knows(name):
+def test_the_compiler_knows_every_slice_of_the_table(name):
     for shape in ACCELERATORS[name].slices[:6]:
         for slices in ("", "*2"):
             topology = parse_topology(f"{name}:{shape}{slices}")
@@ -198,12 +198,12 @@ def test_a_plan_of_the_bundled_model(capsys):
     assert plan["frozen_bytes"] < plan["eval_hbm_bytes"] < plan["hbm_limit_bytes"]
 
 
-def test_a_pack_makes_its_members_steps(capsys):
-    found, options = [], ["--topology", "v5e:2x2", "--quick", "--json"]
+def test_a_plan_of_a_pack_scales_with_its_members(capsys):
+    plans, options = [], ["--topology", "v5e:2x2", "--quick", "--json"]
     for seeds in ("(0,)", "(0,1,2)"):
         assert main(["plan", *pack_flags("adalink"), f"--gin.SEEDS={seeds}", *options]) == 0
-        found.append(json.loads(capsys.readouterr().out))
-    one, three = found
+        plans.append(json.loads(capsys.readouterr().out))
+    one, three = plans
     assert (one["members"], three["members"]) == (1, 3)
     for name in ("model_flops", "trainable_bytes", "optimizer_bytes"):
         assert three[name] == pytest.approx(3 * one[name], rel=0.01), name
@@ -213,7 +213,7 @@ def test_a_pack_makes_its_members_steps(capsys):
 
 @pytest.mark.slow
 def test_the_decoding_of_an_evaluation_is_planned():
-    """Its cache grows with the tokens of an output; the optimizer's state stays on the chip meanwhile."""
+    """Its cache grows with the tokens of an output; the optimizer state stays on the chip."""
     flags = [
         "plan",
         *NANO,
@@ -229,7 +229,7 @@ def test_the_decoding_of_an_evaluation_is_planned():
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=env)
     assert done.returncode == 0, done.stderr[-3000:]
     few, many = map(json.loads, done.stdout.splitlines())
-    cache = 2 * 2 * 512 // 8 * (544 - 32) * 64 * 4  # keys and values of two layers, 64 rows a device, float32
+    cache = 2 * 2 * 512 // 8 * (544 - 32) * 64 * 4  # keys and values of two layers, 64 rows per device, float32
     assert cache < many["eval_hbm_bytes"] - few["eval_hbm_bytes"] < 4 * cache
     parameters = few["trainable_bytes"] + few["optimizer_bytes"]
     assert parameters < few["eval_hbm_bytes"] < parameters + 2 * cache
@@ -237,7 +237,7 @@ def test_the_decoding_of_an_evaluation_is_planned():
 
 @pytest.mark.slow
 def test_a_job_whose_evaluation_does_not_fit_does_not_fit(capsys):
-    """With so many microbatches the step is small; an evaluation decodes the whole batch."""
+    """With many microbatches the step needs little memory, but an evaluation decodes the whole batch."""
     lengths = "--gin.TASK_FEATURE_LENGTHS={'inputs': 512, 'targets': 512}"
     small = ["--gin_file=gin/models/t5_1_1_small.gin", "--gin_file=gin/adapters/adalink.gin", lengths]
     flags = ["plan", *small, "--gin.BATCH_SIZE=2048", "--gin.MICROBATCHES=256", "--topology", "v5e:1x1"]
@@ -247,7 +247,7 @@ def test_a_job_whose_evaluation_does_not_fit_does_not_fit(capsys):
     assert any("an evaluation decodes a whole batch" in remedy for remedy in plan["remedies"])
 
 
-def test_a_quick_plan_counts_what_a_plan_counts(capsys):
+def test_a_quick_plan_has_the_counts_of_a_plan(capsys):
     plans, level = [], jax.config.jax_optimization_level
     try:
         for flags in ([], ["--quick"]):
@@ -263,7 +263,7 @@ def test_a_quick_plan_counts_what_a_plan_counts(capsys):
     assert quick["collectives"]["all-reduce"]["bytes"] == usual["collectives"]["all-reduce"]["bytes"]
 
 
-def test_a_mesh_splits_an_axis_of_the_slice_where_it_must():
+def test_a_mesh_splits_an_axis_of_the_slice_if_it_must():
     """No product of whole axes of 16x16 is 128 x 2."""
     mesh = parallel.make_mesh(model=2, devices=devices_of(parse_topology("v6e:16x16")))
     assert dict(mesh.shape) == {"slice": 1, "data": 128, "model": 2}
@@ -271,7 +271,7 @@ def test_a_mesh_splits_an_axis_of_the_slice_where_it_must():
 
 def test_a_plan_takes_the_flags_of_train(capsys, tmp_path):
     flags = ["--gin_file=gin/runs/quickstart.gin", f"--gin.MODEL_DIR='{tmp_path}'", "--gin.MICROBATCHES=2"]
-    flags += ["--gin.train_pack.metric='accuracy'"]  # as files of tasks have it; it makes no pack
+    flags += ["--gin.train_pack.metric='accuracy'"]  # files of tasks set it; it does not make this a pack
     assert main(["plan", *flags, "--gin.RANK=8", "--topology", "v5e:2x2"]) == 0
     shown = capsys.readouterr().out
     assert "needed in evaluations" in shown and "2 microbatches" in shown and "It fits" in shown and "128 rows" in shown
@@ -280,7 +280,7 @@ def test_a_plan_takes_the_flags_of_train(capsys, tmp_path):
     assert "TRAIN_STEPS" in capsys.readouterr().err
 
 
-def test_what_does_not_fit_is_told_with_remedies(capsys):
+def test_a_plan_that_does_not_fit_is_printed_with_remedies(capsys):
     flags = ["--gin_file=gin/models/t5_1_1_xxl.gin", "--gin_file=gin/adapters/adalink.gin", "--topology", "v5e:4x4"]
     assert main(["plan", *flags]) == 1
     shown = " ".join(capsys.readouterr().out.split())

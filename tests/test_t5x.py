@@ -1,4 +1,4 @@
-"""Our models, adapters and gin files in t5x's own loop, evaluation and inference; against a real t5x, where one is installed."""
+"""This package's models, adapters and gin files in t5x's train loop, evaluation and inference; needs an installed t5x."""
 
 import importlib.util
 import json
@@ -20,7 +20,7 @@ from helpers import random_batch
 
 from adalink_jax import AdaLinkAdapter, AdaptedModel, checkpoints, parallel
 from adalink_jax.adapters import PromptTuning, fresh_params
-from adalink_jax.checkpoints import t5x as t5x_files
+from adalink_jax.checkpoints import t5x_format as t5x_files
 from adalink_jax.checkpoints.source import Source
 from adalink_jax.cli.main import main
 from adalink_jax.errors import UserError
@@ -32,7 +32,7 @@ from adalink_jax.training.step import TrainState, make_train_step
 if importlib.util.find_spec("t5x") is None:
     pytest.skip("t5x is not installed", allow_module_level=True)
 
-pytestmark = [pytest.mark.t5x, pytest.mark.filterwarnings("default")]  # t5x's imports have warnings of their own
+pytestmark = [pytest.mark.t5x, pytest.mark.filterwarnings("default")]  # t5x's imports warn
 
 ROOT = pathlib.Path(__file__).parent.parent
 SIZES = {"vocab_size": 264, "emb_dim": 32, "num_heads": 4, "head_dim": 8, "mlp_dim": 64,
@@ -76,7 +76,7 @@ def initializer_of(host, batch, partitioner):
 
 
 @pytest.mark.parametrize("adapter", [AdaLinkAdapter(rank=4), PromptTuning(length=3)])
-def test_ten_steps_of_t5x_s_trainer_are_ten_of_ours(adapter, tmp_path):
+def test_ten_steps_of_t5x_s_trainer_equal_ten_of_train(adapter, tmp_path):
     from t5x import trainer
 
     make = lambda: optimizers.adamw(optimizers.warmup_cosine(0.03, STEPS, 3), weight_decay=0.01, clip_norm=1.0)
@@ -111,7 +111,7 @@ def test_ten_steps_of_t5x_s_trainer_are_ten_of_ours(adapter, tmp_path):
 
 
 @pytest.mark.parametrize("tied", [False, True])
-def test_our_t5_has_the_logits_of_t5x_s(tied, exact_matmuls):
+def test_t5_has_the_logits_of_t5x_s_network(tied, exact_matmuls):
     from t5x.examples.t5 import network
 
     more = {"logits_via_embedding": tied, "mlp_activations": ("relu",) if tied else ("gelu", "linear")}
@@ -121,7 +121,7 @@ def test_our_t5_has_the_logits_of_t5x_s(tied, exact_matmuls):
     params = parallel.unbox(fresh_params(model, 0))
     theirs = network.Transformer(network.T5Config(**SIZES, **more, dtype="float32"))
     names = ("encoder_input_tokens", "decoder_input_tokens", "decoder_target_tokens")
-    batch["decoder_target_tokens"] = np.maximum(batch["decoder_target_tokens"], 1)  # theirs masks by the targets
+    batch["decoder_target_tokens"] = np.maximum(batch["decoder_target_tokens"], 1)  # t5x masks by the targets
     expected = theirs.apply(
         {"params": params["backbone"]}, *(batch[name] for name in names), enable_dropout=False, decode=False
     )
@@ -129,7 +129,7 @@ def test_our_t5_has_the_logits_of_t5x_s(tied, exact_matmuls):
     np.testing.assert_allclose(found, expected, atol=1e-5 * float(np.std(expected)))
 
 
-def test_adafactor_has_axes_for_its_rows_and_columns():
+def test_adafactor_s_factors_have_axes():
     model = model_of(AdaLinkAdapter(rank=4))
     host = host_of(model, optimizers.adafactor(0.1, clip_norm=1.0))
     batch = random_batch(model.backbone, 2, 4, 3, seed=0)
@@ -138,7 +138,7 @@ def test_adafactor_has_axes_for_its_rows_and_columns():
     assert any(leaf.ndim == 2 for leaf in jax.tree.leaves(state.param_states))
 
 
-def test_what_an_adapted_model_does_not_do_is_one_sentence(monkeypatch):
+def test_unsupported_settings_are_reported_in_one_sentence(monkeypatch):
     from adalink_jax import configuration
     from adalink_jax.t5x import with_adapter
 
@@ -175,7 +175,7 @@ def test_what_an_adapted_model_does_not_do_is_one_sentence(monkeypatch):
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
-    """A base that knows the first letter, as a legacy checkpoint of t5x; and its size file."""
+    """A base model that answers with the first letter, as a legacy t5x checkpoint, and the gin file of its sizes."""
     from t5x_task import words
 
     folder = tmp_path_factory.mktemp("base")
@@ -211,7 +211,7 @@ def flags(files, **macros):
 
 
 def hosted(what, base, *more, log=None, devices=1, files=None, task=DATA, rank=8, **macros):
-    """`python -m t5x.WHAT` with our files, and what it prints; with `log`, a file for that, started only. `more` are further flags."""
+    """Runs `python -m t5x.WHAT` with the shipped gin files and returns its output; with `log`, a file for the output, only starts it."""
     first = f"gin/t5x/{'finetune' if what == 'train' else what}.gin"
     files = [first, *(files or [base / "tiny.gin", "gin/adapters/adalink.gin"])]
     env = {
@@ -238,7 +238,7 @@ def start(base, folder):
 
 @pytest.fixture(scope="module")
 def run(base, tmp_path_factory):
-    """A run that was killed after its first checkpoint, and went on; with what it printed."""
+    """A run that was killed after its first checkpoint and resumed, with its output."""
     folder = tmp_path_factory.mktemp("t5x") / "run"
     log = folder.parent / "log.txt"
     deadline = time.monotonic() + 600
@@ -261,13 +261,13 @@ def extracted(run, tmp_path_factory):
     return folder
 
 
-def test_t5x_trains_the_adapter_alone_and_a_killed_run_goes_on(base, run):
+def test_t5x_trains_only_the_adapter_and_a_killed_run_resumes(base, run):
     folder, out = run
     steps = sorted(int(path.name.removeprefix("checkpoint_")) for path in folder.glob("checkpoint_*"))
     assert steps == [150, 200]  # KEEP
     state = ocp.StandardCheckpointer().restore(folder / "checkpoint_200" / "state")["state"]
     counts = [leaf for name, leaf in paths.flatten(state["param_states"]).items() if name.endswith("count")]
-    assert counts and all(int(count) == 200 for count in counts)  # the optimizer's own, not the log's
+    assert counts and all(int(count) == 200 for count in counts)  # the optimizer's count, not the log's
     assert re.search(r"Starting main loop over steps (50|100|150)-200", out)
     losses = [float(x) for x in re.findall(r"loss_per_nonpadding_target_token=([\d.e-]+)", out)]
     rates = [float(x) for x in re.findall(r"learning_rate/current=([\d.e-]+)", out)]
@@ -289,7 +289,9 @@ def native(base, extracted):
     return flags(files, **data, **more, INITIAL_ADAPTER_PATH=str(extracted))
 
 
-def test_t5x_s_scores_and_predictions_are_ours(base, run, extracted, tmp_path, capsys, monkeypatch):
+def test_t5x_s_scores_and_predictions_equal_those_of_eval_and_infer(
+    base, run, extracted, tmp_path, capsys, monkeypatch
+):
     monkeypatch.syspath_prepend(ROOT / "tests")
     split = '--gin.utils.DatasetConfig.split="validation"'
     last = str(run[0] / "checkpoint_200")
@@ -307,7 +309,7 @@ def test_t5x_s_scores_and_predictions_are_ours(base, run, extracted, tmp_path, c
         hosted(
             "infer", base, split, "--gin.AdaLinkAdapter.scale=2.0", **other, INFER_OUTPUT_DIR=str(tmp_path / "other")
         )
-    for name, where in {  # the whole of the run's checkpoint; and the base with the adapter's file
+    for name, where in {  # the run's whole checkpoint; the base with the adapter's file
         "checkpoint": {"CHECKPOINT_PATH": last},
         "file": {"CHECKPOINT_PATH": str(base / "checkpoint_1000"), "INITIAL_ADAPTER_PATH": str(extracted)},
     }.items():
@@ -357,7 +359,7 @@ def test_a_published_task_lora_a_beam_microbatches_and_dropout(base, tmp_path):
     assert about["method"] == "LoRA" and any(leaf.whole().any() for name, leaf in leaves.items() if name.endswith("up"))
 
 
-def test_a_run_begins_with_an_adapter_of_a_file(base, extracted, tmp_path):
+def test_a_run_starts_from_an_adapter_file(base, extracted, tmp_path):
     short = {"TRAIN_STEPS": 1, "WARMUP_STEPS": 0, "EVAL_PERIOD": 1, "CHECKPOINT_PERIOD": 1}
     more = {**start(base, tmp_path / "run"), **short, "INITIAL_ADAPTER_PATH": str(extracted)}
     hosted("train", base, **more)
@@ -366,7 +368,7 @@ def test_a_run_begins_with_an_adapter_of_a_file(base, extracted, tmp_path):
         np.testing.assert_array_equal(leaf.whole(), first[f"adapter/{name}"].whole())
 
 
-def test_an_adapter_of_ours_is_a_file_of_t5x_s_run(run, extracted, base, capsys):
+def test_an_adapter_is_extracted_from_a_t5x_run(run, extracted, base, capsys):
     leaves, about = checkpoints.open_adapter(str(extracted))
     stored = checkpoints.open_source(str(run[0] / "checkpoint_200")).leaves
     for name, leaf in leaves.items():
@@ -393,8 +395,8 @@ def test_tensor_parallel_and_data_parallel_devices_give_the_same_adapter(base, t
     assert found[1]["adapter/text/up"].whole().any()
 
 
-def test_a_model_of_images_trains(tmp_path):
-    """The scenes of digits, with the bundled base as a checkpoint of t5x's."""
+def test_a_model_with_images_trains(tmp_path):
+    """The digit scenes, with the bundled base as a t5x checkpoint."""
     leaves = {name: leaf for name, leaf in checkpoints.open_source("bundled:pali_nano_instruct").leaves.items()}
     t5x_files.write(epath.Path(tmp_path) / "checkpoint_1000", Source("", "", "", leaves, None), None)
     task = {"MIXTURE_OR_TASK_NAME": "digits_reverse", "VOCABULARY": "bytes"}

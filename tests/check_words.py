@@ -16,7 +16,7 @@ PHRASES = {
     r"\btold\b": "reports; message, warning",
     r"\btells (of|which|whether|how|what|that)\b": "reports, says",
     r"(?<!there )(?<!it )\bis no (?!longer|more\b|other|such|room|less|wider|need|way)\w+": "is not a valid ...",
-    r"\b(is|are) none\b": "is not a valid ..., is missing",
+    r"\b(is|are) (?-i:none)\b": "is not a valid ..., is missing",
     r'"""Of (?!\d)': "start with the noun: 'The folder's name.'",
     r"\b(one|an?|file|line|slice|step|layer|array|name|number|column|result|pair|entry|process|folder) an? "
     r"(row|layer|axis|run|cell|image|step|process|line|member|method|leaf|chip|host|example|task|seed)\b": "per row, per layer",

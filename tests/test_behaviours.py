@@ -1,4 +1,4 @@
-"""The list of behaviours finds what is wrong: methods that lack one behaviour each fail at it, and pass what they have."""
+"""The checks find errors: methods that lack one behaviour fail its check; correct methods pass."""
 
 import functools
 
@@ -14,18 +14,18 @@ from adalink_jax.contract.case import Case
 BROKEN = {  # class -> what it fails at, and words of the reason
     "SaysItStartsAsTheBase": ("starts_as_the_base", "a fresh one changes the logits"),
     "HasNoEffect": ("changes_the_outputs", "no effect on the logits"),
-    "HasADeadLeaf": ("moves_only_its_own_leaves", "adapter/unused stays as it is"),
+    "HasADeadLeaf": ("moves_only_its_own_leaves", "adapter/unused does not change in a training step"),
     "HoldsWhatNoFileCan": ("is_saved_and_loaded", "HoldsWhatNoFileCan.phi is <"),
     "LosesASetting": (
         "is_saved_and_loaded",
-        "made again from {'direction': 'down', 'size': 1.0}, it computes something else",
+        "rebuilt from {'direction': 'down', 'size': 1.0}, it computes something else",
     ),
     "FoldsWrongly": ("is_merged_or_folded", "folded, it differs by"),
-    "DecodesOtherwise": ("decodes_as_it_is_forced", "not the likeliest of teacher forcing"),
+    "DecodesOtherwise": ("decodes_like_teacher_forcing", "not the most likely one under teacher forcing"),
     "MergesWrongly": ("is_merged_or_folded", "merged, it differs by"),
     "MergesInPlace": ("is_merged_or_folded", "in place"),
-    "DependsOnScanning": ("scans_as_it_unrolls", "with unrolled layers, it differs by"),
-    "DoesNotLetGo": ("is_deleted", "after it was deleted, it differs by"),
+    "DependsOnScanning": ("scans_like_unrolled_layers", "with unrolled layers, it differs by"),
+    "DoesNotLetGo": ("is_deleted", "deleted from a bank, it differs by"),
     "Raises": ("changes_the_outputs", "TypeError: "),
 }
 
@@ -36,28 +36,28 @@ def case(name):
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_what_a_method_lacks_is_found(name):
+def test_a_missing_behaviour_is_found(name):
     behaviour, words = BROKEN[name]
     result = examine(getattr(behaviours, behaviour), case(name))
     assert result.outcome == FAIL and words in result.reason, result
     assert "\n" not in result.reason
 
 
-def test_an_adapter_that_a_bank_cannot_switch_off_is_not_disabled():
+def test_an_adapter_that_a_bank_cannot_disable_fails():
     result = examine(behaviours.is_disabled, case("DoesNotLetGo"))
-    assert result.outcome == FAIL and "in a bank that is empty, it differs by" in result.reason
+    assert result.outcome == FAIL and "in an empty bank, it differs by" in result.reason
 
 
-def test_a_base_that_changes_in_training_is_found():
+def test_a_changed_base_is_found():
     changed = Case(Shift(), "T5")
     leaves, loss = changed.stepped
     name = "backbone/encoder/encoder_norm/scale"
     changed.stepped = {**leaves, name: leaves[name] + 1.0}, loss
-    assert examine(behaviours.moves_only_its_own_leaves, changed).reason == f"{name} moves"
-    assert examine(behaviours.is_disabled, changed).reason == "after a training step the base is another"
+    assert examine(behaviours.moves_only_its_own_leaves, changed).reason == f"{name} changes in a training step"
+    assert examine(behaviours.is_disabled, changed).reason == "a training step changes the base"
 
 
-def test_a_base_that_is_not_checked_is_found(monkeypatch):
+def test_a_missing_check_of_the_base_is_found(monkeypatch):
     monkeypatch.setattr(adapter_files, "check_base", lambda *_: None)
     assert examine(behaviours.refuses_another_base, case("HasNoEffect")).outcome == FAIL
 
@@ -68,7 +68,7 @@ def test_every_behaviour_is_seen_to_fail():
 
 
 @pytest.mark.parametrize("method, backbone", [(Shift, "T5"), (Shift, "PaLI"), (Scales, "T5")])
-def test_methods_of_anyone_s_pass(method, backbone):
+def test_correct_custom_methods_pass(method, backbone):
     found = Case(method(), backbone)
     results = {behaviour.__name__: examine(behaviour, found) for behaviour in BEHAVIOURS}
     less = {name for name, result in results.items() if result.outcome == DOES_NOT_APPLY}

@@ -1,4 +1,4 @@
-"""docs/extend.md keeps its word: its files, commands and code, as they stand there, in an empty folder."""
+"""The files, commands and code of docs/extend.md work, unchanged, in an empty folder."""
 
 import pathlib
 import re
@@ -16,7 +16,7 @@ COMMANDS = re.findall(r"^    (adalink .*)$", PAGE, re.MULTILINE)
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """With the page's files in it, and the commands given there."""
+    """A folder with the page's files, where its commands run."""
     pytest.importorskip("seqio")
     folder = tmp_path_factory.mktemp("extend")
     with pytest.MonkeyPatch.context() as patch:
@@ -53,7 +53,7 @@ def test_its_last_lines_run(folder):
     assert names["params"].keys() == {"image", "text"}
 
 
-def test_the_table_is_the_list():
+def test_the_table_lists_all_behaviours():
     from adalink_jax.contract.behaviours import BEHAVIOURS
 
     names = [name for row in re.findall(r"^\| ([a-z ,]+) \|", PAGE, re.MULTILINE) for name in row.split(", ")]

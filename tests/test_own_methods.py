@@ -79,7 +79,7 @@ def test_all_settings_of_a_custom_method_are_compared(tmp_path):
     sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
     load_adapter(str(tmp_path), abstract, MARK, module=Shift())
-    with pytest.raises(CheckpointError, match=r"has size = 1.0, where 2.0 is wanted"):
+    with pytest.raises(CheckpointError, match=r"has size = 1.0, but the model has 2.0"):
         load_adapter(str(tmp_path), abstract, MARK, module=Shift(size=2.0))
 
 

@@ -37,17 +37,15 @@ def sweep(argv: list[str]) -> int:
         return configured.make_one(options.element, main)
     if options.plan:
         return _plan(configured, options.topology)
-    if options.run:
-        configured.check_can_run()
-    folders = configured.folders()
     if not options.run:
-        _show(configured, folders)
+        _show(configured, configured.folders())
         return 0
     console = progress_console()
-    if failed := configured.make_all(folders, options.parallel, console):
-        return print_failed(failed, f"{len(failed)} of {len(folders)} runs")
+    if failed := configured.make_all(options.parallel, console):
+        return print_failed(failed, f"{len(failed)} of {len(configured.runs)} runs")
     console.print(
-        f"All {len(folders)} runs are done: `adalink results {configured.model_dir}` shows them.", soft_wrap=True
+        f"All {len(configured.runs)} runs are done: `adalink results {configured.model_dir}` shows them.",
+        soft_wrap=True,
     )
     return 0
 

@@ -1,7 +1,7 @@
-"""What every adaptation method must do, as one list: `adalink check-method` runs it, and so do the tests.
+"""What every adaptation method must do, as one list of checks, which `adalink check-method` and the tests run.
 
 Each behaviour is a function of a `Case` (a method on a tiny backbone). It returns None or a remark, and raises `Fails` or
-`DoesNotApply` with the reason. Numbers are float32's, and distances shares of the spread of the logits.
+`DoesNotApply` with the reason. Everything is computed in float32; distances are relative to the standard deviation of the expected values.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ from adalink_jax.contract.tiny import BACKBONES
 from adalink_jax.errors import CheckpointError, UserError
 from adalink_jax.models import paths
 
-NEAR = 1e-5
+NEAR = 1e-5  # the largest distance between equal results of different programs
 _BASE, _OTHER = "f" * 64, "e" * 64  # fingerprints
 PASS, FAIL, DOES_NOT_APPLY = "pass", "fail", "does not apply"
 
@@ -31,71 +31,74 @@ class Fails(Exception):
 
 
 class DoesNotApply(Exception):
-    """The behaviour means nothing for the method, or cannot be looked at here; the message says why."""
+    """The behaviour is not defined for the method, or cannot be checked here; the message says why."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """What came of one behaviour: `PASS`, `FAIL` or `DOES_NOT_APPLY`, and the reason or a remark."""
+    """The outcome of one check, `PASS`, `FAIL` or `DOES_NOT_APPLY`, and the reason or a remark."""
 
     outcome: str
     reason: str = ""
 
 
 def starts_as_the_base(case: Case) -> str | None:
-    """Fresh, it is the base to the bit, where it declares `identity_at_start`."""
+    """A fresh adapter gives the base's logits bit for bit, if the method declares `identity_at_start`."""
     same = np.array_equal(case.logits(case.fresh), case.base.plain)
     if getattr(case.adapter, "identity_at_start", False):
-        return _require(same, "it declares identity_at_start, and a fresh one changes the logits")
-    return f"declares no identity_at_start; a fresh one {'is' if same else 'is not'} the base"
+        return _require(same, "declares identity_at_start, but a fresh one changes the logits")
+    return f"declares no identity_at_start; a fresh one {'equals' if same else 'does not equal'} the base"
 
 
 def changes_the_outputs(case: Case) -> None:
-    """Trained, it changes the outputs."""
+    """A trained adapter changes the outputs."""
     _require(_distance(case.outputs, case.base.plain) > 100 * NEAR, "its parameters have no effect on the logits")
 
 
 def moves_only_its_own_leaves(case: Case) -> None:
-    """A training step moves each of its leaves, and none of the base's."""
+    """A training step changes every leaf of the adapter, and none of the base."""
     after, before = case.stepped[0], paths.flatten(case.params())
     for name, leaf in after.items():
         moved = (np.asarray(leaf) != before[name]).any()
-        _require(moved == name.startswith("adapter/"), f"{name} {'moves' if moved else 'stays as it is'}")
+        _require(
+            moved == name.startswith("adapter/"),
+            f"{name} {'changes' if moved else 'does not change'} in a training step",
+        )
 
 
 def is_saved_and_loaded(case: Case) -> None:
-    """Saved, and made and loaded again, it gives the same outputs, to the bit."""
+    """Saved, rebuilt from its settings and loaded, the adapter gives the same outputs bit for bit."""
     with _saved(case) as (folder, abstract):
-        loaded, about = load_adapter(folder, abstract, _BASE, module=case.adapter)
-    again = make_adapter(about["method"], about["settings"])
+        loaded, facts = load_adapter(folder, abstract, _BASE, module=case.adapter)
+    again = make_adapter(facts.method, facts.settings)
     same = case.program(again) == case.program(case.adapter)
-    _require(same, f"made again from {about['settings']}, it computes something else")
-    same = np.array_equal(case.logits(jax.device_get(loaded)), case.outputs)
-    _require(same, "with the leaves that were loaded it has other outputs")
+    _require(same, f"rebuilt from {facts.settings}, it computes something else")
+    same = np.array_equal(case.logits(paths.unflatten(jax.device_get(loaded))), case.outputs)
+    _require(same, "with the loaded leaves the outputs differ")
 
 
 def refuses_another_base(case: Case) -> None:
-    """Loaded for another base than its own, it is refused."""
+    """Loading the adapter for another base is refused."""
     with _saved(case) as (folder, abstract):
         try:
             load_adapter(folder, abstract, _OTHER)
         except CheckpointError as e:
             return _require("another base" in str(e), str(e))
-    raise Fails("it is loaded all the same")
+    raise Fails("the adapter loads onto another base")
 
 
 def is_disabled(case: Case) -> str | None:
-    """Without it the base is there to the bit, after training too; in a bank as well, where no prompt changes lengths."""
+    """Disabled, also after training, it leaves the base's logits bit for bit; in a bank too, unless a prompt changes lengths."""
     backbone = paths.unflatten(case.stepped[0])["backbone"]
-    _require(np.array_equal(case.base.logits(backbone), case.base.plain), "after a training step the base is another")
+    _require(np.array_equal(case.base.logits(backbone), case.base.plain), "a training step changes the base")
     try:
         bank = case.bank()
     except UserError as e:
         return str(e)
     empty = case.served(bank)
-    _near(empty, case.base.plain, "in a bank that is empty")
+    _near(empty, case.base.plain, "in an empty bank")
     same = case.longer or np.array_equal(empty, case.base.plain)
-    _require(same, "in a bank that is empty the base is there, but not to the bit")
+    _require(same, "in an empty bank, the base's logits are near, but not bit-identical")
     bank.add("it", case.adapter, case.trained)
     bank.activate("it")
     _near(case.served(bank), case.outputs, "served from a bank")
@@ -104,7 +107,7 @@ def is_disabled(case: Case) -> str | None:
 
 
 def is_deleted(case: Case) -> None:
-    """Deleted from a bank it leaves the base, and the adapters beside it as they were."""
+    """Deleting it from a bank leaves the base and the bank's other adapters unchanged."""
     try:
         bank = case.bank()
     except UserError as e:
@@ -115,59 +118,62 @@ def is_deleted(case: Case) -> None:
     before = case.served(bank, other)
     bank.activate("it")
     bank.delete("it")
-    _near(case.served(bank), case.base.plain, "after it was deleted")
+    _near(case.served(bank), case.base.plain, "deleted from a bank")
     _require(bank.names == ["other"], f"the bank holds {bank.names}")
-    _require(np.array_equal(case.served(bank, other), before), "deleting it changes another adapter's outputs")
+    _require(
+        np.array_equal(case.served(bank, other), before),
+        "deleting it from a bank changes the outputs of another adapter",
+    )
 
 
 def is_merged_or_folded(case: Case) -> None:
-    """Merged into the layers (`LayerAdapter.merge`), or folded into what makes the embeddings (`per_token`), it is the same."""
+    """Merged into the layers (`LayerAdapter.merge`) or folded into the embedding tables (`per_token`), it gives the same logits."""
     backbone = jax.tree.map(lambda x: x, case.base.params)
     try:
         folded = fold_adapter(case.adapter, case.trained, backbone)
     except UserError as e:
         raise DoesNotApply(str(e)) from e
     same = jax.tree.all(jax.tree.map(lambda a, b: a is b, backbone, case.base.params))
-    _require(same, "`merge` changes the parameters that it is given, in place")
+    _require(same, "`merge` changes its argument, the base's parameters, in place")
     own_table = ENCODER_TABLE in paths.flatten(folded)
     model = AdaptedModel(BACKBONES[case.name](scan_layers=True, encoder_embedding=own_table))
-    what = "merged" if isinstance(case.adapter, LayerAdapter) else "folded"
-    _near(compiled(model)({"backbone": folded}, case.batch), case.outputs, what)
+    how = "merged" if isinstance(case.adapter, LayerAdapter) else "folded"
+    _near(compiled(model)({"backbone": folded}, case.batch), case.outputs, how)
 
 
-def scans_as_it_unrolls(case: Case) -> None:
-    """With scanned layers and with unrolled ones it gives the same logits."""
+def scans_like_unrolled_layers(case: Case) -> None:
+    """Scanned and unrolled layers give the same logits."""
     _near(case.unrolled, case.outputs, "with unrolled layers")
 
 
-def decodes_as_it_is_forced(case: Case) -> None:
-    """Greedy decoding gives the likeliest tokens of teacher forcing."""
+def decodes_like_teacher_forcing(case: Case) -> None:
+    """Greedy decoding gives the most likely tokens under teacher forcing."""
     ids = case.greedy[:, : case.batch["decoder_input_tokens"].shape[1]]
     forced = case.batch | {"decoder_input_tokens": np.pad(ids[:, :-1], ((0, 0), (1, 0)))}
     likeliest = np.argmax(case.logits(batch=forced), axis=-1)
     live = np.cumsum(ids == 1, axis=1) - (ids == 1) == 0
     _require(
-        np.array_equal(ids[live], likeliest[live]), "a token that is decoded is not the likeliest of teacher forcing"
+        np.array_equal(ids[live], likeliest[live]), "a decoded token is not the most likely one under teacher forcing"
     )
 
 
 def trains_alike_on_several_devices(case: Case) -> None:
-    """A training step on a mesh of several devices gives the loss and the leaves that one device gives."""
+    """A training step on several devices gives the same loss and leaves as on one device."""
     count = jax.device_count()
     if count < 2:
-        raise DoesNotApply("one device")
+        raise DoesNotApply("there is only one device")
     shape = 2, max(size for size in (1, 2, 4) if 2 * size <= count)
     mesh = parallel.make_mesh(*shape, slices=1, devices=jax.devices()[: 2 * shape[1]])
     rules = parallel.logical_axis_rules(fsdp=False, extra=())
     expected, loss = case.stepped
     with parallel.use_mesh(mesh, rules):
         params = jax.device_put(case.params(), parallel.param_shardings(case.boxed(), mesh, rules))
-        found, sharded_loss = case.step(params, parallel.put_batch(case.batch, mesh))
+        leaves, sharded_loss = case.step(params, parallel.put_batch(case.batch, mesh))
     _require(
         abs(sharded_loss / loss - 1) <= NEAR, f"on a mesh {shape} the loss is {sharded_loss}, on one device {loss}"
     )
     for name in (name for name in expected if name.startswith("adapter/")):
-        _near(np.asarray(found[name]), np.asarray(expected[name]), f"on a mesh {shape}, {name}")
+        _near(np.asarray(leaves[name]), np.asarray(expected[name]), f"on a mesh {shape}, {name}")
 
 
 BEHAVIOURS: tuple[Callable[[Case], str | None], ...] = (
@@ -179,42 +185,42 @@ BEHAVIOURS: tuple[Callable[[Case], str | None], ...] = (
     is_disabled,
     is_deleted,
     is_merged_or_folded,
-    scans_as_it_unrolls,
-    decodes_as_it_is_forced,
+    scans_like_unrolled_layers,
+    decodes_like_teacher_forcing,
     trains_alike_on_several_devices,
 )
 
 
 def examine(behaviour: Callable[[Case], str | None], case: Case) -> Result:
-    """Whether the method of `case` has the behaviour; an error inside the method is a failure too."""
+    """Checks one behaviour of the method of `case`; an error inside the method counts as a failure."""
     try:
         with jax.default_matmul_precision("highest"):
             return Result(PASS, behaviour(case) or "")
     except DoesNotApply as e:
         return Result(DOES_NOT_APPLY, str(e))
-    except Exception as e:  # whatever a method of anyone's raises
+    except Exception as e:  # a user's method may raise anything
         name = "" if isinstance(e, Fails | UserError) else f"{type(e).__name__}: "
         return Result(FAIL, name + str(e).strip().split("\n")[0])
 
 
-def _require(condition: bool, otherwise: str) -> None:
+def _require(condition: bool, failure: str) -> None:
     if not condition:
-        raise Fails(otherwise)
+        raise Fails(failure)
 
 
-def _distance(found, expected) -> float:
-    """The largest difference, as a share of `expected`'s spread."""
-    return float(np.abs(found - expected).max() / np.std(expected))
+def _distance(values: np.ndarray, expected: np.ndarray) -> float:
+    """The largest difference, relative to the standard deviation of `expected`."""
+    return float(np.abs(values - expected).max() / np.std(expected))
 
 
-def _near(found, expected, what: str) -> None:
-    far = _distance(found, expected)
-    _require(far <= NEAR, f"{what}, it differs by {far:.1e} of the spread; {NEAR:.0e} is allowed")
+def _near(values: np.ndarray, expected: np.ndarray, situation: str) -> None:
+    distance = _distance(values, expected)
+    _require(distance <= NEAR, f"{situation}, it differs by {distance:.1e} of the spread; {NEAR:.0e} is allowed")
 
 
 @contextlib.contextmanager
 def _saved(case: Case) -> Iterator[tuple[str, dict]]:
-    """A folder with the trained adapter, and the abstract tree to load it into."""
+    """Saves the trained adapter; gives its folder, and the abstract tree to load it into."""
     sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), case.trained)
     with tempfile.TemporaryDirectory() as folder:

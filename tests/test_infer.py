@@ -129,14 +129,14 @@ def test_an_evaluation_server_s_file(tmp_path, scenes, capsys):
         expected = [row["prediction"] for row in csv.DictReader(file)]
     found = json.loads((tmp_path / "answers.json").read_text())
     assert found == [{"question_id": 70 + i, "answer": text} for i, text in enumerate(expected)]
-    for flags, told in (
+    for flags, message in (
         (["--format=coco"], "needs a column `image_id`"),
         (["--format=glue", "--task=rte"], "needs --task, one of cola"),
-        (["--task=rte"], "go with --format=glue"),
+        (["--task=rte"], "need --format=glue"),
     ):
         capsys.readouterr()
         assert main(["infer", rows, str(tmp_path / "other"), *flags, *FLAGS]) == 2
-        assert told in capsys.readouterr().err
+        assert message in capsys.readouterr().err
 
 
 def test_pictures_are_scaled_to_the_model(tmp_path):
@@ -249,21 +249,21 @@ def test_other_adapters_do_not_recompile(predict, scenes):
 
 def test_invalid_inputs_of_a_predictor_are_reported_in_one_sentence(predict, scenes, tmp_path):
     texts, images, _ = scenes
-    for told, call in {
+    for message, call in {
         "all different to the vocabulary": lambda: predict(texts, images, "a", choices=["1", "1"]),
         "give a list of answers": lambda: predict(texts, images, "a", choices="12"),
         "Image 0 is int64": lambda: predict(texts[0], np.zeros((8, 16, 1), int), "a"),
-        "Rows by column need a run": lambda: predict({"question": "x"}, images[0], "a"),
+        "Only a run on your own files": lambda: predict({"question": "x"}, images[0], "a"),
         "longer than 8 tokens": lambda: predict(texts, images, "a", choices=["1", "123456789"]),
         "There is no picture": lambda: predict(texts[0], tmp_path / "none.png", "a"),
         "Image 0 is damaged": lambda: predict(texts[0], b"no picture", "a"),
-        "is no base model": lambda: Predictor(str(tmp_path)),
+        "is not a base model": lambda: Predictor(str(tmp_path)),
     }.items():
-        with pytest.raises(UserError, match=told):
+        with pytest.raises(UserError, match=message):
             call()
 
 
-# --- own files: init, train, predict, go on ---
+# --- own files: init, train, predict, resume ---
 
 
 @pytest.fixture(scope="module")

@@ -264,7 +264,7 @@ class Predictor:
 
 
 def _pixels(image: Any, shape: ImageShape, name: str) -> np.ndarray | bytes:
-    if isinstance(image, bytes):  # b"" is no image; the converter masks it
+    if isinstance(image, bytes):  # b"" stands for a missing image, which the converter masks
         return decode_image(image, shape, name) if image else image
     if isinstance(image, (str, os.PathLike)):
         return load_image(os.fspath(image), shape)

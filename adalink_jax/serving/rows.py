@@ -30,7 +30,7 @@ TEXT = ".txt"
 KINDS = (".jsonl", ".csv")
 
 
-ReadImage = Callable[[ImageShape], np.ndarray | bytes]  # for the model's shape; b"" is no image
+ReadImage = Callable[[ImageShape], np.ndarray | bytes]  # for the shape of the model's images; b"" for a missing image
 
 
 @dataclasses.dataclass(frozen=True)

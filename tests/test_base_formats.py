@@ -202,18 +202,18 @@ def test_renames(params, base, tmp_path):
     renames = [("step/w", None), (r"enc/block(\d+)/(.*)/w", r"encoder/layers_\1/\2"), ("(.*)/w", r"\1")]
     loaded = load_base(path, abstract(params), renames=renames)
     assert loaded.fingerprint == fingerprint(params)
-    for wrong, told in (
+    for wrong, message in (
         ([*renames, ("nothing", "x")], "'nothing' matches no leaf"),
         ([("enc/(.*", "x")], r"'enc/\(\.\*'"),
         ([(".*", "same")], "gives the name same to two leaves"),
         (renames[1:], "has, and the model does not, 1: step"),
     ):
-        with pytest.raises(CheckpointError, match=told):
+        with pytest.raises(CheckpointError, match=message):
             load_base(path, abstract(params), renames=wrong)
 
 
 @pytest.mark.parametrize(
-    "overrides, told",
+    "overrides, message",
     [
         ({"vocab_size": 72}, r"vocab_size 64 \(model: 72\)"),
         ({"num_heads": 2, "head_dim": 16}, r"num_heads 4 \(model: 2\), head_dim 8 \(model: 16\)"),
@@ -221,8 +221,8 @@ def test_renames(params, base, tmp_path):
         ({"logits_via_embedding": True}, "does not, 1: decoder/logits_dense/kernel"),
     ],
 )
-def test_another_size_is_named(overrides, told, base):
-    with pytest.raises(CheckpointError, match=told):
+def test_another_size_is_named(overrides, message, base):
+    with pytest.raises(CheckpointError, match=message):
         load_base(base, abstract(make(T5(tiny_t5(**overrides)))))
 
 

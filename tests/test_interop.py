@@ -114,21 +114,21 @@ def test_inspect_tells_the_shipped_model_that_fits(capsys):
 
 def test_conversions_that_cannot_be_done_are_refused_before_anything_is_written(base, tmp_path, capsys):
     there = tmp_path / "there"
-    told = run(capsys, "convert", "bundled:pali_nano_raw", there, "--to", "hf", status=2)
-    assert "A Hugging Face T5 has no place for projection/bias" in told
+    message = run(capsys, "convert", "bundled:pali_nano_raw", there, "--to", "hf", status=2)
+    assert "A Hugging Face T5 has no place for projection/bias" in message
     run(capsys, "convert", base[0], tmp_path / "checkpoint_1", "--to", "t5x")
-    told = run(capsys, "convert", tmp_path / "checkpoint_1", there, "--to", "hf", status=2)
-    assert "does not state mlp_activations" in told and "--gin_file" in told
-    told = run(capsys, "convert", base[0], there, "--to", "t5x", "--gin_file=gin/models/t5_1_1_small.gin", status=2)
-    assert "does not fit this model" in told
+    message = run(capsys, "convert", tmp_path / "checkpoint_1", there, "--to", "hf", status=2)
+    assert "does not state mlp_activations" in message and "--gin_file" in message
+    message = run(capsys, "convert", base[0], there, "--to", "t5x", "--gin_file=gin/models/t5_1_1_small.gin", status=2)
+    assert "does not fit this model" in message
     assert not there.exists()
-    told = run(capsys, "convert", base[0], tmp_path / "checkpoint_1", "--to", "native", status=2)
-    assert "is not empty" in told and (tmp_path / "checkpoint_1" / "checkpoint").exists()
+    message = run(capsys, "convert", base[0], tmp_path / "checkpoint_1", "--to", "native", status=2)
+    assert "is not empty" in message and (tmp_path / "checkpoint_1" / "checkpoint").exists()
     assert "Nothing can be written to hf://me/model" in run(
         capsys, "convert", base[0], "hf://me/model", "--to", "hf", status=2
     )
-    told = run(capsys, "convert", base[0], tmp_path / "checkpoint_1" / "checkpoint" / "x", "--to", "hf", status=2)
-    assert "cannot be created" in told
+    message = run(capsys, "convert", base[0], tmp_path / "checkpoint_1" / "checkpoint" / "x", "--to", "hf", status=2)
+    assert "cannot be created" in message
 
 
 def test_a_t5x_checkpoint_of_a_published_size_needs_no_gin_file(tmp_path):
@@ -166,8 +166,8 @@ def test_values_keep_the_dtypes_that_they_have(base, tmp_path, capsys):
 
 def test_verify_base_tells_the_same_numbers_from_others(byt5, tmp_path, capsys):
     bytes_ = ("--vocabulary", "bytes")
-    told = run(capsys, "verify-base", byt5, *bytes_)
-    assert "20 of 20 greedy outputs are the same" in told and f"{byt5} gives the numbers of transformers" in told
+    message = run(capsys, "verify-base", byt5, *bytes_)
+    assert "20 of 20 greedy outputs are the same" in message and f"{byt5} gives the numbers of transformers" in message
     run(capsys, "convert", byt5, tmp_path / "native", "--to", "native")
     assert "gives the numbers" in run(capsys, "verify-base", tmp_path / "native", "--reference", byt5, *bytes_)
 
@@ -175,8 +175,8 @@ def test_verify_base_tells_the_same_numbers_from_others(byt5, tmp_path, capsys):
     leaves = load_file(other / "model.safetensors")
     leaves["encoder.block.0.layer.0.SelfAttention.o.weight"] *= 1.1
     save_file(leaves, other / "model.safetensors", {"format": "pt"})
-    told = run(capsys, "verify-base", other, "--reference", byt5, *bytes_, status=1)
-    assert "does NOT give the numbers" in told
+    message = run(capsys, "verify-base", other, "--reference", byt5, *bytes_, status=1)
+    assert "does NOT give the numbers" in message
 
 
 def test_outputs_that_only_read_alike_are_not_the_same(byt5, monkeypatch):
@@ -198,14 +198,14 @@ def test_what_verify_base_needs_is_said(base, byt5, tmp_path, capsys):
     assert "with --reference" in run(capsys, "verify-base", tmp_path / "native", status=2)
     assert "is not a known language model" in run(capsys, "verify-base", write_other_model(tmp_path / "bert"), status=2)
     bytes_ = ("--vocabulary", "bytes")
-    told = run(capsys, "verify-base", byt5, "--reference", tmp_path / "nowhere", status=2)
-    assert "There is no folder" in told
-    told = run(capsys, "verify-base", byt5, "--reference", tmp_path / "native", *bytes_, status=2)
-    assert "is a native base model; give a Hugging Face folder" in told
-    told = run(capsys, "verify-base", base[0], *bytes_, status=2)
-    assert "The vocabulary has ids up to" in told
-    told = run(capsys, "verify-base", base[0], "--reference", byt5, "--vocabulary", spiece_of(tmp_path), status=2)
-    assert "does not fit this model: it has vocab_size 96 (model: 384)" in told
+    message = run(capsys, "verify-base", byt5, "--reference", tmp_path / "nowhere", status=2)
+    assert "There is no folder" in message
+    message = run(capsys, "verify-base", byt5, "--reference", tmp_path / "native", *bytes_, status=2)
+    assert "is a native base model; give a Hugging Face folder" in message
+    message = run(capsys, "verify-base", base[0], *bytes_, status=2)
+    assert "The vocabulary has ids up to" in message
+    message = run(capsys, "verify-base", base[0], "--reference", byt5, "--vocabulary", spiece_of(tmp_path), status=2)
+    assert "does not fit this model: it has vocab_size 96 (model: 384)" in message
     with pytest.raises(SystemExit):
         main(["verify-base", str(byt5), "--gin.NOTHING=3"])
     assert "--gin.NOTHING needs --gin_file" in capsys.readouterr().err
@@ -251,8 +251,8 @@ def their_logits(model, inputs, targets):
 
 def test_a_folded_adapter_is_an_ordinary_folder(base, tmp_path, capsys, monkeypatch):
     params = make_adapter(tmp_path / "adapter", base)
-    told = run(capsys, "export", tmp_path / "adapter", tmp_path / "folded", "--to", "hf", "--base", base[0])
-    assert "self_check.py" in told
+    message = run(capsys, "export", tmp_path / "adapter", tmp_path / "folded", "--to", "hf", "--base", base[0])
+    assert "self_check.py" in message
     inputs, targets = tokens(8, 12), tokens(8, 6, seed=1)
     mine = adapted_logits(base, AdaLinkAdapter(RANK, "gelu", 0.7), params, inputs, targets)
     load = transformers.AutoModelForSeq2SeqLM.from_pretrained
@@ -328,20 +328,20 @@ def test_hooked_adapters_give_our_numbers_and_switch(phi, base, tmp_path, capsys
 def test_adapters_that_cannot_be_exported_are_refused(base, byt5, tmp_path, capsys):
     make_adapter(tmp_path / "adapter", base)
     there = ("--to", "hf", "--base")
-    told = run(capsys, "export", tmp_path / "adapter", tmp_path / "out", *there, byt5, status=2)
-    assert "was trained on another base" in told
+    message = run(capsys, "export", tmp_path / "adapter", tmp_path / "out", *there, byt5, status=2)
+    assert "was trained on another base" in message
     make_adapter(tmp_path / "target", base, kinds=("text", "target"))
     for to in ((*there, base[0]), ("--to", "torch")):
-        told = run(capsys, "export", tmp_path / "target", tmp_path / "out", *to, status=2)
-        assert "only an adapter of the text alone" in told
+        message = run(capsys, "export", tmp_path / "target", tmp_path / "out", *to, status=2)
+        assert "only an adapter of the text alone" in message
     make_adapter(tmp_path / "rank", base, rank=RANK + 1)
-    told = run(capsys, "export", tmp_path / "rank", tmp_path / "out", "--to", "torch", status=2)
-    assert "AdaLinkAdapter of its settings has" in told and "it is damaged" in told
+    message = run(capsys, "export", tmp_path / "rank", tmp_path / "out", "--to", "torch", status=2)
+    assert "AdaLinkAdapter of its settings has" in message and "it is damaged" in message
     make_adapter(tmp_path / "setting", base, colour="red")
-    told = run(capsys, "export", tmp_path / "setting", tmp_path / "out", "--to", "torch", status=2)
-    assert "AdaLinkAdapter has no setting 'colour'; it has kinds, phi, rank, scale, share" in told
-    told = run(capsys, "export", base[0], tmp_path / "out", "--to", "torch", status=2)
-    assert "is not an adapter" in told
+    message = run(capsys, "export", tmp_path / "setting", tmp_path / "out", "--to", "torch", status=2)
+    assert "AdaLinkAdapter has no setting 'colour'; it has kinds, phi, rank, scale, share" in message
+    message = run(capsys, "export", base[0], tmp_path / "out", "--to", "torch", status=2)
+    assert "is not an adapter" in message
     make_adapter(tmp_path / "fresh", base, up=0.0)
     assert "changes nothing" in run(capsys, "export", tmp_path / "fresh", tmp_path / "out", *there, base[0], status=2)
     make_adapter(tmp_path / "faint", base, up=1e-4)

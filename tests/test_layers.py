@@ -79,7 +79,7 @@ def test_imports_point_downwards():
 def test_no_module_imports_itself_by_way_of_others():
     graph = collections.defaultdict(set)
     for module, other in imports():
-        if modules()[other].stem != "__init__":  # a package's list of names is no module
+        if modules()[other].stem != "__init__":  # only a package's list of names
             graph[module].add(other)
     graphlib.TopologicalSorter(graph).prepare()  # CycleError names one
 

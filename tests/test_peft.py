@@ -77,8 +77,8 @@ def load(folder, adapter, adapter_path=None, **overrides):
         loaded = load_parameters(setup, mesh, rules)
     params = loaded.tree()
     if adapter_path is not None:
-        told = open_adapter(adapter_path)[1]["base"]["fingerprint"] is not None
-        assert loaded.sources["adapter"].endswith("does not name the base it was trained on") == (not told)
+        names_base = open_adapter(adapter_path)[1]["base"]["fingerprint"] is not None
+        assert loaded.sources["adapter"].endswith("does not name the base it was trained on") == (not names_base)
     else:
         keys = iter(jax.random.split(jax.random.key(0), 1000))
         params["adapter"] = jax.tree.map(lambda x: 0.1 * jax.random.normal(next(keys), x.shape), params["adapter"])

@@ -1,7 +1,7 @@
 """Tasks, feature conversion, vocabularies, metrics.
 
 Only the modules `seqio_...` and those of `published` that declare tasks import TensorFlow or seqio, and nothing
-here imports JAX. The training loop sees only an iterator of NumPy batches whose position can be saved and restored
+here imports JAX when it is imported. The training loop sees only an iterator of NumPy batches whose position can be saved and restored
 (`adalink_jax.data.iterators.BatchIterator`).
 """
 

@@ -4,6 +4,7 @@ Names are resolved on first use, so that `import adalink_jax` (and `adalink --he
 """
 
 import importlib
+from typing import Any
 
 from adalink_jax import moved
 from adalink_jax.version import __version__
@@ -32,11 +33,11 @@ _HOMES = {
 __all__ = ["__version__", *_HOMES]
 
 
-def __getattr__(name):
+def __getattr__(name: str) -> Any:
     if name in _HOMES:
         return getattr(importlib.import_module(f"adalink_jax.{_HOMES[name]}"), name)
     raise AttributeError(f"module 'adalink_jax' has no attribute {name!r}")
 
 
-def __dir__():
+def __dir__() -> list[str]:
     return __all__

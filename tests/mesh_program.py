@@ -5,16 +5,20 @@ python mesh_program.py METHOD STEPS MESH...          MESH: DATAxMODEL[,fsdp][,sc
 
 import sys
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-import optax
+import shape_checks
 
-from adalink_jax import AdaLinkAdapter, AdaptedModel, PaLI, T5Config, ViTConfig, parallel
-from adalink_jax.adapters import LoRA
-from adalink_jax.models import paths
-from adalink_jax.training import optimizers, partition, setup
-from adalink_jax.training.step import TrainState, make_train_step
+shape_checks.install()
+
+import jax  # noqa: E402
+import jax.numpy as jnp  # noqa: E402
+import numpy as np  # noqa: E402
+import optax  # noqa: E402
+
+from adalink_jax import AdaLinkAdapter, AdaptedModel, PaLI, T5Config, ViTConfig, parallel  # noqa: E402
+from adalink_jax.adapters import LoRA  # noqa: E402
+from adalink_jax.models import paths  # noqa: E402
+from adalink_jax.training import optimizers, partition, setup  # noqa: E402
+from adalink_jax.training.step import TrainState, make_train_step  # noqa: E402
 
 ROWS = 16
 
@@ -58,31 +62,31 @@ def train(method, steps, shape, fsdp, scanned, weights):
         leaves = paths.flatten(setup.load_parameters(config, mesh, rules).trainable)
         wanted = paths.rescan(weights, leaves)
         tree = paths.unflatten({name: jax.device_put(wanted[name], leaf.sharding) for name, leaf in leaves.items()})
-        mine, frozen = partition.split(tree, trainable)
-        step = make_train_step(model, optimizer, shards=parallel.shards_of(mine, mesh))
+        trained, frozen = partition.split(tree, trainable)
+        step = make_train_step(model, optimizer, shards=parallel.shards_of(trained, mesh))
         keep = lambda updates, state, params=None: (updates, updates)
         seen = optax.GradientTransformation(lambda params: jax.tree.map(jnp.zeros_like, params), keep)
-        first = make_train_step(model, seen, shards=parallel.shards_of(mine, mesh))
+        first = make_train_step(model, seen, shards=parallel.shards_of(trained, mesh))
         losses, grads = [], {}
-        state = jax.tree.map(jnp.copy, TrainState(jnp.int32(0), mine, optimizer.init(mine)))
+        state = jax.tree.map(jnp.copy, TrainState(jnp.int32(0), trained, optimizer.init(trained)))
         compiled = jax.jit(step, donate_argnums=0)
         for batch in batches(model, steps):
             placed = parallel.put_batch(batch, mesh)
             if not grads:
-                start = TrainState(jnp.int32(0), mine, seen.init(mine))
+                start = TrainState(jnp.int32(0), trained, seen.init(trained))
                 grads = values(parallel.settle(jax.jit(first)(start, frozen, placed))[0].opt_state)
             state, metrics = parallel.settle(compiled(state, frozen, placed))
             losses.append(float(metrics["loss"]))
         return losses, grads, values(state.trainable)
 
 
-def compare_gradients(found, expected, what):
+def compare_gradients(actual, expected, what):
     """Each leaf's largest difference, over the leaf's largest value, is at most 1e-5."""
     largest = max(np.abs(value).max() for value in expected.values())
     for name, value in expected.items():
-        # A softmax does not see its keys' bias: that gradient is zero but for rounding.
+        # A softmax ignores its keys' bias: that gradient is zero except for rounding.
         scale = largest if name.endswith("key/bias") else np.abs(value).max()
-        worst = np.abs(found[name] - value).max() / max(scale, 1e-30)
+        worst = np.abs(actual[name] - value).max() / max(scale, 1e-30)
         assert worst <= 1e-5, f"{what}: gradient of {name} differs by {worst:.2e} of its largest value"
 
 
@@ -98,10 +102,10 @@ def main(method, steps, *cases):
     for case in cases:
         shape, *flags = case.split(",")
         shape = tuple(map(int, shape.split("x")))
-        found = train(method, int(steps), shape, "fsdp" in flags, "scanned" in flags, weights)
-        np.testing.assert_allclose(found[0], losses, rtol=1e-5, err_msg=f"{case}: losses")
-        compare_gradients(found[1], grads, case)
-        worst = max(np.abs(found[2][name] - leaf).max() for name, leaf in leaves.items())
+        results = train(method, int(steps), shape, "fsdp" in flags, "scanned" in flags, weights)
+        np.testing.assert_allclose(results[0], losses, rtol=1e-5, err_msg=f"{case}: losses")
+        compare_gradients(results[1], grads, case)
+        worst = max(np.abs(results[2][name] - leaf).max() for name, leaf in leaves.items())
         assert worst <= 1e-5, f"{case}: leaves differ by {worst:.2e} after {steps} steps"
         print(f"{case}: as one device", flush=True)
 

@@ -2,8 +2,8 @@
 
 python read_program.py PORT PROCESSES INDEX DEVICES BASE CASE...      CASE: DATAxMODEL[,fsdp][,scanned][,bfloat16][,fails]
 
-For each case one line of JSON: `read`, bytes of the weights' file; `digest`, of the bits of all values; or `error`. In a case
-that `fails` the last process cannot read large pieces.
+Prints one line of JSON per case: `read`, bytes read of the weights' file; `digest`, of the bits of all values; or `error`. In a
+case that `fails` the last process cannot read large pieces.
 """
 
 import hashlib
@@ -29,7 +29,7 @@ def model(scanned: bool) -> AdaptedModel:
 
 
 def digest_of(leaves: dict) -> str:
-    """Of the bits of named arrays."""
+    """Returns a digest of the bits of named arrays."""
     digest = hashlib.sha256()
     for name in sorted(leaves):
         digest.update(name.encode() + np.ascontiguousarray(leaves[name]).tobytes())
@@ -62,7 +62,7 @@ class Counted:
 
 
 def count_files() -> None:
-    """From here on, whoever opens a file of weights gets one that counts."""
+    """Makes every file of weights that is opened from here on count what is read."""
     kind = type(Path("."))
     plain = kind.open
 

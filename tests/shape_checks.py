@@ -51,6 +51,8 @@ class Finder:
 
 def install():
     """Checks all that is imported from here on."""
+    if Finder in sys.meta_path:
+        return
     loaded = [name for name in sys.modules if name.startswith(MODULES)]
     assert not loaded, f"already imported, so not checked: {loaded}"
     sys.meta_path.insert(0, Finder)

@@ -58,7 +58,7 @@ def test_64_rows_with_64_adapters_give_what_64_separate_runs_give(backbone, meth
     index = np.random.default_rng(0).permutation(ROWS).astype(np.int32)  # one of them 0: no adapter
     bank, stacked = stack_adapters(model.backbone, members)
     together = functools.partial(run, AdaptedModel(model.backbone, bank))
-    found = jax.jit(together)({"backbone": base, "adapter": stacked}, {**batch, "adapter_index": index})
+    outputs = jax.jit(together)({"backbone": base, "adapter": stacked}, {**batch, "adapter_index": index})
     compiled = {}
     for i, number in enumerate(index):
         module, adapter = members[number - 1] if number else (None, {})
@@ -66,10 +66,10 @@ def test_64_rows_with_64_adapters_give_what_64_separate_runs_give(backbone, meth
             compiled[module] = jax.jit(functools.partial(run, AdaptedModel(model.backbone, module)))
         row = {name: x[i : i + 1] for name, x in batch.items()}
         logits, greedy, beam = compiled[module]({"backbone": base, "adapter": adapter}, row)
-        np.testing.assert_allclose(found[0][i], logits[0], rtol=0, atol=1e-5 * float(logits.std()))
-        np.testing.assert_array_equal(found[1][i], greedy[0])
-        np.testing.assert_array_equal(found[2][i], beam[0])
-    assert len({np.asarray(logits).tobytes() for logits in found[0]}) == ROWS
+        np.testing.assert_allclose(outputs[0][i], logits[0], rtol=0, atol=1e-5 * float(logits.std()))
+        np.testing.assert_array_equal(outputs[1][i], greedy[0])
+        np.testing.assert_array_equal(outputs[2][i], beam[0])
+    assert len({np.asarray(logits).tobytes() for logits in outputs[0]}) == ROWS
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -19,7 +19,7 @@ V, T, STATES = 12, 9, 97
 
 
 class RandomModel:
-    """A language model whose next token depends on the whole history, kept in the cache as a hash a row."""
+    """A language model whose next token depends on the whole history, kept in the cache as one hash per row."""
 
     def __init__(self, rows: int, seed: int, eos: float = 0.0):
         rng = np.random.default_rng(seed)
@@ -129,13 +129,15 @@ def test_filters_are_those_of_transformers(temperature, top_k, top_p):
     from transformers.generation import logits_process as process
 
     logits = np.random.default_rng(0).normal(size=(200, 30)).astype(np.float32) * 3
-    theirs = process.TemperatureLogitsWarper(temperature)(None, torch.tensor(logits))
+    expected = process.TemperatureLogitsWarper(temperature)(None, torch.tensor(logits))
     if top_k:
-        theirs = process.TopKLogitsWarper(top_k)(None, theirs)
+        expected = process.TopKLogitsWarper(top_k)(None, expected)
     if top_p < 1:
-        theirs = process.TopPLogitsWarper(top_p)(None, theirs)
-    theirs = np.exp(theirs.numpy())
-    np.testing.assert_allclose(np.exp(filter_logits(jnp.asarray(logits), temperature, top_k, top_p)), theirs, rtol=1e-5)
+        expected = process.TopPLogitsWarper(top_p)(None, expected)
+    expected = np.exp(expected.numpy())
+    np.testing.assert_allclose(
+        np.exp(filter_logits(jnp.asarray(logits), temperature, top_k, top_p)), expected, rtol=1e-5
+    )
 
 
 METHODS = {
@@ -207,7 +209,7 @@ def test_stop_strings_of_a_byte_vocabulary_may_be_any_utf_8():
 
 
 @pytest.mark.parametrize(
-    "decoding, told",
+    "decoding, message",
     [
         (BeamSearch(finishing="google"), "one of t5x, transformers"),
         (BeamSearch(0), "num_decodes is 0"),
@@ -218,8 +220,8 @@ def test_stop_strings_of_a_byte_vocabulary_may_be_any_utf_8():
         (Sampling(min_length=T), "min_length"),
     ],
 )
-def test_settings_that_mean_nothing_are_refused(decoding, told):
-    with pytest.raises(UserError, match=told):
+def test_settings_that_mean_nothing_are_refused(decoding, message):
+    with pytest.raises(UserError, match=message):
         RandomModel(rows=2, seed=0).decode(decoding)
 
 

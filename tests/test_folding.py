@@ -34,8 +34,7 @@ def adapted(backbone, module):
 
 def plain(backbone, folded):
     """The plain backbone that `folded` is for."""
-    own = ENCODER_TABLE in paths.flatten(folded)
-    return AdaptedModel(BACKBONES[backbone](encoder_embedding=own))
+    return AdaptedModel(BACKBONES[backbone](encoder_embedding=ENCODER_TABLE in paths.flatten(folded)))
 
 
 @pytest.mark.parametrize("backbone, module", [
@@ -54,16 +53,16 @@ def test_a_folded_adapter_gives_the_same_outputs(backbone, module):
     expected = jax.jit(model.apply)({"params": params}, batch)
     base = jax.jit(AdaptedModel(model.backbone).apply)({"params": {"backbone": params["backbone"]}}, batch)
     other = plain(backbone, folded)
-    found = jax.jit(other.apply)({"params": {"backbone": folded}}, batch)
-    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * float(jnp.std(expected)))
+    outputs = jax.jit(other.apply)({"params": {"backbone": folded}}, batch)
+    np.testing.assert_allclose(outputs, expected, rtol=0, atol=1e-5 * float(jnp.std(expected)))
     assert np.abs(expected - base).max() > 1e-2
     greedy = lambda model: jax.jit(lambda p: model.apply({"params": p}, batch, 5, method="generate").ids)
     np.testing.assert_array_equal(greedy(other)({"backbone": folded}), greedy(model)(params))
 
 
 def computed(model, backbone_params, batch, *rest, method):
-    """What the compiled program computes, as a digest: of the graph of its operations with their shapes and attributes, and of
-    the names of the parameters at its leaves, among which the encoder's own table is called as the base's."""
+    """Returns a digest of what the compiled program computes: the graph of its operations with shapes and attributes, and the
+    names of the parameters at its leaves. The encoder's own table gets the name of the base's."""
     run = lambda p, b: model.apply({"params": {"backbone": p}}, b, *rest, method=method)
     text = jax.jit(run).lower(backbone_params, batch).compile().as_text()
     bodies, entry = {}, None
@@ -71,8 +70,8 @@ def computed(model, backbone_params, batch, *rest, method):
         if head := re.match(r"(ENTRY )?%?([\w.-]+) \(.*\{$", line):
             body = bodies[head[2]] = {}
             entry = head[2] if head[1] else entry
-        elif found := re.match(r"\s+(ROOT )?%?([\w.-]+) = (\([^=]*\)|\S+) ([\w-]+)\((.*?)\)(, .*)?$", line):
-            root, name, shape, operation, operands, attributes = found.groups()
+        elif line_match := re.match(r"\s+(ROOT )?%?([\w.-]+) = (\([^=]*\)|\S+) ([\w-]+)\((.*?)\)(, .*)?$", line):
+            root, name, shape, operation, operands, attributes = line_match.groups()
             body["" if root else name] = body[name] = shape, operation, operands, attributes or ""
 
     @functools.cache

@@ -16,6 +16,9 @@ from adalink_jax.errors import UserError
 PROGRAM = """
 import sys
 sys.path.insert(0, sys.argv[1])
+import shape_checks
+
+shape_checks.install()
 import jax
 import jax.numpy as jnp
 import numpy as np

@@ -5,6 +5,7 @@ import functools
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 from helpers import init, random_batch, tiny_pali, tiny_t5
@@ -12,7 +13,7 @@ from helpers import init, random_batch, tiny_pali, tiny_t5
 from adalink_jax import T5, AdaptedModel, PaLI, T5Config, ViTConfig
 from adalink_jax.adapters import abstract_params
 from adalink_jax.errors import UserError
-from adalink_jax.models import paths
+from adalink_jax.models import Inputs, paths
 from adalink_jax.parallel import logical_axis_rules
 
 BACKBONES = {"T5": lambda **kw: T5(tiny_t5(**kw)), "PaLI": lambda **kw: tiny_pali(**kw)}
@@ -29,7 +30,10 @@ def stacked(unrolled):
     """The parameters of an unrolled model for the scanned one."""
     scanned = paths.flatten(make(scan_layers=True)[1])
     leaves = paths.flatten(unrolled)
-    parts = {name: [leaves[each] for each in paths.unscanned_names(name, leaf.shape)] for name, leaf in scanned.items()}
+    parts = {
+        name: [leaves[unscanned] for unscanned in paths.unscanned_names(name, leaf.shape)]
+        for name, leaf in scanned.items()
+    }
     return paths.unflatten({name: part[0] if name in leaves else jnp.stack(part) for name, part in parts.items()})
 
 
@@ -41,7 +45,7 @@ def loss_and_gradient(model, params, batch):
 def assert_close(a, b, rtol=1e-5):
     a, b = paths.flatten(a), paths.flatten(b)
     assert a.keys() == b.keys()
-    # Relative to the spread of all: the gradient of a key's bias is zero, as the softmax does not see it.
+    # Relative to the spread of all leaves: the gradient of a key's bias is zero, as the softmax ignores it.
     spread = np.std(np.concatenate([np.ravel(leaf) for leaf in b.values()]))
     for name in a:
         np.testing.assert_allclose(a[name], b[name], atol=rtol * spread, rtol=rtol, err_msg=name)
@@ -67,8 +71,8 @@ def test_the_unscanned_names_of_a_scanned_model_are_those_of_the_unrolled():
 def test_remat_changes_no_gradient(remat, scan_layers):
     model, params, batch = make(scan_layers=scan_layers)
     recomputed = AdaptedModel(tiny_pali(remat=remat, scan_layers=scan_layers))
-    (mine, gradient), (plain, plain_gradient) = (loss_and_gradient(m, params, batch) for m in (recomputed, model))
-    np.testing.assert_allclose(mine, plain, rtol=1e-5)
+    (loss, gradient), (plain, plain_gradient) = (loss_and_gradient(m, params, batch) for m in (recomputed, model))
+    np.testing.assert_allclose(loss, plain, rtol=1e-5)
     assert_close(gradient, plain_gradient)
     program = lambda m: str(jax.make_jaxpr(lambda p: m.apply({"params": p}, batch))(params))
     assert "remat" in program(recomputed) and "remat" not in program(model)
@@ -97,7 +101,7 @@ def test_decoding_with_a_cache_equals_decoding_without(backbone, scan_layers):
         without[:, i + 1] = np.where(ended, 0, new)
         ended |= without[:, i + 1] == 1
     np.testing.assert_array_equal(ids, without[:, 1:])
-    assert len({tuple(row) for row in without.tolist()}) > 1  # rows differ, so the comparison says something
+    assert len({tuple(row) for row in without.tolist()}) > 1  # rows differ, so the comparison is not trivial
 
 
 @pytest.mark.parametrize("scan_layers", [False, True])
@@ -193,14 +197,32 @@ def test_parameters_have_t5x_s_names():
                 f"{at}/{b}/{m}/kernel": (32, 32) for b in blocks[stack] for m in ("query", "key", "value", "out")
             }
             expected |= {f"{at}/mlp/{m}/kernel": (32, 64) for m in ("wi_0", "wi_1")} | {f"{at}/mlp/wo/kernel": (64, 32)}
-    found = paths.flatten(make("T5")[1]["backbone"])
-    assert {name: leaf.shape for name, leaf in found.items()} == expected
+    leaves = paths.flatten(make("T5")[1]["backbone"])
+    assert {name: leaf.shape for name, leaf in leaves.items()} == expected
 
 
 def test_t5_1_0_has_one_wi_and_no_logits_dense():
     _, params, _ = make("T5", mlp_activations=("relu",), logits_via_embedding=True)
     names = paths.flatten(params["backbone"])
     assert "encoder/layers_0/mlp/wi/kernel" in names and "decoder/logits_dense/kernel" not in names
+
+
+class DropsTheBatch(nn.Module):
+    @nn.compact
+    def __call__(self, inputs):
+        return inputs.replace(text=inputs.text[0])
+
+
+def test_a_wrong_shape_at_the_seam_is_reported_by_name():
+    """The tests check annotated shapes (shape_checks.py): a struct's fields, an adapter's result, a method's arguments."""
+    text = jnp.ones((2, 3, 8))
+    with pytest.raises(jaxtyping.TypeCheckError, match=r"(?s)seam\.Inputs\..*'text_mask'.*bool\[2,4\].*B L"):
+        Inputs(text=text, text_mask=jnp.ones((2, 4), bool))
+    model, params, batch = make("T5")
+    with pytest.raises(jaxtyping.TypeCheckError, match=r"(?s)seam\.Inputs\..*'text'.*f32\[7,32\].*B L D"):
+        AdaptedModel(model.backbone, DropsTheBatch()).apply({"params": params}, batch)
+    with pytest.raises(jaxtyping.TypeCheckError, match=r"(?s)AdaptedModel\.decode.*'tokens'.*B T"):
+        model.apply({"params": params}, {**batch, "decoder_input_tokens": batch["decoder_input_tokens"][0]})
 
 
 def test_images_that_do_not_fit_are_named():

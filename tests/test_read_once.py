@@ -1,4 +1,4 @@
-"""A base that several processes load: each byte of its file is read by one of them, and no bit of it changes on its way."""
+"""A base that several processes load: one of them reads each byte of its file, and no bit changes on the way."""
 
 import json
 import os
@@ -26,7 +26,7 @@ PROGRAM = os.path.join(os.path.dirname(__file__), "read_program.py")
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
-    """A native base; in one of its leaves stand values that arithmetic would change."""
+    """A native base; one of its leaves has values that arithmetic would change."""
     folder = tmp_path_factory.mktemp("base")
     shapes, rng = paths.flatten(parallel.unbox(abstract_params(model(False)))["backbone"]), np.random.default_rng(0)
     leaves = {name: rng.normal(size=x.shape).astype(np.float32) for name, x in shapes.items()}
@@ -51,7 +51,7 @@ def results(base, count, devices, *cases):
             process.kill()
     assert [process.returncode for process in processes] == [0] * count, [err[-2000:] for _, err in outputs]
     rows = [[json.loads(line) for line in out.splitlines() if line.startswith("{")] for out, _ in outputs]
-    return {each[0]["case"]: each for each in zip(*rows)}
+    return {results[0]["case"]: results for results in zip(*rows)}
 
 
 def expected_digest(base, case):
@@ -69,20 +69,20 @@ def expected_digest(base, case):
     pytest.param(4, 1, ["4x1,bfloat16", "2x2", "2x2,fsdp", "4x1,fsdp,scanned"], marks=pytest.mark.slow),
 ])  # fmt: skip
 def test_every_byte_is_read_by_one_process_and_no_bit_changes(base, count, devices, cases):
-    found = results(base, count, devices, *cases)
+    outputs = results(base, count, devices, *cases)
     file = base / "model.safetensors"
     header = 8 + struct.unpack("<Q", file.read_bytes()[:8])[0]
     for case in cases:
-        read = [each["read"] for each in found[case]]
+        read = [output["read"] for output in outputs[case]]
         assert sum(read) == file.stat().st_size + (count - 1) * header, case  # all read the header
         assert max(read) < 1.5 / count * file.stat().st_size, case
-        assert {each["digest"] for each in found[case]} == {expected_digest(base, case)}, case
+        assert {output["digest"] for output in outputs[case]} == {expected_digest(base, case)}, case
 
 
 def test_a_process_that_cannot_read_stops_all_of_them(base):
-    (mine, other) = results(base, 2, 1, "2x1,scanned,fails")["2x1,scanned,fails"]
-    assert other["error"] == "The disk is gone."
-    assert mine["error"] == "Another process could not read its part of the base; its message says why."
+    (first, last) = results(base, 2, 1, "2x1,scanned,fails")["2x1,scanned,fails"]
+    assert last["error"] == "The disk is gone."
+    assert first["error"] == "Another process could not read its part of the base; its message says why."
 
 
 def test_each_slice_reads_for_itself():

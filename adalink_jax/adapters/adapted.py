@@ -1,7 +1,9 @@
 """A backbone and an adapter, joined in one model with the parameters `{"backbone": ..., "adapter": ...}`.
 
-encode:  inputs = adapter(backbone.embed(batch));  backbone.encode(inputs)
-decode:  target = adapter(backbone.embed_target(tokens));  backbone.decode(encoded, target, cache)
+    encode:  inputs = adapter(backbone.embed(batch));  backbone.encode(inputs)
+    decode:  target = adapter(backbone.embed_target(tokens));  backbone.decode(encoded, target, cache)
+
+Layer adapters do not pass the seam; they supply the backbone's variables and intercept its layer calls.
 """
 
 from typing import Any

@@ -1,10 +1,12 @@
 """Named adapters on one model: add, activate, disable and delete adapters, with one compiled program throughout.
 
-adapters = NamedAdapters(model.backbone, AdaLinkAdapter(rank=16), capacity=8)
-adapters.add("reverse", module, params)
-model = AdaptedModel(model.backbone, adapters.bank)
-variables = {"params": {"backbone": base, "adapter": adapters.params}}
-jax.jit(model.apply)(variables, {**batch, "adapter_index": adapters.rows(["reverse", None])})
+    adapters = NamedAdapters(model.backbone, AdaLinkAdapter(rank=16), capacity=8)
+    adapters.add("reverse", module, params)
+    model = AdaptedModel(model.backbone, adapters.bank)
+    variables = {"params": {"backbone": base, "adapter": adapters.params}}
+    jax.jit(model.apply)(variables, {**batch, "adapter_index": adapters.rows(["reverse", None])})
+
+The name None stands for the plain base.
 """
 
 from collections.abc import Sequence

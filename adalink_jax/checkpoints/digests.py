@@ -13,14 +13,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import UInt
 
 from adalink_jax import parallel
 from adalink_jax.checkpoints.source import Source
 from adalink_jax.models import paths
 
 
-def _checksum(bits: jax.Array) -> jax.Array:
-    """The two sums, uint32 [2], of unsigned integers of any shape."""
+def _checksum(bits: UInt[jax.Array, "..."]) -> UInt[jax.Array, "2"]:
+    """The two sums, uint32, of unsigned integers of any shape."""
     bits = bits.astype(jnp.uint32)
     position, stride = jnp.zeros((), jnp.uint32), 1
     for dim in reversed(range(bits.ndim)):
@@ -36,14 +37,14 @@ def _checksum(bits: jax.Array) -> jax.Array:
     )
 
 
-def _bits(x: jax.Array) -> jax.Array:
+def _bits(x: jax.Array) -> UInt[jax.Array, "..."]:
     width = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[x.dtype.itemsize]
     return x if x.dtype == width else jax.lax.bitcast_convert_type(x, width)
 
 
 @functools.partial(jax.jit, static_argnames=("is_stacked", "rounded"))
-def _leaf_checksums(x: jax.Array, is_stacked: bool, rounded: bool) -> jax.Array:
-    """One checksum per layer of a stack, or one in all: uint32 [layers, 2]."""
+def _leaf_checksums(x: jax.Array, is_stacked: bool, rounded: bool) -> UInt[jax.Array, "layers 2"]:
+    """One checksum per layer of a stack, or one in all."""
     if rounded:
         x = x.astype(jnp.bfloat16)
     return jax.vmap(_checksum)(_bits(x)) if is_stacked else _checksum(_bits(x))[None]

@@ -9,6 +9,7 @@ Both are separable: one matrix for the rows and one for the columns.
 import math
 
 import numpy as np
+from jaxtyping import Float
 
 from adalink_jax.errors import CheckpointError
 from adalink_jax.files.leaves import Leaf, computed
@@ -18,16 +19,18 @@ RULES = (BILINEAR, BICUBIC)
 _A = -0.75  # the parameter of Keys' cubic convolution (1981), as in torch
 
 
-def resample(table: np.ndarray, old: tuple[int, int], new: tuple[int, int], rule: str) -> np.ndarray:
+def resample(
+    table: Float[np.ndarray, "patches D"], old: tuple[int, int], new: tuple[int, int], rule: str
+) -> Float[np.ndarray, "resampled D"]:
     """Resamples positions for another grid of patches.
 
     Args:
-      table: one vector per patch, row by row, [old rows x old columns, D].
+      table: one vector per patch, row by row.
       old, new: rows and columns of patches.
       rule: one of `RULES`.
 
     Returns:
-      float32 [new rows x new columns, D].
+      The new grid's positions, float32.
     """
     matrix = {BILINEAR: _bilinear, BICUBIC: _bicubic}[rule]
     grid = np.asarray(table, np.float64).reshape(*old, -1)

@@ -1,5 +1,9 @@
-"""Backbones: T5, the vision tower, PaLI, BLIP-2; the seam's structs; decoding. They know nothing of adapters."""
+"""Backbones and what they share: families of models, the seam's structs, decoding. They know nothing of adapters.
 
+`backbone` is the interface; a family implements it (`t5`, `pali`, `blip2`, from the parts `vit`, `qformer`, `layers`, `stack`).
+"""
+
+from adalink_jax.models.backbone import Backbone, Batch
 from adalink_jax.models.blip2 import BLIP2
 from adalink_jax.models.pali import PaLI
 from adalink_jax.models.qformer import QFormerConfig
@@ -7,4 +11,16 @@ from adalink_jax.models.seam import Encoded, Inputs
 from adalink_jax.models.t5 import T5, T5Config
 from adalink_jax.models.vit import ViT, ViTConfig
 
-__all__ = ["BLIP2", "Encoded", "Inputs", "PaLI", "QFormerConfig", "T5", "T5Config", "ViT", "ViTConfig"]
+__all__ = [
+    "BLIP2",
+    "Backbone",
+    "Batch",
+    "Encoded",
+    "Inputs",
+    "PaLI",
+    "QFormerConfig",
+    "T5",
+    "T5Config",
+    "ViT",
+    "ViTConfig",
+]

@@ -99,7 +99,7 @@ class Readers:
 
         return guarded
 
-    def _whose_turn(self, mesh: Mesh, free: tuple[str, ...], rows: int, nbytes: int) -> int:
+    def _whose_turn(self, mesh: Mesh | AbstractMesh, free: tuple[str, ...], rows: int, nbytes: int) -> int:
         """Picks the position along `free` whose devices' processes have read least, and counts `nbytes` for them."""
         front = np.moveaxis(np.asarray(mesh.devices), [mesh.axis_names.index(axis) for axis in free], range(len(free)))
         processes = [{device.process_index for device in row.flat} for row in front.reshape(rows, -1)]

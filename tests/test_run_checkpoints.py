@@ -97,6 +97,7 @@ def test_a_damaged_step_is_replaced_when_it_is_saved_again(saved, tmp_path):
     assert not checkpoints.damaged
 
 
+@pytest.mark.filterwarnings("ignore:Sharding info not provided")
 def test_leaves_are_stored_nested_as_in_every_earlier_version(saved):
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
         tree = reader.restore(saved / "20" / "state")

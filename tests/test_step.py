@@ -172,7 +172,7 @@ def test_expressions_match_whole_unscanned_paths():
     for bad in ("adapter", "up", "encoder/.*"):
         with pytest.raises(UserError, match="matches no parameter"):
             partition.split(tree, [bad])
-    with pytest.raises(UserError, match="not a regular expression"):
+    with pytest.raises(UserError, match="not a valid regular expression"):
         partition.split(tree, ["adapter/(.*"])
 
 

@@ -23,7 +23,7 @@ from adalink_jax.training.flops import count_traced
 from adalink_jax.training.loop import Period, run_loop
 from adalink_jax.training.metric_writer import MetricWriter
 from adalink_jax.training.partition import Leaves
-from adalink_jax.training.run_checkpoints import CheckpointConfig, identity_of  # noqa: F401  its old home
+from adalink_jax.training.run_checkpoints import CheckpointConfig
 from adalink_jax.training.session import RunSession, Start, open_run
 from adalink_jax.training.setup import Parameters, Setup, load_parameters
 from adalink_jax.training.step import CrossEntropy, TrainState, make_train_step
@@ -79,10 +79,14 @@ def train(
         if session.summary is not None:
             return session.summary
         params = load_parameters(setup, session.mesh, session.rules)
-        state = TrainState(jnp.int32(0), params.trainable, optimizer.init(params.trainable))
         rows = parallel.local_rows(setup.data.batch_size, session.mesh).tolist()
         make_batches = lambda converter: train_batches(session.task, setup.data, converter, rows)
-        start = session.start(params, state, make_batches, config_text)
+        start = session.start(
+            params,
+            TrainState(jnp.int32(0), params.trainable, optimizer.init(params.trainable)),
+            make_batches,
+            config_text,
+        )
         evaluator = session.evaluator(start.converter, setup.model)
         run = Run(session, start, params, evaluator, MetricWriter(model_dir, resumed_at=start.step), metric)
         if eval_period and start.step % eval_period == 0:

@@ -1,5 +1,6 @@
 """`adalink adapters`: an adapter on the bundled base is shown, verified, and folded into it."""
 
+import dataclasses
 import json
 
 import jax
@@ -29,7 +30,11 @@ def write(base, folder, module):
     backbone, mark = base
     params = parallel.unbox(fresh_params(AdaptedModel(backbone, module), 0))["adapter"]
     params = jax.tree.map(lambda x: x + 0.1 * np.sin(np.arange(x.size, dtype=np.float32)).reshape(x.shape), params)
-    save_adapter(str(folder), params, describe_adapter(module) | {"base": mark, "task": "digits_reverse", "step": 7})
+    save_adapter(
+        str(folder),
+        params,
+        describe_adapter(module) | {"base": dataclasses.asdict(mark), "task": "digits_reverse", "step": 7},
+    )
     return str(folder)
 
 

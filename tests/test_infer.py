@@ -1,6 +1,7 @@
 """Predictions by `Predictor` and `adalink infer`, where each row names its adapter."""
 
 import csv
+import dataclasses
 import json
 
 import jax
@@ -38,7 +39,7 @@ def adapters(tmp_path_factory):
         params = jax.tree.map(
             lambda x, rank=rank: x + 2.0 * np.sin(rank * np.arange(x.size, dtype=np.float32)).reshape(x.shape), params
         )
-        save_adapter(str(folder / name), params, describe_adapter(module) | {"base": base})
+        save_adapter(str(folder / name), params, describe_adapter(module) | {"base": dataclasses.asdict(base)})
         found[name], folders[name] = (module, params), str(folder / name)
     return folders, found
 

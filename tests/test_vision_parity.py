@@ -346,7 +346,7 @@ def test_scanned_and_unrolled_forms_of_an_image_and_text_model_agree(blip):
     assert_close(
         jax.jit(other.apply)({"params": stacked.tree()}, batch), jax.jit(one.apply)({"params": params.tree()}, batch)
     )
-    assert stacked.base["fingerprint"] == params.base["fingerprint"]
+    assert stacked.base.fingerprint == params.base.fingerprint
 
 
 def test_a_q_former_of_other_heads_is_refused(blip):
@@ -362,7 +362,7 @@ def test_through_the_native_format_the_same_model(blip, tmp_path):
     checkpoints.convert(open_source(folder), str(tmp_path / "native"), "native")
     mine, params = ours(folder, reads, (42, 35))
     again = load(mine.backbone, str(tmp_path / "native"))
-    assert again.base["fingerprint"] == params.base["fingerprint"]
+    assert again.base.fingerprint == params.base.fingerprint
     with pytest.raises(CheckpointError, match="set ViTConfig.pixel_mean"):
         load(mine.backbone.clone(vision_config=ViTConfig((28, 28), 7, 24, 4, 48, 2, class_token=True, activation="gelu_exact")),
              str(tmp_path / "native"))  # fmt: skip

@@ -17,6 +17,7 @@ from etils import epath
 
 from adalink_jax import parallel
 from adalink_jax.checkpoints import big_vision, hugging_face, native, t5x_format
+from adalink_jax.checkpoints.adapter_facts import BaseReference
 from adalink_jax.checkpoints.architecture import check_fit, check_settings
 from adalink_jax.checkpoints.digests import fingerprint
 from adalink_jax.checkpoints.families.family import FAMILIES, LANGUAGE, Shapes
@@ -110,6 +111,11 @@ class Base:
     name: str
     fingerprint: str | None
     sources: dict[str, str]
+
+    @property
+    def reference(self) -> BaseReference:
+        """What an adapter's facts state of this base model."""
+        return BaseReference(self.name, self.fingerprint)
 
     @property
     def params(self) -> dict[str, Any]:

@@ -97,15 +97,18 @@ class Predictor:
             loaded = load_parameters(plain, self._mesh, self._rules)
             self._params, self._model = loaded.tree(), plain.model
             if adapters:
-                members = [self._member(setup, folder, loaded.base["fingerprint"]) for folder in adapters.values()]
+                base: Any = loaded.base  # not None: all parameters are frozen, so they come from a checkpoint
+                members = [self._member(setup, folder, base.fingerprint) for folder in adapters.values()]
                 bank, stacked = stack_adapters(backbone, members)
                 self._model, self._params = AdaptedModel(backbone, bank), {**self._params, "adapter": stacked}
         key, target_length = jax.random.key(setup.random_seed), self._lengths["targets"]
-        self._generate = jax.jit(
-            lambda params, batch: self._model.apply(
-                {"params": params}, batch, target_length, setup.decoding, key, method="generate"
-            ).ids[:, 0]
-        )
+
+        def generate(params: Any, batch: dict[str, jax.Array]) -> jax.Array:
+            inputs = ({"params": params}, batch, target_length, setup.decoding, key)
+            decoded: Any = self._model.apply(*inputs, method="generate")
+            return decoded.ids[:, 0]
+
+        self._generate = jax.jit(generate)
         self._score = jax.jit(lambda params, batch: self._model.apply({"params": params}, batch, method="score"))
 
     def _member(self, setup: Setup, folder: str, fingerprint: str) -> tuple[nn.Module, dict[str, Any]]:

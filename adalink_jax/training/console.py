@@ -71,8 +71,8 @@ class Console:
     def parameters(self, params: Parameters) -> None:
         """The table of trainable and frozen parameters, and where their values come from."""
         self._out.print(parameter_tables.parameter_table(params.trainable, params.frozen, params.sources))
-        if params.base is not None and params.base["fingerprint"] is not None:
-            self._out.print(f"base: {params.base['name']}, fingerprint {params.base['fingerprint'][:12]}")
+        if params.base is not None and params.base.fingerprint is not None:
+            self._out.print(f"base: {params.base.name}, fingerprint {params.base.fingerprint[:12]}")
 
     def notes(self, tasks: Sequence[Task]) -> None:
         """Notes on the data, before the run starts."""

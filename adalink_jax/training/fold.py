@@ -65,9 +65,9 @@ def fold_base(folder: str, backbone: Backbone, base: str, destination: str) -> F
         before = logits(AdaptedModel(backbone), {"backbone": tree["backbone"]})
         adapted, after = logits(setup.model, tree), logits(plain, {"backbone": folded})
     distance = lambda other: float(np.abs(adapted - other).max() / adapted.std())
-    facts = {"folded": {"adapter": adapter_facts.method, "base": params.base}} | checkpoints.stated_settings(
-        plain.backbone
-    )
+    facts = {
+        "folded": {"adapter": adapter_facts.method, "base": params.base and dataclasses.asdict(params.base)}
+    } | checkpoints.stated_settings(plain.backbone)
     written = checkpoints.save_base(str(target), folded, name=target.name, about=facts)
     return Folded(written["fingerprint"], own_table, distance(before), distance(after))
 

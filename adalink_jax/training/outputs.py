@@ -5,6 +5,7 @@ All processes call the functions that take arrays, and process 0 writes; the oth
 """
 
 import contextlib
+import dataclasses
 import json
 from collections.abc import Iterator
 
@@ -118,19 +119,19 @@ def write_parameters(
     backbone_trained = bool(partition.below(trainable, "backbone"))
     if backbone_trained:
         settings = checkpoints.stated_settings(setup.model.backbone)
-        base = checkpoints.save_base(
+        saved = checkpoints.save_base(
             folder / "model", partition.below(leaves, "backbone"), name=folder.name, about=about | settings
         )
+        base = checkpoints.BaseReference(saved["name"], saved["fingerprint"])
         written.append(("model/", "the trained base model; INITIAL_CHECKPOINT_PATH takes it"))
     if adapter and base is not None and setup.model.adapter is not None:
-        base = {key: base[key] for key in ("name", "fingerprint")}
-        about |= describe_adapter(setup.model.adapter) | {"base": base}
-        checkpoints.save_adapter(folder / "adapter", adapter, about)
+        facts = checkpoints.AdapterFacts(**describe_adapter(setup.model.adapter), base=base, **about)
+        checkpoints.save_adapter(folder / "adapter", adapter, facts)
         size = parallel.once(lambda: sum(f.stat().length for f in (folder / "adapter").iterdir()))
         written.append(("adapter/", f"the adapter, {size / 1000:.0f} kB; INITIAL_ADAPTER_PATH takes it"))
         if not backbone_trained and last_adapter:
-            last_about = {key: value for key, value in about.items() if key != "metrics"} | {"step": summary["steps"]}
-            checkpoints.save_adapter(folder / "adapter_last", last_adapter, last_about)
+            last_facts = dataclasses.replace(facts, step=summary["steps"], metrics=None)
+            checkpoints.save_adapter(folder / "adapter_last", last_adapter, last_facts)
             written.append(("adapter_last/", "the adapter of the last step"))
     return written
 

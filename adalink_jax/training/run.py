@@ -234,7 +234,7 @@ class Run:
             "frozen": outputs.count(self.params.frozen),
             "step": int(state.step),
             "steps": int(last.step),
-            "base": self.params.base,
+            "base": self.params.base and dataclasses.asdict(self.params.base),
             "task": setup.data.mixture_or_task_name,
             "scores": after.scores if after else {},
             "metric": self.metric,

@@ -116,13 +116,13 @@ class Parameters:
 
     Attributes:
       trainable, frozen: the leaves by name (`backbone/...`, `adapter/...`).
-      base: `name` and `fingerprint` of the backbone; None when it starts from random weights.
+      base: name and fingerprint of the backbone; None when it starts from random weights.
       sources: part of the model (the first two folders of its leaves' names) -> where its values came from, for display.
     """
 
     trainable: dict[str, jax.Array]
     frozen: dict[str, jax.Array]
-    base: dict | None
+    base: checkpoints.BaseReference | None
     sources: dict[str, str]
 
     def tree(self) -> dict[str, Any]:
@@ -149,10 +149,10 @@ def load_parameters(setup: Setup, mesh: Mesh, rules: parallel.LogicalRules) -> P
     values, sources, base = _load_backbone(setup, wanted, trainable_names)
     adapter = partition.below(wanted, "adapter")
     if adapter and setup.initial_adapter_path is not None:
-        if base is None or base["fingerprint"] is None:
+        if base is None or base.fingerprint is None:
             raise UserError("INITIAL_ADAPTER_PATH is set, but there is no base; set INITIAL_CHECKPOINT_PATH as well.")
         loaded, facts = checkpoints.load_adapter(
-            setup.initial_adapter_path, adapter, base["fingerprint"], setup.allow_other_base, setup.model.adapter
+            setup.initial_adapter_path, adapter, base.fingerprint, setup.allow_other_base, setup.model.adapter
         )
         values |= {f"adapter/{name}": leaf for name, leaf in loaded.items()}
         unchecked = "" if facts.base.fingerprint else ", which does not name the base it was trained on"
@@ -182,7 +182,7 @@ def _load_backbone(setup: Setup, wanted: Shapes, trainable_names) -> tuple[dict[
             configs=checkpoints.configs_of(setup.model.backbone),
         )
         values = {f"backbone/{name}": leaf for name, leaf in loaded.leaves.items()}
-        base = {"name": loaded.name, "fingerprint": loaded.fingerprint}
+        base = loaded.reference
         sources = {f"backbone/{part}": source for part, source in loaded.sources.items()}
     elif setup.checkpoint_renames:
         raise UserError("CHECKPOINT_RENAMES is set, but there is no base; set INITIAL_CHECKPOINT_PATH as well.")

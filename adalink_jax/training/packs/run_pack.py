@@ -221,7 +221,7 @@ class PackRun:
         session, params = self.session, self.pack.params
         shared = {
             "frozen": outputs.count(params.frozen),
-            "base": params.base,
+            "base": params.base and dataclasses.asdict(params.base),
             "task": session.setup.data.mixture_or_task_name,
             "metric": self.metric,
             "seconds": round(seconds, 1),

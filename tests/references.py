@@ -31,13 +31,13 @@ FORMS = {
 
 
 def make_reference(form):
-    """A transformers model with weights large enough to matter, whose outputs differ and half of which end.
+    """A transformers model with weights that are large enough to matter; its outputs differ, and half of them end.
 
     An untied head gets a matrix of its own: transformers 5 ties it in a freshly made T5, whatever the config says.
     """
     kind, settings = FORMS[form]
     tied = settings["tie_word_embeddings"]
-    torch.manual_seed(0 if tied else 2)  # seeds whose outputs are as the tests want them
+    torch.manual_seed(0 if tied else 2)  # seeds whose outputs are as described above
     config = getattr(transformers, f"{kind}Config")(
         **{"vocab_size": VOCAB, "d_model": D, "d_ff": F, "num_layers": 2, "num_decoder_layers": 2, "num_heads": H,
            "dropout_rate": 0.0, "decoder_start_token_id": 0, "pad_token_id": 0, "eos_token_id": 1, **settings}
@@ -61,7 +61,7 @@ def make_reference(form):
 
 
 def tokens(rows, length, seed=0):
-    """Ids [rows, length] of inputs of different lengths, padded after EOS."""
+    """Ids of inputs of different lengths, [rows, length], padded after EOS."""
     rng = np.random.default_rng(seed)
     ids = rng.integers(2, VOCAB, (rows, length)).astype(np.int64)
     lengths = rng.integers(2, length + 1, rows)

@@ -1,4 +1,4 @@
-"""Adapter files are not trusted: whatever is wrong with one ends in one sentence that names it."""
+"""Adapter files are not trusted: every defect is refused in one sentence that names it."""
 
 import json
 import pathlib
@@ -123,7 +123,7 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("what", DAMAGE)
-def test_it_is_refused_in_one_sentence(what, tmp_path):
+def test_a_damaged_adapter_is_refused_in_one_sentence(what, tmp_path):
     write(tmp_path)
     load(tmp_path)
     damage, words = DAMAGE[what]

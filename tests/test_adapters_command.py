@@ -1,4 +1,4 @@
-"""`adalink adapters`: an adapter on the bundled base is shown, verified, and folded into it."""
+"""`adalink adapters`: shows, verifies and folds an adapter of the bundled base."""
 
 import dataclasses
 import json
@@ -38,7 +38,7 @@ def write(base, folder, module):
     return str(folder)
 
 
-def test_what_a_folder_holds_is_shown(base, tmp_path, capsys):
+def test_show_prints_what_a_folder_holds(base, tmp_path, capsys):
     path = write(base, tmp_path / "a", AdaLinkAdapter(rank=2))
     assert main(["adapters", "show", path]) == 0
     out = capsys.readouterr().out
@@ -57,7 +57,7 @@ def test_what_a_folder_holds_is_shown(base, tmp_path, capsys):
     assert found["parameters"] == 512 and found["leaves"]["image/down"] == [64, 2] and found["step"] == 7
 
 
-def test_a_folder_is_verified_with_its_base_and_another_refused(base, tmp_path, capsys):
+def test_verify_accepts_the_base_and_refuses_another(base, tmp_path, capsys):
     path = write(base, tmp_path / "a", AdaLinkAdapter(rank=2))
     assert main(["adapters", "verify", path, "--base", BASE]) == 0
     assert "512, all finite" in capsys.readouterr().out
@@ -91,7 +91,7 @@ def test_a_folded_base_needs_no_adapter(base, tmp_path, capsys, module, own_tabl
         assert "encoder_embedding True (model: False)" in capsys.readouterr().err
 
 
-def test_what_cannot_be_folded_is_refused_and_nothing_written(base, tmp_path, capsys):
+def test_adapters_that_cannot_be_folded_are_refused_and_nothing_is_written(base, tmp_path, capsys):
     for name, module, words in (
         ("p", PromptTuning(length=2), "PromptTuning cannot be folded"),
         ("r", AdaLinkAdapter(rank=2, phi="relu"), "is not linear here (phi relu)"),

@@ -1,4 +1,4 @@
-"""One T5 in every format that a base model may have: the same leaves, the same fingerprint; damage and misfits are named."""
+"""One T5 in every format of base models: equal leaves and fingerprints; errors name damage and what does not fit."""
 
 import dataclasses
 import json
@@ -52,7 +52,7 @@ def base(params, tmp_path_factory):
 
 
 def scanned_tree(params):
-    """The tree of t5x's scanned network: layers on axis 1, heads apart, a relative-position table a layer."""
+    """The tree of t5x's scanned network: layers on axis 1, heads apart, a table of relative positions per layer."""
     leaves, out = {k: np.asarray(v) for k, v in paths.flatten(params).items()}, {}
     for name, leaf in leaves.items():
         stack = name.split("/")[0]
@@ -121,7 +121,7 @@ def test_every_format_gives_the_same_leaves_and_fingerprint(kind, scan_layers, p
         np.testing.assert_array_equal(found[name], leaf, err_msg=name)
 
 
-def test_a_scanned_network_keeps_a_table_a_layer_where_they_differ(params, tmp_path):
+def test_a_scanned_network_keeps_tables_per_layer_that_differ(params, tmp_path):
     backbone = T5(tiny_t5(relpos_per_layer=True))
     batch = random_batch(backbone, 2, 6, 4, seed=0)
     leaves = paths.flatten(scanned_tree(params))
@@ -142,12 +142,14 @@ def test_a_scanned_network_keeps_a_table_a_layer_where_they_differ(params, tmp_p
         table = per_layer.pop(f"{stack}/relpos_bias/rel_embedding")
         per_layer |= {f"{stack}/layers_{i}/relpos_bias/rel_embedding": table for i in range(2)}
     np.testing.assert_allclose(run(backbone, per_layer), logits["equal"], atol=1e-6)
-    assert np.abs(logits["different"] - logits["equal"]).max() < 1e-4  # a constant a layer changes no softmax
+    assert (
+        np.abs(logits["different"] - logits["equal"]).max() < 1e-4
+    )  # a constant per layer does not change the softmax
     tables = [leaf for name, leaf in loaded.leaves.items() if "relpos" in name]
     assert len(tables) == 4 and not np.array_equal(tables[0], tables[1])
 
 
-def test_transformers_loads_what_is_written_for_it_to_the_bit(params, base, tmp_path):
+def test_transformers_loads_written_folders_bit_for_bit(params, base, tmp_path):
     from references import torch, transformers
 
     write("Hugging Face", open_source(base), params, tmp_path / "hf")
@@ -159,7 +161,7 @@ def test_transformers_loads_what_is_written_for_it_to_the_bit(params, base, tmp_
     assert not torch.equal(theirs.lm_head.weight, theirs.shared.weight)
 
 
-def test_the_hub_s_cache_is_read_offline(params, base, tmp_path, monkeypatch):
+def test_the_cache_of_the_hub_is_read_offline(params, base, tmp_path, monkeypatch):
     constants = pytest.importorskip("huggingface_hub.constants")
     repo = tmp_path / "models--someone--tiny"
     snapshot = repo / "snapshots" / ("a" * 40)
@@ -231,7 +233,7 @@ def test_another_activation_is_refused_though_the_shapes_agree(params, base):
         load_base(base, abstract(params), configs={"language": tiny_t5(mlp_activations=("silu", "linear"))})
 
 
-def test_a_folded_folder_is_no_base(params, base, tmp_path):
+def test_a_folder_with_a_folded_adapter_is_refused_as_a_base(params, base, tmp_path):
     source = open_source(base)
     table = source.leaves["token_embedder/embedding"]
     extra = {"encoder.embed_tokens.weight": from_array(table.whole() + 1, "folded")}
@@ -263,7 +265,7 @@ def test_damaged_folders_are_named(params, base, tmp_path, monkeypatch):
         open_source(tmp_path / "adapter")
 
 
-def test_a_conversion_that_reads_back_otherwise_is_an_error(base, tmp_path, monkeypatch):
+def test_a_conversion_that_reads_back_with_other_values_is_an_error(base, tmp_path, monkeypatch):
     write = t5x_format.write
 
     def broken(folder, source, dtype):

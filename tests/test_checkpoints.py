@@ -1,4 +1,4 @@
-"""Base models and adapters as files: the same weights have one fingerprint, and nothing damaged is ever used."""
+"""Base models and adapters as files: equal weights have equal fingerprints, and damaged files are refused."""
 
 import json
 
@@ -29,7 +29,7 @@ def abstract(tree):
 
 
 def restack(unrolled, scanned):
-    """The leaves of an unrolled tree in the structure of a scanned one."""
+    """The leaves of an unrolled tree, stacked as in a scanned one."""
     leaves = paths.flatten(unrolled)
     out = {}
     for name, leaf in paths.flatten(scanned).items():
@@ -63,7 +63,7 @@ def assert_equal(a, b):
         np.testing.assert_array_equal(np.asarray(a[name]), np.asarray(b[name]), err_msg=name)
 
 
-def test_a_base_comes_back_to_the_bit(params, base):
+def test_a_base_is_loaded_bit_for_bit(params, base):
     loaded = load_base(base, abstract(params["backbone"]))
     assert_equal(loaded.leaves, params["backbone"])
     config = json.loads((base / "base_config.json").read_text())
@@ -77,7 +77,7 @@ def test_a_base_loads_into_a_scanned_model(params, base):
     assert loaded.fingerprint == fingerprint(params["backbone"])
 
 
-def test_the_fingerprint_is_of_the_weights_alone(params):
+def test_the_fingerprint_depends_only_on_the_weights(params):
     backbone = params["backbone"]
     expected = fingerprint(backbone)
     assert fingerprint(jax.tree.map(lambda x: x.astype(jnp.bfloat16), backbone)) == expected
@@ -87,7 +87,7 @@ def test_the_fingerprint_is_of_the_weights_alone(params):
     assert fingerprint(make(seed=1)["backbone"]) != expected
 
 
-def test_the_fingerprint_sees_swapped_values_and_renamed_leaves(params):
+def test_the_fingerprint_changes_with_swapped_values_and_renamed_leaves(params):
     expected = fingerprint(params["backbone"])
     swapped = paths.flatten(params["backbone"])
     leaf = swapped["projection/kernel"]
@@ -99,7 +99,7 @@ def test_the_fingerprint_sees_swapped_values_and_renamed_leaves(params):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int32", "uint8"])
-def test_a_digest_sees_every_single_bit(dtype):
+def test_a_digest_changes_with_every_single_bit(dtype):
     bits = {"float32": np.uint32, "bfloat16": np.uint16, "int32": np.uint32, "uint8": np.uint8}[dtype]
     raw = np.random.default_rng(0).integers(0, 100, (3, 5)).astype(bits)
     expected = digests({"x": jnp.asarray(raw).view(dtype)})
@@ -149,21 +149,21 @@ def test_a_damaged_base_is_refused(params, base, how):
         load_base(base, abstract(params["backbone"]))
 
 
-def test_no_base_is_named_with_what_there_is(params):
+def test_a_path_without_a_base_is_refused_with_the_known_ones(params):
     with pytest.raises(CheckpointError, match="no folder nowhere; give a native base model"):
         load_base("nowhere", abstract(params["backbone"]))
     with pytest.raises(CheckpointError, match="pali_nano_instruct"):
         load_base("bundled:pali_micro", abstract(params["backbone"]))
 
 
-def test_an_adapter_comes_back_to_the_bit(params, adapter):
+def test_an_adapter_is_loaded_bit_for_bit(params, adapter):
     loaded, about = load_adapter(adapter, abstract(params["adapter"]), "f" * 64)
     assert_equal(loaded, params["adapter"])
     assert about["settings"] == {"rank": 4}
     assert json.loads((adapter / "adapter_config.json").read_text())["adalink"]["format_version"] == 1
 
 
-def test_an_adapter_for_another_base_is_refused_unless_asked_for(params, adapter):
+def test_an_adapter_for_another_base_is_refused_unless_allowed(params, adapter):
     with pytest.raises(CheckpointError, match="trained on another base: tiny ffffffffffff, this one is eeeeeeeeeeee"):
         load_adapter(adapter, abstract(params["adapter"]), "e" * 64)
     loaded, _ = load_adapter(adapter, abstract(params["adapter"]), "e" * 64, allow_other_base=True)

@@ -1,4 +1,4 @@
-"""Bases and adapters that cross to `transformers`: converted, compared, folded, hooked in, with the same numbers there."""
+"""Bases and adapters give `transformers` the same numbers: converted, compared, folded, and hooked in."""
 
 import json
 import runpy
@@ -31,7 +31,7 @@ pytestmark = pytest.mark.usefixtures("exact_matmuls")
 
 @pytest.fixture(scope="module", params=["T5 1.0", "T5 1.1"])
 def base(request, tmp_path_factory):
-    """A Hugging Face folder, with tied and with untied logits; its reference, our model, its parameters."""
+    """A Hugging Face folder, with tied and with untied logits; its reference, this package's model, and its parameters."""
     folder = tmp_path_factory.mktemp("base")
     reference = make_reference(request.param)
     reference.save_pretrained(folder)
@@ -47,7 +47,7 @@ def byt5(tmp_path_factory):
 
 
 def make_adapter(folder, base, phi="gelu", seed=0, up=0.5, **settings):
-    """Writes an adapter's folder, trained unless `up` is 0; gives its parameters."""
+    """Writes an adapter's folder, trained unless `up` is 0; returns its parameters."""
     rng = np.random.default_rng(seed)
     width = base[3]["token_embedder"]["embedding"].shape[1]
     pair = {"down": rng.normal(size=(width, RANK)) * width**-0.5, "up": rng.normal(size=(RANK, width)) * up}
@@ -70,7 +70,7 @@ def inspected(capsys, path):
     return json.loads(run(capsys, "inspect", path, "--json"))
 
 
-def test_a_conversion_through_every_format_comes_back_to_the_bit(base, tmp_path, capsys):
+def test_a_conversion_through_every_format_keeps_every_bit(base, tmp_path, capsys):
     folder = base[0]
     route = [
         ("native", "float32"),
@@ -99,7 +99,7 @@ def test_a_conversion_through_every_format_comes_back_to_the_bit(base, tmp_path,
     assert facts["sizes"] == sizes
 
 
-def test_inspect_tells_the_shipped_model_that_fits(capsys):
+def test_inspect_names_the_shipped_model_that_fits(capsys):
     facts = inspected(capsys, "bundled:pali_nano_instruct")
     assert facts["fits"] == ["gin/models/pali_nano.gin"]
     assert facts["parameters"] == 337_536 and facts["bytes"] == 4 * 337_536
@@ -132,7 +132,7 @@ def test_conversions_that_cannot_be_done_are_refused_before_anything_is_written(
 
 
 def test_a_t5x_checkpoint_of_a_published_size_needs_no_gin_file(tmp_path):
-    """Its activations are those of the shipped model that it fits."""
+    """Its activations are taken from the shipped model that it fits."""
     register()
     for name, activations in (
         ("t5_1_0_small", ("relu",)),
@@ -151,7 +151,7 @@ def test_a_t5x_checkpoint_of_a_published_size_needs_no_gin_file(tmp_path):
         assert f"gin/models/{name}.gin" in shipped.fitting_models(source)
 
 
-def test_values_keep_the_dtypes_that_they_have(base, tmp_path, capsys):
+def test_values_keep_their_dtypes(base, tmp_path, capsys):
     mixed = shutil.copytree(base[0], tmp_path / "mixed")
     leaves = load_file(mixed / "model.safetensors")
     wide = "encoder.block.0.layer.1.DenseReluDense.wo.weight"
@@ -164,7 +164,7 @@ def test_values_keep_the_dtypes_that_they_have(base, tmp_path, capsys):
     assert inspected(capsys, tmp_path / "out")["dtypes"] == ["bfloat16", "float32"]
 
 
-def test_verify_base_tells_the_same_numbers_from_others(byt5, tmp_path, capsys):
+def test_verify_base_distinguishes_equal_and_other_numbers(byt5, tmp_path, capsys):
     bytes_ = ("--vocabulary", "bytes")
     message = run(capsys, "verify-base", byt5, *bytes_)
     assert "20 of 20 greedy outputs are the same" in message and f"{byt5} gives the numbers of transformers" in message
@@ -179,12 +179,12 @@ def test_verify_base_tells_the_same_numbers_from_others(byt5, tmp_path, capsys):
     assert "does NOT give the numbers" in message
 
 
-def test_outputs_that_only_read_alike_are_not_the_same(byt5, monkeypatch):
+def test_outputs_with_other_ids_and_equal_text_are_not_the_same(byt5, monkeypatch):
     rows = verify_base(open_source(byt5), str(byt5), ByteVocabulary())
     assert all(row.same for row in rows) and len({row.difference for row in rows}) > 10
     generate = AdaptedModel.generate
 
-    def other(self, *args, **kw):  # ids beyond the bytes read as nothing
+    def other(self, *args, **kw):  # ids beyond the bytes are decoded as nothing
         decoded = generate(self, *args, **kw)
         return decoded.replace(ids=jnp.full_like(decoded.ids, 300))
 
@@ -192,7 +192,7 @@ def test_outputs_that_only_read_alike_are_not_the_same(byt5, monkeypatch):
     assert not any(row.same for row in verify_base(open_source(byt5), str(byt5), ByteVocabulary()))
 
 
-def test_what_verify_base_needs_is_said(base, byt5, tmp_path, capsys):
+def test_verify_base_names_what_it_needs(base, byt5, tmp_path, capsys):
     assert "holds no spiece.model" in run(capsys, "verify-base", byt5, status=2)
     run(capsys, "convert", byt5, tmp_path / "native", "--to", "native")
     assert "with --reference" in run(capsys, "verify-base", tmp_path / "native", status=2)
@@ -212,7 +212,7 @@ def test_what_verify_base_needs_is_said(base, byt5, tmp_path, capsys):
 
 
 def spiece_of(folder):
-    """A vocabulary of few ids."""
+    """A vocabulary with few ids."""
     import sentencepiece
 
     (folder / "corpus.txt").write_text("a b c d e f g h i j k\n" * 50)
@@ -289,7 +289,7 @@ def test_a_folded_folder_in_bfloat16_checks_what_it_holds(base, tmp_path, capsys
 
 
 @pytest.mark.parametrize("phi", PHI)
-def test_hooked_adapters_give_our_numbers_and_switch(phi, base, tmp_path, capsys):
+def test_hooked_adapters_give_the_same_numbers_and_can_be_switched(phi, base, tmp_path, capsys):
     inputs, targets = tokens(40, 12), tokens(40, 6, seed=1)
     plain = their_logits(base[1], inputs, targets)
     made = {}

@@ -1,4 +1,4 @@
-"""LoRA and prompt tuning are PEFT's: the same files, logits and training, from the same weights, in float32."""
+"""LoRA and prompt tuning agree with PEFT: files, logits and training from the same weights, in float32."""
 
 import json
 import warnings
@@ -61,14 +61,14 @@ THEIRS = {
 
 @pytest.fixture(scope="module", params=["T5 1.0", "T5 1.1"])
 def base(request, tmp_path_factory):
-    """The form, and a Hugging Face folder of it."""
+    """The form of T5, and a Hugging Face folder of it."""
     folder = tmp_path_factory.mktemp("base")
     make_reference(request.param).save_pretrained(folder)
     return request.param, folder
 
 
 def load(folder, adapter, adapter_path=None, **overrides):
-    """Our model on the weights of `folder`; the adapter's leaves random where there is no file."""
+    """This package's model on the weights of `folder`; the adapter is random without a file."""
     config = T5Config(**config_fields(open_source(folder)), **overrides)
     model = AdaptedModel(T5(config), adapter)
     mesh, rules = parallel.make_mesh(), parallel.logical_axis_rules()
@@ -93,7 +93,7 @@ def write(folder, base_folder, model, params):
 
 
 def write_theirs(folder, form, method):
-    """A folder that PEFT wrote, of random weights, and its model."""
+    """Writes a folder with PEFT, of random weights; returns PEFT's model."""
     torch.manual_seed(1)
     model = peft.get_peft_model(make_reference(form), THEIRS[method]())
     for name, leaf in model.named_parameters():
@@ -121,7 +121,7 @@ def their_logits(model, batch):
 
 @pytest.mark.parametrize("method", OURS)
 @pytest.mark.parametrize("scan_layers", [False, True])
-def test_what_is_written_here_gives_the_same_logits_there(base, method, scan_layers, tmp_path):
+def test_peft_gives_the_same_logits_from_files_written_here(base, method, scan_layers, tmp_path):
     form, folder = base
     model, params = load(folder, OURS[method](form), scan_layers=scan_layers)
     write(tmp_path, folder, model, params)
@@ -138,7 +138,7 @@ def test_what_is_written_here_gives_the_same_logits_there(base, method, scan_lay
 
 @pytest.mark.parametrize("method", THEIRS)
 @pytest.mark.parametrize("scan_layers", [False, True])
-def test_what_peft_wrote_gives_the_same_logits_here(base, method, scan_layers, tmp_path):
+def test_files_written_by_peft_give_the_same_logits_here(base, method, scan_layers, tmp_path):
     form, folder = base
     theirs = write_theirs(tmp_path, form, method)
     _, about = open_adapter(tmp_path)
@@ -149,12 +149,12 @@ def test_what_peft_wrote_gives_the_same_logits_here(base, method, scan_layers, t
 
 
 @pytest.mark.parametrize("method", THEIRS)
-def test_five_steps_of_gradient_descent_make_the_same_adapter(base, method, tmp_path):
+def test_five_steps_of_gradient_descent_give_the_same_adapter(base, method, tmp_path):
     form, folder = base
     theirs = write_theirs(tmp_path / "start", form, method)
     _, about = open_adapter(tmp_path / "start")
     model, params = load(folder, make_adapter(about["method"], about["settings"]), tmp_path / "start")
-    # Gradients are large here (norms of 5 to 100): at rates from 0.01 on each step multiplies rounding errors by some ten.
+    # Gradients are large here (norms of 5 to 100): at rates of 0.01 or more each step multiplies rounding errors tenfold.
     rate, batches = 0.002, [batch_of(seed) for seed in range(5)]
 
     trainable, frozen = partition.split(params, ("adapter/.*",))
@@ -229,7 +229,7 @@ def test_lora_beyond_a_t5_keeps_our_names(tmp_path):
     ("prompt", {"task_type": None}, "has task_type = null"),
     ("prompt", {"peft_type": "LORA"}, "not a tensor of PEFT's LORA"),
 ])  # fmt: skip
-def test_what_is_not_computed_here_is_refused(method, change, words, tmp_path):
+def test_unsupported_configurations_are_refused(method, change, words, tmp_path):
     write_theirs(tmp_path, "T5 1.1", method)
     config = json.loads((tmp_path / "adapter_config.json").read_text())
     (tmp_path / "adapter_config.json").write_text(json.dumps(config | change))
@@ -245,7 +245,7 @@ def test_what_is_not_computed_here_is_refused(method, change, words, tmp_path):
     "base_model.model.encoder.block.0.layer.0.layer_norm.lora_A.weight", "encoder.block.0.layer.0.SelfAttention.q.lora_A.weight",
     "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight", "base_model.model.../../x.lora_A.weight",
 ])  # fmt: skip
-def test_tensors_of_no_t5_are_refused(theirs, tmp_path):
+def test_tensors_of_unknown_models_are_refused(theirs, tmp_path):
     write_theirs(tmp_path, "T5 1.1", "lora")
     file = tmp_path / "adapter_model.safetensors"
     save_file(load_file(file) | {theirs: np.ones((3, 4), np.float32)}, file)

@@ -1,4 +1,4 @@
-"""The numbers of a T5 are those of `transformers`, from the same random weights, in float32."""
+"""A T5 gives the numbers of `transformers`, from the same random weights, in float32."""
 
 import functools
 
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("exact_matmuls")
 
 @pytest.fixture(scope="module", params=FORMS)
 def pair(request, tmp_path_factory):
-    """The reference, our model with the weights of the folder that the reference saved, and that folder."""
+    """The reference, this package's model with the weights that the reference saved, and their folder."""
     theirs = make_reference(request.param)
     folder = tmp_path_factory.mktemp("hf")
     theirs.save_pretrained(folder)
@@ -29,7 +29,7 @@ def pair(request, tmp_path_factory):
 
 
 def ours(folder, **overrides):
-    """The model that a folder holds, loaded."""
+    """Loads the model of a folder."""
     source = open_source(folder)
     model = AdaptedModel(T5(T5Config(**config_fields(source), **overrides)))
     mesh, rules = parallel.make_mesh(), parallel.logical_axis_rules()
@@ -75,7 +75,7 @@ def test_logits_loss_likelihood_and_the_gradient_of_the_input_embeddings(pair):
 
 
 def generate_both(pair, inputs, length, decoding, **settings):
-    """Ids of both, [rows, decodes, length]; our scores and theirs."""
+    """Ids of both, [rows, decodes, length], and the scores of both."""
     theirs, model, params, _ = pair
     with torch.no_grad():
         out = theirs.generate(

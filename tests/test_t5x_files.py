@@ -1,4 +1,4 @@
-"""t5x's checkpoints: the real file, a round trip through our writer, and damage."""
+"""t5x's checkpoints: a real file, a round trip through this package's writer, and damage."""
 
 import pathlib
 import shutil
@@ -15,11 +15,11 @@ needs_real = pytest.mark.skipif(not REAL.exists(), reason="the real t5x checkpoi
 
 
 @needs_real
-def test_every_parameter_of_the_real_file_comes_back_through_our_writer(tmp_path):
+def test_the_real_file_survives_a_round_trip(tmp_path):
     source = open_source(REAL)
     in_arrays = [leaf.size for leaf in source.leaves.values() if not leaf.origin.startswith("checkpoint: ")]
     assert sum(in_arrays) == 257_792
-    assert sum(leaf.size for leaf in source.leaves.values()) == 257_856  # with what the msgpack holds itself
+    assert sum(leaf.size for leaf in source.leaves.values()) == 257_856  # including the leaves in the msgpack
     t5x_format.write(epath.Path(tmp_path / "checkpoint_3"), source, None)
     again = open_source(tmp_path / "checkpoint_3")
     assert again.leaves.keys() == source.leaves.keys()

@@ -1,4 +1,4 @@
-"""Vision towers and image-and-text models have the numbers of `transformers`, from the folders that it saves, in float32."""
+"""Vision towers and image-and-text models give the numbers of `transformers`, from the folders that it saves, in float32."""
 
 import json
 import shutil
@@ -25,7 +25,7 @@ SIZES = dict(
     hidden_size=24, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, image_size=28, patch_size=7
 )
 VIT = ViTConfig((28, 28), 7, 24, 4, 48, 2)
-# transformers' class and configuration of each tower, and what ours are beside their sizes.
+# transformers' class and configuration of each tower, and this package's settings beside the sizes.
 TOWERS = {
     "SigLIP": ("Siglip", {}),
     "ViT": ("ViT", dict(class_token=True, activation="gelu_exact", layer_norm_epsilon=1e-12)),
@@ -36,7 +36,7 @@ RESOLUTIONS = [(28, 28), (42, 35), (21, 14)]
 
 
 def randomise(model, seed=0):
-    """Weights large enough to matter."""
+    """Sets weights that are large enough to matter."""
     torch.manual_seed(seed)
     for name, leaf in model.named_parameters():
         norm = "norm" in name.lower()
@@ -57,7 +57,7 @@ def pictures(rows, size, seed=0):
 
 
 def pixel_values(images, config=None):
-    """What transformers' image processors make of them."""
+    """The images as transformers' image processors prepare them."""
     if config is not None:
         images = (images / 2 + 0.5 - np.float32(config.pixel_mean)) / np.float32(config.pixel_std)
     return torch.tensor(images.transpose(0, 3, 1, 2))
@@ -76,7 +76,7 @@ def load(backbone, path):
 
 
 def tower_of(path, config):
-    """The features of the tower in `path`: images -> [B, N, width]."""
+    """A function from images to the features, [B, N, width], of the tower in `path`."""
     backbone = PaLI(T5Config(8, 8, 1, 8, 8, 1, 1), config)
     mesh, rules = parallel.make_mesh(), parallel.logical_axis_rules()
     with parallel.use_mesh(mesh, rules):
@@ -89,13 +89,13 @@ def tower_of(path, config):
 
 @pytest.fixture(scope="module", params=TOWERS)
 def tower(request, tmp_path_factory):
-    """transformers' tower, the folder it saved (SigLIP's with its text tower), and our configuration."""
+    """transformers' tower, the folder it saved (SigLIP's with its text tower), and this package's configuration."""
     return make_tower(request.param, tmp_path_factory)
 
 
 @pytest.fixture(scope="module")
 def siglip(tmp_path_factory):
-    """A folder of SigLIP."""
+    """A Hugging Face folder of SigLIP."""
     return make_tower("SigLIP", tmp_path_factory)[1]
 
 
@@ -145,7 +145,7 @@ def test_pixels_are_prepared_as_the_folder_says(tower, tmp_path):
 
 
 @pytest.mark.parametrize("new", [(4, 4), (6, 5), (9, 9), (3, 2), (1, 1)])
-def test_positions_are_resampled_as_at_their_origin(new):
+def test_positions_are_resampled_by_the_rule_of_their_origin(new):
     from scipy.ndimage import zoom
 
     table = np.random.default_rng(0).normal(size=(16, 5)).astype(np.float32)
@@ -210,7 +210,7 @@ def test_a_class_token_of_big_vision_has_no_position(siglip, tmp_path):
     np.testing.assert_array_equal(table[1:], arrays["pos_embedding"][0])
 
 
-def test_files_that_are_no_tower(tmp_path):
+def test_files_without_a_tower_are_refused(tmp_path):
     np.savez(tmp_path / "other.npz", weights=np.zeros(3))
     with pytest.raises(CheckpointError, match="not a vision tower"):
         open_source(str(tmp_path / "other.npz"))
@@ -224,7 +224,7 @@ def test_files_that_are_no_tower(tmp_path):
 
 @pytest.fixture(scope="module", params=["Blip2", "InstructBlip"])
 def blip(request, tmp_path_factory):
-    """transformers' model, the folder it saved, whether its Q-Former reads the instruction."""
+    """transformers' model, the folder that it saved, and whether its Q-Former reads the instruction."""
     text = dict(model_type="t5", vocab_size=96, d_model=32, d_ff=48, num_layers=2, num_decoder_layers=2, num_heads=4, d_kv=8,
                 feed_forward_proj="gated-gelu", tie_word_embeddings=False, dropout_rate=0.0, pad_token_id=0, eos_token_id=1,
                 decoder_start_token_id=0)  # fmt: skip
@@ -258,7 +258,7 @@ def blip(request, tmp_path_factory):
 
 
 def ours(folder, reads, size=(28, 28), **overrides):
-    """Our model with a folder's weights."""
+    """This package's model with a folder's weights."""
     config = T5Config(**config_fields(open_source(folder)), **overrides)
     qformer = QFormerConfig(QUERIES, 16, 4, 32, 3, 2, 50 if reads else 0, 40)
     backbone = BLIP2(config, ViTConfig(size, 7, 24, 4, 48, 2, **EVA, **overrides), qformer)
@@ -274,7 +274,7 @@ def features(rows, size, reads):
 
 
 def theirs_of(batch, config):
-    """Arguments of transformers for our batch: the image's placeholders stand before the text."""
+    """transformers' arguments for a batch: the image's placeholders come before the text."""
     text = batch["encoder_input_tokens"]
     ids = np.concatenate([np.full((len(text), QUERIES), IMAGE_TOKEN), text], axis=1)
     out = {"pixel_values": pixel_values(batch["images"], config), "input_ids": torch.tensor(ids),
@@ -288,7 +288,7 @@ def theirs_of(batch, config):
 @pytest.mark.parametrize("kind", ["blip2", "instructblip"])
 @pytest.mark.parametrize(("size", "width", "hidden", "heads"), [("xl", 2048, 5120, 32), ("xxl", 4096, 10240, 64)])
 def test_parameters_of_the_public_sizes(kind, size, width, hidden, heads, capsys):
-    """transformers' defaults are the published vision tower and Q-Former; it ties a fresh T5's head, which is not tied there."""
+    """transformers' defaults are the published vision tower and Q-Former; it ties the head of a fresh T5, which is untied here."""
     text = dict(model_type="t5", vocab_size=32128, d_model=width, d_ff=hidden, num_layers=24, num_decoder_layers=24,
                 num_heads=heads, d_kv=64, feed_forward_proj="gated-gelu", tie_word_embeddings=False)  # fmt: skip
     name = {"blip2": "Blip2", "instructblip": "InstructBlip"}[kind]
@@ -349,7 +349,7 @@ def test_scanned_and_unrolled_forms_of_an_image_and_text_model_agree(blip):
     assert stacked.base.fingerprint == params.base.fingerprint
 
 
-def test_a_q_former_of_other_heads_is_refused(blip):
+def test_a_q_former_with_another_number_of_heads_is_refused(blip):
     _, folder, reads = blip
     backbone = BLIP2(T5Config(**config_fields(open_source(folder))), ViTConfig((28, 28), 7, 24, 4, 48, 2, **EVA),
                      QFormerConfig(QUERIES, 16, 2, 32, 3, 2, 50 if reads else 0, 40))  # fmt: skip
@@ -357,7 +357,7 @@ def test_a_q_former_of_other_heads_is_refused(blip):
         load(backbone, folder)
 
 
-def test_through_the_native_format_the_same_model(blip, tmp_path):
+def test_the_native_format_gives_the_same_model(blip, tmp_path):
     _, folder, reads = blip
     checkpoints.convert(open_source(folder), str(tmp_path / "native"), "native")
     mine, params = ours(folder, reads, (42, 35))

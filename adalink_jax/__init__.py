@@ -30,7 +30,7 @@ _HOMES = {
     "ViTConfig": "models",
 }
 
-__all__ = ["__version__", *_HOMES]
+__all__ = ["__version__", *_HOMES]  # pyright: ignore[reportUnsupportedDunderAll]  # the table above
 
 
 def __getattr__(name: str) -> Any:

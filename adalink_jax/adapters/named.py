@@ -39,7 +39,7 @@ class NamedAdapters:
       active: the adapter that serves rows without a name; None is the plain base.
     """
 
-    def __init__(self, backbone: Backbone, largest: nn.Module, capacity: int):
+    def __init__(self, backbone: Backbone, largest: nn.Module, capacity: int) -> None:
         if capacity < 1:
             raise UserError(f"A bank's capacity is {capacity}; it must be at least 1.")
         self._largest = largest

@@ -128,7 +128,7 @@ def reading_layout(
     if not isinstance(sharding, NamedSharding) or not shape:
         return None
     mesh, target = sharding.mesh, (*sharding.spec, *(None,) * (len(shape) - len(sharding.spec)))
-    slices = len({_slice_of(device) for device in mesh.devices.flat})
+    slices = len({_slice_of(device) for device in np.asarray(mesh.devices).flat})
     across = {SLICE} if slices > 1 else set()
     used = tuple(axis for axes in target for axis in _names(axes))
     free = tuple(axis for axis in mesh.axis_names if axis not in across | set(used) and mesh.shape[axis] > 1)

@@ -49,6 +49,9 @@ class TextExample:
     image: bytes | str | None = None
 
 
+Example = TextExample  # its name until version 0.1
+
+
 @dataclasses.dataclass(frozen=True)
 class PublishedTask:
     """A task over published rows.

@@ -1,4 +1,4 @@
-"""The facts that an adapter's file states beside its values: its method and settings, the base model that it belongs to, ..."""
+"""The facts that an adapter's file states beside its values: method, settings, base model, and how it was trained."""
 
 import dataclasses
 from collections.abc import Mapping

@@ -20,7 +20,7 @@ PHI = {
 
 
 class AdaLinks:
-    """Adapters by name on one model, an encoder-decoder of transformers; until `switch` it is the base as it was."""
+    """Named adapters on one encoder-decoder of transformers; the model is the plain base until `switch` is called."""
 
     def __init__(self, model):
         self.adapters, self.active = {}, None
@@ -28,7 +28,7 @@ class AdaLinks:
         self.handle = self.encoder.register_forward_pre_hook(self._adapt, with_kwargs=True)
 
     def load(self, name, folder):
-        """Reads the adapter in `folder` and calls it `name`."""
+        """Reads the adapter in `folder` under the name `name`."""
         folder = pathlib.Path(folder)
         settings = json.loads((folder / "adapter_config.json").read_text())["adalink"]["settings"]
         leaves = safetensors.torch.load_file(folder / "adapter_model.safetensors")
@@ -36,7 +36,7 @@ class AdaLinks:
         self.adapters[name] = leaves[f"{pair}/down"], leaves[f"{pair}/up"], PHI[settings["phi"]], settings["scale"]
 
     def switch(self, name):
-        """Uses the adapter `name` from now on; None switches all off."""
+        """Activates the adapter `name`; None gives the plain base."""
         self.active = None if name is None else self.adapters[name]
 
     def _adapt(self, encoder, args, kwargs):

@@ -1,4 +1,4 @@
-"""Does the installed transformers load this folder with its adapter? Compares the logits of one input."""
+"""Checks that the installed transformers loads this folder with its adapter, by the logits of one input."""
 
 import pathlib
 import sys

@@ -298,4 +298,5 @@ def _inline(text: str) -> str:
 def on_signature(app, what, name, obj, options, signature: str | None, annotation: str | None):
     """Leaves out the two fields that Flax adds to every module."""
     flax = r", parent: .*?_Sentinel object[^>]*>, name: str \| None = None"
-    return (re.sub(flax, "", signature) if signature else signature), annotation
+    plain = lambda text: text and text.replace("jaxlib._jax.", "")
+    return plain(re.sub(flax, "", signature) if signature else signature), plain(annotation)

@@ -76,8 +76,8 @@ class AdaptedModel(nn.Module):
         self,
         batch: Batch,
         max_length: int,
-        decoding: Decoding = Sampling(),
-        key: Array | None = None,  # noqa: B008
+        decoding: Decoding = Sampling(),  # noqa: B008  # frozen
+        key: Array | None = None,
     ) -> Decoded:
         """Decodes with a cache; `Sampling()` is greedy.
 

@@ -149,7 +149,7 @@ def _task(run: str | None) -> "Task":
 
     if run:
         configuration.load(configuration.parse_flags([f"--gin_file={run}/config.gin"])[0], require_all=False)
-    dataset = Setup().dataset
+    dataset = Setup().dataset  # pyright: ignore[reportCallIssue]  # the model is bound by gin
     if dataset is None:
         raise UserError("There is no task; add a task's file, such as --gin_file=gin/tasks/digits.gin, or --run.")
     _, tasks = get_tasks(dataset)

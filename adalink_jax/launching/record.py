@@ -162,7 +162,7 @@ def write(
     """
     folder = pathlib.Path(job.folder)
     previous = read(job.folder) if (folder / RECORD).exists() else None
-    submission = previous["submitted"] if previous else None
+    submission = previous.get("submitted") if previous else None
     identity = {
         "name": job.name,
         "launcher": launcher,
@@ -189,7 +189,7 @@ def write(
     for name, text in texts.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(text)
-    for name in set(previous["written"] if previous else ()) - texts.keys():
+    for name in set(previous.get("written", ()) if previous else ()) - texts.keys():
         (folder / name).unlink(missing_ok=True)  # of an earlier job that was not submitted
     commands = dataclasses.asdict(rendered)
     record = identity | {

@@ -103,7 +103,7 @@ class Plan:
         return out | (self.estimate or roofline.UNKNOWN).to_json()
 
 
-def devices_of(topology: Topology) -> Sequence[jax.Device]:
+def devices_of(topology: Topology) -> Sequence[jax.Device]:  # pyright: ignore[reportInvalidTypeForm]  # a variable to pyright
     """The devices of a topology: descriptions of TPU devices, which need no hardware; otherwise JAX's GPUs, or CPUs without GPUs.
 
     Raises:
@@ -191,7 +191,7 @@ def make_plan(job: Job, topology: Topology, eval_examples: int) -> Plan:
     )  # fmt: skip
 
 
-def _arguments(job: Job, mesh: Mesh, rules: Sequence) -> tuple[AdaptedModel, tuple, tuple]:
+def _arguments(job: Job, mesh: Mesh, rules: parallel.LogicalRules) -> tuple[AdaptedModel, tuple, tuple]:
     """The model, and the abstract, sharded arguments of the step and of the decoding."""
     setup, lengths = job.setup, job.setup.data.task_feature_lengths
     place = parallel.batch_sharding(mesh)

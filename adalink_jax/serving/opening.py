@@ -61,8 +61,12 @@ def _run(folder: epath.Path, vocabulary: str | None) -> Opened:
     flags, _ = configuration.parse_flags([f"--gin_file={folder / CONFIG}"])
     configuration.load(flags, require_all=False)
     bound = configuration.bindings()
-    value_of = lambda name, default=None: ast.literal_eval(bound[name]) if name in bound else default
-    setup = dataclasses.replace(Setup(), dataset=None, vision_cache=None, initial_adapter_path=None, adapter_start=None)
+
+    def value_of(name: str, default: Any = None) -> Any:
+        return ast.literal_eval(bound[name]) if name in bound else default
+
+    setup = Setup()  # pyright: ignore[reportCallIssue]  # the model is bound by gin
+    setup = dataclasses.replace(setup, dataset=None, vision_cache=None, initial_adapter_path=None, adapter_start=None)
     adapters = {}
     if (folder / ADAPTER).exists():
         adapters[ADAPTER] = str(folder / ADAPTER)
@@ -91,7 +95,8 @@ def _run(folder: epath.Path, vocabulary: str | None) -> Opened:
 def _base(path: str, vocabulary: str | None) -> Opened:
     flags, _ = configuration.parse_flags([f"--gin_file={model_file(path, 'give Predictor a Setup of its model')}"])
     configuration.load(flags, require_all=False)
-    setup = dataclasses.replace(Setup(), initial_checkpoint_path=path)
+    setup = Setup()  # pyright: ignore[reportCallIssue]  # the model is bound by gin
+    setup = dataclasses.replace(setup, initial_checkpoint_path=path)
     return Opened(setup, vocabulary or vocabulary_of(path), LENGTHS, {})
 
 

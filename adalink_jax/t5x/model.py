@@ -39,7 +39,7 @@ def vocabulary(name: str) -> Vocabulary:
     return seqio_vocabulary(name)
 
 
-class AdaptedEncoderDecoderModel(models.BaseTransformerModel):
+class AdaptedEncoderDecoderModel(models.BaseTransformerModel):  # pyright: ignore[reportAttributeAccessIssue]  # as above
     """A frozen encoder-decoder with an adapter, as a t5x model.
 
     Parameters are `{"backbone": ..., "adapter": ...}`, unscanned and with t5x's names. Gradients of frozen leaves are zeros that are

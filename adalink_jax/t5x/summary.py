@@ -35,7 +35,7 @@ def summarize_config(
     gin_utils.summarize_gin_config(model_dir, summary_writer, step)
     if jax.process_index() == 0:
         about = {
-            **describe_adapter(module.adapter),
+            **describe_adapter(module.adapter),  # pyright: ignore[reportArgumentType]  # a trained model has one
             "base": base,
             "task": task,
             "trainable": trainable,

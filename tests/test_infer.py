@@ -154,7 +154,7 @@ def test_pictures_are_scaled_to_the_model(tmp_path):
 def test_invalid_calls_are_refused(configured, scenes, adapters):
     texts, images, _ = scenes
     predictor = Predictor(adapters=adapters[0])
-    with pytest.raises(UserError, match="takes an image for each input; 6 inputs and 0 images"):
+    with pytest.raises(UserError, match="takes an image for each input, not 6 inputs and 0 images"):
         predictor(texts, None, "a")
     with pytest.raises(UserError, match="Which adapter\\? Name one of a, b"):
         predictor(texts, images)
@@ -326,7 +326,7 @@ def test_a_run_predicts_with_its_templates_and_has_the_same_score(trained, capsy
 def test_stopped_predictions_resume(trained, suffix, monkeypatch, capsys):
     from adalink_jax.cli import infer_command
 
-    monkeypatch.setattr(infer_command, "AT_ONCE", 1)
+    monkeypatch.setattr(infer_command, "BATCHES_PER_WRITE", 1)
     command = lambda name: ["infer", str(trained / "scenes.csv"), str(trained / f"{name}{suffix}"),
                             f"--run={trained / 'run'}"]  # fmt: skip
     assert main(command("whole")) == 0

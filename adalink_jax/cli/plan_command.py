@@ -168,7 +168,7 @@ def _table(plan: "Plan", job: "Job") -> "Table":
     table.add_column()
     row = lambda name, value, note="": table.add_row(name, value, note)
     gigabytes = lambda n: "-" if n is None else f"{n / GB:,.3f} GB"
-    rows = f"{job.setup.data.batch_size} rows in all, {job.microbatches} microbatches"
+    rows = f"{job.setup.data.batch_size} rows, {job.microbatches} microbatches"
     limit = f"of {plan.hbm_limit_bytes / GB:,.1f} GB" if plan.hbm_limit_bytes else "the limit is not known"
     row("frozen parameters", gigabytes(plan.frozen_bytes), f"per chip, {job.setup.frozen_dtype}")
     row("trainable parameters", gigabytes(plan.trainable_bytes), "per chip, float32")

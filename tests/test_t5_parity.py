@@ -9,7 +9,7 @@ import pytest
 from references import FORMS, make_reference, tokens, torch
 
 from adalink_jax import T5, AdaptedModel, T5Config, checkpoints, parallel
-from adalink_jax.checkpoints import open_source, config_fields
+from adalink_jax.checkpoints import config_fields, open_source
 from adalink_jax.models import Inputs
 from adalink_jax.models.decoding import BeamSearch, Sampling
 from adalink_jax.models.layers import relative_position_bucket

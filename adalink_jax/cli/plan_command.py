@@ -176,9 +176,7 @@ def _table(plan: "Plan", job: "Job") -> "Table":
     row("batch", gigabytes(plan.batch_bytes), f"per chip; {rows}")
     row("temporaries", gigabytes(plan.temp_bytes), f"per chip, by the {plan.compiler} compiler")
     row("needed", gigabytes(plan.hbm_bytes), f"per chip, {limit}")
-    row(
-        "needed in evaluations", gigabytes(plan.eval_hbm_bytes), "per chip, with the optimizer state"
-    )
+    row("needed in evaluations", gigabytes(plan.eval_hbm_bytes), "per chip, with the optimizer state")
     table.add_section()
     recomputed = f"; {plan.flops / plan.model_flops:.2f} times as many with recomputation"
     recomputed = recomputed if plan.flops > plan.model_flops else ""

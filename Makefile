@@ -2,7 +2,11 @@
 
 PYTHON ?= python3
 # .venv, or one folder per version: `make test PYTHON=python3.13` uses .venv-3.13.
-VENV   ?= .venv$(if $(filter-out python3,$(PYTHON)),-$(shell $(PYTHON) -c "import sys; print('%d.%d' % sys.version_info[:2])"))
+ifndef VENV
+VERSION := $(if $(filter-out python3,$(PYTHON)),-$(or $(shell $(PYTHON) -c "import sys; print('%d.%d' % sys.version_info[:2])" \
+	2> /dev/null),$(error $(PYTHON) does not run)))
+VENV    := .venv$(VERSION)
+endif
 # One more extra of setup.py to install: EXTRAS=cuda13 on a machine with an NVIDIA GPU, or EXTRAS=parity (PyTorch) for the
 # tests that compare with PyTorch, which are skipped without it.
 EXTRAS ?=

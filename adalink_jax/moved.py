@@ -1,4 +1,4 @@
-"""Old names of modules that moved: imports and gin selectors with the old names still work.
+"""Old names of what moved: imports and gin selectors with the old names still work.
 
 `MODULES` maps each old dotted name to the new one. `import adalink_jax` installs the import finder, and an import of an old name gives
 a `DeprecationWarning`. `configuration.moved_selectors` renames gin's selectors, silently, since configurations of old runs have them.
@@ -11,7 +11,8 @@ import importlib.machinery
 import sys
 import types
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 MODULES = {
     "adalink_jax.checkpoints.load": "adalink_jax.checkpoints.load_base",
@@ -63,9 +64,8 @@ MODULES = {
     "adalink_jax.training.vision_cache": "adalink_jax.training.fill_vision_cache",
     "adalink_jax.training.whole_file": "adalink_jax.files.whole_file",
 }
-_PACKAGES = {
-    old.rpartition(".")[0] for old in MODULES
-}  # parents of old names; those that are gone become empty packages
+# Parents of old names; those that are gone become empty packages.
+_PACKAGES = {old.rpartition(".")[0] for old in MODULES}
 
 
 class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
@@ -91,10 +91,26 @@ class _GonePackages(importlib.abc.MetaPathFinder):
         return importlib.machinery.ModuleSpec(fullname, None, is_package=True) if fullname in _PACKAGES else None
 
 
+def names(module: str, homes: Mapping[str, str]) -> Callable[[str], Any]:
+    """The `__getattr__` of a module from which names moved.
+
+    Args:
+      module: its `__name__`.
+      homes: name -> the module that has it now.
+    """
+
+    def getattr_of_module(name: str) -> Any:
+        if name not in homes:
+            raise AttributeError(f"module {module!r} has no attribute {name!r}")
+        warnings.warn(f"{module}.{name} is now in {homes[name]}; import it there.", DeprecationWarning, stacklevel=2)
+        return getattr(importlib.import_module(homes[name]), name)
+
+    return getattr_of_module
+
+
 def install() -> None:
-    """Makes the old names importable."""
+    """Makes the old names of modules importable."""
     if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
-        sys.meta_path.insert(
-            0, _Finder()
-        )  # first: the new place of a package may have a module with the old short name
-        sys.meta_path.append(_GonePackages())  # last: most of these packages still exist
+        # First, as the new place of a package may have a module with the old short name.
+        sys.meta_path.insert(0, _Finder())
+        sys.meta_path.append(_GonePackages())  # last, as most of these packages still exist

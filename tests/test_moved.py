@@ -55,6 +55,18 @@ def test_names_are_imported_from_old_packages_in_a_fresh_process():
     subprocess.run([sys.executable, "-c", program], check=True)
 
 
+OLD_FUNCTIONS = {
+    "adalink_jax.training.run": {"evaluate", "cache_vision"},
+    "adalink_jax.data.iterators": {"train_batches", "padded_batches"},
+}
+
+
+@pytest.mark.parametrize("module, name", [(module, name) for module in OLD_FUNCTIONS for name in OLD_FUNCTIONS[module]])
+def test_a_function_that_moved_is_found_by_its_old_place_and_warns(module, name):
+    with pytest.warns(DeprecationWarning, match=f"{module}.{name} is now in adalink_jax"):
+        assert callable(getattr(importlib.import_module(module), name))
+
+
 @pytest.mark.parametrize("old", OLD_SELECTORS)
 def test_every_old_selector_names_a_configurable(old):
     register()

@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from adalink_jax import moved
 from adalink_jax.data.feature_converter import Batch, FeatureConverter
 from adalink_jax.data.task_protocol import Example
 from adalink_jax.errors import UserError
@@ -93,3 +94,7 @@ class EpochIterator:
         """Moves to a batch; its epoch is opened by the following `next`."""
         self._epoch, self._batch = int(state["epoch"]), int(state["batch"])
         self._batches: Iterator[Batch] | None = None
+
+
+_BATCHES = "adalink_jax.data.batches"
+__getattr__ = moved.names(__name__, {"train_batches": _BATCHES, "padded_batches": _BATCHES})

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from adalink_jax import parallel
+from adalink_jax import moved, parallel
 from adalink_jax.data import train_batches
 from adalink_jax.errors import NotFinite, UserError
 from adalink_jax.training import outputs
@@ -265,3 +265,7 @@ class Run:
     def _score(self, trainable: Leaves, split: str) -> Result | None:
         score = lambda check: self.evaluator(trainable, self.params.frozen, split, NUM_SAMPLES, check)
         return self.session.unless_stopped(split, score)
+
+
+_ELSEWHERE = "adalink_jax.training.without_training"
+__getattr__ = moved.names(__name__, {"evaluate": _ELSEWHERE, "cache_vision": _ELSEWHERE})

@@ -125,7 +125,7 @@ def _tensors(folder: epath.Path, path: str) -> dict[str, Leaf]:
 
 def _torch_leaves(file: epath.Path) -> dict[str, Leaf]:
     try:
-        import torch
+        import torch  # pyright: ignore[reportMissingImports]  # optional
     except ModuleNotFoundError as e:
         raise CheckpointError(f"{file} needs PyTorch to be read: install torch, or use a safetensors file.") from e
     try:

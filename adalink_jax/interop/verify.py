@@ -121,8 +121,8 @@ def _encode(vocabulary: Vocabulary) -> np.ndarray:
 def _reference(path: str, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Greedy outputs of `transformers`, int32 [20, T] padded after EOS, and the logits along them [20, T, V]."""
     try:
-        import torch
-        import transformers
+        import torch  # pyright: ignore[reportMissingImports]  # optional
+        import transformers  # pyright: ignore[reportMissingImports]  # optional
     except ModuleNotFoundError as e:
         raise UserError(f"verify-base needs {e.name}: pip install 'adalink-jax[hf]' torch.") from e
     transformers.utils.logging.set_verbosity_error()

@@ -69,6 +69,7 @@ setup(
         "protobuf>=5",  # reads SentencePiece models
         "scikit-learn>=1.5,<2",
         "scipy>=1.13,<2",
+        "rapidfuzz>=3.9,<4",  # edit distances of ANLS and ROUGE-L
         "pillow>=11",
         # Jobs and sweeps: templates, local processes, locks, tables of results.
         "Jinja2>=3.1,<4",

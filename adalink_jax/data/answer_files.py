@@ -12,7 +12,7 @@ from typing import Any
 
 from etils import epath
 
-from adalink_jax.data.metrics import labels
+from adalink_jax.data.metrics import glue_scores, labels
 from adalink_jax.errors import UserError
 
 GLUE_FILES = {
@@ -145,11 +145,8 @@ def _checked(rows: Iterable[Mapping[str, Any]], id_field: str) -> list[tuple[int
 def _glue_label(task: str, prediction: str) -> str | None:
     """A prediction in the server's form; None if it is not a label of the task."""
     if task == "stsb":
-        try:
-            value = float(prediction)
-        except ValueError:
-            return None
-        return f"{value:.3f}" if math.isfinite(value) else None
+        value = glue_scores.number(prediction, math.nan)
+        return None if math.isnan(value) else f"{value:.3f}"
     words = labels.GLUE[task]
     if prediction not in words:
         return None

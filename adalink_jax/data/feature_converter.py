@@ -61,12 +61,10 @@ class FeatureConverter:
             _stack([example[side] for example in examples], rows, self.task_feature_lengths[side])
             for side in ("inputs", "targets")
         )
-        shifted = np.zeros_like(targets)
-        shifted[:, 1:] = targets[:, :-1]
         batch = {
             "encoder_input_tokens": inputs,
             "decoder_target_tokens": targets,
-            "decoder_input_tokens": shifted,  # starts with id 0, as T5 does
+            "decoder_input_tokens": np.hstack([np.zeros_like(targets[:, :1]), targets[:, :-1]]),  # 0 first, as in T5
             "decoder_loss_weights": (targets != PAD).astype(np.float32),
         }
         if self.instructions is not None:
@@ -77,11 +75,10 @@ class FeatureConverter:
             name, values = "images", self._images(examples)
         else:
             name, values = "image_features", [self._cached(self.cache, example) for example in examples]
-        batch[name] = np.zeros((rows, *values[0].shape), values[0].dtype)
-        batch[name][: len(examples)] = np.stack(values)
+        padding = rows - len(examples)
+        batch[name] = np.stack([*values, *[np.zeros_like(values[0])] * padding])
         if any(map(_encoded, examples)):
-            batch["image_present"] = np.zeros(rows, bool)
-            batch["image_present"][: len(examples)] = [not _absent(example) for example in examples]
+            batch["image_present"] = np.array([not _absent(example) for example in examples] + [False] * padding)
         return batch
 
     def instruction(self, example: Example) -> list[int]:

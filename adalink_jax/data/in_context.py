@@ -35,6 +35,7 @@ class InContextTask:
             raise UserError(f"{task.name} has images; in_context_examples are for tasks of text.")
         self._task, self._room = task, lengths["inputs"]
         self.name, self.vocab_size, self.has_images = task.name, task.vocab_size, False
+        self.encode, self.decode = task.encode, task.decode
         examples = list(itertools.islice(task.examples("train", seed), count))
         if len(examples) < count:
             raise UserError(
@@ -61,14 +62,6 @@ class InContextTask:
                 shots -= 1
                 ids = self._ids(text, shots)
             yield {**example, "inputs": np.asarray(ids[: self._room], np.int32), SHOTS: shots}
-
-    def encode(self, text: str) -> list[int]:
-        """See `Task.encode`."""
-        return self._task.encode(text)
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """See `Task.decode`."""
-        return self._task.decode(ids)
 
     def score(self, examples: Sequence[Example], predictions: Sequence[str]) -> dict[str, float]:
         """Returns the scores of the wrapped task, and `shots`."""

@@ -65,20 +65,16 @@ class EpochIterator:
         return self
 
     def __next__(self) -> Batch:
-        batch = self._next_of_epoch()
+        if self._batches is None:
+            self._batches = self._open(self._batch)
+        batch = next(self._batches, None)
         if batch is None and self._batch:
             self.set_state({"epoch": self._epoch + 1, "batch": 0})
-            batch = self._next_of_epoch()
+            return next(self)
         if batch is None:
             raise UserError(f"The data has fewer examples than the batch size, {self._batch_size}.")
         self._batch += 1
         return batch
-
-    def _next_of_epoch(self) -> Batch | None:
-        """The next batch of this epoch; None at its end."""
-        if self._batches is None:
-            self._batches = self._open(self._batch)
-        return next(self._batches, None)
 
     def _open(self, start: int) -> Iterator[Batch]:
         """The batches of this epoch from number `start` on."""

@@ -7,22 +7,17 @@ Example = dict[str, Any]  # one tokenised example; `Task.examples` lists the key
 
 
 class Task(Protocol):
-    """A data set with splits `train`, `validation` and `test`."""
+    """A data set with splits `train`, `validation` and `test`.
 
-    @property
-    def name(self) -> str:
-        """A unique name."""
-        ...
+    Attributes:
+      name: a unique name.
+      vocab_size: one more than the largest id in its examples.
+      has_images: whether its examples have an `image` or `image_file`.
+    """
 
-    @property
-    def vocab_size(self) -> int:
-        """One more than the largest id in its examples."""
-        ...
-
-    @property
-    def has_images(self) -> bool:
-        """Whether its examples have an `image` or `image_file`."""
-        ...
+    name: str
+    vocab_size: int
+    has_images: bool
 
     @property
     def notes(self) -> Sequence[str]:

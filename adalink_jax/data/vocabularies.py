@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import io
+import itertools
 import json
 from collections.abc import Iterable
 from typing import Any
@@ -18,6 +19,10 @@ SENTENCEPIECE_FILE = "spiece.model"
 QFORMER_FOLDER, TOKENIZER_FILE = "qformer_tokenizer", "tokenizer.json"
 
 
+def _until_eos(ids: Iterable[int]) -> Iterable[int]:
+    return itertools.takewhile(lambda i: i != EOS, map(int, ids))
+
+
 @gin.configurable
 class ByteVocabulary:
     """UTF-8 bytes, as in ByT5 (Xue et al., 2022): pad 0, EOS 1, unknown 2, byte b is id b + 3; 259 ids."""
@@ -30,13 +35,7 @@ class ByteVocabulary:
 
     def decode(self, ids: Iterable[int]) -> str:
         """Converts ids up to the first EOS to text; ids that are not bytes, and bytes that are not UTF-8, are skipped."""
-        out = bytearray()
-        for i in map(int, ids):
-            if i == EOS:
-                break
-            if 3 <= i < 259:
-                out.append(i - 3)
-        return out.decode("utf-8", errors="ignore")
+        return bytes(i - 3 for i in _until_eos(ids) if 3 <= i < 259).decode("utf-8", errors="ignore")
 
     def token_bytes(self) -> list[bytes]:
         """The UTF-8 bytes that each id adds to an output."""
@@ -68,12 +67,7 @@ class SentencePieceVocabulary:
 
     def decode(self, ids: Iterable[int]) -> str:
         """Converts ids up to the first EOS to text; ids beyond the vocabulary are read as unknown."""
-        out: list[int] = []
-        for i in map(int, ids):
-            if i == EOS:
-                break
-            out.append(i if i < self.vocab_size else UNK)
-        return self._model.DecodeIds(out)
+        return self._model.DecodeIds([i if i < self.vocab_size else UNK for i in _until_eos(ids)])
 
     def token_bytes(self) -> list[bytes]:
         """The UTF-8 bytes that each id adds to an output, including a space before the first word, which `decode` drops."""
@@ -136,16 +130,12 @@ def _load_sentencepiece(path: str, extra_ids: int) -> Any:
     try:
         model_proto = sentencepiece_model_pb2.ModelProto  # pyright: ignore[reportAttributeAccessIssue]  # made at import
         proto = model_proto.FromString(epath.Path(path).read_bytes())
-    except Exception as e:  # protobuf's error class depends on its implementation
-        raise UserError(f"{path} is damaged, or not a SentencePiece model.") from e
-    pieces = {piece.piece.removeprefix("\u2581") for piece in proto.pieces}
-    if "<extra_id_0>" not in pieces:
-        for i in reversed(range(extra_ids)):
-            proto.pieces.add(piece=f"\u2581<extra_id_{i}>", score=0.0, type=proto.SentencePiece.USER_DEFINED)
-    model = sentencepiece.SentencePieceProcessor()
-    try:
+        if "<extra_id_0>" not in {piece.piece.removeprefix("\u2581") for piece in proto.pieces}:
+            for i in reversed(range(extra_ids)):
+                proto.pieces.add(piece=f"\u2581<extra_id_{i}>", score=0.0, type=proto.SentencePiece.USER_DEFINED)
+        model = sentencepiece.SentencePieceProcessor()
         model.LoadFromSerializedProto(proto.SerializeToString())
-    except RuntimeError as e:
+    except Exception as e:  # a RuntimeError, or protobuf's error, whose class depends on its implementation
         raise UserError(f"{path} is damaged, or not a SentencePiece model.") from e
     if (model.pad_id(), model.eos_id(), model.unk_id()) != (PAD, EOS, UNK):
         raise UserError(f"{path} is not in T5's form: pad, EOS and unknown must be 0, 1 and 2.")

@@ -5,10 +5,12 @@ kind, ROUGE-L at blanks only; the two differ if a token holds a no-break space, 
 """
 
 import collections
+import functools
 import math
 from collections.abc import Sequence
 
 import numpy as np
+from rapidfuzz.distance import LCSseq
 
 from adalink_jax.data.metrics import metric_arguments
 from adalink_jax.data.metrics.ptb_tokenizer import tokenize
@@ -22,7 +24,7 @@ Caption = str
 References = str | Sequence[str]
 Lines = list[list[str]]  # for each image, its references as lines of tokens
 Counts = collections.Counter[tuple[str, ...]]  # of n-grams
-Vector = tuple[list[dict[tuple[str, ...], float]], list[float], int]  # see `_Weights.__call__`
+Vector = tuple[list[dict[tuple[str, ...], float]], list[float], int]  # see `_weights`
 
 
 def cider(targets: Sequence[References], predictions: Sequence[Caption]) -> dict[str, float]:
@@ -46,7 +48,7 @@ def cider(targets: Sequence[References], predictions: Sequence[Caption]) -> dict
 def _cider(references: Lines, candidates: list[str]) -> dict[str, float]:
     counted = [[_ngrams(line.split()) for line in lines] for lines in references]
     frequency = Counts(ngram for counts in counted for ngram in set().union(*counts))
-    weights = _Weights(frequency, images=len(references))
+    weights = functools.partial(_weights, frequency=frequency, images=len(references))
     scores = []
     for image, line in zip(counted, candidates):
         candidate = weights(_ngrams(line.split()))
@@ -105,25 +107,22 @@ def captions(targets: Sequence[References], predictions: Sequence[Caption]) -> d
     return _cider(*lines) | _bleu(*lines) | _rouge_l(*lines)
 
 
-class _Weights:
+def _weights(counts: Counts, frequency: Counts, images: int) -> Vector:
     """TF-IDF weights of n-grams over a set of images.
 
     Args:
+      counts: the n-grams of a line.
       frequency: the number of images whose references hold each n-gram.
       images: the number of images.
+
+    Returns:
+      The weights for each n, their norms, and the number of bigrams.
     """
-
-    def __init__(self, frequency: Counts, images: int):
-        self._log_frequency = {ngram: math.log(count) for ngram, count in frequency.items()}
-        self._log_images = math.log(images)
-
-    def __call__(self, counts: Counts) -> Vector:
-        """Returns the weights for each n, their norms, and the number of bigrams."""
-        weights: list[dict[tuple[str, ...], float]] = [{} for _ in range(MAX_N)]
-        for ngram, count in counts.items():
-            weights[len(ngram) - 1][ngram] = count * (self._log_images - self._log_frequency.get(ngram, 0.0))
-        norms = [math.sqrt(sum(value * value for value in of_length.values())) for of_length in weights]
-        return weights, norms, sum(count for ngram, count in counts.items() if len(ngram) == 2)
+    weights: list[dict[tuple[str, ...], float]] = [{} for _ in range(MAX_N)]
+    for ngram, count in counts.items():
+        weights[len(ngram) - 1][ngram] = count * (math.log(images) - math.log(frequency.get(ngram, 1)))
+    norms = [math.sqrt(sum(value * value for value in of_length.values())) for of_length in weights]
+    return weights, norms, sum(count for ngram, count in counts.items() if len(ngram) == 2)
 
 
 def _cosine(candidate: Vector, reference: Vector) -> float:
@@ -137,24 +136,13 @@ def _cosine(candidate: Vector, reference: Vector) -> float:
 
 
 def _subsequence_f(references: list[str], candidate: str) -> float:
-    words = candidate.split(" ")
-    pairs = [(reference.split(" "), _longest_common(reference.split(" "), words)) for reference in references]
-    precision = max(common / len(words) for _, common in pairs)
-    recall = max(common / len(reference) for reference, common in pairs)
+    words, several = candidate.split(" "), [reference.split(" ") for reference in references]
+    common = [LCSseq.similarity(reference, words) for reference in several]
+    precision = max(length / len(words) for length in common)
+    recall = max(length / len(reference) for reference, length in zip(several, common))
     if not precision:
         return 0.0
     return (1.0 + BETA**2) * precision * recall / (recall + BETA**2 * precision)
-
-
-def _longest_common(a: Sequence[str], b: Sequence[str]) -> int:
-    """The length of the longest common subsequence."""
-    previous = [0] * (len(b) + 1)
-    for word in a:
-        current = [0]
-        for j, other in enumerate(b):
-            current.append(previous[j] + 1 if word == other else max(previous[j + 1], current[j]))
-        previous = current
-    return previous[-1]
 
 
 def _ngrams(words: Sequence[str]) -> Counts:
@@ -163,7 +151,5 @@ def _ngrams(words: Sequence[str]) -> Counts:
 
 def _tokenized(metric: str, targets: Sequence[References], predictions: Sequence[Caption]) -> tuple[Lines, list[str]]:
     """The lines of tokens of each image's references, and of each prediction."""
-    metric_arguments.paired(metric, targets, predictions)
-    metric_arguments.strings(metric, predictions)
-    references = metric_arguments.references(metric, targets)
+    references = metric_arguments.references(metric, targets, predictions)
     return [[tokenize(line) for line in lines] for lines in references], [tokenize(line) for line in predictions]

@@ -25,7 +25,5 @@ def exact_match(targets: Sequence[str | Sequence[str]], predictions: Sequence[st
     Raises:
       UserError: if there are no targets, or not one prediction for each, or a target has no reference.
     """
-    metric_arguments.paired("exact_match", targets, predictions)
-    metric_arguments.strings("exact_match", predictions)
-    several = metric_arguments.references("exact_match", targets)
+    several = metric_arguments.references("exact_match", targets, predictions)
     return {"exact_match": sum(p in references for references, p in zip(several, predictions)) / len(several)}

@@ -83,7 +83,7 @@ def correlations(targets: Sequence[str | float], predictions: Sequence[str]) -> 
         if all targets are equal.
     """
     metric_arguments.paired("correlations", targets, predictions)
-    expected = [_number(target, math.nan) for target in targets]
+    expected = [number(target, math.nan) for target in targets]
     for i, value in enumerate(expected):
         if math.isnan(value):
             raise UserError(f"correlations: target {i} is {targets[i]!r}, which is not a finite number.")
@@ -91,7 +91,7 @@ def correlations(targets: Sequence[str | float], predictions: Sequence[str]) -> 
         raise UserError(f"correlations needs targets that differ; each of the {len(expected)} is {expected[0]}.")
     import scipy.stats  # takes a second or more
 
-    predicted = [_number(prediction, NO_NUMBER) for prediction in predictions]
+    predicted = [number(prediction, NO_NUMBER) for prediction in predictions]
     if len(set(predicted)) == 1:
         return {"pearson_corrcoef": 0.0, "spearman_corrcoef": 0.0}
     results: dict[str, Any] = {  # scipy annotates these results as plain tuples
@@ -116,10 +116,9 @@ def multirc(targets: Sequence[Mapping[str, Any]], predictions: Sequence[str | Ma
     """
     groups, words, plain = _grouped("multirc", targets, predictions)
     scores = f1(words, plain, label_words=labels.SUPERGLUE["multirc"])
-    all_right: dict[Hashable, bool] = {}
-    for group, target, prediction in zip(groups, words, plain):
-        all_right[group] = all_right.get(group, True) and target == prediction
-    return scores | {"exact_match": sum(all_right.values()) / len(all_right)}
+    all_groups = set(groups)
+    wrong = {group for group, target, prediction in zip(groups, words, plain) if target != prediction}
+    return scores | {"exact_match": (len(all_groups) - len(wrong)) / len(all_groups)}
 
 
 def record(targets: Sequence[Mapping[str, Any]], predictions: Sequence[str | Mapping[str, str]]) -> dict[str, float]:
@@ -151,16 +150,17 @@ def _numbers(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Converts both to int arrays of the labels' numbers, with NO_LABEL for predictions that are not labels."""
     metric_arguments.paired(metric, targets, predictions)
-    number = {word: i for i, word in enumerate(label_words)}
+    classes = {word: i for i, word in enumerate(label_words)}
     for i, target in enumerate(targets):
-        if target not in number:
+        if target not in classes:
             raise UserError(
                 f"{metric}: target {i} is {target!r}, which is not one of the labels {', '.join(label_words)}."
             )
-    return np.array([number[t] for t in targets]), np.array([number.get(p, NO_LABEL) for p in predictions])
+    return np.array([classes[t] for t in targets]), np.array([classes.get(p, NO_LABEL) for p in predictions])
 
 
-def _number(text: str | float, otherwise: float) -> float:
+def number(text: str | float, otherwise: float) -> float:
+    """A finite number, or `otherwise` for text that is none."""
     try:
         value = float(text)
     except (TypeError, ValueError):

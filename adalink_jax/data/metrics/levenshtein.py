@@ -2,9 +2,12 @@
 
 from collections.abc import Sequence
 
+from rapidfuzz.distance import Levenshtein
+
 from adalink_jax.data.metrics import metric_arguments
 
 THRESHOLD = 0.5
+edit_distance = Levenshtein.distance  # the fewest insertions, deletions and replacements
 
 
 def anls(targets: Sequence[str | Sequence[str]], predictions: Sequence[str]) -> dict[str, float]:
@@ -20,32 +23,15 @@ def anls(targets: Sequence[str | Sequence[str]], predictions: Sequence[str]) -> 
     Raises:
       UserError: if there are no targets, or not one prediction for each, or a target has no answer.
     """
-    metric_arguments.paired("anls", targets, predictions)
-    metric_arguments.strings("anls", predictions)
-    several = metric_arguments.references("anls", targets)
+    several = metric_arguments.references("anls", targets, predictions)
     scores = [max(similarity(answer, p) for answer in answers) for answers, p in zip(several, predictions)]
     return {"anls": sum(scores) / len(scores)}
 
 
 def similarity(answer: str, prediction: str) -> float:
     """The similarity of two strings in [0, 1]; 0 if the normalised distance is 0.5 or more; 1 for two empty strings."""
-    answer, prediction = _plain(answer), _plain(prediction)
-    longer = max(len(answer), len(prediction))
-    if not longer:
-        return 1.0
-    distance = edit_distance(answer, prediction) / longer
+    distance = Levenshtein.normalized_distance(answer, prediction, processor=_plain)
     return 1.0 - distance if distance < THRESHOLD else 0.0
-
-
-def edit_distance(a: str, b: str) -> int:
-    """The Levenshtein distance: the fewest insertions, deletions and replacements that turn `a` into `b`."""
-    previous = list(range(len(b) + 1))
-    for i, from_a in enumerate(a, 1):
-        current = [i]
-        for j, from_b in enumerate(b, 1):
-            current.append(min(previous[j] + 1, current[-1] + 1, previous[j - 1] + (from_a != from_b)))
-        previous = current
-    return previous[-1]
 
 
 def _plain(text: str) -> str:

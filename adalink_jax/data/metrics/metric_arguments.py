@@ -18,12 +18,14 @@ def strings(metric: str, predictions: Sequence) -> None:
             raise UserError(f"{metric}: prediction {i} is {prediction!r}; predictions are strings.")
 
 
-def references(metric: str, targets: Sequence) -> list[list[str]]:
-    """Converts each target to a list of references: a string is one reference, a sequence of strings is several.
+def references(metric: str, targets: Sequence, predictions: Sequence) -> list[list[str]]:
+    """Checks all arguments and converts each target to a list of references: a string is one, a sequence of strings is several.
 
     Raises:
-      UserError: for a target without a reference, or with one that is not a string; names `metric` and the target.
+      UserError: as `paired` and `strings`; for a target without a reference, or with one that is not a string.
     """
+    paired(metric, targets, predictions)
+    strings(metric, predictions)
     several = [[target] if isinstance(target, str) else list(target) for target in targets]
     for i, strings_of_target in enumerate(several):
         if not strings_of_target or not all(isinstance(reference, str) for reference in strings_of_target):

@@ -51,9 +51,7 @@ def vqa_accuracy(targets: Sequence[Sequence[str]], predictions: Sequence[str]) -
     Raises:
       UserError: if there are no targets, not one prediction for each, or a target without exactly ten answers.
     """
-    metric_arguments.paired("vqa_accuracy", targets, predictions)
-    metric_arguments.strings("vqa_accuracy", predictions)
-    several = metric_arguments.references("vqa_accuracy", targets)
+    several = metric_arguments.references("vqa_accuracy", targets, predictions)
     for i, answers in enumerate(several):
         if len(answers) != ANNOTATORS:
             raise UserError(

@@ -24,9 +24,8 @@ def squad(targets: Sequence[str | Sequence[str]], predictions: Sequence[str]) ->
     Raises:
       UserError: if there are no targets, or not one prediction for each, or a target has no answer.
     """
-    metric_arguments.paired("squad", targets, predictions)
-    metric_arguments.strings("squad", predictions)
-    several = [[normalize(answer) for answer in answers] for answers in metric_arguments.references("squad", targets)]
+    references = metric_arguments.references("squad", targets, predictions)
+    several = [[normalize(answer) for answer in answers] for answers in references]
     plain = [normalize(prediction) for prediction in predictions]
     return {
         "exact_match": sum(p in answers for answers, p in zip(several, plain)) / len(plain),

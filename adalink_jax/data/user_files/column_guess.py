@@ -61,10 +61,9 @@ def guess(data: str, known: Mapping[str, str | None]) -> Guess:
         settings["delimiter"] = delimiter
     doubts: list[str] = []
     if not _has_header(first, delimiter):
-        count = len(
-            next(table_files.records(first, delimiter or table_files.DELIMITERS[table_files.suffix_of(first)]), [])
-        )
-        settings["columns"] = tuple(f"column_{i}" for i in range(1, count + 1))
+        usual = table_files.DELIMITERS[table_files.suffix_of(first)]
+        cells = next(table_files.records(first, delimiter or usual), [])
+        settings["columns"] = tuple(f"column_{i}" for i in range(1, len(cells) + 1))
         doubts.append(f"The first line of {first} is read as data, not as a header; if it is one, delete COLUMNS")
     table = table_files.open_table(first, settings.get("columns"), delimiter)
     rows = [row.cells for row in first_of(table.rows(), ROWS_READ)]
@@ -256,7 +255,4 @@ def _inputs(columns: Sequence[str], rows: Sequence[Cells], has_image: bool, doub
         named = [max(lengths, key=lengths.__getitem__)]
         if len(lengths) > 1:
             doubts.append(f"INPUTS is {named[0]}, the longest text; no column has the name of an input")
-    named.sort(key=columns.index)
-    if len(named) == 1:
-        return f"{{{named[0]}}}"
-    return " ".join(f"{name}: {{{name}}}" for name in named)
+    return f"{{{named[0]}}}" if len(named) == 1 else " ".join(f"{name}: {{{name}}}" for name in named)

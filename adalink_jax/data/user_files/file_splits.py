@@ -9,11 +9,10 @@ import hashlib
 import itertools
 from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
-from adalink_jax.data.splits import Splits, as_published, carved, halved, position_of
+from adalink_jax.data.splits import as_published, carved, halved, position_of
 from adalink_jax.data.user_files import row_checks, table_files
 from adalink_jax.data.user_files.file_settings import FileSettings
 from adalink_jax.data.user_files.image_files import Pictures, RowPicture
@@ -74,23 +73,20 @@ class _Source:
         self.long: list[str] = []
         self.bad_lines = 0
         self.several = False
-        self._identities, self._groups = array("Q"), array("Q")
+        self._digests = {"identities": array("Q"), "groups": array("Q")}
 
     def add(self, row: StoredRow, identity: int, group: int) -> None:
         """Adds a row, with the digests of what identifies it and of what decides its split."""
-        self._identities.append(identity)
-        self._groups.append(group)
+        self._digests["identities"].append(identity)
+        self._digests["groups"].append(group)
         self.several |= len(row["references"]) > 1
         self.writer.append(row)
 
     def finish(self) -> None:
         """Ends reading."""
         self.rows = self.writer.finish()
-        self.keys = {
-            "identities": np.array(self._identities, np.uint64),
-            "groups": np.array(self._groups, np.uint64),
-        }
-        self.positions = np.array([position_of(group) for group in self._groups])
+        self.keys = {kind: np.array(digests, np.uint64) for kind, digests in self._digests.items()}
+        self.positions = np.array([position_of(group) for group in self._digests["groups"]])
 
 
 def read(settings: FileSettings, on_rows: Callable[[int], None] = lambda count: None) -> Contents:
@@ -265,14 +261,6 @@ def _findings(name: str, source: _Source) -> Iterator[Finding]:
 # --- splits ---
 
 
-def _parts(settings: FileSettings, published: Mapping[str, Any]) -> Splits:
-    """The part of a published split that each of the task's splits is."""
-    if VALIDATION in published:
-        return as_published() if TEST in published else halved()
-    test = TEST if TEST in published else None
-    return carved(settings.validation_share, test=test, test_share=settings.test_share)
-
-
 def _divided(settings: FileSettings, sources: Mapping[str, _Source]) -> tuple[dict[str, Split], list[Finding]]:
     """The task's splits, and a finding for each that shares rows with others."""
     for name, source in sources.items():
@@ -280,7 +268,11 @@ def _divided(settings: FileSettings, sources: Mapping[str, _Source]) -> tuple[di
             raise UserError(f"There are no examples in {name}; see DATA, SPLIT and TARGETS.")
     if TRAIN not in sources:
         raise UserError("There are no examples to train on; see DATA and SPLIT.")
-    parts = _parts(settings, sources)
+    if VALIDATION in sources:
+        parts = as_published() if TEST in sources else halved()
+    else:
+        test = TEST if TEST in sources else None
+        parts = carved(settings.validation_share, test=test, test_share=settings.test_share)
     numbers = {
         name: np.flatnonzero((part.low <= sources[part.split].positions) & (sources[part.split].positions < part.high))
         for name, part in parts.items()

@@ -95,13 +95,9 @@ class LoadedFileTask:
             texts = [(row["inputs"], row["references"]) for row in sample(rows, SAMPLED)]
             self.lengths[split], findings = row_checks.check_tokens(split, texts, self._vocabulary, self._max)
             self.findings += findings
-            self._try_images(rows)
-
-    def _try_images(self, rows: Split) -> None:
-        if self._settings.image is None:
-            return
-        for row in sample(rows, IMAGES_TRIED):
-            decode_image(self.encoded_image(row), (8, 8, 3), row["image_name"] or f"The picture in line {row['line']}")
+            for row in sample(rows, IMAGES_TRIED) if settings.image is not None else ():
+                name_of_image = row["image_name"] or f"The picture in line {row['line']}"
+                decode_image(self.encoded_image(row), (8, 8, 3), name_of_image)
 
     @property
     def notes(self) -> list[str]:

@@ -185,6 +185,4 @@ class _Archive:
         return file
 
 
-@functools.cache
-def _opened(path: str) -> _Archive:
-    return _Archive(path)
+_opened = functools.cache(_Archive)

@@ -1,8 +1,8 @@
 """Rows in Arrow files, at random access: if they exceed memory, in a temporary file that is mapped, not read."""
 
 import bisect
-import contextlib
 import os
+import pathlib
 import tempfile
 import weakref
 from collections.abc import Callable, Iterable
@@ -105,10 +105,5 @@ class Writer:
         writer, path = self._file
         writer.close()
         rows = _mapped(path)
-        weakref.finalize(rows, _delete, path)
+        weakref.finalize(rows, pathlib.Path(path).unlink, missing_ok=True)
         return rows
-
-
-def _delete(path: str) -> None:
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(path)

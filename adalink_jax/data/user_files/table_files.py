@@ -110,10 +110,16 @@ def open_table(path: str, columns: Sequence[str] | None = None, delimiter: str |
     if suffix not in SUFFIXES:
         raise UserError(f"{path} does not end in one of {', '.join(SUFFIXES)}; save it as one of these.")
     if suffix in DELIMITERS:
-        return _delimited(where, DELIMITERS[suffix] if delimiter is None else delimiter, columns)
-    if columns is not None or delimiter is not None:
+        table = _delimited(where, DELIMITERS[suffix] if delimiter is None else delimiter, columns)
+    elif columns is not None or delimiter is not None:
         raise UserError(f"{path} names its columns itself; COLUMNS and DELIMITER are for CSV and TSV files.")
-    return _parquet(where) if suffix == ".parquet" else _jsonl(where)
+    else:
+        table = _parquet(where) if suffix == ".parquet" else _jsonl(where)
+    twice = next((name for name in table.columns if table.columns.count(name) > 1), None)
+    if twice is not None:
+        source = "COLUMNS names" if columns is not None else f"{path} has"
+        raise UserError(f"{source} the column {twice!r} twice; give each another name.")
+    return table
 
 
 # --- text ---
@@ -170,10 +176,6 @@ def _delimited(path: epath.Path, delimiter: str, columns: Sequence[str] | None) 
             raise UserError(f"The header of {path} cannot be read: {reason}.")
     else:
         names = list(columns)
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice is not None:
-        where = "COLUMNS names" if columns is not None else f"{path} has"
-        raise UserError(f"{where} the column {twice!r} twice; give each another name.")
 
     def rows() -> Iterator[Row | BadRow]:
         remaining = records()
@@ -273,16 +275,12 @@ def _parquet(path: epath.Path) -> Table:
     def rows() -> Iterator[Row | BadRow]:
         number = 0
         with _parquet_file(path, lambda: f" after row {number}") as file:
-            for batch in file.iter_batches(256):
-                for row in batch.to_pylist():
-                    number += 1
-                    yield Row(number, row)
+            every = (row for batch in file.iter_batches(256) for row in batch.to_pylist())
+            for number, row in enumerate(every, 1):
+                yield Row(number, row)
 
     with _parquet_file(path, lambda: ", or not a Parquet file") as file:
         names = file.schema_arrow.names
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice is not None:
-        raise UserError(f"{path} has the column {twice!r} twice; give each another name.")
     return Table(str(path), tuple(names), rows)
 
 
@@ -318,10 +316,8 @@ def _image_folder(folder: epath.Path) -> Table:
     depth = 3 if nested else 2
 
     def rows() -> Iterator[Row | BadRow]:
-        number = 0
-        for path in _files_below(folder):
+        for number, path in enumerate(_files_below(folder), 1):
             name = path.relative_to(folder)
-            number += 1
             if len(name.parts) != depth:
                 yield BadRow(number, f"{name} is not directly in the folder of a class")
             elif path.suffix.lower() not in PICTURES:

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from adalink_jax.errors import UserError
 
 _FILE, _BINDINGS, _PATHS, _BINDING = "--gin_file", "--gin_bindings", "--gin_search_paths", "--gin."
-_SAME_BITS, _SAME_BITS_BINDING = "--same_bits", ("check_environment.same_bits", "True")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,8 +66,8 @@ def parse_flags(argv: Sequence[str]) -> tuple[GinFlags, list[str]]:
             bindings.append((name.strip(), text.strip()))
         elif flag.startswith(_BINDING):
             bindings.append((flag.removeprefix(_BINDING), value))
-        elif argument == _SAME_BITS:
-            bindings.append(_SAME_BITS_BINDING)
+        elif argument == "--same_bits":
+            bindings.append(("check_environment.same_bits", "True"))
         else:
             rest.append(argument)
     for name, text in bindings:

@@ -4,6 +4,7 @@ gin's public interface cannot list macros, references and configurables; the fun
 """
 
 import difflib
+import graphlib
 import inspect
 from collections.abc import Callable, Iterable, Iterator
 
@@ -95,9 +96,10 @@ def check_macros(flags: GinFlags, require_all: bool) -> None:
     for (scope, selector), parameters in config().items():
         for parameter, value in parameters.items():
             user = scope if is_macro(selector) else f"{selector.split('.')[-1]}.{parameter}"
-            if _is_required(value):
+            found = list(references(value))
+            if value is gin.REQUIRED or any(r.scoped_selector.startswith("gin.REQUIRED") for r in found):
                 required.append(user)
-            for reference in references(value):
+            for reference in found:
                 name = macro_name(reference)
                 if name is not None and name != user:  # a macro used only by itself counts as unused
                     used_by.setdefault(name, user)
@@ -115,20 +117,11 @@ def check_macros(flags: GinFlags, require_all: bool) -> None:
 
 
 def _check_cycles(known: dict[str, object]) -> None:
-    refers_to = {name: [macro_name(r) for r in references(value)] for name, value in known.items()}
-    for start in known:
-        reached, frontier = set(), [start]
-        while frontier:
-            for name in refers_to.get(frontier.pop(), ()):
-                if name == start:
-                    raise UserError(f"The macro {start} refers to itself; give it a value.")
-                if name is not None and name not in reached:
-                    reached.add(name)
-                    frontier.append(name)
-
-
-def _is_required(value: object) -> bool:
-    return value is gin.REQUIRED or any(r.scoped_selector.startswith("gin.REQUIRED") for r in references(value))
+    refers_to = {name: {macro_name(r) for r in references(value)} for name, value in known.items()}
+    try:
+        graphlib.TopologicalSorter(refers_to).prepare()
+    except graphlib.CycleError as e:
+        raise UserError(f"The macro {min(e.args[1], key=list(known).index)} refers to itself; give it a value.") from e
 
 
 def check_all_used(flags: GinFlags) -> None:

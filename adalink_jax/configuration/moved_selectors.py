@@ -21,15 +21,11 @@ def current(selector: str) -> str:
     Returns:
       `selector` if it matches a configurable or no old module has such a one, else the new selector in full.
     """
-    known = gin_config._REGISTRY
-    if not known.matching_selectors(selector):
-        for old, new in moved.MODULES.items():
-            parts = old.split(".")
-            for module in (".".join(parts[start:]) for start in range(len(parts))):
-                renamed = f"{new}.{selector.removeprefix(f'{module}.')}"
-                if selector.startswith(f"{module}.") and renamed in known:
-                    return renamed
-    return selector
+    known, (module, _, name) = gin_config._REGISTRY, selector.rpartition(".")
+    if known.matching_selectors(selector):
+        return selector
+    renamed = (f"{new}.{name}" for old, new in moved.MODULES.items() if f".{old}".endswith(f".{module}"))
+    return next((full for full in renamed if full in known), selector)
 
 
 @contextlib.contextmanager

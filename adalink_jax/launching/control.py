@@ -41,7 +41,7 @@ def logs(job: JobRecord) -> int:
     """
     _check_submitted(job)
     if job["commands"]["logs"] is not None:
-        return _run(job, job["commands"]["logs"])
+        return _run(job, job["commands"]["logs"]).returncode
     paths = sorted(pathlib.Path(job["folder"]).glob("*.log"))
     if not paths:
         raise UserError(f"{job['name']} has written no log to {job['folder']} yet; see `adalink launch status`.")
@@ -71,7 +71,7 @@ def cancel(job: JobRecord) -> int:
     if not job["commands"]["cancel"]:
         print("No process of this job is running.")
         return 0
-    return _run(job, job["commands"]["cancel"])
+    return _run(job, job["commands"]["cancel"]).returncode
 
 
 def _check_submitted(job: JobRecord) -> None:
@@ -85,19 +85,16 @@ def _processes(job: JobRecord) -> dict[str, int]:
     return {name: pid for name, pid in pids.items() if pid}
 
 
-def _with_id(job: JobRecord, command: list[str]) -> list[str]:
+def _run(job: JobRecord, command: list[str], capture: bool = False) -> subprocess.CompletedProcess[str]:
     require_program(command[0])
-    return [word.replace("{id}", str((job["submitted"] or {}).get("id"))) for word in command]
-
-
-def _run(job: JobRecord, command: list[str]) -> int:
-    return subprocess.run(_with_id(job, command)).returncode
+    words = [word.replace("{id}", str((job["submitted"] or {}).get("id"))) for word in command]
+    return subprocess.run(words, capture_output=capture, text=True)
 
 
 def _print_first_answer(job: JobRecord) -> None:
     failures = []
     for command in job["commands"]["status"]:
-        done = subprocess.run(_with_id(job, command), capture_output=True, text=True)
+        done = _run(job, command, capture=True)
         if done.returncode == 0 and done.stdout.strip():
             print(done.stdout, end="")
             return

@@ -2,20 +2,13 @@
 
 import functools
 import json
-import pathlib
 import re
 import shlex
 from collections.abc import Iterable
 
 import jinja2
 
-_PACKAGE = pathlib.Path(__file__).resolve().parent.parent
-
-
-def launch_root() -> pathlib.Path:
-    """The folder of the templates: in the package if it is installed, beside it in a checkout."""
-    inside = _PACKAGE / "launch"
-    return inside if inside.is_dir() else _PACKAGE.parent / "launch"
+from adalink_jax.configuration import gin_root
 
 
 def quote(word: str) -> str:
@@ -41,7 +34,7 @@ def fill(template: str, **values: object) -> str:
       jinja2.UndefinedError: for a value that is missing.
     """
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(launch_root()),
+        loader=jinja2.FileSystemLoader(gin_root().parent / "launch"),
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

@@ -106,24 +106,23 @@ def stage(flags: GinFlags) -> dict[str, str]:
     """
     out, modules = {}, []
 
-    def add(path: str) -> str | None:
+    def add(path: str) -> str:
+        """Adds a file and what it imports; returns its text, or "" if it was added before."""
         name = os.path.relpath(path)
         name = os.path.abspath(path) if name.startswith("..") else name
-        if name in out:
-            return None
-        out[name] = pathlib.Path(path).read_text()
-        return out[name]
+        text = "" if name in out else pathlib.Path(path).read_text()
+        out.setdefault(name, text)
+        modules.extend(first or second for first, second in _IMPORT.findall(text))
+        return text
 
     def add_gin(name: str) -> None:
         path = gin_files.find(name, flags.search_paths)
         if pathlib.Path(path).resolve().is_relative_to(gin_root().resolve()):
             return
         text = add(path)
-        if text is not None:
-            modules.extend(first or second for first, second in _IMPORT.findall(text))
-            modules.extend(_MODULE.findall(text))
-            for included in _INCLUDE.findall(text):
-                add_gin(included)
+        modules.extend(_MODULE.findall(text))
+        for included in _INCLUDE.findall(text):
+            add_gin(included)
 
     for name in flags.files:
         add_gin(name)
@@ -135,9 +134,8 @@ def stage(flags: GinFlags) -> dict[str, str]:
             continue
         submodules = sorted(package.rglob("*.py")) if (package / "__init__.py").exists() else []
         for path in [pathlib.Path(f"{top}.py"), *submodules]:
-            text = add(str(path)) if path.is_file() else None
-            if text is not None:
-                modules += [first or second for first, second in _IMPORT.findall(text)]
+            if path.is_file():
+                add(str(path))
     return dict(sorted(out.items()))
 
 

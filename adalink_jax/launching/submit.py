@@ -22,13 +22,9 @@ def plan_words(job: Job) -> list[str] | None:
     """The `adalink plan` command for a training job; None for other commands and for CPUs, which are not planned."""
     if job.command not in PLANNED or job.topology.accelerator is None:
         return None
-    flags = job.flags
-    words = [f"--gin_file={name}" for name in flags.files]
+    words = job.flags.arguments()
     if job.command == "quickstart":
         words = ["--gin_file=gin/runs/quickstart.gin", *words]
-    if flags.search_paths:
-        words.append(f"--gin_search_paths={','.join(flags.search_paths)}")
-    words += [f"--gin.{name}={text}" for name, text in flags.bindings]
     return ["adalink", "plan", *words, "--topology", job.topology.text, "--quick", "--json"]
 
 

@@ -11,7 +11,7 @@ from etils import epath
 
 from adalink_jax.checkpoints import hugging_face, native, t5x_format
 from adalink_jax.checkpoints.digests import fingerprint_of_source
-from adalink_jax.checkpoints.load_base import BUNDLED, open_source
+from adalink_jax.checkpoints.formats import BUNDLED, open_source
 from adalink_jax.checkpoints.source import Source, counted
 from adalink_jax.errors import CheckpointError
 

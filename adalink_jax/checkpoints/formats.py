@@ -1,0 +1,77 @@
+"""Formats of checkpoints: finds the folder of a path that a user gave, detects its format, and opens it."""
+
+import os
+import pathlib
+import re
+
+from etils import epath
+
+from adalink_jax.checkpoints import big_vision, hugging_face, native, t5x_format
+from adalink_jax.checkpoints.source import Source
+from adalink_jax.errors import CheckpointError
+
+BUNDLED = "bundled:"
+_ASSETS = pathlib.Path(__file__).parent.parent / "assets"
+_KNOWN = (
+    "a native base model (base_config.json), a Hugging Face folder (config.json and model.safetensors), a checkpoint_N of "
+    "t5x, a .npz of big_vision, hf://OWNER/NAME or bundled:NAME"
+)
+
+
+def folder_of(path: str, must_exist: bool = False) -> epath.Path:
+    """The local or remote folder of a path that a user gave: a folder, `bundled:NAME`, or `hf://OWNER/NAME[@revision]`.
+
+    Args:
+      path: the path; a repository of the Hub is downloaded.
+      must_exist: whether a path that is not a folder is an error.
+
+    Raises:
+      CheckpointError: if it is not available.
+    """
+    if path.startswith(BUNDLED):
+        return _bundled(path)
+    folder = hugging_face.download(path) if path.startswith(hugging_face.HUB) else epath.Path(path).expanduser()
+    if must_exist and not folder.is_dir():
+        raise CheckpointError(f"There is no folder {path}; give {_KNOWN}.")
+    return folder
+
+
+def open_source(path: str | os.PathLike[str]) -> Source:
+    """Opens the checkpoint at `path` and detects its format.
+
+    Raises:
+      CheckpointError: if there is no checkpoint, its format is not known, or it is damaged.
+    """
+    path = os.fspath(path)
+    folder = folder_of(path)
+    if folder.name == t5x_format.FILE and folder.is_file():
+        folder = folder.parent
+    if folder.suffix == big_vision.SUFFIX and folder.is_file():
+        return big_vision.open_file(folder, path)
+    if not folder.is_dir():
+        raise CheckpointError(f"There is no folder {path}; give {_KNOWN}.")
+    if native.is_folder(folder):
+        return native.open_folder(folder, path)
+    if t5x_format.is_legacy(folder):
+        return t5x_format.open_legacy(folder, path)
+    if (arrays := t5x_format.orbax_folder(folder)) is not None:
+        return t5x_format.open_orbax(arrays, path)
+    if hugging_face.is_folder(folder):
+        return hugging_face.open_folder(folder, path)
+    names = sorted(entry.name for entry in folder.iterdir())
+    if "adapter_config.json" in names:
+        raise CheckpointError(f"{path} is an adapter, not a base model; set INITIAL_ADAPTER_PATH to it instead.")
+    steps = [name for name in names if re.fullmatch(r"checkpoint_\d+", name)]
+    if steps:
+        raise CheckpointError(
+            f"{path} holds the checkpoints {', '.join(steps[-4:])}; give one of them, such as {path}/{steps[-1]}."
+        )
+    raise CheckpointError(f"{path} is not a base model; give {_KNOWN}.")
+
+
+def _bundled(path: str) -> epath.Path:
+    name = path.removeprefix(BUNDLED)
+    names = sorted(p.parent.name for p in _ASSETS.glob(f"*/{native.CONFIG}"))
+    if name not in names:
+        raise CheckpointError(f"There is no bundled base model {name!r}; give one of {', '.join(names)}.")
+    return epath.Path(_ASSETS) / name

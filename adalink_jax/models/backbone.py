@@ -19,32 +19,21 @@ Batch = Mapping[str, jax.Array | np.ndarray]  # feature name -> array with the b
 
 
 class LanguageConfig(Protocol):
-    """What code outside of a family reads of its language model's configuration."""
+    """What code outside of a family reads of its language model's configuration.
 
-    @property
-    def vocab_size(self) -> int:
-        """V, rows of the embedding table."""
-        ...
+    Attributes:
+      vocab_size: V, rows of the embedding table.
+      emb_dim: D, model width.
+      dtype: dtype of the activations, "float32" or "bfloat16".
+      scan_layers: whether the layers' parameters are stacked on axis 0.
+      encoder_embedding: whether the encoder has its own embedding table, which a folded text adapter needs.
+    """
 
-    @property
-    def emb_dim(self) -> int:
-        """D, model width."""
-        ...
-
-    @property
-    def dtype(self) -> str:
-        """Dtype of the activations: "float32" or "bfloat16"."""
-        ...
-
-    @property
-    def scan_layers(self) -> bool:
-        """Whether the layers' parameters are stacked on axis 0."""
-        ...
-
-    @property
-    def encoder_embedding(self) -> bool:
-        """Whether the encoder has its own embedding table, which a folded text adapter needs."""
-        ...
+    vocab_size: int
+    emb_dim: int
+    dtype: str
+    scan_layers: bool
+    encoder_embedding: bool
 
 
 class Backbone(nn.Module, abc.ABC):

@@ -6,7 +6,6 @@ a stop string, pads it with PAD, and returns the best decode first.
 
 import dataclasses
 from collections.abc import Callable
-from typing import Protocol
 
 import gin
 import jax
@@ -37,13 +36,14 @@ class Decoded(Struct):
     scores: Float[Array, "B N"]
 
 
-class Decoding(Protocol):
-    """A decoding method: `Sampling` or `BeamSearch`."""
+class Decoding:
+    """Base class of the decoding methods, `Sampling` and `BeamSearch`.
 
-    @property
-    def stop(self) -> StopStrings | None:
-        """Strings that finish a decode."""
-        ...
+    Attributes:
+      stop: strings that finish a decode.
+    """
+
+    stop: StopStrings | None
 
     def __call__(self, step: Step, cache: Cache, batch_size: int, max_length: int, key: Array | None = None) -> Decoded:
         """Decodes.
@@ -58,7 +58,7 @@ class Decoding(Protocol):
           max_length: T.
           key: random key; None if nothing is drawn.
         """
-        ...
+        raise NotImplementedError
 
 
 def _check(min_length: int, max_length: int, **at_least_one: int) -> None:
@@ -96,7 +96,7 @@ def _advance(stop: StopStrings | None, state: Int[Array, "..."], tokens: Int[Arr
 
 @gin.configurable
 @dataclasses.dataclass(frozen=True)
-class Sampling:
+class Sampling(Decoding):
     """Chooses token after token: the likeliest (temperature 0, the default: greedy) or a random one.
 
     Temperature, top-k and top-p apply in this order, as in `transformers`. A decode's score is its log-likelihood under the
@@ -180,7 +180,7 @@ def filter_logits(
 
 @gin.configurable
 @dataclasses.dataclass(frozen=True)
-class BeamSearch:
+class BeamSearch(Decoding):
     """Beam search with one of two finishing rules, `t5x`'s and that of `transformers`. `n` is a decode's length with its EOS.
 
     | | `t5x` (`t5x.decoding.beam_search`) | `transformers` (`early_stopping=False`) |

@@ -9,7 +9,7 @@ Letters: B batch, L or S sequence length, Q queries, D model width, H heads, K h
 import functools
 import operator
 from collections.abc import Callable, Sequence
-from typing import cast
+from typing import ClassVar, cast
 
 import flax.linen as nn
 import jax
@@ -86,34 +86,29 @@ class Embed(nn.Module):
         return jnp.dot(x.astype(self.dtype), self.embedding.astype(self.dtype).T)
 
 
-class RMSNorm(nn.Module):
-    """T5's layer norm: no mean, no bias (Zhang and Sennrich, 2019). Statistics in float32."""
-
-    dtype: str
-    epsilon: float = 1e-6
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
-        x = x.astype(jnp.float32)
-        x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + self.epsilon)
-        scale = param(self, "scale", nn.initializers.ones, (x.shape[-1],), ("embed",))
-        return (x * scale).astype(self.dtype)
-
-
 class LayerNorm(nn.Module):
     """Layer norm with scale and bias (Ba et al., 2016). Statistics in float32."""
 
     dtype: str
     epsilon: float = 1e-6
+    centered: ClassVar[bool] = True  # subtracts the mean, and has a bias
 
     @nn.compact
     def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
         x = x.astype(jnp.float32)
-        x = x - jnp.mean(x, axis=-1, keepdims=True)
+        if self.centered:
+            x = x - jnp.mean(x, axis=-1, keepdims=True)
         x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + self.epsilon)
-        scale = param(self, "scale", nn.initializers.ones, (x.shape[-1],), ("embed",))
-        bias = param(self, "bias", nn.initializers.zeros, (x.shape[-1],), ("embed",))
-        return (x * scale + bias).astype(self.dtype)
+        x = x * param(self, "scale", nn.initializers.ones, (x.shape[-1],), ("embed",))
+        if self.centered:
+            x = x + param(self, "bias", nn.initializers.zeros, (x.shape[-1],), ("embed",))
+        return x.astype(self.dtype)
+
+
+class RMSNorm(LayerNorm):
+    """T5's layer norm: no mean, no bias (Zhang and Sennrich, 2019). Statistics in float32."""
+
+    centered: ClassVar[bool] = False
 
 
 class MlpBlock(nn.Module):

@@ -70,12 +70,13 @@ class QFormerLayer(nn.Module):
         mlp = lambda: layers.MlpBlock(
             cfg.mlp_dim, ("gelu_exact",), cfg.dropout_rate, cfg.dtype, self.deterministic, use_bias=True
         )
-        self.self_attention, self.post_self_attention_layer_norm = attention(), _norm(cfg)
+        norm = lambda: layers.LayerNorm(cfg.dtype, EPSILON)
+        self.self_attention, self.post_self_attention_layer_norm = attention(), norm()
         if self.cross:
-            self.cross_attention, self.post_cross_attention_layer_norm = attention(), _norm(cfg)
-        self.query_mlp, self.post_query_mlp_layer_norm = mlp(), _norm(cfg)
+            self.cross_attention, self.post_cross_attention_layer_norm = attention(), norm()
+        self.query_mlp, self.post_query_mlp_layer_norm = mlp(), norm()
         if cfg.vocab_size:
-            self.mlp, self.post_mlp_layer_norm = mlp(), _norm(cfg)
+            self.mlp, self.post_mlp_layer_norm = mlp(), norm()
         self.dropout = nn.Dropout(cfg.dropout_rate)
 
     def __call__(
@@ -124,7 +125,3 @@ class QFormer(nn.Module):
             cross = i % cfg.cross_attention_frequency == 0
             x = QFormerLayer(cfg, cross, not train, name=f"layers_{i}")(x, image, bias)
         return x[:, : cfg.num_query_tokens].astype(image.dtype)
-
-
-def _norm(config: QFormerConfig) -> layers.LayerNorm:
-    return layers.LayerNorm(config.dtype, EPSILON)

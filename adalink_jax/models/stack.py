@@ -6,7 +6,7 @@ slice per layer (the decoding cache, or None), and `shared` is the same for all 
 """
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -18,14 +18,11 @@ SAVE = "save:"
 NAMED = ("projections", "attention_out", "mlp_hidden", "mlp_out")  # `checkpoint_name`s in layers.py
 
 
-class StackConfig(Protocol):
-    """What `run_layers` reads of a configuration."""
+class StackConfig:
+    """Base class of configurations: what `run_layers` reads of one."""
 
-    @property
-    def scan_layers(self) -> bool: ...
-
-    @property
-    def remat(self) -> str: ...
+    scan_layers: bool
+    remat: str
 
 
 def remat_policy(remat: str) -> Callable[..., Any] | None:

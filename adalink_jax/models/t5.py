@@ -21,13 +21,13 @@ from jaxtyping import Bool, Float, Int
 from adalink_jax.models import layers
 from adalink_jax.models.backbone import Backbone, Batch
 from adalink_jax.models.seam import Encoded, Inputs
-from adalink_jax.models.stack import run_layers
+from adalink_jax.models.stack import StackConfig, run_layers
 from adalink_jax.parallel import constrain
 
 
 @gin.configurable
 @dataclasses.dataclass(frozen=True)
-class T5Config:
+class T5Config(StackConfig):
     """Sizes and settings of a T5 (t5x's names).
 
     Attributes:

@@ -17,13 +17,13 @@ from jaxtyping import Float
 
 from adalink_jax.errors import UserError
 from adalink_jax.models import layers
-from adalink_jax.models.stack import run_layers
+from adalink_jax.models.stack import StackConfig, run_layers
 from adalink_jax.parallel import constrain
 
 
 @gin.configurable
 @dataclasses.dataclass(frozen=True)
-class ViTConfig:
+class ViTConfig(StackConfig):
     """Sizes of a vision tower.
 
     Attributes:

@@ -195,22 +195,26 @@ def check_shapes(
         )
 
 
-def check_method(path: Folder, facts: AdapterFacts, wanted: Mapping[str, Any]) -> None:
-    """Refuses an adapter of another method than `wanted` (`describe_adapter`), or with another setting that shapes do not show."""
-    _check_settings(path, facts, {"method": facts.method, "settings": facts.settings}, wanted)
+def check_method(
+    path: Folder, facts: AdapterFacts, wanted: Mapping[str, Any], part: Mapping[str, Any] | None = None
+) -> None:
+    """Refuses an adapter of another method than `wanted`, or with another setting that shapes do not show.
 
-
-def _check_settings(path: Folder, facts: AdapterFacts, stated: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    """Compares a module's description with the wanted one, and the modules among its settings in turn."""
+    Args:
+      path: the adapter, for the error.
+      facts: its facts.
+      wanted: the wanted method (`describe_adapter`).
+      part: the description that is compared; None means the adapter's, otherwise that of a module among its settings.
+    """
+    stated = {"method": facts.method, "settings": facts.settings} if part is None else part
     remedy = f"use its method and settings, {facts.summary[:200]}"
     if stated.get("method") != wanted["method"]:
         raise CheckpointError(
             f"The adapter {path} is {stated.get('method')}, but the model has {wanted['method']}; {remedy}."
         )
     settings = stated.get("settings", {})
-    unseen = (
-        _UNSEEN if "." not in wanted["method"] else wanted["settings"]
-    )  # any setting of a user's method may be unseen
+    # Any setting of a user's method may be unseen.
+    unseen = _UNSEEN if "." not in wanted["method"] else wanted["settings"]
     for key, value in wanted["settings"].items():
         if key in unseen and key in settings and settings[key] != value:
             raise CheckpointError(
@@ -218,7 +222,7 @@ def _check_settings(path: Folder, facts: AdapterFacts, stated: Mapping[str, Any]
             )
         if isinstance(value, list) and value and isinstance(value[0], dict):
             for stated_module, wanted_module in zip(settings.get(key, ()), value):
-                _check_settings(path, facts, stated_module, wanted_module)
+                check_method(path, facts, wanted_module, stated_module)
 
 
 def _read_config(file: epath.Path, path: str) -> dict[str, Any]:

@@ -108,9 +108,7 @@ def _tensors(folder: epath.Path, path: str) -> dict[str, Leaf]:
                 raise CheckpointError(
                     f"{path} lacks {len(missing)} of its files: {', '.join(missing[:4])}; copy or download them again."
                 )
-            tensors = {}
-            for file in files:
-                tensors |= read(folder / file)
+            tensors = {name: leaf for file in files for name, leaf in read(folder / file).items()}
             lost = sorted(file_of_tensor.keys() - tensors.keys())
             if lost:
                 raise CheckpointError(

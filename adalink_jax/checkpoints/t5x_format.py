@@ -78,7 +78,7 @@ def open_legacy(folder: epath.Path, path: str) -> Source:
             leaves[name] = leaf
         else:
             leaves[name] = from_array(np.asarray(value), f"{FILE}: {name}")
-    return Source("t5x checkpoint (msgpack and zarr)", path, _name(folder, step), _translated(leaves), folder)
+    return Source("t5x checkpoint (msgpack and zarr)", path, name_of(folder, step), _translated(leaves), folder)
 
 
 def open_orbax(folder: epath.Path, path: str) -> Source:
@@ -110,12 +110,19 @@ def open_orbax(folder: epath.Path, path: str) -> Source:
     }
     at = folder.parent if folder.name == STATE else folder
     step = re.search(r"\d+$", at.name)
-    name = _name(at, int(step[0]) if step else None)
+    name = name_of(at, int(step[0]) if step else None)
     return Source("t5x checkpoint (Orbax)", path, name, _translated(leaves), folder)
 
 
-def _name(folder: epath.Path, step: int | None) -> str:
-    model = folder.parent.name if re.fullmatch(r"checkpoint_\d+", folder.name) else folder.name
+def step_of(folder: epath.Path) -> int | None:
+    """N of `checkpoint_N`; None for another name."""
+    match = re.fullmatch(r"checkpoint_(\d+)", folder.name)
+    return int(match[1]) if match else None
+
+
+def name_of(folder: epath.Path, step: int | None) -> str:
+    """A base model's name: its folder's, above `checkpoint_N`, and the step."""
+    model = folder.name if step_of(folder) is None else folder.parent.name
     return model if step is None else f"{model}@{step}"
 
 
@@ -185,8 +192,7 @@ def write(folder: epath.Path, source: Source, dtype: str | None) -> None:
         stored = np.dtype(dtype) if dtype else leaf.dtype
         small = leaf.size * stored.itemsize <= _INLINE_BYTES and not name.endswith("kernel")
         target[name] = leaf.whole().astype(stored) if small else _write_array(folder, name, leaf, stored)
-    step = re.fullmatch(r"checkpoint_(\d+)", folder.name)
-    state = {"step": np.int32(step[1] if step else 0), "param_states": {}}
+    state = {"step": np.int32(step_of(folder) or 0), "param_states": {}}
     contents = {"version": VERSION, "optimizer": {"target": paths.unflatten(target), "state": state}}
     (folder / FILE).write_bytes(serialization.msgpack_serialize(contents))
 

@@ -13,8 +13,9 @@ from etils import epath
 from adalink_jax.checkpoints.adapter_facts import AdapterFacts, BaseReference
 from adalink_jax.checkpoints.adapter_files import save_adapter
 from adalink_jax.checkpoints.digests import fingerprint_of_source
-from adalink_jax.checkpoints.load_base import open_source
+from adalink_jax.checkpoints.formats import open_source
 from adalink_jax.checkpoints.source import Source
+from adalink_jax.checkpoints.t5x_format import name_of, step_of
 from adalink_jax.errors import CheckpointError
 from adalink_jax.files.leaves import Leaf
 
@@ -57,8 +58,8 @@ def open_t5x_run(path: str | os.PathLike[str]) -> RunCheckpoint:
       CheckpointError: if there is no checkpoint, or it is not of an adapted model.
     """
     folder = epath.Path(os.fspath(path)).expanduser()
-    if _step(folder) is None:
-        steps = {step: at for at in (folder.iterdir() if folder.is_dir() else ()) if (step := _step(at)) is not None}
+    if step_of(folder) is None:
+        steps = {step: at for at in (folder.iterdir() if folder.is_dir() else ()) if (step := step_of(at)) is not None}
         if not steps:
             raise CheckpointError(
                 f"{path} holds no checkpoint_N; give the MODEL_DIR of a run of t5x, or one of its checkpoints."
@@ -88,7 +89,7 @@ def open_t5x_run(path: str | os.PathLike[str]) -> RunCheckpoint:
             f"hold; use the whole checkpoint."
         )
     base_source = dataclasses.replace(source, leaves=backbone)
-    return RunCheckpoint(str(folder), _step(folder) or 0, method, settings, base, task, base_source, adapter)
+    return RunCheckpoint(str(folder), step_of(folder) or 0, method, settings, base, task, base_source, adapter)
 
 
 def extract_adapter(run: RunCheckpoint, folder: str) -> AdapterFacts:
@@ -107,16 +108,9 @@ def extract_adapter(run: RunCheckpoint, folder: str) -> AdapterFacts:
     if epath.Path(folder).exists():
         raise CheckpointError(f"{folder} exists already; delete it, or give another folder.")
     base = epath.Path(run.base_path.rstrip("/"))
-    step = _step(base)
-    name = base.name if step is None else f"{base.parent.name}@{step}"
+    name = name_of(base, step_of(base))
     facts = AdapterFacts(
         run.method, run.settings, BaseReference(name, fingerprint_of_source(run.base)), task=run.task, step=run.step
     )
     save_adapter(folder, {name: np.asarray(leaf.whole(), np.float32) for name, leaf in run.adapter.items()}, facts)
     return facts
-
-
-def _step(folder: epath.Path) -> int | None:
-    """N of `checkpoint_N`; None for another name."""
-    match = re.fullmatch(r"checkpoint_(\d+)", folder.name)
-    return int(match[1]) if match else None

@@ -23,29 +23,33 @@ ACTIVATIONS = {  # feed_forward_proj -> T5Config.mlp_activations
     "gated-silu": ("silu", "linear"),
     "gated-relu": ("relu", "linear"),
 }
+_STACKS = ("encoder", "decoder")
 TABLE, HEAD = "shared.weight", "lm_head.weight"
 _EMBEDDING = "token_embedder/embedding"
-_STACK_TABLES = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
+_STACK_TABLES = tuple(f"{stack}.embed_tokens.weight" for stack in _STACKS)
 # A leftover of old T5 1.0 files, which `transformers` ignores too.
 _UNUSED = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"
-_WHOLE_NAMES = {
+_ATTENTION = {"q": "query", "k": "key", "v": "value", "o": "out"}
+_MLP = {name: name for name in ("wi", "wi_0", "wi_1", "wo")}
+_SUBLAYERS = (  # stack, number, norm, Hugging Face's block, this package's block, and its matrices
+    ("encoder", 0, "pre_attention_layer_norm", "SelfAttention", "attention", _ATTENTION),
+    ("encoder", 1, "pre_mlp_layer_norm", "DenseReluDense", "mlp", _MLP),
+    ("decoder", 0, "pre_self_attention_layer_norm", "SelfAttention", "self_attention", _ATTENTION),
+    ("decoder", 1, "pre_cross_attention_layer_norm", "EncDecAttention", "encoder_decoder_attention", _ATTENTION),
+    ("decoder", 2, "pre_mlp_layer_norm", "DenseReluDense", "mlp", _MLP),
+)
+_BIAS = "block.0.layer.0.SelfAttention.relative_attention_bias.weight"
+_NAMES = {  # Hugging Face's name -> this package's; {} is the number of a layer
     TABLE: _EMBEDDING,
     HEAD: "decoder/logits_dense/kernel",
-    "encoder.final_layer_norm.weight": "encoder/encoder_norm/scale",
-    "decoder.final_layer_norm.weight": "decoder/decoder_norm/scale",
-}
-_WHOLE_TENSORS = {name: tensor for tensor, name in _WHOLE_NAMES.items()}
-_ATTENTION = {"q": "query", "k": "key", "v": "value", "o": "out"}
-_ATTENTION_TENSORS = {name: tensor for tensor, name in _ATTENTION.items()}
-_MLP = "DenseReluDense"
-_SUBLAYERS = {  # stack -> for each numbered sublayer Hugging Face's block, this package's block, and its norm
-    "encoder": [("SelfAttention", "attention", "pre_attention_layer_norm"), (_MLP, "mlp", "pre_mlp_layer_norm")],
-    "decoder": [
-        ("SelfAttention", "self_attention", "pre_self_attention_layer_norm"),
-        ("EncDecAttention", "encoder_decoder_attention", "pre_cross_attention_layer_norm"),
-        (_MLP, "mlp", "pre_mlp_layer_norm"),
-    ],
-}
+    **{f"{stack}.final_layer_norm.weight": f"{stack}/{stack}_norm/scale" for stack in _STACKS},
+    **{f"{stack}.{_BIAS}": f"{stack}/relpos_bias/rel_embedding" for stack in _STACKS},
+    **{f"{stack}.block.{{}}.layer.{i}.layer_norm.weight": f"{stack}/layers_{{}}/{norm}/scale"
+       for stack, i, norm, *_ in _SUBLAYERS},
+    **{f"{stack}.block.{{}}.layer.{i}.{theirs}.{matrix}.weight": f"{stack}/layers_{{}}/{ours}/{name}/kernel"
+       for stack, i, _, theirs, ours, matrices in _SUBLAYERS for matrix, name in matrices.items()},
+}  # fmt: skip
+_TENSORS = {name: tensor for tensor, name in _NAMES.items()}
 
 
 class T5Family(Family):
@@ -86,38 +90,11 @@ class T5Family(Family):
 
     def name_from_hugging_face(self, tensor: str) -> str | None:
         """`encoder.block.0.layer.0.SelfAttention.q.weight` -> `encoder/layers_0/attention/query/kernel`."""
-        if tensor in _WHOLE_NAMES:
-            return _WHOLE_NAMES[tensor]
-        match = re.fullmatch(r"(encoder|decoder)\.block\.(\d+)\.layer\.(\d)\.(\w+)\.(?:(\w+)\.)?weight", tensor)
-        if not match or int(match[3]) >= len(_SUBLAYERS[match[1]]):
-            return None
-        stack, i, sublayer, block, matrix = match.groups()
-        hf_block, our_block, norm = _SUBLAYERS[stack][int(sublayer)]
-        if block == "layer_norm" and matrix is None:
-            return f"{stack}/layers_{i}/{norm}/scale"
-        if block != hf_block or matrix is None:
-            return None
-        if matrix == "relative_attention_bias":
-            return f"{stack}/relpos_bias/rel_embedding" if i == sublayer == "0" else None
-        return f"{stack}/layers_{i}/{our_block}/{_ATTENTION.get(matrix, matrix)}/kernel"
+        return _renamed(tensor, _NAMES)
 
     def name_in_hugging_face(self, name: str) -> str | None:
         """`encoder/layers_0/attention/query/kernel` -> `encoder.block.0.layer.0.SelfAttention.q.weight`."""
-        if name in _WHOLE_TENSORS:
-            return _WHOLE_TENSORS[name]
-        if not re.fullmatch(r"(encoder|decoder)/(relpos_bias|layers_\d+/(?!relpos_bias)\w+)/.*", name):
-            return None
-        stack, group, block, *rest = name.split("/")
-        if group == "relpos_bias":
-            return f"{stack}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
-        at = f"{stack}.block.{group.removeprefix('layers_')}.layer"
-        for number, (hf_block, our_block, norm) in enumerate(_SUBLAYERS[stack]):
-            if block == norm:
-                return f"{at}.{number}.layer_norm.weight"
-            if block == our_block:
-                matrix = rest[0] if hf_block == _MLP else _ATTENTION_TENSORS.get(rest[0], rest[0])
-                return f"{at}.{number}.{hf_block}.{matrix}.weight"
-        return None
+        return _renamed(name, _TENSORS)
 
     def from_hugging_face(
         self, tensors: Mapping[str, Leaf], config: Mapping[str, Any], folder, path: str
@@ -182,7 +159,7 @@ class T5Family(Family):
         """
         out = {}
         for name, leaf in leaves.items():
-            stack = next((s for s in ("encoder", "decoder") if name.startswith(f"{s}/{s}/")), None)
+            stack = next((s for s in _STACKS if name.startswith(f"{s}/{s}/")), None)
             if stack is None:
                 out[name] = leaf
                 continue
@@ -193,7 +170,7 @@ class T5Family(Family):
                 shape = (shape[0] * shape[1], shape[2]) if is_out else (shape[0], shape[1] * shape[2])
             for i in range(leaf.shape[1]):
                 out[f"{stack}/layers_{i}/{inner}"] = layer(leaf, i, 1, shape)
-        for stack in ("encoder", "decoder"):
+        for stack in _STACKS:
             tables = {n: x.whole() for n, x in out.items() if re.fullmatch(rf"{stack}/layers_\d+/relpos_bias/.*", n)}
             first, *others = tables.values() or (None,)
             if first is not None and all(np.array_equal(table, first) for table in others):
@@ -203,6 +180,15 @@ class T5Family(Family):
                     first, f"{stack}/{stack}/relpos_bias/rel_embedding"
                 )
         return out if out.keys() != leaves.keys() else None
+
+
+def _renamed(name: str, names: Mapping[str, str]) -> str | None:
+    """The new name, with the same number of the layer; None if `names` has none."""
+    number = re.search(r"(?<=\.block\.)\d+|(?<=/layers_)\d+", name)
+    if name in names or number is None:
+        return names.get(name)
+    new = names.get(name.replace(number[0], "{}", 1))
+    return new and new.format(number[0])
 
 
 def _is_transposed(name: str) -> bool:
@@ -244,7 +230,9 @@ def _untied(tensors: Mapping[str, Leaf], config: Mapping[str, Any], path: str) -
     head = tables.get(HEAD)
     if head is not None and _equal(head, shared):
         head = None
-    scaled = _scales_logits(config)
+    # transformers' rule: mT5 never scales its logits; T5 does unless `tie_word_embeddings` was saved as false.
+    scale = config.get("scale_decoder_outputs", config.get("tie_word_embeddings", True) is not False)
+    scaled = config["model_type"] == "t5" and scale
     if head is not None and scaled:
         raise CheckpointError(
             f"{path} has an untied {HEAD} and scales its logits; if its logits are not tied to the embedding table, set "
@@ -253,13 +241,6 @@ def _untied(tensors: Mapping[str, Leaf], config: Mapping[str, Any], path: str) -
     if not scaled:  # tied without scaling equals untied with the same matrix
         tensors[HEAD] = shared if head is None else head
     return tensors
-
-
-def _scales_logits(config: Mapping[str, Any]) -> bool:
-    """`transformers`' rule: mT5 never; T5 unless `tie_word_embeddings` was saved as false."""
-    if config["model_type"] != "t5":
-        return False
-    return config.get("scale_decoder_outputs", config.get("tie_word_embeddings", True) is not False)
 
 
 def _equal(a: Leaf, b: Leaf) -> bool:

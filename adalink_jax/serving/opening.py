@@ -61,15 +61,10 @@ def _run(folder: epath.Path, vocabulary: str | None) -> Opened:
     flags, _ = configuration.parse_flags([f"--gin_file={folder / CONFIG}"])
     configuration.load(flags, require_all=False)
     bound = configuration.bindings()
-
-    def value_of(name: str, default: Any = None) -> Any:
-        return ast.literal_eval(bound[name]) if name in bound else default
-
+    value_of = lambda name, default=None: ast.literal_eval(bound[name]) if name in bound else default
     setup = Setup()  # pyright: ignore[reportCallIssue]  # the model is bound by gin
     setup = dataclasses.replace(setup, dataset=None, vision_cache=None, initial_adapter_path=None, adapter_start=None)
-    adapters = {}
-    if (folder / ADAPTER).exists():
-        adapters[ADAPTER] = str(folder / ADAPTER)
+    adapters = {ADAPTER: str(folder / ADAPTER)} if (folder / ADAPTER).exists() else {}
     if (folder / MODEL).exists():
         setup = dataclasses.replace(setup, initial_checkpoint_path=str(folder / MODEL))
     if not adapters and not (folder / MODEL).exists():
@@ -81,7 +76,7 @@ def _run(folder: epath.Path, vocabulary: str | None) -> Opened:
         vocabulary = value_of("FileTask.vocabulary" if on_files else "PublishedData.vocabulary")
     if vocabulary is None and value_of("DatasetConfig.mixture_or_task_module") is not None:
         raise UserError(f"The task of {folder} has a custom vocabulary; give it as vocabulary='bytes' or a path.")
-    rows = {name: value_of(f"FileTask.{name}") for name in ROWS} if on_files else {}
+    rows = {name: value_of(f"FileTask.{name}") for name in ROWS if on_files}
     return Opened(
         setup,
         vocabulary or BYTES,
@@ -95,8 +90,7 @@ def _run(folder: epath.Path, vocabulary: str | None) -> Opened:
 def _base(path: str, vocabulary: str | None) -> Opened:
     flags, _ = configuration.parse_flags([f"--gin_file={model_file(path, 'give Predictor a Setup of its model')}"])
     configuration.load(flags, require_all=False)
-    setup = Setup()  # pyright: ignore[reportCallIssue]  # the model is bound by gin
-    setup = dataclasses.replace(setup, initial_checkpoint_path=path)
+    setup = Setup(initial_checkpoint_path=path)  # pyright: ignore[reportCallIssue]  # the model is bound by gin
     return Opened(setup, vocabulary or vocabulary_of(path), LENGTHS, {})
 
 

@@ -8,7 +8,7 @@ import dataclasses
 import enum
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import flax.linen as nn
 import gin
@@ -24,7 +24,8 @@ from adalink_jax.data.user_files.text_templates import Template
 from adalink_jax.data.vocabularies import EOS
 from adalink_jax.errors import UserError
 from adalink_jax.models import paths
-from adalink_jax.serving.opening import LENGTHS, open_model
+from adalink_jax.models.decoding import Decoded
+from adalink_jax.serving.opening import LENGTHS, Opened, open_model
 from adalink_jax.training.setup import Setup, load_parameters
 
 SHORTEST = {"inputs": 16, "targets": 4}  # the smallest buckets of lengths, in tokens
@@ -72,23 +73,24 @@ class Predictor:
         batch_size: int = 32,
     ):
         if isinstance(model, Setup):
-            setup, opened = model, None
             if vocabulary is None:
                 raise UserError("A Predictor of a Setup needs a vocabulary; give vocabulary='bytes' or a path.")
+            opened = Opened(model, vocabulary, LENGTHS, {})
         else:
             opened = open_model(os.fspath(model), vocabulary)
-            setup, vocabulary = opened.setup, opened.vocabulary
-            task_feature_lengths = task_feature_lengths or opened.task_feature_lengths
-            adapters = opened.adapters if adapters is None else adapters
+        setup = opened.setup
         if setup.initial_adapter_path is not None:
             raise UserError("INITIAL_ADAPTER_PATH is set; a Predictor takes its adapters by name, as `adapters`.")
-        backbone, adapters = setup.model.backbone, dict(adapters or {})
+        backbone, adapters = setup.model.backbone, dict(opened.adapters if adapters is None else adapters)
         self.names = list(adapters)
-        template = opened.rows.get("inputs") if opened else None
+        template = opened.rows.get("inputs")
         self._template = None if template is None else Template("INPUTS", template)
-        self._without_images = opened is not None and opened.without_images
-        self._vocabulary, self.batch_size = load_vocabulary(vocabulary), batch_size
-        self._lengths, self._stop = dict(task_feature_lengths or LENGTHS), setup.decoding.stop
+        self._without_images = opened.without_images
+        self._vocabulary, self.batch_size = load_vocabulary(opened.vocabulary), batch_size
+        self._lengths, self._stop = (
+            dict(task_feature_lengths or opened.task_feature_lengths or LENGTHS),
+            setup.decoding.stop,
+        )
         self.image_shape = setup.image_shape
         self._setup = setup
         self._mesh, self._rules = parallel.make_mesh(), parallel.logical_axis_rules()
@@ -102,13 +104,10 @@ class Predictor:
                 bank, stacked = stack_adapters(backbone, members)
                 self._model, self._params = AdaptedModel(backbone, bank), {**self._params, "adapter": stacked}
         key, target_length = jax.random.key(setup.random_seed), self._lengths["targets"]
-
-        def generate(params: Any, batch: dict[str, jax.Array]) -> jax.Array:
-            inputs = ({"params": params}, batch, target_length, setup.decoding, key)
-            decoded: Any = self._model.apply(*inputs, method="generate")
-            return decoded.ids[:, 0]
-
-        self._generate = jax.jit(generate)
+        decode = lambda params, batch: self._model.apply(
+            {"params": params}, batch, target_length, setup.decoding, key, method="generate"
+        )
+        self._generate = jax.jit(lambda params, batch: cast(Decoded, decode(params, batch)).ids[:, 0])
         self._score = jax.jit(lambda params, batch: self._model.apply({"params": params}, batch, method="score"))
 
     def _member(self, setup: Setup, folder: str, fingerprint: str) -> tuple[nn.Module, dict[str, Any]]:
@@ -157,7 +156,7 @@ class Predictor:
                 raise UserError(f"`choices` is the text {choices!r}; give a list of answers.")
             likelihoods = self._choice_likelihoods(rows, index, list(choices))
             return likelihoods if scores else [next(iter(row)) for row in likelihoods]
-        ids = list(self._decoded(rows, index))
+        ids = list(self._run(self._generate, rows, index, targets=False))
         texts = list(map(self._text, ids))
         if not scores:
             return texts
@@ -179,40 +178,29 @@ class Predictor:
 
     # --- batches ---
 
-    def _batches(
-        self, rows: Sequence[dict], index: np.ndarray, targets: bool
-    ) -> Iterator[tuple[dict[str, jax.Array], int]]:
-        """Batches on the devices, all of one shape, each with the number of rows that are not padding."""
-        lengths = {side: self._bucket(side, max(len(row[side]) for row in rows)) for side in self._lengths}
+    def _run(self, program: Callable, rows: Sequence[dict], index: np.ndarray, targets: bool) -> Iterator[np.ndarray]:
+        """The result of `program` for each row; all batches have one shape."""
+        if not rows:
+            return
+        longest = {side: max(SHORTEST[side], *(len(row[side]) for row in rows)) for side in self._lengths}
+        lengths = {side: min(most, _power_of_two(longest[side])) for side, most in self._lengths.items()}
         devices = parallel.data_axis_size(self._mesh)
         size = -(-min(self.batch_size, _power_of_two(len(rows))) // devices) * devices
         converter = dataclasses.replace(self._setup.converter(lengths), task_name="the rows")
         local_rows = parallel.local_rows(size, self._mesh)
-        for start in range(0, len(rows), size):
-            chunk = rows[start : start + size]
-            batch = converter(chunk, size)
-            if not targets:
-                batch = {name: x for name, x in batch.items() if not name.startswith("decoder_")}
-            if self.names:
-                batch["adapter_index"] = np.pad(index[start : start + size], (0, size - len(chunk)))
-            yield parallel.put_batch({name: x[local_rows] for name, x in batch.items()}, self._mesh), len(chunk)
-
-    def _run(self, program: Callable, rows: Sequence[dict], index: np.ndarray, targets: bool) -> Iterator[np.ndarray]:
-        """The result of `program` for each row."""
-        if not rows:
-            return
         with parallel.use_mesh(self._mesh, self._rules):
-            for batch, count in self._batches(rows, index, targets):
-                yield from parallel.to_host(parallel.settle(program(self._params, batch)))[:count]
-
-    def _decoded(self, rows: Sequence[dict], index: np.ndarray) -> Iterator[np.ndarray]:
-        return self._run(self._generate, rows, index, targets=False)
+            for start in range(0, len(rows), size):
+                chunk = rows[start : start + size]
+                batch = converter(chunk, size)
+                if not targets:
+                    batch = {name: x for name, x in batch.items() if not name.startswith("decoder_")}
+                if self.names:
+                    batch["adapter_index"] = np.pad(index[start : start + size], (0, size - len(chunk)))
+                batch = parallel.put_batch({name: x[local_rows] for name, x in batch.items()}, self._mesh)
+                yield from parallel.to_host(parallel.settle(program(self._params, batch)))[: len(chunk)]
 
     def _likelihoods(self, rows: Sequence[dict], index: np.ndarray) -> list[float]:
         return [float(x) for x in self._run(self._score, rows, index, targets=True)]
-
-    def _bucket(self, side: str, length: int) -> int:
-        return min(self._lengths[side], max(SHORTEST[side], _power_of_two(length)))
 
     def _until_end(self, ids: np.ndarray) -> list[int]:
         tokens = ids.tolist()

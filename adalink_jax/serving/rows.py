@@ -232,8 +232,7 @@ class Output:
                 table.writeheader()
             table.writerows(rows)
         else:
-            for row in rows:
-                text.write(json.dumps(row, ensure_ascii=False, default=str) + "\n")
+            text.writelines(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
         if not self.rows:
             self._note()
         with self.path.open("r+b" if self.path.exists() else "wb") as file:

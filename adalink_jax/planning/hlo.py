@@ -6,6 +6,7 @@ program: the product of the trip counts of the loops around it.
 
 import dataclasses
 import functools
+import math
 import re
 from collections.abc import Iterator
 
@@ -33,10 +34,7 @@ class Array:
     @property
     def nbytes(self) -> int:
         """Its size in bytes; every unknown dtype is taken for an 8-bit one."""
-        size = _BITS.get(self.dtype, 8)
-        for n in self.dims:
-            size *= n
-        return size // 8
+        return _BITS.get(self.dtype, 8) * math.prod(self.dims) // 8
 
     @property
     def on_chip(self) -> bool:
@@ -168,30 +166,30 @@ class Program:
 
 def _parse(name: str, rest: str, root: bool) -> Instruction:
     shape, rest = _split_shape(rest)
-    opcode, _, rest = rest.partition("(")
-    depth, end = 1, 0
-    for end, c in enumerate(rest):  # noqa: B007
-        depth += (c == "(") - (c == ")")
-        if depth == 0:
-            break
+    end = _closing(rest)
+    opcode, _, inside = rest[:end].partition("(")
     arrays = tuple(
         Array(dtype, tuple(int(n.lstrip("<=")) for n in dims.split(",") if n), layout)
         for dtype, dims, layout in _ARRAY.findall(shape)
     )
-    opcode, inside = opcode.strip(), rest[:end]
     operands = tuple(re.findall(r"%([\w.-]+)", inside))
-    return Instruction(
-        name, opcode, arrays, operands, inside if opcode in ("constant", "parameter") else "", rest[end:], root
-    )
+    value = inside if opcode.strip() in ("constant", "parameter") else ""
+    return Instruction(name, opcode.strip(), arrays, operands, value, rest[end:], root)
 
 
 def _split_shape(rest: str) -> tuple[str, str]:
     if not rest.startswith("("):
         shape, _, rest = rest.partition(" ")
         return shape, rest
+    end = _closing(rest)
+    return rest[: end + 1], rest[end + 2 :]
+
+
+def _closing(text: str) -> int:
+    """Index of the parenthesis that closes the first one of `text`; its length if none does."""
     depth = 0
-    for i, c in enumerate(rest):
+    for i, c in enumerate(text):
         depth += (c == "(") - (c == ")")
-        if depth == 0:
-            return rest[: i + 1], rest[i + 2 :]
-    return rest, ""
+        if c == ")" and depth == 0:
+            return i
+    return len(text)

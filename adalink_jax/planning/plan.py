@@ -259,15 +259,14 @@ class _Compiled:
 
 def _compile(program: jax.stages.Wrapped, *arguments: Any) -> _Compiled:
     started = time.perf_counter()
+    elapsed = lambda: round(time.perf_counter() - started, 1)
     try:
-        compiled, refusal = program.lower(*arguments).compile(), ""
+        compiled = program.lower(*arguments).compile()
     except jax.errors.JaxRuntimeError as e:
         if "RESOURCE_EXHAUSTED" not in str(e):
             raise
-        compiled, refusal = None, str(e)
-    seconds = round(time.perf_counter() - started, 1)
-    if compiled is None:
-        return _Compiled(None, _needed(refusal), None, seconds)
+        return _Compiled(None, _needed(str(e)), None, elapsed())
+    seconds = elapsed()
     memory: Any = compiled.memory_analysis()
     needed = (
         memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes

@@ -40,9 +40,8 @@ def _in_memory(instruction: Instruction) -> int:
 
 
 def _read_by_fusion(body: dict[str, Instruction], inputs: list[Instruction]) -> int:
-    parameters = [i for i in body.values() if i.opcode == "parameter"]
     total = 0
-    for parameter in parameters:
+    for parameter in (i for i in body.values() if i.opcode == "parameter"):
         read = _in_memory(inputs[int(parameter.value)])
         users = _users(body, parameter.name)
         if read == 0:

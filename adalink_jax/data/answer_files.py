@@ -66,14 +66,12 @@ def glue(
             )
     written = {}
     for idx, prediction in checked.items():
-        label = _glue_label(task, prediction)
-        if label is None and instead_of_no_label is not None:
-            label = _glue_label(task, instead_of_no_label)
+        substitute = prediction if instead_of_no_label is None else instead_of_no_label
+        label = _glue_label(task, prediction) or _glue_label(task, substitute)
         if label is None:
             wanted = "a number" if task == "stsb" else " or ".join(labels.GLUE[task])
-            refused = prediction if instead_of_no_label is None else instead_of_no_label
             raise UserError(
-                f"{refused!r}, for idx {idx} of {task}, is not {wanted}; pass one of these as `instead_of_no_label`."
+                f"{substitute!r}, for idx {idx} of {task}, is not {wanted}; pass one of these as `instead_of_no_label`."
             )
         written[idx] = label
     path = epath.Path(folder) / GLUE_FILES[task]

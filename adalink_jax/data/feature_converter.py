@@ -10,7 +10,6 @@ An image stays an encoded file until the process that needs its row converts it.
 
 import concurrent.futures
 import dataclasses
-import functools
 import os
 from collections.abc import Container, Mapping, Sequence
 from typing import Any
@@ -24,6 +23,7 @@ from adalink_jax.data.vocabularies import PAD, WordPieceVocabulary
 from adalink_jax.errors import UserError
 
 Batch = dict[str, np.ndarray]
+_THREADS = concurrent.futures.ThreadPoolExecutor(min(32, os.cpu_count() or 1), thread_name_prefix="images")
 INSTRUCTION = "qformer_input_tokens"  # equals the constant of `models.blip2`, whose import would bring JAX
 
 
@@ -129,7 +129,7 @@ class FeatureConverter:
 
     def _images(self, examples: Sequence[Example]) -> list[np.ndarray]:
         if _encoded(examples[0]) and len(examples) > 1:
-            return list(_threads().map(self.image, examples))  # Pillow releases the interpreter lock
+            return list(_THREADS.map(self.image, examples))  # Pillow releases the interpreter lock
         return [self.image(example) for example in examples]
 
     def _cached(self, cache: VisionCache, example: Example) -> np.ndarray:
@@ -171,8 +171,3 @@ def text_of(value: Any) -> str:
     """Converts text as examples hold it (str, bytes, or seqio's array of one of them) to str."""
     value = np.asarray(value).item()
     return value.decode(errors="replace") if isinstance(value, bytes) else value
-
-
-@functools.cache
-def _threads() -> concurrent.futures.ThreadPoolExecutor:
-    return concurrent.futures.ThreadPoolExecutor(min(32, os.cpu_count() or 1), thread_name_prefix="images")

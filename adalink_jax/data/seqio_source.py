@@ -59,10 +59,8 @@ class SeqioTask:
         postprocess = task.postprocess_fn
         targets = [postprocess(self.decode(ex["targets"]), example=ex, is_target=True) for ex in examples]
         outputs = [postprocess(text, example=ex, is_target=False) for ex, text in zip(examples, predictions)]
-        scores: dict[str, Any] = {}
-        for metric in task.metric_fns:
-            scores.update(metric(targets, outputs))
-        return {name: float(value) for name, value in scores.items()}
+        scores = (cast(dict[str, Any], metric(targets, outputs)) for metric in task.metric_fns)
+        return {name: float(value) for of_metric in scores for name, value in of_metric.items()}
 
 
 def _rows(dataset: tf.data.Dataset) -> Iterator[Example]:

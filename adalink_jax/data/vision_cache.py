@@ -123,7 +123,7 @@ class VisionCache:
             "sums": from_array(_byte_rows(map(_sum, values), SUM_BYTES), "sums"),
             "features": from_array(values, "features"),
         }
-        file = _values_of(path)
+        file = path.with_suffix(".safetensors")
         safetensors_file.write_leaves(file, leaves, {name: leaf.dtype for name, leaf in leaves.items()})
         path.write_text(json.dumps({"rows": len(keys)}) + "\n")
         self._take(path)
@@ -170,23 +170,20 @@ class VisionCache:
 
     def _take(self, path: epath.Path) -> None:
         """Adds the rows of a complete part."""
+        file = path.with_suffix(".safetensors")
         try:
-            leaves = safetensors_file.read_leaves(_values_of(path))
+            leaves = safetensors_file.read_leaves(file)
             rows = json.loads(path.read_text())["rows"]
             keys = leaves["keys"].whole()
             expected = (rows, *self.tower.shape)
             if leaves["features"].shape != expected or keys.shape != (rows, KEY_BYTES):
                 raise ValueError(f"its features are {leaves['features'].shape}")
         except (ValueError, KeyError, TypeError, FileNotFoundError) as e:  # a CheckpointError is a ValueError
-            raise UserError(f"{_values_of(path)} is damaged ({e}); delete the cache and make it again.") from e
-        features = dataclasses.replace(leaves["features"], origin=_values_of(path).name)
+            raise UserError(f"{file} is damaged ({e}); delete the cache and make it again.") from e
+        features = dataclasses.replace(leaves["features"], origin=file.name)
         for row, key in enumerate(keys):
             self._rows[key.tobytes()] = (features, leaves["sums"], row)
         self._parts = max(self._parts, int(path.name.removeprefix("part-").removesuffix(".json")) + 1)
-
-
-def _values_of(path: epath.Path) -> epath.Path:
-    return path.parent / path.name.replace(".json", ".safetensors")
 
 
 def _byte_rows(rows: Iterable[bytes], size: int) -> np.ndarray:

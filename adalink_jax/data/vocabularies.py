@@ -101,7 +101,9 @@ class WordPieceVocabulary:
             import tokenizers
         except ModuleNotFoundError as e:
             raise UserError("QFORMER_VOCABULARY needs `tokenizers`: pip install 'adalink-jax[hf]'.") from e
-        file = _folder_of(path)
+        from adalink_jax.checkpoints import folder_of  # brings JAX, which worker processes do without
+
+        file = folder_of(path)
         file = file if file.is_file() else file / QFORMER_FOLDER / TOKENIZER_FILE
         if not file.is_file():
             raise UserError(
@@ -164,7 +166,9 @@ def find_vocabulary(path: epath.PathLike) -> epath.Path | None:
     path = str(path)
     if path == BYTES:
         return None
-    folder = _folder_of(path)
+    from adalink_jax.checkpoints import folder_of  # brings JAX, which worker processes do without
+
+    folder = folder_of(path)
     if folder.is_file():
         return folder
     if not folder.is_dir():
@@ -178,12 +182,6 @@ def find_vocabulary(path: epath.PathLike) -> epath.Path | None:
     except (json.JSONDecodeError, UnicodeDecodeError) as e:
         raise UserError(f"{config} is damaged or cut short ({e}); copy it again.") from e
     raise UserError(f"{path} holds no {SENTENCEPIECE_FILE}; give the vocabulary's path, or {BYTES!r} for UTF-8 bytes.")
-
-
-def _folder_of(path: str) -> epath.Path:
-    from adalink_jax.checkpoints import folder_of  # brings JAX, which worker processes do without
-
-    return folder_of(path)
 
 
 def fingerprint(path: epath.PathLike) -> str:

@@ -7,6 +7,7 @@ kind, ROUGE-L at blanks only; the two differ if a token holds a no-break space, 
 import collections
 import functools
 import math
+import operator
 from collections.abc import Sequence
 
 import numpy as np
@@ -72,9 +73,7 @@ def _bleu(references: Lines, candidates: list[str]) -> dict[str, float]:
     length = closest = 0
     for lines, candidate in zip(references, candidates):
         words, several = candidate.split(), [line.split() for line in lines]
-        most = Counts()
-        for reference in several:
-            most |= _ngrams(reference)
+        most = functools.reduce(operator.or_, map(_ngrams, several))  # the highest count of each in any reference
         for ngram, count in (_ngrams(words) & most).items():
             matches[len(ngram) - 1] += count
         possible += [max(0, len(words) - n) for n in range(MAX_N)]

@@ -16,6 +16,7 @@ from adalink_jax.errors import UserError
 
 NO_LABEL = -1
 NO_NUMBER = -1.0
+_ZERO: Any = 0.0  # scikit-learn's annotation of `zero_division` lacks numbers, which its documentation asks for
 
 
 def f1(targets: Sequence[str], predictions: Sequence[str], *, label_words: Sequence[str]) -> dict[str, float]:
@@ -29,9 +30,11 @@ def f1(targets: Sequence[str], predictions: Sequence[str], *, label_words: Seque
     Raises:
       UserError: if there are no targets, not one prediction for each, or a target that is not a label.
     """
+    from sklearn.metrics import f1_score  # takes a second or more
+
     expected, predicted = _numbers("f1", targets, predictions, label_words)
     predicted = np.where(predicted == NO_LABEL, 1 - expected, predicted)
-    return {"f1": float(_sklearn().f1_score(expected, predicted, zero_division=0.0))}
+    return {"f1": float(f1_score(expected, predicted, zero_division=_ZERO))}
 
 
 def mean_f1(targets: Sequence[str], predictions: Sequence[str], *, label_words: Sequence[str]) -> dict[str, float]:
@@ -45,9 +48,11 @@ def mean_f1(targets: Sequence[str], predictions: Sequence[str], *, label_words: 
     Raises:
       UserError: if there are no targets, not one prediction for each, or a target that is not a label.
     """
+    from sklearn.metrics import f1_score
+
     expected, predicted = _numbers("mean_f1", targets, predictions, label_words)
     classes = range(len(label_words))
-    mean = _sklearn().f1_score(expected, predicted, labels=classes, average="macro", zero_division=0.0)
+    mean = f1_score(expected, predicted, labels=classes, average="macro", zero_division=_ZERO)
     return {f"mean_{len(label_words)}class_f1": float(mean)}
 
 
@@ -62,9 +67,11 @@ def matthews(targets: Sequence[str], predictions: Sequence[str], *, label_words:
     Raises:
       UserError: if there are no targets, not one prediction for each, or a target that is not a label.
     """
+    from sklearn.metrics import matthews_corrcoef
+
     expected, predicted = _numbers("matthews", targets, predictions, label_words)
     constant = len(set(expected)) == 1 or len(set(predicted)) == 1
-    return {"matthews_corrcoef": 0.0 if constant else float(_sklearn().matthews_corrcoef(expected, predicted))}
+    return {"matthews_corrcoef": 0.0 if constant else float(matthews_corrcoef(expected, predicted))}
 
 
 def correlations(targets: Sequence[str | float], predictions: Sequence[str]) -> dict[str, float]:
@@ -139,12 +146,6 @@ def record(targets: Sequence[Mapping[str, Any]], predictions: Sequence[str | Map
     return squad([answers for answers, _ in first.values()], [prediction for _, prediction in first.values()])
 
 
-def _sklearn() -> Any:  # its annotations refuse numbers for `zero_division`, which its documentation asks for
-    import sklearn.metrics  # takes a second or more
-
-    return sklearn.metrics
-
-
 def _numbers(
     metric: str, targets: Sequence[str], predictions: Sequence[str], label_words: Sequence[str]
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -160,7 +161,7 @@ def _numbers(
 
 
 def number(text: str | float, otherwise: float) -> float:
-    """A finite number, or `otherwise` for text that is none."""
+    """Converts text to a finite number; returns `otherwise` if it is not one."""
     try:
         value = float(text)
     except (TypeError, ValueError):

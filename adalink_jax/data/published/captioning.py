@@ -10,7 +10,11 @@ published split if that has captions; else the published validation split is hal
 """
 
 import collections
-from collections.abc import Iterator
+import functools
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from etils import epath
 
 from adalink_jax.data.published import readers
 from adalink_jax.data.published.registration import (
@@ -20,6 +24,7 @@ from adalink_jax.data.published.registration import (
     Rows,
     TextExample,
     add_tasks,
+    image_id,
     metric,
     tfds_rows,
 )
@@ -33,7 +38,15 @@ METRICS = [metric("captions")]  # CIDEr, BLEU, ROUGE-L
 def register() -> None:
     """Declares the tasks, with the settings of `PublishedData`."""
     data = PublishedData()
-    tasks = [_coco_tfds(data)] if data.source == TFDS else [_coco(data), _textcaps(data)]
+    if data.source == TFDS:
+        rows = functools.partial(_coco_tfds_rows, tfds_rows(data, "coco_captions", "image"))
+        tasks = [_task("coco_captions", rows, as_published("train+restval", "val", "test"), "image", keep=False)]
+    else:
+        readers_of_files = {"coco_captions": _coco_rows, "textcaps": _textcaps_rows}
+        tasks = [
+            _task(name, functools.partial(rows, data), halved(validation="val"), "image_file")
+            for name, rows in readers_of_files.items()
+        ]
     add_tasks(tasks, data.vocabulary)
 
 
@@ -48,49 +61,37 @@ def caption_form(row: Row, train: bool) -> Iterator[TextExample]:
 
 
 def _task(name: str, rows: Rows, splits: Splits, image: str, keep: bool = True) -> PublishedTask:
-    identity = lambda row: str(row["image_id"])
-    return PublishedTask(name, rows, caption_form, identity, splits, METRICS, MANY, image, keep)
+    return PublishedTask(name, rows, caption_form, image_id, splits, METRICS, MANY, image, keep)
 
 
-def _coco_tfds(data: PublishedData) -> PublishedTask:
-    read = tfds_rows(data, "coco_captions", "image")
-
-    def rows(split: str, seed: int | None) -> Iterator[Row]:
-        for row in read(split, seed):
-            yield {"image": row["image"], "image_id": row["image/id"], "captions": row["captions"]["text"]}
-
-    return _task("coco_captions", rows, as_published("train+restval", "val", "test"), "image", keep=False)
+def _coco_tfds_rows(read: Rows, split: str, seed: int | None) -> Iterator[Row]:
+    for row in read(split, seed):
+        yield {"image": row["image"], "image_id": row["image/id"], "captions": row["captions"]["text"]}
 
 
-def _coco(data: PublishedData) -> PublishedTask:
-    def rows(split: str, seed: int | None) -> Iterator[Row]:
-        folder = data.folder("coco", "coco_captions")
-        path = readers.first_existing(
-            folder / "annotations", f"captions_{split}2017.json", f"captions_{split}2014.json"
-        )
-        content = readers.json_file(path, "images", "annotations")
-        captions = collections.defaultdict(list)
-        for entry in content["annotations"]:
-            image, caption = readers.fields(entry, ("image_id", "caption"), path)
-            captions[image].append(caption)
-        for entry in content["images"]:
-            image, name = readers.fields(entry, ("id", "file_name"), path)
-            if captions[image]:
-                file = folder / path.stem.removeprefix("captions_") / name
-                yield {"image": str(file), "image_id": image, "captions": captions[image]}
-
-    return _task("coco_captions", rows, halved(validation="val"), "image_file")
+def _by_image(entries: Iterable[Row], caption: str, path: epath.Path) -> dict[Any, list[str]]:
+    """The captions of each image; `caption` is their field."""
+    captions: dict[Any, list[str]] = collections.defaultdict(list)
+    for entry in entries:
+        image, text = readers.fields(entry, ("image_id", caption), path)
+        captions[image].append(text)
+    return captions
 
 
-def _textcaps(data: PublishedData) -> PublishedTask:
-    def rows(split: str, seed: int | None) -> Iterator[Row]:
-        folder = data.folder("textcaps")
-        path = folder / f"TextCaps_0.1_{split}.json"
-        captions = collections.defaultdict(list)
-        for entry in readers.json_file(path, "data")["data"]:
-            image, caption = readers.fields(entry, ("image_id", "caption_str"), path)
-            captions[image].append(caption)
-        for image, texts in captions.items():
-            yield {"image": str(folder / "train_images" / f"{image}.jpg"), "image_id": image, "captions": texts}
+def _coco_rows(data: PublishedData, split: str, seed: int | None) -> Iterator[Row]:
+    folder = data.folder("coco", "coco_captions")
+    path = readers.first_existing(folder / "annotations", f"captions_{split}2017.json", f"captions_{split}2014.json")
+    content = readers.json_file(path, "images", "annotations")
+    captions = _by_image(content["annotations"], "caption", path)
+    for entry in content["images"]:
+        image, name = readers.fields(entry, ("id", "file_name"), path)
+        if image in captions:
+            file = folder / path.stem.removeprefix("captions_") / name
+            yield {"image": str(file), "image_id": image, "captions": captions[image]}
 
-    return _task("textcaps", rows, halved(validation="val"), "image_file")
+
+def _textcaps_rows(data: PublishedData, split: str, seed: int | None) -> Iterator[Row]:
+    folder = data.folder("textcaps")
+    path = folder / f"TextCaps_0.1_{split}.json"
+    for image, texts in _by_image(readers.json_file(path, "data")["data"], "caption_str", path).items():
+        yield {"image": str(folder / "train_images" / f"{image}.jpg"), "image_id": image, "captions": texts}

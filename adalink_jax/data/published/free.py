@@ -17,22 +17,23 @@ instructions); tasks without images are in them as `NAME_blank`, with an empty i
 
 import functools
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 import seqio
 import tensorflow as tf
+from etils import epath
 
 from adalink_jax.data.published import captioning, readers, span_corruption, vqa
 from adalink_jax.data.published.registration import (
     MANY,
     PublishedTask,
     Row,
-    Rows,
     TextExample,
     add_mixture,
     add_tasks,
     add_twin_without_image,
+    image_id,
     metric,
     output_features,
     replace,
@@ -46,6 +47,7 @@ from adalink_jax.errors import UserError
 CORPUS = "corpus_openstax"
 IMAGES = {"caption_openstax": 2_452, "vqa_easy": 34_540, "vqa_daquar": 6_098}
 TEXT = {"instruct_flan_cot": 32_150, "instruct_t0_short": 33_345}
+Archive = Callable[[epath.Path], dict[str, bytes]]  # reads all files of an archive
 EXACT = [metric("accuracy")]  # with one reference: exact match
 
 
@@ -54,15 +56,18 @@ def register() -> None:
     data = PublishedData()
     if data.source != FILES:
         raise UserError(f"SOURCE is {data.source!r}, but the free data sets are read from files; leave it at 'files'.")
-    image = lambda row: str(row["image_id"])
+    openstax, easy, daquar = (
+        functools.partial(rows, data, functools.cache(readers.archive))
+        for rows in (_openstax_rows, _easy_rows, _daquar_rows)
+    )
     add_tasks(
         [
             PublishedTask(
-                "caption_openstax", _openstax_rows(data), captioning.caption_form, image,
+                "caption_openstax", openstax, captioning.caption_form, image_id,
                 as_published("train", "valid", "test"), captioning.METRICS, MANY, "image",
             ),
-            PublishedTask("vqa_easy", _easy_rows(data), vqa.vqa_form, image, carved(0.1), EXACT, image="image"),
-            PublishedTask("vqa_daquar", _daquar_rows(data), vqa.vqa_form, image, carved(0.1), EXACT, image="image"),
+            PublishedTask("vqa_easy", easy, vqa.vqa_form, image_id, carved(0.1), EXACT, image="image"),
+            PublishedTask("vqa_daquar", daquar, vqa.vqa_form, image_id, carved(0.1), EXACT, image="image"),
             *instructions(data),
         ],
         data.vocabulary,
@@ -78,61 +83,46 @@ def register() -> None:
 # --- images ---
 
 
-def _openstax_rows(data: PublishedData) -> Rows:
-    archive = functools.cache(readers.archive)
-
-    def rows(split: str, seed: int | None) -> Iterator[Row]:
-        folder = data.folder("caption_openstax")
-        images = archive(folder / "images.tar")
-        path = folder / "captions.tsv"
-        for row in readers.table(path, ["image", "split", "alt"]):
-            if row["split"] == split:
-                [image] = readers.fields(images, [row["image"]], folder / "images.tar")
-                yield {"image": image, "image_id": row["image"], "captions": [row["alt"]]}
-
-    return rows
+def _openstax_rows(data: PublishedData, archive: Archive, split: str, seed: int | None) -> Iterator[Row]:
+    folder = data.folder("caption_openstax")
+    images = archive(folder / "images.tar")
+    path = folder / "captions.tsv"
+    for row in readers.table(path, ["image", "split", "alt"]):
+        if row["split"] == split:
+            [image] = readers.fields(images, [row["image"]], folder / "images.tar")
+            yield {"image": image, "image_id": row["image"], "captions": [row["alt"]]}
 
 
-def _easy_rows(data: PublishedData) -> Rows:
-    archive = functools.cache(readers.archive)
-
-    def rows(split: str, seed: int | None) -> Iterator[Row]:
-        folder = data.folder("vqa_easy")
-        path = folder / f"{split}_questions.json"
-        images = archive(folder / f"{split}_images.zip")
-        for entry in readers.json_value(path):
-            if not isinstance(entry, list) or len(entry) != 3:
-                raise UserError(f"{path} holds {entry!r} instead of [question, answer, image]; copy it again.")
-            question, answer, number = entry
-            [image] = readers.fields(images, [f"{number}.png"], folder / f"{split}_images.zip")
-            yield {"image": image, "image_id": number, "question": question, "answers": [answer]}
-
-    return rows
+def _easy_rows(data: PublishedData, archive: Archive, split: str, seed: int | None) -> Iterator[Row]:
+    folder = data.folder("vqa_easy")
+    path = folder / f"{split}_questions.json"
+    images = archive(folder / f"{split}_images.zip")
+    for entry in readers.json_value(path):
+        if not isinstance(entry, list) or len(entry) != 3:
+            raise UserError(f"{path} holds {entry!r} instead of [question, answer, image]; copy it again.")
+        question, answer, number = entry
+        [image] = readers.fields(images, [f"{number}.png"], folder / f"{split}_images.zip")
+        yield {"image": image, "image_id": number, "question": question, "answers": [answer]}
 
 
 _DAQUAR_QUESTION = re.compile(r"^(.*?)\s*(?:\bin\s+(?:the\s+)?)?\b(image\d+)\b\s*\??\s*$")
 
 
-def _daquar_rows(data: PublishedData) -> Rows:
-    archive = functools.cache(readers.archive)
-
-    def rows(split: str, seed: int | None) -> Iterator[Row]:
-        folder = data.folder("vqa_daquar")
-        images = archive(folder / "images.zip")
-        wanted = set(readers.text(folder / f"{split}_images_list.txt").split())
-        path = folder / "all_qa_pairs.txt"
-        lines = readers.text(path).splitlines()
-        for number, (question, answer) in enumerate(zip(lines[::2], lines[1::2])):
-            match = _DAQUAR_QUESTION.match(question)
-            if match is None:
-                raise UserError(f"Line {2 * number + 1} of {path} names no image; copy it again.")
-            asked, name = match.groups()
-            if name in wanted:
-                [image] = readers.fields(images, [f"{name}.jpg"], folder / "images.zip")
-                answer = answer.replace("_", " ")
-                yield {"image": image, "image_id": name, "question": f"{asked} ?", "answers": [answer]}
-
-    return rows
+def _daquar_rows(data: PublishedData, archive: Archive, split: str, seed: int | None) -> Iterator[Row]:
+    folder = data.folder("vqa_daquar")
+    images = archive(folder / "images.zip")
+    wanted = set(readers.text(folder / f"{split}_images_list.txt").split())
+    path = folder / "all_qa_pairs.txt"
+    lines = readers.text(path).splitlines()
+    for number, (question, answer) in enumerate(zip(lines[::2], lines[1::2])):
+        match = _DAQUAR_QUESTION.match(question)
+        if match is None:
+            raise UserError(f"Line {2 * number + 1} of {path} names no image; copy it again.")
+        asked, name = match.groups()
+        if name in wanted:
+            [image] = readers.fields(images, [f"{name}.jpg"], folder / "images.zip")
+            answer = answer.replace("_", " ")
+            yield {"image": image, "image_id": name, "question": f"{asked} ?", "answers": [answer]}
 
 
 # --- instructions ---
@@ -140,36 +130,31 @@ def _daquar_rows(data: PublishedData) -> Rows:
 
 def instructions(data: PublishedData) -> list[PublishedTask]:
     """Returns both sets of instructions."""
-    return [_instruct_task("instruct_flan_cot", _flan_rows(data)), _instruct_task("instruct_t0_short", _t0_rows(data))]
-
-
-def _instruct_task(name: str, rows: Rows) -> PublishedTask:
     form = lambda row, train: [TextExample(row["inputs"], row["targets"])]
-    return PublishedTask(name, rows, form, lambda row: row["inputs"], carved(0.02, test=None), EXACT)
+    return [
+        PublishedTask(
+            name, functools.partial(rows, data), form, lambda row: row["inputs"], carved(0.02, test=None), EXACT
+        )
+        for name, rows in (("instruct_flan_cot", _flan_rows), ("instruct_t0_short", _t0_rows))
+    ]
 
 
-def _flan_rows(data: PublishedData) -> Rows:
-    def rows(split: str, seed: int | None) -> Iterator[Row]:
-        folder = data.folder("instruct_flan_cot")
-        files = sorted(folder.glob("*_train.tsv.gz"))
-        if not files:
-            raise UserError(f"There is no file *_train.tsv.gz in {folder}; copy the data set again.")
-        for path in files:
-            for row in readers.table(path, ["question", "answer"], header=False):
-                inputs, targets = (row[name].replace("\\n", "\n").strip() for name in ("question", "answer"))
-                yield {"inputs": inputs, "targets": targets}
-
-    return rows
-
-
-def _t0_rows(data: PublishedData) -> Rows:
-    def rows(split: str, seed: int | None) -> Iterator[Row]:
-        path = data.folder("instruct_t0_short") / "t0_short.jsonl.gz"
-        for row in readers.json_lines(path):
-            inputs, targets = readers.fields(row, ("inputs", "targets"), path)
+def _flan_rows(data: PublishedData, split: str, seed: int | None) -> Iterator[Row]:
+    folder = data.folder("instruct_flan_cot")
+    files = sorted(folder.glob("*_train.tsv.gz"))
+    if not files:
+        raise UserError(f"There is no file *_train.tsv.gz in {folder}; copy the data set again.")
+    for path in files:
+        for row in readers.table(path, ["question", "answer"], header=False):
+            inputs, targets = (row[name].replace("\\n", "\n").strip() for name in ("question", "answer"))
             yield {"inputs": inputs, "targets": targets}
 
-    return rows
+
+def _t0_rows(data: PublishedData, split: str, seed: int | None) -> Iterator[Row]:
+    path = data.folder("instruct_t0_short") / "t0_short.jsonl.gz"
+    for row in readers.json_lines(path):
+        inputs, targets = readers.fields(row, ("inputs", "targets"), path)
+        yield {"inputs": inputs, "targets": targets}
 
 
 # --- prose ---

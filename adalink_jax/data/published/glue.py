@@ -16,6 +16,7 @@ GLUE's training examples and `test.tsv` its validation examples.
 """
 
 import dataclasses
+import functools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -50,7 +51,7 @@ class Layout:
       names: without a header, the names of the columns in order; "" for those that are skipped.
       delimiter, quoted: see `readers.table`.
       leave_out_short: whether rows without all columns are skipped (the published QQP has some; TFDS skips them too).
-      labels: label in the file -> class; None for a number, which is kept.
+      labels: the labels in the file, in the order of the classes; None for a number, which is kept.
     """
 
     files: Mapping[str, Sequence[str]]
@@ -59,7 +60,7 @@ class Layout:
     delimiter: str = "\t"
     quoted: bool = False
     leave_out_short: bool = False
-    labels: Mapping[str, int] | None = None
+    labels: Sequence[str] | None = None
 
     def exists(self, folder: epath.Path) -> bool:
         """Whether all files exist and have these headers."""
@@ -86,8 +87,8 @@ class Layout:
 
     def _label(self, text: str, where: str) -> float:
         try:
-            return float(text) if self.labels is None else self.labels[text]
-        except (ValueError, KeyError) as e:
+            return float(text) if self.labels is None else self.labels.index(text)
+        except ValueError as e:
             known = "a number" if self.labels is None else " or ".join(self.labels)
             raise UserError(f"{where} has the label {text!r}, which must be {known}; copy the file again.") from e
 
@@ -95,19 +96,16 @@ class Layout:
 ARCHIVE = {"train": ["train.tsv"], "validation": ["dev.tsv"]}  # files of GLUE's archives
 
 
-def _numbered(classes: Sequence[str]) -> dict[str, int]:
-    return {name: i for i, name in enumerate(classes)}
-
-
-def _usual(columns: Sequence[str], label: str = "label", classes: Sequence[str] = ("0", "1"), **renamed: str) -> Layout:
+def _usual(
+    columns: Sequence[str], label: str = "label", classes: Sequence[str] | None = ("0", "1"), **renamed: str
+) -> Layout:
     """The layout of GLUE's archives."""
     names = {name: renamed.get(name, name) for name in columns}
-    return Layout(ARCHIVE, names | {"label": label}, labels=_numbered(classes))
+    return Layout(ARCHIVE, names | {"label": label}, labels=classes)
 
 
 def _without_header(files: Mapping[str, Sequence[str]], *names: str, classes: Sequence[str] | None = None) -> Layout:
-    numbers = None if classes is None else _numbered(classes)
-    return Layout(files, {name: name for name in names if name}, names, labels=numbers)
+    return Layout(files, {name: name for name in names if name}, names, labels=classes)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,7 +140,7 @@ ACCURACY = metric("accuracy")
 def _mnli(kind: str) -> Glue:
     classes, split = labels.GLUE["mnli"], f"validation_{kind}"
     columns = {"hypothesis": "sentence2", "premise": "sentence1", "label": "gold_label"}
-    layout = Layout({"train": ["train.tsv"], split: [f"dev_{kind}.tsv"]}, columns, labels=_numbered(classes))
+    layout = Layout({"train": ["train.tsv"], split: [f"dev_{kind}.tsv"]}, columns, labels=classes)
     return Glue("MNLI", ("hypothesis", "premise"), classes, [ACCURACY], [layout], "mnli", "mnli", split)
 
 
@@ -178,7 +176,7 @@ GLUE = {
             _without_header(
                 {"train": ["sts-train.csv"], "validation": ["sts-dev.csv"]}, "", "", "", "", "label", "sentence1", "sentence2"
             ),
-            dataclasses.replace(_usual(PAIR, "score"), labels=None),
+            _usual(PAIR, "score", None),
         ],
     ),
     "mnli_matched": _mnli("matched"),
@@ -190,7 +188,7 @@ GLUE = {
             Layout(
                 {"train": ["train.csv"], "validation": ["dev.csv"]},
                 {"sentence1": "premise", "sentence2": "hypothesis", "label": "label"},
-                delimiter=",", quoted=True, labels=_numbered(ENTAILMENT),
+                delimiter=",", quoted=True, labels=ENTAILMENT,
             ),
             _usual(PAIR, classes=ENTAILMENT),
         ],
@@ -228,19 +226,21 @@ def register() -> None:
 
 def glue_tasks(names: Iterable[str], data: PublishedData) -> list[PublishedTask]:
     """Returns tasks by their names in GLUE."""
-    return [_task(name, GLUE[name], data) for name in names]
+    return [_task(name, data) for name in names]
 
 
-def _task(name: str, task: Glue, data: PublishedData) -> PublishedTask:
-    def rows(split: str, seed: int | None) -> Iterator[Row]:
-        del seed
-        folder = data.folder(task.folder, name.split("_")[0])
-        layout = next((layout for layout in task.layouts if layout.exists(folder)), task.layouts[-1])
-        return layout.rows(folder, split)
+def _rows(name: str, data: PublishedData, split: str, seed: int | None) -> Iterator[Row]:
+    task = GLUE[name]
+    folder = data.folder(task.folder, name.split("_")[0])
+    layout = next((layout for layout in task.layouts if layout.exists(folder)), task.layouts[-1])
+    return layout.rows(folder, split)
 
+
+def _task(name: str, data: PublishedData) -> PublishedTask:
+    task = GLUE[name]
     return PublishedTask(
         f"glue_{name}",
-        tfds_rows(data, f"glue/{task.tfds or name}") if data.source == TFDS else rows,
+        tfds_rows(data, f"glue/{task.tfds or name}") if data.source == TFDS else functools.partial(_rows, name, data),
         lambda row, train: [glue_form(name, row)],
         lambda row: "\t".join(row[column] for column in task.columns),
         halved(validation=task.validation),

@@ -22,7 +22,6 @@ from adalink_jax.data.published.glue import glue_tasks
 from adalink_jax.data.published.registration import (
     PublishedTask,
     Row,
-    Rows,
     TextExample,
     add_mixture,
     add_tasks,
@@ -54,17 +53,15 @@ def _scenes(name: str) -> PublishedTask:
     form = lambda row, train: [TextExample(row["inputs"], row["targets"], image=row["image"])]
     identity = lambda row: row["inputs"]  # the digits themselves are split; see `digits`
     splits = as_published("train", "validation", "test")
-    return PublishedTask(f"mini_{name}", _rows(name), form, identity, splits, [metric("accuracy")], image="image")
+    rows = lambda split, seed: _encoded(name, split)
+    return PublishedTask(f"mini_{name}", rows, form, identity, splits, [metric("accuracy")], image="image")
 
 
-def _rows(name: str) -> Rows:
-    @functools.cache
-    def encoded(split: str) -> list[Row]:
-        scenes = digits.compose(name, split)
-        columns = (scenes["inputs"].tolist(), scenes["targets"].tolist(), map(png, scenes["image"]))
-        return [dict(zip(("inputs", "targets", "image"), row)) for row in zip(*columns)]
-
-    return lambda split, seed: iter(encoded(split))
+@functools.cache
+def _encoded(name: str, split: str) -> list[Row]:
+    scenes = digits.compose(name, split)
+    columns = (scenes["inputs"].tolist(), scenes["targets"].tolist(), map(png, scenes["image"]))
+    return [dict(zip(("inputs", "targets", "image"), row)) for row in zip(*columns)]
 
 
 def png(image: np.ndarray) -> bytes:

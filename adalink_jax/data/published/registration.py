@@ -170,6 +170,11 @@ def tfds_rows(data: PublishedData, name: str, image: str | None = None) -> Rows:
     return rows
 
 
+def image_id(row: Row) -> str:
+    """The identity of a row about an image, so that all rows about an image are in the same split."""
+    return str(row["image_id"])
+
+
 def metric(name: str, **settings: Any) -> Metric:
     """Returns `adalink_jax.data.metrics.NAME` with its settings, as a metric of seqio; looked up when it scores."""
 
@@ -253,9 +258,7 @@ def seqio_vocabulary(vocabulary: str) -> Vocabulary:
 def output_features(ids: Vocabulary, image: str | None) -> dict[str, Feature]:
     """Returns the features of a task: text in and out with EOS, and the image unchanged."""
     features = {name: seqio.Feature(ids, add_eos=True) for name in ("inputs", "targets")}
-    if image:
-        features[image] = _IMAGE
-    return features
+    return features | ({image: _IMAGE} if image else {})
 
 
 def _tokenize(dataset: tf.data.Dataset, output_features: Mapping[str, Feature]) -> tf.data.Dataset:

@@ -4,6 +4,8 @@ Spans of tokens are replaced in the inputs by one sentinel each; the targets are
 Sentinels count down from the last id of the vocabulary. Invariant: inputs and targets together determine the tokens.
 """
 
+import itertools
+
 import numpy as np
 
 from adalink_jax.data.published.settings import SpanCorruption
@@ -31,9 +33,7 @@ def lengths(inputs: int, settings: SpanCorruption) -> tuple[int, int]:
 
     if inputs < 3:
         raise UserError(f"Span corruption needs at least 3 input tokens; TASK_FEATURE_LENGTHS gives {inputs}.")
-    length = 2
-    while used(length + 1) <= inputs:
-        length += 1
+    length = next(length for length in itertools.count(2) if used(length + 1) > inputs)
     dropped, spans = counts(length, settings)
     if spans > MAX_SPANS:
         raise UserError(

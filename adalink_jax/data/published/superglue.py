@@ -15,6 +15,7 @@ archives, BoolQ CB COPA MultiRC ReCoRD RTE WiC WSC, each with `train.jsonl` and 
 """
 
 import dataclasses
+import functools
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -132,12 +133,8 @@ class SuperGlue:
 
 def _flat(columns: Sequence[str], classes: Sequence[str] | None = None) -> Callable[[Row], Iterable[Row]]:
     """Reads entries with the columns of TFDS; `classes` are the labels in the file."""
-
-    def rows(entry: Row) -> Iterable[Row]:
-        label = entry["label"]
-        yield {name: entry[name] for name in columns} | {"label": classes.index(label) if classes else int(label)}
-
-    return rows
+    number = int if classes is None else classes.index
+    return lambda entry: [{name: entry[name] for name in columns} | {"label": number(entry["label"])}]
 
 
 def _multirc_entry(entry: Row) -> Iterable[Row]:
@@ -194,22 +191,24 @@ def register() -> None:
     add_mixture("superglue_mixture", {f"superglue_{name}": min(task.rate, LIMIT) for name, task in SUPERGLUE.items()})
 
 
-def _task(name: str, task: SuperGlue, data: PublishedData) -> PublishedTask:
-    def rows(split: str, seed: int | None) -> Iterator[Row]:
-        path = data.folder(task.folder, name) / {"train": "train.jsonl", "validation": "val.jsonl"}[split]
-        for entry in readers.json_lines(path):
-            try:
-                yield from task.entry(entry)
-            except (KeyError, TypeError, ValueError) as e:
-                raise UserError(f"An entry of {path} has no {e}, or another form; is it the published file?") from e
+def _rows(name: str, task: SuperGlue, data: PublishedData, split: str, seed: int | None) -> Iterator[Row]:
+    path = data.folder(task.folder, name) / {"train": "train.jsonl", "validation": "val.jsonl"}[split]
+    for entry in readers.json_lines(path):
+        try:
+            yield from task.entry(entry)
+        except (KeyError, TypeError, ValueError) as e:
+            raise UserError(f"An entry of {path} has no {e}, or another form; is it the published file?") from e
 
+
+def _task(name: str, task: SuperGlue, data: PublishedData) -> PublishedTask:
+    prepared = data.source == TFDS
     return PublishedTask(
         f"superglue_{name}",
-        tfds_rows(data, f"super_glue/{task.tfds or name}") if data.source == TFDS else rows,
+        tfds_rows(data, f"super_glue/{task.tfds or name}") if prepared else functools.partial(_rows, name, task, data),
         task.form,
         lambda row: "\t".join(row[column] for column in task.identity),
         halved(),
         task.metrics,
         task.scored,
-        keep=data.source != TFDS,
+        keep=not prepared,
     )

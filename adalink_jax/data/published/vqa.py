@@ -12,22 +12,23 @@ VQA accuracy against the ten of VQAv2, OK-VQA and TextVQA, ANLS for DocVQA. Thei
 """
 
 import collections
+import functools
 from collections.abc import Iterator, Sequence
 
 from adalink_jax.data.published import readers
 from adalink_jax.data.published.registration import (
     MANY,
-    Metric,
     PublishedTask,
     Row,
     Rows,
     TextExample,
     add_mixture,
     add_tasks,
+    image_id,
     metric,
 )
 from adalink_jax.data.published.settings import FILES, PublishedData
-from adalink_jax.data.splits import Splits, halved
+from adalink_jax.data.splits import halved
 from adalink_jax.errors import UserError
 
 PROMPT = "answer en {}"  # as PaliGemma's
@@ -41,13 +42,13 @@ def register() -> None:
         raise UserError(
             f"SOURCE is {data.source!r}, but questions about images are read from files; leave it at 'files'."
         )
-    vqa, val = [metric("vqa_accuracy")], halved(validation="val")
-    tasks = [
-        _task("vqav2", _coco_rows(data, "vqav2", "v2_"), val, vqa),
-        _task("okvqa", _coco_rows(data, "okvqa", ""), val, vqa),
-        _task("textvqa", _textvqa_rows(data), val, vqa),
-        _task("docvqa", _docvqa_rows(data), val, [metric("anls")]),
-    ]
+    readers_of_files = {
+        "vqav2": functools.partial(_coco_rows, "vqav2", "v2_"),
+        "okvqa": functools.partial(_coco_rows, "okvqa", ""),
+        "textvqa": _textvqa_rows,
+        "docvqa": _docvqa_rows,
+    }
+    tasks = [_task(name, functools.partial(rows, data)) for name, rows in readers_of_files.items()]
     add_tasks(tasks, data.vocabulary)
     add_mixture("vqa_mixture", RATES)
 
@@ -65,55 +66,42 @@ def most_frequent(answers: Sequence[str]) -> str:
     return collections.Counter(answers).most_common(1)[0][0]
 
 
-def _task(name: str, rows: Rows, splits: Splits, metrics: Sequence[Metric]) -> PublishedTask:
-    identity = lambda row: str(row["image_id"])
-    return PublishedTask(name, rows, vqa_form, identity, splits, metrics, MANY, "image_file")
+def _task(name: str, rows: Rows) -> PublishedTask:
+    scores = [metric("anls" if name == "docvqa" else "vqa_accuracy")]
+    return PublishedTask(name, rows, vqa_form, image_id, halved(validation="val"), scores, MANY, "image_file")
 
 
-def _coco_rows(data: PublishedData, name: str, prefix: str) -> Rows:
-    def rows(split: str, seed: int | None) -> Iterator[Row]:
-        folder, part = data.folder(name), f"{split}2014"
-        path = folder / f"{prefix}OpenEnded_mscoco_{part}_questions.json"
-        questions = {}
-        for entry in readers.json_file(path, "questions")["questions"]:
-            number, question = readers.fields(entry, ("question_id", "question"), path)
-            questions[number] = question
-        path = folder / f"{prefix}mscoco_{part}_annotations.json"
-        for entry in readers.json_file(path, "annotations")["annotations"]:
-            number, image, answers = readers.fields(entry, ("question_id", "image_id", "answers"), path)
-            if number not in questions:
-                raise UserError(
-                    f"{path} answers question {number}, which {folder} does not ask; copy both files again."
-                )
-            yield {
-                "image": str(folder / part / f"COCO_{part}_{image:012d}.jpg"),
-                "image_id": image,
-                "question": questions[number],
-                "answers": [readers.fields(answer, ["answer"], path)[0] for answer in answers],
-            }
-
-    return rows
+def _coco_rows(name: str, prefix: str, data: PublishedData, split: str, seed: int | None) -> Iterator[Row]:
+    folder, part = data.folder(name), f"{split}2014"
+    path = folder / f"{prefix}OpenEnded_mscoco_{part}_questions.json"
+    asked = readers.json_file(path, "questions")["questions"]
+    questions = dict(readers.fields(entry, ("question_id", "question"), path) for entry in asked)
+    path = folder / f"{prefix}mscoco_{part}_annotations.json"
+    for entry in readers.json_file(path, "annotations")["annotations"]:
+        number, image, answers = readers.fields(entry, ("question_id", "image_id", "answers"), path)
+        if number not in questions:
+            raise UserError(f"{path} answers question {number}, which {folder} does not ask; copy both files again.")
+        yield {
+            "image": str(folder / part / f"COCO_{part}_{image:012d}.jpg"),
+            "image_id": image,
+            "question": questions[number],
+            "answers": [readers.fields(answer, ["answer"], path)[0] for answer in answers],
+        }
 
 
-def _textvqa_rows(data: PublishedData) -> Rows:
-    def rows(split: str, seed: int | None) -> Iterator[Row]:
-        folder = data.folder("textvqa")
-        path = folder / f"TextVQA_0.5.1_{split}.json"
-        for entry in readers.json_file(path, "data")["data"]:
-            image, question, answers = readers.fields(entry, ("image_id", "question", "answers"), path)
-            file = str(folder / "train_images" / f"{image}.jpg")
-            yield {"image": file, "image_id": image, "question": question, "answers": answers}
-
-    return rows
+def _textvqa_rows(data: PublishedData, split: str, seed: int | None) -> Iterator[Row]:
+    folder = data.folder("textvqa")
+    path = folder / f"TextVQA_0.5.1_{split}.json"
+    for entry in readers.json_file(path, "data")["data"]:
+        image, question, answers = readers.fields(entry, ("image_id", "question", "answers"), path)
+        file = str(folder / "train_images" / f"{image}.jpg")
+        yield {"image": file, "image_id": image, "question": question, "answers": answers}
 
 
-def _docvqa_rows(data: PublishedData) -> Rows:
-    def rows(split: str, seed: int | None) -> Iterator[Row]:
-        folder = data.folder("docvqa")
-        path = readers.first_existing(folder, f"{split}_v1.0_withQT.json", f"{split}_v1.0.json")
-        for entry in readers.json_file(path, "data")["data"]:
-            image, question, answers = readers.fields(entry, ("image", "question", "answers"), path)
-            document = entry.get("ucsf_document_id", image)
-            yield {"image": str(folder / image), "image_id": document, "question": question, "answers": answers}
-
-    return rows
+def _docvqa_rows(data: PublishedData, split: str, seed: int | None) -> Iterator[Row]:
+    folder = data.folder("docvqa")
+    path = readers.first_existing(folder, f"{split}_v1.0_withQT.json", f"{split}_v1.0.json")
+    for entry in readers.json_file(path, "data")["data"]:
+        image, question, answers = readers.fields(entry, ("image", "question", "answers"), path)
+        document = entry.get("ucsf_document_id", image)
+        yield {"image": str(folder / image), "image_id": document, "question": question, "answers": answers}

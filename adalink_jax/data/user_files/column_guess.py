@@ -55,10 +55,8 @@ def guess(data: str, known: Mapping[str, str | None]) -> Guess:
     """
     files = _files(data)
     first = files_of(files)["train"][0]
-    settings: dict[str, Any] = {"data": files}
     delimiter = _delimiter(first)
-    if delimiter is not None:
-        settings["delimiter"] = delimiter
+    settings: dict[str, Any] = {"data": files} | ({} if delimiter is None else {"delimiter": delimiter})
     doubts: list[str] = []
     if not _has_header(first, delimiter):
         usual = table_files.DELIMITERS[table_files.suffix_of(first)]
@@ -70,7 +68,8 @@ def guess(data: str, known: Mapping[str, str | None]) -> Guess:
     if not rows:
         raise UserError(f"{first} has no rows that can be read below its header.")
     unused = list(table.columns)
-    split = _split_column(unused, rows)
+    names_splits = lambda name: all(table_files.split_of(text) is not None for text in _texts(rows, name) or [""])
+    split = next((name for name in unused if name.lower() in SPLITS and names_splits(name)), None)
     if split is not None and isinstance(files, str):
         settings["split"] = split
     unused = [name for name in unused if name != split]
@@ -173,11 +172,6 @@ def _texts(rows: Sequence[Cells], name: str) -> list[str]:
             except TypeError:
                 return []
     return texts
-
-
-def _split_column(columns: Sequence[str], rows: Sequence[Cells]) -> str | None:
-    fits = lambda name: all(table_files.split_of(text) is not None for text in _texts(rows, name) or [""])
-    return next((name for name in columns if name.lower() in SPLITS and fits(name)), None)
 
 
 def _image(path: str, columns: Sequence[str], rows: Sequence[Cells], known: Mapping[str, str | None]) -> dict[str, str]:

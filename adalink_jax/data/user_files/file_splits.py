@@ -166,11 +166,10 @@ def _read_file(
         if counted % 1000 == 0:
             on_rows(1000)
         if isinstance(row, table_files.BadRow):
-            source.bad.append(f"line {row.line} of {path}: {row.reason}")
-            source.bad_lines += row.lines
-            continue
-        target = source if settings.split is None else _of_split_column(settings.split, path, row, sources)
-        problem = form.add(row, target)
+            target, problem = source, row.reason
+        else:
+            target = source if settings.split is None else _of_split_column(settings.split, path, row, sources)
+            problem = form.add(row, target)
         if problem is not None:
             target.bad.append(f"line {row.line} of {path}: {problem}")
             target.bad_lines += row.lines

@@ -11,8 +11,8 @@ import tarfile
 import threading
 import zipfile
 import zlib
-from collections.abc import Mapping
-from typing import IO, Any
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from etils import epath
 
@@ -92,7 +92,7 @@ class Pictures:
     def _member(self, name: str) -> str | None:
         """The name in the archive: the same, or that of the only member whose path ends in it."""
         archive = _opened(self.root)
-        if name in archive.names:
+        if name in archive.members:
             return name
         path = posixpath.normpath(name)
         ends = lambda member: f"/{posixpath.normpath(member)}".endswith(f"/{path}")
@@ -104,8 +104,7 @@ class RowPicture:
     """The image of a row, by a template for its name, or from a column that holds its bytes."""
 
     def __init__(self, template: Template, pictures: Pictures):
-        self._template, self._pictures = template, pictures
-        self._problems: dict[str, str | None] = {}
+        self._template, self._problem = template, functools.cache(pictures.problem)
 
     def __call__(self, cells: Mapping[str, Any]) -> dict[str, Any] | str:
         """Returns `image_name`, or `image`, its bytes; {} if the row has no image; a str that says why it cannot be used.
@@ -123,9 +122,7 @@ class RowPicture:
         name = self._template.text(cells)
         if not name:
             return {}
-        if name not in self._problems:
-            self._problems[name] = self._pictures.problem(name)
-        return self._problems[name] or {"image_name": name}
+        return self._problem(name) or {"image_name": name}
 
 
 def _key(size: int, first: bytes) -> str:
@@ -137,17 +134,17 @@ class _Archive:
 
     def __init__(self, path: str):
         self._path, self._lock = path, threading.Lock()
-        self._members: dict[str, tarfile.TarInfo] = {}
         raw = None
         try:
             raw = epath.Path(path).open("rb")
             if path.lower().endswith(".zip"):
-                self._file = zipfile.ZipFile(raw)
-                self.names = {name for name in self._file.namelist() if not name.endswith("/")}
+                file = zipfile.ZipFile(raw)
+                self._open: Callable[[Any], Any] = file.open  # a member -> its bytes as a file
+                self.members = {member.filename: member for member in file.infolist() if member.filename[-1:] != "/"}
             else:
-                self._file = tarfile.open(fileobj=raw)
-                self._members = {member.name: member for member in self._file.getmembers() if member.isfile()}
-                self.names = set(self._members)
+                file = tarfile.open(fileobj=raw)
+                self._open = file.extractfile
+                self.members = {member.name: member for member in file.getmembers() if member.isfile()}
         except DAMAGED as e:
             if raw is not None:
                 raw.close()
@@ -155,34 +152,27 @@ class _Archive:
 
     def key(self, name: str) -> str:
         """See `Pictures.key`; a zip has the checksum of each of its files."""
-        if isinstance(self._file, zipfile.ZipFile):
-            about = self._file.getinfo(name)
-            return f"{about.file_size} {about.CRC}"
-        with self._lock, self._open(name) as file:
-            return _key(self._members[name].size, file.read(KEY_BYTES))
+        member = self.members[name]
+        if isinstance(member, zipfile.ZipInfo):
+            return f"{member.file_size} {member.CRC}"
+        with self._lock, self._open(member) as file:
+            return _key(member.size, file.read(KEY_BYTES))
 
     @functools.cached_property
     def by_last_name(self) -> dict[str, list[str]]:
         """Maps names without folders to names."""
         names: dict[str, list[str]] = {}
-        for name in self.names:
+        for name in self.members:
             names.setdefault(name.rpartition("/")[2], []).append(name)
         return names
 
     def read(self, name: str) -> bytes:
         """Returns the bytes of a member."""
         try:
-            with self._lock, self._open(name) as file:
+            with self._lock, self._open(self.members[name]) as file:
                 return file.read()
         except (*DAMAGED, NotImplementedError, RuntimeError) as e:
             raise UserError(f"{name} in {self._path} cannot be read ({e}).") from e
-
-    def _open(self, name: str) -> IO[bytes]:
-        if isinstance(self._file, zipfile.ZipFile):
-            return self._file.open(name)
-        file = self._file.extractfile(self._members[name])
-        assert file is not None  # `_members` holds regular files only
-        return file
 
 
 _opened = functools.cache(_Archive)

@@ -84,18 +84,16 @@ class Writer:
             return
         batch = pa.RecordBatch.from_pylist(self._rows, schema=SCHEMA)
         self._rows = []
-        if self._file is None and self._bytes + batch.nbytes > self._in_memory:
+        self._batches.append(batch)
+        self._bytes += batch.nbytes
+        if self._file is None and self._bytes > self._in_memory:
             handle, path = tempfile.mkstemp(prefix="adalink-rows-", suffix=".arrow")
             os.close(handle)
             self._file = pa.ipc.new_file(path, SCHEMA), path
-            for earlier in self._batches:
-                self._file[0].write_batch(earlier)
-            self._batches = []
         if self._file is not None:
-            self._file[0].write_batch(batch)
-        else:
-            self._batches.append(batch)
-            self._bytes += batch.nbytes
+            for unwritten in self._batches:
+                self._file[0].write_batch(unwritten)
+            self._batches = []
 
     def finish(self) -> Rows:
         """Returns all rows. A file of them is deleted when they are no longer used, or when this process ends."""

@@ -9,6 +9,7 @@ import csv
 import dataclasses
 import functools
 import gzip
+import itertools
 import json
 import os
 import re
@@ -178,10 +179,7 @@ def _delimited(path: epath.Path, delimiter: str, columns: Sequence[str] | None) 
         names = list(columns)
 
     def rows() -> Iterator[Row | BadRow]:
-        remaining = records()
-        if columns is None:
-            next(remaining)
-        for record in remaining:
+        for record in itertools.islice(records(), 1 if columns is None else 0, None):
             if isinstance(record, BadRow):
                 yield record
                 continue
@@ -240,10 +238,7 @@ def _jsonl(path: epath.Path) -> Table:
             row = _parsed(line)
             yield BadRow(number, row) if isinstance(row, str) else Row(number, row)
 
-    names: dict[str, None] = {}
-    for row in rows():
-        if isinstance(row, Row):
-            names.update(dict.fromkeys(row.cells))
+    names = dict.fromkeys(name for row in rows() if isinstance(row, Row) for name in row.cells)
     if not names and next(rows(), None) is None:
         raise UserError(f"{path} is empty.")
     return Table(str(path), tuple(names), rows)

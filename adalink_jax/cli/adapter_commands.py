@@ -1,13 +1,12 @@
 """`adalink adapters`: show an adapter's folder, verify it, fold it into its base, extract one from a run of t5x."""
 
-import argparse
 import dataclasses
 import json
 import math
 import sys
 
 from adalink_jax import checkpoints, configuration
-from adalink_jax.cli.arguments import bytes_bar, gin_parser, plain_parser, register
+from adalink_jax.cli.arguments import bytes_bar, gin_parser, parse, plain_parser, register
 from adalink_jax.cli.checkpoint_commands import print_facts
 from adalink_jax.errors import UserError
 from adalink_jax.serving import shipped
@@ -18,15 +17,14 @@ _TOLERANCE = 1e-4  # of the spread of the logits, between the adapter and what i
 def adapters(argv: list[str]) -> int:
     """`adalink adapters`: show, verify, fold or extract."""
     parts = {"show": show, "verify": verify, "fold": fold, "extract": extract}
-    parser = argparse.ArgumentParser(
-        prog="adalink adapters",
-        description="Work with adapter folders, which training runs and PEFT write.\n"
+    parser = plain_parser(
+        "adapters",
+        "Work with adapter folders, which training runs and PEFT write.\n"
         "  show     print what a folder holds\n"
         "  verify   read all of a folder, and compare it with its base\n"
         "  fold     write the base with the adapter folded into it\n"
         "  extract  write the adapter of a run of t5x as a folder",
-        epilog="example:\n  adalink adapters show runs/quickstart/adapter",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        "adalink adapters show runs/quickstart/adapter",
     )
     parser.add_argument("part", choices=tuple(parts))
     options = parser.parse_args(argv[:1])
@@ -89,8 +87,7 @@ def fold(argv: list[str]) -> int:
     parser.add_argument("path", help="an adapter's folder")
     parser.add_argument("destination", help="a new folder")
     parser.add_argument("--base", metavar="PATH", required=True, help="the base that the adapter was trained on")
-    flags, rest = configuration.parse_flags(argv)
-    options = parser.parse_args(rest)
+    flags, options = parse(parser, argv)
     if not flags.files:
         parser.error("add the model's file, such as --gin_file=gin/models/pali_nano.gin")
     register()
@@ -144,19 +141,15 @@ def extract(argv: list[str]) -> int:
 def _rows(facts: checkpoints.AdapterFacts) -> list[tuple[str, str]]:
     """The facts that people look for, as `print_facts` takes them."""
     mark = facts.base.fingerprint
-    rows = [("method", facts.summary)]
-    rows.append(
-        ("base", f"{facts.base.name}, " + (f"fingerprint {mark[:12]}" if mark else "its fingerprint is not stated"))
-    )
-    if facts.task is not None:
-        rows.append(("task", facts.task))
-    if facts.step is not None:
-        rows.append(("step", str(facts.step)))
-    if facts.metrics:
-        rows.append(("metrics", ", ".join(f"{name} {value:g}" for name, value in facts.metrics.items())))
-    if facts.versions:
-        rows.append(("versions", ", ".join(f"{name} {version}" for name, version in facts.versions.items())))
-    return rows
+    rows = {
+        "method": facts.summary,
+        "base": f"{facts.base.name}, " + (f"fingerprint {mark[:12]}" if mark else "its fingerprint is not stated"),
+        "task": facts.task,
+        "step": facts.step,
+        "metrics": ", ".join(f"{name} {value:g}" for name, value in (facts.metrics or {}).items()) or None,
+        "versions": ", ".join(f"{name} {version}" for name, version in (facts.versions or {}).items()) or None,
+    }
+    return [(label, str(value)) for label, value in rows.items() if value is not None]
 
 
 def _compare(path: str, facts: checkpoints.AdapterFacts, base: str) -> str:

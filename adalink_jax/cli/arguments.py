@@ -4,11 +4,12 @@ import argparse
 import contextlib
 import logging
 import sys
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Collection, Iterator
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.console import Console, OverflowMethod
+    from rich.table import Table
 
     from adalink_jax.configuration import GinFlags
 
@@ -39,6 +40,14 @@ def gin_parser(name: str, text: str, example: str) -> argparse.ArgumentParser:
     return parser
 
 
+def parse(parser: argparse.ArgumentParser, argv: list[str]) -> "tuple[GinFlags, argparse.Namespace]":
+    """Parses a command's arguments: t5x's flags, and the options of `parser`."""
+    from adalink_jax import configuration
+
+    flags, rest = configuration.parse_flags(argv)
+    return flags, parser.parse_args(rest)
+
+
 def parse_gin(
     parser: argparse.ArgumentParser, argv: list[str], example: str = ""
 ) -> "tuple[GinFlags, argparse.Namespace]":
@@ -49,10 +58,7 @@ def parse_gin(
       argv: the arguments.
       example: a gin file to suggest.
     """
-    from adalink_jax import configuration
-
-    flags, rest = configuration.parse_flags(argv)
-    options = parser.parse_args(rest)
+    flags, options = parse(parser, argv)
     if not flags.files:
         parser.error("give at least one --gin_file" + (f", such as --gin_file={example}" if example else ""))
     return flags, options
@@ -129,11 +135,37 @@ def register() -> None:
     logging.getLogger("absl").setLevel(logging.CRITICAL)
 
 
-def table_console() -> "Console":
-    """A console for wide tables: in a file or a pipe no column is folded."""
+def train_options(flags: "GinFlags") -> dict[str, Any]:
+    """The arguments of `train`, `train_pack` and `tune` that record the settings, and refuse unused ones."""
+    from adalink_jax import configuration
+
+    def config_text() -> str:
+        configuration.check_all_used(flags)
+        return configuration.operative_config()
+
+    return {"settings": configuration.used_settings, "config_text": config_text}
+
+
+def table_console(width: int = 1000) -> "Console":
+    """A console for wide tables, `width` characters wide in a file or a pipe; by default no column is folded there."""
     from rich.console import Console
 
-    return Console(highlight=False, width=None if sys.stdout.isatty() else 1000)
+    return Console(highlight=False, width=None if sys.stdout.isatty() else width)
+
+
+def table(*headings: str, right: Collection[str] = (), overflow: "OverflowMethod" = "fold", **look: Any) -> "Table":
+    """An empty table.
+
+    Args:
+      *headings: of the columns.
+      right: the headings of the columns that are aligned to the right.
+      overflow: what happens to cells that are too wide.
+      **look: arguments of `rich.table.Table`.
+    """
+    from rich.table import Column, Table
+
+    columns = [Column(x, justify="right" if x in right else "left", overflow=overflow) for x in headings]
+    return Table(*columns, title_justify="left", **look)
 
 
 @contextlib.contextmanager

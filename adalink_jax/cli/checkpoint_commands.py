@@ -3,20 +3,19 @@
 import argparse
 import json
 import re
-import sys
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from adalink_jax import checkpoints, configuration
-from adalink_jax.cli.arguments import bytes_bar, gin_parser, plain_parser, register
+from adalink_jax.cli.arguments import bytes_bar, gin_parser, parse, plain_parser, register, table, table_console
 from adalink_jax.errors import CheckpointError
 from adalink_jax.serving import shipped
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from adalink_jax.interop import Comparison
+
+WIDTH = 120  # of the output if it is no terminal: enough for the names of leaves
 
 
 def inspect(argv: list[str]) -> int:
@@ -201,30 +200,21 @@ def _print_comparison(rows: "list[Comparison]") -> None:
     """One row per prompt."""
     from rich import box
     from rich.markup import escape
-    from rich.table import Table
 
-    table = Table(box=box.SIMPLE_HEAD)
-    for heading in ("prompt", "transformers", "adalink-jax", "difference"):
-        table.add_column(heading, justify="right" if heading == "difference" else "left", overflow="fold")
+    headings = ("prompt", "transformers", "adalink-jax", "difference")
+    compared = table(*headings, right=("difference",), box=box.SIMPLE_HEAD)
     for row in rows:
         output = "the same" if row.same else row.output
-        table.add_row(escape(row.prompt), escape(row.reference), escape(output), f"{row.difference:.1e}")
-    _console().print(table)
+        compared.add_row(escape(row.prompt), escape(row.reference), escape(output), f"{row.difference:.1e}")
+    table_console(WIDTH).print(compared)
 
 
 def _parse(parser: argparse.ArgumentParser, argv: list[str]) -> tuple[configuration.GinFlags, argparse.Namespace]:
     """gin's flags and the command's options; refuses bindings without the model's file that they belong to."""
-    flags, rest = configuration.parse_flags(argv)
+    flags, options = parse(parser, argv)
     if flags.bindings and not flags.files:
         parser.error(f"--gin.{flags.bindings[0][0]} needs --gin_file with the model's file")
-    return flags, parser.parse_args(rest)
-
-
-def _console() -> "Console":
-    """A console that is wide enough for the names of leaves if the output is not a terminal."""
-    from rich.console import Console
-
-    return Console(highlight=False, width=None if sys.stdout.isatty() else 120)
+    return flags, options
 
 
 def print_facts(*rows: tuple[str, str]) -> None:
@@ -232,27 +222,25 @@ def print_facts(*rows: tuple[str, str]) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table.grid(padding=(0, 2))
-    table.add_column(no_wrap=True, style="bold")
-    table.add_column(overflow="fold")
+    facts = Table.grid(padding=(0, 2))
+    facts.add_column(no_wrap=True, style="bold")
+    facts.add_column(overflow="fold")
     for row in rows:
-        table.add_row(*map(escape, row))
-    _console().print(table)
+        facts.add_row(*map(escape, row))
+    table_console(WIDTH).print(facts)
 
 
 def _print_leaves(source: checkpoints.Source) -> None:
     """Prints every leaf; equal leaves of several layers share a line."""
     from rich import box
     from rich.markup import escape
-    from rich.table import Table
 
     grouped: dict[tuple[str, str, str], int] = {}
     for name, leaf in source.leaves.items():
         key = (re.sub(r"layers_\d+", "layers_*", name), " x ".join(map(str, leaf.shape)), leaf.dtype.name)
         grouped[key] = grouped.get(key, 0) + 1
-    table = Table(title=escape(source.path), title_justify="left", box=box.SIMPLE_HEAD)
-    for heading in ("name", "shape", "stored as", "count"):
-        table.add_column(heading, justify="right" if heading == "count" else "left", overflow="fold")
+    headings = ("name", "shape", "stored as", "count")
+    leaves = table(*headings, right=("count",), title=escape(source.path), box=box.SIMPLE_HEAD)
     for (name, shape, dtype), count in grouped.items():
-        table.add_row(escape(name), shape, dtype, str(count))
-    _console().print(table)
+        leaves.add_row(escape(name), shape, dtype, str(count))
+    table_console(WIDTH).print(leaves)

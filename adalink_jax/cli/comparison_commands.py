@@ -1,7 +1,6 @@
 """Commands of many runs: packs, tuning, comparisons."""
 
-from adalink_jax import configuration
-from adalink_jax.cli.arguments import gin_parser, parse_gin, register
+from adalink_jax.cli.arguments import gin_parser, parse_gin, register, table, train_options
 from adalink_jax.configuration import GinFlags
 from adalink_jax.experiments.run_configuration import bound_model_dir, load_pack
 
@@ -19,14 +18,6 @@ def _load(name: str, argv: list[str], text: str) -> GinFlags:
     return load_pack(flags, name)
 
 
-def _options(flags: GinFlags) -> dict:
-    def config_text() -> str:
-        configuration.check_all_used(flags)
-        return configuration.operative_config()
-
-    return {"settings": configuration.used_settings, "config_text": config_text}
-
-
 def pack(argv: list[str]) -> int:
     """`adalink pack`."""
     flags = _load(
@@ -37,7 +28,7 @@ def pack(argv: list[str]) -> int:
     )
     from adalink_jax.training.packs.run_pack import train_pack
 
-    train_pack(**_options(flags))
+    train_pack(**train_options(flags))
     return 0
 
 
@@ -51,24 +42,22 @@ def tune(argv: list[str]) -> int:
         "curve.png. gin/runs/tune.gin is read first.",
     )
     from rich.console import Console
-    from rich.table import Table
 
     from adalink_jax.experiments.comparisons.tune import TUNED
     from adalink_jax.experiments.comparisons.tune import tune as run_tuning
 
     folder = bound_model_dir("train_pack.model_dir")
-    tuned, metric = run_tuning(folder, **_options(flags))
-    table = Table(title=f"{metric} on validation", title_justify="left")
-    for heading in ("learning rate", "mean", "seeds", ""):
-        table.add_column(heading, justify="right" if heading != "" else "left")
+    tuned, metric = run_tuning(folder, **train_options(flags))
+    columns = ("learning rate", "mean", "seeds")
+    curve = table(*columns, "", right=columns, overflow="ellipsis", title=f"{metric} on validation")
     top = max(trial.mean for trial in tuned.trials) or 1.0
     for trial in tuned.trials:
         chosen = trial.learning_rate == tuned.learning_rate
         scores = " ".join(f"{score:.4f}" for score in trial.scores)
         bar = "\u2588" * round(24 * trial.mean / top)
-        table.add_row(f"{trial.learning_rate:g}", f"{trial.mean:.4f}", scores, bar, style="bold" if chosen else None)
+        curve.add_row(f"{trial.learning_rate:g}", f"{trial.mean:.4f}", scores, bar, style="bold" if chosen else None)
     console = Console(highlight=False)
-    console.print(table)
+    console.print(curve)
     console.print(f"Chosen: {tuned.learning_rate:g}; --gin_file={folder}/{TUNED} sets it.", soft_wrap=True)
     if tuned.edge:
         console.print(

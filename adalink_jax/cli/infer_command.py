@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from adalink_jax import configuration
-from adalink_jax.cli.arguments import add_seqio, gin_parser, register, use_seqio
+from adalink_jax.cli.arguments import add_seqio, gin_parser, parse, register, use_seqio
 from adalink_jax.configuration.requirements import MODEL
 from adalink_jax.errors import UserError
 
@@ -89,8 +89,7 @@ def _parse(argv: list[str]) -> tuple[configuration.GinFlags, argparse.Namespace]
     parser.add_argument("--task", metavar="NAME", help="with glue: which of its tasks; OUTPUT is then a folder")
     parser.add_argument("--no_label", metavar="LABEL", help="with glue: what to write if a prediction is not a label")
     add_seqio(parser)
-    flags, rest = configuration.parse_flags(argv)
-    options = parser.parse_args(rest)
+    flags, options = parse(parser, argv)
     if options.run and (flags.files or flags.bindings):
         parser.error("--run and gin flags exclude each other; give one of them")
     return flags, options
@@ -169,9 +168,9 @@ def _converter(options: argparse.Namespace, source: "rows.Source") -> Callable[[
     from adalink_jax.data import answer_files
 
     output, settings = pathlib.Path(options.output), {}
-    if output.exists() or not output.parent.is_dir():
-        if output.exists():
-            raise UserError(f"{output} exists already; name another file.")
+    if output.exists():
+        raise UserError(f"{output} exists already; name another file.")
+    if not output.parent.is_dir():
         raise UserError(f"The parent folder of {output} does not exist; create it first.")
     if options.format == "glue":
         if options.task not in answer_files.GLUE_FILES or options.no_label is None:

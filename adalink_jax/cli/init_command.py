@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from adalink_jax import configuration
-from adalink_jax.cli.arguments import plain_parser, register, table_console
+from adalink_jax.cli.arguments import plain_parser, register, table, table_console
 from adalink_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -28,7 +28,8 @@ def init(argv: list[str]) -> int:
     options = _parser().parse_args(argv)
     name = _name(options.data)
     out = pathlib.Path(options.out or f"{name}.gin")
-    for file in (out, _sheet(out)):
+    sheet = out.with_name(f"{out.stem}.sheet.png")
+    for file in (out, sheet):
         if file.exists():
             raise UserError(f"{file} exists already; delete it, or name another file with --out.")
     if not out.parent.is_dir():
@@ -51,11 +52,12 @@ def init(argv: list[str]) -> int:
     with console.status("reading"):
         draft = task_draft.complete(settings, name)
     _show(console, draft, guess.doubts)
-    sheet = _contact_sheet(draft.loaded, out) if has_images else None
+    if has_images:
+        _write_contact_sheet(sheet, draft.loaded, out.stem)
     typed = {key: value for key, value in vars(options).items() if value and key not in ("data", "out")}
     command = shlex.join([options.data, *(f"--{key}={value}" for key, value in typed.items())])
     draft.write(out, f"Made by: adalink init {command}")
-    console.print(f"\nWritten: {out}{f', and {sheet}, a sheet of pictures' if sheet else ''}", soft_wrap=True)
+    console.print(f"\nWritten: {out}{f', and {sheet}, a sheet of pictures' if has_images else ''}", soft_wrap=True)
     try:
         draft.file_task.refuse(draft.loaded)
     except UserError as e:
@@ -93,11 +95,6 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _sheet(out: pathlib.Path) -> pathlib.Path:
-    """The path of the contact sheet."""
-    return out.with_name(f"{out.stem}.sheet.png")
-
-
 def _name(data: str) -> str:
     """A name for the task: the file's, or its folder's if the file is named after a split."""
     from adalink_jax.data.user_files.table_files import SUFFIXES, split_of
@@ -133,33 +130,31 @@ def _base(options: argparse.Namespace) -> tuple[str, bool, str]:
 
 def _show(console: "Console", draft: "Draft", doubts: Sequence[str]) -> None:
     """Prints examples, lengths, labels, and what is wrong with the rows."""
-    from rich.table import Table
     from rich.text import Text
 
     from adalink_jax.data.user_files.file_task import sample
 
     task = draft.loaded
-    table = Table(title="Examples, as the model will see them", title_justify="left")
-    for heading in ("input", "tokens", "target", "tokens", "picture"):
-        table.add_column(heading, justify="right" if heading == "tokens" else "left", overflow="fold")
+    headings = ("input", "tokens", "target", "tokens", "picture")
+    examples_table = table(*headings, right=("tokens",), title="Examples, as the model will see them")
     rows = sample(task.splits["train"], SHOWN)
     for row in rows:
         example = task.example(row)
         cells = [row["inputs"], len(example["inputs"]), example["targets_pretokenized"], len(example["targets"])]
         picture = row["image_name"] or ("in the table" if row["image"] else "")
-        table.add_row(*(Text(str(cell)) for cell in (*cells, picture)))
+        examples_table.add_row(*(Text(str(cell)) for cell in (*cells, picture)))
     if not any(row["image_name"] or row["image"] for row in rows):
-        table.columns.pop()
-    console.print(table)
-    table = Table(title="Lengths in tokens, of a sample", title_justify="left")
-    for heading in ("split", "examples", "", "smallest", "half up to", "99 of 100 up to", "largest", "cut at"):
-        table.add_column(heading, justify="left" if heading in ("split", "") else "right")
+        examples_table.columns.pop()
+    console.print(examples_table)
+    numeric = ("smallest", "half up to", "99 of 100 up to", "largest", "cut at")
+    lengths_table = table("split", "examples", "", *numeric, right=("examples", *numeric), overflow="ellipsis",
+                          title="Lengths in tokens, of a sample")  # fmt: skip
     for split, examples in task.splits.items():
         for i, (side, lengths) in enumerate(task.lengths[split].items()):
             first = (split, f"{len(examples):,}") if i == 0 else ("", "")
             numbers = (lengths.smallest, lengths.median, lengths.most, lengths.largest, draft.lengths[side])
-            table.add_row(*first, side, *map(str, numbers))
-    console.print(table)
+            lengths_table.add_row(*first, side, *map(str, numbers))
+    console.print(lengths_table)
     _show_labels(console, task)
     for finding in task.findings:
         if finding.count:
@@ -170,7 +165,6 @@ def _show(console: "Console", draft: "Draft", doubts: Sequence[str]) -> None:
 
 def _show_labels(console: "Console", task: "LoadedFileTask") -> None:
     """Prints how often each target occurs, if there are few."""
-    from rich.table import Table
     from rich.text import Text
 
     counts = {
@@ -180,12 +174,11 @@ def _show_labels(console: "Console", task: "LoadedFileTask") -> None:
     train = counts["train"]
     if len(train) > max(MOST_LABELS, sum(train.values()) // 10):
         return
-    table = Table(title=f"Targets: {len(train)} different ones", title_justify="left")
-    for heading in ("target", *counts):
-        table.add_column(heading, justify="left" if heading == "target" else "right")
+    title = f"Targets: {len(train)} different ones"
+    shares = table("target", *counts, right=counts, overflow="ellipsis", title=title)
     for label, _ in train.most_common(MOST_LABELS):
-        table.add_row(Text(label), *(f"{count[label] / sum(count.values()):.1%}" for count in counts.values()))
-    console.print(table)
+        shares.add_row(Text(label), *(f"{count[label] / sum(count.values()):.1%}" for count in counts.values()))
+    console.print(shares)
     for split, count in counts.items():
         if unknown := [label for label in count if label not in train]:
             console.print(
@@ -193,8 +186,8 @@ def _show_labels(console: "Console", task: "LoadedFileTask") -> None:
             )
 
 
-def _contact_sheet(task: "LoadedFileTask", out: pathlib.Path) -> pathlib.Path:
-    """Draws images of the training split with their texts; returns the file."""
+def _write_contact_sheet(path: pathlib.Path, task: "LoadedFileTask", name: str) -> None:
+    """Draws images of the training split with their texts."""
     from adalink_jax.data.images import decode_image
     from adalink_jax.data.user_files.file_task import sample
     from adalink_jax.training.contact_sheet import contact_sheet
@@ -204,9 +197,7 @@ def _contact_sheet(task: "LoadedFileTask", out: pathlib.Path) -> pathlib.Path:
         target = task.example(row)["targets_pretokenized"]
         picture = decode_image(task.encoded_image(row), (224, 224, 3), str(row["image_name"]))
         samples.append({"image": picture, "inputs": row["inputs"], "target": target, "prediction": target})
-    path = _sheet(out)
-    path.write_bytes(contact_sheet(samples, f"{out.stem}: examples of train, with their targets"))
-    return path
+    path.write_bytes(contact_sheet(samples, f"{name}: examples of train, with their targets"))
 
 
 def _show_commands(console: "Console", draft: "Draft", files: Sequence[str], base: str) -> None:

@@ -4,7 +4,7 @@ import argparse
 import typing
 
 from adalink_jax import configuration
-from adalink_jax.cli.arguments import gin_parser, plain_parser
+from adalink_jax.cli.arguments import gin_parser, parse, plain_parser
 from adalink_jax.errors import UserError
 
 if typing.TYPE_CHECKING:
@@ -90,9 +90,7 @@ def _parser(part: str) -> argparse.ArgumentParser:
 
 def _launch(part: str, argv: list[str]) -> int:
     cut = argv.index("--") if "--" in argv else len(argv)
-    parser = _parser(part)
-    flags, rest = configuration.parse_flags(argv[:cut])
-    options = parser.parse_args(rest)
+    flags, options = parse(_parser(part), argv[:cut])
     for macro in ("processes", "devices"):
         if getattr(options, macro, None) is not None:
             flags = flags.binding(macro.upper(), str(getattr(options, macro)))

@@ -3,11 +3,10 @@
 import importlib
 import inspect
 import os
-import sys
 from typing import TYPE_CHECKING, Any
 
 from adalink_jax import configuration
-from adalink_jax.cli.arguments import gin_parser, register
+from adalink_jax.cli.arguments import gin_parser, parse, register, table, table_console
 from adalink_jax.configuration.gin_checks import nearest
 from adalink_jax.errors import UserError
 
@@ -29,8 +28,7 @@ def check_method(argv: list[str]) -> int:
     parser.add_argument(
         "method", help="MODULE.CLASS, importable from the current folder or installed; or a built-in one, such as LoRA"
     )
-    flags, rest = configuration.parse_flags(argv)
-    options = parser.parse_args(rest)
+    flags, options = parse(parser, argv)
     if _DEVICES not in os.environ.get("XLA_FLAGS", ""):  # JAX reads it when it starts
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_DEVICES}=8".strip()
     register()
@@ -43,20 +41,15 @@ def check_method(argv: list[str]) -> int:
 
 def _examine(adapter: "nn.Module") -> int:
     from rich import box
-    from rich.console import Console
     from rich.markup import escape
-    from rich.table import Table
 
     from adalink_jax.adapters import describe_adapter
     from adalink_jax.contract.behaviours import BEHAVIOURS, FAIL, examine
     from adalink_jax.contract.case import Case
     from adalink_jax.contract.tiny import BACKBONES
 
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
-    about = describe_adapter(adapter)
-    table = Table(title=escape(about["method"]), title_justify="left", box=box.SIMPLE_HEAD)
-    for heading in ("behaviour", "on", "", "because"):
-        table.add_column(heading, overflow="fold")
+    console, about = table_console(120), describe_adapter(adapter)
+    outcomes = table("behaviour", "on", "", "because", title=escape(about["method"]), box=box.SIMPLE_HEAD)
     failed = 0
     with console.status("") as status:
         for backbone in BACKBONES:
@@ -67,11 +60,11 @@ def _examine(adapter: "nn.Module") -> int:
                 result = examine(behaviour, case)
                 failed += result.outcome == FAIL
                 outcome = f"[{_STYLES.get(result.outcome, 'dim')}]{result.outcome}[/]"
-                table.add_row(name, backbone, outcome, escape(result.reason))
-            table.add_section()
+                outcomes.add_row(name, backbone, outcome, escape(result.reason))
+            outcomes.add_section()
     settings = ", ".join(f"{name} {value}" for name, value in about["settings"].items())
-    table.caption = f"{escape(settings)}: {f'{failed} failed' if failed else 'none failed'}"
-    console.print(table)
+    outcomes.caption = f"{escape(settings)}: {f'{failed} failed' if failed else 'none failed'}"
+    console.print(outcomes)
     return 1 if failed else 0
 
 

@@ -6,7 +6,7 @@ import typing
 from collections.abc import Mapping
 
 from adalink_jax import configuration
-from adalink_jax.cli.arguments import gin_parser, register
+from adalink_jax.cli.arguments import gin_parser, parse, register
 from adalink_jax.configuration.requirements import MODEL
 
 if typing.TYPE_CHECKING:
@@ -47,8 +47,7 @@ def plan(argv: list[str]) -> int:
         help="compile with the least optimization: ten times faster, and programs need somewhat more memory",
     )
     parser.add_argument("--json", action="store_true", help="print the plan as one JSON object")
-    flags, rest = configuration.parse_flags(argv)
-    options = parser.parse_args(rest)
+    flags, options = parse(parser, argv)
     os.environ.update(NO_TPU_HERE)  # read when JAX is imported
     from adalink_jax.parallel.accelerators import parse_topology
 

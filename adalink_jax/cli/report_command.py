@@ -42,7 +42,8 @@ def report(argv: list[str]) -> int:
         page = dataclasses.replace(page, title=options.title)
     texts = {options.out: page.html()}
     if options.markdown:
-        texts[options.markdown] = page.markdown(_relative(options.figures, options.markdown))
+        start = os.path.dirname(options.markdown) or "."
+        texts[options.markdown] = page.markdown(options.figures and os.path.relpath(options.figures, start))
     if options.latex:
         texts[options.latex] = page.latex()
     for name, text in texts.items():
@@ -54,8 +55,3 @@ def report(argv: list[str]) -> int:
         written.append(f"{len(names)} figures in {options.figures}")
     print(f"Written: {', '.join(written)}.")
     return 0
-
-
-def _relative(folder: str | None, file: str) -> str | None:
-    """The path of a folder in links from a file."""
-    return folder and os.path.relpath(folder, os.path.dirname(file) or ".")

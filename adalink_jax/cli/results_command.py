@@ -3,7 +3,7 @@
 import pathlib
 from typing import TYPE_CHECKING, Any
 
-from adalink_jax.cli.arguments import plain_parser, table_console
+from adalink_jax.cli.arguments import plain_parser, table, table_console
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -33,11 +33,11 @@ def results(argv: list[str]) -> int:
     from adalink_jax.reports import results as tables
 
     selected = tables.collect(options.folder).where(options.where)
-    table = selected.grouped(options.group) if options.group else selected.table
+    rows = selected.grouped(options.group) if options.group else selected.table
     for path in options.out:
-        tables.write(path, table)
-    columns = table.column_names if options.group else selected.summary_columns()
-    _print(table.select(columns), f"{selected.table.num_rows} runs in {options.folder}, {selected.finished} finished")
+        tables.write(path, rows)
+    columns = rows.column_names if options.group else selected.summary_columns()
+    _print(rows.select(columns), f"{selected.table.num_rows} runs in {options.folder}, {selected.finished} finished")
     if warning := selected.environments_note():
         print(warning)
     if options.out:
@@ -45,14 +45,10 @@ def results(argv: list[str]) -> int:
     return 0
 
 
-def _print(table: "pa.Table", title: str) -> None:
-    from rich.table import Table
-
-    out = Table()
-    names = [name for name in table.column_names if not name.endswith((" low", " high"))]
-    for name in names:
-        out.add_column(name, justify="left" if name in ("run", "state") else "right", overflow="fold")
-    for row in table.to_pylist():
+def _print(rows: "pa.Table", title: str) -> None:
+    names = [name for name in rows.column_names if not name.endswith((" low", " high"))]
+    out = table(*names, right=set(names) - {"run", "state"})
+    for row in rows.to_pylist():
         style = None if row.get("state", "done") == "done" else "yellow"
         out.add_row(*(_cell(row, name) for name in names), style=style)
     print(title)

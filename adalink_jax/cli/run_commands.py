@@ -7,7 +7,16 @@ import json
 from collections.abc import Iterator, Mapping
 
 from adalink_jax import configuration
-from adalink_jax.cli.arguments import add_processes, add_seqio, gin_parser, processes, register, use_seqio
+from adalink_jax.cli.arguments import (
+    add_processes,
+    add_seqio,
+    gin_parser,
+    parse,
+    processes,
+    register,
+    train_options,
+    use_seqio,
+)
 from adalink_jax.configuration import GinFlags
 from adalink_jax.configuration.requirements import DATA, MODEL, RUN
 
@@ -16,8 +25,7 @@ def _parse(parser: argparse.ArgumentParser, argv: list[str]) -> tuple[GinFlags, 
     """gin's flags, and the command's own with those of seqio and of jobs of several processes."""
     add_seqio(parser)
     add_processes(parser)
-    flags, rest = configuration.parse_flags(argv)
-    return flags, parser.parse_args(rest)
+    return parse(parser, argv)
 
 
 @contextlib.contextmanager
@@ -49,14 +57,10 @@ def train(argv: list[str], name: str = "train", files: tuple[str, ...] = ()) -> 
     if getattr(options, "model_dir", None):
         flags = flags.binding("MODEL_DIR", repr(options.model_dir))
 
-    def config_text() -> str:
-        configuration.check_all_used(flags)
-        return configuration.operative_config()
-
     with _configured(flags, options, MODEL | DATA | RUN, files):
         from adalink_jax.training import run
 
-        run.train(settings=configuration.used_settings, config_text=config_text)  # pyright: ignore[reportCallIssue]  gin's
+        run.train(**train_options(flags))  # gin gives the other arguments
     return 0
 
 
@@ -134,8 +138,7 @@ def params(argv: list[str]) -> int:
         "adalink params --gin_file=gin/models/t5_1_1_xxl.gin --gin_file=gin/adapters/adalink.gin --json",
     )
     parser.add_argument("--json", action="store_true", help="print the counts and every leaf as one JSON object")
-    flags, rest = configuration.parse_flags(argv)
-    options = parser.parse_args(rest)
+    flags, options = parse(parser, argv)
     register()
     configuration.load(flags, require_all=False)
     configuration.require(MODEL)

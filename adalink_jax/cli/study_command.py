@@ -1,11 +1,10 @@
 """`adalink study`: shows and runs a scaling study."""
 
-import argparse
 from typing import TYPE_CHECKING
 
-from adalink_jax.cli.arguments import gin_parser, parse_gin, register, table_console
+from adalink_jax.cli.arguments import gin_parser, parse_gin, register, table, table_console
 from adalink_jax.cli.main import main
-from adalink_jax.cli.sweep_command import add_parallel, follow_parent, print_failed, progress_console
+from adalink_jax.cli.sweep_command import add_parallel, follow_parent, print_failed
 
 if TYPE_CHECKING:
     from adalink_jax.experiments.scaling.configured_study import ConfiguredStudy, Selection
@@ -13,29 +12,6 @@ if TYPE_CHECKING:
 
 def study(argv: list[str]) -> int:
     """`adalink study`; status 1 if something has failed."""
-    parser = _parser()
-    flags, options = parse_gin(parser, argv, "gin/studies/miniature.gin")
-    if options.element is not None and (options.run or options.size or options.task):
-        parser.error("--element excludes --run, --size and --task")
-    follow_parent(parser, options)
-    register()
-    from adalink_jax.experiments.scaling.configured_study import ConfiguredStudy
-
-    configured = ConfiguredStudy(flags)
-    if options.element is not None:
-        return configured.make_one(options.element, main)
-    selection = configured.select(options.size, options.task)
-    if not options.run:
-        _show(configured, selection)
-        return 0
-    console = progress_console()
-    if failed := configured.make_all(selection, options.parallel, console):
-        return print_failed(failed, f"{len(failed)}")
-    console.print("All is done: `adalink report` reports on it.")
-    return 0
-
-
-def _parser() -> argparse.ArgumentParser:
     parser = gin_parser(
         "study",
         "Show a scaling study, model size x base x task x method, and how much of it is done. Bases are trained first, then\n"
@@ -53,12 +29,30 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--element", metavar="NAME", help="make only this cell, in this process (runs/..., tuning/..., bases/...)"
     )
-    return parser
+    flags, options = parse_gin(parser, argv, "gin/studies/miniature.gin")
+    if options.element is not None and (options.run or options.size or options.task):
+        parser.error("--element excludes --run, --size and --task")
+    follow_parent(parser, options)
+    register()
+    from rich.console import Console
+
+    from adalink_jax.experiments.scaling.configured_study import ConfiguredStudy
+
+    configured = ConfiguredStudy(flags)
+    if options.element is not None:
+        return configured.make_one(options.element, main)
+    selection = configured.select(options.size, options.task)
+    if not options.run:
+        _show(configured, selection)
+        return 0
+    console = Console(highlight=False)
+    if failed := configured.make_all(selection, options.parallel, console):
+        return print_failed(failed, f"{len(failed)}")
+    console.print("All is done: `adalink report` reports on it.")
+    return 0
 
 
 def _show(configured: "ConfiguredStudy", selection: "Selection") -> None:
-    from rich.table import Table
-
     from adalink_jax.experiments.environments import note
     from adalink_jax.experiments.scaling.study import AXES
 
@@ -72,9 +66,8 @@ def _show(configured: "ConfiguredStudy", selection: "Selection") -> None:
         rows: dict[tuple[str, ...], list] = {}
         for cell in cells:
             rows.setdefault(tuple(cell.axes()[axis] for axis in axes), []).append(configured.folder(cell))
-        table = Table(title=f"{stage}: {len(cells)}", title_justify="left")
-        for heading in (*axes, "done", "of", "in progress"):
-            table.add_column(heading, justify="right" if heading in ("done", "of") else "left")
+        headings, title = (*axes, "done", "of", "in progress"), f"{stage}: {len(cells)}"
+        progress_table = table(*headings, right=("done", "of"), overflow="ellipsis", title=title)
         for key, folders in rows.items():
             pairs = [(folder, folder.result()) for folder in folders]
             states = [folder.state() for folder, result in pairs if result is None]
@@ -82,8 +75,8 @@ def _show(configured: "ConfiguredStudy", selection: "Selection") -> None:
             done = len(folders) - len(states)
             progress = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states) if state != "new")
             style = "green" if done == len(folders) else None
-            table.add_row(*key, str(done), str(len(folders)), progress, style=style)
-        console.print(table)
+            progress_table.add_row(*key, str(done), str(len(folders)), progress, style=style)
+        console.print(progress_table)
     console.print("--run makes what is not done.")
     if warning := note(results, "cells"):
         console.print(warning, soft_wrap=True)

@@ -6,12 +6,11 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from adalink_jax.cli.arguments import gin_parser, parse_gin, register, table_console
+from adalink_jax.cli.arguments import gin_parser, parse_gin, register, table, table_console
 from adalink_jax.cli.main import main
 from adalink_jax.launching.job import ARRAY_INDEX
 
 if TYPE_CHECKING:
-    from rich.console import Console
     from rich.table import Table
 
     from adalink_jax.experiments.sweeps.configured_sweep import ConfiguredSweep
@@ -21,36 +20,6 @@ if TYPE_CHECKING:
 
 def sweep(argv: list[str]) -> int:
     """`adalink sweep`; status 1 if a run has failed, or one does not fit."""
-    parser = _parser()
-    flags, options = parse_gin(parser, argv, "gin/sweeps/digits_small.gin")
-    modes = [name for name in ("run", "plan", "element") if getattr(options, name) not in (None, False)]
-    if len(modes) > 1:
-        parser.error(f"--{modes[0]} and --{modes[1]} exclude each other")
-    if bool(options.plan) != bool(options.topology):
-        parser.error("--plan needs --topology, and --topology needs --plan")
-    follow_parent(parser, options)
-    register()
-    from adalink_jax.experiments.sweeps.configured_sweep import ConfiguredSweep
-
-    configured = ConfiguredSweep(flags)
-    if options.element is not None:
-        return configured.make_one(options.element, main)
-    if options.plan:
-        return _plan(configured, options.topology)
-    if not options.run:
-        _show(configured, configured.folders())
-        return 0
-    console = progress_console()
-    if failed := configured.make_all(options.parallel, console):
-        return print_failed(failed, f"{len(failed)} of {len(configured.runs)} runs")
-    console.print(
-        f"All {len(configured.runs)} runs are done: `adalink results {configured.model_dir}` shows them.",
-        soft_wrap=True,
-    )
-    return 0
-
-
-def _parser() -> argparse.ArgumentParser:
     parser = gin_parser(
         "sweep",
         "Show the runs that Sweep.runs describes, and the state of each. Each run is `adalink train` with the sweep's gin files\n"
@@ -73,20 +42,40 @@ def _parser() -> argparse.ArgumentParser:
         "--plan", action="store_true", help="report whether each run fits, and what all need, without running"
     )
     parser.add_argument("--topology", metavar="CHIP:SHAPE", help="for --plan, as for `adalink plan`: v5e:4x8, h100:8")
-    return parser
+    flags, options = parse_gin(parser, argv, "gin/sweeps/digits_small.gin")
+    modes = [name for name in ("run", "plan", "element") if getattr(options, name) not in (None, False)]
+    if len(modes) > 1:
+        parser.error(f"--{modes[0]} and --{modes[1]} exclude each other")
+    if bool(options.plan) != bool(options.topology):
+        parser.error("--plan needs --topology, and --topology needs --plan")
+    follow_parent(parser, options)
+    register()
+    from rich.console import Console
+
+    from adalink_jax.experiments.sweeps.configured_sweep import ConfiguredSweep
+
+    configured = ConfiguredSweep(flags)
+    if options.element is not None:
+        return configured.make_one(options.element, main)
+    if options.plan:
+        return _plan(configured, options.topology)
+    if not options.run:
+        _show(configured, configured.folders())
+        return 0
+    console = Console(highlight=False)
+    if failed := configured.make_all(options.parallel, console):
+        return print_failed(failed, f"{len(failed)} of {len(configured.runs)} runs")
+    console.print(
+        f"All {len(configured.runs)} runs are done: `adalink results {configured.model_dir}` shows them.",
+        soft_wrap=True,
+    )
+    return 0
 
 
 def add_parallel(parser: argparse.ArgumentParser) -> None:
     """Adds the flags of a command that runs many processes."""
     parser.add_argument("--parallel", type=int, default=1, metavar="N", help="number of runs at once (1)")
     parser.add_argument("--follow", type=int, help=argparse.SUPPRESS)  # a parent process, with which this one ends
-
-
-def progress_console() -> "Console":
-    """The console of `Board`."""
-    from rich.console import Console
-
-    return Console(highlight=False)
 
 
 def follow_parent(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
@@ -107,16 +96,13 @@ def print_failed(failed: Mapping[str, str], count: str) -> int:
 
 
 def _show(configured: "ConfiguredSweep", folders: Mapping[str, "RunFolder"]) -> None:
-    from rich.table import Table
-
     from adalink_jax.experiments.environments import note
     from adalink_jax.experiments.sweeps.run_folder import DONE, FAILED, RUNNING
 
     styles = {DONE: "green", RUNNING: "bold", FAILED: "red"}
     columns = list(dict.fromkeys(name for run in configured.runs for name, _ in run.point.bindings))
-    table = Table(title=f"{len(configured.runs)} runs in {configured.model_dir}", title_justify="left")
-    for heading in ("", "run", *columns, "state"):
-        table.add_column(heading, justify="left" if heading in ("run", "state") else "right", overflow="fold")
+    title = f"{len(configured.runs)} runs in {configured.model_dir}"
+    states = table("", "run", *columns, "state", right=("", *columns), title=title)
     counts: collections.Counter[str] = collections.Counter()
     for run in configured.runs:
         folder, bindings = folders[run.name], dict(run.point.bindings)
@@ -124,9 +110,9 @@ def _show(configured: "ConfiguredSweep", folders: Mapping[str, "RunFolder"]) -> 
         counts[state] += 1
         progress = f"{state}, step {step} of {folder.total_steps}" if state != DONE and step else state
         cells = [bindings.get(name, "") for name in columns]
-        table.add_row(str(run.number), run.name, *cells, progress, style=styles.get(state))
+        states.add_row(str(run.number), run.name, *cells, progress, style=styles.get(state))
     console = table_console()
-    console.print(table)
+    console.print(states)
     counted = ", ".join(f"{count} {state}" for state, count in counts.items())
     console.print(f"{counted}. --run starts the unfinished ones.")
     summaries = (folder.summary() for folder in folders.values())
@@ -151,18 +137,15 @@ def _plan(configured: "ConfiguredSweep", topology: str) -> int:
 
 
 def _plan_table(programs: "Sequence[Program]", title: str) -> "Table":
-    from rich.table import Table
-
-    table = Table(title=title, title_justify="left")
-    for heading in ("runs", "first", "GB per chip", "fits", "step, at best", "chip-hours of all"):
-        table.add_column(heading, justify="left" if heading == "first" else "right", overflow="fold")
+    numeric = ("GB per chip", "fits", "step, at best", "chip-hours of all")
+    out = table("runs", "first", *numeric, right=("runs", *numeric), title=title)
     text = lambda value, form: "-" if value is None else form.format(value)
     for program in programs:
         plan = program.plan
         needed = max(plan["hbm_bytes"], plan["eval_hbm_bytes"] or 0) / 1e9
         step = plan["estimated_step_seconds"]
-        table.add_row(
+        out.add_row(
             str(len(program.runs)), program.runs[0], f"{needed:,.3f}", "yes" if plan["fits"] else "[red]no[/]",
             text(step and step * 1e3, "{:,.2f} ms"), text(program.chip_hours, "{:,.3g}"),
         )  # fmt: skip
-    return table
+    return out

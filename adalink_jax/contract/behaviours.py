@@ -13,7 +13,14 @@ import jax
 import numpy as np
 
 from adalink_jax import parallel
-from adalink_jax.adapters import AdaptedModel, LayerAdapter, describe_adapter, fold_adapter, make_adapter
+from adalink_jax.adapters import (
+    AdaptedModel,
+    LayerAdapter,
+    abstract_params,
+    describe_adapter,
+    fold_adapter,
+    make_adapter,
+)
 from adalink_jax.adapters.folding import ENCODER_TABLE
 from adalink_jax.checkpoints import load_adapter, save_adapter
 from adalink_jax.contract.case import ROWS, Case, compiled
@@ -167,7 +174,7 @@ def trains_alike_on_several_devices(case: Case) -> None:
     rules = parallel.logical_axis_rules(fsdp=False, extra=())
     expected, loss = case.stepped
     with parallel.use_mesh(mesh, rules):
-        params = jax.device_put(case.params(), parallel.param_shardings(case.boxed(), mesh, rules))
+        params = jax.device_put(case.params(), parallel.param_shardings(abstract_params(case.model), mesh, rules))
         leaves, sharded_loss = case.step(params, parallel.put_batch(case.batch, mesh))
     _require(
         abs(sharded_loss / loss - 1) <= NEAR, f"on a mesh {shape} the loss is {sharded_loss}, on one device {loss}"

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from adalink_jax.adapters import AdaptedModel, NamedAdapters, abstract_params, fresh_params
+from adalink_jax.adapters import AdaptedModel, NamedAdapters, fresh_params
 from adalink_jax.contract.tiny import BACKBONES, init, random_batch
 from adalink_jax.models import paths
 from adalink_jax.parallel import unbox
@@ -19,6 +19,7 @@ from adalink_jax.training.step import TrainState, make_train_step
 ROWS, INPUTS, TARGETS = 4, 6, 5
 # For programs whose results are compared with a tolerance; those compared bit for bit are compiled as usual.
 _QUICKLY = {"xla_backend_optimization_level": 0}
+_OPTIMIZER = optax.sgd(1.0)
 
 
 class Base:
@@ -121,13 +122,9 @@ class Case:
         return np.asarray(jax.jit(model.apply, compiler_options=_QUICKLY)({"params": params}, self.batch))
 
     @functools.cached_property
-    def _optimizer(self):
-        return optax.sgd(1.0)
-
-    @functools.cached_property
     def train_step(self) -> Callable:
         """The training step, plain gradient descent: `(state, frozen, batch) -> (state, metrics)`."""
-        return jax.jit(make_train_step(self.model, self._optimizer), compiler_options=_QUICKLY)
+        return jax.jit(make_train_step(self.model, _OPTIMIZER), compiler_options=_QUICKLY)
 
     @functools.cached_property
     def stepped(self) -> tuple[dict, float]:
@@ -137,13 +134,9 @@ class Case:
     def step(self, params: dict, batch: dict) -> tuple[dict, float]:
         """As `stepped`, from arrays that may be on a mesh."""
         trainable, frozen = partition.split(params, ("adapter/.*",))
-        state = TrainState(jnp.int32(0), trainable, self._optimizer.init(trainable))
+        state = TrainState(jnp.int32(0), trainable, _OPTIMIZER.init(trainable))
         state, metrics = jax.block_until_ready(self.train_step(state, frozen, batch))
         return paths.flatten(partition.merge(state.trainable, frozen)), float(metrics["loss"])
-
-    def boxed(self) -> dict:
-        """The shapes and logical axes of all parameters."""
-        return abstract_params(self.model)
 
     def bank(self) -> NamedAdapters:
         """An empty bank for two adapters of the method.

@@ -24,10 +24,7 @@ def hold(path: epath.Path, timeout: float) -> Iterator[None]:
     Raises:
       TimeoutError: if another process still holds it.
     """
-    if is_remote(path):
-        yield
-        return
-    with filelock.FileLock(path).acquire(timeout=timeout):
+    with contextlib.nullcontext() if is_remote(path) else filelock.FileLock(path).acquire(timeout=timeout):
         yield
 
 

@@ -33,19 +33,14 @@ class Table:
 
     def csv(self) -> str:
         """The table as CSV, with all digits; an `Estimate` takes three columns."""
-        wide = [any(isinstance(row[i], Estimate) for row in self.rows) for i in range(len(self.columns))]
+        columns = range(len(self.columns))
+        widths = [3 if any(isinstance(row[i], Estimate) for row in self.rows) else 1 for i in columns]
         out = io.StringIO()
         writer = csv.writer(out, lineterminator="\n")
-        ends = lambda name: (name, f"{name} low", f"{name} high")
-        writer.writerow(x for name, is_wide in zip(self.columns, wide) for x in (ends(name) if is_wide else (name,)))
-        for row in self.rows:
-            cells: list[object] = []
-            for cell, is_wide in zip(row, wide):
-                if isinstance(cell, Estimate):
-                    cells += [cell.value, cell.low, cell.high]
-                else:
-                    cells += [cell, None, None] if is_wide else [cell]
-            writer.writerow(cells)
+        headings = [(name, f"{name} low", f"{name} high") for name in self.columns]
+        parts = lambda cell: (cell.value, cell.low, cell.high) if isinstance(cell, Estimate) else (cell, None, None)
+        for line in (headings, *(map(parts, row) for row in self.rows)):
+            writer.writerow(x for cells, width in zip(line, widths) for x in cells[:width])
         return out.getvalue()
 
 

@@ -75,7 +75,7 @@ class Results:
         for name in (*self.varied, *self.settings):
             values = tuple(map(str, self.table[name].to_pylist()))
             if len(set(values)) > 1:
-                names.setdefault(_pattern(values), name)
+                names.setdefault(tuple(map(values.index, values)), name)  # which values are equal to which
         return list(names.values())
 
     def column(self, name: str) -> str:
@@ -201,11 +201,8 @@ def _folders(folder: epath.Path) -> Iterator[epath.Path]:
 def _read(path: epath.Path, root: epath.Path) -> Iterator[_Run]:
     """The run in a folder, or a pack's members."""
     record, members = read_json(path / RECORD) or {}, path / "members"
-    if members.exists():
-        for member in sorted(members.iterdir(), key=lambda folder: folder.name):
-            yield _read_run(member, root, record, attempts_in=path)
-    else:
-        yield _read_run(path, root, record, attempts_in=path)
+    for folder in sorted(members.iterdir(), key=lambda folder: folder.name) if members.exists() else [path]:
+        yield _read_run(folder, root, record, attempts_in=path)
 
 
 def _read_run(path: epath.Path, root: epath.Path, record: Mapping[str, Any], attempts_in: epath.Path) -> _Run:
@@ -224,7 +221,8 @@ def _read_run(path: epath.Path, root: epath.Path, record: Mapping[str, Any], att
         if (path / SUMMARY).exists():
             state = "damaged"
     varied |= {MEMBER_SETTINGS[name]: repr(summary[name]) for name in MEMBER_SETTINGS if summary.get(name) is not None}
-    facts = {"run": _relative(path, root), "state": state, "trained": summary.get("trainable")}
+    relative = str(path)[len(str(root)) :].strip("/")
+    facts = {"run": relative or path.name, "state": state, "trained": summary.get("trainable")}
     facts |= {name: summary.get(name) for name in MEASURED if name != "trained"}
     if state != DONE:
         facts["steps"] = last_step(path)
@@ -236,10 +234,6 @@ def _read_run(path: epath.Path, root: epath.Path, record: Mapping[str, Any], att
     settings = summary.get("settings") or record.get("settings", {})
     values = lambda texts: {name: _value(text) for name, text in texts.items()}
     return _Run(facts, values(settings), values(varied), summary)
-
-
-def _relative(path: epath.Path, root: epath.Path) -> str:
-    return str(path)[len(str(root)) :].strip("/") or path.name
 
 
 def _value(text: str) -> bool | int | float | str:
@@ -265,9 +259,3 @@ def _array(name: str, values: list[Any]) -> pa.Array:
     if len(kinds) > 1:
         values = [value if value is None or isinstance(value, str) else json.dumps(value) for value in values]
     return pa.array(values)
-
-
-def _pattern(values: Sequence[str]) -> tuple[int, ...]:
-    """Which values are equal to which: the same for two columns that change together."""
-    numbers: dict[str, int] = {}
-    return tuple(numbers.setdefault(value, len(numbers)) for value in values)

@@ -1,5 +1,6 @@
 """The report of any folder of runs: a table, curves by step, time and FLOPs, a map of what was varied, sample predictions."""
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -110,9 +111,8 @@ def _curves(folder: str, results: Results) -> Part | None:
             for j, unit in enumerate(per_step):
                 if unit:
                     axes[j * len(metrics) + k].plot(steps * unit, values, markevery=max(1, len(steps) // 8), **look)
-    for k, metric in enumerate(metrics):
-        for j, label in enumerate(BY):
-            axes[j * len(metrics) + k].set(xlabel=label, ylabel=metric)
+    for axis, (label, metric) in zip(axes, itertools.product(BY, metrics)):
+        axis.set(xlabel=label, ylabel=metric)
     style.legend(figure, axes)
     text = f"The {len(chosen)} best by {score}." if score and len(rows) > CURVES else ""
     return Part("Curves", text, Table(("run", "metric", "step", "value"), data), figure)

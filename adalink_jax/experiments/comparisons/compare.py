@@ -128,15 +128,14 @@ def compare(comparison: Comparison, flags: GinFlags, on_part: Callable[[str, str
       the errors of `train_pack`.
     """
     rows: list[Row] = []
-    task, metric, steps = "", "", 0
+    budget: dict[str, Any] = {}  # the summary of the last method's pack; its task, metric and steps are those of all
     for name, texts in comparison.methods.items():
         reference = rows[0] if rows else None
         row, budget = _compare_one(
             comparison, flags, name, texts, reference, lambda part, name=name: on_part(name, part)
         )
-        task, metric, steps = budget["task"], budget["metric"], budget["total_steps"]
         rows.append(row)
-    return Compared(tuple(rows), task, metric, steps, tuple(comparison.seeds))
+    return Compared(tuple(rows), budget["task"], budget["metric"], budget["total_steps"], tuple(comparison.seeds))
 
 
 def _compare_one(

@@ -61,10 +61,9 @@ class Decoding:
         raise NotImplementedError
 
 
-def _check(min_length: int, max_length: int, **at_least_one: int) -> None:
-    for name, value in at_least_one.items():
-        if value < 1:
-            raise UserError(f"{name} is {value}; it must be at least 1.")
+def _check(num_decodes: int, min_length: int, max_length: int) -> None:
+    if num_decodes < 1:
+        raise UserError(f"num_decodes is {num_decodes}; it must be at least 1.")
     if not 0 <= min_length < max_length:
         raise UserError(f"min_length is {min_length}; it must be less than the {max_length} tokens of an output.")
 
@@ -120,7 +119,7 @@ class Sampling(Decoding):
 
     def __call__(self, step: Step, cache: Cache, batch_size: int, max_length: int, key: Array | None = None) -> Decoded:
         """Decodes; see `Decoding`."""
-        _check(self.min_length, max_length, num_decodes=self.num_decodes)
+        _check(self.num_decodes, self.min_length, max_length)
         if self.temperature < 0 or not 0 < self.top_p <= 1 or self.top_k < 0:
             raise UserError("Sampling needs temperature >= 0, top_k >= 0 and 0 < top_p <= 1.")
         greedy = self.temperature == 0
@@ -210,7 +209,7 @@ class BeamSearch(Decoding):
 
     def __call__(self, step: Step, cache: Cache, batch_size: int, max_length: int, key: Array | None = None) -> Decoded:
         """Decodes; see `Decoding`."""
-        _check(self.min_length, max_length, num_decodes=self.num_decodes)
+        _check(self.num_decodes, self.min_length, max_length)
         if self.finishing not in FINISHING:
             raise UserError(f"BeamSearch.finishing is {self.finishing!r}; it must be one of {', '.join(FINISHING)}.")
         beams, t5x = self.num_decodes, self.finishing == "t5x"

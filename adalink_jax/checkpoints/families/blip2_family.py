@@ -50,12 +50,8 @@ class BLIP2Family(Family):
         self, tensors: Mapping[str, Leaf], config: Mapping[str, Any], folder: epath.Path, path: str
     ) -> Translation:
         """See `Family`."""
-        language, others = {}, {}
-        for tensor, leaf in tensors.items():
-            if tensor.startswith(_LANGUAGE_PREFIX):
-                language[tensor.removeprefix(_LANGUAGE_PREFIX)] = leaf
-            else:
-                others[tensor] = leaf
+        others = {tensor: leaf for tensor, leaf in tensors.items() if not tensor.startswith(_LANGUAGE_PREFIX)}
+        language = {t.removeprefix(_LANGUAGE_PREFIX): leaf for t, leaf in tensors.items() if t not in others}
         leaves = translated(others, [*SIGLIP_NAMES, *_QFORMER_NAMES])
         settings = {VISION: vision_settings(config, folder, path), QFORMER: _qformer_settings(config, path)}
         if language:

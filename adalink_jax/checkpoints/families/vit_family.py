@@ -218,11 +218,10 @@ def _from_big_vision(name: str, leaf: Leaf) -> dict[str, Leaf]:
         return {name: leaf}
     our_name, is_stacked = _BIG_VISION_LAYER[match[2]], match[1] is None
     shape = leaf.shape[1:] if is_stacked else leaf.shape
-    if our_name.startswith("attention/") and our_name != "attention/out/bias":  # join the heads
-        if our_name == "attention/out/kernel":
-            shape = (shape[0] * shape[1], shape[2])
-        else:
-            shape = (*shape[:-2], shape[-2] * shape[-1])
+    if our_name == "attention/out/kernel":  # join the heads, here and below
+        shape = (shape[0] * shape[1], shape[2])
+    elif our_name.startswith("attention/") and our_name != "attention/out/bias":
+        shape = (*shape[:-2], shape[-2] * shape[-1])
     if is_stacked:
         return {f"vision/layers_{i}/{our_name}": layer(leaf, i, 0, shape) for i in range(leaf.shape[0])}
     return {f"vision/layers_{match[1]}/{our_name}": _reshaped(leaf, shape)}

@@ -120,14 +120,13 @@ class AdaptedModel(nn.Module):
         return getattr(self.adapter, "by_index", False)
 
     def _check_kinds(self, inputs: Inputs) -> None:
-        wanted = getattr(self.adapter, "kinds", None)
-        if self.is_initializing() and wanted:
-            missing = [kind for kind in wanted if kind in ENCODER_KINDS and getattr(inputs, kind) is None]
-            if missing:
-                raise UserError(
-                    f"{type(self.adapter).__name__}.kinds asks for {missing[0]!r}, but {type(self.backbone).__name__} "
-                    f"has no such input."
-                )
+        wanted = getattr(self.adapter, "kinds", None) or ()
+        missing = [kind for kind in wanted if kind in ENCODER_KINDS and getattr(inputs, kind) is None]
+        if missing and self.is_initializing():
+            raise UserError(
+                f"{type(self.adapter).__name__}.kinds asks for {missing[0]!r}, but {type(self.backbone).__name__} has no "
+                f"such input."
+            )
 
 
 def fresh_params(model: AdaptedModel, seed: int | Array) -> dict[str, Any]:

@@ -44,12 +44,11 @@ class Bank(nn.Module):
     @nn.compact
     def __call__(self, inputs: Inputs) -> Inputs:
         """Adapts each row by the adapter of its `adapter_index`. Rows of index 0 keep every bit."""
-        index = _required(inputs.adapter_index)
+        variables, served = _of_rows(self, inputs.adapter_index)
         member = self.adapter.clone(parent=None, name=None)
         one = lambda variables, row: member.apply(variables, jax.tree.map(lambda x: x[None], row))
         plain = inputs.replace(adapter_index=None)
-        adapted = jax.tree.map(lambda x: x[:, 0], jax.vmap(one)(_of_rows(self, index), plain))
-        served = index != NONE
+        adapted = jax.tree.map(lambda x: x[:, 0], jax.vmap(one)(variables, plain))
         fields = {}
         for field in dataclasses.fields(Inputs):
             old, new = getattr(plain, field.name), getattr(adapted, field.name)
@@ -57,7 +56,7 @@ class Bank(nn.Module):
                 fields[field.name] = jnp.where(served.reshape(-1, *(1,) * (new.ndim - 1)), new, old)
         if plain.prompt is None and adapted.prompt is not None:
             fields["prompt_mask"] = adapted.prompt_mask & served[:, None]
-        return adapted.replace(**fields, adapter_index=index)
+        return adapted.replace(**fields, adapter_index=inputs.adapter_index)
 
 
 class LayerBank(LayerAdapter):
@@ -69,11 +68,10 @@ class LayerBank(LayerAdapter):
     @nn.compact
     def __call__(self, backbone: Params, index: _AdapterIndex = None) -> dict[str, Any]:
         """Returns the collection with one entry per row: leaves [B, ...], those of scanned stacks [layers, B, ...]."""
-        index = _required(index)
+        variables, served = _of_rows(self, index)
         member = self.adapter.clone(parent=None, name=None)
         collection = lambda variables: cast(dict, member.apply(variables, backbone))[COLLECTION]
-        rows = jax.vmap(collection)(_of_rows(self, index))
-        served = index != NONE
+        rows = jax.vmap(collection)(variables)
 
         def place(path, leaf):
             leaf = jnp.where(served.reshape(-1, *(1,) * (leaf.ndim - 1)), leaf, 0)
@@ -87,17 +85,13 @@ class LayerBank(LayerAdapter):
         return self.adapter.intercept(call, args, kwargs, context)
 
 
-def _of_rows(bank: nn.Module, index: Int[Array | np.ndarray, " B"]) -> dict[str, Any]:
-    """Gathers the variables of each row's adapter: leaves [B, ...]."""
-    take = lambda leaf: jnp.take(leaf, index - 1, axis=0, mode="clip")
-    tree = jax.tree.map(take, bank.variables["params"])
-    return {"params": tree["stacked"], "padding": tree["padding"]}
-
-
-def _required(index: _AdapterIndex) -> Array | np.ndarray:
+def _of_rows(bank: nn.Module, index: _AdapterIndex) -> tuple[dict[str, Any], Array | np.ndarray]:
+    """Gathers the variables of each row's adapter, leaves [B, ...]; and whether a row has one, bool [B]."""
     if index is None:
         raise UserError("A bank of adapters needs `adapter_index` [B] in the batch, the number of each row's adapter.")
-    return index
+    take = lambda leaf: jnp.take(leaf, index - 1, axis=0, mode="clip")
+    tree = jax.tree.map(take, bank.variables["params"])
+    return {"params": tree["stacked"], "padding": tree["padding"]}, index != NONE
 
 
 def make_bank(adapter: nn.Module) -> nn.Module:

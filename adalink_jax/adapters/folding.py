@@ -103,8 +103,7 @@ def fold_adapter(adapter: nn.Module, params: Params, backbone: Params) -> dict[s
         names = "projection/kernel", "projection/bias"
         folded |= dict(zip(names, fold_image(adapter, params, *(folded[name] for name in names))))
     if "text" in kinds:
-        table = folded.get(ENCODER_TABLE, folded[TABLE])
-        folded[ENCODER_TABLE] = _adapted(adapter, params, "text", table)
+        folded[ENCODER_TABLE] = _adapted(adapter, params, "text", folded.get(ENCODER_TABLE, folded[TABLE]))
     return paths.unflatten(folded)
 
 

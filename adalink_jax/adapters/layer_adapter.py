@@ -67,12 +67,9 @@ def declare(module: nn.Module, leaves: dict[str, Leaf]) -> dict[str, jax.Array]:
     tree = paths.unflatten(leaves)
 
     def make(key, branch):
-        flat = flatten_dict(branch, sep="/")
+        flat = cast(dict[str, Leaf], flatten_dict(branch, sep="/"))
         keys = dict(zip(flat, jax.random.split(key, len(flat))))
-        boxed = {}
-        for name, leaf in flat.items():
-            init, shape, axes = cast(Leaf, leaf)
-            boxed[name] = nn.with_logical_partitioning(init, axes)(keys[name], shape, jnp.float32)
-        return paths.unflatten(boxed)
+        draw = lambda name, init, shape, axes: nn.with_logical_partitioning(init, axes)(keys[name], shape, jnp.float32)
+        return paths.unflatten({name: draw(name, *leaf) for name, leaf in flat.items()})
 
     return paths.flatten({top: module.param(top, make, branch) for top, branch in tree.items()})

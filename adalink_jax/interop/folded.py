@@ -28,7 +28,7 @@ from adalink_jax.models import Inputs
 
 TEMPLATES = pathlib.Path(__file__).parent / "templates"
 HF_ENCODER_TABLE = "encoder.embed_tokens.weight"
-_LENGTHS = 12, 6  # tokens of the self-check's input and target
+_LENGTHS = 12, 6  # tokens of the self-check's input and target, which are random
 
 
 def export_folded(
@@ -86,7 +86,9 @@ def _self_check(
     source: Source, dtype: str | None, table: np.ndarray, folded: np.ndarray, exact: np.ndarray
 ) -> tuple[dict[str, np.ndarray], dict[str, float]]:
     """The tensors of the self-check, and what `export_folded` returns."""
-    inputs, targets = _example(len(table))
+    rng = np.random.default_rng(0)
+    inputs, targets = (rng.integers(3, len(table), (1, length)) for length in _LENGTHS)
+    inputs[:, -1], targets[:, 0] = 1, 0  # EOS ends the input, and 0 starts decoding
     all_bfloat16 = all(leaf.dtype.name == "bfloat16" for leaf in source.leaves.values())
     weights_dtype = "bfloat16" if dtype == "bfloat16" or (dtype is None and all_bfloat16) else "float32"
     model, weights = load_language_model(source, weights_dtype)
@@ -117,14 +119,6 @@ def fill_template(name: str, path: epath.Path, facts: AdapterFacts, **further: s
         **further,
     )
     path.write_text(text)
-
-
-def _example(vocab_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Random ids of an input, int64 [1, L], with EOS at its end, and of a decoder's input, int64 [1, T]."""
-    rng = np.random.default_rng(0)
-    inputs, targets = (rng.integers(3, vocab_size, (1, length)) for length in _LENGTHS)
-    inputs[:, -1], targets[:, 0] = 1, 0
-    return inputs, targets
 
 
 def _logits(model: AdaptedModel, weights: dict[str, Any], text: np.ndarray, targets: np.ndarray) -> np.ndarray:

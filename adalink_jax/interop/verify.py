@@ -77,7 +77,12 @@ def verify_base(source: Source, reference: str, vocabulary: Vocabulary) -> list[
             f"The vocabulary has ids up to {ids.max()}, but the embedding of {source.path} has {rows} rows; give the model's "
             f"own with --vocabulary."
         )
-    check_fit(source.shapes, _open_reference(reference).shapes, source.path)
+    opened = open_source(reference)
+    if not opened.config:
+        raise CheckpointError(
+            f"The reference {reference} is a {opened.kind}; give a Hugging Face folder of the same model."
+        )
+    check_fit(source.shapes, opened.shapes, source.path)
     reference_ids, reference_logits = _reference(reference, ids)
     model, params = load_language_model(source)
     batch = {"encoder_input_tokens": ids}
@@ -100,13 +105,6 @@ def verify_base(source: Source, reference: str, vocabulary: Vocabulary) -> list[
         )
         for i in range(len(PROMPTS))
     ]
-
-
-def _open_reference(path: str) -> Source:
-    source = open_source(path)
-    if not source.config:
-        raise CheckpointError(f"The reference {path} is a {source.kind}; give a Hugging Face folder of the same model.")
-    return source
 
 
 def _encode(vocabulary: Vocabulary) -> np.ndarray:

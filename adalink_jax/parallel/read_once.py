@@ -18,7 +18,7 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 from adalink_jax.errors import UserError
 from adalink_jax.parallel.distributed import all_agree
 from adalink_jax.parallel.mesh import SLICE
-from adalink_jax.parallel.sharding import settle
+from adalink_jax.parallel.sharding import as_tuple, settle
 
 Index = tuple[slice, ...]
 
@@ -130,29 +130,24 @@ def reading_layout(
     mesh, target = sharding.mesh, (*sharding.spec, *(None,) * (len(shape) - len(sharding.spec)))
     slices = len({_slice_of(device) for device in np.asarray(mesh.devices).flat})
     across = {SLICE} if slices > 1 else set()
-    used = tuple(axis for axes in target for axis in _names(axes))
+    used = tuple(axis for axes in target for axis in as_tuple(axes))
     free = tuple(axis for axis in mesh.axis_names if axis not in across | set(used) and mesh.shape[axis] > 1)
     holders = collections.defaultdict(set)
     for device, index in sharding.devices_indices_map(shape).items():
         holders[_slice_of(device), _bounds(index, shape)].add(device.process_index)
     apart = all(len(processes) == 1 for processes in holders.values())
-    if _whole_grains(shape, grain, target, mesh) or len(set().union(*holders.values())) == slices:
-        return None if apart else (target, free)
-    for axis in range(len(shape)):
-        spec = (None,) * axis + (used,) + (None,) * (len(shape) - axis - 1)
-        if _whole_grains(shape, grain, spec, mesh):
-            return spec, free
+    if not _whole_grains(shape, grain, target, mesh) and len(set().union(*holders.values())) != slices:
+        for axis in range(len(shape)):
+            spec = (None,) * axis + (used,) + (None,) * (len(shape) - axis - 1)
+            if _whole_grains(shape, grain, spec, mesh):
+                return spec, free
     return None if apart else (target, free)
 
 
 def _whole_grains(shape: tuple[int, ...], grain: tuple[int, ...], spec: tuple, mesh: Mesh | AbstractMesh) -> bool:
     """Whether `spec` splits between grains only."""
-    parts = [math.prod(mesh.shape[axis] for axis in _names(axes)) for axes in spec]
+    parts = [math.prod(mesh.shape[axis] for axis in as_tuple(axes)) for axes in spec]
     return all(n == 1 or (size % n == 0 and size // n % g == 0) for size, n, g in zip(shape, parts, grain))
-
-
-def _names(axes: str | tuple[str, ...] | None) -> tuple[str, ...]:
-    return (axes,) if isinstance(axes, str) else axes or ()
 
 
 def _slice_of(device: Any) -> int | None:

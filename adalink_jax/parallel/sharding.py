@@ -62,7 +62,7 @@ def logical_axis_rules(fsdp: bool = False, extra: LogicalRules = ()) -> LogicalR
     """
     embed = (("embed", DATA if fsdp else None),)
     for name, axes in extra:
-        unknown = set((axes,) if isinstance(axes, str) else axes or ()) - set(AXES)
+        unknown = set(as_tuple(axes)) - set(AXES)
         if unknown:
             raise UserError(f"The rule for {name!r} names {min(unknown)!r}; the mesh has the axes {', '.join(AXES)}.")
     return tuple(extra) + TENSOR_PARALLEL + embed + tuple((name, None) for name in REPLICATED_NAMES)
@@ -81,6 +81,11 @@ def constrain(x: jax.Array, *names: str | None) -> jax.Array:
     if not rules:
         return x
     return jax.lax.with_sharding_constraint(x, _mesh_axes(names, rules))
+
+
+def as_tuple(axes: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    """Returns the mesh axes of one entry of a rule or a `PartitionSpec`."""
+    return (axes,) if isinstance(axes, str) else axes or ()
 
 
 def _mesh_axes(names: tuple[str | None, ...], rules: Any) -> PartitionSpec:
@@ -188,7 +193,7 @@ def param_shardings(boxed: Any, mesh: Mesh, rules: LogicalRules) -> Any:
     def place(path, spec, leaf):
         resolved = _mesh_axes(spec, rules)
         for size, name, axes in zip(leaf.shape, spec, resolved):
-            axes = (axes,) if isinstance(axes, str) else axes or ()
+            axes = as_tuple(axes)
             parts = int(np.prod([mesh.shape[axis] for axis in axes]))
             if size % parts:
                 fitting = ", ".join(str(n) for n in range(1, mesh.size + 1) if size % n == 0)

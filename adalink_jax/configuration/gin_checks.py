@@ -96,10 +96,10 @@ def check_macros(flags: GinFlags, require_all: bool) -> None:
     for (scope, selector), parameters in config().items():
         for parameter, value in parameters.items():
             user = scope if is_macro(selector) else f"{selector.split('.')[-1]}.{parameter}"
-            found = list(references(value))
-            if value is gin.REQUIRED or any(r.scoped_selector.startswith("gin.REQUIRED") for r in found):
+            value_references = list(references(value))
+            if value is gin.REQUIRED or any(r.scoped_selector.startswith("gin.REQUIRED") for r in value_references):
                 required.append(user)
-            for reference in found:
+            for reference in value_references:
                 name = macro_name(reference)
                 if name is not None and name != user:  # a macro used only by itself counts as unused
                     used_by.setdefault(name, user)

@@ -2,7 +2,7 @@
 
 import ast
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from etils import epath
@@ -61,7 +61,9 @@ def _run(folder: epath.Path, vocabulary: str | None) -> Opened:
     flags, _ = configuration.parse_flags([f"--gin_file={folder / CONFIG}"])
     configuration.load(flags, require_all=False)
     bound = configuration.bindings()
-    value_of = lambda name, default=None: ast.literal_eval(bound[name]) if name in bound else default
+    value_of: Callable[..., Any] = lambda name, default=None: (
+        ast.literal_eval(bound[name]) if name in bound else default
+    )
     setup = Setup()  # pyright: ignore[reportCallIssue]  # the model is bound by gin
     setup = dataclasses.replace(setup, dataset=None, vision_cache=None, initial_adapter_path=None, adapter_start=None)
     adapters = {ADAPTER: str(folder / ADAPTER)} if (folder / ADAPTER).exists() else {}

@@ -61,10 +61,8 @@ def abstract_optimizer(init: Callable, trainable: Shapes, mesh: Mesh) -> Any:
 
     def place(path, state_leaf):
         keys = [key.key for key in path if isinstance(key, jax.tree_util.DictKey)]
-        leaf = next((trainable[key] for key in keys if key in trainable), None)
-        sharding = parallel.replicated(mesh)
-        if leaf is not None and leaf.shape == state_leaf.shape:
-            sharding = leaf.sharding
+        mirrored = (trainable[key] for key in keys if key in trainable and trainable[key].shape == state_leaf.shape)
+        sharding = next((leaf.sharding for leaf in mirrored), parallel.replicated(mesh))
         return jax.ShapeDtypeStruct(state_leaf.shape, state_leaf.dtype, sharding=sharding)
 
     return jax.tree_util.tree_map_with_path(place, jax.eval_shape(init, trainable))

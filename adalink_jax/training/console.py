@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from rich.console import Console as RichConsole
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from adalink_jax import parallel
@@ -25,28 +25,27 @@ OnMetrics = Callable[[int, dict, float], None]  # step, its metrics, examples pe
 def reading_rows() -> Iterator[Callable[[int], None]]:
     """Shows the number of rows read if reading takes long; yields the function to call with the number of new rows."""
     out = RichConsole(stderr=True, highlight=False, quiet=not parallel.is_first())
-    done, printed = 0, time.monotonic()
-    with contextlib.ExitStack() as during:
-        status = None
+    status, done, printed = out.status(""), 0, time.monotonic()
 
-        def advance(count: int) -> None:
-            nonlocal done, printed, status
-            done += count
-            wait = 1 if out.is_terminal else LINE_EVERY_SECONDS
-            if time.monotonic() - printed < wait:
-                return
-            printed, text = time.monotonic(), f"reading and checking the data: {done:,} rows"
-            if not out.is_terminal:
-                out.print(text)
-            elif status is None:
-                status = during.enter_context(out.status(text))
-            else:
-                status.update(text)
+    def advance(count: int) -> None:
+        nonlocal done, printed
+        done += count
+        if time.monotonic() - printed < (1 if out.is_terminal else LINE_EVERY_SECONDS):
+            return
+        printed, text = time.monotonic(), f"reading and checking the data: {done:,} rows"
+        if out.is_terminal:
+            status.update(text)
+            status.start()
+        else:
+            out.print(text)
 
+    try:
         yield advance
+    finally:
+        status.stop()
 
 
-class Console:
+class Console(contextlib.AbstractContextManager["Console"]):
     """A context; its exit ends the progress bar. Only process 0 prints.
 
     Args:
@@ -61,9 +60,6 @@ class Console:
             TextColumn("{task.fields[rate]:,.0f} examples/s"), TimeElapsedColumn(), TextColumn("left"),
             TimeRemainingColumn(elapsed_when_finished=False), console=self._out, transient=False,
         )  # fmt: skip
-
-    def __enter__(self) -> "Console":
-        return self
 
     def __exit__(self, *_) -> None:
         self._bar.stop()
@@ -89,9 +85,9 @@ class Console:
         self._bar.stop()
         rows, metric = summary["members"], summary["metric"]
         tested = f"adapted_{metric}" in rows[0]
-        table = Table(title=f"{summary['task']}: {metric} of each member's best step", title_justify="left")
-        for heading in ("member", "trained", "best step", "validation", *(("test",) if tested else ())):
-            table.add_column(heading, justify="left" if heading == "member" else "right")
+        headings = ("trained", "best step", "validation", *(("test",) if tested else ()))
+        columns = ("member", *(Column(heading, justify="right") for heading in headings))
+        table = Table(*columns, title=f"{summary['task']}: {metric} of each member's best step", title_justify="left")
         for row in rows:
             name = row["name"] + (" (diverged)" if row["diverged"] else "")
             cells = [name, f"{row['trainable']:,}", str(row["step"]), f"{row['validation']:.4f}"]
@@ -221,9 +217,7 @@ class Console:
 
     def _predictions(self, before: Result, after: Result) -> None:
         """A table of inputs, targets and the predictions before and after."""
-        table = Table(title="Predictions on test", title_justify="left")
-        for heading in ("input", "target", "before", "after"):
-            table.add_column(heading)
+        table = Table("input", "target", "before", "after", title="Predictions on test", title_justify="left")
         for old, new in list(zip(before.samples, after.samples))[:8]:
             style = "green" if new["prediction"] == new["target"] else "red"
             cells = (new["inputs"], new["target"], old["prediction"])

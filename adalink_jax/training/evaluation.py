@@ -60,9 +60,8 @@ def make_generate(model: AdaptedModel, length: int, decoding: Decoding) -> Calla
     """
 
     def generate(trainable, frozen, batch, **constants):
-        params = partition.merge(trainable, frozen)
+        variables = {"params": partition.merge(trainable, frozen), **constants}
         key = jax.random.key(0)  # drawn from only if the decoding samples
-        variables = {"params": params, **constants}
         decoded = cast(Decoded, model.apply(variables, batch, length, decoding, key, method="generate"))
         return decoded.ids[:, 0]
 

@@ -128,7 +128,7 @@ def _fill(
     run, backbone = jax.jit(_features(setup)), params.tree()["backbone"]
     names, local_rows = _abstract_inputs(setup, 1), parallel.local_rows(size, mesh)
     parallel.once(cache.begin)
-    keys, parts, nbytes = [], [], 0
+    keys, parts = [], []
     with console.counting(f"vision tower, {task.name}, {split}", len(missing)) as advance:
         for batch_keys, examples in _batches(task.examples(split), converter.key, missing, size):
             rows = [examples[min(row, len(examples) - 1)] for row in local_rows]
@@ -136,19 +136,16 @@ def _fill(
             features = parallel.to_host(parallel.settle(run(backbone, parallel.put_batch(batch, mesh))))
             keys += batch_keys
             parts.append(features[: len(batch_keys)])
-            nbytes += parts[-1].nbytes
             advance(len(batch_keys))
             stopped = stop.requested()
-            if nbytes >= PART_BYTES or stopped:
+            if stopped or not missing or sum(part.nbytes for part in parts) >= PART_BYTES:
                 parallel.once(cache.add, keys, np.concatenate(parts))
-                keys, parts, nbytes = [], [], 0
+                keys, parts = [], []
             if stopped:
                 raise stop.stopped(
                     f"Stopped while computing the vision tower's outputs; the finished ones are kept in {cache.folder}; rerun the "
                     f"same command to resume."
                 )
-    if keys:
-        parallel.once(cache.add, keys, np.concatenate(parts))
     parallel.once(cache.finish, task.name, split)
     return cache if parallel.is_first() else VisionCache(str(cache.folder), cache.tower)
 
@@ -156,16 +153,13 @@ def _fill(
 def _batches(
     examples: Iterable[dict], key_of: Callable[[dict], bytes], missing: set[bytes], size: int
 ) -> Iterator[tuple[list[bytes], list[dict]]]:
-    """`(keys, examples)` of up to `size` images that are still `missing`; each image occurs once."""
-    keys, rows = [], []
+    """`(keys, examples)` of up to `size` images that are still `missing`, which is emptied; each image occurs once."""
+    batch = {}
     for example in examples:
         key = key_of(example)
         if key in missing:
             missing.remove(key)
-            keys.append(key)
-            rows.append(example)
-        if len(keys) == size:
-            yield keys, rows
-            keys, rows = [], []
-    if keys:
-        yield keys, rows
+            batch[key] = example
+        if len(batch) == size or (batch and not missing):
+            yield list(batch), list(batch.values())
+            batch = {}

@@ -4,6 +4,7 @@ Invariant: a step uploads its batch and downloads its metrics, both explicitly; 
 (`jax.transfer_guard`).
 """
 
+import contextlib
 import dataclasses
 import time
 from collections.abc import Callable, Sequence
@@ -89,9 +90,11 @@ def run_loop(
         on_metrics(pending_step, metrics, rows / (now - mark))
         mark = now
 
-    with _Profiler(profile, profile_dir) as profiler:
+    first_traced, last_traced = profile or (0, 0)
+    with contextlib.ExitStack() as trace:  # at the latest it ends with the loop
         while step < total_steps and not stop():
-            profiler.before(step + 1)
+            if step + 1 == first_traced:
+                trace.enter_context(jax.profiler.trace(profile_dir))
             batch = parallel.put_batch(next(batches), mesh)
             rows = len(next(iter(batch.values())))
             with jax.transfer_guard("disallow"):  # in this thread only: data workers and checkpoints have theirs
@@ -99,7 +102,9 @@ def run_loop(
                 step += 1
                 read_pending()
             pending = (step, rows, metrics)
-            profiler.after(step, state)
+            if step == last_traced:
+                jax.block_until_ready(state)
+                trace.close()
             due = [period for period in after_steps if period.due(step, total_steps)]
             if due:
                 read_pending()
@@ -108,28 +113,3 @@ def run_loop(
                 mark = time.perf_counter()
     read_pending()
     return state
-
-
-class _Profiler:
-    """Traces the steps from `window[0]` to `window[1]`, or to the end of the loop."""
-
-    def __init__(self, window: tuple[int, int] | None, folder: str):
-        self._window, self._folder, self._tracing = window or (0, 0), folder, False
-
-    def __enter__(self) -> "_Profiler":
-        return self
-
-    def before(self, step: int) -> None:
-        if step == self._window[0]:
-            jax.profiler.start_trace(self._folder)
-            self._tracing = True
-
-    def after(self, step: int, state: TrainState) -> None:
-        if self._tracing and step == self._window[1]:
-            jax.block_until_ready(state)
-            self.__exit__()
-
-    def __exit__(self, *_) -> None:
-        if self._tracing:
-            jax.profiler.stop_trace()
-            self._tracing = False

@@ -5,6 +5,7 @@ import socket
 import struct
 import sys
 import time
+from typing import Any
 
 from etils import epath
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]  generated
@@ -32,15 +33,13 @@ class MetricWriter:
         if not self._writes:
             return
         self._table = GrowingFile(self._folder / "metrics.jsonl", "".join(row + "\n" for row in self._rows).encode())
-        started = time.time()
-        name = f"events.out.tfevents.{started:.6f}.{socket.gethostname()}"
+        name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}"
         (self._folder / "tensorboard").mkdir(parents=True, exist_ok=True)
         self._events = GrowingFile(self._folder / "tensorboard" / name)
         self._records = RecordWriter(self._events)
-        self._add_event(Event(wall_time=started, file_version="brain.Event:2"))
+        self._add_event(file_version="brain.Event:2")
         if resumed_at:  # makes TensorBoard drop later steps that were written before
-            start = SessionLog(status=SessionLog.START)
-            self._add_event(Event(wall_time=started, step=resumed_at + 1, session_log=start))
+            self._add_event(step=resumed_at + 1, session_log=SessionLog(status=SessionLog.START))
 
     def _kept_rows(self, resumed_at: int | None) -> list[str]:
         path = self._folder / "metrics.jsonl"
@@ -61,20 +60,17 @@ class MetricWriter:
         self._table.write(self._rows[-1].encode() + b"\n")
         self._table.flush()
         summary = Summary(value=[Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()])
-        self._add_event(Event(wall_time=time.time(), step=step, summary=summary))
+        self._add_event(step=step, summary=summary)
 
     def write_image(self, step: int, tag: str, png: bytes) -> None:
         """Writes a picture for TensorBoard."""
         if self._writes:
             width, height = struct.unpack(">II", png[16:24])  # of the PNG's header
             image = Summary.Image(encoded_image_string=png, width=width, height=height, colorspace=4)
-            event = Event(
-                wall_time=time.time(), step=step, summary=Summary(value=[Summary.Value(tag=tag, image=image)])
-            )
-            self._add_event(event)
+            self._add_event(step=step, summary=Summary(value=[Summary.Value(tag=tag, image=image)]))
 
-    def _add_event(self, event: Event) -> None:
-        self._records.write(event.SerializeToString())
+    def _add_event(self, **fields: Any) -> None:
+        self._records.write(Event(wall_time=time.time(), **fields).SerializeToString())
         self._events.flush()
 
     def has(self, step: int, tag: str) -> bool:

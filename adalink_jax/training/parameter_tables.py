@@ -1,27 +1,23 @@
 """Tables of trainable and frozen parameters, for display and for `model-info.txt`."""
 
 import dataclasses
+import math
 import re
 from collections.abc import Mapping
 from typing import Any, cast
 
 import jax
-import numpy as np
 from clu import parameter_overview
 from jax.sharding import NamedSharding
-from rich.table import Table
+from rich.table import Column, Table
 
 from adalink_jax.models import paths
 from adalink_jax.training.partition import Leaves, Shapes
 
 
-def _size(leaf: jax.Array | jax.ShapeDtypeStruct) -> int:
-    return int(np.prod(leaf.shape, dtype=np.int64))
-
-
 def count(tree: Any) -> int:
     """Number of parameters of a (possibly abstract) tree."""
-    return sum(map(_size, jax.tree.leaves(tree)))
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))
 
 
 def leaves(trainable: Leaves | Shapes, frozen: Leaves | Shapes) -> list[dict]:
@@ -31,11 +27,8 @@ def leaves(trainable: Leaves | Shapes, frozen: Leaves | Shapes) -> list[dict]:
         for name, leaf in tree.items():
             names = paths.unscanned_names(name, leaf.shape)
             shape = leaf.shape if names == [name] else leaf.shape[1:]
-            size = int(np.prod(shape, dtype=np.int64))
-            rows += [
-                {"name": n, "shape": list(shape), "dtype": str(leaf.dtype), "size": size, "trainable": is_trainable}
-                for n in names
-            ]
+            row = {"shape": list(shape), "dtype": str(leaf.dtype), "size": math.prod(shape), "trainable": is_trainable}
+            rows += [{"name": n, **row} for n in names]
     return sorted(rows, key=lambda row: row["name"])
 
 
@@ -53,14 +46,12 @@ def parameter_table(
     for tree, column in ((trainable, 0), (frozen, 1)):
         for name, leaf in tree.items():
             part = "/".join(name.split("/")[:2])
-            parts.setdefault(part, [0, 0])[column] += _size(leaf)
+            parts.setdefault(part, [0, 0])[column] += leaf.size
             dtypes.setdefault(part, set()).add(str(leaf.dtype))
-    table = Table(title="Parameters", title_justify="left")
-    for heading in ("part", "trainable", "frozen"):
-        table.add_column(heading, justify="left" if heading == "part" else "right")
+    columns = ["part", Column("trainable", justify="right"), Column("frozen", justify="right")]
     if sources is not None:
-        table.add_column("stored as")
-        table.add_column("from", overflow="fold")
+        columns += ["stored as", Column("from", overflow="fold")]
+    table = Table(*columns, title="Parameters", title_justify="left")
     show = lambda n: f"{n:,}" if n else "-"
     for part, row in sorted(parts.items()):
         cells = (", ".join(sorted(dtypes[part])), sources.get(part) or sources[part.split("/")[0]]) if sources else ()
@@ -77,9 +68,11 @@ def leaf_table(trainable: Leaves | Shapes, frozen: Leaves | Shapes) -> Table:
     grouped: dict[str, list[dict]] = {}
     for row in leaves(trainable, frozen):
         grouped.setdefault(re.sub(r"layers_\d+", "layers_*", row["name"]), []).append(row)
-    table = Table(title="Leaves", title_justify="left")
-    for heading in ("name", "shape", "count", "trained"):
-        table.add_column(heading, justify="right" if heading == "count" else "left", overflow="fold")
+    columns = [
+        Column(x, justify="right" if x == "count" else "left", overflow="fold")
+        for x in ("name", "shape", "count", "trained")
+    ]
+    table = Table(*columns, title="Leaves", title_justify="left")
     for name, rows in grouped.items():
         trained = sum(row["trainable"] for row in rows)
         shape = " x ".join(map(str, rows[0]["shape"]))

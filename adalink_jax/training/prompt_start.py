@@ -26,9 +26,7 @@ def from_vocabulary(most_common: int = 5000) -> Start:
       UserError: from the start, if there are fewer tokens than prompt positions.
     """
 
-    def rows(length, table, key):
-        return table[_draw_tokens(length, min(most_common, len(table)), key)]
-
+    rows = lambda length, table, key: table[_draw_tokens(length, min(most_common, len(table)), key)]
     return lambda adapter, table, key: _replace_prompts(adapter, table, key, rows)
 
 

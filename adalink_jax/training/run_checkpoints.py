@@ -59,11 +59,10 @@ class CheckpointConfig:
 
 def _as_tree(state: TrainState) -> dict:
     """The nested dicts that Orbax stores; the optimizer's state by position."""
-    opt_leaves = jax.tree.leaves(state.opt_state)
     return {
         "step": state.step,
         "trainable": paths.unflatten(state.trainable),
-        "opt": {str(i): x for i, x in enumerate(opt_leaves)},
+        "opt": {str(i): x for i, x in enumerate(jax.tree.leaves(state.opt_state))},
     }
 
 
@@ -106,7 +105,7 @@ def _check_digests(tree: dict, meta: dict) -> None:
         raise _DamagedError(f"the digest of {wrong[0]} differs")
 
 
-class RunCheckpoints:
+class RunCheckpoints(contextlib.AbstractContextManager["RunCheckpoints"]):
     """One folder of checkpoints. Leaving its context waits until everything saved is on disk, however the run ended.
 
     Args:
@@ -183,15 +182,8 @@ class RunCheckpoints:
         """
         try:
             facts = self._facts_of(step)
-            identity = facts["identity"]
-            changed = [f"{key} {identity[key]} there, {settings[key]} here"
-                       for key in sorted(identity.keys() & settings.keys())
-                       if identity[key] != settings[key] and not key.startswith("DatasetConfig.")]  # fmt: skip
-            if changed:
-                raise CheckpointError(
-                    f"{self.folder.parent} holds a run of another configuration ({'; '.join(changed[:5])}); "
-                    f"use that run's config.gin."
-                )
+            recorded = {name: x for name, x in facts["identity"].items() if not name.startswith("DatasetConfig.")}
+            self._check_equal(recorded, settings, "use that run's config.gin")
             wanted = {"trainable": jax.tree.map(_abstract, paths.unflatten(like))}
             placed = ocp.checkpoint_utils.construct_restore_args(wanted)
             part = ocp.args.PyTreeRestore(wanted, restore_args=placed, partial_restore=True)
@@ -232,11 +224,10 @@ class RunCheckpoints:
         for step in sorted(self._manager.all_steps(), reverse=True):
             if step in self.damaged:
                 continue
-            content, reason = None, None
             try:
-                content = read(step)
+                content, reason = read(step), None
             except _DamagedError as e:
-                reason = str(e)
+                content, reason = None, str(e)
             if parallel.all_agree(reason is None) and content is not None:
                 return content
             self.damaged[step] = reason or "another process could not read it"
@@ -279,14 +270,21 @@ class RunCheckpoints:
 
     def _compare_identity(self, recorded: dict) -> None:
         """Refuses a run with other settings. A setting that only one side has (another version's) has its default on the other."""
-        names = sorted(recorded.keys() | self._identity.keys())
         default = {name: configuration.default_of(name) for name in recorded.keys() ^ self._identity.keys()}
-        there, here = default | recorded, default | self._identity
-        changed = [f"{key} {there[key]} there, {here[key]} here" for key in names if there[key] != here[key]]
+        self._check_equal(
+            default | recorded, default | self._identity, "set another MODEL_DIR, or use that run's settings"
+        )
+
+    def _check_equal(self, there: Mapping, here: Mapping, remedy: str) -> None:
+        """Refuses a run whose settings differ; a setting that only one side has is ignored."""
+        changed = [
+            f"{name} {there[name]} there, {here[name]} here"
+            for name in sorted(there.keys() & here.keys())
+            if there[name] != here[name]
+        ]
         if changed:
             raise CheckpointError(
-                f"{self.folder.parent} holds a run of another configuration ({'; '.join(changed[:5])}); "
-                f"set another MODEL_DIR, or use that run's settings."
+                f"{self.folder.parent} holds a run of another configuration ({'; '.join(changed[:5])}); {remedy}."
             )
 
     def wait(self) -> None:
@@ -294,9 +292,6 @@ class RunCheckpoints:
         if "_manager" in vars(self):
             with self._writing():
                 self._manager.wait_until_finished()
-
-    def __enter__(self) -> "RunCheckpoints":
-        return self
 
     def __exit__(self, *_) -> None:
         self.wait()

@@ -43,9 +43,9 @@ def evaluate(
     with open_session(setup) as session:
         params = load_parameters(setup, session.mesh, session.rules)
         evaluator = session.evaluator(session.converter(params, (split,)), setup.model)
-        readers: dict[int, Callable[[], Leaves]] = {0: lambda: params.trainable}
-        if run_dir is not None:
-            readers = _checkpoints_of(run_dir, params.trainable, settings())
+        readers: dict[int, Callable[[], Leaves]] = (
+            {0: lambda: params.trainable} if run_dir is None else _checkpoints_of(run_dir, params.trainable, settings())
+        )
         folder = None if output_dir is None else epath.Path(output_dir)
         if folder is not None:
             parallel.once(outputs.claim_scores, folder, run_dir)

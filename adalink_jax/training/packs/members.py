@@ -55,12 +55,14 @@ def grid(learning_rates: Sequence[float], seeds: Sequence[int], ranks: Sequence[
     Raises:
       UserError: for an empty list, a repeated value, and a value that is not a number.
     """
-    axes = {"LEARNING_RATES": learning_rates, "SEEDS": seeds, "RANKS": (None,) if ranks is None else ranks}
-    for name, values in axes.items():
-        kind = float | int if name == "LEARNING_RATES" else int
+    axes = [
+        ("LEARNING_RATES", learning_rates, float | int, "numbers"),
+        ("SEEDS", seeds, int, "integers"),
+        ("RANKS", (None,) if ranks is None else ranks, int, "integers"),
+    ]
+    for name, values, kind, numbers in axes:
         valid = isinstance(values, (tuple, list)) and all(isinstance(x, kind) or x is None for x in values)
         if not valid or not values or len(set(values)) < len(values):
-            numbers = "numbers" if name == "LEARNING_RATES" else "integers"
             raise UserError(f"{name} is {values!r}; it must be a tuple of one or more {numbers}, each once.")
     return [Member(rate, seed, rank) for rank in ranks or (None,) for rate in learning_rates for seed in seeds]
 
@@ -79,7 +81,8 @@ def with_rank(adapter: nn.Module | None, rank: int) -> nn.Module:
 
     def parts(module: nn.Module) -> dict[str, tuple]:
         fields = {field.name: getattr(module, field.name) for field in dataclasses.fields(module)}
-        return {name: value for name, value in fields.items() if isinstance(value, tuple) and _modules(value)}
+        composed = lambda value: isinstance(value, tuple) and any(isinstance(x, nn.Module) for x in value)
+        return {name: value for name, value in fields.items() if composed(value)}
 
     def changed(module: nn.Module) -> nn.Module:
         changes: dict[str, Any] = {name: tuple(map(changed, value)) for name, value in parts(module).items()}
@@ -94,10 +97,6 @@ def with_rank(adapter: nn.Module | None, rank: int) -> nn.Module:
         name = "full fine-tuning" if adapter is None else type(adapter).__name__
         raise UserError(f"RANKS is set, but {name} has no rank; leave RANKS at None.")
     return changed(adapter)
-
-
-def _modules(values: tuple) -> bool:
-    return any(isinstance(value, nn.Module) for value in values)
 
 
 class Batches:

@@ -46,8 +46,8 @@ _NAMES = {  # Hugging Face's name -> this package's; {} is the number of a layer
     **{f"{stack}.{_BIAS}": f"{stack}/relpos_bias/rel_embedding" for stack in _STACKS},
     **{f"{stack}.block.{{}}.layer.{i}.layer_norm.weight": f"{stack}/layers_{{}}/{norm}/scale"
        for stack, i, norm, *_ in _SUBLAYERS},
-    **{f"{stack}.block.{{}}.layer.{i}.{theirs}.{matrix}.weight": f"{stack}/layers_{{}}/{ours}/{name}/kernel"
-       for stack, i, _, theirs, ours, matrices in _SUBLAYERS for matrix, name in matrices.items()},
+    **{f"{stack}.block.{{}}.layer.{i}.{hf_block}.{matrix}.weight": f"{stack}/layers_{{}}/{block}/{name}/kernel"
+       for stack, i, _, hf_block, block, matrices in _SUBLAYERS for matrix, name in matrices.items()},
 }  # fmt: skip
 _TENSORS = {name: tensor for tensor, name in _NAMES.items()}
 

@@ -51,7 +51,7 @@ MODULES = {
     "adalink_jax.studies.style": "adalink_jax.reports.style",
     "adalink_jax.studies.sweep": "adalink_jax.experiments.sweeps.sweep",
     "adalink_jax.studies.sweep_board": "adalink_jax.experiments.sweeps.board",
-    "adalink_jax.studies.sweep_plan": "adalink_jax.experiments.sweeps.sweep_plan",
+    "adalink_jax.studies.sweep_plan": "adalink_jax.experiments.sweeps.hardware_plan",
     "adalink_jax.studies.sweep_runner": "adalink_jax.experiments.sweeps.runner",
     "adalink_jax.studies.tiny": "adalink_jax.contract.tiny",
     "adalink_jax.studies.tune": "adalink_jax.experiments.comparisons.tune",

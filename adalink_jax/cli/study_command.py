@@ -53,8 +53,8 @@ def study(argv: list[str]) -> int:
 
 
 def _show(configured: "ConfiguredStudy", selection: "Selection") -> None:
-    from adalink_jax.experiments.environments import note
     from adalink_jax.experiments.scaling.study import AXES
+    from adalink_jax.training.segments import environment_note
 
     console, results = table_console(), []
     configured.check()
@@ -78,5 +78,5 @@ def _show(configured: "ConfiguredStudy", selection: "Selection") -> None:
             progress_table.add_row(*key, str(done), str(len(folders)), progress, style=style)
         console.print(progress_table)
     console.print("--run makes what is not done.")
-    if warning := note(results, "cells"):
+    if warning := environment_note(results, "cells"):
         console.print(warning, soft_wrap=True)

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from adalink_jax.experiments.sweeps.configured_sweep import ConfiguredSweep
+    from adalink_jax.experiments.sweeps.hardware_plan import Program
     from adalink_jax.experiments.sweeps.run_folder import RunFolder
-    from adalink_jax.experiments.sweeps.sweep_plan import Program
 
 
 def sweep(argv: list[str]) -> int:
@@ -96,8 +96,8 @@ def print_failed(failed: Mapping[str, str], count: str) -> int:
 
 
 def _show(configured: "ConfiguredSweep", folders: Mapping[str, "RunFolder"]) -> None:
-    from adalink_jax.experiments.environments import note
     from adalink_jax.experiments.sweeps.run_folder import DONE, FAILED, RUNNING
+    from adalink_jax.training.segments import environment_note
 
     styles = {DONE: "green", RUNNING: "bold", FAILED: "red"}
     columns = list(dict.fromkeys(name for run in configured.runs for name, _ in run.point.bindings))
@@ -116,7 +116,7 @@ def _show(configured: "ConfiguredSweep", folders: Mapping[str, "RunFolder"]) -> 
     counted = ", ".join(f"{count} {state}" for state, count in counts.items())
     console.print(f"{counted}. --run starts the unfinished ones.")
     summaries = (folder.summary() for folder in folders.values())
-    if warning := note([summary for summary in summaries if summary], "runs"):
+    if warning := environment_note([summary for summary in summaries if summary], "runs"):
         console.print(warning, soft_wrap=True)
 
 

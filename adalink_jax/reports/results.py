@@ -22,10 +22,10 @@ import pyarrow.parquet
 from etils import epath
 
 from adalink_jax.errors import UserError
-from adalink_jax.experiments.environments import note
 from adalink_jax.experiments.sweeps.run_folder import DONE, RECORD, SUMMARY, last_step, state_of
 from adalink_jax.files.whole_file import read_json
 from adalink_jax.reports.statistics import interval
+from adalink_jax.training.segments import environment_note
 
 UNFINISHED = "unfinished"  # of a run outside a sweep, whose attempts are not recorded
 MARKS = (SUMMARY, RECORD, "config.gin", "checkpoints", "before.json")  # files of a run's folder
@@ -67,7 +67,7 @@ class Results:
 
     def environments_note(self) -> str | None:
         """One sentence if the finished runs were made with different versions or hardware; else None."""
-        return note(self.summaries, "runs")
+        return environment_note(self.summaries, "runs")
 
     def differing(self) -> list[str]:
         """Settings that differ between runs; of settings that change together only one, preferably one that a sweep varies."""

@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from adalink_jax.errors import UserError
-from adalink_jax.experiments.environments import note
 from adalink_jax.experiments.scaling.cell_folder import chosen_rate
 from adalink_jax.reports import scaling_figures, style
 from adalink_jax.reports.fits import power_law, trend
@@ -13,6 +12,7 @@ from adalink_jax.reports.page import Part, Report, Table
 from adalink_jax.reports.scaling_figures import Looks
 from adalink_jax.reports.statistics import difference, mean
 from adalink_jax.reports.study_runs import StudyRuns
+from adalink_jax.training.segments import environment_note
 
 MAIN_METHOD = "AdaLink"
 Results = Sequence[Mapping[str, Any]]
@@ -65,7 +65,7 @@ def _summary(results: Results, runs: StudyRuns) -> str:
     return (
         f"{len(runs.scores)} packs, {sum(map(len, runs.scores.values()))} runs, {counts}. Scores are measured once on test; steps and "
         f"learning rates were chosen on validation. Intervals are 95 % confidence intervals. {', '.join(versions)}."
-    ) + (f" {warning}" if (warning := note(results, "results")) else "")
+    ) + (f" {warning}" if (warning := environment_note(results, "results")) else "")
 
 
 def _check_bases(results: Results) -> None:

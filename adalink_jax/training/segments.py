@@ -77,6 +77,19 @@ def describe(differing: Mapping[str, Sequence[str]]) -> str:
     return "; ".join(f"{name} {', '.join(distinct)}" for name, distinct in differing.items())
 
 
+def environment_note(summaries: Iterable[Mapping[str, Any]], plural: str) -> str | None:
+    """One sentence if runs were made with different versions or hardware; else None.
+
+    Args:
+      summaries: of the runs, or their result files.
+      plural: what they are called.
+    """
+    differing = differences(environment for summary in summaries for environment in environments(summary))
+    if not differing:
+        return None
+    return f"These {plural} were made in different environments ({describe(differing)}); compare them with care."
+
+
 @gin.configurable
 def check_environment(earlier: Sequence[Segment], resumed_at: int, same_bits: bool = False) -> str | None:
     """Compares this process with the earlier segments of the run that it resumes.

@@ -10,7 +10,7 @@ from adalink_jax.configuration import GinFlags
 from adalink_jax.configuration.requirements import RUN, SWEEP
 from adalink_jax.errors import UserError
 from adalink_jax.experiments.run_configuration import bound_model_dir, load_pack, load_settings, total_steps
-from adalink_jax.experiments.sweeps import runner, sweep_plan
+from adalink_jax.experiments.sweeps import hardware_plan, runner
 from adalink_jax.experiments.sweeps.run_folder import RunFolder
 from adalink_jax.experiments.sweeps.sweep import Sweep, SweepRun, expand
 from adalink_jax.files.places import is_remote
@@ -52,10 +52,10 @@ class ConfiguredSweep:
             folder.check()
         return folders
 
-    def plan(self, topology: str, on_compile: Callable[[str], None]) -> list[sweep_plan.Program]:
-        """Plans the sweep (see `sweep_plan.plan`)."""
+    def plan(self, topology: str, on_compile: Callable[[str], None]) -> list[hardware_plan.Program]:
+        """Plans the sweep (see `hardware_plan.plan`)."""
         runs = {run.name: (self._plan_flags(run), self._settings(run)) for run in self.runs}
-        return sweep_plan.plan(runs, topology, f"{self.model_dir}/.plans", on_compile)
+        return hardware_plan.plan(runs, topology, f"{self.model_dir}/.plans", on_compile)
 
     def make_one(self, which: str, main: Callable[[list[str]], int]) -> int:
         """Makes or resumes one run in this process (see `RunFolder.make`).

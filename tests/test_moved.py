@@ -56,8 +56,8 @@ def test_names_are_imported_from_old_packages_in_a_fresh_process():
 
 
 OLD_FUNCTIONS = {
-    "adalink_jax.training.run": {"evaluate", "cache_vision"},
-    "adalink_jax.data.iterators": {"train_batches", "padded_batches"},
+    "adalink_jax.training.run": ("evaluate", "cache_vision"),
+    "adalink_jax.data.iterators": ("train_batches", "padded_batches"),
 }
 
 

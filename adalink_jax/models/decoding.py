@@ -4,6 +4,7 @@ Letters: B batch, N decodes (beams or samples) per input, T tokens, V vocabulary
 a stop string, pads it with PAD, and returns the best decode first.
 """
 
+import abc
 import dataclasses
 from collections.abc import Callable
 
@@ -36,7 +37,7 @@ class Decoded(Struct):
     scores: Float[Array, "B N"]
 
 
-class Decoding:
+class Decoding(abc.ABC):
     """Base class of the decoding methods, `Sampling` and `BeamSearch`.
 
     Attributes:
@@ -45,6 +46,7 @@ class Decoding:
 
     stop: StopStrings | None
 
+    @abc.abstractmethod
     def __call__(self, step: Step, cache: Cache, batch_size: int, max_length: int, key: Array | None = None) -> Decoded:
         """Decodes.
 
@@ -58,7 +60,6 @@ class Decoding:
           max_length: T.
           key: random key; None if nothing is drawn.
         """
-        raise NotImplementedError
 
 
 def _check(num_decodes: int, min_length: int, max_length: int) -> None:

@@ -86,7 +86,7 @@ class Family:
         Raises:
           CheckpointError: for a setting that this package does not implement.
         """
-        raise NotImplementedError
+        raise CheckpointError(f"{path} cannot be read: {self.name} models have no Hugging Face folder.")
 
     def name_from_hugging_face(self, tensor: str) -> str | None:
         """This package's name of a Hugging Face tensor; None if it is not one of this family's."""
@@ -102,9 +102,7 @@ class Family:
         Raises:
           CheckpointError: for a leaf that Hugging Face's model does not have.
         """
-        raise CheckpointError(
-            f"{self.name} models cannot be written as a Hugging Face folder; write a native base model."
-        )
+        raise self._no_folder()
 
     def hugging_face_config(self, source: Source) -> dict[str, Any]:
         """A `config.json` without its dtype, for a source that has none; `source.settings` states every `deciding` field.
@@ -112,7 +110,7 @@ class Family:
         Raises:
           CheckpointError: for settings that Hugging Face's model does not have.
         """
-        raise NotImplementedError
+        raise self._no_folder()
 
     def from_t5x(self, leaves: Mapping[str, Leaf]) -> dict[str, Leaf] | None:
         """Leaves of a t5x or Orbax checkpoint under this package's names; None if they have these names already or are
@@ -122,6 +120,11 @@ class Family:
     def from_big_vision(self, tensors: Mapping[str, Leaf], path: str) -> Translation | None:
         """Translates a `.npz` of big_vision; None if it is not one of this family's."""
         return None
+
+    def _no_folder(self) -> CheckpointError:
+        return CheckpointError(
+            f"{self.name} models cannot be written as a Hugging Face folder; write a native base model."
+        )
 
 
 FAMILIES: list[Family] = []

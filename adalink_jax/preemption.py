@@ -1,4 +1,4 @@
-"""Preemption notices (SIGTERM, SIGUSR1, SIGUSR2), and exit status 75, "start me again".
+"""Preemption notices (SIGTERM, SIGUSR1, SIGUSR2), and exit status 75, "restart the job".
 
 Exit status 75 is decided by when a notice arrives:
 

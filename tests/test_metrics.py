@@ -3,6 +3,7 @@
 import functools
 import inspect
 import json
+import operator
 import pathlib
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import pytest
 from adalink_jax import moved
 from adalink_jax.data import metrics
 from adalink_jax.data.metrics import glue_scores, labels, ptb_tokenizer
-from adalink_jax.data.metrics.levenshtein import edit_distance
+from adalink_jax.data.metrics.levenshtein import similarity
 from adalink_jax.errors import UserError
 
 DATA = pathlib.Path(__file__).parent / "data" / "metrics"
@@ -107,9 +108,9 @@ def test_anls_is_that_of_the_package():
     assert together == pytest.approx(np.mean([row[2] for row in rows]), abs=1e-9)
 
 
-@pytest.mark.parametrize("a, b, distance", [("", "", 0), ("abc", "", 3), ("kitten", "sitting", 3), ("ab", "ba", 2)])
-def test_edit_distance(a, b, distance):
-    assert edit_distance(a, b) == edit_distance(b, a) == distance
+@pytest.mark.parametrize("a, b, expected", [("", "", 1), ("abc", "", 0), ("Kitten", "sitting", 4 / 7), ("ab", "ba", 0)])
+def test_similarity_is_one_minus_the_edit_distance_over_the_longer_length(a, b, expected):
+    assert similarity(a, b) == similarity(b, a) == pytest.approx(expected)
 
 
 def test_exact_match_and_accuracy():
@@ -208,6 +209,9 @@ def test_seqio_can_call_every_metric_of_a_task(task):
     assert metrics_of(task)
     for metric in metrics_of(task):  # by the names of parameters seqio distinguishes these metrics from others
         assert list(inspect.signature(metric).parameters) == ["targets", "predictions"]
+        declared = inspect.getclosurevars(metric).nonlocals
+        if "name" in declared:  # it takes the declared settings
+            inspect.signature(operator.attrgetter(declared["name"])(metrics)).bind([], [], **declared["settings"])
 
 
 @pytest.mark.parametrize("name", ["glue", "vqa"])

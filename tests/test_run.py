@@ -198,7 +198,7 @@ def test_a_trained_model_and_its_adapter_are_both_written_and_belong_together(tm
 def test_a_finished_run_is_left_alone(finished, capsys):
     before = contents(finished)
     assert quickstart(finished) == 0
-    assert "finished at step 24" in capsys.readouterr().out
+    assert "finished, at step 24" in capsys.readouterr().out
     assert contents(finished) == before
 
 

@@ -101,7 +101,7 @@ def test_a_killed_and_resumed_pack_ends_with_the_same_bits(finished, tmp_path):
 def test_a_finished_pack_is_left_alone_and_another_grid_refused(finished, capsys):
     before = contents(finished)
     assert pack(finished, **GRID) == 0
-    assert "holds this run, finished at step 12" in capsys.readouterr().out
+    assert "is already finished, at step 12" in capsys.readouterr().out
     assert pack(finished, **{**GRID, "SEEDS": (0, 4)}) == 2
     assert "train_pack.seeds (0, 3) there, (0, 4) here" in capsys.readouterr().err
     assert contents(finished) == before
@@ -227,7 +227,7 @@ def test_a_comparison_is_one_table_and_reuses_finished_runs(tmp_path, capsys):
     shutil.rmtree(folder / "full_fine_tuning" / "plateau")
     capsys.readouterr()
     assert compare(tmp_path, METHODS) == 0
-    assert capsys.readouterr().out.count("holds this run, finished") == 5
+    assert capsys.readouterr().out.count("is already finished") == 5
     after = contents(folder)
     assert all(after[path] == data for path, data in before.items() if "plateau" not in str(path))
     unequal = {**METHODS, "rank 3": ("gin/adapters/adalink.gin", "RANK = 3", "FACTORS = (1.0,)")}

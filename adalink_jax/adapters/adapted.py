@@ -94,6 +94,7 @@ class AdaptedModel(nn.Module):
         size = encoded.mask.shape[0]
 
         def step(ids, cache):
+            # The states too, so that all rows agree; from the second step on they are unused, and compiled away.
             decodes = jax.tree.map(lambda x: jnp.repeat(x, ids.shape[0] // size, axis=0), encoded)
             return self.decode(decodes, ids, cache)
 

@@ -47,8 +47,8 @@ def study(argv: list[str]) -> int:
         return 0
     console = Console(highlight=False)
     if failed := configured.make_all(selection, options.parallel, console):
-        return print_failed(failed, f"{len(failed)}")
-    console.print("All is done: `adalink report` reports on it.")
+        return print_failed(failed, f"{len(failed)} cells")
+    console.print("All cells are done; `adalink report` shows the results.")
     return 0
 
 

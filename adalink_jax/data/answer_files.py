@@ -1,4 +1,4 @@
-"""Writes predictions as the files that evaluation servers accept, if every row has an id of its own and an answer.
+"""Writes predictions as the files that evaluation servers accept, if every row has its own id and an answer.
 
 A row is a dict with the data set's id and a `prediction`; other fields are ignored. What a server would refuse, or score as
 something that was not predicted, is an error that names the row, and no file is written.
@@ -28,13 +28,8 @@ GLUE_FILES = {
     "wnli": "WNLI.tsv",
     "ax": "AX.tsv",
 }
-_GLUE_NUMBERS = (
-    "cola",
-    "sst2",
-    "mrpc",
-    "qqp",
-    "wnli",
-)  # tasks whose labels the server expects as 0 and 1; else the words
+# Tasks whose labels the server expects as 0 and 1; the others' as words.
+_GLUE_NUMBERS = ("cola", "sst2", "mrpc", "qqp", "wnli")
 
 
 def glue(

@@ -50,7 +50,7 @@ class InContextTask:
             )
         self.notes = [
             *task.notes,
-            f"{count} training examples stand before each input; they take {needed} of {self._room} tokens",
+            f"{count} training examples precede each input; they take {needed} of {self._room} tokens",
         ]
 
     def examples(self, split: str, seed: int | None = None, start: int = 0) -> Iterable[Example]:

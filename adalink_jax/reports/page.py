@@ -69,7 +69,7 @@ class Part:
 
     @property
     def link(self) -> str:
-        """The data as a URL; empty without data."""
+        """The data as a URL."""
         csv_text = "" if self.data is None else self.data.csv()
         return f"data:text/csv;base64,{base64.b64encode(csv_text.encode()).decode()}"
 

@@ -114,7 +114,7 @@ class Console(contextlib.AbstractContextManager["Console"]):
     def already_done(self, summary: dict) -> None:
         """The run was finished before."""
         self._out.print(
-            f"{self._model_dir} holds this run, finished at step {summary['steps']}; delete the folder, or set another "
+            f"The run in {self._model_dir} is already finished, at step {summary['steps']}; delete the folder, or set another "
             f"MODEL_DIR, to run it again.",
             soft_wrap=True,
         )

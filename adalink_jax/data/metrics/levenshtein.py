@@ -7,7 +7,6 @@ from rapidfuzz.distance import Levenshtein
 from adalink_jax.data.metrics import metric_arguments
 
 THRESHOLD = 0.5
-edit_distance = Levenshtein.distance  # the fewest insertions, deletions and replacements
 
 
 def anls(targets: Sequence[str | Sequence[str]], predictions: Sequence[str]) -> dict[str, float]:

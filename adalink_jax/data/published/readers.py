@@ -142,7 +142,7 @@ def archive(path: epath.Path) -> dict[str, bytes]:
             with zipfile.ZipFile(content) as file:
                 return {name.rpartition("/")[2]: file.read(name) for name in file.namelist() if not name.endswith("/")}
         with tarfile.open(fileobj=content) as file:
-            members = ((member.name, file.extractfile(member)) for member in file.getmembers())
+            members = ((member.name, file.extractfile(member)) for member in file.getmembers() if member.isfile())
             return {name.rpartition("/")[2]: member.read() for name, member in members if member is not None}
     except (zipfile.BadZipFile, tarfile.TarError, EOFError, OSError) as e:
         raise UserError(f"{path} is damaged ({e}); copy it again.") from e

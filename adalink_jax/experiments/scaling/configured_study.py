@@ -55,7 +55,7 @@ class ConfiguredStudy:
         described = [(name, text) for name, text in flags.bindings if name == "MODEL_DIR" or name.startswith("Study.")]
         configuration.load(GinFlags(flags.files, tuple(described), flags.search_paths), require_all=False)
         configuration.require(STUDY)
-        bound_model_dir("Study.model_dir")
+        bound_model_dir("Study.model_dir")  # refuses an unset MODEL_DIR
         self.study = Study()  # pyright: ignore[reportCallIssue]  gin gives the arguments
         self.cells = studies.cells(self.study)
         self._folders: dict[Cell, CellFolder] = {}

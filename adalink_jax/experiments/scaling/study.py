@@ -60,7 +60,7 @@ class Study:
     reference: str = "full fine-tuning"
     factors: Sequence[float] = (0.1, 0.3, 1.0, 3.0, 10.0)
     seeds: Sequence[int] = (0, 1, 2)
-    kept: str | None = None  # words: ok
+    kept: str | None = None  # words: ok (a gin name)
 
     def __post_init__(self):
         self._check_forms()

@@ -23,7 +23,7 @@ IRRELEVANT = (
     "Sweep.", "Comparison.", "train.model_dir", "train.metric", "train_pack.model_dir", "train_pack.metric",
     "train_pack.patience", "Setup.random_seed", "Setup.initial_", "Setup.checkpoint_renames", "Setup.allow_other_base",
     "DatasetConfig.seed", "DatasetConfig.mixture_or_task_", "DatasetConfig.train_examples", "PublishedData.",
-    "warmup_cosine.peak", "warmup_constant.peak",
+    "warmup_cosine.peak", "warmup_constant.peak", "check_environment.",
 )  # fmt: skip
 
 

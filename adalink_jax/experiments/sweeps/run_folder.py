@@ -33,11 +33,8 @@ class Taken(Stopped):
     status = 4
 
 
-RESUMABLE = (
-    Preempted.status,
-    Stopped.status,
-    Taken.status,
-)  # of a run that was stopped, or that another process trains
+# Exit statuses of a run that was stopped, or that another process trains.
+RESUMABLE = (Preempted.status, Stopped.status, Taken.status)
 
 
 class RunFolder:
@@ -138,7 +135,7 @@ class RunFolder:
 
         with self.held():
             if self.finished():
-                print(f"{self.path} holds this run, finished.")
+                print(f"The run in {self.path} is already finished.")
                 return 0
             self.begin()
             print(title, flush=True)

@@ -62,6 +62,10 @@ class AdapterFacts:
         """The fact by its key in the file, as for the plain dict that earlier versions returned."""
         return self.to_json()[key]
 
+    def get(self, key: str, default: Any = None) -> Any:
+        """As `__getitem__`; `default` for a fact that is not known."""
+        return self.to_json().get(key, default)
+
     @property
     def summary(self) -> str:
         """Method and settings, for messages."""

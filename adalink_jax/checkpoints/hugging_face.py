@@ -14,7 +14,7 @@ from etils import epath
 
 from adalink_jax.adapters.folding import TABLE
 from adalink_jax.checkpoints.families.family import Family, family_of_model_type, family_of_shapes
-from adalink_jax.checkpoints.positions import BICUBIC
+from adalink_jax.checkpoints.positions import BICUBIC, BILINEAR
 from adalink_jax.checkpoints.source import Source
 from adalink_jax.errors import CheckpointError
 from adalink_jax.files import safetensors_file
@@ -90,7 +90,7 @@ def open_folder(folder: epath.Path, path: str) -> Source:
         folder=folder,
         settings=settings,
         config=config,
-        position_rule=BICUBIC,
+        position_rule=BICUBIC if family else BILINEAR,
     )
 
 

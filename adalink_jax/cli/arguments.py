@@ -25,18 +25,22 @@ def plain_parser(name: str, text: str, example: str) -> argparse.ArgumentParser:
     )
 
 
-def gin_parser(name: str, text: str, example: str) -> argparse.ArgumentParser:
-    """A parser whose help shows t5x's flags, which `configuration.parse_flags` removes from the arguments first."""
+def gin_parser(name: str, text: str, example: str, trains: bool = False) -> argparse.ArgumentParser:
+    """A parser whose help shows t5x's flags, which `configuration.parse_flags` removes from the arguments first.
+
+    With `trains` it has `--same_bits`, for the commands that resume runs.
+    """
     parser = plain_parser(name, text, example)
     gin = parser.add_argument_group("configuration (t5x's flags)")
     gin.add_argument("--gin_file", metavar="FILE", help="a gin file, yours or a shipped one (gin/...); repeatable")
     gin.add_argument(
         "--gin.NAME", metavar="VALUE", help="set a macro (TRAIN_STEPS) or a parameter (adamw.b2); repeatable"
     )
-    gin.add_argument(
-        "--same_bits", action="store_true", help="resume a run only with its own versions and kind of device"
-    )
     gin.add_argument("--gin_search_paths", metavar="DIRS", help="more folders with gin files, comma-separated")
+    if trains:
+        parser.add_argument(
+            "--same_bits", action="store_true", help="resume a run only with its own versions and kind of device"
+        )
     return parser
 
 
@@ -45,7 +49,10 @@ def parse(parser: argparse.ArgumentParser, argv: list[str]) -> "tuple[GinFlags, 
     from adalink_jax import configuration
 
     flags, rest = configuration.parse_flags(argv)
-    return flags, parser.parse_args(rest)
+    options = parser.parse_args(rest)
+    if getattr(options, "same_bits", False):
+        flags = flags.binding("check_environment.same_bits", "True")
+    return flags, options
 
 
 def parse_gin(

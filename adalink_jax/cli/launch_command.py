@@ -60,7 +60,7 @@ def _control(part: str, argv: list[str]) -> int:
 def _parser(part: str) -> argparse.ArgumentParser:
     parser = gin_parser(
         f"launch {part}",
-        f"Write a job: {LAUNCHERS[part]}. Without --submit, only write its files and print them.\n"
+        f"Write a job: {LAUNCHERS[part]}. Without --submit, only write its files, and print the main one.\n"
         f"Reads gin/launch/{part}.gin first, whose header lists the required settings. After -- comes any adalink command.",
         f"adalink launch {part} {_EXAMPLES[part]} -- \\\n"
         "    train --gin_file=gin/runs/quickstart.gin --gin.MODEL_DIR=\"'gs://bucket/run'\"",

@@ -48,6 +48,7 @@ def train(argv: list[str], name: str = "train", files: tuple[str, ...] = ()) -> 
         "Train the parameters that TRAINABLE matches, or resume the run in MODEL_DIR.\n"
         "Run files (gin/runs/*.gin) list at their head what must be set.",
         "adalink train --gin_file=gin/runs/quickstart.gin --gin.TRAIN_STEPS=300 --gin.MODEL_DIR=\"'runs/short'\"",
+        trains=True,
     )
     if files:
         parser.add_argument("--model_dir", metavar="DIR", help="folder of the run (runs/quickstart)")

@@ -19,6 +19,7 @@ def study(argv: list[str]) -> int:
         "made again, whether its folder is in MODEL_DIR or its result in Study.kept. `adalink report` reports on the results.",
         "adalink study --gin_file=gin/studies/miniature.gin --gin.MODEL_DIR=\"'runs/miniature'\" \\\n"
         "    --gin.DATA_DIR=\"'../shared/data'\" --gin.VOCABULARY=\"'runs/miniature/vocabulary'\" --run",
+        trains=True,
     )
     parser.add_argument(
         "--run", action="store_true", help="make everything unfinished; after a stop, rerun the same command"

@@ -26,6 +26,7 @@ def sweep(argv: list[str]) -> int:
         "and flags and its own settings, in MODEL_DIR/<its name>; with Sweep.pack, `adalink pack`. Nothing is started without\n"
         "--run or --element.",
         "adalink sweep --gin_file=gin/sweeps/digits_small.gin --gin.MODEL_DIR=\"'runs/small'\" --run",
+        trains=True,
     )
     parser.add_argument(
         "--run", action="store_true", help="make or resume all unfinished runs; after a stop, rerun the same command"

@@ -66,8 +66,6 @@ def parse_flags(argv: Sequence[str]) -> tuple[GinFlags, list[str]]:
             bindings.append((name.strip(), text.strip()))
         elif flag.startswith(_BINDING):
             bindings.append((flag.removeprefix(_BINDING), value))
-        elif argument == "--same_bits":
-            bindings.append(("check_environment.same_bits", "True"))
         else:
             rest.append(argument)
     for name, text in bindings:

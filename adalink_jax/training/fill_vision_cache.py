@@ -138,7 +138,7 @@ def _fill(
             parts.append(features[: len(batch_keys)])
             advance(len(batch_keys))
             stopped = stop.requested()
-            if stopped or not missing or sum(part.nbytes for part in parts) >= PART_BYTES:
+            if stopped or sum(part.nbytes for part in parts) >= PART_BYTES:
                 parallel.once(cache.add, keys, np.concatenate(parts))
                 keys, parts = [], []
             if stopped:
@@ -146,6 +146,8 @@ def _fill(
                     f"Stopped while computing the vision tower's outputs; the finished ones are kept in {cache.folder}; rerun the "
                     f"same command to resume."
                 )
+    if keys:
+        parallel.once(cache.add, keys, np.concatenate(parts))
     parallel.once(cache.finish, task.name, split)
     return cache if parallel.is_first() else VisionCache(str(cache.folder), cache.tower)
 
@@ -160,6 +162,8 @@ def _batches(
         if key in missing:
             missing.remove(key)
             batch[key] = example
-        if len(batch) == size or (batch and not missing):
+        if len(batch) == size:
             yield list(batch), list(batch.values())
             batch = {}
+    if batch:
+        yield list(batch), list(batch.values())

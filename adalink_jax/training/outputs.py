@@ -124,7 +124,8 @@ def write_parameters(
         )
         base = checkpoints.BaseReference(saved["name"], saved["fingerprint"])
         written.append(("model/", "the trained base model; INITIAL_CHECKPOINT_PATH takes it"))
-    if adapter and base is not None and setup.model.adapter is not None:
+    if adapter:
+        assert base is not None and setup.model.adapter is not None  # an adapter is trained on a base
         facts = checkpoints.AdapterFacts(**describe_adapter(setup.model.adapter), base=base, **about)
         checkpoints.save_adapter(folder / "adapter", adapter, facts)
         size = parallel.once(lambda: sum(f.stat().length for f in (folder / "adapter").iterdir()))

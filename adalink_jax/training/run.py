@@ -221,7 +221,8 @@ class Run:
         session, setup = self.session, self.session.setup
         session.newest.wait()
         scores = {}
-        if self.metric is not None and before is not None and after is not None:
+        if self.metric is not None:
+            assert before is not None and after is not None  # a stopped run does not come here
             self.writer.write(int(last.step), after.tagged("test"))
             scores = {
                 f"frozen_{self.metric}": before.scores[self.metric],

@@ -35,6 +35,11 @@ class Segment:
     last_step: int
 
     @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> "Segment":
+        """From a file; fields of later versions are ignored."""
+        return cls(**{field.name: fields[field.name] for field in dataclasses.fields(cls)})
+
+    @classmethod
     def here(cls, first_step: int, last_step: int) -> "Segment":
         """A segment that this process makes."""
         import jax
@@ -56,7 +61,7 @@ def versions(*packages: str) -> dict[str, str]:
 
 def environments(summary: Mapping[str, Any]) -> list[dict[str, str]]:
     """The environment of each segment of a run's `summary.json`; its `versions` alone if it was written before there were any."""
-    segments = [Segment(**fields) for fields in summary.get("segments", ())]
+    segments = [Segment.from_json(fields) for fields in summary.get("segments", ())]
     return [segment.environment for segment in segments] or [summary.get("versions", {})]
 
 

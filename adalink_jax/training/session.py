@@ -1,7 +1,7 @@
 """What a command that uses a model and its data has open: a mesh, the checked tasks, the console, and the request to stop.
 
 `open_session` serves evaluation and the vision cache. `open_run` adds a run's folder with its checkpoints, and serves `train` and
-`train_pack`. Both check everything that can be checked before a parameter is read or a file is written.
+`train_pack`. Both check everything that can be checked before a parameter is read.
 """
 
 import contextlib
@@ -161,8 +161,8 @@ class RunSession(Session):
             self.summary = summary
             self.console.already_done(summary)
             return
-        earlier = [Segment(**fields) for fields in self.facts.get("segments", ())]
-        if warning := check_environment(earlier, newest_step):
+        earlier = [Segment.from_json(fields) for fields in self.facts.get("segments", ())]
+        if warning := parallel.once(check_environment, earlier, newest_step):  # process 0's: all raise, or none
             self.console.warning(warning)
         if jax.config.values["jax_compilation_cache_dir"] is None:  # a resumed run then compiles nothing again
             jax.config.update("jax_compilation_cache_dir", str(self.folder / "compilation_cache"))

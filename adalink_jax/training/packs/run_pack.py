@@ -195,7 +195,10 @@ class PackRun:
     def evaluate(self, state: TrainState) -> None:
         """Scores all members on `validation`, unless this step was scored before, and keeps the best of each."""
         step = int(state.step)
-        if all(writer.has(step, f"validation/{self.metric}") for writer in self.writers):
+        scored = all(writer.has(step, f"validation/{self.metric}") for writer in self.writers)
+        if (
+            scored and None not in self.progress.scores
+        ):  # they are None if the pack was killed before its first checkpoint
             return
         results = self._score(state.trainable, "validation")
         if results is None:
@@ -204,7 +207,7 @@ class PackRun:
         improved = self.progress.add(step, scores, self.patience)
         keep = lambda new, old: jnp.where(improved.reshape(-1, *(1,) * (new.ndim - 1)), new, old)
         self.best = jax.tree.map(keep, state.trainable, self.best)
-        for writer, result in zip(self.writers, results):
+        for writer, result in zip(self.writers, results) if not scored else ():
             writer.write(step, result.tagged("validation"))
         self.session.console.scores(step, "validation", {"best": max(scores), "median": float(np.median(scores))})
 

@@ -1,6 +1,7 @@
 """Old names of modules that moved: imports, gin selectors and gin's import statements still work."""
 
 import importlib
+import os
 import pathlib
 import subprocess
 import sys
@@ -130,18 +131,23 @@ def test_gin_is_unchanged_after_loading(tmp_path):
     assert before == (gin_config.ParseContext.get_configurable, gin_config.ParserDelegate.configurable_reference)
 
 
-def test_dynamic_registration_resolves_names_by_the_file_s_imports(tmp_path, monkeypatch):
-    """A user's own package called `studies` is not mistaken for an old module of this one."""
+def test_dynamic_registration_resolves_names_by_the_file_s_imports(tmp_path):
+    """A user's own package called `studies` is not mistaken for an old module; in its own process, as gin never forgets one."""
     (tmp_path / "studies").mkdir()
     (tmp_path / "studies" / "study.py").write_text("def Study(seeds): return seeds\n")
     (tmp_path / "own.gin").write_text(
         "from __gin__ import dynamic_registration\nfrom studies import study\nstudy.Study.seeds = 3\n"
     )
-    monkeypatch.syspath_prepend(str(tmp_path))
-    register()
-    with configuration.isolated():
-        load(tmp_path / "own.gin")
-        assert list(gin_config._CONFIG) == [("", "studies.study.Study")]
+    program = (
+        "from gin import config\n"
+        "from adalink_jax import configuration\n"
+        "from adalink_jax.cli.arguments import register\n"
+        "register()\n"
+        "configuration.load(configuration.GinFlags(('own.gin',)), require_all=False)\n"
+        "assert list(config._CONFIG) == [('', 'studies.study.Study')], config._CONFIG\n"
+    )
+    path = {"PYTHONPATH": f"{pathlib.Path(__file__).parent.parent}:{tmp_path}"}
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=tmp_path, env=os.environ | path)
 
 
 @pytest.mark.parametrize("file", sorted(OLD_CONFIGS.glob("*.gin")), ids=lambda file: file.stem)

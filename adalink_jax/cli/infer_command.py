@@ -193,9 +193,8 @@ def _converter(options: argparse.Namespace, source: "rows.Source") -> Callable[[
             yield row | {column: int(row[column])}
 
     write: Callable = answer_files.FORMATS[options.format]
-    with (
-        tempfile.TemporaryDirectory() as folder
-    ):  # reports repeated ids and an invalid label before the predictions are made
+    # A trial reports repeated ids and an invalid label before the predictions are made.
+    with tempfile.TemporaryDirectory() as folder:
         trial = [ask.cells | {"prediction": label} for ask in source.asks()]
         write(list(numbered(trial)), pathlib.Path(folder) / "trial", **settings)
 

@@ -35,9 +35,8 @@ ACTIVATIONS = {
 
 def param(module: nn.Module, name: str, init: Callable, shape: tuple[int, ...], axes: tuple[str, ...]) -> Array:
     """Declares a float32 parameter of `module`, with one logical axis name per dimension."""
-    return cast(
-        Array, module.param(name, nn.with_logical_partitioning(init, axes), shape, jnp.float32)
-    )  # Flax unboxes it
+    value = module.param(name, nn.with_logical_partitioning(init, axes), shape, jnp.float32)
+    return cast(Array, value)  # Flax unboxes it
 
 
 class Dense(nn.Module):

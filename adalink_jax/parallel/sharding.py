@@ -21,9 +21,8 @@ from adalink_jax.errors import UserError
 from adalink_jax.parallel.mesh import AXES, BATCH_AXES, DATA, MODEL, data_axis_size
 
 Tree = TypeVar("Tree")  # any pytree; the function returns one of the same structure
-LogicalRules = tuple[
-    tuple[str, str | tuple[str, ...] | None], ...
-]  # (logical axis, mesh axis or axes); first match wins
+# (logical axis, mesh axis or axes); the first match wins.
+LogicalRules = tuple[tuple[str, str | tuple[str, ...] | None], ...]
 
 # A rule applies only if its mesh axis is still free in that array, so `embed` may follow `batch` onto `data`:
 # activations [batch, length, embed] keep their batch there, kernels [embed, mlp] are split (FSDP).

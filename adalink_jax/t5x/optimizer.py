@@ -49,9 +49,8 @@ class AdapterOptimizer(OptaxWrapper):
         axes["target"] = param_logical_axes
         masked = lambda trained, names: names if trained else optax.MaskedNode()
 
-        def of_state(
-            leaf: Any, names: Any
-        ) -> Any:  # Adafactor's factors have fewer axes than the parameter: replicated
+        def of_state(leaf: Any, names: Any) -> Any:
+            # Adafactor's factors have fewer axes than the parameter: replicated.
             return names if isinstance(leaf, optax.MaskedNode) or len(names) == leaf.ndim else None
 
         state = optax.tree_map_params(

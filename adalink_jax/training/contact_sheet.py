@@ -34,9 +34,8 @@ def _draw(samples: Sequence[dict], title: str, before: Sequence[str] | None) -> 
     below = [_below(sample, None if before is None else before[i]) for i, sample in enumerate(samples)]
     longest = max(sum(text.count("\n") + 1 for text, _ in lines) for lines in below)
     height = 1.7 + 0.19 * (longest + max(_wrapped(sample["inputs"]).count("\n") for sample in samples))
-    figure = Figure(
-        figsize=(2.9 * COLUMNS, height * rows + 0.6), layout=ConstrainedLayoutEngine(h_pad=0.14), dpi=110
-    )  # inches around each image and its text
+    layout = ConstrainedLayoutEngine(h_pad=0.14)  # inches around each image and its text
+    figure = Figure(figsize=(2.9 * COLUMNS, height * rows + 0.6), layout=layout, dpi=110)
     figure.suptitle(title, fontsize=13, fontweight="bold")
     grid = figure.subplots(rows, COLUMNS, squeeze=False)
     for axis in grid.flat:

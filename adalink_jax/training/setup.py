@@ -146,6 +146,8 @@ def load_parameters(setup: Setup, mesh: Mesh, rules: parallel.LogicalRules) -> P
         describe_adapter(setup.model.adapter)  # fails now rather than when the adapter is written
     wanted = abstract_leaves(setup.model, mesh, rules)
     trainable_names = split_abstract(setup.model, setup.trainable)[0].keys()
+    if any(name.startswith("backbone/") for name in trainable_names):
+        checkpoints.stated_settings(setup.model.backbone)  # likewise for the base model's file
     values, sources, base = _load_backbone(setup, wanted, trainable_names)
     adapter = partition.below(wanted, "adapter")
     if adapter and setup.initial_adapter_path is not None:

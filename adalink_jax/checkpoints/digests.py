@@ -51,14 +51,13 @@ def _leaf_checksums(x: jax.Array, is_stacked: bool, rounded: bool) -> UInt[jax.A
 
 
 def _named_checksums(leaves: Iterable[tuple[str, Any]], rounded: bool) -> dict[str, str]:
-    pending = {}
+    pending = []
     for name, leaf in leaves:
-        names = paths.unscanned_names(name, leaf.shape)
-        pending[name] = names, leaf.shape, parallel.settle(_leaf_checksums(leaf, names != [name], rounded))
+        shapes = paths.unscanned_shapes({name: leaf})
+        pending.append((shapes, parallel.settle(_leaf_checksums(leaf, name not in shapes, rounded))))
     out = {}
-    for name, (names, shape, sums) in pending.items():
-        shape = shape if names == [name] else shape[1:]
-        for unscanned, (first, second) in zip(names, parallel.to_host(sums)):
+    for shapes, sums in pending:
+        for (unscanned, shape), (first, second) in zip(shapes.items(), parallel.to_host(sums)):
             out[unscanned] = f"{'x'.join(map(str, shape))} {first:08x}{second:08x}"
     return dict(sorted(out.items()))
 

@@ -85,14 +85,14 @@ def load_base(
     shapes_of_part = _split(paths.unscanned_shapes(wanted), path_of_part)
     sources = {part_path: open_source(part_path) for part_path in path_of_part.values() if part_path is not None}
     leaves: dict[str, Leaf] = {}
-    notes: dict[tuple[str | None, str], str] = {}
+    notes: dict[str, str] = {}
     for part, part_path in path_of_part.items():
         if part_path is not None:
             part_leaves, part_notes = _leaves_of_part(
                 part, sources[part_path], shapes_of_part[part], path_of_part, renames, configs or {}
             )
             leaves |= part_leaves
-            notes |= {(part, top): note for top, note in part_notes.items()}
+            notes |= part_notes
     arrays = _read(wanted, leaves, dtype)
     mark = fingerprint(arrays) if arrays.keys() == wanted.keys() else None
     stated = (
@@ -106,8 +106,7 @@ def load_base(
     for part, shapes in shapes_of_part.items():
         part_path = path_of_part[part]
         text = "fresh" if part_path is None else f"{part_path}, {sources[part_path].kind}"
-        for top in {name.split("/")[0] for name in shapes}:
-            descriptions[top] = text + notes.get((part, top), "")
+        descriptions |= {top: text + notes.get(top, "") for top in {name.split("/")[0] for name in shapes}}
     return Base(arrays, " + ".join(source.name for source in sources.values()), mark, descriptions)
 
 

@@ -5,6 +5,7 @@ each format. Opening a checkpoint reads no values, and a read loads only the val
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -60,12 +61,10 @@ class Source:
 def counted(source: Source, on_bytes: Callable[[int], None]) -> Source:
     """`source`, calling `on_bytes` with the number of bytes of each read."""
 
-    def watch(leaf: Leaf) -> Leaf:
-        def read(index: Index) -> np.ndarray:
-            values = leaf.read(index)
-            on_bytes(values.nbytes)
-            return values
+    def read(leaf: Leaf, index: Index) -> np.ndarray:
+        values = leaf.read(index)
+        on_bytes(values.nbytes)
+        return values
 
-        return dataclasses.replace(leaf, read=read)
-
+    watch = lambda leaf: dataclasses.replace(leaf, read=functools.partial(read, leaf))
     return dataclasses.replace(source, leaves={name: watch(leaf) for name, leaf in source.leaves.items()})

@@ -62,7 +62,8 @@ def open_legacy(folder: epath.Path, path: str) -> Source:
             f"{path}/{FILE} is not a t5x checkpoint, or is cut short ({type(e).__name__}: {e}); copy it again."
         ) from e
     leaves = {}
-    for name, value in _flatten(target).items():
+    is_array = lambda node: isinstance(node, Mapping) and {"driver", "kvstore"} <= node.keys()
+    for name, value in paths.flatten(target, is_array).items():
         if isinstance(value, Mapping):
             array = str(value["kvstore"].get("path") or value.get("path"))
             if array.startswith("/") or ".." in array.split("/"):
@@ -124,16 +125,6 @@ def name_of(folder: epath.Path, step: int | None) -> str:
     """A base model's name: its folder's, above `checkpoint_N`, and the step."""
     model = folder.name if step_of(folder) is None else folder.parent.name
     return model if step is None else f"{model}@{step}"
-
-
-def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    out = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping) and not {"driver", "kvstore"} <= value.keys():
-            out |= _flatten(value, f"{prefix}{key}/")
-        else:
-            out[f"{prefix}{key}"] = value
-    return dict(sorted(out.items()))
 
 
 def _kvstore(path: epath.Path) -> dict[str, str]:

@@ -4,7 +4,7 @@ In memory a stack of layers may be one array under `layers`; in files it has one
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -15,9 +15,14 @@ from adalink_jax.errors import UserError
 SCANNED = "layers"
 
 
-def flatten(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """A dict, nested or flat already, as `{"encoder/encoder_norm/scale": leaf, ...}`, sorted by name."""
-    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+def flatten(tree: Mapping[str, Any], is_leaf: Callable[[Any], bool] | None = None) -> dict[str, Any]:
+    """A dict, nested or flat already, as `{"encoder/encoder_norm/scale": leaf, ...}`, sorted by name.
+
+    Args:
+      tree: the dict.
+      is_leaf: which inner nodes are leaves too; None means none.
+    """
+    leaves = jax.tree_util.tree_flatten_with_path(tree, is_leaf)[0]
     return dict(sorted(("/".join(str(key.key) for key in path), leaf) for path, leaf in leaves))
 
 

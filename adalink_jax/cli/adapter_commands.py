@@ -6,7 +6,7 @@ import math
 import sys
 
 from adalink_jax import checkpoints, configuration
-from adalink_jax.cli.arguments import bytes_bar, gin_parser, parse, plain_parser, register
+from adalink_jax.cli.arguments import bytes_bar, gin_parser, option, parse, plain_parser, register
 from adalink_jax.cli.checkpoint_commands import print_facts
 from adalink_jax.errors import UserError
 from adalink_jax.serving import shipped
@@ -25,8 +25,8 @@ def adapters(argv: list[str]) -> int:
         "  fold     write the base with the adapter folded into it\n"
         "  extract  write the adapter of a run of t5x as a folder",
         "adalink adapters show runs/quickstart/adapter",
+        option("part", choices=tuple(parts)),
     )
-    parser.add_argument("part", choices=tuple(parts))
     options = parser.parse_args(argv[:1])
     return parts[options.part](argv[1:])
 
@@ -34,9 +34,13 @@ def adapters(argv: list[str]) -> int:
 def show(argv: list[str]) -> int:
     """`adalink adapters show`."""
     description = "Print what an adapter's folder holds, without reading values."
-    parser = plain_parser("adapters show", description, "adalink adapters show runs/quickstart/adapter")
-    parser.add_argument("path", help="an adapter's folder")
-    parser.add_argument("--json", action="store_true", help="print everything, with every leaf, as one JSON object")
+    parser = plain_parser(
+        "adapters show",
+        description,
+        "adalink adapters show runs/quickstart/adapter",
+        option("path", help="an adapter's folder"),
+        option("--json", action="store_true", help="print everything, with every leaf, as one JSON object"),
+    )
     options = parser.parse_args(argv)
     register()
     leaves, facts = checkpoints.open_adapter(options.path)
@@ -58,9 +62,9 @@ def verify(argv: list[str]) -> int:
         "Read all of an adapter and check that every value is finite, that its method and settings are valid, and, with\n"
         "--base, that it was trained on that base. A failed check is one sentence and exit status 2.",
         "adalink adapters verify runs/quickstart/adapter --base bundled:pali_nano_instruct",
+        option("path", help="an adapter's folder"),
+        option("--base", metavar="PATH", help="the base that it should have been trained on"),
     )
-    parser.add_argument("path", help="an adapter's folder")
-    parser.add_argument("--base", metavar="PATH", help="the base that it should have been trained on")
     options = parser.parse_args(argv)
     register()
     from adalink_jax.adapters import make_adapter
@@ -83,10 +87,10 @@ def fold(argv: list[str]) -> int:
         "settings that shapes do not show.",
         "adalink adapters fold runs/quickstart/adapter bases/folded --base bundled:pali_nano_instruct \\\n"
         "    --gin_file=gin/models/pali_nano.gin",
+        option("path", help="an adapter's folder"),
+        option("destination", help="a new folder"),
+        option("--base", metavar="PATH", required=True, help="the base that the adapter was trained on"),
     )
-    parser.add_argument("path", help="an adapter's folder")
-    parser.add_argument("destination", help="a new folder")
-    parser.add_argument("--base", metavar="PATH", required=True, help="the base that the adapter was trained on")
     flags, options = parse(parser, argv)
     if not flags.files:
         parser.error("add the model's file, such as --gin_file=gin/models/pali_nano.gin")
@@ -124,9 +128,9 @@ def extract(argv: list[str]) -> int:
         "Write the adapter of a run of t5x (gin/t5x/finetune.gin) as an adapter's folder. The base is read once, to compute\n"
         "its fingerprint.",
         "adalink adapters extract gs://bucket/run adapters/mine",
+        option("path", help="MODEL_DIR, for its last checkpoint, or MODEL_DIR/checkpoint_N"),
+        option("destination", help="a new folder"),
     )
-    parser.add_argument("path", help="MODEL_DIR, for its last checkpoint, or MODEL_DIR/checkpoint_N")
-    parser.add_argument("destination", help="a new folder")
     options = parser.parse_args(argv)
     register()
     run = checkpoints.open_t5x_run(options.path)

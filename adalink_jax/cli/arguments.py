@@ -14,33 +14,49 @@ if TYPE_CHECKING:
     from adalink_jax.configuration import GinFlags
 
 
-def plain_parser(name: str, text: str, example: str) -> argparse.ArgumentParser:
-    """A parser with the help layout of every command."""
-    return argparse.ArgumentParser(
+Option = tuple[tuple[str, ...], dict[str, Any]]
+
+
+def option(*names: str, **how: Any) -> Option:
+    """One argument of a command: the arguments of argparse's `add_argument`."""
+    return names, how
+
+
+def add_options(place: "argparse._ActionsContainer", *options: Option) -> None:
+    """Adds options to a parser or to one of its groups."""
+    for names, how in options:
+        place.add_argument(*names, **how)
+
+
+def plain_parser(name: str, text: str, example: str, *options: Option) -> argparse.ArgumentParser:
+    """A parser with the help layout of every command, and the command's options."""
+    parser = argparse.ArgumentParser(
         prog=f"adalink {name}",
         description=text,
         epilog=f"example:\n  {example}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+    add_options(parser, *options)
+    return parser
 
 
-def gin_parser(name: str, text: str, example: str, trains: bool = False) -> argparse.ArgumentParser:
-    """A parser whose help shows t5x's flags, which `configuration.parse_flags` removes from the arguments first.
+# Of the commands that resume runs.
+SAME_BITS = option(
+    "--same_bits", action="store_true", help="resume a run only with its own versions and kind of device"
+)
 
-    With `trains` it has `--same_bits`, for the commands that resume runs.
-    """
+
+def gin_parser(name: str, text: str, example: str, *options: Option) -> argparse.ArgumentParser:
+    """A parser whose help shows t5x's flags, which `configuration.parse_flags` removes from the arguments first."""
     parser = plain_parser(name, text, example)
-    gin = parser.add_argument_group("configuration (t5x's flags)")
-    gin.add_argument("--gin_file", metavar="FILE", help="a gin file, yours or a shipped one (gin/...); repeatable")
-    gin.add_argument(
-        "--gin.NAME", metavar="VALUE", help="set a macro (TRAIN_STEPS) or a parameter (adamw.b2); repeatable"
+    add_options(
+        parser.add_argument_group("configuration (t5x's flags)"),
+        option("--gin_file", metavar="FILE", help="a gin file, yours or a shipped one (gin/...); repeatable"),
+        option("--gin.NAME", metavar="VALUE", help="set a macro (TRAIN_STEPS) or a parameter (adamw.b2); repeatable"),
+        option("--gin_search_paths", metavar="DIRS", help="more folders with gin files, comma-separated"),
     )
-    gin.add_argument("--gin_search_paths", metavar="DIRS", help="more folders with gin files, comma-separated")
-    if trains:
-        parser.add_argument(
-            "--same_bits", action="store_true", help="resume a run only with its own versions and kind of device"
-        )
+    add_options(parser, *options)
     return parser
 
 
@@ -79,26 +95,35 @@ def add_processes(parser: argparse.ArgumentParser) -> None:
         "one process stops all of them after the same step; SIGTERM, SIGUSR1 and SIGUSR2 give exit status 75. Rerun the same\n"
         "command, on any number of devices, to resume. NUM_DEVICES, if set, is checked against the devices of the whole job.",
     )
-    group.add_argument(
-        "--multiprocess", action="store_true", help="detect the other processes from the cluster: TPU pod, Slurm, GKE"
+    add_options(
+        group,
+        option(
+            "--multiprocess",
+            action="store_true",
+            help="detect the other processes from the cluster: TPU pod, Slurm, GKE",
+        ),
+        option(
+            "--coordinator_address",
+            metavar="HOST:PORT",
+            help="without a cluster: the host of process 0, and a free port",
+        ),
+        option("--process_count", metavar="N", type=int, help="number of processes"),
+        option("--process_index", metavar="I", type=int, help="index of this process, from 0"),
     )
-    group.add_argument(
-        "--coordinator_address", metavar="HOST:PORT", help="without a cluster: the host of process 0, and a free port"
-    )
-    group.add_argument("--process_count", metavar="N", type=int, help="number of processes")
-    group.add_argument("--process_index", metavar="I", type=int, help="index of this process, from 0")
 
 
 def add_seqio(parser: argparse.ArgumentParser) -> None:
     """The flags for the location of seqio's data (t5x's), for `use_seqio`."""
-    group = parser.add_argument_group("location of seqio's data (t5x's flags)")
-    group.add_argument(
-        "--tfds_data_dir",
-        metavar="DIR",
-        help="folder of prepared TFDS data sets, for tasks that name no folder (the shipped ones read DATA_DIR)",
-    )
-    group.add_argument(
-        "--seqio_additional_cache_dirs", metavar="DIRS", default="", help="folders of cached tasks, comma-separated"
+    add_options(
+        parser.add_argument_group("location of seqio's data (t5x's flags)"),
+        option(
+            "--tfds_data_dir",
+            metavar="DIR",
+            help="folder of prepared TFDS data sets, for tasks that name no folder (the shipped ones read DATA_DIR)",
+        ),
+        option(
+            "--seqio_additional_cache_dirs", metavar="DIRS", default="", help="folders of cached tasks, comma-separated"
+        ),
     )
 
 

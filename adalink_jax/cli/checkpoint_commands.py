@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from adalink_jax import checkpoints, configuration
-from adalink_jax.cli.arguments import bytes_bar, gin_parser, parse, plain_parser, register, table, table_console
+from adalink_jax.cli.arguments import bytes_bar, gin_parser, option, parse, plain_parser, register, table, table_console
 from adalink_jax.errors import CheckpointError
 from adalink_jax.serving import shipped
 
@@ -25,10 +25,10 @@ def inspect(argv: list[str]) -> int:
         "Show a base model's checkpoint: its format, leaves, sizes, dtypes, fingerprint, and the shipped gin file that\n"
         "describes it. Values are read only for the fingerprint.",
         "adalink inspect hf://google/flan-t5-small",
+        option("path", help="a folder (native, Hugging Face, t5x), hf://OWNER/NAME[@revision] or bundled:NAME"),
+        option("--json", action="store_true", help="print everything, with every leaf, as one JSON object"),
+        option("--no_fingerprint", action="store_true", help="do not read values"),
     )
-    parser.add_argument("path", help="a folder (native, Hugging Face, t5x), hf://OWNER/NAME[@revision] or bundled:NAME")
-    parser.add_argument("--json", action="store_true", help="print everything, with every leaf, as one JSON object")
-    parser.add_argument("--no_fingerprint", action="store_true", help="do not read values")
     options = parser.parse_args(argv)
     register()
     source = checkpoints.open_source(options.path)
@@ -82,11 +82,11 @@ def convert(argv: list[str]) -> int:
         "Write a base model in another format, leaf by leaf, and check that it reads back with the same values.\n"
         + "\n".join(f"  {name:<7} {text}" for name, text in checkpoints.FORMATS.items()),
         "adalink convert hf://google/flan-t5-small bases/flan_t5_small --to native --dtype bfloat16",
+        option("source", help="a folder (native, Hugging Face, t5x), hf://OWNER/NAME or bundled:NAME"),
+        option("destination", help="a new folder; for t5x name it checkpoint_N, N being the step"),
+        option("--to", required=True, choices=tuple(checkpoints.FORMATS)),
+        option("--dtype", choices=("float32", "bfloat16"), help="dtype of the values; by default the source's"),
     )
-    parser.add_argument("source", help="a folder (native, Hugging Face, t5x), hf://OWNER/NAME or bundled:NAME")
-    parser.add_argument("destination", help="a new folder; for t5x name it checkpoint_N, N being the step")
-    parser.add_argument("--to", required=True, choices=tuple(checkpoints.FORMATS))
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="dtype of the values; by default the source's")
     flags, options = _parse(parser, argv)
     register()
     source = checkpoints.open_source(options.source)
@@ -112,12 +112,12 @@ def verify_base(argv: list[str]) -> int:
         "Compare a base model with transformers in float32, on 20 prompts: the largest difference of the logits along\n"
         "transformers' greedy outputs, and the greedy outputs themselves. Needs memory for one float32 copy.",
         "adalink verify-base hf://google/flan-t5-small",
+        option("path", help="a folder (native, Hugging Face, t5x) or hf://OWNER/NAME[@revision]"),
+        option(
+            "--reference", metavar="HF", help="Hugging Face folder of the same model; by default PATH, if it is one"
+        ),
+        option("--vocabulary", metavar="PATH", help="a spiece.model, or 'bytes'; by default the reference's"),
     )
-    parser.add_argument("path", help="a folder (native, Hugging Face, t5x) or hf://OWNER/NAME[@revision]")
-    parser.add_argument(
-        "--reference", metavar="HF", help="Hugging Face folder of the same model; by default PATH, if it is one"
-    )
-    parser.add_argument("--vocabulary", metavar="PATH", help="a spiece.model, or 'bytes'; by default the reference's")
     flags, options = _parse(parser, argv)
     register()
     from adalink_jax import interop
@@ -161,13 +161,11 @@ def export(argv: list[str]) -> int:
         "         the logits of one input for its self-check, and needs memory for one copy of the base\n"
         "  torch  the adapter, and a PyTorch module that hooks it into the base and switches between adapters",
         "adalink export runs/mine/adapter exports/mine --to hf --base hf://google/flan-t5-small",
-    )
-    parser.add_argument("adapter", help="an adapter's folder")
-    parser.add_argument("destination", help="a new folder")
-    parser.add_argument("--to", required=True, choices=("hf", "torch"))
-    parser.add_argument("--base", metavar="PATH", help="hf: the base that the adapter was trained on")
-    parser.add_argument(
-        "--dtype", choices=("float32", "bfloat16"), help="hf: dtype of all values; by default the base's"
+        option("adapter", help="an adapter's folder"),
+        option("destination", help="a new folder"),
+        option("--to", required=True, choices=("hf", "torch")),
+        option("--base", metavar="PATH", help="hf: the base that the adapter was trained on"),
+        option("--dtype", choices=("float32", "bfloat16"), help="hf: dtype of all values; by default the base's"),
     )
     flags, options = _parse(parser, argv)
     if (options.to == "hf") != (options.base is not None) or (options.to == "torch" and (options.dtype or flags.files)):

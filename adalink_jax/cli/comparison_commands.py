@@ -1,6 +1,6 @@
 """Commands of many runs: packs, tuning, comparisons."""
 
-from adalink_jax.cli.arguments import gin_parser, parse_gin, register, table, train_options
+from adalink_jax.cli.arguments import SAME_BITS, gin_parser, parse_gin, register, table, train_options
 from adalink_jax.configuration import GinFlags
 from adalink_jax.experiments.run_configuration import bound_model_dir, load_pack
 
@@ -13,7 +13,7 @@ EXAMPLE = (
 
 def _load(name: str, argv: list[str], text: str) -> GinFlags:
     """Parses the arguments, and loads `gin/runs/NAME.gin` and the flags."""
-    flags, _ = parse_gin(gin_parser(name, text, f"adalink {name} " + EXAMPLE.format(name=name), trains=True), argv)
+    flags, _ = parse_gin(gin_parser(name, text, f"adalink {name} " + EXAMPLE.format(name=name), SAME_BITS), argv)
     register()
     return load_pack(flags, name)
 
@@ -75,7 +75,7 @@ def compare(argv: list[str]) -> int:
         "Comparison.methods names the methods; writes comparison.md, comparison.csv and comparison.png into MODEL_DIR.",
         "adalink compare --gin_file=gin/comparisons/digits.gin --gin.MIXTURE_OR_TASK_NAME=\"'digits_reverse'\" \\\n"
         "    --gin.MODEL_DIR=\"'runs/compare'\"",
-        trains=True,
+        SAME_BITS,
     )
     flags, _ = parse_gin(parser, argv, "gin/comparisons/digits.gin")
     register()

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from adalink_jax import configuration
-from adalink_jax.cli.arguments import add_seqio, gin_parser, parse, register, use_seqio
+from adalink_jax.cli.arguments import add_seqio, gin_parser, option, parse, register, use_seqio
 from adalink_jax.configuration.requirements import MODEL
 from adalink_jax.errors import UserError
 
@@ -71,23 +71,25 @@ def _parse(argv: list[str]) -> tuple[configuration.GinFlags, argparse.Namespace]
         "adalink infer new.csv predictions.jsonl --run runs/sst2\n"
         "  adalink infer rows.csv predictions.csv --gin_file=gin/models/pali_nano.gin --adapters a=runs/a/adapter,b=runs/b/adapter \\\n"
         "    --gin.INITIAL_CHECKPOINT_PATH=\"'bundled:pali_nano_instruct'\" --gin.VOCABULARY=\"'bytes'\"",
+        option("input", metavar="INPUT"),
+        option("output", metavar="OUTPUT"),
+        option("--run", metavar="DIR", help="a folder of `adalink train`, or of a member of `adalink pack`"),
+        option("--inputs", metavar="TEMPLATE", help="'review: {text}', with names of columns in braces"),
+        option("--image", metavar="TEMPLATE", help="the file name of each row's image: '{photo}', '{id}.jpg'"),
+        option("--images", metavar="PATH", help="where the images are: a folder, .zip or .tar"),
+        option(
+            "--adapters", metavar="NAME=PATH,...", default="", help="names and folders of adapters, all of one method"
+        ),
+        option(
+            "--format",
+            choices=("table", *ID_COLUMNS),
+            default="table",
+            help="table, by OUTPUT's suffix; or the file for an evaluation server, whose ids are a column of INPUT: "
+            + ", ".join(f"{name}: {column}" for name, column in ID_COLUMNS.items()),
+        ),
+        option("--task", metavar="NAME", help="with glue: which of its tasks; OUTPUT is then a folder"),
+        option("--no_label", metavar="LABEL", help="with glue: what to write if a prediction is not a label"),
     )
-    parser.add_argument("input", metavar="INPUT")
-    parser.add_argument("output", metavar="OUTPUT")
-    parser.add_argument("--run", metavar="DIR", help="a folder of `adalink train`, or of a member of `adalink pack`")
-    parser.add_argument("--inputs", metavar="TEMPLATE", help="'review: {text}', with names of columns in braces")
-    parser.add_argument("--image", metavar="TEMPLATE", help="the file name of each row's image: '{photo}', '{id}.jpg'")
-    parser.add_argument("--images", metavar="PATH", help="where the images are: a folder, .zip or .tar")
-    parser.add_argument(
-        "--adapters", metavar="NAME=PATH,...", default="", help="names and folders of adapters, all of one method"
-    )
-    parser.add_argument(
-        "--format", choices=("table", *ID_COLUMNS), default="table",
-        help="table, by OUTPUT's suffix; or the file for an evaluation server, whose ids are a column of INPUT: "
-        + ", ".join(f"{name}: {column}" for name, column in ID_COLUMNS.items()),
-    )  # fmt: skip
-    parser.add_argument("--task", metavar="NAME", help="with glue: which of its tasks; OUTPUT is then a folder")
-    parser.add_argument("--no_label", metavar="LABEL", help="with glue: what to write if a prediction is not a label")
     add_seqio(parser)
     flags, options = parse(parser, argv)
     if options.run and (flags.files or flags.bindings):

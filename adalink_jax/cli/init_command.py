@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from adalink_jax import configuration
-from adalink_jax.cli.arguments import plain_parser, register, table, table_console
+from adalink_jax.cli.arguments import option, plain_parser, register, table, table_console
 from adalink_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -76,22 +76,18 @@ def _parser() -> argparse.ArgumentParser:
         "DATA is a .csv, .tsv, .jsonl or .parquet; a folder with such files for train, dev and test; or a folder of images with\n"
         "a subfolder per class.",
         "adalink init reviews.csv --base hf://google/flan-t5-small",
+        option("data", metavar="DATA", help="the file or folder; files beside it for other splits are found by name"),
+        option("--base", default=BUNDLED, metavar="PATH", help=f"the base model ({BUNDLED}), for its vocabulary"),
+        option("--model", metavar="FILE", help="the base's gin file, if none of gin/models fits it alone"),
+        option(
+            "--vocabulary", metavar="PATH", help="'bytes' or a SentencePiece model, if the base holds no vocabulary"
+        ),
+        option("--inputs", metavar="TEMPLATE", help="'question: {question}', with names of columns in braces"),
+        option("--targets", metavar="TEMPLATE", help="what is to be predicted: '{answer}'"),
+        option("--image", metavar="TEMPLATE", help="the name of each row's picture: '{photo}', '{id}.jpg'"),
+        option("--images", metavar="PATH", help="where the pictures are: a folder, .zip or .tar"),
+        option("--out", metavar="FILE", help="the gin file (the data's name, in this folder)"),
     )
-    parser.add_argument(
-        "data", metavar="DATA", help="the file or folder; files beside it for other splits are found by name"
-    )
-    parser.add_argument(
-        "--base", default=BUNDLED, metavar="PATH", help=f"the base model ({BUNDLED}), for its vocabulary"
-    )
-    parser.add_argument("--model", metavar="FILE", help="the base's gin file, if none of gin/models fits it alone")
-    parser.add_argument(
-        "--vocabulary", metavar="PATH", help="'bytes' or a SentencePiece model, if the base holds no vocabulary"
-    )
-    parser.add_argument("--inputs", metavar="TEMPLATE", help="'question: {question}', with names of columns in braces")
-    parser.add_argument("--targets", metavar="TEMPLATE", help="what is to be predicted: '{answer}'")
-    parser.add_argument("--image", metavar="TEMPLATE", help="the name of each row's picture: '{photo}', '{id}.jpg'")
-    parser.add_argument("--images", metavar="PATH", help="where the pictures are: a folder, .zip or .tar")
-    parser.add_argument("--out", metavar="FILE", help="the gin file (the data's name, in this folder)")
     return parser
 
 

@@ -4,7 +4,7 @@ import argparse
 import typing
 
 from adalink_jax import configuration
-from adalink_jax.cli.arguments import gin_parser, parse, plain_parser
+from adalink_jax.cli.arguments import gin_parser, option, parse, plain_parser
 from adalink_jax.errors import UserError
 
 if typing.TYPE_CHECKING:
@@ -28,29 +28,46 @@ _EXAMPLES = {
     "gke": "--gin_file=my_cluster.gin --gin.TOPOLOGY=\"'v5e:4x8'\"",
 }
 
+_ARRAY = option(
+    "--array", type=int, metavar="N", help="run the command N times, each with its number in ADALINK_ARRAY_INDEX"
+)
+_OPTIONS = {
+    "local": (
+        option("--processes", type=int, metavar="N", help="number of processes (PROCESSES)"),
+        option("--devices", type=int, metavar="M", help="devices per process (DEVICES)"),
+    ),
+    "slurm": (_ARRAY,),
+    "tpu": (
+        _ARRAY,
+        option("--tpu", metavar="NAME", help="run on an existing slice, which is kept"),
+        option("--per_host", action="store_true", help="run each element of an array on one host of the slice"),
+    ),
+}
+
 
 def launch(argv: list[str]) -> int:
     """`adalink launch`: local, slurm, tpu, gke; status, logs, cancel."""
     texts = LAUNCHERS | CONTROLS
     width = max(map(len, texts))
-    parser = argparse.ArgumentParser(
-        prog="adalink launch",
-        description="Write and submit a job, query its status, print its logs, cancel it.\n"
+    parser = plain_parser(
+        "launch",
+        "Write and submit a job, query its status, print its logs, cancel it.\n"
         + "\n".join(f"  {name:<{width}}  {text}" for name, text in texts.items()),
-        epilog="example:\n  adalink launch slurm --gin.TOPOLOGY=\"'h100:8'\" -- train --gin_file=gin/runs/quickstart.gin ...\n"
+        "adalink launch slurm --gin.TOPOLOGY=\"'h100:8'\" -- train --gin_file=gin/runs/quickstart.gin ...\n"
         "  adalink launch status NAME",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        option("part", choices=tuple(texts)),
     )
-    parser.add_argument("part", choices=tuple(texts))
     part = parser.parse_args(argv[:1]).part
     return _control(part, argv[1:]) if part in CONTROLS else _launch(part, argv[1:])
 
 
 def _control(part: str, argv: list[str]) -> int:
     parser = plain_parser(
-        f"launch {part}", f"{CONTROLS[part].capitalize()}.", f"adalink launch {part} runs/launch/quickstart"
+        f"launch {part}",
+        f"{CONTROLS[part].capitalize()}.",
+        f"adalink launch {part} runs/launch/quickstart",
+        option("job", metavar="JOB", help="the job's folder or name"),
     )
-    parser.add_argument("job", metavar="JOB", help="the job's folder or name")
     options = parser.parse_args(argv)
     from adalink_jax.launching import control, record
 
@@ -58,34 +75,19 @@ def _control(part: str, argv: list[str]) -> int:
 
 
 def _parser(part: str) -> argparse.ArgumentParser:
-    parser = gin_parser(
+    wait = "" if part in ("slurm", "gke") else ", and wait until it has ended"
+    return gin_parser(
         f"launch {part}",
         f"Write a job: {LAUNCHERS[part]}. Without --submit, only write its files, and print the main one.\n"
         f"Reads gin/launch/{part}.gin first, whose header lists the required settings. After -- comes any adalink command.",
         f"adalink launch {part} {_EXAMPLES[part]} -- \\\n"
         "    train --gin_file=gin/runs/quickstart.gin --gin.MODEL_DIR=\"'gs://bucket/run'\"",
+        option("--name", help="the job's name; by default the last part of MODEL_DIR"),
+        option("--folder", metavar="DIR", help="folder for the job's files (runs/launch/NAME)"),
+        option("--submit", action="store_true", help=f"submit the job{wait}"),
+        option("--no_plan", action="store_true", help="submit without checking by `adalink plan` that it fits"),
+        *_OPTIONS.get(part, ()),
     )
-    parser.add_argument("--name", help="the job's name; by default the last part of MODEL_DIR")
-    parser.add_argument("--folder", metavar="DIR", help="folder for the job's files (runs/launch/NAME)")
-    wait = "" if part in ("slurm", "gke") else ", and wait until it has ended"
-    parser.add_argument("--submit", action="store_true", help=f"submit the job{wait}")
-    parser.add_argument("--no_plan", action="store_true", help="submit without checking by `adalink plan` that it fits")
-    if part == "local":
-        parser.add_argument("--processes", type=int, metavar="N", help="number of processes (PROCESSES)")
-        parser.add_argument("--devices", type=int, metavar="M", help="devices per process (DEVICES)")
-    if part in ("slurm", "tpu"):
-        parser.add_argument(
-            "--array",
-            type=int,
-            metavar="N",
-            help="run the command N times, each with its number in ADALINK_ARRAY_INDEX",
-        )
-    if part == "tpu":
-        parser.add_argument("--tpu", metavar="NAME", help="run on an existing slice, which is kept")
-        parser.add_argument(
-            "--per_host", action="store_true", help="run each element of an array on one host of the slice"
-        )
-    return parser
 
 
 def _launch(part: str, argv: list[str]) -> int:

@@ -6,7 +6,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from adalink_jax import configuration
-from adalink_jax.cli.arguments import gin_parser, parse, register, table, table_console
+from adalink_jax.cli.arguments import gin_parser, option, parse, register, table, table_console
 from adalink_jax.configuration.gin_checks import nearest
 from adalink_jax.errors import UserError
 
@@ -24,9 +24,10 @@ def check_method(argv: list[str]) -> int:
         "Check that a method does everything that a method must do, on a tiny T5 and a tiny PaLI: initialize, train, be saved\n"
         "and loaded, be disabled, merge, scan, decode, train on several devices. On the CPU, uses eight virtual devices.",
         "adalink check-method my_module.MyAdapter --gin.MyAdapter.rank=4",
-    )
-    parser.add_argument(
-        "method", help="MODULE.CLASS, importable from the current folder or installed; or a built-in one, such as LoRA"
+        option(
+            "method",
+            help="MODULE.CLASS, importable from the current folder or installed; or a built-in one, such as LoRA",
+        ),
     )
     flags, options = parse(parser, argv)
     if _DEVICES not in os.environ.get("XLA_FLAGS", ""):  # JAX reads it when it starts

@@ -6,7 +6,7 @@ import typing
 from collections.abc import Mapping
 
 from adalink_jax import configuration
-from adalink_jax.cli.arguments import gin_parser, parse, register
+from adalink_jax.cli.arguments import gin_parser, option, parse, register
 from adalink_jax.configuration.requirements import MODEL
 
 if typing.TYPE_CHECKING:
@@ -28,25 +28,27 @@ def plan(argv: list[str]) -> int:
         "Takes the flags of `adalink train`, or with --gin_file=gin/runs/pack.gin those of `adalink pack`; gin/runs/plan.gin has the\n"
         "defaults of what they leave unset.",
         "adalink plan --gin_file=gin/models/t5_1_1_xxl.gin --gin_file=gin/adapters/adalink.gin --topology v5e:4x8",
+        option(
+            "--topology",
+            required=True,
+            metavar="CHIP:SHAPE",
+            help="v5e:4x8, v5p:4x4x4, v6e:16x16*2 (two slices), h100:8, cpu:8",
+        ),
+        option(
+            "--search",
+            action="store_true",
+            help="if the job does not fit, try settings and larger slices until it does",
+        ),
+        option(
+            "--eval_examples", type=int, default=1000, metavar="N", help="examples that an evaluation decodes (1000)"
+        ),
+        option(
+            "--quick",
+            action="store_true",
+            help="compile with the least optimization: ten times faster, and programs need somewhat more memory",
+        ),
+        option("--json", action="store_true", help="print the plan as one JSON object"),
     )
-    parser.add_argument(
-        "--topology",
-        required=True,
-        metavar="CHIP:SHAPE",
-        help="v5e:4x8, v5p:4x4x4, v6e:16x16*2 (two slices), h100:8, cpu:8",
-    )
-    parser.add_argument(
-        "--search", action="store_true", help="if the job does not fit, try settings and larger slices until it does"
-    )
-    parser.add_argument(
-        "--eval_examples", type=int, default=1000, metavar="N", help="examples that an evaluation decodes (1000)"
-    )
-    parser.add_argument(
-        "--quick",
-        action="store_true",
-        help="compile with the least optimization: ten times faster, and programs need somewhat more memory",
-    )
-    parser.add_argument("--json", action="store_true", help="print the plan as one JSON object")
     flags, options = parse(parser, argv)
     os.environ.update(NO_TPU_HERE)  # read when JAX is imported
     from adalink_jax.parallel.accelerators import parse_topology

@@ -4,7 +4,7 @@ import dataclasses
 import os
 import shlex
 
-from adalink_jax.cli.arguments import plain_parser
+from adalink_jax.cli.arguments import option, plain_parser
 from adalink_jax.errors import UserError
 
 
@@ -16,13 +16,13 @@ def report(argv: list[str]) -> int:
         "gaps against size. For any other folder of runs: their table, curves, a map of what the sweep varied, and sample\n"
         "predictions.",
         "adalink report docs/results/miniature --out miniature.html --markdown miniature.md --figures figures",
+        option("folder", help="results of a study, or a folder of runs"),
+        option("--out", required=True, metavar="FILE.html", help="the page"),
+        option("--title", help="its heading"),
+        option("--markdown", metavar="FILE.md", help="the tables, with links to --figures"),
+        option("--latex", metavar="FILE.tex", help="the tables that have no figure, for booktabs"),
+        option("--figures", metavar="FOLDER", help="each figure as SVG and PDF, at page width"),
     )
-    parser.add_argument("folder", help="results of a study, or a folder of runs")
-    parser.add_argument("--out", required=True, metavar="FILE.html", help="the page")
-    parser.add_argument("--title", help="its heading")
-    parser.add_argument("--markdown", metavar="FILE.md", help="the tables, with links to --figures")
-    parser.add_argument("--latex", metavar="FILE.tex", help="the tables that have no figure, for booktabs")
-    parser.add_argument("--figures", metavar="FOLDER", help="each figure as SVG and PDF, at page width")
     options = parser.parse_args(argv)
     for value, ending in ((options.out, ".html"), (options.markdown, ".md"), (options.latex, ".tex")):
         if value is not None and not value.endswith(ending):

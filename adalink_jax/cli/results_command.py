@@ -3,7 +3,7 @@
 import pathlib
 from typing import TYPE_CHECKING, Any
 
-from adalink_jax.cli.arguments import plain_parser, table, table_console
+from adalink_jax.cli.arguments import option, plain_parser, table, table_console
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -16,17 +16,26 @@ def results(argv: list[str]) -> int:
         "Collect all runs below a folder, of `adalink train`, sweeps, packs, tuning and comparisons, into one table. The console\n"
         "shows the settings that differ and the scores; files have all columns. Unfinished runs are rows too.",
         "adalink results runs/small --where RANK=4 --group LEARNING_RATE --out small.csv",
-    )
-    parser.add_argument("folder", help="the folder of a run or of a sweep, or one with many of them")
-    parser.add_argument(
-        "--where", nargs="+", default=[], action="extend", metavar="NAME=VALUE", help="only runs with these settings"
-    )
-    parser.add_argument(
-        "--group", nargs="+", default=[], action="extend", metavar="NAME",
-        help="one row per value of these: number of runs, mean and 95%% interval of each metric",
-    )  # fmt: skip
-    parser.add_argument(
-        "--out", nargs="+", default=[], action="extend", metavar="FILE", help="write the table as .csv or .parquet"
+        option("folder", help="the folder of a run or of a sweep, or one with many of them"),
+        option(
+            "--where",
+            nargs="+",
+            default=[],
+            action="extend",
+            metavar="NAME=VALUE",
+            help="only runs with these settings",
+        ),
+        option(
+            "--group",
+            nargs="+",
+            default=[],
+            action="extend",
+            metavar="NAME",
+            help="one row per value of these: number of runs, mean and 95%% interval of each metric",
+        ),
+        option(
+            "--out", nargs="+", default=[], action="extend", metavar="FILE", help="write the table as .csv or .parquet"
+        ),
     )
     options = parser.parse_args(argv)
 

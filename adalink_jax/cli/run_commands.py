@@ -8,9 +8,11 @@ from collections.abc import Iterator, Mapping
 
 from adalink_jax import configuration
 from adalink_jax.cli.arguments import (
+    SAME_BITS,
     add_processes,
     add_seqio,
     gin_parser,
+    option,
     parse,
     processes,
     register,
@@ -48,10 +50,9 @@ def train(argv: list[str], name: str = "train", files: tuple[str, ...] = ()) -> 
         "Train the parameters that TRAINABLE matches, or resume the run in MODEL_DIR.\n"
         "Run files (gin/runs/*.gin) list at their head what must be set.",
         "adalink train --gin_file=gin/runs/quickstart.gin --gin.TRAIN_STEPS=300 --gin.MODEL_DIR=\"'runs/short'\"",
-        trains=True,
+        SAME_BITS,
+        *([option("--model_dir", metavar="DIR", help="folder of the run (runs/quickstart)")] if files else []),
     )
-    if files:
-        parser.add_argument("--model_dir", metavar="DIR", help="folder of the run (runs/quickstart)")
     flags, options = _parse(parser, argv)
     if not files and not flags.files:
         parser.error("give at least one --gin_file, such as --gin_file=gin/runs/quickstart.gin")
@@ -77,16 +78,16 @@ def eval(argv: list[str]) -> int:
         "Score a base model, with an adapter (INITIAL_ADAPTER_PATH) or without. A run's config.gin is a good start.",
         "adalink eval --gin_file=runs/quickstart/config.gin --gin.INITIAL_ADAPTER_PATH=\"'runs/quickstart/adapter'\"\n"
         "  adalink eval --gin_file=runs/quickstart/config.gin --checkpoints runs/quickstart --split validation",
-    )
-    parser.add_argument("--split", default="test", choices=("train", "validation", "test"))
-    parser.add_argument("--json", action="store_true", help="print the scores as one JSON object")
-    parser.add_argument(
-        "--output_dir", metavar="DIR", help="write the scores (metrics.jsonl, TensorBoard) and sample images there"
-    )
-    parser.add_argument(
-        "--checkpoints",
-        metavar="DIR",
-        help="score each checkpoint that the run in DIR keeps; with --output_dir, those without scores there",
+        option("--split", default="test", choices=("train", "validation", "test")),
+        option("--json", action="store_true", help="print the scores as one JSON object"),
+        option(
+            "--output_dir", metavar="DIR", help="write the scores (metrics.jsonl, TensorBoard) and sample images there"
+        ),
+        option(
+            "--checkpoints",
+            metavar="DIR",
+            help="score each checkpoint that the run in DIR keeps; with --output_dir, those without scores there",
+        ),
     )
     flags, options = _parse(parser, argv)
     with _configured(flags, options, MODEL | DATA, require_all=False):
@@ -137,8 +138,8 @@ def params(argv: list[str]) -> int:
         "params",
         "Count parameters, trainable and frozen. Nothing is allocated: 11 B parameters take seconds.",
         "adalink params --gin_file=gin/models/t5_1_1_xxl.gin --gin_file=gin/adapters/adalink.gin --json",
+        option("--json", action="store_true", help="print the counts and every leaf as one JSON object"),
     )
-    parser.add_argument("--json", action="store_true", help="print the counts and every leaf as one JSON object")
     flags, options = parse(parser, argv)
     register()
     configuration.load(flags, require_all=False)

@@ -2,9 +2,9 @@
 
 from typing import TYPE_CHECKING
 
-from adalink_jax.cli.arguments import gin_parser, parse_gin, register, table, table_console
+from adalink_jax.cli.arguments import SAME_BITS, gin_parser, option, parse_gin, register, table, table_console
 from adalink_jax.cli.main import main
-from adalink_jax.cli.sweep_command import add_parallel, follow_parent, print_failed
+from adalink_jax.cli.sweep_command import PARALLEL, follow_parent, print_failed
 
 if TYPE_CHECKING:
     from adalink_jax.experiments.scaling.configured_study import ConfiguredStudy, Selection
@@ -19,16 +19,14 @@ def study(argv: list[str]) -> int:
         "made again, whether its folder is in MODEL_DIR or its result in Study.kept. `adalink report` reports on the results.",
         "adalink study --gin_file=gin/studies/miniature.gin --gin.MODEL_DIR=\"'runs/miniature'\" \\\n"
         "    --gin.DATA_DIR=\"'../shared/data'\" --gin.VOCABULARY=\"'runs/miniature/vocabulary'\" --run",
-        trains=True,
-    )
-    parser.add_argument(
-        "--run", action="store_true", help="make everything unfinished; after a stop, rerun the same command"
-    )
-    add_parallel(parser)
-    parser.add_argument("--size", action="append", metavar="NAME", help="only this size; repeatable")
-    parser.add_argument("--task", action="append", metavar="NAME", help="only this task; repeatable")
-    parser.add_argument(
-        "--element", metavar="NAME", help="make only this cell, in this process (runs/..., tuning/..., bases/...)"
+        SAME_BITS,
+        option("--run", action="store_true", help="make everything unfinished; after a stop, rerun the same command"),
+        *PARALLEL,
+        option("--size", action="append", metavar="NAME", help="only this size; repeatable"),
+        option("--task", action="append", metavar="NAME", help="only this task; repeatable"),
+        option(
+            "--element", metavar="NAME", help="make only this cell, in this process (runs/..., tuning/..., bases/...)"
+        ),
     )
     flags, options = parse_gin(parser, argv, "gin/studies/miniature.gin")
     if options.element is not None and (options.run or options.size or options.task):

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from adalink_jax.cli.arguments import gin_parser, parse_gin, register, table, table_console
+from adalink_jax.cli.arguments import SAME_BITS, gin_parser, option, parse_gin, register, table, table_console
 from adalink_jax.cli.main import main
 from adalink_jax.launching.job import ARRAY_INDEX
 
@@ -18,6 +18,13 @@ if TYPE_CHECKING:
     from adalink_jax.experiments.sweeps.run_folder import RunFolder
 
 
+# The options of a command that runs many processes; --follow names a parent process, with which this one ends.
+PARALLEL = (
+    option("--parallel", type=int, default=1, metavar="N", help="number of runs at once (1)"),
+    option("--follow", type=int, help=argparse.SUPPRESS),
+)
+
+
 def sweep(argv: list[str]) -> int:
     """`adalink sweep`; status 1 if a run has failed, or one does not fit."""
     parser = gin_parser(
@@ -26,23 +33,23 @@ def sweep(argv: list[str]) -> int:
         "and flags and its own settings, in MODEL_DIR/<its name>; with Sweep.pack, `adalink pack`. Nothing is started without\n"
         "--run or --element.",
         "adalink sweep --gin_file=gin/sweeps/digits_small.gin --gin.MODEL_DIR=\"'runs/small'\" --run",
-        trains=True,
+        SAME_BITS,
+        option(
+            "--run",
+            action="store_true",
+            help="make or resume all unfinished runs; after a stop, rerun the same command",
+        ),
+        *PARALLEL,
+        option(
+            "--element",
+            nargs="?",
+            const="",
+            metavar="I",
+            help=f"make only the run with number or name I, in this process; the default number is {ARRAY_INDEX}",
+        ),
+        option("--plan", action="store_true", help="report whether each run fits, and what all need, without running"),
+        option("--topology", metavar="CHIP:SHAPE", help="for --plan, as for `adalink plan`: v5e:4x8, h100:8"),
     )
-    parser.add_argument(
-        "--run", action="store_true", help="make or resume all unfinished runs; after a stop, rerun the same command"
-    )
-    add_parallel(parser)
-    parser.add_argument(
-        "--element",
-        nargs="?",
-        const="",
-        metavar="I",
-        help=f"make only the run with number or name I, in this process; the default number is {ARRAY_INDEX}",
-    )
-    parser.add_argument(
-        "--plan", action="store_true", help="report whether each run fits, and what all need, without running"
-    )
-    parser.add_argument("--topology", metavar="CHIP:SHAPE", help="for --plan, as for `adalink plan`: v5e:4x8, h100:8")
     flags, options = parse_gin(parser, argv, "gin/sweeps/digits_small.gin")
     modes = [name for name in ("run", "plan", "element") if getattr(options, name) not in (None, False)]
     if len(modes) > 1:
@@ -73,14 +80,8 @@ def sweep(argv: list[str]) -> int:
     return 0
 
 
-def add_parallel(parser: argparse.ArgumentParser) -> None:
-    """Adds the flags of a command that runs many processes."""
-    parser.add_argument("--parallel", type=int, default=1, metavar="N", help="number of runs at once (1)")
-    parser.add_argument("--follow", type=int, help=argparse.SUPPRESS)  # a parent process, with which this one ends
-
-
 def follow_parent(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
-    """Checks and applies the flags of `add_parallel`."""
+    """Checks and applies the options `PARALLEL`."""
     if options.parallel < 1:
         parser.error("--parallel must be at least 1")
     if options.follow:

@@ -4,7 +4,7 @@ import gzip
 import json
 from collections.abc import Iterator
 
-from adalink_jax.cli.arguments import plain_parser
+from adalink_jax.cli.arguments import option, plain_parser
 from adalink_jax.errors import UserError
 
 
@@ -15,13 +15,11 @@ def vocabulary(argv: list[str]) -> int:
         "Train a SentencePiece vocabulary (T5's form: pad 0, EOS 1, unknown 2; reading it adds 100 extra ids) for a model that is\n"
         "trained from random weights. The same text gives the same file.",
         "adalink vocabulary ../data/corpus_openstax/train.jsonl.gz --pieces 1024 --out runs/vocabulary",
-    )
-    parser.add_argument("text", nargs="+", metavar="FILE", help=".txt, or .jsonl with a field `text`; may end in .gz")
-    parser.add_argument(
-        "--pieces", type=int, required=True, metavar="N", help="number of pieces, including the 256 bytes"
-    )
-    parser.add_argument(
-        "--out", required=True, metavar="FOLDER", help="spiece.model is written here; set VOCABULARY to this folder"
+        option("text", nargs="+", metavar="FILE", help=".txt, or .jsonl with a field `text`; may end in .gz"),
+        option("--pieces", type=int, required=True, metavar="N", help="number of pieces, including the 256 bytes"),
+        option(
+            "--out", required=True, metavar="FOLDER", help="spiece.model is written here; set VOCABULARY to this folder"
+        ),
     )
     options = parser.parse_args(argv)
     from adalink_jax.data.vocabularies import load_vocabulary, train_sentencepiece

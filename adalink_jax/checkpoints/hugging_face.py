@@ -13,6 +13,7 @@ import numpy as np
 from etils import epath
 
 from adalink_jax.adapters.folding import TABLE
+from adalink_jax.checkpoints.families import image_processors
 from adalink_jax.checkpoints.families.family import Family, family_of_model_type, family_of_shapes
 from adalink_jax.checkpoints.positions import BICUBIC, BILINEAR
 from adalink_jax.checkpoints.source import Source
@@ -47,7 +48,7 @@ def download(path: str) -> epath.Path:
     get = lambda patterns: huggingface_hub.snapshot_download(
         repo, revision=revision or None, allow_patterns=list(patterns)
     )
-    small = (CONFIG, "preprocessor_config.json", "*.index.json", "qformer_tokenizer/*.json", *VOCABULARY_FILES)
+    small = (CONFIG, *image_processors.FILES, "*.index.json", "qformer_tokenizer/*.json", *VOCABULARY_FILES)
     try:
         folder = epath.Path(get((*small, "model*.safetensors")))
         if not any(f.name.endswith(".safetensors") for f in folder.iterdir()):

@@ -116,6 +116,7 @@ def _predict(predictor: "Predictor", source: "rows.Source", output: "rows.Output
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+    from adalink_jax.data.images import counting_transparent, transparency_note
     from adalink_jax.serving.predictor import ONLY
     from adalink_jax.serving.rows import PREDICTION
 
@@ -125,22 +126,25 @@ def _predict(predictor: "Predictor", source: "rows.Source", output: "rows.Output
     columns = (TextColumn("predicting"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]:,.1f} rows/s"),
                TextColumn("left"), TimeRemainingColumn())  # fmt: skip
     began, first = time.monotonic(), output.rows
-    shape = predictor.image_shape
+    shape, preparation = predictor.image_shape, predictor.preparation
     with (
         Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar,
         concurrent.futures.ThreadPoolExecutor() as threads,
+        counting_transparent() as transparent,
     ):
         progress = bar.add_task("", total=source.count, completed=output.rows, rate=0.0)
         asks = itertools.islice(source.asks(), output.rows, None)
         while chunk := list(itertools.islice(asks, BATCHES_PER_WRITE * predictor.batch_size)):
             images = None
             if any(ask.picture for ask in chunk):
-                read = lambda ask: b"" if ask.picture is None else ask.picture(shape)
+                read = lambda ask: b"" if ask.picture is None else ask.picture(shape, preparation)
                 images = list(threads.map(read, chunk))
             names = ONLY if chunk[0].adapter is None else [ask.adapter or None for ask in chunk]
             predictions = predictor([ask.text for ask in chunk], images, names)
             output.append([ask.cells | {PREDICTION: text} for ask, text in zip(chunk, predictions)])
             bar.update(progress, completed=output.rows, rate=(output.rows - first) / (time.monotonic() - began))
+    if note := transparency_note(transparent, preparation):
+        console.print(note)
 
 
 def _task(run: str | None) -> "Task":

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from adalink_jax.data.images import ImageShape, decode_image, load_image, read_image
+from adalink_jax.data.images import PREPARATION, ImageShape, Preparation, decode_image, load_image, read_image
 from adalink_jax.data.task_protocol import Example
 from adalink_jax.data.vision_cache import VisionCache, image_key
 from adalink_jax.data.vocabularies import PAD, WordPieceVocabulary
@@ -41,6 +41,7 @@ class FeatureConverter:
       task_name: the source of the examples, for error messages.
       instructions: the Q-Former's vocabulary, if it reads the text too.
       cache: supplies the vision tower's outputs instead of the images, which are then not decoded.
+      preparation: how files of images are scaled, cropped and made opaque.
     """
 
     task_feature_lengths: Mapping[str, int]
@@ -48,6 +49,7 @@ class FeatureConverter:
     task_name: str = "the data"
     instructions: WordPieceVocabulary | None = None
     cache: VisionCache | None = None
+    preparation: Preparation = PREPARATION
 
     def __call__(self, examples: Sequence[Example], batch_size: int | None = None) -> Batch:
         """Returns the features of `examples`, with empty rows of loss weight 0 added up to `batch_size`.
@@ -118,8 +120,8 @@ class FeatureConverter:
             if _absent(example):
                 return np.zeros(shape, np.float32)
             if image is None:
-                return load_image(text_of(example["image_file"]), shape)
-            return decode_image(image, shape, f"The image of {self._name(example)}")
+                return load_image(text_of(example["image_file"]), shape, self.preparation)
+            return decode_image(image, shape, f"The image of {self._name(example)}", self.preparation)
         if shape is not None and np.shape(image) != tuple(shape):
             raise UserError(
                 f"The image of {self._name(example)} is {np.shape(image)} and the model takes {tuple(shape)}; give the "

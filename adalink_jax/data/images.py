@@ -1,6 +1,10 @@
 """Image files of any size and format as the arrays that models take, for all commands and tasks."""
 
+import contextlib
+import dataclasses
+import hashlib
 import io
+from collections.abc import Iterator
 
 import numpy as np
 from etils import epath
@@ -9,10 +13,46 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from adalink_jax.errors import UserError
 
 ImageShape = tuple[int, int, int]  # height, width, channels (1 or 3)
+KEY_BYTES, MOST_PIXELS = 8, 2 * 10**8
+_counts: list[set[bytes]] = []
 
 
-def decode_image(encoded: bytes, shape: ImageShape, name: str) -> np.ndarray:
-    """Decodes an image file (PNG, JPEG, ...) to float32 `shape` in [-1, 1]; other sizes are scaled (bicubic).
+@dataclasses.dataclass(frozen=True)
+class Preparation:
+    """How an image becomes an array of the model's size; the fields are those of `ViTConfig`.
+
+    Attributes:
+      resample: Pillow's filter: "nearest", "box", "bilinear", "hamming", "bicubic" or "lanczos".
+      keep_aspect: scale the shorter edge to the model's, and crop the centre; False stretches both edges.
+      crop_pct: the share of the scaled edges that the central crop keeps.
+      background: the colour under transparent pixels, "white" or "black"; None shows the colours stored in them.
+    """
+
+    resample: str = "bicubic"
+    keep_aspect: bool = False
+    crop_pct: float = 1.0
+    background: str | None = "white"
+
+    def resized(self, image: Image.Image, height: int, width: int) -> Image.Image:
+        """Scales and crops as `transformers` does with Pillow; a crop beyond the image adds black."""
+        short, long = sorted(image.size)
+        if self.keep_aspect:
+            edge = round(min(height, width) / self.crop_pct)
+            edges = [edge if side == short else int(edge * long / short) for side in image.size]
+        else:
+            edges = [round(side / self.crop_pct) for side in (width, height)]
+        if edges[0] * edges[1] > MOST_PIXELS:
+            raise Image.DecompressionBombError(f"{edges[0]} x {edges[1]} pixels when its shorter edge fits")
+        image = image.resize((edges[0], edges[1]), Image.Resampling[self.resample.upper()])
+        left, top = (edges[0] - width) // 2, (edges[1] - height) // 2
+        return image.crop((left, top, left + width, top + height))
+
+
+PREPARATION = Preparation()
+
+
+def decode_image(encoded: bytes, shape: ImageShape, name: str, preparation: Preparation = PREPARATION) -> np.ndarray:
+    """Decodes an image file (PNG, JPEG, ...) to float32 `shape` in [-1, 1]; other sizes are scaled.
 
     A photo is rotated as its EXIF data says; an animation gives its first frame; 16 bits are scaled, not cut.
 
@@ -20,20 +60,21 @@ def decode_image(encoded: bytes, shape: ImageShape, name: str) -> np.ndarray:
       encoded: the bytes of the file.
       shape: height, width, and 1 (grey) or 3 (RGB) channels.
       name: the image, for error messages.
+      preparation: the filter, the crop, and the colour under transparency.
 
     Raises:
       UserError: if the bytes are not a complete image.
     """
     try:
         with Image.open(io.BytesIO(encoded)) as image:
-            return picture_array(image, shape)
+            return picture_array(image, shape, preparation)
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as e:  # Pillow's decoders raise all of these
         raise UserError(f"{name} is damaged, or not a picture.") from e
     except Image.DecompressionBombError as e:
         raise UserError(f"{name} is too large ({e}); scale it down.") from e
 
 
-def picture_array(image: Image.Image, shape: ImageShape) -> np.ndarray:
+def picture_array(image: Image.Image, shape: ImageShape, preparation: Preparation = PREPARATION) -> np.ndarray:
     """Converts an opened image as `decode_image` does.
 
     Raises:
@@ -42,22 +83,69 @@ def picture_array(image: Image.Image, shape: ImageShape) -> np.ndarray:
     height, width, channels = shape
     if image.mode == "F":
         raise ValueError("a picture of floating-point numbers")
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):  # 16 bits of grey, which `convert` would cut at 255
-        image = Image.fromarray((np.asarray(image, np.float32) / 257).round().clip(0, 255).astype(np.uint8))
-    image = image.convert("L" if channels == 1 else "RGB")
-    if image.size != (width, height):
-        image = image.resize((width, height), Image.Resampling.BICUBIC)
+    image = _opaque(_eight_bits(ImageOps.exif_transpose(image)), preparation.background)
+    image = preparation.resized(image.convert("L" if channels == 1 else "RGB"), height, width)
     return np.asarray(image, np.float32).reshape(shape) / 127.5 - 1
 
 
-def load_image(path: str, shape: ImageShape) -> np.ndarray:
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """16 bits of grey, which `convert` would cut at 255, in 8 bits; other images unchanged."""
+    if not image.mode.startswith("I"):
+        return image
+    values, transparent = np.asarray(image), image.info.get("transparency")
+    grey = Image.fromarray((values.astype(np.float32) / 257).round().clip(0, 255).astype(np.uint8))
+    if isinstance(transparent, int):
+        grey.putalpha(Image.fromarray(np.where(values == transparent, 0, 255).astype(np.uint8)))
+    return grey
+
+
+def _opaque(image: Image.Image, background: str | None) -> Image.Image:
+    """Composes an image with transparent pixels on `background`, and counts it; other images unchanged."""
+    if "A" not in image.getbands() and image.info.get("transparency") is None:
+        return image
+    image = image.convert("RGBA")
+    if image.getchannel("A").getextrema() == (255, 255):
+        return image
+    count_transparent({hashlib.blake2b(image.tobytes(), digest_size=KEY_BYTES).digest()})
+    if background is None:
+        return image
+    return Image.alpha_composite(Image.new("RGBA", image.size, background), image)
+
+
+@contextlib.contextmanager
+def counting_transparent() -> Iterator[set[bytes]]:
+    """Yields a set of keys, one for each distinct image with transparent pixels that is decoded meanwhile."""
+    keys: set[bytes] = set()
+    _counts.append(keys)
+    try:
+        yield keys
+    finally:
+        _counts[:] = [count for count in _counts if count is not keys]
+
+
+def count_transparent(keys: set[bytes]) -> None:
+    """Adds images to those that `counting_transparent` yields, for images that another process decoded."""
+    for count in _counts:
+        count.update(keys)
+
+
+def transparency_note(keys: set[bytes], preparation: Preparation) -> str:
+    """What a command reports of images with transparent pixels, or ""."""
+    if not keys:
+        return ""
+    pictures = "1 picture has" if len(keys) == 1 else f"{len(keys):,} pictures have"
+    color = preparation.background
+    shown = "the colours stored in them were used" if color is None else f"they were composed on {color}"
+    return f"{pictures} transparent pixels; {shown} (ViTConfig.background)."
+
+
+def load_image(path: str, shape: ImageShape, preparation: Preparation = PREPARATION) -> np.ndarray:
     """Decodes an image file, see `decode_image`.
 
     Raises:
       UserError: if the file is missing or not an image.
     """
-    return decode_image(read_image(path), shape, str(path))
+    return decode_image(read_image(path), shape, str(path), preparation)
 
 
 def read_image(path: str) -> bytes:

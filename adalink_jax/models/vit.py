@@ -20,6 +20,9 @@ from adalink_jax.models import layers
 from adalink_jax.models.stack import StackConfig, run_layers
 from adalink_jax.parallel import constrain
 
+RESAMPLE = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
+BACKGROUND = ("white", "black", None)
+
 
 @gin.configurable
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +39,11 @@ class ViTConfig(StackConfig):
       layer_norm_epsilon: epsilon of all norms: 1e-6 (SigLIP, EVA) or 1e-12 (ViT).
       pixel_mean, pixel_std: per channel, for pixels in [0, 1]: images are normalised as (pixel - mean) / std. None keeps them
         in [-1, 1], which is a mean and std of 0.5.
+      resample: how files of images are scaled to `image_size`: "nearest", "box", "bilinear" (ViT), "hamming", "bicubic"
+        (SigLIP, BLIP-2) or "lanczos".
+      keep_aspect: scale the shorter edge, and crop the centre (CLIP); False stretches both edges.
+      crop_pct: the share of the scaled edges that the central crop keeps: 224 / 256 if edges of 256 are cropped to 224.
+      background: the colour under transparent pixels, "white" or "black"; None shows the colours stored in them.
       dropout_rate, dtype, scan_layers, remat: as in T5Config.
     """
 
@@ -51,6 +59,10 @@ class ViTConfig(StackConfig):
     layer_norm_epsilon: float = 1e-6
     pixel_mean: tuple[float, ...] | None = None
     pixel_std: tuple[float, ...] | None = None
+    resample: str = "bicubic"
+    keep_aspect: bool = False
+    crop_pct: float = 1.0
+    background: str | None = "white"
     dropout_rate: float = 0.0
     dtype: str = "float32"
     scan_layers: bool = False
@@ -62,6 +74,19 @@ class ViTConfig(StackConfig):
         for name in ("pixel_mean", "pixel_std"):
             if len(getattr(self, name) or range(self.channels)) != self.channels:
                 raise UserError(f"ViTConfig.{name} must have one number for each of the {self.channels} channels.")
+        for name, choices in (("resample", RESAMPLE), ("background", BACKGROUND)):
+            if getattr(self, name) not in choices:
+                raise UserError(f"ViTConfig.{name} is {getattr(self, name)!r}; it takes one of {choices}.")
+        if not 0 < self.crop_pct <= 1:
+            raise UserError(f"ViTConfig.crop_pct is {self.crop_pct!r}; it is a share, above 0 and at most 1.")
+
+    def normalized(
+        self, images: Float[Array | np.ndarray, "... channels"]
+    ) -> Float[Array | np.ndarray, "... channels"]:
+        """Images in [-1, 1] as the patches read them: (pixel - `pixel_mean`) / `pixel_std`."""
+        if self.pixel_mean is None:
+            return images
+        return (images / 2 + 0.5 - jnp.asarray(self.pixel_mean)) / jnp.asarray(self.pixel_std)
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -118,9 +143,11 @@ class ViT(nn.Module):
         (height, width), p = cfg.image_size, cfg.patch_size
         if height % p or width % p:
             raise UserError(f"Patches of {p} pixels do not tile images of {height} x {width}.")
-        if cfg.pixel_mean is not None:
-            images = (images / 2 + 0.5 - jnp.asarray(cfg.pixel_mean)) / jnp.asarray(cfg.pixel_std)
-        x = jnp.asarray(images).reshape(-1, height // p, p, width // p, p, cfg.channels).transpose(0, 1, 3, 2, 4, 5)
+        x = (
+            jnp.asarray(cfg.normalized(images))
+            .reshape(-1, height // p, p, width // p, p, cfg.channels)
+            .transpose(0, 1, 3, 2, 4, 5)
+        )
         x = x.reshape(x.shape[0], -1, p * p * cfg.channels)  # row-major patches, pixels row-major
         x = layers.Dense(cfg.emb_dim, ("patch", "embed"), cfg.dtype, use_bias=True, name="patch_embedding")(x)
         if cfg.class_token:

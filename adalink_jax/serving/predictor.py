@@ -19,7 +19,7 @@ from PIL import Image
 from adalink_jax import checkpoints, parallel
 from adalink_jax.adapters import NONE, AdaptedModel, abstract_params, make_adapter, stack_adapters
 from adalink_jax.data import load_vocabulary
-from adalink_jax.data.images import ImageShape, decode_image, load_image, picture_array
+from adalink_jax.data.images import ImageShape, Preparation, decode_image, load_image, picture_array
 from adalink_jax.data.user_files.text_templates import Template
 from adalink_jax.data.vocabularies import EOS
 from adalink_jax.errors import UserError
@@ -91,7 +91,7 @@ class Predictor:
             dict(task_feature_lengths or opened.task_feature_lengths or LENGTHS),
             setup.decoding.stop,
         )
-        self.image_shape = setup.image_shape
+        self.image_shape, self.preparation = setup.image_shape, setup.preparation
         self._setup = setup
         self._mesh, self._rules = parallel.make_mesh(), parallel.logical_axis_rules()
         plain = dataclasses.replace(setup, model=AdaptedModel(backbone), trainable=())
@@ -224,7 +224,7 @@ class Predictor:
             ids = self._vocabulary.encode(text)[: self._lengths["inputs"] - 1]
             rows.append({"inputs": [*ids, EOS], "targets": [], "inputs_pretokenized": text})
             if images is not None and self.image_shape is not None:
-                rows[-1]["image"] = _pixels(images[number], self.image_shape, f"Image {number}")
+                rows[-1]["image"] = _pixels(images[number], self.image_shape, f"Image {number}", self.preparation)
         return rows
 
     def _as_seen(self, row: str | Mapping[str, Any]) -> str:
@@ -254,16 +254,17 @@ class Predictor:
         return np.array([NONE if name is None else self.names.index(name) + 1 for name in names], np.int32)
 
 
-def _pixels(image: Any, shape: ImageShape, name: str) -> np.ndarray | bytes:
+def _pixels(image: Any, shape: ImageShape, name: str, preparation: Preparation) -> np.ndarray | bytes:
     if isinstance(image, bytes):  # b"" stands for a missing image, which the converter masks
-        return decode_image(image, shape, name) if image else image
+        return decode_image(image, shape, name, preparation) if image else image
     if isinstance(image, (str, os.PathLike)):
-        return load_image(os.fspath(image), shape)
+        return load_image(os.fspath(image), shape, preparation)
     if isinstance(image, Image.Image):
-        return picture_array(image, shape)
+        return picture_array(image, shape, preparation)
     array = np.asarray(image)
     if array.dtype == np.uint8 and array.ndim in (2, 3):
-        return picture_array(Image.fromarray(array[..., 0] if array.shape[2:] == (1,) else array), shape)
+        picture = Image.fromarray(array[..., 0] if array.shape[2:] == (1,) else array)
+        return picture_array(picture, shape, preparation)
     if array.shape != shape or array.dtype.kind != "f":
         raise UserError(
             f"{name} is {array.dtype} {array.shape}; the model takes float32 {shape}, or uint8 of any size."

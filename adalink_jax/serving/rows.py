@@ -17,7 +17,7 @@ import numpy as np
 from etils import epath
 
 from adalink_jax.data import text_of
-from adalink_jax.data.images import ImageShape, decode_image, load_image
+from adalink_jax.data.images import ImageShape, Preparation, decode_image, load_image
 from adalink_jax.data.task_protocol import Task
 from adalink_jax.data.user_files import file_splits, table_files
 from adalink_jax.data.user_files.image_files import Pictures, RowPicture
@@ -30,7 +30,8 @@ TEXT = ".txt"
 KINDS = (".jsonl", ".csv")
 
 
-ReadImage = Callable[[ImageShape], np.ndarray | bytes]  # for the shape of the model's images; b"" for a missing image
+# For the shape of the model's images and their preparation; b"" for a missing image.
+ReadImage = Callable[[ImageShape, Preparation], np.ndarray | bytes]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,12 +179,13 @@ def _template(name: str, options: Mapping, run: Mapping, path: str, table: table
 def _reader(image: Mapping[str, Any], pictures: Pictures | None, name: str) -> ReadImage | None:
     """A function that reads an image when it is needed."""
 
-    def read(shape: ImageShape) -> np.ndarray | bytes:
+    def read(shape: ImageShape, preparation: Preparation) -> np.ndarray | bytes:
         example = pictures.example(image["image_name"]) if pictures and "image_name" in image else image
         if "image_file" in example:
-            return load_image(example["image_file"], shape)
+            return load_image(example["image_file"], shape, preparation)
         encoded = example["image"]
-        return decode_image(encoded, shape, name) if isinstance(encoded, bytes) and encoded else encoded
+        is_file = isinstance(encoded, bytes) and encoded
+        return decode_image(encoded, shape, name, preparation) if is_file else encoded
 
     return read if image else None
 

@@ -107,6 +107,10 @@ class Console(contextlib.AbstractContextManager["Console"]):
             )
         self._out.print(f"Resuming from step {step} in {self._model_dir}.", soft_wrap=True)
 
+    def note(self, text: str) -> None:
+        """One line."""
+        self._out.print(text, soft_wrap=True, markup=False)
+
     def warning(self, text: str) -> None:
         """One line that stands out."""
         self._out.print(escape(text), style="bold red", soft_wrap=True)

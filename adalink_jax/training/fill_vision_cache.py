@@ -4,6 +4,7 @@ Adapters come after the tower, so training gives the same results as without a c
 its rows of a batch; process 0 writes.
 """
 
+import dataclasses
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, cast
@@ -88,6 +89,7 @@ def _tower(setup: Setup, params: Parameters) -> Tower:
     settings: dict[str, Any] = {
         part: checkpoints.settings_of(config) | {"dtype": config.dtype} for part, config in configs.items()
     }
+    settings["preparation"] = dataclasses.asdict(setup.preparation)
     settings["image"] = [*(setup.image_shape or ()), backbone.vision_config.patch_size]
     settings["weights"] = setup.frozen_dtype
     return Tower(

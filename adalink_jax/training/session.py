@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 from adalink_jax import parallel
 from adalink_jax.adapters import AdaptedModel
 from adalink_jax.data import BatchIterator, FeatureConverter, Task, get_tasks
+from adalink_jax.data.images import counting_transparent, transparency_note
 from adalink_jax.errors import UserError
 from adalink_jax.training import fill_vision_cache, outputs
 from adalink_jax.training.console import Console, reading_rows
@@ -177,9 +178,12 @@ def open_session(setup: Setup, microbatches: int = 1, model_dir: str = "") -> It
     """
     parallel.expect_devices()
     mesh, rules = parallel.make_mesh(), parallel.logical_axis_rules()
-    task, eval_tasks = check_data(setup, microbatches, mesh)
-    with parallel.use_mesh(mesh, rules), StopRequest() as stop, Console(model_dir) as console:
-        yield Session(setup, mesh, rules, task, eval_tasks, console, stop)
+    with counting_transparent() as transparent:
+        task, eval_tasks = check_data(setup, microbatches, mesh)
+        with parallel.use_mesh(mesh, rules), StopRequest() as stop, Console(model_dir) as console:
+            yield Session(setup, mesh, rules, task, eval_tasks, console, stop)
+            if note := transparency_note(transparent, setup.preparation):
+                console.note(note)
 
 
 @contextlib.contextmanager

@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 from adalink_jax import checkpoints, parallel
 from adalink_jax.adapters import AdaptedModel, abstract_params, describe_adapter, fresh_params
 from adalink_jax.data import INSTRUCTION, DatasetConfig, FeatureConverter, VisionCache, WordPieceVocabulary
+from adalink_jax.data.images import Preparation
 from adalink_jax.errors import UserError
 from adalink_jax.models import paths
 from adalink_jax.models.decoding import Decoding, Sampling
@@ -84,6 +85,13 @@ class Setup:
         images = self.model.backbone.abstract_batch(1, 1, 1).get("images")
         return None if images is None else images.shape[1:]
 
+    @property
+    def preparation(self) -> Preparation:
+        """How files of images become the vision tower's images."""
+        config = getattr(self.model.backbone, "vision_config", None)
+        fields = [field.name for field in dataclasses.fields(Preparation) if hasattr(config, field.name)]
+        return Preparation(**{name: getattr(config, name) for name in fields})
+
     def converter(self, task_feature_lengths: Mapping[str, int], cache: VisionCache | None = None) -> FeatureConverter:
         """The converter from examples to the model's features; images are read from `cache` if one is given.
 
@@ -101,7 +109,9 @@ class Setup:
         words = None if self.qformer_vocabulary is None else WordPieceVocabulary(self.qformer_vocabulary)
         if words is not None and words.vocab_size > (rows := self.model.backbone.qformer_config.vocab_size):
             raise UserError(f"QFORMER_VOCABULARY has {words.vocab_size} ids and the Q-Former's embedding {rows} rows.")
-        return FeatureConverter(task_feature_lengths, self.image_shape, instructions=words, cache=cache)
+        return FeatureConverter(
+            task_feature_lengths, self.image_shape, instructions=words, cache=cache, preparation=self.preparation
+        )
 
 
 def split_abstract(model: AdaptedModel, trainable: tuple[str, ...]) -> tuple[Shapes, Shapes]:

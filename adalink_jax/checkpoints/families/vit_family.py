@@ -5,7 +5,6 @@ apart, [width, H, K]; layers are stacked in a scanned file; a class token has no
 Tensors that belong to no vision tower (a text tower, a pooling head, a classifier) keep the file's names.
 """
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,6 +13,7 @@ import numpy as np
 from etils import epath
 
 from adalink_jax.checkpoints import positions
+from adalink_jax.checkpoints.families import image_processors
 from adalink_jax.checkpoints.families.family import VISION, Family, Shapes, Translation
 from adalink_jax.checkpoints.source import Source
 from adalink_jax.errors import CheckpointError
@@ -90,7 +90,7 @@ class ViTFamily(Family):
     name = "ViT"
     part = VISION
     config = ViTConfig
-    deciding = ("num_heads", "activation", "layer_norm_epsilon", "pixel_mean", "pixel_std")
+    deciding = ("num_heads", "activation", "layer_norm_epsilon", *image_processors.SETTINGS)
     model_types = (*SIGLIP, *VIT)
 
     def from_hugging_face(
@@ -173,11 +173,11 @@ def vision_settings(config: Mapping[str, Any], folder: epath.Path, path: str) ->
 
     Args:
       config: the contents of `config.json`; its `vision_config` where it has one.
-      folder: the folder, for `preprocessor_config.json`.
+      folder: the folder, for the file of its image processor.
       path: the folder as the user gave it, for errors.
 
     Raises:
-      CheckpointError: for an activation that this package does not implement.
+      CheckpointError: for an activation, or an image processor, that this package does not implement.
     """
     vision, model_type = config.get("vision_config", config), config["model_type"]
     activation = vision.get("hidden_act", "gelu_pytorch_tanh" if model_type in SIGLIP else "gelu")
@@ -185,26 +185,10 @@ def vision_settings(config: Mapping[str, Any], folder: epath.Path, path: str) ->
         raise CheckpointError(
             f"{path} has hidden_act {activation!r}; this package supports {', '.join(_ACTIVATIONS)} in vision towers."
         )
-    settings = {"activation": _ACTIVATIONS[activation]} | _pixel_settings(folder, path)
+    settings = {"activation": _ACTIVATIONS[activation]} | image_processors.settings(folder, path, config)
     if "num_attention_heads" in vision:
         settings["num_heads"] = vision["num_attention_heads"]
     return settings | {"layer_norm_epsilon": vision.get("layer_norm_eps", 1e-12 if model_type in VIT else 1e-6)}
-
-
-def _pixel_settings(folder: epath.Path, path: str) -> dict[str, Any]:
-    """`pixel_mean` and `pixel_std`, where the folder says how images are prepared."""
-    file = folder / "preprocessor_config.json"
-    if not file.exists():
-        return {}
-    try:
-        preparation = json.loads(file.read_text())
-    except json.JSONDecodeError as e:
-        raise CheckpointError(f"{path}/{file.name} is damaged or cut short ({e}); copy it again.") from e
-    if not preparation.get("do_normalize", True) or not {"image_mean", "image_std"} <= preparation.keys():
-        return {}
-    mean, std = tuple(preparation["image_mean"]), tuple(preparation["image_std"])
-    usual = all(x == 0.5 for x in (*mean, *std))  # images are in [-1, 1] here
-    return {"pixel_mean": None, "pixel_std": None} if usual else {"pixel_mean": mean, "pixel_std": std}
 
 
 def _from_big_vision(name: str, leaf: Leaf) -> dict[str, Leaf]:

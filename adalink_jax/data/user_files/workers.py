@@ -4,13 +4,17 @@ import functools
 from collections.abc import Iterator, Sequence
 from typing import cast
 
+import numpy as np
+
 from adalink_jax.data.feature_converter import Batch, FeatureConverter
+from adalink_jax.data.images import KEY_BYTES, count_transparent, counting_transparent
 from adalink_jax.data.iterators import EpochIterator, epoch_seed
 from adalink_jax.data.task_protocol import Example
 from adalink_jax.data.user_files.file_task import LoadedFileTask
 from adalink_jax.errors import UserError
 
 ENDLESS = 2**40  # batches
+TRANSPARENT = "transparent"  # beside a batch: the keys of its images that `counting_transparent` counts
 
 
 class _Batches:
@@ -27,9 +31,11 @@ class _Batches:
         return ENDLESS
 
     def __getitem__(self, index: int) -> Batch:
-        epoch, batch = divmod(index, self.per_epoch)
+        epoch, number = divmod(index, self.per_epoch)
         examples = _epoch(self._task, epoch_seed(self._seed, epoch))
-        return self._converter([examples[batch * self._batch_size + row] for row in self._rows])
+        with counting_transparent() as keys:
+            batch = self._converter([examples[number * self._batch_size + row] for row in self._rows])
+        return batch | {TRANSPARENT: np.frombuffer(b"".join(keys), np.uint8)}
 
 
 @functools.lru_cache(2)
@@ -66,7 +72,10 @@ class WorkerIterator(EpochIterator):
         if self._batch == self._source.per_epoch:
             self._epoch, self._batch = self._epoch + 1, 0
         self._batch += 1
-        return next(self._batches)
+        batch = next(self._batches)
+        keys = batch.pop(TRANSPARENT).reshape(-1, KEY_BYTES)
+        count_transparent({key.tobytes() for key in keys})
+        return batch
 
     def _open(self, start: int) -> Iterator[Batch]:
         """All batches from number `start` on, counted over all epochs."""

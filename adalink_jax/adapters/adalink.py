@@ -7,6 +7,7 @@ One pair (`down`, `up`) per modality, or one shared pair, 2 * D * R parameters e
 the bit (-0.0 may become +0.0). Parameters, arithmetic and gradients are float32, whatever the dtype of x.
 """
 
+import functools
 from typing import ClassVar
 
 import flax.linen as nn
@@ -86,13 +87,7 @@ class AdaLinkAdapter(nn.Module):
         unknown = [kind for kind in self.kinds or () if kind not in KINDS]
         if unknown or self.kinds == ():
             raise UserError(f"AdaLinkAdapter.kinds is {self.kinds!r}; it takes some of {KINDS}, or None.")
-        pairs, adapted = {}, {}
-        for kind in self.kinds or ENCODER_KINDS:
-            x = getattr(inputs, kind)
-            if x is None:
-                continue
-            name = "shared" if self.share else kind
-            if name not in pairs:
-                pairs[name] = AdaLink(self.rank, self.phi, self.scale, name=name)
-            adapted[kind] = pairs[name](x)
+        pair = functools.cache(lambda name: AdaLink(self.rank, self.phi, self.scale, name=name))
+        present = {kind: x for kind in self.kinds or ENCODER_KINDS if (x := getattr(inputs, kind)) is not None}
+        adapted = {kind: pair("shared" if self.share else kind)(x) for kind, x in present.items()}
         return inputs.replace(**adapted)

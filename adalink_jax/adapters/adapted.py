@@ -48,12 +48,18 @@ class AdaptedModel(nn.Module):
     def encode(self, batch: Batch, train: bool = False) -> Encoded:
         """Encodes the batch's features: `encoder_input_tokens`, `images`; for a bank also `adapter_index`."""
         index = batch.get("adapter_index")
-        if index is not None and not self._by_index:
+        if index is not None and not getattr(self.adapter, "by_index", False):
             raise UserError(
                 f"The batch has `adapter_index`, but {type(self.adapter).__name__} is not a bank of adapters."
             )
         inputs = self._run("embed", batch, train, index=index)
-        self._check_kinds(inputs)
+        wanted = getattr(self.adapter, "kinds", None) or ()
+        missing = [kind for kind in wanted if kind in ENCODER_KINDS and getattr(inputs, kind) is None]
+        if missing and self.is_initializing():
+            raise UserError(
+                f"{type(self.adapter).__name__}.kinds asks for {missing[0]!r}, but {type(self.backbone).__name__} has no "
+                f"such input."
+            )
         encoded = self._run("encode", self.adapt(inputs.replace(adapter_index=index)), train, index=index)
         return encoded.replace(adapter_index=index)
 
@@ -111,23 +117,10 @@ class AdaptedModel(nn.Module):
         if not isinstance(self.adapter, LayerAdapter) or self.is_initializing():
             return getattr(self.backbone, method)(*args)
         backbone, variables = self.backbone.unbind()
-        changed = self.adapter(variables["params"], *((index,) if self._by_index else ()))
+        changed = self.adapter(variables["params"], *(() if index is None else (index,)))
         rngs = {"dropout": self.make_rng("dropout")} if self.has_rng("dropout") else {}
         with nn.intercept_methods(self.adapter.intercept):
             return backbone.apply({**variables, **changed}, *args, method=method, rngs=rngs)
-
-    @property
-    def _by_index(self) -> bool:
-        return getattr(self.adapter, "by_index", False)
-
-    def _check_kinds(self, inputs: Inputs) -> None:
-        wanted = getattr(self.adapter, "kinds", None) or ()
-        missing = [kind for kind in wanted if kind in ENCODER_KINDS and getattr(inputs, kind) is None]
-        if missing and self.is_initializing():
-            raise UserError(
-                f"{type(self.adapter).__name__}.kinds asks for {missing[0]!r}, but {type(self.backbone).__name__} has no "
-                f"such input."
-            )
 
 
 def fresh_params(model: AdaptedModel, seed: int | Array) -> dict[str, Any]:

@@ -49,14 +49,13 @@ class Bank(nn.Module):
         one = lambda variables, row: member.apply(variables, jax.tree.map(lambda x: x[None], row))
         plain = inputs.replace(adapter_index=None)
         adapted = jax.tree.map(lambda x: x[:, 0], jax.vmap(one)(variables, plain))
-        fields = {}
-        for field in dataclasses.fields(Inputs):
-            old, new = getattr(plain, field.name), getattr(adapted, field.name)
-            if old is not None:
-                fields[field.name] = jnp.where(served.reshape(-1, *(1,) * (new.ndim - 1)), new, old)
-        if plain.prompt is None and adapted.prompt is not None:
-            fields["prompt_mask"] = adapted.prompt_mask & served[:, None]
-        return adapted.replace(**fields, adapter_index=inputs.adapter_index)
+        choose = lambda old, new: (
+            new if old is None else jnp.where(served.reshape(-1, *(1,) * (new.ndim - 1)), new, old)
+        )
+        outputs = jax.tree.map(choose, plain, adapted, is_leaf=lambda x: x is None)
+        if plain.prompt is None and outputs.prompt is not None:
+            outputs = outputs.replace(prompt_mask=outputs.prompt_mask & served[:, None])
+        return outputs.replace(adapter_index=inputs.adapter_index)
 
 
 class LayerBank(LayerAdapter):

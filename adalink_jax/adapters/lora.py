@@ -52,16 +52,22 @@ class LoRA(LayerAdapter):
         """Returns `{"adapter": {<projection>: {"down", "up"}}}`, with `up` multiplied by alpha / rank."""
         if self.rank < 1:
             raise UserError(f"LoRA's rank is {self.rank}; it must be at least 1.")
+        flat = paths.flatten(backbone).items()
+        shapes = {name.removesuffix(KERNEL): leaf.shape for name, leaf in flat if name.endswith(KERNEL)}
+        names = {name: paths.unscanned_names(name, shape) for name, shape in shapes.items()}
         leaves = {}
-        for name, shape in self._kernels(backbone).items():
-            *stacked, inputs, outputs = shape
+        for name in sorted(set().union(*paths.matching(self.projections, names, "LoRA.projections"))):
+            *stacked, inputs, outputs = shapes[name]
             layers = ("layers",) * len(stacked)
             leaves[f"{name}/down"] = _uniform, (*stacked, inputs, self.rank), (*layers, "adapter_embed", "adapter_rank")
             leaves[f"{name}/up"] = (
                 nn.initializers.zeros, (*stacked, self.rank, outputs), (*layers, "adapter_rank", "adapter_embed")
             )  # fmt: skip
         params = declare(self, leaves)
-        scaled = {k: x * self._scale(k) if k.endswith("/up") else x for k, x in params.items()}
+        masks = paths.flatten(self.variables.get("padding", {}))  # see `bank.pad`
+        # A member of a bank that was padded to a higher rank keeps its own rank.
+        rank = lambda name: jnp.sum(masks[name]) if name in masks else self.rank
+        scaled = {k: x * (self.alpha / rank(k)) if k.endswith("/up") else x for k, x in params.items()}
         return {COLLECTION: paths.unflatten(scaled)}
 
     def merge(self, backbone: Params) -> dict[str, Any]:
@@ -85,19 +91,3 @@ class LoRA(LayerAdapter):
         # In float32, as in PEFT, so that the gradients that cross devices are float32 too.
         branch = (args[0].astype(jnp.float32) @ down) @ up
         return (y.astype(jnp.float32) + branch).astype(y.dtype)
-
-    def _kernels(self, backbone: Params) -> dict[str, tuple[int, ...]]:
-        """Returns the matched dense layers: path in memory -> shape of the kernel."""
-        leaves = paths.flatten(backbone).items()
-        shapes = {name.removesuffix(KERNEL): tuple(leaf.shape) for name, leaf in leaves if name.endswith(KERNEL)}
-        names = {name: paths.unscanned_names(name, shape) for name, shape in shapes.items()}
-        matched = set().union(*paths.matching(self.projections, names, "LoRA.projections"))
-        return {name: shapes[name] for name in sorted(matched)}
-
-    def _scale(self, name: str) -> float | jax.Array:
-        """Returns alpha / rank; a member of a bank that was padded to a higher rank keeps its own rank."""
-        top, *rest = name.split("/")
-        mask = self.get_variable("padding", top)  # see `bank.pad`
-        for part in rest:
-            mask = None if mask is None else mask.get(part)
-        return self.alpha / (self.rank if mask is None else jnp.sum(mask))

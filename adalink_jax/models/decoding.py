@@ -76,11 +76,8 @@ def _repeat(cache: Cache, times: int) -> Cache:
 
 def _reorder(cache: Cache, index: Int[Array, " rows"]) -> Cache:
     """Selects rows of the cache. Rows move only among the decodes of one input, so what these share stays."""
-
-    def rows(path, x):
-        shared = jnp.ndim(x) == 0 or any(getattr(key, "key", None) == "cross" for key in path)
-        return x if shared else jnp.take(x, index, axis=1)
-
+    shared = lambda path, x: jnp.ndim(x) == 0 or any(getattr(key, "key", None) == "cross" for key in path)
+    rows = lambda path, x: x if shared(path, x) else jnp.take(x, index, axis=1)
     return jax.tree_util.tree_map_with_path(rows, cache)
 
 

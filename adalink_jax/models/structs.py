@@ -21,8 +21,7 @@ class Struct:
 
         def unflatten(_, children):
             struct = object.__new__(cls)
-            for name, child in zip(names, children):
-                object.__setattr__(struct, name, child)
+            vars(struct).update(zip(names, children))
             return struct
 
         flatten = lambda struct: ([(jax.tree_util.GetAttrKey(name), getattr(struct, name)) for name in names], None)

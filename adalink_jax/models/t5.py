@@ -79,10 +79,24 @@ def _attention(config: T5Config, deterministic: bool, name: str) -> layers.Atten
     )  # fmt: skip
 
 
-def _relative_bias(config: T5Config, bidirectional: bool) -> layers.RelativePositionBias:
-    return layers.RelativePositionBias(
+def _add_relative(
+    config: T5Config, bias: Array, positions: tuple[Array, Array], *, bidirectional: bool, per_layer: bool
+) -> Array:
+    """Adds the relative position bias of a layer or of a whole stack, whichever has it, inside its compact method.
+
+    Args:
+      config: sizes, and whether layers have their own.
+      bias: the bias so far.
+      positions: of queries and keys.
+      bidirectional: whether later keys are seen.
+      per_layer: whether the caller is a layer.
+    """
+    if config.relpos_per_layer != per_layer:
+        return bias
+    relative = layers.RelativePositionBias(
         config.num_heads, bidirectional, config.relpos_num_buckets, config.relpos_max_distance, name="relpos_bias"
     )
+    return relative(*positions) + bias
 
 
 class _Residual(nn.Module):
@@ -91,21 +105,12 @@ class _Residual(nn.Module):
     config: T5Config
     deterministic: bool
 
-    def add_relative(self, bias: Array, positions: tuple[Array, Array], bidirectional: bool) -> Array:
-        """Adds the layer's own relative position bias, if it has one; `positions` are those of queries and keys."""
-        if not self.config.relpos_per_layer:
-            return bias
-        return bias + _relative_bias(self.config, bidirectional)(*positions)
-
-    def norm(self, x: Array, name: str) -> Array:
-        return layers.RMSNorm(self.config.dtype, name=name)(x)
-
     def drop(self, x: Array) -> Array:
         return nn.Dropout(self.config.dropout_rate, broadcast_dims=(-2,))(x, deterministic=self.deterministic)
 
     def mlp(self, x: Array) -> Array:
         cfg = self.config
-        y = self.norm(x, "pre_mlp_layer_norm")
+        y = layers.RMSNorm(cfg.dtype, name="pre_mlp_layer_norm")(x)
         y = layers.MlpBlock(
             cfg.mlp_dim, cfg.mlp_activations, cfg.dropout_rate, cfg.dtype, self.deterministic, name="mlp"
         )(y)
@@ -119,8 +124,8 @@ class EncoderLayer(_Residual):
     def __call__(
         self, x: Float[Array, "B S D"], _: None, bias: Float[Array, "#B #H #S S"], positions: tuple[Array, Array]
     ) -> tuple[Float[Array, "B S D"], None]:
-        bias = self.add_relative(bias, positions, bidirectional=True)
-        y = self.norm(x, "pre_attention_layer_norm")
+        bias = _add_relative(self.config, bias, positions, bidirectional=True, per_layer=True)
+        y = layers.RMSNorm(self.config.dtype, name="pre_attention_layer_norm")(x)
         attention = _attention(self.config, self.deterministic, "attention")
         x = x + self.drop(attention(y, attention.project(y), bias))
         return self.mlp(x), None
@@ -144,15 +149,15 @@ class DecoderLayer(_Residual):
         cross_bias: Float[Array, "#B #H #T S"],
         index: Int[Array, ""],
     ) -> tuple[Float[Array, "B T D"], dict | None]:
-        self_bias = self.add_relative(self_bias, positions, bidirectional=False)
-        y = self.norm(x, "pre_self_attention_layer_norm")
+        self_bias = _add_relative(self.config, self_bias, positions, bidirectional=False, per_layer=True)
+        y = layers.RMSNorm(self.config.dtype, name="pre_self_attention_layer_norm")(x)
         attention = _attention(self.config, self.deterministic, "self_attention")
         kv = attention.project(y)
         if cache is not None:
             kv = cache["self"].put(kv, index)
         x = x + self.drop(attention(y, kv, self_bias))
 
-        y = self.norm(x, "pre_cross_attention_layer_norm")
+        y = layers.RMSNorm(self.config.dtype, name="pre_cross_attention_layer_norm")(x)
         attention = _attention(self.config, self.deterministic, "encoder_decoder_attention")
         cross = cache["cross"] if cache is not None and cache["cross"] is not None else attention.project(encoded)
         x = x + self.drop(attention(y, cross, cross_bias))
@@ -180,8 +185,7 @@ class Encoder(nn.Module):
         cfg = self.config
         positions = (jnp.arange(x.shape[1]),) * 2
         bias = layers.mask_to_bias(mask)[:, None, None, :]
-        if not cfg.relpos_per_layer:
-            bias = _relative_bias(cfg, bidirectional=True)(*positions) + bias
+        bias = _add_relative(cfg, bias, positions, bidirectional=True, per_layer=False)
         x = nn.Dropout(cfg.dropout_rate, broadcast_dims=(-2,))(x, deterministic=deterministic)
         x, _ = run_layers(
             EncoderLayer, cfg, x, None, bias, positions, num_layers=cfg.num_encoder_layers, deterministic=deterministic
@@ -204,8 +208,7 @@ class Decoder(nn.Module):
         queries = jnp.arange(x.shape[1]) + index
         keys = queries if cache is None else jnp.arange(cache["layers"]["self"].key.shape[2])
         self_bias = layers.mask_to_bias(keys[None, :] <= queries[:, None])[None, None]
-        if not cfg.relpos_per_layer:
-            self_bias = _relative_bias(cfg, bidirectional=False)(queries, keys) + self_bias
+        self_bias = _add_relative(cfg, self_bias, (queries, keys), bidirectional=False, per_layer=False)
         cross_bias = layers.mask_to_bias(encoded.mask)[:, None, None, :]
         x = nn.Dropout(cfg.dropout_rate, broadcast_dims=(-2,))(x, deterministic=deterministic)
         x, per_layer = run_layers(

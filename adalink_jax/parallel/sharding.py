@@ -155,12 +155,8 @@ def on_mesh(tree: Tree, mesh: Mesh) -> Tree:
 
 def to_host(tree: Any) -> Any:
     """Copies whole global arrays to NumPy in every process; all processes must call it."""
-
-    def whole(x):
-        if not isinstance(x, jax.Array) or x.is_fully_addressable or x.is_fully_replicated:
-            return x
-        return multihost_utils.process_allgather(x, tiled=True)
-
+    is_whole = lambda x: not isinstance(x, jax.Array) or x.is_fully_addressable or x.is_fully_replicated
+    whole = lambda x: x if is_whole(x) else multihost_utils.process_allgather(x, tiled=True)
     return jax.device_get(jax.tree.map(whole, tree))
 
 

@@ -64,31 +64,23 @@ MODULES = {
     "adalink_jax.training.vision_cache": "adalink_jax.training.fill_vision_cache",
     "adalink_jax.training.whole_file": "adalink_jax.files.whole_file",
 }
-# Parents of old names; those that are gone become empty packages.
-_PACKAGES = {old.rpartition(".")[0] for old in MODULES}
+_GONE = {"adalink_jax.studies"}  # packages that have no modules left
 
 
 class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Finds modules by their old names."""
+    """Finds modules by their old names, and packages that are gone as empty ones."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: types.ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
+        if fullname in _GONE:
+            return importlib.machinery.ModuleSpec(fullname, None, is_package=True)
         return importlib.machinery.ModuleSpec(fullname, self) if fullname in MODULES else None
 
     def exec_module(self, module: types.ModuleType) -> None:
         new = MODULES[module.__name__]
         warnings.warn(f"{module.__name__} is now {new}; import that instead.", DeprecationWarning, stacklevel=2)
         sys.modules[module.__name__] = importlib.import_module(new)
-
-
-class _GonePackages(importlib.abc.MetaPathFinder):
-    """Finds packages that have no modules left, as empty ones."""
-
-    def find_spec(
-        self, fullname: str, path: Sequence[str] | None = None, target: types.ModuleType | None = None
-    ) -> importlib.machinery.ModuleSpec | None:
-        return importlib.machinery.ModuleSpec(fullname, None, is_package=True) if fullname in _PACKAGES else None
 
 
 def names(module: str, homes: Mapping[str, str]) -> Callable[[str], Any]:
@@ -113,4 +105,3 @@ def install() -> None:
     if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
         # First, as the new place of a package may have a module with the old short name.
         sys.meta_path.insert(0, _Finder())
-        sys.meta_path.append(_GonePackages())  # last, as most of these packages still exist

@@ -26,30 +26,19 @@ def nearest(name: str, names: Iterable[str]) -> str:
 
 # --- inside gin ---
 
+MACRO = "gin.macro"  # the selector of gin's macros
+CONFIG: Config = gin_config._CONFIG  # all bindings
+OPERATIVE_CONFIG: Config = gin_config._OPERATIVE_CONFIG  # all parameters used so far, defaults included
+
 
 def configurables() -> dict[str, Callable]:
     """Short name -> function or class, for every configurable."""
     return {key.split(".")[-1]: value.wrapped for key, value in gin_config._REGISTRY.items()}
 
 
-def config() -> Config:
-    """All bindings."""
-    return gin_config._CONFIG
-
-
-def operative_config() -> Config:
-    """All parameters used so far, defaults included."""
-    return gin_config._OPERATIVE_CONFIG
-
-
-def is_macro(selector: str) -> bool:
-    """Whether a selector is the one of gin's macros."""
-    return selector == "gin.macro"
-
-
 def macros_set() -> dict[str, object]:
     """Macro -> value, for every macro that is set."""
-    return {scope: value["value"] for (scope, selector), value in config().items() if is_macro(selector)}
+    return {scope: value["value"] for (scope, selector), value in CONFIG.items() if selector == MACRO}
 
 
 def references(value: object) -> Iterator[gin_config.ConfigurableReference]:
@@ -61,7 +50,7 @@ def references(value: object) -> Iterator[gin_config.ConfigurableReference]:
 
 def macro_name(reference: gin_config.ConfigurableReference) -> str | None:
     """The macro that a reference names; None for a reference to another configurable."""
-    return reference.scoped_selector.rpartition("/")[0] if is_macro(reference.config_key[1]) else None
+    return reference.scoped_selector.rpartition("/")[0] if reference.config_key[1] == MACRO else None
 
 
 # --- checks ---
@@ -93,9 +82,9 @@ def check_macros(flags: GinFlags, require_all: bool) -> None:
     known = macros_set()
     used_by: dict[str, str] = {}
     required = []
-    for (scope, selector), parameters in config().items():
+    for (scope, selector), parameters in CONFIG.items():
         for parameter, value in parameters.items():
-            user = scope if is_macro(selector) else f"{selector.split('.')[-1]}.{parameter}"
+            user = scope if selector == MACRO else f"{selector.split('.')[-1]}.{parameter}"
             value_references = list(references(value))
             if value is gin.REQUIRED or any(r.scoped_selector.startswith("gin.REQUIRED") for r in value_references):
                 required.append(user)
@@ -130,7 +119,7 @@ def check_all_used(flags: GinFlags) -> None:
     Raises:
       UserError: for the first parameter that was not.
     """
-    used = {(*key, name) for key, values in operative_config().items() for name in values}
+    used = {(*key, name) for key, values in OPERATIVE_CONFIG.items() for name in values}
     for name, text in flags.bindings:
         path, _, parameter = name.rpartition(".")
         scope, _, function = path.rpartition("/")

@@ -103,7 +103,7 @@ def operative_config() -> str:
 
 def bindings() -> dict[str, str]:
     """All bindings as `{"scope/function.parameter": literal}`, with macros replaced by their values."""
-    return _flat(gin_checks.config())
+    return _flat(gin_checks.CONFIG)
 
 
 def default_of(name: str) -> str | None:
@@ -122,7 +122,7 @@ def used_settings() -> dict[str, str]:
 
     If these are equal, two runs have the same settings, whichever macros and files set them.
     """
-    return _flat(gin_checks.operative_config())
+    return _flat(gin_checks.OPERATIVE_CONFIG)
 
 
 def require(needed: dict[str, str]) -> None:
@@ -160,7 +160,7 @@ def _flat(config: gin_checks.Config) -> dict[str, str]:
     out = {}
     short = collections.Counter((scope, selector.split(".")[-1]) for scope, selector in config)
     for (scope, selector), parameters in config.items():
-        if not gin_checks.is_macro(selector):
+        if selector != gin_checks.MACRO:
             name = selector.split(".")[-1]
             name = selector if short[scope, name] > 1 else name  # two modules may have configurables of one name
             prefix = f"{scope}/{name}" if scope else name

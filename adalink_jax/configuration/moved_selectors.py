@@ -34,9 +34,10 @@ def accepted() -> Iterator[None]:
     get_configurable = gin_config.ParseContext.get_configurable
     configurable_reference = gin_config.ParserDelegate.configurable_reference
 
-    def renaming_get(context: gin_config.ParseContext, selector: str) -> object:
-        # Under dynamic registration a selector is an attribute of what the file imports; `moved` has aliases for imports.
-        return get_configurable(context, selector if context._dynamic_registration else current(selector))
+    # Under dynamic registration a selector is an attribute of what the file imports; `moved` has aliases for imports.
+    renaming_get = lambda context, selector: get_configurable(
+        context, selector if context._dynamic_registration else current(selector)
+    )
 
     def renaming_reference(delegate: gin_config.ParserDelegate, scoped_selector: str, evaluate: bool) -> object:
         # The reference keeps this text, and gin parses it again when it writes a configuration.

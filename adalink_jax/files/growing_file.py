@@ -13,14 +13,12 @@ class GrowingFile:
     """Has `write` and `flush`, the interface that tensorboard's record writer expects.
 
     Args:
-      path: the file; its folder must exist.
-      start: the contents that the file already has; None creates it empty, replacing any old one.
+      path: the file, which is created empty or replaced; its folder must exist.
     """
 
-    def __init__(self, path: epath.Path, start: bytes | None = None):
-        self._path, self._written, self._new = path, start or b"", b""
-        if start is None:
-            path.write_bytes(b"")
+    def __init__(self, path: epath.Path):
+        self._path, self._written, self._new = path, b"", b""
+        path.write_bytes(b"")
 
     def write(self, data: bytes) -> None:
         """Adds `data`; it is in the file after the next `flush`."""

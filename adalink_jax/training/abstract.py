@@ -45,12 +45,8 @@ def abstract_state(
         for name, x in rest.items()
     }
     step = jax.ShapeDtypeStruct((), jnp.int32, sharding=parallel.replicated(mesh))
-    return state_of_shapes(step, trained, abstract_optimizer(optimizer.init, trained, mesh)), frozen
-
-
-def state_of_shapes(step: jax.ShapeDtypeStruct, trainable: Shapes, opt_state: Any) -> TrainState:
-    """A `TrainState` with shapes in place of arrays."""
-    return TrainState(cast(jax.Array, step), cast(Leaves, trainable), opt_state)
+    opt_state = abstract_optimizer(optimizer.init, trained, mesh)
+    return TrainState(cast(jax.Array, step), cast(Leaves, trained), opt_state), frozen
 
 
 def abstract_optimizer(init: Callable, trainable: Shapes, mesh: Mesh) -> Any:

@@ -129,14 +129,10 @@ class Console(contextlib.AbstractContextManager["Console"]):
                 data={key: x for key, x in summary.items() if key not in ("scores", "settings", "versions", "segments")}
             )
 
-    @contextlib.contextmanager
-    def working(self, what: str) -> Iterator[None]:
+    def working(self, what: str) -> contextlib.AbstractContextManager:
         """Shows what takes a moment."""
-        if self._bar.live.is_started or not self._out.is_terminal:
-            yield
-        else:
-            with self._out.status(what):
-                yield
+        shown = self._out.is_terminal and not self._bar.live.is_started
+        return self._out.status(what) if shown else contextlib.nullcontext()
 
     @contextlib.contextmanager
     def counting(self, what: str, total: int) -> Iterator[Callable[[int], None]]:

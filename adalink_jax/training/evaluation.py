@@ -70,12 +70,9 @@ def make_generate(model: AdaptedModel, length: int, decoding: Decoding) -> Calla
 
 def make_generate_packed(generate: Callable, at_once: int | None) -> Callable:
     """`((trainable, padding), frozen, batch) -> ids` int32 [A, B, T]: `generate` for each member of a pack (see `map_members`)."""
-
-    def generate_packed(members, frozen, batch):
-        generate_one = lambda member: generate(member[0], frozen, batch, padding={"adapter": member[1]})
-        return map_members(generate_one, members, at_once)
-
-    return generate_packed
+    return lambda members, frozen, batch: map_members(
+        lambda member: generate(member[0], frozen, batch, padding={"adapter": member[1]}), members, at_once
+    )
 
 
 class Evaluator:
@@ -102,7 +99,7 @@ class Evaluator:
         at_once: int | None = None,
     ):
         self._tasks, self._converter, self._batch_size, self._mesh = tasks, converter, batch_size, mesh
-        self._stop = decoding.stop
+        self._cut = decoding.stop.cut if decoding.stop else str
         generate = make_generate(model, converter.task_feature_lengths["targets"], decoding)
         self._generate = jax.jit(generate)
         self._generate_packed = jax.jit(make_generate_packed(generate, at_once))
@@ -151,6 +148,7 @@ class Evaluator:
         samples: list[list[list[dict]]] = []
         share = -(-num_samples // len(self._tasks))
         local_rows = parallel.local_rows(self._batch_size, self._mesh).tolist()
+        scores = lambda task, examples, by_model: [task.score(examples, texts) for texts in by_model]
         for task in self._tasks:
             examples, predictions, first = [], [], []
             converter = dataclasses.replace(self._converter, task_name=task.name)
@@ -159,23 +157,19 @@ class Evaluator:
                 batch.pop("decoder_input_tokens")  # decoding sees the inputs only
                 ids = parallel.settle(generate(parallel.put_batch(batch, self._mesh)))
                 ids = parallel.to_host(ids)[:, : len(rows)]
-                predictions.append([[self._text(task, row) for row in member] for member in ids])
+                predictions.append([[self._cut(task.decode(row.tolist())) for row in member] for member in ids])
                 first += [_sample(example, converter) for example in rows[: share - len(first)]]
                 examples += [{name: x for name, x in row.items() if name != "image"} for row in rows]
             by_model = [sum(parts, []) for parts in zip(*predictions)]
-            per_task[task.name] = parallel.once(_scores, task, examples, by_model)
+            per_task[task.name] = parallel.once(scores, task, examples, by_model)
             samples.append([[x | {"prediction": text} for x, text in zip(first, texts)] for texts in by_model])
         return [
             Result(
-                _combine({name: scores[i] for name, scores in per_task.items()}),
+                _combine({name: by_model[i] for name, by_model in per_task.items()}),
                 list(itertools.chain.from_iterable(of_task[i] for of_task in samples))[:num_samples],
             )
             for i in range(len(samples[0]))
         ]
-
-    def _text(self, task: Task, ids: np.ndarray) -> str:
-        text = task.decode(ids.tolist())
-        return text if self._stop is None else self._stop.cut(text)
 
 
 def printable(text: str) -> str:
@@ -187,10 +181,6 @@ def _sample(example: dict, converter: FeatureConverter) -> dict:
     text = lambda name: text_of(example[f"{name}_pretokenized"])
     image = {"image": converter.image(example)} if has_image(example) else {}
     return {"inputs": text("inputs"), "target": text("targets"), **image}
-
-
-def _scores(task: Task, examples: Sequence[dict], predictions: Sequence[Sequence[str]]) -> list[dict[str, float]]:
-    return [task.score(examples, texts) for texts in predictions]
 
 
 def _combine(per_task: dict[str, dict[str, float]]) -> dict[str, float]:

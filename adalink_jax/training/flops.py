@@ -6,7 +6,7 @@ about 4 per parameter and token, not 6, since no gradient of a frozen weight exi
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr  # pyright: ignore[reportPrivateImportUsage]  # one class since jax 0.12
@@ -32,14 +32,7 @@ def _of_equation(equation) -> int:
         kernel = equation.invars[1].aval.shape
         out_features = kernel[parameters["dimension_numbers"].rhs_spec[0]]
         return 2 * equation.outvars[0].aval.size * math.prod(kernel) // out_features
-    inner = map(count_traced, _inside(parameters))
+    inner = [count_traced(x) for x in jax.tree.leaves(parameters) if isinstance(x, (ClosedJaxpr, Jaxpr))]
     if name == "cond":
         return max(inner)
     return sum(inner) * (parameters["length"] if name == "scan" else 1)
-
-
-def _inside(parameters: dict) -> Iterator[ClosedJaxpr | Jaxpr]:
-    for value in parameters.values():
-        for item in value if isinstance(value, (tuple, list)) else (value,):
-            if isinstance(item, (ClosedJaxpr, Jaxpr)):
-                yield item

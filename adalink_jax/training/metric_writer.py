@@ -3,7 +3,6 @@
 import json
 import socket
 import struct
-import sys
 import time
 from typing import Any
 
@@ -14,6 +13,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 
 from adalink_jax import parallel
 from adalink_jax.files.growing_file import GrowingFile
+from adalink_jax.files.json_lines import append_json, read_json_lines
 
 
 class MetricWriter:
@@ -27,12 +27,11 @@ class MetricWriter:
     """
 
     def __init__(self, model_dir: str | epath.Path, resumed_at: int | None):
-        self._folder = epath.Path(model_dir)
+        self._folder, self._path = epath.Path(model_dir), epath.Path(model_dir) / "metrics.jsonl"
         self._rows = parallel.once(self._kept_rows, resumed_at)
         self._writes = parallel.is_first()
         if not self._writes:
             return
-        self._table = GrowingFile(self._folder / "metrics.jsonl", "".join(row + "\n" for row in self._rows).encode())
         name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}"
         (self._folder / "tensorboard").mkdir(parents=True, exist_ok=True)
         self._events = GrowingFile(self._folder / "tensorboard" / name)
@@ -41,24 +40,21 @@ class MetricWriter:
         if resumed_at:  # makes TensorBoard drop later steps that were written before
             self._add_event(step=resumed_at + 1, session_log=SessionLog(status=SessionLog.START))
 
-    def _kept_rows(self, resumed_at: int | None) -> list[str]:
-        path = self._folder / "metrics.jsonl"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        text = path.read_text() if path.exists() else ""
-        rows = [row for row in text.splitlines() if _step(row) <= (sys.maxsize if resumed_at is None else resumed_at)]
-        kept_text = "".join(row + "\n" for row in rows)
-        if kept_text != text or not path.exists():
-            path.write_text(kept_text)
+    def _kept_rows(self, resumed_at: int | None) -> list[dict]:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        rows = [row for row in read_json_lines(self._path) if resumed_at is None or row["step"] <= resumed_at]
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        if not self._path.exists() or self._path.read_text() != text:
+            self._path.write_text(text)
         return rows
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Writes `values`, by tag, for `step`."""
         values = {tag: float(value) for tag, value in values.items()}
-        self._rows.append(json.dumps({"step": step, **values}))
+        self._rows.append({"step": step, **values})
         if not self._writes:
             return
-        self._table.write(self._rows[-1].encode() + b"\n")
-        self._table.flush()
+        append_json(self._path, self._rows[-1])
         summary = Summary(value=[Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()])
         self._add_event(step=step, summary=summary)
 
@@ -75,17 +71,9 @@ class MetricWriter:
 
     def has(self, step: int, tag: str) -> bool:
         """Whether `tag` was written for `step`."""
-        return any(tag in row and json.loads(row)["step"] == step for row in self._rows)
+        return any(tag in row and row["step"] == step for row in self._rows)
 
     def values(self, step: int, prefix: str) -> dict[str, float]:
         """The values written for `step` under tags that begin with `prefix`, by the rest of the tag."""
-        rows = (json.loads(row) for row in self._rows)
-        values = {tag: value for row in rows if row["step"] == step for tag, value in row.items()}
+        values = {tag: value for row in self._rows if row["step"] == step for tag, value in row.items()}
         return {tag.removeprefix(prefix): value for tag, value in values.items() if tag.startswith(prefix)}
-
-
-def _step(row: str) -> float:
-    try:
-        return json.loads(row)["step"]
-    except (json.JSONDecodeError, KeyError):  # a row that was cut short when the run was killed
-        return float("inf")

@@ -87,11 +87,6 @@ def claim_scores(folder: epath.Path, run_dir: str | None) -> None:
         mark.write_text(json.dumps(claim))
 
 
-def read_summary(folder: epath.Path) -> dict | None:
-    """`summary.json` of a finished run; None if it does not exist."""
-    return json.loads((folder / SUMMARY).read_text()) if (folder / SUMMARY).exists() else None
-
-
 def write_parameters(
     folder: epath.Path, setup: Setup, params: Parameters, trainable: Leaves, last: Leaves, summary: dict
 ) -> list[tuple[str, str]]:

@@ -25,10 +25,9 @@ def leaves(trainable: Leaves | Shapes, frozen: Leaves | Shapes) -> list[dict]:
     rows = []
     for tree, is_trainable in ((trainable, True), (frozen, False)):
         for name, leaf in tree.items():
-            names = paths.unscanned_names(name, leaf.shape)
-            shape = leaf.shape if names == [name] else leaf.shape[1:]
-            row = {"shape": list(shape), "dtype": str(leaf.dtype), "size": math.prod(shape), "trainable": is_trainable}
-            rows += [{"name": n, **row} for n in names]
+            for n, shape in paths.unscanned_shapes({name: leaf}).items():
+                row = {"shape": list(shape), "dtype": str(leaf.dtype), "size": math.prod(shape)}
+                rows.append({"name": n, **row, "trainable": is_trainable})
     return sorted(rows, key=lambda row: row["name"])
 
 
@@ -80,13 +79,7 @@ def leaf_table(trainable: Leaves | Shapes, frozen: Leaves | Shapes) -> Table:
     return table
 
 
-@dataclasses.dataclass
-class _InfoRow:
-    name: str
-    shape: tuple
-    dtype: str
-    sharding: str
-    trained: str
+_InfoRow = dataclasses.make_dataclass("_InfoRow", ("name", "shape", "dtype", "sharding", "trained"))
 
 
 def model_info(trainable: Leaves | Shapes, frozen: Leaves | Shapes) -> str:

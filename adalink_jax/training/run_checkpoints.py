@@ -238,8 +238,11 @@ class RunCheckpoints(contextlib.AbstractContextManager["RunCheckpoints"]):
         )
 
     def _meta(self, step: int) -> dict:
+        """The facts of a step of a run with these settings. One that only one side has (another version's) is its default."""
         meta = self._facts_of(step)
-        self._compare_identity(meta["identity"])
+        default = {name: configuration.default_of(name) for name in meta["identity"].keys() ^ self._identity.keys()}
+        remedy = "set another MODEL_DIR, or use that run's settings"
+        self._check_equal(default | meta["identity"], default | self._identity, remedy)
         return meta
 
     def _facts_of(self, step: int) -> dict:
@@ -267,13 +270,6 @@ class RunCheckpoints(contextlib.AbstractContextManager["RunCheckpoints"]):
                 f"{which} could not be written to {self.folder} ({why}); make room there or make it writable, then rerun the "
                 f"same command to resume from the newest checkpoint."
             ) from e
-
-    def _compare_identity(self, recorded: dict) -> None:
-        """Refuses a run with other settings. A setting that only one side has (another version's) has its default on the other."""
-        default = {name: configuration.default_of(name) for name in recorded.keys() ^ self._identity.keys()}
-        self._check_equal(
-            default | recorded, default | self._identity, "set another MODEL_DIR, or use that run's settings"
-        )
 
     def _check_equal(self, there: Mapping, here: Mapping, remedy: str) -> None:
         """Refuses a run whose settings differ; a setting that only one side has is ignored."""

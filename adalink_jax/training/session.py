@@ -18,6 +18,7 @@ from adalink_jax.adapters import AdaptedModel
 from adalink_jax.data import BatchIterator, FeatureConverter, Task, get_tasks
 from adalink_jax.data.images import counting_transparent, transparency_note
 from adalink_jax.errors import UserError
+from adalink_jax.files.whole_file import read_json
 from adalink_jax.training import fill_vision_cache, outputs
 from adalink_jax.training.console import Console, reading_rows
 from adalink_jax.training.evaluation import Evaluator
@@ -157,7 +158,7 @@ class RunSession(Session):
         self.facts = self.newest.facts()
         self.best.facts()  # refuses a run with other settings that was killed before its first checkpoint
         newest_step = self.newest.latest_step() or 0
-        summary = parallel.once(outputs.read_summary, self.folder)
+        summary = parallel.once(read_json, self.folder / outputs.SUMMARY)
         if summary and summary.get("total_steps", newest_step) >= total_steps:
             self.summary = summary
             self.console.already_done(summary)

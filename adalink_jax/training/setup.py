@@ -21,7 +21,7 @@ from adalink_jax.models import paths
 from adalink_jax.models.decoding import Decoding, Sampling
 from adalink_jax.training import partition
 from adalink_jax.training.abstract import abstract_leaves
-from adalink_jax.training.leaf_dtypes import check_frozen_dtype, leaf_dtype
+from adalink_jax.training.leaf_dtypes import FROZEN_DTYPES, leaf_dtype
 from adalink_jax.training.partition import Leaves, Shapes
 from adalink_jax.training.prompt_start import Start
 
@@ -66,7 +66,10 @@ class Setup:
     decoding: Decoding = Sampling()  # noqa: RUF009
 
     def __post_init__(self):
-        check_frozen_dtype(self.frozen_dtype)
+        if self.frozen_dtype not in FROZEN_DTYPES:
+            raise UserError(
+                f"FROZEN_DTYPE is {self.frozen_dtype!r}; set it to {' or '.join(map(repr, FROZEN_DTYPES))}."
+            )
 
     @property
     def data(self) -> DatasetConfig:
@@ -226,9 +229,6 @@ def _initialise(setup: Setup, wanted: Shapes) -> dict[str, jax.Array]:
     """Random values of `wanted` only; the compiler drops the rest of the model's initialisation."""
     if not wanted:
         return {}
-
-    def fresh():
-        leaves = paths.flatten(parallel.unbox(fresh_params(setup.model, setup.random_seed)))
-        return partition.select(leaves, wanted)
-
+    leaves = lambda: paths.flatten(parallel.unbox(fresh_params(setup.model, setup.random_seed)))
+    fresh = lambda: partition.select(leaves(), wanted)
     return jax.jit(fresh, out_shardings={name: leaf.sharding for name, leaf in wanted.items()})()

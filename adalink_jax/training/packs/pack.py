@@ -88,7 +88,7 @@ def load_pack(setup: Setup, members: Sequence[Member], mesh: Mesh, rules: parall
     model, padding = setup.model, {}
     if len(trainable) < len(params.trainable):
         adapters = _initial_adapters(setups, members, params)
-        modules = [_adapter_of(member_setup.model) for member_setup in setups]
+        modules = [cast(nn.Module, member_setup.model.adapter) for member_setup in setups]
         model, stacked, padding = pack_adapters(setup.model.backbone, list(zip(modules, adapters)))
         trainable |= paths.flatten({"adapter": stacked})
     shardings = paths.flatten(parallel.param_shardings(abstract_params(model), mesh, rules))
@@ -119,7 +119,7 @@ def abstract_pack(
     if partition.below(alone.trainable, "adapter"):
         zeros = lambda box: jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), parallel.unbox(box))
         models = [member.setup(setup).model for member in members]
-        adapters = [(_adapter_of(model), zeros(abstract_params(model)["adapter"])) for model in models]
+        adapters = [(cast(nn.Module, model.adapter), zeros(abstract_params(model)["adapter"])) for model in models]
         model = AdaptedModel(model.backbone, widest([module for module, _ in adapters]))
         padding = jax.eval_shape(lambda: align(model.backbone, adapters)[2])
     stacked = lambda x: jax.ShapeDtypeStruct((len(members), *x.shape), x.dtype, sharding=_with_members(x.sharding))
@@ -132,18 +132,13 @@ def abstract_pack(
         jax.tree.map(lambda mask: replicated(mask.shape, mask.dtype), padding),
     )
     opt_state = abstract.abstract_optimizer(jax.vmap(optimizer.init), trainable, mesh)
-    step = replicated((), jnp.int32)
-    return model, abstract.state_of_shapes(step, trainable, opt_state), differences, frozen
+    step = cast(jax.Array, replicated((), jnp.int32))
+    return model, TrainState(step, cast(Leaves, trainable), opt_state), differences, frozen
 
 
 def _with_members(sharding: NamedSharding) -> NamedSharding:
     """The sharding of a leaf with the members on an additional axis 0."""
     return NamedSharding(sharding.mesh, PartitionSpec(None, *sharding.spec))
-
-
-def _adapter_of(model: AdaptedModel) -> nn.Module:
-    assert model.adapter is not None  # it has leaves
-    return model.adapter
 
 
 def _check_adapters_are_trainable(frozen: Mapping[str, Any]) -> None:

@@ -174,10 +174,6 @@ class Encoder(nn.Module):
         if cfg.encoder_embedding:
             self.token_embedder = layers.Embed(cfg.vocab_size, cfg.emb_dim, cfg.dtype)
 
-    def embed(self, tokens: Int[Array | np.ndarray, "B L"]) -> Float[Array, "B L D"]:
-        """Looks ids up in the encoder's own table."""
-        return self.token_embedder(tokens)
-
     @nn.compact
     def __call__(
         self, x: Float[Array, "B S D"], mask: Bool[Array, "B S"], deterministic: bool
@@ -248,7 +244,7 @@ class T5(Backbone):
     def embed(self, batch: Batch, train: bool = False) -> Inputs:
         """Embeds `encoder_input_tokens`, int32 [B, L] with 0 for padding, as text [B, L, D]."""
         tokens = batch["encoder_input_tokens"]
-        embed = self.encoder.embed if self.config.encoder_embedding else self.token_embedder
+        embed = self.encoder.token_embedder if self.config.encoder_embedding else self.token_embedder
         return Inputs(text=embed(tokens), text_mask=tokens > 0)
 
     def embed_target(self, tokens: Int[Array | np.ndarray, "B T"]) -> Float[Array, "B T D"]:

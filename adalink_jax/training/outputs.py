@@ -14,7 +14,7 @@ from etils import epath
 from adalink_jax import checkpoints, parallel
 from adalink_jax.adapters import describe_adapter
 from adalink_jax.errors import UserError, disk_error
-from adalink_jax.files.whole_file import write_json
+from adalink_jax.files.whole_file import read_json, write_json
 from adalink_jax.training import contact_sheet, parameter_tables, partition, segments
 from adalink_jax.training.evaluation import Result
 from adalink_jax.training.metric_writer import MetricWriter
@@ -52,14 +52,13 @@ def write_start(folder: epath.Path, params: Parameters, config: str) -> None:
 def write_before(folder: epath.Path, result: Result) -> None:
     """Scores of the model before its first step, and its predictions for the samples, for a run that is resumed."""
     samples = [{name: x for name, x in sample.items() if name != "image"} for sample in result.samples]
-    (folder / BEFORE).write_text(json.dumps({"scores": result.scores, "samples": samples}))
+    write_json(folder / BEFORE, {"scores": result.scores, "samples": samples})
 
 
 def read_before(folder: epath.Path) -> Result | None:
     """The result that `write_before` wrote; None if it does not exist."""
-    if not parallel.once((folder / BEFORE).exists):
-        return None
-    return Result(**json.loads((folder / BEFORE).read_text()))
+    saved = parallel.once(read_json, folder / BEFORE)
+    return None if saved is None else Result(**saved)
 
 
 def claim_scores(folder: epath.Path, run_dir: str | None) -> None:

@@ -179,7 +179,8 @@ class Encoder(nn.Module):
         self, x: Float[Array, "B S D"], mask: Bool[Array, "B S"], deterministic: bool
     ) -> Float[Array, "B S D"]:
         cfg = self.config
-        positions = (jnp.arange(x.shape[1]),) * 2
+        tokens = jnp.arange(x.shape[1])
+        positions = tokens, tokens
         bias = layers.mask_to_bias(mask)[:, None, None, :]
         bias = _add_relative(cfg, bias, positions, bidirectional=True, per_layer=False)
         x = nn.Dropout(cfg.dropout_rate, broadcast_dims=(-2,))(x, deterministic=deterministic)

@@ -179,14 +179,8 @@ def pad(params: Params, boxed: Params) -> tuple[dict, dict]:
 
 def unpad(params: Params, boxed: Params) -> dict:
     """Inverts `pad`: cuts `params` to the adapter's own sizes, whose `abstract_params` are `boxed`."""
-
-    def cut(leaf, box):
-        for dim, (axis, size) in enumerate(zip(box.names, box.value.shape, strict=True)):
-            extra = leaf.shape[dim] - size
-            start = extra if PADDED.get(axis) == "left" else 0
-            leaf = leaf[(slice(None),) * dim + (slice(start, start + size),)]
-        return leaf
-
+    side = lambda have, axis, size: slice(have - size, have) if PADDED.get(axis) == "left" else slice(size)
+    cut = lambda leaf, box: leaf[tuple(map(side, leaf.shape, box.names, box.value.shape))]
     leaves = paths.flatten(params)
     return paths.unflatten({name: cut(leaves[name], box) for name, box in _boxes(boxed).items()})
 

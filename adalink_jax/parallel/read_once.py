@@ -160,15 +160,8 @@ def _bounds(index: Index, shape: tuple[int, ...]) -> tuple[tuple[int, int], ...]
 
 def _remembered(shape: tuple[int, ...], read: Callable[[Index], np.ndarray]) -> Callable[[Index | None], np.ndarray]:
     """Wraps `read`: fills in bounds, and reads once what several devices of this process hold."""
-    known = {}
-
-    def remembered(index: Index | None) -> np.ndarray:
-        bounds = _bounds(index or (), shape)
-        if bounds not in known:
-            known[bounds] = read(tuple(slice(*b) for b in bounds))
-        return known[bounds]
-
-    return remembered
+    read_at = functools.cache(lambda bounds: read(tuple(slice(*b) for b in bounds)))
+    return lambda index: read_at(_bounds(index or (), shape))
 
 
 @functools.lru_cache(maxsize=None)

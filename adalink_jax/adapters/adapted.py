@@ -104,7 +104,8 @@ class AdaptedModel(nn.Module):
             decodes = jax.tree.map(lambda x: jnp.repeat(x, ids.shape[0] // size, axis=0), encoded)
             return self.decode(decodes, ids, cache)
 
-        return decoding(step, self.backbone.empty_cache(size, max_length), size, max_length, key)
+        cache = self.backbone.empty_cache(size, max_length)
+        return decoding(step, cache, size, max_length, key, self.backbone.token_ids)
 
     def score(self, batch: Batch) -> Float[Array, " B"]:
         """Returns the log-likelihoods of `decoder_target_tokens`, weighted per token by `decoder_loss_weights`."""

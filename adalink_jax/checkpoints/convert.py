@@ -64,7 +64,7 @@ def convert(
     mark = fingerprint_of_source(watched)
     if to == "native":
         path.mkdir(parents=True, exist_ok=True)
-        hugging_face.copy_vocabulary(source, path)
+        hugging_face.copy_files(source, path)
         native.write(path, watched, dtype, mark)
     elif to == "t5x":
         t5x_format.write(path, watched, dtype)

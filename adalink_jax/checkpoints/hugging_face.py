@@ -6,7 +6,8 @@ The family of models that reads the folder's `model_type` translates names and s
 
 import json
 import os
-from collections.abc import Mapping
+import pathlib
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -21,9 +22,10 @@ from adalink_jax.errors import CheckpointError
 from adalink_jax.files import safetensors_file
 from adalink_jax.files.leaves import Leaf
 
-CONFIG, HUB = "config.json", "hf://"
+CONFIG, GENERATION, HUB = "config.json", "generation_config.json", "hf://"
 SAFE, TORCH = "model.safetensors", "pytorch_model.bin"
 SHARD_BYTES = 5 * 10**9
+_UNSUPPORTED = ("quantization_config", "transformers_weights")  # of config.json: other weights than the files'
 VOCABULARY_FILES = (  # files that a tokenizer may consist of
     "spiece.model",
     "tokenizer.json",
@@ -31,6 +33,7 @@ VOCABULARY_FILES = (  # files that a tokenizer may consist of
     "special_tokens_map.json",
     "added_tokens.json",
 )
+FILES_OF_THE_BASE = (GENERATION, *VOCABULARY_FILES)  # that a converted base keeps
 
 
 def download(path: str) -> epath.Path:
@@ -48,7 +51,7 @@ def download(path: str) -> epath.Path:
     get = lambda patterns: huggingface_hub.snapshot_download(
         repo, revision=revision or None, allow_patterns=list(patterns)
     )
-    small = (CONFIG, *image_processors.FILES, "*.index.json", "qformer_tokenizer/*.json", *VOCABULARY_FILES)
+    small = (CONFIG, *image_processors.FILES, "*.index.json", "qformer_tokenizer/*.json", *FILES_OF_THE_BASE)
     try:
         folder = epath.Path(get((*small, "model*.safetensors")))
         if not any(f.name.endswith(".safetensors") for f in folder.iterdir()):
@@ -75,13 +78,13 @@ def open_folder(folder: epath.Path, path: str) -> Source:
     Raises:
       CheckpointError: for files that are missing or damaged, and settings that this package does not implement.
     """
-    try:
-        config = json.loads((folder / CONFIG).read_text()) if (folder / CONFIG).exists() else {}
-    except json.JSONDecodeError as e:
-        raise CheckpointError(f"{path}/{CONFIG} is damaged or cut short ({e}); copy it again.") from e
+    config = _json(folder, path, CONFIG)
+    if unsupported := [key for key in _UNSUPPORTED if config.get(key) is not None]:
+        raise CheckpointError(f"{path}/{CONFIG} has {unsupported[0]}, which this package does not support.")
     leaves, settings = _tensors(folder, path), {}
     if family := family_of_model_type(config.get("model_type")):
-        translation = family.from_hugging_face(leaves, config, folder, path)
+        complete = _with_generation(config, _json(folder, path, GENERATION), family.implied, path)
+        translation = family.from_hugging_face(leaves, complete, folder, path)
         leaves, settings = translation.leaves, translation.settings
     return Source(
         kind=f"Hugging Face folder ({config.get('model_type', 'no config.json')})",
@@ -96,30 +99,58 @@ def open_folder(folder: epath.Path, path: str) -> Source:
 
 
 def _tensors(folder: epath.Path, path: str) -> dict[str, Leaf]:
+    """The folder's tensors; of several files the one that `transformers` takes."""
     for single, read in ((SAFE, safetensors_file.read_leaves), (TORCH, _torch_leaves)):
-        index = folder / f"{single}.index.json"
-        if index.exists():
-            try:
-                file_of_tensor = json.loads(index.read_text())["weight_map"]
-            except (json.JSONDecodeError, KeyError) as e:
-                raise CheckpointError(f"{index} is damaged or cut short ({e}); copy it again.") from e
-            files = sorted(set(file_of_tensor.values()))
-            missing = [file for file in files if not (folder / file).exists()]
-            if missing:
-                raise CheckpointError(
-                    f"{path} lacks {len(missing)} of its files: {', '.join(missing[:4])}; copy or download them again."
-                )
-            tensors = {name: leaf for file in files for name, leaf in read(folder / file).items()}
-            lost = sorted(file_of_tensor.keys() - tensors.keys())
-            if lost:
-                raise CheckpointError(
-                    f"{path}: {index.name} places {lost[0]} in {file_of_tensor[lost[0]]}, which does not have it; copy or "
-                    f"download the folder again."
-                )
-            return tensors
         if (folder / single).exists():
             return read(folder / single)
+        index = f"{single}.index.json"
+        if (folder / index).exists():
+            return _shards(folder, path, index, read)
     raise CheckpointError(f"{path} has no weights: neither {SAFE} nor {TORCH}; copy or download it again.")
+
+
+def _shards(
+    folder: epath.Path, path: str, index: str, read: Callable[[epath.Path], dict[str, Leaf]]
+) -> dict[str, Leaf]:
+    file_of_tensor = _json(folder, path, index).get("weight_map")
+    if not isinstance(file_of_tensor, dict) or not all(isinstance(file, str) for file in file_of_tensor.values()):
+        raise CheckpointError(f"{path}/{index} is damaged or cut short (no weight_map); copy it again.")
+    files = sorted(set(file_of_tensor.values()))
+    if outside := [file for file in files if file != pathlib.PurePath(file).name]:
+        raise CheckpointError(f"{path}/{index} names {outside[0]}, which is not a file of this folder; copy it again.")
+    if missing := [file for file in files if not (folder / file).exists()]:
+        raise CheckpointError(
+            f"{path} lacks {len(missing)} of its files: {', '.join(missing[:4])}; copy or download them again."
+        )
+    tensors = {name: leaf for file in files for name, leaf in read(folder / file).items()}
+    if lost := sorted(file_of_tensor.keys() - tensors.keys()):
+        raise CheckpointError(
+            f"{path}: {index} places {lost[0]} in {file_of_tensor[lost[0]]}, which does not have it; copy or download the "
+            f"folder again."
+        )
+    return tensors
+
+
+def _json(folder: epath.Path, path: str, name: str) -> dict[str, Any]:
+    """The contents of one of the folder's files; {} if there is none."""
+    try:
+        value = json.loads((folder / name).read_text()) if (folder / name).exists() else {}
+    except (json.JSONDecodeError, UnicodeDecodeError) as e:
+        raise CheckpointError(f"{path}/{name} is damaged or cut short ({e}); copy it again.") from e
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path}/{name} is damaged or cut short (not an object); copy it again.")
+    return value
+
+
+def _with_generation(config: dict[str, Any], generation: Mapping[str, Any], fields: Iterable[str], path: str) -> dict:
+    """`config` with those `fields` that only `generation_config.json` states; both must state the same."""
+    stated = {name: generation[name] for name in fields if generation.get(name) is not None}
+    for name, value in stated.items():
+        if config.get(name) not in (None, value):
+            raise CheckpointError(
+                f"{path} has {name} {config[name]!r} in {CONFIG} and {value!r} in {GENERATION}; make them the same."
+            )
+    return config | stated
 
 
 def _torch_leaves(file: epath.Path) -> dict[str, Leaf]:
@@ -143,9 +174,9 @@ def _torch_leaves(file: epath.Path) -> dict[str, Leaf]:
     return {name: leaf(name, tensor) for name, tensor in state.items()}
 
 
-def copy_vocabulary(source: Source, folder: epath.Path) -> None:
-    """Copies those files of a tokenizer that the source has."""
-    for name in VOCABULARY_FILES:
+def copy_files(source: Source, folder: epath.Path) -> None:
+    """Copies the tokenizer's and the generation's files that the source has."""
+    for name in FILES_OF_THE_BASE:
         if (source.folder / name).exists():
             (source.folder / name).copy(folder / name, overwrite=True)
 
@@ -203,7 +234,7 @@ def write(
         total = sum(leaf.size * dtypes[name].itemsize for name, leaf in tensors.items())
         index = {"metadata": {"total_size": total}, "weight_map": file_of_tensor}
         (folder / f"{SAFE}.index.json").write_text(json.dumps(index, indent=2) + "\n")
-    copy_vocabulary(source, folder)
+    copy_files(source, folder)
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
 
 

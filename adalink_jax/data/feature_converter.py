@@ -21,6 +21,7 @@ from adalink_jax.data.task_protocol import Example
 from adalink_jax.data.vision_cache import VisionCache, image_key
 from adalink_jax.data.vocabularies import PAD, WordPieceVocabulary
 from adalink_jax.errors import UserError
+from adalink_jax.token_ids import TokenIds
 
 Batch = dict[str, np.ndarray]
 _THREADS = concurrent.futures.ThreadPoolExecutor(min(32, os.cpu_count() or 1), thread_name_prefix="images")
@@ -42,6 +43,7 @@ class FeatureConverter:
       instructions: the Q-Former's vocabulary, if it reads the text too.
       cache: supplies the vision tower's outputs instead of the images, which are then not decoded.
       preparation: how files of images are scaled, cropped and made opaque.
+      token_ids: the model's special ids.
     """
 
     task_feature_lengths: Mapping[str, int]
@@ -50,6 +52,7 @@ class FeatureConverter:
     instructions: WordPieceVocabulary | None = None
     cache: VisionCache | None = None
     preparation: Preparation = PREPARATION
+    token_ids: TokenIds = TokenIds()
 
     def __call__(self, examples: Sequence[Example], batch_size: int | None = None) -> Batch:
         """Returns the features of `examples`, with empty rows of loss weight 0 added up to `batch_size`.
@@ -58,19 +61,20 @@ class FeatureConverter:
           UserError: for an image that is missing or damaged, or an array of another size than the model's; names the
             example, and the file if it is one.
         """
-        rows = batch_size or len(examples)
+        rows, ids = batch_size or len(examples), self.token_ids
         inputs, targets = (
-            _stack([example[side] for example in examples], rows, self.task_feature_lengths[side])
+            _stack([example[side] for example in examples], rows, self.task_feature_lengths[side], ids.pad)
             for side in ("inputs", "targets")
         )
         batch = {
             "encoder_input_tokens": inputs,
             "decoder_target_tokens": targets,
-            "decoder_input_tokens": np.hstack([np.zeros_like(targets[:, :1]), targets[:, :-1]]),  # 0 first, as in T5
-            "decoder_loss_weights": (targets != PAD).astype(np.float32),
+            "decoder_input_tokens": np.hstack([np.full_like(targets[:, :1], ids.start), targets[:, :-1]]),
+            "decoder_loss_weights": (targets != ids.pad).astype(np.float32),
         }
         if self.instructions is not None:
-            batch[INSTRUCTION] = _stack([self.instruction(example) for example in examples], rows, inputs.shape[1])
+            instructions = [self.instruction(example) for example in examples]
+            batch[INSTRUCTION] = _stack(instructions, rows, inputs.shape[1], PAD)
         if self.image_shape is None and not has_image(examples[0]):
             return batch
         if self.cache is None:
@@ -146,9 +150,9 @@ class FeatureConverter:
         return f"the example {text_of(name)[:100]!r} of {self.task_name}"
 
 
-def _stack(sequences: Sequence[Sequence[int]], rows: int, length: int) -> np.ndarray:
+def _stack(sequences: Sequence[Sequence[int]], rows: int, length: int, pad: int) -> np.ndarray:
     """Token ids padded and cut to int32 [rows, length]."""
-    out = np.full((rows, length), PAD, np.int32)
+    out = np.full((rows, length), pad, np.int32)
     for row, sequence in zip(out, sequences):
         ids = np.asarray(sequence)[:length]
         row[: len(ids)] = ids

@@ -88,10 +88,10 @@ def _self_check(
     """The tensors of the self-check, and what `export_folded` returns."""
     rng = np.random.default_rng(0)
     inputs, targets = (rng.integers(3, len(table), (1, length)) for length in _LENGTHS)
-    inputs[:, -1], targets[:, 0] = 1, 0  # EOS ends the input, and 0 starts decoding
     all_bfloat16 = all(leaf.dtype.name == "bfloat16" for leaf in source.leaves.values())
     weights_dtype = "bfloat16" if dtype == "bfloat16" or (dtype is None and all_bfloat16) else "float32"
     model, weights = load_language_model(source, weights_dtype)
+    inputs[:, -1], targets[:, 0] = model.backbone.token_ids.eos, model.backbone.token_ids.start
     expected, unrounded, plain = (_logits(model, weights, rows[inputs], targets) for rows in (folded, exact, table))
     distance = lambda logits: float(np.abs(logits - expected).max() / expected.std())
     check = {"input_ids": inputs, "decoder_input_ids": targets, "logits": expected, "base_logits": plain}

@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from adalink_jax.models.seam import Cache, Encoded, Inputs
+from adalink_jax.token_ids import TokenIds
 
 Batch = Mapping[str, jax.Array | np.ndarray]  # feature name -> array with the batch on axis 0
 
@@ -44,6 +45,11 @@ class Backbone(nn.Module, abc.ABC):
     """
 
     config: LanguageConfig
+
+    @property
+    def token_ids(self) -> TokenIds:
+        """The language model's special ids; T5's, unless a family has others."""
+        return TokenIds()
 
     @abc.abstractmethod
     def abstract_batch(self, batch_size: int, inputs: int, targets: int) -> dict[str, jax.ShapeDtypeStruct]:

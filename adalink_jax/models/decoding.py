@@ -1,7 +1,7 @@
 """Decoding with a key/value cache: greedy, sampling, beam search. It knows no model, only one step of it.
 
 Letters: B batch, N decodes (beams or samples) per input, T tokens, V vocabulary. Every method finishes a decode at EOS or at
-a stop string, pads it with PAD, and returns the best decode first.
+a stop string, pads it, and returns the best decode first.
 """
 
 import abc
@@ -18,8 +18,8 @@ from adalink_jax.errors import UserError
 from adalink_jax.models.seam import Cache
 from adalink_jax.models.stopping import StopStrings
 from adalink_jax.models.structs import Struct
+from adalink_jax.token_ids import TokenIds
 
-BOS, EOS, PAD = 0, 1, 0  # T5 starts decoding with the padding id
 NEGATIVE = -1.0e7  # log-likelihood of tokens that must not be chosen; t5x's value
 FINISHING = ("t5x", "transformers")
 Step = Callable[[Array, Cache], tuple[Array, Cache]]
@@ -29,7 +29,7 @@ class Decoded(Struct):
     """The result of decoding.
 
     Attributes:
-      ids: int32 [B, N, T], tokens up to and including EOS, then PAD; the best decode first.
+      ids: int32 [B, N, T], tokens up to and including EOS, then padding; the best decode first.
       scores: float32 [B, N]; their meaning depends on the method.
     """
 
@@ -47,7 +47,15 @@ class Decoding(abc.ABC):
     stop: StopStrings | None
 
     @abc.abstractmethod
-    def __call__(self, step: Step, cache: Cache, batch_size: int, max_length: int, key: Array | None = None) -> Decoded:
+    def __call__(
+        self,
+        step: Step,
+        cache: Cache,
+        batch_size: int,
+        max_length: int,
+        key: Array | None = None,
+        token_ids: TokenIds = TokenIds(),
+    ) -> Decoded:
         """Decodes.
 
         Args:
@@ -59,6 +67,7 @@ class Decoding(abc.ABC):
           batch_size: B.
           max_length: T.
           key: random key; None if nothing is drawn.
+          token_ids: the model's special ids.
         """
 
 
@@ -81,10 +90,11 @@ def _reorder(cache: Cache, index: Int[Array, " rows"]) -> Cache:
     return jax.tree_util.tree_map_with_path(rows, cache)
 
 
-def _ends(stop: StopStrings | None, state: Int[Array, "..."], vocab_size: int) -> Bool[Array, "... V"]:
+def _ends(stop: StopStrings | None, state: Int[Array, "..."], vocab_size: int, eos: int) -> Bool[Array, "... V"]:
     """Returns which next tokens finish a decode, given the states of the stop strings' automaton."""
-    eos = jnp.arange(vocab_size) == EOS
-    return jnp.broadcast_to(eos, (*state.shape, vocab_size)) if stop is None else eos | stop.ends(state, vocab_size)
+    is_eos = jnp.arange(vocab_size) == eos
+    ends = is_eos if stop is None else is_eos | stop.ends(state, vocab_size)
+    return jnp.broadcast_to(ends, (*state.shape, vocab_size))
 
 
 def _advance(stop: StopStrings | None, state: Int[Array, "..."], tokens: Int[Array, "..."]) -> Int[Array, "..."]:
@@ -115,7 +125,15 @@ class Sampling(Decoding):
     min_length: int = 0
     stop: StopStrings | None = None
 
-    def __call__(self, step: Step, cache: Cache, batch_size: int, max_length: int, key: Array | None = None) -> Decoded:
+    def __call__(
+        self,
+        step: Step,
+        cache: Cache,
+        batch_size: int,
+        max_length: int,
+        key: Array | None = None,
+        token_ids: TokenIds = TokenIds(),
+    ) -> Decoded:
         """Decodes; see `Decoding`."""
         _check(self.num_decodes, self.min_length, max_length)
         if self.temperature < 0 or not 0 < self.top_p <= 1 or self.top_k < 0:
@@ -130,14 +148,14 @@ class Sampling(Decoding):
         def choose(logits, i, state, ended, total):
             """Returns per row: the next token, the automaton's state, whether the row has ended, its score."""
             log_p = jax.nn.log_softmax(logits)
-            ends = _ends(self.stop, state, logits.shape[-1])
+            ends = _ends(self.stop, state, logits.shape[-1], token_ids.eos)
             logits = jnp.where(ends & (i < self.min_length), NEGATIVE, logits)
             if draw is None:
                 new = jnp.argmax(logits, axis=-1)
             else:
                 logits = filter_logits(logits, self.temperature, self.top_k, self.top_p)
                 new = jax.random.categorical(jax.random.fold_in(draw, i), logits)
-            new = jnp.where(ended, PAD, new.astype(jnp.int32))
+            new = jnp.where(ended, token_ids.pad, new.astype(jnp.int32))
             picked = lambda x: jnp.take_along_axis(x, new[:, None], axis=-1)[:, 0]
             total = total + jnp.where(ended, 0.0, picked(log_p))
             return new, _advance(self.stop, state, new), ended | picked(ends), total
@@ -148,11 +166,11 @@ class Sampling(Decoding):
             new, state, ended, total = choose(logits[:, -1], i, state, ended, total)
             return i + 1, out.at[:, i].set(new), new, state, ended, total, cache
 
-        logits, cache = step(jnp.full((batch_size, 1), BOS, jnp.int32), cache)
+        logits, cache = step(jnp.full((batch_size, 1), token_ids.start, jnp.int32), cache)
         logits, cache = jnp.repeat(logits[:, -1], self.num_decodes, axis=0), _repeat(cache, self.num_decodes)
         zeros = jnp.zeros(rows, jnp.int32)
         new, state, ended, total = choose(logits, 0, zeros, zeros > 0, zeros.astype(jnp.float32))
-        out = jnp.full((rows, max_length), PAD, jnp.int32).at[:, 0].set(new)
+        out = jnp.full((rows, max_length), token_ids.pad, jnp.int32).at[:, 0].set(new)
         carry = (jnp.int32(1), out, new, state, ended, total, cache)
         carry = jax.lax.while_loop(lambda c: (c[0] < max_length) & ~jnp.all(c[4]), body, carry)
         ids = carry[1].reshape(batch_size, self.num_decodes, max_length)
@@ -205,7 +223,15 @@ class BeamSearch(Decoding):
         length = jnp.asarray(length, jnp.float32)
         return ((5.0 + length) / 6.0 if self.finishing == "t5x" else length) ** self.alpha
 
-    def __call__(self, step: Step, cache: Cache, batch_size: int, max_length: int, key: Array | None = None) -> Decoded:
+    def __call__(
+        self,
+        step: Step,
+        cache: Cache,
+        batch_size: int,
+        max_length: int,
+        key: Array | None = None,
+        token_ids: TokenIds = TokenIds(),
+    ) -> Decoded:
         """Decodes; see `Decoding`."""
         _check(self.num_decodes, self.min_length, max_length)
         if self.finishing not in FINISHING:
@@ -217,7 +243,7 @@ class BeamSearch(Decoding):
             live, vocab = logits.shape[1:]
             if live * vocab < 2 * beams:
                 raise UserError(f"{beams} beams need a vocabulary of at least {2 * beams} tokens; it has {vocab}.")
-            ends = _ends(self.stop, s.automaton[:, :live], vocab)
+            ends = _ends(self.stop, s.automaton[:, :live], vocab, token_ids.eos)
             log_p = jnp.where(ends & (s.length < self.min_length), NEGATIVE, jax.nn.log_softmax(logits))
             log_p = (log_p + s.live_log_p[:, :live, None]).reshape(batch_size, -1)
             log_p, flat = jax.lax.top_k(log_p, 2 * beams)
@@ -262,8 +288,8 @@ class BeamSearch(Decoding):
             logits, cache = step(last.reshape(-1, 1), cache)
             return search(logits.reshape(batch_size, beams, -1), s, cache)
 
-        start = _Beams.start(batch_size, beams, max_length)
-        logits, cache = step(jnp.full((batch_size, 1), BOS, jnp.int32), cache)
+        start = _Beams.start(batch_size, beams, max_length, token_ids.pad)
+        logits, cache = step(jnp.full((batch_size, 1), token_ids.start, jnp.int32), cache)
         carry = search(logits, start, cache)
         keep_going = lambda carry: (carry[0].length < max_length) & jnp.any(carry[0].open)
         s, _ = jax.lax.while_loop(keep_going, body, carry)
@@ -289,8 +315,8 @@ class _Beams(Struct):
     open: Bool[Array, " B"]
 
     @classmethod
-    def start(cls, batch_size: int, beams: int, max_length: int) -> "_Beams":
+    def start(cls, batch_size: int, beams: int, max_length: int, pad: int) -> "_Beams":
         zeros = jnp.zeros((batch_size, beams), jnp.int32)
-        ids = jnp.full((batch_size, beams, max_length), PAD, jnp.int32)
+        ids = jnp.full((batch_size, beams, max_length), pad, jnp.int32)
         low = jnp.full((batch_size, beams), NEGATIVE, jnp.float32)
         return cls(jnp.int32(0), ids, zeros * 1.0, zeros, ids, low, zeros > 0, jnp.ones(batch_size, bool))

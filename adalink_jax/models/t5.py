@@ -18,11 +18,13 @@ import numpy as np
 from jax import Array
 from jaxtyping import Bool, Float, Int
 
+from adalink_jax.errors import UserError
 from adalink_jax.models import layers
 from adalink_jax.models.backbone import Backbone, Batch
 from adalink_jax.models.seam import Encoded, Inputs
 from adalink_jax.models.stack import StackConfig, run_layers
 from adalink_jax.parallel import constrain
+from adalink_jax.token_ids import TokenIds
 
 
 @gin.configurable
@@ -45,6 +47,9 @@ class T5Config(StackConfig):
       relpos_num_buckets: relative-position buckets.
       relpos_max_distance: distance beyond which all positions share a bucket.
       relpos_per_layer: every layer has its own relative-position table (t5x's scanned networks), instead of one per stack.
+      decoder_start_token_id: the decoder's first input.
+      pad_token_id: fills up rows; the encoder does not attend to it.
+      eos_token_id: ends an output.
       dropout_rate: dropout of attention weights, hidden units and residual branches while training.
       dtype: dtype of the activations, "float32" or "bfloat16"; parameters are float32.
       scan_layers: compile one layer for the whole stack, with parameters stacked on axis 0.
@@ -65,10 +70,21 @@ class T5Config(StackConfig):
     relpos_num_buckets: int = 32
     relpos_max_distance: int = 128
     relpos_per_layer: bool = False
+    decoder_start_token_id: int = 0
+    pad_token_id: int = 0
+    eos_token_id: int = 1
     dropout_rate: float = 0.0
     dtype: str = "float32"
     scan_layers: bool = False
     remat: str = "none"
+
+    def __post_init__(self) -> None:
+        ids = (self.decoder_start_token_id, self.pad_token_id, self.eos_token_id)
+        if not all(isinstance(i, int) and 0 <= i < self.vocab_size for i in ids) or ids[1] == ids[2]:
+            raise UserError(
+                f"T5Config has decoder_start_token_id {ids[0]!r}, pad_token_id {ids[1]!r} and eos_token_id {ids[2]!r}; they must "
+                f"be rows of the embedding table, below vocab_size {self.vocab_size}, and the last two must differ."
+            )
 
 
 def _attention(config: T5Config, deterministic: bool, name: str) -> layers.Attention:
@@ -232,6 +248,12 @@ class T5(Backbone):
         self.encoder = Encoder(cfg)
         self.decoder = Decoder(cfg)
 
+    @property
+    def token_ids(self) -> TokenIds:
+        """The configuration's."""
+        cfg = self.config
+        return TokenIds(cfg.decoder_start_token_id, cfg.pad_token_id, cfg.eos_token_id)
+
     def abstract_batch(self, batch_size: int, inputs: int, targets: int) -> dict[str, jax.ShapeDtypeStruct]:
         """Returns the shapes of t5x's features for L = `inputs` and T = `targets` tokens."""
         ids = lambda length: jax.ShapeDtypeStruct((batch_size, length), jnp.int32)
@@ -243,10 +265,10 @@ class T5(Backbone):
         }
 
     def embed(self, batch: Batch, train: bool = False) -> Inputs:
-        """Embeds `encoder_input_tokens`, int32 [B, L] with 0 for padding, as text [B, L, D]."""
+        """Embeds `encoder_input_tokens`, int32 [B, L] padded with `pad_token_id`, as text [B, L, D]."""
         tokens = batch["encoder_input_tokens"]
         embed = self.encoder.token_embedder if self.config.encoder_embedding else self.token_embedder
-        return Inputs(text=embed(tokens), text_mask=tokens > 0)
+        return Inputs(text=embed(tokens), text_mask=tokens != self.config.pad_token_id)
 
     def embed_target(self, tokens: Int[Array | np.ndarray, "B T"]) -> Float[Array, "B T D"]:
         """Embeds decoder input ids."""

@@ -68,9 +68,10 @@ def completed_source(source: Source, flags: configuration.GinFlags) -> Source:
         check_model(source, backbone)
         return _with_settings(source, settings_of(backbone.config))
     family = family_of_shapes(source.shapes)
-    missing = [name for name in family.deciding if name not in source.settings.get(LANGUAGE, {})] if family else []
+    stated = {**family.implied, **source.settings.get(LANGUAGE, {})} if family else {}
+    missing = [name for name in family.deciding if name not in stated] if family else []
     if family and not missing:
-        return source
+        return _with_settings(source, stated)
     candidates = {tuple(sorted(settings.items())) for settings in fitting_models(source).values()}
     if len(candidates) != 1:
         raise CheckpointError(

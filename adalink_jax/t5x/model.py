@@ -23,6 +23,7 @@ from adalink_jax.models import paths
 from adalink_jax.models.blip2 import INSTRUCTION
 from adalink_jax.models.decoding import Decoding, Sampling
 from adalink_jax.t5x.optimizer import AdapterOptimizer
+from adalink_jax.token_ids import TokenIds
 from adalink_jax.training import partition
 
 PACKED = "encoder_segment_ids"
@@ -73,9 +74,9 @@ class AdaptedEncoderDecoderModel(models.BaseTransformerModel):  # pyright: ignor
           label_smoothing, z_loss, loss_normalizing_factor: see t5x.
 
         Raises:
-          UserError: for stacked layers, a Q-Former that reads the instruction, a setting of `adalink train` that t5x cannot apply, an
-            optimizer without an adapter, and a task that is not declared, that has images if the model takes none or the other way round,
-            or whose images are files.
+          UserError: for stacked layers, other special ids than T5's, a Q-Former that reads the instruction, a setting of `adalink train`
+            that t5x cannot apply, an optimizer without an adapter, and a task that is not declared, that has images if the model takes
+            none or the other way round, or whose images are files.
         """
         if module.backbone.config.scan_layers:
             raise UserError(
@@ -84,6 +85,10 @@ class AdaptedEncoderDecoderModel(models.BaseTransformerModel):  # pyright: ignor
         if optimizer is not None and module.adapter is None:
             raise UserError(
                 "There is no adapter to train; add --gin_file=gin/adapters/adalink.gin, or train a whole model with t5x alone."
+            )
+        if module.backbone.token_ids != TokenIds():
+            raise UserError(
+                f"The model has {module.backbone.token_ids}, but t5x starts with 0, pads with 0 and ends with 1; use `adalink train`."
             )
         bound = configuration.bindings()
         for name, remedy in _NOT_IN_T5X.items():

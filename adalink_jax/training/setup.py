@@ -113,7 +113,12 @@ class Setup:
         if words is not None and words.vocab_size > (rows := self.model.backbone.qformer_config.vocab_size):
             raise UserError(f"QFORMER_VOCABULARY has {words.vocab_size} ids and the Q-Former's embedding {rows} rows.")
         return FeatureConverter(
-            task_feature_lengths, self.image_shape, instructions=words, cache=cache, preparation=self.preparation
+            task_feature_lengths,
+            self.image_shape,
+            instructions=words,
+            cache=cache,
+            preparation=self.preparation,
+            token_ids=self.model.backbone.token_ids,
         )
 
 

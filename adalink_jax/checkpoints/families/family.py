@@ -42,6 +42,7 @@ class Family:
       config: the class of that configuration.
       backbone: the module of a whole model made of `config` alone; None for a part such as a vision tower.
       deciding: fields of `config` that decide the numbers and that shapes do not show.
+      implied: values of those `deciding` fields that t5x's files and older native ones do not state.
       model_types: values of `model_type` in `config.json` of the Hugging Face folders that the family reads.
     """
 
@@ -50,6 +51,7 @@ class Family:
     config: ClassVar[type]
     backbone: ClassVar[type[Backbone] | None] = None
     deciding: ClassVar[tuple[str, ...]] = ()
+    implied: ClassVar[Mapping[str, Any]] = {}
     model_types: ClassVar[tuple[str, ...]] = ()
 
     def sizes(self, shapes: Shapes) -> dict[str, Any]:

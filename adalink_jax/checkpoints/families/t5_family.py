@@ -59,7 +59,8 @@ class T5Family(Family):
     part = LANGUAGE
     config = T5Config
     backbone = T5
-    deciding = ("mlp_activations", "relpos_max_distance")
+    implied = {"decoder_start_token_id": 0, "pad_token_id": 0, "eos_token_id": 1}
+    deciding = ("mlp_activations", "relpos_max_distance", *implied)
     model_types = ("t5", "mt5")
 
     def sizes(self, shapes: Shapes) -> dict[str, Any]:
@@ -146,9 +147,7 @@ class T5Family(Family):
             "tie_word_embeddings": tied,
             "scale_decoder_outputs": tied,
             "is_encoder_decoder": True,
-            "decoder_start_token_id": 0,
-            "pad_token_id": 0,
-            "eos_token_id": 1,
+            **{field: settings[field] for field in self.implied},
         }
 
     def from_t5x(self, leaves: Mapping[str, Leaf]) -> dict[str, Leaf] | None:
@@ -210,14 +209,22 @@ def _settings(config: Mapping[str, Any], path: str) -> dict[str, Any]:
     return {
         "mlp_activations": ACTIVATIONS[feed_forward],
         "relpos_max_distance": config.get("relative_attention_max_distance", 128),
+        **{field: _one_id(field, config.get(field, usual), path) for field, usual in T5Family.implied.items()},
     }
+
+
+def _one_id(field: str, value: Any, path: str) -> int:
+    ids = value if isinstance(value, list) else [value]
+    if len(ids) != 1 or type(ids[0]) is not int:
+        raise CheckpointError(f"{path} has {field} {value!r}; this package supports exactly one id.")
+    return ids[0]
 
 
 def _untied(tensors: Mapping[str, Leaf], config: Mapping[str, Any], path: str) -> dict[str, Leaf]:
     """The tensors with one embedding table, and with a head exactly where the model's logits are not tied to the table."""
     tables = {name: tensors[name] for name in (*_STACK_TABLES, HEAD) if name in tensors}
     tensors = {name: leaf for name, leaf in tensors.items() if name not in tables and name != _UNUSED}
-    shared = tensors.get(TABLE) or tables.get(_STACK_TABLES[0])
+    shared = next(iter([tensors[TABLE]] if TABLE in tensors else tables.values()), None)  # transformers ties them all
     if shared is None:
         raise CheckpointError(f"{path} has no {TABLE}, the embedding table; copy or download the folder again.")
     tensors[TABLE] = shared

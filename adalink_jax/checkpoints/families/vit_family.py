@@ -28,12 +28,13 @@ _BUFFERS = re.compile(r".*position_ids")
 # A regular expression for a module's name in Hugging Face, this package's name, and the kind of module, which says how its
 # `weight` and `bias` are stored.
 NameTable = Sequence[tuple[str, str, str]]
-_S = r"vision_model\.encoder\.layers\.(\d+)"
+_TOWER = r"(?:vision_model\.)?"  # transformers 5 saves a SiglipVisionModel without it
+_S = _TOWER + r"encoder\.layers\.(\d+)"
 SIGLIP_NAMES: NameTable = [
-    (r"vision_model\.embeddings\.patch_embedding", "vision/patch_embedding", "patches"),
-    (r"vision_model\.embeddings\.position_embedding", POSITIONS, "table"),
-    (r"vision_model\.embeddings\.class_embedding", CLASS_TOKEN, "table"),
-    (r"vision_model\.post_layernorm", "vision/encoder_norm", "norm"),
+    (_TOWER + r"embeddings\.patch_embedding", "vision/patch_embedding", "patches"),
+    (_TOWER + r"embeddings\.position_embedding", POSITIONS, "table"),
+    (_TOWER + r"embeddings\.class_embedding", CLASS_TOKEN, "table"),
+    (_TOWER + r"post_layernorm", "vision/encoder_norm", "norm"),
     (_S + r"\.layer_norm1", r"vision/layers_\1/pre_attention_layer_norm", "norm"),
     (_S + r"\.layer_norm2", r"vision/layers_\1/pre_mlp_layer_norm", "norm"),
     (_S + r"\.self_attn\.q_proj", r"vision/layers_\1/attention/query", "dense"),

@@ -1,0 +1,17 @@
+"""The special ids of a model: what starts its decoder, fills up its rows, and ends its texts. Free of JAX."""
+
+from typing import NamedTuple
+
+
+class TokenIds(NamedTuple):
+    """Special ids; the defaults are T5's.
+
+    Attributes:
+      start: the decoder's first input.
+      pad: fills up rows; inputs with this id are masked, targets with it have no loss.
+      eos: ends an output.
+    """
+
+    start: int = 0
+    pad: int = 0
+    eos: int = 1

@@ -15,3 +15,6 @@ class TokenIds(NamedTuple):
     start: int = 0
     pad: int = 0
     eos: int = 1
+
+
+T5_IDS = TokenIds()

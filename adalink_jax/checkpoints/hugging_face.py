@@ -132,7 +132,7 @@ def _shards(
 
 
 def _json(folder: epath.Path, path: str, name: str) -> dict[str, Any]:
-    """The contents of one of the folder's files; {} if there is none."""
+    """The contents of a file of the folder; {} if it is missing."""
     try:
         value = json.loads((folder / name).read_text()) if (folder / name).exists() else {}
     except (json.JSONDecodeError, UnicodeDecodeError) as e:

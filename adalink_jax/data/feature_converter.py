@@ -21,7 +21,7 @@ from adalink_jax.data.task_protocol import Example
 from adalink_jax.data.vision_cache import VisionCache, image_key
 from adalink_jax.data.vocabularies import PAD, WordPieceVocabulary
 from adalink_jax.errors import UserError
-from adalink_jax.token_ids import TokenIds
+from adalink_jax.token_ids import T5_IDS, TokenIds
 
 Batch = dict[str, np.ndarray]
 _THREADS = concurrent.futures.ThreadPoolExecutor(min(32, os.cpu_count() or 1), thread_name_prefix="images")
@@ -52,7 +52,7 @@ class FeatureConverter:
     instructions: WordPieceVocabulary | None = None
     cache: VisionCache | None = None
     preparation: Preparation = PREPARATION
-    token_ids: TokenIds = TokenIds()
+    token_ids: TokenIds = T5_IDS
 
     def __call__(self, examples: Sequence[Example], batch_size: int | None = None) -> Batch:
         """Returns the features of `examples`, with empty rows of loss weight 0 added up to `batch_size`.

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from adalink_jax.models.seam import Cache, Encoded, Inputs
-from adalink_jax.token_ids import TokenIds
+from adalink_jax.token_ids import T5_IDS, TokenIds
 
 Batch = Mapping[str, jax.Array | np.ndarray]  # feature name -> array with the batch on axis 0
 
@@ -49,7 +49,7 @@ class Backbone(nn.Module, abc.ABC):
     @property
     def token_ids(self) -> TokenIds:
         """The language model's special ids; T5's, unless a family has others."""
-        return TokenIds()
+        return T5_IDS
 
     @abc.abstractmethod
     def abstract_batch(self, batch_size: int, inputs: int, targets: int) -> dict[str, jax.ShapeDtypeStruct]:

@@ -18,7 +18,7 @@ from adalink_jax.errors import UserError
 from adalink_jax.models.seam import Cache
 from adalink_jax.models.stopping import StopStrings
 from adalink_jax.models.structs import Struct
-from adalink_jax.token_ids import TokenIds
+from adalink_jax.token_ids import T5_IDS, TokenIds
 
 NEGATIVE = -1.0e7  # log-likelihood of tokens that must not be chosen; t5x's value
 FINISHING = ("t5x", "transformers")
@@ -54,7 +54,7 @@ class Decoding(abc.ABC):
         batch_size: int,
         max_length: int,
         key: Array | None = None,
-        token_ids: TokenIds = TokenIds(),
+        token_ids: TokenIds = T5_IDS,
     ) -> Decoded:
         """Decodes.
 
@@ -132,7 +132,7 @@ class Sampling(Decoding):
         batch_size: int,
         max_length: int,
         key: Array | None = None,
-        token_ids: TokenIds = TokenIds(),
+        token_ids: TokenIds = T5_IDS,
     ) -> Decoded:
         """Decodes; see `Decoding`."""
         _check(self.num_decodes, self.min_length, max_length)
@@ -230,7 +230,7 @@ class BeamSearch(Decoding):
         batch_size: int,
         max_length: int,
         key: Array | None = None,
-        token_ids: TokenIds = TokenIds(),
+        token_ids: TokenIds = T5_IDS,
     ) -> Decoded:
         """Decodes; see `Decoding`."""
         _check(self.num_decodes, self.min_length, max_length)

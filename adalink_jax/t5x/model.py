@@ -23,7 +23,7 @@ from adalink_jax.models import paths
 from adalink_jax.models.blip2 import INSTRUCTION
 from adalink_jax.models.decoding import Decoding, Sampling
 from adalink_jax.t5x.optimizer import AdapterOptimizer
-from adalink_jax.token_ids import TokenIds
+from adalink_jax.token_ids import T5_IDS
 from adalink_jax.training import partition
 
 PACKED = "encoder_segment_ids"
@@ -86,7 +86,7 @@ class AdaptedEncoderDecoderModel(models.BaseTransformerModel):  # pyright: ignor
             raise UserError(
                 "There is no adapter to train; add --gin_file=gin/adapters/adalink.gin, or train a whole model with t5x alone."
             )
-        if module.backbone.token_ids != TokenIds():
+        if module.backbone.token_ids != T5_IDS:
             raise UserError(
                 f"The model has {module.backbone.token_ids}, but t5x starts with 0, pads with 0 and ends with 1; use `adalink train`."
             )

@@ -12,7 +12,7 @@ from scipy import stats
 from adalink_jax import AdaLinkAdapter, AdaptedModel
 from adalink_jax.data.vocabularies import ByteVocabulary
 from adalink_jax.errors import UserError
-from adalink_jax.models.decoding import BeamSearch, Sampling, filter_logits
+from adalink_jax.models.decoding import BeamSearch, Sampling, filter_logits, sampling_keys
 from adalink_jax.models.stopping import StopStrings
 
 V, T, STATES = 12, 9, 97
@@ -33,7 +33,8 @@ class RandomModel:
 
     def decode(self, decoding, max_length=T, key=None):
         cache = {"state": jnp.asarray(self.start, jnp.int32)[None], "index": jnp.int32(0)}
-        return jax.jit(lambda: decoding(self.step, cache, len(self.start), max_length, key))()
+        keys = None if key is None else jax.random.split(key, len(self.start))
+        return jax.jit(lambda: decoding(self.step, cache, len(self.start), max_length, keys))()
 
     def log_p(self, row: int, tokens: list[int]) -> np.ndarray:
         """Log-probabilities of the token after `tokens`."""
@@ -121,6 +122,18 @@ def test_samples_come_sorted_with_their_likelihoods_and_depend_on_the_key_alone(
             expected = sum(model.log_p(row, ids[:i])[ids[i]] for i in range(n))
             np.testing.assert_allclose(score, expected, rtol=1e-4)
             assert not any(ids[n:])
+
+
+def test_a_row_s_samples_do_not_depend_on_its_batch():
+    model = RandomModel(rows=6, seed=4)
+    decoding, numbers = Sampling(1.0, num_decodes=2), jnp.array([[3, row] for row in range(6)])
+    cache = lambda rows: {"state": jnp.asarray(model.start[rows], jnp.int32)[None], "index": jnp.int32(0)}
+    draw = lambda rows, seed: decoding(model.step, cache(rows), len(rows), T, sampling_keys(seed, numbers[rows])).ids
+    together = draw(np.arange(6), 0)
+    np.testing.assert_array_equal(draw(np.array([4, 1]), 0), together[jnp.array([4, 1])])
+    assert (draw(np.arange(6), 1) != together).any()
+    model.start[:] = model.start[0]
+    assert len(np.unique(np.asarray(draw(np.arange(6), 0)).reshape(12, T), axis=0)) > 6, "rows share their draws"
 
 
 @pytest.mark.parametrize("temperature, top_k, top_p", [(1.0, 0, 1.0), (0.7, 5, 1.0), (1.3, 0, 0.8), (0.5, 8, 0.6)])

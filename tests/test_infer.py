@@ -184,6 +184,20 @@ def test_invalid_files_are_reported_in_one_sentence(tmp_path, capsys, text, more
     assert not (tmp_path / "out.csv").exists()
 
 
+def test_sampled_outputs_depend_on_the_row_and_the_seed_alone(scenes):
+    register()
+    sampling = [*FLAGS, "--gin_file=gin/decoding/sampling.gin", "--gin.TEMPERATURE=30.0"]
+    configuration.load(configuration.parse_flags(sampling)[0], extra_files=("gin/runs/infer.gin",))
+    texts, images = scenes[0][:1] * 9, np.repeat(scenes[1][:1], 9, axis=0)
+    predictor = Predictor(batch_size=4, seed=7)
+    first, second = predictor(texts, images), predictor(texts, images)
+    assert len(set(first)) > 5, "batches share their draws"
+    assert first != second, "calls share their draws"
+    again = Predictor(batch_size=8, seed=7)
+    assert again(texts[:2], images[:2]) + again(texts[2:], images[2:]) == first, "a draw depends on the batch"
+    assert Predictor(batch_size=8, seed=8)(texts, images) != first
+
+
 # --- without gin ---
 
 

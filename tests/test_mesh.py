@@ -70,8 +70,9 @@ def decode(shape, decoding):
     with parallel.use_mesh(mesh, rules):
         params = setup.load_parameters(config, mesh, rules).tree()
         features = {name: batch[name] for name in ("encoder_input_tokens", "images")}
+        keys = jax.random.split(jax.random.key(0), len(batch["images"]))
         generate = jax.jit(lambda params, batch: model.apply(
-            {"params": params}, batch, 6, decoding, jax.random.key(0), method="generate"))
+            {"params": params}, batch, 6, decoding, keys, method="generate"))
         return jax.tree.map(np.asarray, parallel.settle(generate(params, parallel.put_batch(features, mesh))))
 
 

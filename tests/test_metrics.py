@@ -100,7 +100,7 @@ def test_vqa_accuracy_by_hand(matches, expected):
     }
 
 
-def test_anls_is_that_of_the_package():
+def test_anls_is_that_of_the_evaluation_script():
     rows = recorded("anls")["rows"]
     for answers, prediction, expected in rows:
         assert metrics.anls([answers], [prediction])["anls"] == pytest.approx(expected, abs=1e-9), (answers, prediction)
@@ -108,7 +108,9 @@ def test_anls_is_that_of_the_package():
     assert together == pytest.approx(np.mean([row[2] for row in rows]), abs=1e-9)
 
 
-@pytest.mark.parametrize("a, b, expected", [("", "", 1), ("abc", "", 0), ("Kitten", "sitting", 4 / 7), ("ab", "ba", 0)])
+@pytest.mark.parametrize(
+    "a, b, expected", [("", "", 1), ("abc", "", 0), ("Kitten", "sitting", 4 / 7), ("ab", "ba", 0), ("ab", "ac", 0.5)]
+)
 def test_similarity_is_one_minus_the_edit_distance_over_the_longer_length(a, b, expected):
     assert similarity(a, b) == similarity(b, a) == pytest.approx(expected)
 

@@ -248,6 +248,8 @@ def test_a_folder_with_another_configuration_is_refused_and_kept(finished, capsy
     assert quickstart(finished, BATCH_SIZE=80) == 2
     err = capsys.readouterr().err
     assert "another configuration" in err and "DatasetConfig.batch_size 40 there, 80 here" in err
+    assert quickstart(finished, EVAL_PERIOD=7) == 2, "which steps are scored decides which is the best"
+    assert "train.eval_period 12 there, 7 here" in capsys.readouterr().err
     assert contents(finished) == before
 
 

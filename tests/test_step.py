@@ -187,3 +187,16 @@ def test_a_batch_that_does_not_divide_names_the_nearest():
     check_batch(128, 4, 8)
     with pytest.raises(UserError, match="BATCH_SIZE = 100 .* 8 devices .* 4 microbatches; the nearest that does is 96"):
         check_batch(100, 4, 8)
+
+
+def test_groups_are_clipped_by_the_norm_of_all_gradients():
+    params = {"adapter/image/up": jnp.ones(3), "adapter/text/up": jnp.ones(2)}
+    gradients = {"adapter/image/up": jnp.array([3.0, 0.0, 0.0]), "adapter/text/up": jnp.array([0.0, 4.0])}
+    sgd = lambda learning_rate: optimizers._with_logged_rate(optax.sgd, learning_rate, 1.0)
+    optimizer = optimizers.grouped(sgd(1.0), {"adapter/image/.*": sgd(0.5)})
+    clipped, _ = optax.clip_by_global_norm(1.0).update(gradients, optax.EmptyState())
+    updates, _ = jax.jit(optimizer.update)(gradients, optimizer.init(params), params)
+    np.testing.assert_allclose(updates["adapter/image/up"], -0.5 * clipped["adapter/image/up"], rtol=1e-6)
+    np.testing.assert_allclose(updates["adapter/text/up"], -clipped["adapter/text/up"], rtol=1e-6)
+    alone, _ = sgd(1.0).update(gradients, sgd(1.0).init(params), params)
+    np.testing.assert_allclose(alone["adapter/text/up"], -clipped["adapter/text/up"], rtol=1e-6)

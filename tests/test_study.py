@@ -223,7 +223,12 @@ def test_cells_of_different_environments_are_reported(made, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    "old, new", [("'TRAIN_STEPS = 4'", "'TRAIN_STEPS = 5'"), ("'TRAIN_STEPS = 3'", "'TRAIN_STEPS = 2'")]
+    "old, new",
+    [
+        ("'TRAIN_STEPS = 4'", "'TRAIN_STEPS = 5'"),
+        ("'TRAIN_STEPS = 3'", "'TRAIN_STEPS = 2'"),
+        ("'EVAL_PERIOD = 2'", "'EVAL_PERIOD = 1'"),
+    ],
 )
 def test_results_of_another_description_or_base_are_refused(made, tmp_path, capsys, old, new):
     shutil.copytree(made / "kept", tmp_path / "kept")

@@ -186,6 +186,7 @@ def test_runs_of_different_environments_are_reported(one_run, tmp_path, capsys):
 @pytest.mark.parametrize("changed, message", [
     ({"BATCH_SIZE": 64}, "DatasetConfig.batch_size = 125, and the sweep now says 64"),
     ({"WARMUP_STEPS": 3}, "warmup_cosine.warmup_steps = 2, and the sweep now says 3"),
+    ({"EVAL_PERIOD": 1}, "train.eval_period = 0, and the sweep now says 1"),
 ])  # fmt: skip
 @pytest.mark.parametrize("how", [(), ("--run",), ("--element", "1")])
 def test_a_name_keeps_its_settings(one_run, capsys, changed, message, how):
@@ -193,6 +194,16 @@ def test_a_name_keeps_its_settings(one_run, capsys, changed, message, how):
     err = capsys.readouterr().err
     assert message in err and SECOND in err and err.count("\n") == 1
     assert starts(one_run) == {SECOND: 1}
+
+
+def test_records_of_version_0_1_0_lack_the_period_of_evaluations(one_run, tmp_path, capsys):
+    shutil.copytree(one_run, tmp_path / "copy")
+    file = tmp_path / "copy" / SECOND / "sweep.json"
+    record = json.loads(file.read_text())
+    assert record["settings"].pop("train.eval_period") == "0"
+    file.write_text(json.dumps(record))
+    assert main(arguments(tmp_path / "copy", **FEW | {"EVAL_PERIOD": 1})) == 0
+    assert "1 done" in capsys.readouterr().out
 
 
 def test_a_run_that_another_process_trains_is_left_alone(tmp_path, capsys, monkeypatch):

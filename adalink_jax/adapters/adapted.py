@@ -83,7 +83,7 @@ class AdaptedModel(nn.Module):
         batch: Batch,
         max_length: int,
         decoding: Decoding = Sampling(),  # noqa: B008  # frozen
-        key: Array | None = None,
+        keys: Array | None = None,
     ) -> Decoded:
         """Decodes with a cache; `Sampling()` is greedy.
 
@@ -91,7 +91,7 @@ class AdaptedModel(nn.Module):
           batch: features of the encoder.
           max_length: T, the most tokens of an output, with its EOS.
           decoding: `Sampling` or `BeamSearch`.
-          key: random key, for a decoding that draws.
+          keys: for a decoding that draws, one random key for each row [B]: `jax.random.split(key, B)`.
 
         Returns:
           ids int32 [B, N, T], padded after their end, and scores [B, N]; the best first.
@@ -105,7 +105,7 @@ class AdaptedModel(nn.Module):
             return self.decode(decodes, ids, cache)
 
         cache = self.backbone.empty_cache(size, max_length)
-        return decoding(step, cache, size, max_length, key, self.backbone.token_ids)
+        return decoding(step, cache, size, max_length, keys, self.backbone.token_ids)
 
     def score(self, batch: Batch) -> Float[Array, " B"]:
         """Returns the log-likelihoods of `decoder_target_tokens`, weighted per token by `decoder_loss_weights`."""

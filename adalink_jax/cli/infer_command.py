@@ -123,6 +123,7 @@ def _predict(predictor: "Predictor", source: "rows.Source", output: "rows.Output
     console = Console(stderr=True)
     if output.rows:
         console.print(f"Resuming after {output.rows:,} rows.")
+        predictor.rows_sampled = output.rows
     columns = (TextColumn("predicting"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]:,.1f} rows/s"),
                TextColumn("left"), TimeRemainingColumn())  # fmt: skip
     began, first = time.monotonic(), output.rows

@@ -7,6 +7,7 @@ from adalink_jax.configuration.flags import GinFlags, parse_flags
 from adalink_jax.configuration.gin_checks import check_all_used
 from adalink_jax.configuration.gin_files import gin_root
 from adalink_jax.configuration.load import (
+    as_in_0_1_0,
     bindings,
     default_of,
     isolated,
@@ -19,6 +20,7 @@ from adalink_jax.configuration.load import (
 
 __all__ = [
     "GinFlags",
+    "as_in_0_1_0",
     "bindings",
     "check_all_used",
     "default_of",

@@ -7,7 +7,7 @@ import inspect
 import logging
 import re
 import tokenize
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import gin
 from gin import config as gin_config
@@ -115,6 +115,11 @@ def default_of(name: str) -> str | None:
     except (KeyError, ValueError, TypeError):
         return None
     return None if parameter is None or parameter.default is parameter.empty else repr(parameter.default)
+
+
+def as_in_0_1_0(settings: Mapping[str, str]) -> dict[str, str]:
+    """Settings as version 0.1.0 recorded them for resuming: without EVAL_PERIOD, which decides among which steps the best is chosen."""
+    return {name: value for name, value in settings.items() if not name.endswith(".eval_period")}
 
 
 def used_settings() -> dict[str, str]:

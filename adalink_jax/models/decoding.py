@@ -6,6 +6,7 @@ a stop string, pads it, and returns the best decode first.
 
 import abc
 import dataclasses
+import functools
 from collections.abc import Callable
 
 import gin
@@ -53,7 +54,7 @@ class Decoding(abc.ABC):
         cache: Cache,
         batch_size: int,
         max_length: int,
-        key: Array | None = None,
+        keys: Array | None = None,
         token_ids: TokenIds = T5_IDS,
     ) -> Decoded:
         """Decodes.
@@ -66,7 +67,7 @@ class Decoding(abc.ABC):
             scalars; arrays under a key `cross` are the same for all decodes of an input.
           batch_size: B.
           max_length: T.
-          key: random key; None if nothing is drawn.
+          keys: random keys [B], one for each input (see `row_keys`); None if nothing is drawn.
           token_ids: the model's special ids.
         """
 
@@ -76,6 +77,16 @@ def _check(num_decodes: int, min_length: int, max_length: int) -> None:
         raise UserError(f"num_decodes is {num_decodes}; it must be at least 1.")
     if not 0 <= min_length < max_length:
         raise UserError(f"min_length is {min_length}; it must be less than the {max_length} tokens of an output.")
+
+
+def row_keys(keys: Array, numbers: Int[Array, " B"]) -> Array:
+    """Folds a number into each random key [B], or into one key for all: a row's draws do not depend on its batch."""
+    return jax.vmap(jax.random.fold_in, in_axes=(0 if keys.ndim else None, 0))(keys, numbers)
+
+
+def sampling_keys(seed: int, ids: Int[Array, "B N"]) -> Array:
+    """Returns the random keys [B] of rows that N numbers identify."""
+    return functools.reduce(row_keys, ids.T, jax.random.key(seed))
 
 
 def _repeat(cache: Cache, times: int) -> Cache:
@@ -131,7 +142,7 @@ class Sampling(Decoding):
         cache: Cache,
         batch_size: int,
         max_length: int,
-        key: Array | None = None,
+        keys: Array | None = None,
         token_ids: TokenIds = T5_IDS,
     ) -> Decoded:
         """Decodes; see `Decoding`."""
@@ -141,20 +152,23 @@ class Sampling(Decoding):
         greedy = self.temperature == 0
         if greedy and (self.num_decodes > 1 or self.top_k or self.top_p < 1):
             raise UserError("num_decodes, top_k and top_p need a temperature above 0: greedy decoding has one output.")
-        if not greedy and key is None:
-            raise UserError("Sampling with a temperature needs a random key.")
-        rows, draw = batch_size * self.num_decodes, None if greedy else key
+        if not greedy and keys is None:
+            raise UserError("Sampling with a temperature needs random keys, one for each input.")
+        rows = batch_size * self.num_decodes
+        draws = None
+        if not greedy and keys is not None:
+            draws = row_keys(jnp.repeat(keys, self.num_decodes, axis=0), jnp.arange(rows) % self.num_decodes)
 
         def choose(logits, i, state, ended, total):
             """Returns per row: the next token, the automaton's state, whether the row has ended, its score."""
             log_p = jax.nn.log_softmax(logits)
             ends = _ends(self.stop, state, logits.shape[-1], token_ids.eos)
             logits = jnp.where(ends & (i < self.min_length), NEGATIVE, logits)
-            if draw is None:
+            if draws is None:
                 new = jnp.argmax(logits, axis=-1)
             else:
                 logits = filter_logits(logits, self.temperature, self.top_k, self.top_p)
-                new = jax.random.categorical(jax.random.fold_in(draw, i), logits)
+                new = jax.vmap(jax.random.categorical)(row_keys(draws, jnp.full(rows, i)), logits)
             new = jnp.where(ended, token_ids.pad, new.astype(jnp.int32))
             picked = lambda x: jnp.take_along_axis(x, new[:, None], axis=-1)[:, 0]
             total = total + jnp.where(ended, 0.0, picked(log_p))
@@ -229,7 +243,7 @@ class BeamSearch(Decoding):
         cache: Cache,
         batch_size: int,
         max_length: int,
-        key: Array | None = None,
+        keys: Array | None = None,
         token_ids: TokenIds = T5_IDS,
     ) -> Decoded:
         """Decodes; see `Decoding`."""

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 import optax
 from jax.experimental import topologies
 from jax.sharding import Mesh
@@ -201,14 +202,16 @@ def _arguments(job: Job, mesh: Mesh, rules: parallel.LogicalRules) -> tuple[Adap
         shape = lambda x: (x.shape[0], *members, *x.shape[1:])
         return {name: jax.ShapeDtypeStruct(shape(x), x.dtype, sharding=place) for name, x in shapes.items()}
 
+    ids = jax.ShapeDtypeStruct((job.setup.data.batch_size, 3), np.int32, sharding=place)
+    decoded = batch() | {"sampling_ids": ids}
     if not job.members:
         state, frozen = abstract.abstract_state(
             setup.model, setup.trainable, setup.frozen_dtype, job.optimizer, mesh, rules
         )  # fmt: skip
-        return setup.model, (state, frozen, batch()), (state.trainable, frozen, batch())
+        return setup.model, (state, frozen, batch()), (state.trainable, frozen, decoded)
     model, state, members, frozen = abstract_pack(setup, job.members, job.optimizer, mesh, rules)
     rows = batch(len(job.members)) if own_batches(job.members) else batch()
-    return model, (state, members, frozen, rows), ((state.trainable, members.padding), frozen, batch())
+    return model, (state, members, frozen, rows), ((state.trainable, members.padding), frozen, decoded)
 
 
 def _step(job: Job, model: AdaptedModel, shards: int, at_once: int | None) -> Callable:

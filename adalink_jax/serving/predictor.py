@@ -24,7 +24,7 @@ from adalink_jax.data.user_files.text_templates import Template
 from adalink_jax.data.vocabularies import EOS
 from adalink_jax.errors import UserError
 from adalink_jax.models import paths
-from adalink_jax.models.decoding import Decoded
+from adalink_jax.models.decoding import Decoded, sampling_keys
 from adalink_jax.serving.opening import LENGTHS, Opened, open_model
 from adalink_jax.training.setup import Setup, load_parameters
 
@@ -59,6 +59,8 @@ class Predictor:
       task_feature_lengths: maximum lengths `{"inputs": L, "targets": T}`, in tokens; longer inputs are cut. None for those of the run; 512
         and 64 for a base model.
       batch_size: the most rows of a compiled batch.
+      seed: of the draws of a decoding that samples; None for the run's RANDOM_SEED. A row's draws depend on the seed and on how many rows
+        were predicted before (`rows_sampled`), not on its batch or its call.
 
     Raises:
       UserError, CheckpointError: for files that do not fit each other, and adapters that cannot share a bank.
@@ -71,6 +73,7 @@ class Predictor:
         vocabulary: str | None = None,
         task_feature_lengths: Mapping[str, int] | None = None,
         batch_size: int = 32,
+        seed: int | None = None,
     ):
         if isinstance(model, Setup):
             if vocabulary is None:
@@ -103,10 +106,13 @@ class Predictor:
                 members = [self._member(setup, folder, base.fingerprint) for folder in adapters.values()]
                 bank, stacked = stack_adapters(backbone, members)
                 self._model, self._params = AdaptedModel(backbone, bank), {**self._params, "adapter": stacked}
-        key, target_length = jax.random.key(setup.random_seed), self._lengths["targets"]
-        decode = lambda params, batch: self._model.apply(
-            {"params": params}, batch, target_length, setup.decoding, key, method="generate"
-        )
+        self.rows_sampled, target_length = 0, self._lengths["targets"]
+        random_seed = setup.random_seed if seed is None else seed
+
+        def decode(params, batch):
+            keys = sampling_keys(random_seed, batch["sampling_ids"])
+            return self._model.apply({"params": params}, batch, target_length, setup.decoding, keys, method="generate")
+
         self._generate = jax.jit(lambda params, batch: cast(Decoded, decode(params, batch)).ids[:, 0])
         self._score = jax.jit(lambda params, batch: self._model.apply({"params": params}, batch, method="score"))
 
@@ -157,6 +163,7 @@ class Predictor:
             likelihoods = self._choice_likelihoods(rows, index, list(choices))
             return likelihoods if scores else [next(iter(row)) for row in likelihoods]
         ids = list(self._run(self._generate, rows, index, targets=False))
+        self.rows_sampled += len(rows)
         texts = list(map(self._text, ids))
         if not scores:
             return texts
@@ -194,6 +201,7 @@ class Predictor:
                 batch = converter(chunk, size)
                 if not targets:
                     batch = {name: x for name, x in batch.items() if not name.startswith("decoder_")}
+                    batch["sampling_ids"] = self.rows_sampled + np.arange(start, start + size, dtype=np.int32)[:, None]
                 if self.names:
                     batch["adapter_index"] = np.pad(index[start : start + size], (0, size - len(chunk)))
                 batch = parallel.put_batch({name: x[local_rows] for name, x in batch.items()}, self._mesh)

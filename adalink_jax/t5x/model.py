@@ -174,8 +174,9 @@ class AdaptedEncoderDecoderModel(models.BaseTransformerModel):  # pyright: ignor
                 "An adapted model takes no decoder_params; bind AdaptedEncoderDecoderModel.decoding to Sampling or BeamSearch."
             )
         length = batch["decoder_input_tokens"].shape[1]
+        keys = None if rng is None else jax.random.split(rng, len(batch["decoder_input_tokens"]))
         decoded = self.module.apply(
-            {"params": unfreeze(params)}, dict(batch), length, self._decoding, rng, method="generate"
+            {"params": unfreeze(params)}, dict(batch), length, self._decoding, keys, method="generate"
         )
         ids, scores = decoded.ids[:, ::-1], decoded.scores[:, ::-1]
         if return_all_decodes:

@@ -13,7 +13,7 @@ from adalink_jax import parallel
 from adalink_jax.adapters import AdaptedModel
 from adalink_jax.data import FeatureConverter, Task, has_image, padded_batches, text_of
 from adalink_jax.errors import UserError
-from adalink_jax.models.decoding import Decoded, Decoding
+from adalink_jax.models.decoding import Decoded, Decoding, sampling_keys
 from adalink_jax.training import partition
 from adalink_jax.training.packs.pack import map_members
 from adalink_jax.training.partition import Leaves
@@ -53,6 +53,8 @@ class Result:
 def make_generate(model: AdaptedModel, length: int, decoding: Decoding) -> Callable:
     """The program of an evaluation: `(trainable, frozen, batch, **constants) -> ids` int32 [B, T] of the best output.
 
+    The batch has the `sampling_ids` int32 [B, 3] beside the encoder's features: the step, and the numbers of task and row.
+
     Args:
       model: the model to score.
       length: T, the largest number of tokens of an output.
@@ -61,8 +63,8 @@ def make_generate(model: AdaptedModel, length: int, decoding: Decoding) -> Calla
 
     def generate(trainable, frozen, batch, **constants):
         variables = {"params": partition.merge(trainable, frozen), **constants}
-        key = jax.random.key(0)  # drawn from only if the decoding samples
-        decoded = cast(Decoded, model.apply(variables, batch, length, decoding, key, method="generate"))
+        keys = sampling_keys(0, batch["sampling_ids"])
+        decoded = cast(Decoded, model.apply(variables, batch, length, decoding, keys, method="generate"))
         return decoded.ids[:, 0]
 
     return generate
@@ -109,6 +111,7 @@ class Evaluator:
         trainable: Leaves,
         frozen: Leaves,
         split: str,
+        step: int,
         num_samples: int = 0,
         between: Callable[[], None] = lambda: None,
     ) -> Result:
@@ -117,11 +120,13 @@ class Evaluator:
         Args:
           trainable, frozen: all parameters, by name.
           split: a split of every task.
+          step: the step of the parameters. The draws of a decoding that samples depend on it, except on `test`, where the scores of the
+            frozen model and of the selected step share their draws.
           num_samples: how many examples to return, spread over the tasks.
           between: called between batches (it may raise to stop).
         """
         generate = lambda batch: self._generate(trainable, frozen, batch)[None]
-        return self._score(generate, split, num_samples, between)[0]
+        return self._score(generate, split, step, num_samples, between)[0]
 
     def of_pack(
         self,
@@ -129,6 +134,7 @@ class Evaluator:
         padding: Mapping,
         frozen: Leaves,
         split: str,
+        step: int,
         num_samples: int = 0,
         between: Callable[[], None] = lambda: None,
     ) -> list[Result]:
@@ -137,24 +143,29 @@ class Evaluator:
         Args:
           trainable: the members' leaves by name, the A members on axis 0.
           padding: `Members.padding`.
-          frozen, split, num_samples, between: as for a single model.
+          frozen, split, step, num_samples, between: as for a single model.
         """
         generate = lambda batch: self._generate_packed((trainable, padding), frozen, batch)
-        return self._score(generate, split, num_samples, between)
+        return self._score(generate, split, step, num_samples, between)
 
-    def _score(self, generate: Callable, split: str, num_samples: int, between: Callable[[], None]) -> list[Result]:
+    def _score(
+        self, generate: Callable, split: str, step: int, num_samples: int, between: Callable[[], None]
+    ) -> list[Result]:
         """Scores A models at once: `generate(batch)` returns their ids, int32 [A, B, T]."""
         per_task: dict[str, list[dict]] = {}
         samples: list[list[list[dict]]] = []
         share = -(-num_samples // len(self._tasks))
         local_rows = parallel.local_rows(self._batch_size, self._mesh).tolist()
         scores = lambda task, examples, by_model: [task.score(examples, texts) for texts in by_model]
-        for task in self._tasks:
+        step = 0 if split == "test" else step
+        for task_number, task in enumerate(self._tasks):
             examples, predictions, first = [], [], []
             converter = dataclasses.replace(self._converter, task_name=task.name)
             for batch, rows in padded_batches(task.examples(split), converter, self._batch_size, local_rows):
                 between()
                 batch.pop("decoder_input_tokens")  # decoding sees the inputs only
+                numbers = [(step, task_number, len(examples) + row) for row in local_rows]
+                batch["sampling_ids"] = np.array(numbers, np.int32)
                 ids = parallel.settle(generate(parallel.put_batch(batch, self._mesh)))
                 ids = parallel.to_host(ids)[:, : len(rows)]
                 predictions.append([[self._cut(task.decode(row.tolist())) for row in member] for member in ids])

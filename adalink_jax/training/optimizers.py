@@ -60,7 +60,18 @@ def _with_logged_rate(
     make: Callable, learning_rate: LearningRate, clip_norm: float | None
 ) -> optax.GradientTransformation:
     optimizer = optax.inject_hyperparams(make)(learning_rate=learning_rate)
-    return optimizer if clip_norm is None else optax.chain(optax.clip_by_global_norm(clip_norm), optimizer)
+    return optimizer if clip_norm is None else optax.chain(_clip(clip_norm), optimizer)
+
+
+def _clip(max_norm: float) -> optax.GradientTransformationExtraArgs:
+    """`optax.clip_by_global_norm`, except that the norm may be given: within `grouped`, it is that of all groups together."""
+
+    def update(updates, state, params=None, *, global_norm=None, **extra):
+        norm = optax.tree.norm(updates) if global_norm is None else global_norm
+        clip = lambda x: jnp.where(norm < max_norm, x, (x / norm.astype(x.dtype)) * max_norm)
+        return jax.tree.map(clip, updates), state
+
+    return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
 
 
 @gin.configurable
@@ -99,7 +110,7 @@ def adafactor(
 def grouped(
     default: optax.GradientTransformation, groups: Mapping[str, optax.GradientTransformation]
 ) -> optax.GradientTransformation:
-    """One optimizer, and so one learning rate, per group of parameters.
+    """One optimizer, and so one learning rate, per group of parameters; `clip_norm` clips by the norm of all groups' gradients.
 
     Args:
       default: for all leaves that are in no group.
@@ -115,7 +126,12 @@ def grouped(
         name_of = lambda path: jax.tree_util.keystr(path, simple=True, separator="/")
         return jax.tree_util.tree_map_with_path(lambda path, _: group_of(name_of(path)), tree)
 
-    return optax.partition({**groups, "default": default}, labels)
+    partitioned = optax.partition({**groups, "default": default}, labels)
+
+    def update(updates, state, params=None, **extra):
+        return partitioned.update(updates, state, params, global_norm=optax.tree.norm(updates), **extra)
+
+    return optax.GradientTransformationExtraArgs(partitioned.init, update)
 
 
 def learning_rates(opt_state: optax.OptState) -> dict[str, jax.Array]:

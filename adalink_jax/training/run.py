@@ -22,7 +22,6 @@ from adalink_jax.training.evaluation import NUM_SAMPLES, Evaluator, Result
 from adalink_jax.training.flops import count_traced
 from adalink_jax.training.loop import Period, run_loop
 from adalink_jax.training.metric_writer import MetricWriter
-from adalink_jax.training.partition import Leaves
 from adalink_jax.training.run_checkpoints import CheckpointConfig
 from adalink_jax.training.session import RunSession, Start, open_run
 from adalink_jax.training.setup import Parameters, Setup, load_parameters
@@ -167,7 +166,7 @@ class Run:
         step, best = int(state.step), self.session.best
         if self.writer.has(step, f"validation/{self.metric}") and best.latest_step() is not None:
             return
-        result = self._score(state.trainable, "validation")
+        result = self._score(state, "validation")
         if result is None:
             return
         score = result.selecting_score(self.metric)
@@ -188,7 +187,7 @@ class Run:
         if self.start.step:
             raise UserError(f"{folder} lost {outputs.BEFORE}; start the run in another MODEL_DIR.")
         self.evaluate(state)
-        result = self._score(state.trainable, "test")
+        result = self._score(state, "test")
         if result is not None:
             parallel.once(outputs.write_before, folder, result)
             self.writer.write(0, result.tagged("test"))
@@ -204,7 +203,7 @@ class Run:
             return last, None
         self.session.best.wait()
         selected, _ = self.session.best.restore(last)
-        return selected, self._score(selected.trainable, "test")
+        return selected, self._score(selected, "test")
 
     def finish(
         self, last: TrainState, before: Result | None, selected: tuple[TrainState, Result | None], seconds: float
@@ -263,8 +262,9 @@ class Run:
 
         return log
 
-    def _score(self, trainable: Leaves, split: str) -> Result | None:
-        score = lambda check: self.evaluator(trainable, self.params.frozen, split, NUM_SAMPLES, check)
+    def _score(self, state: TrainState, split: str) -> Result | None:
+        step, frozen = int(state.step), self.params.frozen
+        score = lambda check: self.evaluator(state.trainable, frozen, split, step, NUM_SAMPLES, check)
         return self.session.unless_stopped(split, score)
 
 

@@ -33,8 +33,7 @@ T = TypeVar("T")
 MAY_CHANGE = ("CheckpointConfig.", "Setup.vision_cache", "expect_devices.", "make_mesh.", "logical_axis_rules.",
               "check_environment.", *(
     f"{name}.{setting}" for name in ("train", "train_pack")
-    for setting in ("model_dir", "total_steps", "eval_period", "log_period", "profile_steps", "checkpoints",
-                    "at_once")
+    for setting in ("model_dir", "total_steps", "log_period", "profile_steps", "checkpoints", "at_once")
 ))  # fmt: skip
 
 
@@ -240,7 +239,8 @@ class RunCheckpoints(contextlib.AbstractContextManager["RunCheckpoints"]):
     def _meta(self, step: int) -> dict:
         """The facts of a step of a run with these settings. One that only one side has (another version's) is its default."""
         meta = self._facts_of(step)
-        default = {name: configuration.default_of(name) for name in meta["identity"].keys() ^ self._identity.keys()}
+        one_sided = configuration.as_in_0_1_0(dict.fromkeys(meta["identity"].keys() ^ self._identity.keys(), ""))
+        default = {name: configuration.default_of(name) for name in one_sided}
         remedy = "set another MODEL_DIR, or use that run's settings"
         self._check_equal(default | meta["identity"], default | self._identity, remedy)
         return meta

@@ -55,7 +55,7 @@ def evaluate(
             if run_dir is not None and writer is not None and (known := writer.values(step, f"{split}/")):
                 scores[step] = known
                 continue
-            result = evaluator(read(), params.frozen, split, NUM_SAMPLES, session.stop.check)
+            result = evaluator(read(), params.frozen, split, step, NUM_SAMPLES, session.stop.check)
             scores[step] = result.scores
             if folder is not None and writer is not None:
                 with outputs.naming(folder):

@@ -12,8 +12,9 @@ THRESHOLD = 0.5
 def anls(targets: Sequence[str | Sequence[str]], predictions: Sequence[str]) -> dict[str, float]:
     """Average normalised Levenshtein similarity in [0, 1] (Biten et al. 2019, "Scene Text Visual Question Answering").
 
-    A question's score is the best over its answers of `1 - d` if `d < 0.5`, else 0, where `d` is the edit distance over the
-    length of the longer string. Case and repeated white space are ignored (Mathew et al. 2021, "DocVQA").
+    A question's score is the best over its answers of `1 - d` if that is at least 0.5, else 0, where `d` is the edit distance,
+    without regard to case and repeated white space, over the length of the longer string as given. This is the rule of the
+    evaluation script of DocVQA and InfographicVQA; the paper drops `d = 0.5` too.
 
     Args:
       targets: one answer for each prediction, or several that are all right.
@@ -28,9 +29,11 @@ def anls(targets: Sequence[str | Sequence[str]], predictions: Sequence[str]) -> 
 
 
 def similarity(answer: str, prediction: str) -> float:
-    """The similarity of two strings in [0, 1]; 0 if the normalised distance is 0.5 or more; 1 for two empty strings."""
-    distance = Levenshtein.normalized_distance(answer, prediction, processor=_plain)
-    return 1.0 - distance if distance < THRESHOLD else 0.0
+    """The similarity of two strings in [0, 1]; 0 if it is below 0.5; 1 for two empty strings."""
+    # In upper case, as the script measures: some letters become two.
+    length = max(len(answer.upper()), len(prediction.upper()), 1)
+    found = 1.0 - Levenshtein.distance(answer, prediction, processor=_plain) / length
+    return found if found >= THRESHOLD else 0.0
 
 
 def _plain(text: str) -> str:

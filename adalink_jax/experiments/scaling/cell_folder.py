@@ -45,7 +45,7 @@ class CellFolder(RunFolder):
         if base is not None:  # so that a folder is refused if its base was trained again with other settings
             settings = {**settings, "base": base.digest}
         super().__init__(f"{study.model_dir}/{cell.name}", cell.axes(), settings, total_steps)
-        self.cell, self._study = cell, study
+        self.cell, self._study, self._base = cell, study, base
         self._file = None if study.kept is None else epath.Path(study.kept) / f"{cell.name}.json"
 
     def check(self) -> None:
@@ -56,7 +56,7 @@ class CellFolder(RunFolder):
         """
         super().check()
         result = self._read_kept()
-        if result is not None and result["settings"] != self.digest:
+        if result is not None and result["settings"] not in (self.digest, self.digest_in_0_1_0):
             raise UserError(
                 f"{self._file} was made with other settings than the study has now; restore them, choose another "
                 f"Study.kept, or delete that file."
@@ -70,12 +70,25 @@ class CellFolder(RunFolder):
         """Whether its folder has everything that was trained."""
         return super().finished()
 
+    @property
+    def settings_in_0_1_0(self) -> dict[str, str]:
+        """The settings as version 0.1.0 recorded them, with its digest of the base."""
+        return super().settings_in_0_1_0 | ({} if self._base is None else {"base": self._base.digest_in_0_1_0})
+
     @functools.cached_property
     def digest(self) -> str:
         """A digest of its settings, without those at their defaults, and of its base's."""
+        return self._digest(self.settings)
+
+    @functools.cached_property
+    def digest_in_0_1_0(self) -> str:
+        """The digest as version 0.1.0 recorded it."""
+        return self._digest(self.settings_in_0_1_0)
+
+    def _digest(self, settings: Mapping[str, str]) -> str:
         settings = {
             name: text
-            for name, text in self.settings.items()
+            for name, text in settings.items()
             if not name.lower().endswith(self.local_settings) and text != configuration.default_of(name)
         }
         return hashlib.sha256(json.dumps({"base": None} | settings, sort_keys=True).encode()).hexdigest()[:16]

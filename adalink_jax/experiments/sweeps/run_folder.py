@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 from etils import epath
 
+from adalink_jax import configuration
 from adalink_jax.errors import Preempted, Stopped, UserError
 from adalink_jax.files import locks
 from adalink_jax.files.json_lines import append_json, read_json_lines
@@ -53,6 +54,11 @@ class RunFolder:
         self.path = epath.Path(path)
         self.bindings, self.settings, self.total_steps = dict(bindings), dict(settings), total_steps
 
+    @property
+    def settings_in_0_1_0(self) -> dict[str, str]:
+        """The settings as version 0.1.0 recorded them."""
+        return configuration.as_in_0_1_0(self.settings)
+
     def check(self) -> None:
         """Refuses a folder whose run was started with other settings.
 
@@ -61,8 +67,9 @@ class RunFolder:
         """
         record = read_json(self.path / RECORD)
         recorded = self.settings if record is None else record["settings"]
-        for name in sorted(recorded.keys() | self.settings.keys()):
-            old, new = recorded.get(name, "not set"), self.settings.get(name, "not set")
+        settings = self.settings if len(configuration.as_in_0_1_0(recorded)) < len(recorded) else self.settings_in_0_1_0
+        for name in sorted(recorded.keys() | settings.keys()):
+            old, new = recorded.get(name, "not set"), settings.get(name, "not set")
             if old != new and not name.lower().endswith(self.local_settings):
                 raise UserError(
                     f"{self.path} was made with {name} = {old}, and the sweep now says {new}; restore the setting, choose "

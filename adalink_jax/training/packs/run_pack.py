@@ -86,7 +86,7 @@ def train_pack(
             microbatches=microbatches,
         )  # fmt: skip
         state = run.train(jax.jit(step, donate_argnums=0), total_steps, eval_period, log_period)
-        results = run.score(run.best, "test") if test else None
+        results = run.score(run.best, "test", 0) if test else None
         session.end_if_stopped(lambda: run.save(state))
         return run.finish(state, results, total_steps, time.time() - started)
 
@@ -200,7 +200,7 @@ class PackRun:
             scored and None not in self.progress.scores
         ):  # they are None if the pack was killed before its first checkpoint
             return
-        results = self.score(state.trainable, "validation")
+        results = self.score(state.trainable, "validation", step)
         if results is None:
             return
         scores = [result.selecting_score(self.metric) for result in results]
@@ -262,8 +262,8 @@ class PackRun:
 
         return log
 
-    def score(self, trainable: Leaves, split: str) -> list[Result] | None:
+    def score(self, trainable: Leaves, split: str, step: int) -> list[Result] | None:
         """Each member's scores on a split; None if a stop was requested."""
         padding, frozen = self.pack.members.padding, self.pack.params.frozen
-        score = lambda check: self.evaluator.of_pack(trainable, padding, frozen, split, 0, check)
+        score = lambda check: self.evaluator.of_pack(trainable, padding, frozen, split, step, 0, check)
         return self.session.unless_stopped(split, score)

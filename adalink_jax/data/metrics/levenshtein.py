@@ -32,8 +32,8 @@ def similarity(answer: str, prediction: str) -> float:
     """The similarity of two strings in [0, 1]; 0 if it is below 0.5; 1 for two empty strings."""
     # In upper case, as the script measures: some letters become two.
     length = max(len(answer.upper()), len(prediction.upper()), 1)
-    found = 1.0 - Levenshtein.distance(answer, prediction, processor=_plain) / length
-    return found if found >= THRESHOLD else 0.0
+    score = 1.0 - Levenshtein.distance(answer, prediction, processor=_plain) / length
+    return score if score >= THRESHOLD else 0.0
 
 
 def _plain(text: str) -> str:

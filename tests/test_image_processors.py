@@ -95,7 +95,7 @@ def test_pixels_are_the_processor_s(name, source, size, tmp_path):
 
 
 @pytest.mark.parametrize("name", CLASSES)
-def test_pixels_are_within_a_level_of_the_torchvision_processor_s(name, tmp_path):
+def test_pixels_are_within_two_levels_of_the_torchvision_processor_s(name, tmp_path):
     pytest.importorskip("torchvision")
     settings = described(tmp_path, processor(name, "torchvision"))
     encoded = png(synthetic())
@@ -113,6 +113,7 @@ FIELDS = {
     "one_size": ("ViT", {"size": 224}), "pair": ("ViT", {"size": [224, 224]}), "cut": ("ViT", {"size": 256, "do_center_crop": True, "crop_size": 224}),
     "shortest": ("Siglip", {"size": 250, "do_center_crop": True, "crop_size": 224}),
     "wide_crop": ("CLIP", {"size": {"shortest_edge": 224}, "crop_size": {"height": 224, "width": 300}}),
+    "large_crop": ("CLIP", {"size": {"shortest_edge": 300}, "crop_size": {"height": 224, "width": 224}}),
     "not_cut": ("CLIP", {"size": {"height": 224, "width": 224}, "do_center_crop": False}),
     "not_converted": ("CLIP", {"do_convert_rgb": False}), "none": ("ViT", {"do_normalize": None, "size_divisor": None}),
 }  # fmt: skip

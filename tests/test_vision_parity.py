@@ -142,8 +142,8 @@ def test_pixels_are_prepared_as_the_folder_says(tower, tmp_path):
     right = {**ours, "pixel_mean": (0.4, 0.5, 0.6), "pixel_std": (0.3, 0.2, 0.25)}
     right["resample"], other = ("bilinear", "bicubic") if "class_token" in ours else ("bicubic", "bilinear")
     tower_of(str(saying), ViTConfig(**{**vars(VIT), **right}))
-    with pytest.raises(CheckpointError, match="set ViTConfig.resample"):
-        tower_of(str(saying), ViTConfig(**{**vars(VIT), **right, "resample": other}))
+    with pytest.raises(CheckpointError, match="set ViTConfig.resample, and crop_pct = 1.0."):
+        tower_of(str(saying), ViTConfig(**{**vars(VIT), **right, "resample": other, "crop_pct": 0.5}))
 
 
 @pytest.mark.parametrize("new", [(4, 4), (6, 5), (9, 9), (3, 2), (1, 1)])

@@ -54,18 +54,20 @@ def check_settings(source: Source, configs: Mapping[str, Any], part: str | None 
       part: the part to compare; None means all parts.
 
     Raises:
-      CheckpointError: names the first setting that differs.
+      CheckpointError: names the settings that differ.
     """
     for stated_part, settings in source.settings.items():
         if stated_part not in configs or part not in (None, stated_part):
             continue
         config = configs[stated_part]
-        for field, value in settings.items():
-            if getattr(config, field) != value:
-                raise CheckpointError(
-                    f"{source.path} has {field} = {value!r}, but the model has {getattr(config, field)!r}; set "
-                    f"{type(config).__name__}.{field}."
-                )
+        different = [(field, value) for field, value in settings.items() if getattr(config, field) != value]
+        if different:
+            (field, value), *others = different
+            also = "".join(f", and {name} = {other!r}" for name, other in others)
+            raise CheckpointError(
+                f"{source.path} has {field} = {value!r}, but the model has {getattr(config, field)!r}; set "
+                f"{type(config).__name__}.{field}{also}."
+            )
 
 
 def check_fit(checkpoint: Shapes, model: Shapes, path: str) -> None:

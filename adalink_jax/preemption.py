@@ -18,7 +18,7 @@ import signal
 import sys
 import threading
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from adalink_jax.errors import Preempted
 
@@ -26,6 +26,17 @@ NOTICES = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1", "SIGUSR
 MEETING_SECONDS = 20  # to join the job's other processes before exiting; they would wait minutes for a missing one
 
 _entered, _listening, _met = threading.Event(), threading.Event(), threading.Event()
+
+
+@contextlib.contextmanager
+def signals_handled(handler: Callable[[int, types.FrameType | None], object], *numbers: int) -> Iterator[None]:
+    """While entered, by the main thread, `handler` handles these signals; restores their handlers at the end."""
+    old = {number: signal.signal(number, handler) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, old_handler in old.items():
+            signal.signal(number, old_handler)
 
 
 @contextlib.contextmanager

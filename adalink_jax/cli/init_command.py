@@ -64,12 +64,12 @@ def init(argv: list[str]) -> int:
         console.print("A run will refuse it as it is:", style="bold red")
         console.print(str(e), soft_wrap=True, markup=False)
         return 1
-    _show_commands(console, draft, [model, "gin/adapters/adalink.gin", str(out), "gin/runs/finetune.gin"], options.base)
+    _show_commands(console, draft, model, out, options.base)
     return 0
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = plain_parser(
+    return plain_parser(
         "init",
         "Read your own data and write one readable gin file, a task: columns, templates, splits, lengths, metric. Shows examples\n"
         "as the model will see them, lengths, labels, what is wrong with the rows, and the command to type next.\n"
@@ -88,7 +88,6 @@ def _parser() -> argparse.ArgumentParser:
         option("--images", metavar="PATH", help="where the pictures are: a folder, .zip or .tar"),
         option("--out", metavar="FILE", help="the gin file (the data's name, in this folder)"),
     )
-    return parser
 
 
 def _name(data: str) -> str:
@@ -196,12 +195,13 @@ def _write_contact_sheet(path: pathlib.Path, task: "LoadedFileTask", name: str) 
     path.write_bytes(contact_sheet(samples, f"{name}: examples of train, with their targets"))
 
 
-def _show_commands(console: "Console", draft: "Draft", files: Sequence[str], base: str) -> None:
+def _show_commands(console: "Console", draft: "Draft", model: str, out: pathlib.Path, base: str) -> None:
     """Prints the commands that train an adapter and score it."""
     rows = len(draft.loaded.splits["train"])
     steps = min(max(EPOCHS * rows // draft.batch_size, LEAST_STEPS), MOST_STEPS)
-    run = f"runs/{pathlib.Path(files[2]).stem}"
+    run = f"runs/{out.stem}"
     bindings = {"INITIAL_CHECKPOINT_PATH": base, "MODEL_DIR": run, "TRAIN_STEPS": steps, "EVAL_PERIOD": -(-steps // 4)}
+    files = (model, "gin/adapters/adalink.gin", str(out), "gin/runs/finetune.gin")
     train = ["adalink train", *(f"--gin_file={shlex.quote(file)}" for file in files)]
     train += [f"--gin.{name}={_quoted(value)}" for name, value in bindings.items()]
     half = len(train) // 2 + 1

@@ -154,19 +154,19 @@ def _print_plan(plan: "Plan", job: "Job", searching: bool) -> None:
 
 def _table(plan: "Plan", job: "Job") -> "Table":
     from rich import box
-    from rich.table import Table
+    from rich.table import Column, Table
 
     mesh = " x ".join(f"{name} {size}" for name, size in plan.mesh.items() if size > 1) or "one device"
     pack = f", a pack of {plan.members}" if plan.members > 1 else ""
     table = Table(
+        Column(),
+        Column(justify="right"),
+        Column(),
         title=f"{plan.topology}: {plan.chips} chips, mesh {mesh}{pack}",
         title_justify="left",
         box=box.SIMPLE,
         show_header=False,
     )
-    table.add_column()
-    table.add_column(justify="right")
-    table.add_column()
     row = lambda name, value, note="": table.add_row(name, value, note)
     gigabytes = lambda n: "-" if n is None else f"{n / GB:,.3f} GB"
     rows = f"{job.setup.data.batch_size} rows, {job.microbatches} microbatches"

@@ -5,7 +5,6 @@ flock: NFS 4 supports it, and so does Lustre if mounted with `flock`. Buckets ha
 """
 
 import contextlib
-from collections.abc import Iterator
 
 import filelock
 from etils import epath
@@ -13,9 +12,8 @@ from etils import epath
 from adalink_jax.files.places import is_remote
 
 
-@contextlib.contextmanager
-def hold(path: epath.Path, timeout: float) -> Iterator[None]:
-    """Locks the file `path` inside the context.
+def hold(path: epath.Path, timeout: float) -> contextlib.AbstractContextManager[object]:
+    """Locks the file `path`, until the end of the context that is returned.
 
     Args:
       path: the lock file; its folder must exist.
@@ -24,8 +22,7 @@ def hold(path: epath.Path, timeout: float) -> Iterator[None]:
     Raises:
       TimeoutError: if another process still holds it.
     """
-    with contextlib.nullcontext() if is_remote(path) else filelock.FileLock(path).acquire(timeout=timeout):
-        yield
+    return contextlib.nullcontext() if is_remote(path) else filelock.FileLock(path).acquire(timeout=timeout)
 
 
 def is_held(path: epath.Path) -> bool:

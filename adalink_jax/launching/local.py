@@ -80,9 +80,9 @@ def process_words(job: Job, settings: Local, index: int, coordinator: str) -> li
       index: number of the process.
       coordinator: `HOST:PORT` of process 0.
     """
-    coordination = (
+    return job.words(
+        settings.processes,
         f"--coordinator_address={coordinator}",
         f"--process_count={settings.processes}",
         f"--process_index={index}",
     )
-    return job.words(settings.processes, *coordination)

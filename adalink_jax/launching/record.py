@@ -4,6 +4,7 @@
 files as typed, and the modules of the current folder that they import) are copied to `files/`.
 """
 
+import contextlib
 import dataclasses
 import datetime
 import json
@@ -14,9 +15,11 @@ import subprocess
 from typing import Any, TypedDict
 
 import psutil
+from etils import epath
 
 from adalink_jax.configuration import GinFlags, gin_files, gin_root
 from adalink_jax.errors import UserError
+from adalink_jax.files.whole_file import read_json, write_json
 from adalink_jax.launching import Settings
 from adalink_jax.launching.job import Job, Rendered, string
 from adalink_jax.version import __version__
@@ -38,22 +41,10 @@ class Commands(TypedDict):
 
 
 class JobRecord(TypedDict):
-    """`job.json`: what `write` and `submitted` record; and `folder`, which `read` adds."""
+    """What this package reads of `job.json`, which `write` and `submitted` make; and `folder`, which `read` adds."""
 
     name: str
-    launcher: str
-    arguments: list[str]
-    topology: str
-    array: int | None
-    launched_by: str
-    version: str
-    commit: str | None
-    changed: bool
-    untracked: list[str]
-    written_at: str
     written: list[str]
-    settings: dict[str, Any]
-    files: list[str]
     commands: Commands
     submitted: dict[str, str] | None
     folder: str
@@ -203,7 +194,7 @@ def write(
         "commands": {name: commands[name] for name in ("submit", "status", "logs", "cancel")},
         "submitted": submission,
     }
-    _write_record(folder, record)
+    write_json(epath.Path(folder / RECORD), record)
     return sorted([*texts, RECORD])
 
 
@@ -227,8 +218,8 @@ def read(folder: str) -> JobRecord:
 def submitted(folder: str, **facts: str) -> None:
     """Records that a job was submitted, with `facts` such as its `id`."""
     record: dict[str, Any] = {**read(folder)}
-    path = pathlib.Path(record.pop("folder"))
-    _write_record(path, record | {"submitted": {"at": now(), **facts}})
+    path = epath.Path(record.pop("folder")) / RECORD
+    write_json(path, record | {"submitted": {"at": now(), **facts}})
 
 
 def note_process(path: pathlib.Path, pid: int) -> None:
@@ -238,20 +229,13 @@ def note_process(path: pathlib.Path, pid: int) -> None:
 
 def running_pid(path: pathlib.Path) -> int | None:
     """The process that a pid file names, if it is still running."""
-    try:
-        noted = json.loads(path.read_text())
-        process = psutil.Process(noted["pid"])
-        return process.pid if process.create_time() == noted["began"] and process.is_running() else None
-    except (FileNotFoundError, json.JSONDecodeError, psutil.Error):
-        return None
+    noted = read_json(epath.Path(path))
+    with contextlib.suppress(psutil.Error):
+        process = psutil.Process(noted["pid"]) if noted else None
+        if process and process.create_time() == noted["began"] and process.is_running():
+            return process.pid
 
 
 def now() -> str:
     """The time in UTC, in ISO format."""
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-
-
-def _write_record(folder: pathlib.Path, record: dict[str, Any]) -> None:
-    new = folder / f"{RECORD}.new"  # renamed when complete, since other processes may read the record
-    new.write_text(json.dumps(record, indent=1) + "\n")
-    new.replace(folder / RECORD)

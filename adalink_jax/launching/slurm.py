@@ -62,24 +62,24 @@ def render(job: Job, settings: Slurm, staged: dict[str, str]) -> Rendered:
         raise UserError(
             f"TOPOLOGY is {topology.text!r}, but Slurm has no TPUs; give GPUs (h100:8) or CPUs (cpu:4), or use `adalink launch tpu`."
         )
-    gpus = topology.platform == "gpu"
     per_node = _per_node(job, settings)
     nodes = topology.chips // per_node
     # A command that runs in one process uses all GPUs of one node.
     processes = topology.chips if job.command in SEVERAL or nodes > 1 else 1
     script = os.path.join(job.folder, SCRIPT)
-    values = {
-        "job": job,
-        "settings": settings,
-        "script": script,
-        "log": os.path.join(job.folder, "%A_%a.log" if job.array else "%j.log"),
-        "nodes": nodes,
-        "tasks_per_node": processes // nodes,
-        "gpus_per_node": per_node if gpus else None,
-        "words": job.words(processes),
-    }
+    text = job_templates.fill(
+        "slurm.sh.jinja",
+        job=job,
+        settings=settings,
+        script=script,
+        log=os.path.join(job.folder, "%A_%a.log" if job.array else "%j.log"),
+        nodes=nodes,
+        tasks_per_node=processes // nodes,
+        gpus_per_node=per_node if topology.platform == "gpu" else None,
+        words=job.words(processes),
+    )
     return Rendered(
-        files={SCRIPT: job_templates.fill("slurm.sh.jinja", **values)},
+        files={SCRIPT: text},
         main=SCRIPT,
         submit=("sbatch", "--parsable", script),
         status=(

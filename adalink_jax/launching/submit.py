@@ -10,6 +10,7 @@ import sys
 import time
 from typing import Any
 
+from adalink_jax import preemption
 from adalink_jax.errors import UserError
 from adalink_jax.launching import Settings, local, record, slurm, supervisor, tpu
 from adalink_jax.launching.job import Job
@@ -133,20 +134,18 @@ def _run_in_foreground(job: Job, command: list[str]) -> int:
         begin = log.tell()
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
     forward = lambda number, frame: process.send_signal(number)
-    handlers = {number: signal.signal(number, forward) for number in (signal.SIGTERM, signal.SIGINT)}
     pid = pathlib.Path(job.folder, "script.pid")
-    record.note_process(pid, process.pid)
-    record.submitted(job.folder)
-    try:
-        with open(path, errors="replace") as log:
-            log.seek(begin)
-            while (ended := process.poll()) is None:
+    with preemption.signals_handled(forward, signal.SIGTERM, signal.SIGINT):
+        record.note_process(pid, process.pid)
+        record.submitted(job.folder)
+        try:
+            with open(path, errors="replace") as log:
+                log.seek(begin)
+                while (ended := process.poll()) is None:
+                    print(log.read(), end="", flush=True)
+                    time.sleep(0.2)
                 print(log.read(), end="", flush=True)
-                time.sleep(0.2)
-            print(log.read(), end="", flush=True)
-        return ended if ended >= 0 else 128 - ended
-    finally:
-        if process.poll() is not None:
-            pid.unlink(missing_ok=True)
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
+            return ended if ended >= 0 else 128 - ended
+        finally:
+            if process.poll() is not None:
+                pid.unlink(missing_ok=True)

@@ -3,6 +3,7 @@
 The job's exit status is 75 if it was preempted and saved (see `preemption`), else that of the first process that failed, else 0.
 """
 
+import contextlib
 import os
 import pathlib
 import signal
@@ -14,8 +15,6 @@ import types
 from adalink_jax import preemption
 from adalink_jax.errors import Preempted
 from adalink_jax.launching import record
-
-_FORWARDED = (*preemption.NOTICES, signal.SIGINT)
 
 
 def free_port() -> int:
@@ -46,24 +45,23 @@ class Supervisor:
         self._folder, self._grace = pathlib.Path(folder), grace_seconds
         self.processes: list[subprocess.Popen] = []
         self._notice: int | None = None  # the first signal that this process received
-        self._handlers = {}
 
     def __enter__(self) -> "Supervisor":
-        self._handlers = {number: signal.signal(number, self._receive) for number in _FORWARDED}
-        try:
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(preemption.signals_handled(self._receive, *preemption.NOTICES, signal.SIGINT))
+            stack.callback(self._end)
             for index in range(len(self._commands)):
                 self._start(index)
-        except BaseException:
-            self.__exit__()
-            raise
+            self._at_exit = stack.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._at_exit.close()
+
+    def _end(self) -> None:
         self._stop_all(signal.SIGTERM)
         for index in range(len(self.processes)):
             (self._folder / f"process_{index}.pid").unlink(missing_ok=True)
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)
 
     def wait(self) -> int:
         """Waits until all processes have ended, and forwards signals to them.

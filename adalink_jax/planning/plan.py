@@ -164,16 +164,18 @@ def make_plan(job: Job, topology: Topology, eval_examples: int) -> Plan:
         step_program = _Compiled(None, sum(sizes.values()), None, 0.0)
         if limit is None or step_program.needed <= limit:
             step_program = _compile(jax.jit(step, donate_argnums=0), *arguments)
-        eval_program = _compile(_generate(job, model, at_once), *decoding_arguments) if step_program.text else None
+        eval_program = (
+            _compile(_generate(job, model, at_once), *decoding_arguments) if step_program.executable else None
+        )
         flops = count_flops(step, *arguments)
         model_flops = count_flops(_step(job, without_remat(model), 1, at_once), *arguments)
     needed, eval_needed, fits = step_program.needed, None, False
     if eval_program:
         eval_needed = eval_program.needed + sizes["optimizer_bytes"]
-        fits = eval_program.text is not None and (limit is None or max(needed, eval_needed) <= limit)
+        fits = eval_program.executable is not None and (limit is None or max(needed, eval_needed) <= limit)
     sent, moved, estimate = None, None, None
-    if step_program.text:
-        program = Program(step_program.text)
+    if step_program.executable:
+        program = Program(step_program.executable.as_text() or "")
         sent, moved = collectives(program, topology.chips, topology.num_slices), bytes_moved(program)
         if chip:
             estimate = roofline.estimate(
@@ -248,13 +250,13 @@ class _Compiled:
     """The outcome of compiling a program.
 
     Attributes:
-      text: the program; None if the compiler refused it for lack of memory, or did not run.
+      executable: the program; None if the compiler refused it for lack of memory, or did not run.
       needed: bytes that it needs on a chip.
-      temporaries: the compiler's temporaries among them; None without `text`.
+      temporaries: the compiler's temporaries among them; None without `executable`.
       seconds: to trace and compile it.
     """
 
-    text: str | None
+    executable: jax.stages.Compiled | None
     needed: int
     temporaries: int | None
     seconds: float
@@ -275,7 +277,7 @@ def _compile(program: jax.stages.Wrapped, *arguments: Any) -> _Compiled:
         memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
         + memory.temp_size_in_bytes + memory.generated_code_size_in_bytes
     )  # fmt: skip
-    return _Compiled(compiled.as_text(), needed, memory.temp_size_in_bytes, seconds)
+    return _Compiled(compiled, needed, memory.temp_size_in_bytes, seconds)
 
 
 def _needed(refusal: str) -> int:

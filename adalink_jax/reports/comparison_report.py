@@ -1,8 +1,6 @@
 """The report of a comparison: Markdown, CSV and a plot."""
 
-import csv
 import dataclasses
-import io
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,6 +8,7 @@ from etils import epath
 from matplotlib.figure import Figure
 
 from adalink_jax.experiments.comparisons.compare import Compared, Row
+from adalink_jax.reports.page import Table
 from adalink_jax.reports.statistics import interval, mean
 
 
@@ -59,13 +58,9 @@ def as_csv(compared: Compared) -> str:
         field.name for field in dataclasses.fields(Row) if field.name not in ("budget", "plateau", "plateau_steps")
     ]
     per_seed = [name for name in ("budget", "plateau", "plateau_steps") if getattr(rows[0], name)]
-    out = io.StringIO()
-    table = csv.writer(out, lineterminator="\n")
-    table.writerow([*plain, *(f"{name}_seed_{seed}" for name in per_seed for seed in seeds)])
-    for row in rows:
-        values = (value for name in per_seed for value in getattr(row, name))
-        table.writerow([*(getattr(row, name) for name in plain), *values])
-    return out.getvalue()
+    columns = [*plain, *(f"{name}_seed_{seed}" for name in per_seed for seed in seeds)]
+    scores = lambda row: (value for name in per_seed for value in getattr(row, name))
+    return Table(columns, [[*(getattr(row, name) for name in plain), *scores(row)] for row in rows]).csv()
 
 
 def draw(path: epath.Path, compared: Compared) -> None:

@@ -6,7 +6,7 @@ from typing import Self
 
 from rich.console import Console, Group
 from rich.live import Live
-from rich.table import Table
+from rich.table import Column, Table
 
 from adalink_jax.experiments.sweeps.run_folder import RunFolder
 
@@ -66,9 +66,7 @@ class Board:
         failures = f", [red]{failed} failed[/]" if failed else ""
         waiting = self._total - done - failed - len(running)
         title = f"[bold]{done} of {self._total} done[/]{failures}, {waiting} to go{self._time_left(done, failed)}"
-        table = Table(box=None)
-        for heading in ("running", "step", "left"):
-            table.add_column(heading, justify="left" if heading == "running" else "right")
+        table = Table("running", Column("step", justify="right"), Column("left", justify="right"), box=None)
         for name, run in running.items():
             step = run.step()
             table.add_row(name, f"{step}/{run.total_steps}", self._time_left_of(name, step, run.total_steps))

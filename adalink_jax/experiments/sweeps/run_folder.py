@@ -86,8 +86,8 @@ class RunFolder:
         return summary is not None and summary.get("total_steps", summary["steps"]) >= self.total_steps
 
     def taken(self) -> bool:
-        """Whether some process trains it now."""
-        return is_running(self.path)
+        """Whether some process trains it now; always False in a bucket, which has no locks."""
+        return locks.is_held(self.path / LOCK)
 
     def state(self) -> str:
         """One of DONE, RUNNING, STOPPED, FAILED, NEW."""
@@ -106,11 +106,11 @@ class RunFolder:
           UserError: see `check`.
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        with contextlib.ExitStack() as stack:
-            try:
-                stack.enter_context(locks.hold(self.path / LOCK, PATIENCE_SECONDS))
-            except TimeoutError as e:
-                raise Taken(f"{self.path} is being trained by another process; this process leaves it alone.") from e
+        try:
+            lock = locks.hold(self.path / LOCK, PATIENCE_SECONDS)
+        except TimeoutError as e:
+            raise Taken(f"{self.path} is being trained by another process; this process leaves it alone.") from e
+        with lock:
             self.check()
             yield
 
@@ -160,14 +160,9 @@ class RunFolder:
         append_json(self.path / ATTEMPTS, {"time": round(time.time(), 1), **facts})
 
 
-def is_running(path: epath.Path) -> bool:
-    """Whether some process trains in the folder `path` now; always False in a bucket, which has no locks."""
-    return locks.is_held(path / LOCK)
-
-
 def state_of(path: epath.Path) -> str:
     """The state of an unfinished run."""
-    if is_running(path):
+    if locks.is_held(path / LOCK):
         return RUNNING
     attempts = read_json_lines(path / ATTEMPTS)
     if attempts and attempts[-1].get("status", 0) not in (0, *RESUMABLE):

@@ -5,7 +5,6 @@ from their checkpoints. The processes end when this one does, after saving.
 """
 
 import collections
-import contextlib
 import os
 import re
 import signal
@@ -13,14 +12,15 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import types
+from collections.abc import Callable, Mapping, Sequence
 
 from rich.console import Console
 
 from adalink_jax.errors import Preempted, Stopped
 from adalink_jax.experiments.sweeps.board import Board
 from adalink_jax.experiments.sweeps.run_folder import LOG, RunFolder, Taken
-from adalink_jax.preemption import NOTICES
+from adalink_jax.preemption import NOTICES, signals_handled
 
 POLL_SECONDS, LOOK_SECONDS, FOLLOW_SECONDS = 0.1, 1.0, 1.0
 TRIES = 20  # starts of a run that is preempted again and again
@@ -89,7 +89,7 @@ class Runner:
         Raises:
           Stopped, Preempted: after a signal, once all processes have saved and ended.
         """
-        with self._recording_signals(), self._board:
+        with signals_handled(self._record_signal, signal.SIGINT, *NOTICES), self._board:
             try:
                 while (self._waiting and not self._signals) or self._running:
                     self._start_some()
@@ -103,20 +103,11 @@ class Runner:
             kind = Preempted if self._signals[0] in NOTICES else Stopped
             raise kind("The sweep was stopped, and its runs have saved; rerun the same command to resume.")
 
-    @contextlib.contextmanager
-    def _recording_signals(self) -> Iterator[None]:
-        def record(number, _):
-            self._signals.append(number)
-            again = number == signal.SIGINT and self._signals.count(number) > 1
-            for process in self._running.values():  # a second Ctrl-C does not wait for checkpoints
-                process.kill() if again else process.terminate()
-
-        old = {number: signal.signal(number, record) for number in (signal.SIGINT, *NOTICES)}
-        try:
-            yield
-        finally:
-            for number, handler in old.items():
-                signal.signal(number, handler)
+    def _record_signal(self, number: int, _: types.FrameType | None) -> None:
+        self._signals.append(number)
+        again = number == signal.SIGINT and self._signals.count(number) > 1
+        for process in self._running.values():  # a second Ctrl-C does not wait for checkpoints
+            process.kill() if again else process.terminate()
 
     def _start_some(self) -> None:
         if len(self._running) >= self._parallel or time.monotonic() - self._looked < LOOK_SECONDS:

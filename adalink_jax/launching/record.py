@@ -229,11 +229,12 @@ def note_process(path: pathlib.Path, pid: int) -> None:
 
 def running_pid(path: pathlib.Path) -> int | None:
     """The process that a pid file names, if it is still running."""
-    noted = read_json(epath.Path(path))
-    with contextlib.suppress(psutil.Error):
-        process = psutil.Process(noted["pid"]) if noted else None
-        if process and process.create_time() == noted["began"] and process.is_running():
-            return process.pid
+    if noted := read_json(epath.Path(path)):
+        with contextlib.suppress(psutil.Error):
+            process = psutil.Process(noted["pid"])
+            if process.create_time() == noted["began"] and process.is_running():
+                return process.pid
+    return None
 
 
 def now() -> str:

@@ -16,6 +16,7 @@ from adalink_jax.cli.arguments import register
 from adalink_jax.cli.main import main
 from adalink_jax.data import digits
 from adalink_jax.data.images import load_image
+from adalink_jax.data.vocabularies import train_sentencepiece
 from adalink_jax.errors import UserError
 from adalink_jax.serving import Predictor
 from adalink_jax.training.setup import Setup, load_parameters
@@ -250,6 +251,21 @@ def test_log_likelihoods_are_sums_over_tokens(predict, scenes):
     by_hand = sum(float(jax.nn.log_softmax(logits[0, i])[x]) for i, x in enumerate(ids))
     found = predict(texts[0], images[0], None, choices=["42", "7"], scores=True)["42"]
     assert found == pytest.approx(by_hand, abs=1e-4)
+
+
+def test_a_vocabulary_with_more_ids_than_rows_is_refused(tmp_path, capsys):
+    text = ["the film was good and the film was bad", "a dull film walks in the park", "what is this? hello 123 456"]
+    spiece = str(train_sentencepiece(text * 300, 287, str(tmp_path)))
+    message = "has 387 ids and the model's embedding only 264 rows"
+    with pytest.raises(UserError, match=message):
+        Predictor("bundled:pali_nano_instruct", vocabulary=spiece)
+    Image.fromarray(np.zeros((8, 16), np.uint8)).save(tmp_path / "a.png")
+    (tmp_path / "rows.csv").write_text("inputs,image,label\nread,a.png,x\nread,a.png,x\n")
+    flags = [*FLAGS, f"--gin.VOCABULARY={spiece!r}"]
+    assert main(["infer", str(tmp_path / "rows.csv"), str(tmp_path / "out.csv"), *flags]) == 2
+    assert main(["init", str(tmp_path / "rows.csv"), "--vocabulary", spiece, "--out", str(tmp_path / "out.gin")]) == 2
+    errors = capsys.readouterr().err
+    assert errors.count(message) == 2 and not (tmp_path / "out.csv").exists()
 
 
 def test_other_adapters_do_not_recompile(predict, scenes):

@@ -175,10 +175,17 @@ def _torch_leaves(file: epath.Path) -> dict[str, Leaf]:
 
 
 def copy_files(source: Source, folder: epath.Path) -> None:
-    """Copies the tokenizer's and the generation's files that the source has."""
+    """Copies the tokenizer's and the generation's files that the source has.
+
+    Where only the `config.json` of a Hugging Face folder says that `transformers` reads the vocabulary, a file is added that
+    says it in the copy.
+    """
     for name in FILES_OF_THE_BASE:
         if (source.folder / name).exists():
             (source.folder / name).copy(folder / name, overwrite=True)
+    kind = source.config.get("tokenizer_class") or ("T5Tokenizer" if (folder / "spiece.model").exists() else None)
+    if source.config and kind and not (folder / "tokenizer_config.json").exists():
+        (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": kind}) + "\n")
 
 
 def config_of(source: Source, dtype: str | None = None) -> dict[str, Any]:

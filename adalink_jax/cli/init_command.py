@@ -103,7 +103,7 @@ def _name(data: str) -> str:
 
 def _base(options: argparse.Namespace) -> tuple[str, bool, str]:
     """The model's gin file, whether it takes images, and its vocabulary."""
-    from adalink_jax.data.vocabularies import find_vocabulary
+    from adalink_jax.data import check_rows, load_vocabulary
     from adalink_jax.serving.opening import model_file, vocabulary_of
     from adalink_jax.training.setup import Setup
 
@@ -111,13 +111,14 @@ def _base(options: argparse.Namespace) -> tuple[str, bool, str]:
     flags, _ = configuration.parse_flags([f"--gin_file={model}"])
     configuration.load(flags, require_all=False)
     configuration.require({"Setup.model": "a model's file, such as --model=gin/models/pali_nano.gin"})
-    takes_images = Setup().image_shape is not None  # pyright: ignore[reportCallIssue]  # gin supplies the model
+    setup = Setup()  # pyright: ignore[reportCallIssue]  # gin supplies the model
     vocabulary = options.vocabulary or vocabulary_of(options.base)
     try:
-        find_vocabulary(vocabulary)
+        ids = load_vocabulary(vocabulary).vocab_size
+        check_rows(f"The vocabulary {vocabulary}", ids, setup.model.backbone.config.vocab_size)
     except UserError as e:
         raise UserError(f"{e} (--vocabulary)") from e
-    return model, takes_images, vocabulary
+    return model, setup.image_shape is not None, vocabulary
 
 
 # --- output ---

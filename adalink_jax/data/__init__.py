@@ -11,13 +11,14 @@ from adalink_jax.data.iterators import BatchIterator, EpochIterator
 from adalink_jax.data.published import PublishedData, SpanCorruption
 from adalink_jax.data.task_protocol import Example, Task
 from adalink_jax.data.tasks import DatasetConfig, get_tasks, seqio_sources
+from adalink_jax.data.transformers_vocabulary import TransformersVocabulary, WordPieceVocabulary
 from adalink_jax.data.user_files import FileTask
 from adalink_jax.data.vision_cache import Tower, VisionCache
 from adalink_jax.data.vocabularies import (
     ByteVocabulary,
     SentencePieceVocabulary,
     Vocabulary,
-    WordPieceVocabulary,
+    check_rows,
     load_vocabulary,
 )
 
@@ -36,9 +37,11 @@ __all__ = [
     "SpanCorruption",
     "Task",
     "Tower",
+    "TransformersVocabulary",
     "VisionCache",
     "Vocabulary",
     "WordPieceVocabulary",
+    "check_rows",
     "get_tasks",
     "has_image",
     "load_vocabulary",

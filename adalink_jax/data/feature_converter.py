@@ -18,8 +18,8 @@ import numpy as np
 
 from adalink_jax.data.images import PREPARATION, ImageShape, Preparation, decode_image, load_image, read_image
 from adalink_jax.data.task_protocol import Example
+from adalink_jax.data.transformers_vocabulary import PAD, WordPieceVocabulary
 from adalink_jax.data.vision_cache import VisionCache, image_key
-from adalink_jax.data.vocabularies import PAD, WordPieceVocabulary
 from adalink_jax.errors import UserError
 from adalink_jax.token_ids import T5_IDS, TokenIds
 
@@ -95,7 +95,7 @@ class FeatureConverter:
             raise UserError(
                 f"{self._name(example)} has ids but no text (`inputs_pretokenized`), which the Q-Former reads."
             )
-        return self.instructions.encode(text_of(example["inputs_pretokenized"]))[: self.task_feature_lengths["inputs"]]
+        return self.instructions.encode(text_of(example["inputs_pretokenized"]), self.task_feature_lengths["inputs"])
 
     def key(self, example: Example) -> bytes:
         """The key of an example's image in a cache; includes the instruction if the tower reads it."""

@@ -2,6 +2,7 @@
 
 import difflib
 import importlib
+import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
@@ -10,6 +11,7 @@ import seqio
 import tensorflow as tf
 
 from adalink_jax.data.feature_converter import has_image
+from adalink_jax.data.mixing import mixed
 from adalink_jax.data.task_protocol import Example
 from adalink_jax.errors import UserError
 
@@ -21,7 +23,7 @@ CHUNK = 64  # examples converted from TensorFlow at once
 
 
 class SeqioTask:
-    """A seqio task, or a mixture (which can be trained on, but not scored)."""
+    """A seqio task."""
 
     notes = ()
 
@@ -31,17 +33,30 @@ class SeqioTask:
         # None leaves a feature's length unlimited, which seqio's annotation omits.
         self._lengths = cast(Mapping[str, int], {name: lengths.get(name) for name in features})
         self._vocabulary = features["targets"].vocabulary
-        self.name = task.name
+        self.name, self.splits = task.name, task.splits
         self.vocab_size = max(feature.vocabulary.vocab_size for feature in features.values())
         self.has_images = has_image(features)
+        self._known_sizes: dict[str, int] = {}
 
     def examples(self, split: str, seed: int | None = None, start: int = 0) -> Iterable[Example]:
         """See `Task.examples`. The order is seqio's for this seed."""
-        dataset = self._task.get_dataset(
+        return _rows(self._dataset(split, seed).skip(start))
+
+    def size(self, split: str, seed: int) -> int:
+        """The number of examples of a pass with this seed. If TensorFlow does not know it, the examples are counted."""
+        if split not in self._known_sizes:
+            dataset = self._dataset(split, seed)
+            known = int(dataset.cardinality())
+            if known < 0:
+                return int(dataset.reduce(np.int64(0), lambda count, _: count + 1))
+            self._known_sizes[split] = known
+        return self._known_sizes[split]
+
+    def _dataset(self, split: str, seed: int | None) -> tf.data.Dataset:
+        return self._task.get_dataset(
             self._lengths, split=split, shuffle=seed is not None, seed=seed, num_epochs=1, trim_output_features=True,
             use_cached=self._use_cached,
         )  # fmt: skip
-        return _rows(dataset.skip(start))
 
     def encode(self, text: str) -> list[int]:
         """See `Task.encode`."""
@@ -61,6 +76,27 @@ class SeqioTask:
         outputs = [postprocess(text, example=ex, is_target=False) for ex, text in zip(examples, predictions)]
         scores = (cast(dict[str, Any], metric(targets, outputs)) for metric in task.metric_fns)
         return {name: float(value) for of_metric in scores for name, value in of_metric.items()}
+
+
+class SeqioMixture(SeqioTask):
+    """A seqio mixture, which can be trained on but not scored; the examples of a seed never end (see `mixing`)."""
+
+    def __init__(
+        self, mixture: seqio.Mixture, tasks: Sequence[SeqioTask], lengths: Mapping[str, int], use_cached: bool
+    ):
+        super().__init__(mixture, lengths, use_cached)
+        sample = getattr(mixture, "_sample_fn", None)
+        if getattr(sample, "func", sample) not in (None, tf.data.Dataset.sample_from_datasets):
+            raise UserError(f"The mixture {self.name} has a sample_fn, and examples are drawn by rates; leave it out.")
+        self._tasks, self._rate = tasks, lambda task: mixture.get_rate(cast(seqio.Task, task._task))
+
+    def examples(self, split: str, seed: int | None = None, start: int = 0) -> Iterable[Example]:
+        """Yields examples of the tasks that have the split, at the mixture's rates; without a seed, all of one task after another."""
+        tasks = [task for task in self._tasks if split in task.splits]
+        if seed is None:
+            in_order = itertools.chain.from_iterable(task.examples(split) for task in tasks)
+            return itertools.islice(in_order, start, None)
+        return mixed(tasks, [self._rate(task) for task in tasks], split, seed, start)
 
 
 def _rows(dataset: tf.data.Dataset) -> Iterator[Example]:
@@ -125,4 +161,7 @@ def get_tasks(
         check = getattr(task.source, "check", None)  # tasks of `published` find missing files before training
         if check is not None and not use_cached:
             check()
-    return SeqioTask(task_or_mixture, lengths, use_cached), [SeqioTask(task, lengths, use_cached) for task in tasks]
+    scored = [SeqioTask(task, lengths, use_cached) for task in tasks]
+    if isinstance(task_or_mixture, seqio.Mixture):
+        return SeqioMixture(task_or_mixture, scored, lengths, use_cached), scored
+    return scored[0], scored

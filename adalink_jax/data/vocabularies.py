@@ -1,22 +1,33 @@
-"""Vocabularies without TensorFlow. Invariant: ids and text equal those of the seqio vocabulary of the same name."""
+"""Vocabularies without TensorFlow: UTF-8 bytes, SentencePiece models, and the tokenizers of Hugging Face folders.
+
+Invariant: ids and text of the first two equal those of the seqio vocabulary of the same name; those of a Hugging Face folder
+equal those of `transformers`.
+"""
 
 import functools
 import hashlib
 import io
 import itertools
-import json
 from collections.abc import Iterable
 from typing import Any
 
 import gin
 from etils import epath
 
+from adalink_jax.data.transformers_vocabulary import (
+    EOS,
+    FILES,
+    LAST_BYTE,
+    PAD,
+    SENTENCEPIECE_FILE,
+    TOKENIZER_FILE,
+    UNK,
+    TransformersVocabulary,
+    holds_tokenizer,
+)
 from adalink_jax.errors import UserError
 
-PAD, EOS, UNK = 0, 1, 2
 BYTES = "bytes"
-SENTENCEPIECE_FILE = "spiece.model"
-QFORMER_FOLDER, TOKENIZER_FILE = "qformer_tokenizer", "tokenizer.json"
 
 
 def _until_eos(ids: Iterable[int]) -> Iterable[int]:
@@ -28,6 +39,7 @@ class ByteVocabulary:
     """UTF-8 bytes, as in ByT5 (Xue et al., 2022): pad 0, EOS 1, unknown 2, byte b is id b + 3; 259 ids."""
 
     vocab_size = 259
+    first_sentinel = LAST_BYTE
 
     def encode(self, text: str) -> list[int]:
         """Converts text to ids, without EOS."""
@@ -60,6 +72,7 @@ class SentencePieceVocabulary:
         """
         self._model = _load_sentencepiece(str(path), extra_ids)
         self.vocab_size = self._model.GetPieceSize()
+        self.first_sentinel = self.vocab_size - 1
 
     def encode(self, text: str) -> list[int]:
         """Converts text to ids, without EOS."""
@@ -84,42 +97,7 @@ class SentencePieceVocabulary:
         return [added(i) for i in range(self.vocab_size)]
 
 
-Vocabulary = ByteVocabulary | SentencePieceVocabulary
-
-
-class WordPieceVocabulary:
-    """BERT's vocabulary, in which the Q-Former of an InstructBLIP reads instructions: `[CLS] words [SEP]`; pad is 0."""
-
-    def __init__(self, path: str):
-        """Args:
-          path: a `tokenizer.json`, or a checkpoint's folder (also `hf://OWNER/NAME`) that has one in `qformer_tokenizer/`.
-
-        Raises:
-          UserError: if it is missing or damaged, or `tokenizers` is not installed.
-        """
-        try:
-            import tokenizers
-        except ModuleNotFoundError as e:
-            raise UserError("QFORMER_VOCABULARY needs `tokenizers`: pip install 'adalink-jax[hf]'.") from e
-        from adalink_jax.checkpoints import folder_of  # brings JAX, which worker processes do without
-
-        file = folder_of(path)
-        file = file if file.is_file() else file / QFORMER_FOLDER / TOKENIZER_FILE
-        if not file.is_file():
-            raise UserError(
-                f"{path} holds no {QFORMER_FOLDER}/{TOKENIZER_FILE}; give QFORMER_VOCABULARY the file's path."
-            )
-        try:
-            self._tokenizer = tokenizers.Tokenizer.from_str(file.read_text())
-        except Exception as e:  # the library raises plain Exception
-            raise UserError(f"{file} is damaged, or not a tokenizer ({str(e)[:100]}).") from e
-        self._tokenizer.no_padding()
-        self._tokenizer.no_truncation()
-        self.vocab_size = self._tokenizer.get_vocab_size()
-
-    def encode(self, text: str) -> list[int]:
-        """Converts text to ids, with [CLS] and [SEP]."""
-        return self._tokenizer.encode(text).ids
+Vocabulary = ByteVocabulary | SentencePieceVocabulary | TransformersVocabulary
 
 
 @functools.cache
@@ -148,17 +126,20 @@ def load_vocabulary(path: epath.PathLike) -> Vocabulary:
     """Loads a vocabulary.
 
     Args:
-      path: "bytes"; a SentencePiece model; or a checkpoint's folder (also `hf://OWNER/NAME`) that holds one.
+      path: "bytes"; a SentencePiece model, which is read as seqio reads it; or a checkpoint's folder (also `hf://OWNER/NAME`):
+        a tokenizer in it is read as `transformers` reads it, a SentencePiece model alone as seqio does.
 
     Raises:
-      UserError: if there is no vocabulary.
+      UserError: if there is no vocabulary, or it is damaged.
     """
-    file = find_vocabulary(path)
-    return ByteVocabulary() if file is None else SentencePieceVocabulary(file)
+    location = find_vocabulary(path)
+    if location is None:
+        return ByteVocabulary()
+    return TransformersVocabulary(location) if location.is_dir() else SentencePieceVocabulary(location)
 
 
 def find_vocabulary(path: epath.PathLike) -> epath.Path | None:
-    """Returns the SentencePiece model that `load_vocabulary` would load; None for UTF-8 bytes.
+    """What `load_vocabulary` would load: a SentencePiece model, or the folder of a tokenizer; None for UTF-8 bytes.
 
     Raises:
       UserError: if there is no vocabulary.
@@ -173,19 +154,17 @@ def find_vocabulary(path: epath.PathLike) -> epath.Path | None:
         return folder
     if not folder.is_dir():
         raise UserError(f"There is no folder or SentencePiece model {path}.")
+    if holds_tokenizer(folder):
+        return folder
     if (folder / SENTENCEPIECE_FILE).exists():
         return folder / SENTENCEPIECE_FILE
-    config = folder / "tokenizer_config.json"
-    try:
-        if config.exists() and json.loads(config.read_text()).get("tokenizer_class") == "ByT5Tokenizer":
-            return None
-    except (json.JSONDecodeError, UnicodeDecodeError) as e:
-        raise UserError(f"{config} is damaged or cut short ({e}); copy it again.") from e
-    raise UserError(f"{path} holds no {SENTENCEPIECE_FILE}; give the vocabulary's path, or {BYTES!r} for UTF-8 bytes.")
+    raise UserError(
+        f"{path} holds no {SENTENCEPIECE_FILE} or {TOKENIZER_FILE}; give the vocabulary's path, or {BYTES!r} for UTF-8 bytes."
+    )
 
 
 def fingerprint(path: epath.PathLike) -> str:
-    """The first 16 hex digits of the SHA-256 of a vocabulary's file; "bytes" for UTF-8 bytes.
+    """The first 16 hex digits of the SHA-256 of a vocabulary's files; "bytes" for UTF-8 bytes.
 
     Args:
       path: see `load_vocabulary`.
@@ -193,8 +172,28 @@ def fingerprint(path: epath.PathLike) -> str:
     Raises:
       UserError: if there is no vocabulary.
     """
-    file = find_vocabulary(path)
-    return BYTES if file is None else hashlib.sha256(file.read_bytes()).hexdigest()[:16]
+    location = find_vocabulary(path)
+    if location is None:
+        return BYTES
+    files = [location / name for name in FILES if (location / name).is_file()] if location.is_dir() else [location]
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
+
+
+def check_rows(vocabulary: str, ids: int, rows: int) -> None:
+    """Checks that an embedding table has a row for each id of a vocabulary.
+
+    Args:
+      vocabulary: what has the ids, for the error message.
+      ids: one more than the largest id.
+      rows: rows of the table.
+
+    Raises:
+      UserError: if there are more ids than rows.
+    """
+    if ids > rows:
+        raise UserError(
+            f"{vocabulary} has {ids} ids and the model's embedding only {rows} rows; use the model's own vocabulary."
+        )
 
 
 def train_sentencepiece(sentences: Iterable[str], pieces: int, folder: str) -> epath.Path:

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from adalink_jax.checkpoints import Source, check_fit, folder_of, open_source
-from adalink_jax.data.vocabularies import EOS, PAD, Vocabulary
+from adalink_jax.data.vocabularies import EOS, PAD, Vocabulary, check_rows
 from adalink_jax.errors import CheckpointError, UserError
 from adalink_jax.interop.language_model import load_language_model
 from adalink_jax.models.decoding import Sampling
@@ -71,12 +71,8 @@ def verify_base(source: Source, reference: str, vocabulary: Vocabulary) -> list[
       CheckpointError: if the reference is damaged, not a Hugging Face folder, or of another shape.
       UserError: for another model's vocabulary, and if `transformers` or PyTorch is missing.
     """
-    ids, rows = _encode(vocabulary), source.leaves["token_embedder/embedding"].shape[0]
-    if ids.max() >= rows:
-        raise UserError(
-            f"The vocabulary has ids up to {ids.max()}, but the embedding of {source.path} has {rows} rows; give the model's "
-            f"own with --vocabulary."
-        )
+    check_rows("The vocabulary", vocabulary.vocab_size, source.leaves["token_embedder/embedding"].shape[0])
+    ids = _encode(vocabulary)
     opened = open_source(reference)
     if not opened.config:
         raise CheckpointError(

@@ -18,7 +18,7 @@ from PIL import Image
 
 from adalink_jax import checkpoints, parallel
 from adalink_jax.adapters import NONE, AdaptedModel, abstract_params, make_adapter, stack_adapters
-from adalink_jax.data import load_vocabulary
+from adalink_jax.data import check_rows, load_vocabulary
 from adalink_jax.data.images import ImageShape, Preparation, decode_image, load_image, picture_array
 from adalink_jax.data.user_files.text_templates import Template
 from adalink_jax.data.vocabularies import EOS
@@ -90,6 +90,7 @@ class Predictor:
         self._template = None if template is None else Template("INPUTS", template)
         self._without_images = opened.without_images
         self._vocabulary, self.batch_size = load_vocabulary(opened.vocabulary), batch_size
+        check_rows(f"The vocabulary {opened.vocabulary}", self._vocabulary.vocab_size, backbone.config.vocab_size)
         self._lengths, self._stop = (
             dict(task_feature_lengths or opened.task_feature_lengths or LENGTHS),
             setup.decoding.stop,

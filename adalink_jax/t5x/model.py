@@ -15,9 +15,10 @@ from t5x import losses, models  # pyright: ignore[reportAttributeAccessIssue]  #
 
 from adalink_jax import configuration, parallel
 from adalink_jax.adapters import AdaptedModel, abstract_params
-from adalink_jax.data.published.registration import seqio_vocabulary
 from adalink_jax.data.seqio_features import EncDecFeatureConverter, ImageFeatureConverter, Vocabulary, check_task
 from adalink_jax.data.seqio_source import SHIPPED_TASKS
+from adalink_jax.data.seqio_vocabulary import seqio_vocabulary
+from adalink_jax.data.vocabularies import check_rows
 from adalink_jax.errors import UserError
 from adalink_jax.models import paths
 from adalink_jax.models.blip2 import INSTRUCTION
@@ -131,11 +132,8 @@ class AdaptedEncoderDecoderModel(models.BaseTransformerModel):  # pyright: ignor
             raise UserError(
                 "The features are packed, which an adapted model does not support; set utils.DatasetConfig.pack = False."
             )
-        rows = self.module.backbone.config.vocab_size
-        if self.input_vocabulary.vocab_size > rows:
-            raise UserError(
-                f"The vocabulary has {self.input_vocabulary.vocab_size} ids, but the model only {rows}; use the model's own vocabulary."
-            )
+        for side, vocabulary in (("inputs", self.input_vocabulary), ("targets", self.output_vocabulary)):
+            check_rows(f"The vocabulary of {side}", vocabulary.vocab_size, self.module.backbone.config.vocab_size)
         batch = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), self._features)
         params = parallel.unbox(self.module.init(rng, batch)["params"])
         boxes = jax.tree_util.tree_leaves_with_path(

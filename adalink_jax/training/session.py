@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 
 from adalink_jax import parallel
 from adalink_jax.adapters import AdaptedModel
-from adalink_jax.data import BatchIterator, FeatureConverter, Task, get_tasks
+from adalink_jax.data import BatchIterator, FeatureConverter, Task, check_rows, get_tasks
 from adalink_jax.data.images import counting_transparent, transparency_note
 from adalink_jax.errors import UserError
 from adalink_jax.files.whole_file import read_json
@@ -235,12 +235,7 @@ def check_data(setup: Setup, microbatches: int, mesh: Mesh) -> tuple[Task, Seque
     check_batch(setup.data.batch_size, microbatches, parallel.data_axis_size(mesh))
     with reading_rows() as on_rows:
         task, eval_tasks = get_tasks(setup.data, on_rows)
-    rows = setup.model.backbone.config.vocab_size
-    if task.vocab_size > rows:
-        raise UserError(
-            f"The vocabulary of {task.name} has {task.vocab_size} ids and the model's embedding only {rows} rows; "
-            f"use a task with the model's vocabulary."
-        )
+    check_rows(f"The vocabulary of {task.name}", task.vocab_size, setup.model.backbone.config.vocab_size)
     if task.has_images and setup.image_shape is None:
         raise UserError(
             f"{task.name} has images, and the model takes none; use a model with a vision tower (gin/models/pali*.gin)."

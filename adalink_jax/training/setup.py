@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 
 from adalink_jax import checkpoints, parallel
 from adalink_jax.adapters import AdaptedModel, abstract_params, describe_adapter, fresh_params
-from adalink_jax.data import INSTRUCTION, DatasetConfig, FeatureConverter, VisionCache, WordPieceVocabulary
+from adalink_jax.data import INSTRUCTION, DatasetConfig, FeatureConverter, VisionCache, WordPieceVocabulary, check_rows
 from adalink_jax.data.images import Preparation
 from adalink_jax.errors import UserError
 from adalink_jax.models import paths
@@ -110,8 +110,8 @@ class Setup:
                 else "QFORMER_VOCABULARY is set, but the model has no Q-Former that reads the instruction; leave it out."
             )
         words = None if self.qformer_vocabulary is None else WordPieceVocabulary(self.qformer_vocabulary)
-        if words is not None and words.vocab_size > (rows := self.model.backbone.qformer_config.vocab_size):
-            raise UserError(f"QFORMER_VOCABULARY has {words.vocab_size} ids and the Q-Former's embedding {rows} rows.")
+        if words is not None:
+            check_rows("QFORMER_VOCABULARY", words.vocab_size, self.model.backbone.qformer_config.vocab_size)
         return FeatureConverter(
             task_feature_lengths,
             self.image_shape,

@@ -37,9 +37,9 @@ from adalink_jax.data.published.registration import (
     metric,
     output_features,
     replace,
-    seqio_vocabulary,
 )
 from adalink_jax.data.published.settings import FILES, PublishedData, SpanCorruption
+from adalink_jax.data.seqio_vocabulary import seqio_vocabulary
 from adalink_jax.data.splits import as_published, carved, halved
 from adalink_jax.data.vocabularies import Vocabulary, load_vocabulary
 from adalink_jax.errors import UserError
@@ -225,7 +225,7 @@ def _corrupted(
         rng = np.random.default_rng(documents[0]["seed"])
         starts = np.arange(0, len(ids), length)
         for start in rng.permutation(starts) if documents[0]["seed"] else starts:
-            pieces = span_corruption.corrupt(ids[start : start + length], rng, vocabulary.vocab_size - 1, settings)
+            pieces = span_corruption.corrupt(ids[start : start + length], rng, vocabulary.first_sentinel, settings)
             features = dict(zip(("inputs", "targets"), pieces))
             yield features | {f"{name}_pretokenized": vocabulary.decode(piece) for name, piece in features.items()}
 

@@ -19,8 +19,8 @@ from seqio.vocabularies import Vocabulary
 
 from adalink_jax.data import metrics
 from adalink_jax.data.published.settings import PublishedData
+from adalink_jax.data.seqio_vocabulary import seqio_vocabulary
 from adalink_jax.data.splits import Splits
-from adalink_jax.data.vocabularies import SentencePieceVocabulary, find_vocabulary
 from adalink_jax.errors import UserError
 
 ONE, MANY, GROUPED, GROUPED_MANY = "one", "many", "grouped", "grouped many"
@@ -244,15 +244,6 @@ def replace(registry: type[seqio.TaskRegistry] | type[seqio.MixtureRegistry], na
     """Frees `name` in a registry of seqio."""
     if name in registry.names():
         registry.remove(name)
-
-
-def seqio_vocabulary(vocabulary: str) -> Vocabulary:
-    """Returns seqio's vocabulary with the ids of `load_vocabulary(vocabulary)`."""
-    file = find_vocabulary(vocabulary)
-    if file is None:
-        return seqio.ByteVocabulary()
-    extra_ids = SentencePieceVocabulary(file).vocab_size - SentencePieceVocabulary(file, extra_ids=0).vocab_size
-    return seqio.SentencePieceVocabulary(str(file), extra_ids)
 
 
 def output_features(ids: Vocabulary, image: str | None) -> dict[str, Feature]:

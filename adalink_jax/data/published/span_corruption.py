@@ -1,7 +1,7 @@
 """T5's span corruption on token ids, in NumPy (Raffel et al., 2020, section 3.1.4).
 
 Spans of tokens are replaced in the inputs by one sentinel each; the targets are each sentinel and the tokens that it replaces.
-Sentinels count down from the last id of the vocabulary. Invariant: inputs and targets together determine the tokens.
+Sentinels count down from the id of `<extra_id_0>`, or from the last byte. Invariant: inputs and targets together determine the tokens.
 """
 
 import itertools

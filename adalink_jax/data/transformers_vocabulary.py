@@ -1,0 +1,201 @@
+"""The tokenizers of Hugging Face folders. Invariant: ids and text equal those of `transformers`, which reads the files."""
+
+import contextlib
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import gin
+from etils import epath
+
+from adalink_jax.errors import UserError
+from adalink_jax.files.places import is_remote
+
+PAD, EOS, UNK = 0, 1, 2
+LAST_BYTE = 258
+SENTENCEPIECE_FILE, TOKENIZER_FILE, CONFIG_FILE = "spiece.model", "tokenizer.json", "tokenizer_config.json"
+ADDED_FILE, MODEL_FILE = "added_tokens.json", "config.json"
+SETTINGS = (TOKENIZER_FILE, CONFIG_FILE, ADDED_FILE, "special_tokens_map.json")
+FILES = (*SETTINGS, SENTENCEPIECE_FILE)
+QFORMER_FOLDER, QFORMER_WORDS = "qformer_tokenizer", "vocab.txt"
+_BYT5 = "ByT5Tokenizer"
+_FIRST_SENTINELS = ("<extra_id_0>", "\u2581<extra_id_0>")
+
+
+@gin.configurable
+class TransformersVocabulary:
+    """The tokenizer of a Hugging Face folder, with its added tokens; special tokens in a text become their ids.
+
+    Attributes:
+      vocab_size: one more than the largest id.
+    """
+
+    def __init__(self, path: epath.PathLike):
+        """Args:
+          path: a checkpoint's folder, local or remote.
+
+        Raises:
+          UserError: if `transformers` is missing or cannot read the folder, or if it reads an id that a file contradicts.
+        """
+        folder = epath.Path(path)
+        self._tokenizer = _load(folder)
+        if (self._tokenizer.pad_token_id, self._tokenizer.eos_token_id) != (PAD, EOS):
+            kind, ids = type(self._tokenizer).__name__, (self._tokenizer.pad_token_id, self._tokenizer.eos_token_id)
+            raise UserError(
+                f"transformers reads the tokenizer of {folder} as a {kind} with padding and end at {ids}, and T5's are "
+                f"({PAD}, {EOS}); give another vocabulary, or add the {CONFIG_FILE} of the model."
+            )
+        self.vocab_size = max(self._tokenizer.get_vocab().values()) + 1
+
+    @property
+    def first_sentinel(self) -> int:
+        """The id of the first dropped span in span corruption; the following spans count down."""
+        if type(self._tokenizer).__name__ == _BYT5:
+            # ByT5 was trained with its last bytes as sentinels (Xue et al., 2022), not with its extra ids.
+            return LAST_BYTE
+        ids = map(self._tokenizer.convert_tokens_to_ids, _FIRST_SENTINELS)
+        sentinel = next((i for i in ids if i not in (None, self._tokenizer.unk_token_id)), None)
+        if sentinel is None:
+            raise UserError("Span corruption needs a vocabulary with T5's extra ids, and this one has no <extra_id_0>.")
+        return sentinel
+
+    def encode(self, text: str) -> list[int]:
+        """Converts text to ids, without EOS."""
+        if not self._tokenizer.is_fast:
+            return self._tokenizer.encode(text, add_special_tokens=False, verbose=False)
+        # Several times faster than the tokenizer's own method.
+        return self._tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Converts ids up to the first EOS to text, special tokens included; ids beyond the vocabulary are skipped."""
+        tokens = list(map(int, ids))
+        end = tokens.index(EOS) if EOS in tokens else len(tokens)
+        return self._tokenizer.decode([i for i in tokens[:end] if i < self.vocab_size])
+
+    def token_bytes(self) -> list[bytes]:
+        """The UTF-8 bytes that each id adds to an output, including a space before the first word, which `decode` drops."""
+        added, is_bytes = self._tokenizer.added_tokens_decoder, type(self._tokenizer).__name__ == _BYT5
+
+        def text(i: int) -> bytes:
+            token = self._tokenizer.convert_ids_to_tokens(i) or ""
+            if i in (PAD, EOS):
+                return b""
+            return bytes([ord(token)]) if is_bytes and i not in added else token.replace("\u2581", " ").encode()
+
+        return [text(i) for i in range(self.vocab_size)]
+
+
+class WordPieceVocabulary:
+    """BERT's vocabulary, in which the Q-Former of an InstructBLIP reads instructions: `[CLS] words [SEP]`; pad is 0."""
+
+    def __init__(self, path: str):
+        """Args:
+          path: a `tokenizer.json`, or a checkpoint's folder (also `hf://OWNER/NAME`) with a tokenizer in `qformer_tokenizer/`.
+
+        Raises:
+          UserError: if it is missing or damaged, or `transformers` is not installed.
+        """
+        from adalink_jax.checkpoints import folder_of  # brings JAX, which worker processes do without
+
+        folder = folder_of(path)
+        folder = folder.parent if folder.is_file() else folder / QFORMER_FOLDER
+        if not any((folder / name).is_file() for name in (TOKENIZER_FILE, QFORMER_WORDS)):
+            raise UserError(
+                f"{path} holds no {QFORMER_FOLDER}/{TOKENIZER_FILE}; give QFORMER_VOCABULARY the file's path."
+            )
+        self._tokenizer = _load(folder)
+        if self._tokenizer.pad_token_id not in (PAD, None):
+            raise UserError(f"{folder} pads with id {self._tokenizer.pad_token_id}, and a Q-Former's padding is {PAD}.")
+        self.vocab_size = max(self._tokenizer.get_vocab().values()) + 1
+
+    def encode(self, text: str, length: int | None = None) -> list[int]:
+        """Converts text to ids, with [CLS] and [SEP], which a text that is cut to `length` ids keeps."""
+        return self._tokenizer.encode(text, truncation=length is not None, max_length=length, verbose=False)
+
+
+def holds_tokenizer(folder: epath.Path) -> bool:
+    """Whether a folder has a tokenizer that `transformers` reads, rather than a SentencePiece model alone.
+
+    Raises:
+      UserError: if a file is damaged.
+    """
+    files = [name for name in (MODEL_FILE, *SETTINGS) if (folder / name).is_file()]
+    pieces = any((folder / name).is_file() for name in (SENTENCEPIECE_FILE, TOKENIZER_FILE))
+    return bool(files) and (pieces or _class_name(folder) == _BYT5)
+
+
+def _class_name(folder: epath.Path) -> str | None:
+    """The tokenizer's class, as the folder's files name it."""
+    names = (_json(folder / file).get("tokenizer_class") for file in (CONFIG_FILE, MODEL_FILE))
+    return next(filter(None, names), None)
+
+
+def _json(file: epath.Path) -> dict[str, Any]:
+    """The contents of a JSON file; {} if it is missing."""
+    try:
+        return json.loads(file.read_text()) if file.is_file() else {}
+    except (json.JSONDecodeError, UnicodeDecodeError) as e:
+        raise UserError(f"{file} is damaged or cut short ({e}); copy it again.") from e
+
+
+def _load(folder: epath.Path) -> Any:
+    """The folder's tokenizer; T5's for a SentencePiece model of which no file names the class.
+
+    Raises:
+      UserError: see `TransformersVocabulary`.
+    """
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # which would be about PyTorch
+    try:
+        import transformers  # pyright: ignore[reportMissingImports]  # optional
+    except ModuleNotFoundError as e:
+        raise UserError(f"The tokenizer of {folder} needs {e.name}: pip install 'adalink-jax[hf]'.") from e
+    is_t5 = _class_name(folder) is None and (folder / SENTENCEPIECE_FILE).is_file()
+    kind, log = transformers.T5Tokenizer if is_t5 else transformers.AutoTokenizer, transformers.utils.logging
+    verbosity = log.get_verbosity()
+    log.set_verbosity_error()
+    try:
+        stated = list(_stated_tokens(folder))
+        with _local(folder) as path:
+            tokenizer = kind.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+    except UserError:
+        raise
+    except Exception as e:  # of many types, some plain Exception
+        reason = str(e).strip().split("\n")[0][:120]
+        raise UserError(f"transformers cannot read the tokenizer of {folder}; copy it again ({reason}).") from e
+    finally:
+        log.set_verbosity(verbosity)
+    for file, token, i in stated:
+        if (read := tokenizer.convert_tokens_to_ids(token)) != i:
+            raise UserError(
+                f"{folder / file} gives the added token {token!r} the id {i}, and transformers reads {read}; save the "
+                f"tokenizer again with transformers."
+            )
+    if tokenizer.is_fast:
+        tokenizer.backend_tokenizer.no_padding()
+        tokenizer.backend_tokenizer.no_truncation()
+    return tokenizer
+
+
+@contextlib.contextmanager
+def _local(folder: epath.Path) -> Iterator[str]:
+    """The path of a local folder with the tokenizer's files."""
+    if not is_remote(folder):
+        yield os.fspath(folder)
+        return
+    with tempfile.TemporaryDirectory() as copy:
+        for name in (*FILES, MODEL_FILE, QFORMER_WORDS):
+            if (folder / name).is_file():
+                (folder / name).copy(epath.Path(copy) / name)
+        yield copy
+
+
+def _stated_tokens(folder: epath.Path) -> Iterator[tuple[str, str, int]]:
+    """`(file, token, id)` of each added token that a file of the folder names."""
+    for token, i in _json(folder / ADDED_FILE).items():
+        yield ADDED_FILE, token, int(i)
+    for i, token in _json(folder / CONFIG_FILE).get("added_tokens_decoder", {}).items():
+        yield CONFIG_FILE, token["content"], int(i)
+    for token in _json(folder / TOKENIZER_FILE).get("added_tokens", ()):
+        yield TOKENIZER_FILE, token["content"], int(token["id"])

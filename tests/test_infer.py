@@ -101,7 +101,9 @@ def test_predictions_for_the_rows_of_a_csv_file(tmp_path, scenes, adapters, caps
         table = csv.writer(file)
         table.writerow(["id", "inputs", "image", "adapter"])
         for i, (text, image) in enumerate(zip(texts, images)):
-            Image.fromarray(np.round((image[..., 0] + 1) * 127.5).astype(np.uint8)).save(tmp_path / f"{i}.png")
+            picture = Image.fromarray(np.round((image[..., 0] + 1) * 127.5).astype(np.uint8))
+            picture.putalpha(255 if i else 254)
+            picture.save(tmp_path / f"{i}.png")
             table.writerow([i, text, f"{i}.png", "a" if i == 0 else ""])
     command = ["infer", str(tmp_path / "rows.csv"), str(tmp_path / "out.csv"), *FLAGS]
     assert main([*command, "--adapters", ",".join(f"{name}={path}" for name, path in folders.items())]) == 0
@@ -110,6 +112,7 @@ def test_predictions_for_the_rows_of_a_csv_file(tmp_path, scenes, adapters, caps
         list(rows[0]) == ["id", "inputs", "image", "adapter", "prediction"] and [row["inputs"] for row in rows] == texts
     )
     assert sum(row["prediction"] == target for row, target in zip(rows[1:], targets[1:])) >= ROWS - 2
+    assert "1 picture has transparent pixels; they were composed on white" in capsys.readouterr().err
     before = (tmp_path / "out.csv").read_bytes()
     assert main([*command, "--adapters", f"a={folders['a']}"]) == 2
     assert "out.csv exists already" in capsys.readouterr().err

@@ -3,6 +3,7 @@
 import io
 import json
 import pathlib
+import re
 import zipfile
 
 import numpy as np
@@ -257,6 +258,12 @@ def test_commands_report_transparent_pictures_and_a_cache_records_the_preparatio
     command = ["cache-vision", *files, *(f"--gin.{name}={value!r}" for name, value in macros.items())]
     assert main(command) == 0
     assert "1 picture has transparent pixels; they were composed on white" in capsys.readouterr().out
-    for other in ("ViTConfig.background=None", "ViTConfig.resample='box'"):
+    for other, named in (
+        ("ViTConfig.background=None", r"\(settings preparation.background: white there, None here\);"),
+        (
+            "ViTConfig.resample='box'",
+            r"\(settings preparation.resample: bicubic there, box here; settings vision.resample: ",
+        ),
+    ):
         assert main([*command, f"--gin.{other}"]) == 2
-        assert "holds features of another tower (settings" in capsys.readouterr().err
+        assert re.search(f"holds features of another tower {named}", capsys.readouterr().err)

@@ -241,3 +241,18 @@ def test_the_words_that_a_q_former_reads(tmp_path):
     converter = FeatureConverter({"inputs": 4, "targets": 3}, instructions=vocabulary)
     example = {"inputs": [5, 1], "targets": [6, 1], "inputs_pretokenized": b"what is it"}
     np.testing.assert_array_equal(converter([example], 2)["qformer_input_tokens"], [[2, 4, 5, 3], [0, 0, 0, 0]])
+
+
+@pytest.mark.parametrize(
+    ("about", "named"),
+    [
+        ({"format_version": 2, "tower": "new"}, "written by a newer version"),
+        ({"format_version": 1, "tower": "cut"}, "cache.json is damaged"),
+        ({"format_version": 1, "tower": TOWER.to_json() | {"settings": '{"a": {"b": 1}, "c": 2}'}},
+         r"another tower \(settings a.b: 1 there, None here; settings c: 2 there, None here\)"),
+    ],
+)  # fmt: skip
+def test_what_differs_from_a_cache_is_named(about, named, tmp_path):
+    (tmp_path / "cache.json").write_text(json.dumps(about | {"whole": [], "images": 0}))
+    with pytest.raises(UserError, match=named):
+        VisionCache(tmp_path, TOWER)

@@ -11,7 +11,7 @@ the same tower, and if its checksum is right. A pass that was stopped resumes: c
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -156,11 +156,11 @@ class VisionCache:
         try:
             about = json.loads(path.read_text())
             version, tower, _, _ = (about[name] for name in new)
-        except (json.JSONDecodeError, KeyError, TypeError) as e:
+            differences = _differences(tower, here) if version <= FORMAT_VERSION else []
+        except (ValueError, KeyError, TypeError, AttributeError) as e:
             raise UserError(f"{path} is damaged; delete the cache and make it again.") from e
         if version > FORMAT_VERSION:
             raise UserError(f"{self.folder} was written by a newer version; update adalink-jax.")
-        differences = [f"{name}: {tower.get(name)} there, {x} here" for name, x in here.items() if tower.get(name) != x]
         if differences:
             raise UserError(
                 f"VISION_CACHE = {str(self.folder)!r} holds features of another tower ({'; '.join(differences)}); give "
@@ -184,6 +184,21 @@ class VisionCache:
         for row, key in enumerate(keys):
             self._rows[key.tobytes()] = (features, leaves["sums"], row)
         self._parts = max(self._parts, int(path.name.removeprefix("part-").removesuffix(".json")) + 1)
+
+
+def _differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
+    """What differs between two towers, in words; each setting has its name."""
+    left, right = _by_name(there), _by_name(here)
+    names = sorted(name for name in left.keys() | right.keys() if left.get(name) != right.get(name))
+    return [f"{name}: {left.get(name)} there, {right.get(name)} here" for name in names]
+
+
+def _by_name(tower: Mapping[str, Any]) -> dict[str, Any]:
+    facts = {name: x for name, x in tower.items() if name != "settings"}
+    for part, fields in json.loads(tower["settings"]).items():
+        fields = fields if isinstance(fields, dict) else {"": fields}
+        facts |= {f"settings {part}.{name}".rstrip("."): x for name, x in fields.items()}
+    return facts
 
 
 def _byte_rows(rows: Iterable[bytes], size: int) -> np.ndarray:

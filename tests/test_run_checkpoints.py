@@ -97,6 +97,19 @@ def test_a_damaged_step_is_replaced_when_it_is_saved_again(saved, tmp_path):
     assert not checkpoints.damaged
 
 
+def test_a_save_that_failed_in_the_background_is_not_reported_as_damage(tmp_path):
+    resource = pytest.importorskip("resource")  # its limit on the size of files stands for a full disk
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    checkpoints = RunCheckpoints(tmp_path / "best", 1, IDENTITY)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
+        checkpoints.save(state(10), score=1.0)
+        with pytest.raises(CheckpointError, match="could not be written to .*File too large.*make room there"):
+            checkpoints.facts()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
 @pytest.mark.filterwarnings("ignore:Sharding info not provided")
 def test_leaves_are_stored_nested_as_in_every_earlier_version(saved):
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:

@@ -219,7 +219,8 @@ class RunCheckpoints(contextlib.AbstractContextManager["RunCheckpoints"]):
         return self._newest_good(read)
 
     def _newest_good(self, read: Callable[[int], T]) -> T:
-        """`read(step)` of the newest step that every process can read."""
+        """`read(step)` of the newest step that every process can read; a save that failed is reported as such, not as damage."""
+        self.wait()
         for step in sorted(self._manager.all_steps(), reverse=True):
             if step in self.damaged:
                 continue

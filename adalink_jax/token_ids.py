@@ -1,5 +1,7 @@
 """The special ids of a model: what starts its decoder, fills up its rows, and ends its texts. Free of JAX."""
 
+import itertools
+from collections.abc import Iterable
 from typing import NamedTuple
 
 
@@ -15,6 +17,10 @@ class TokenIds(NamedTuple):
     start: int = 0
     pad: int = 0
     eos: int = 1
+
+    def before_end(self, ids: Iterable[int]) -> list[int]:
+        """The ids of an output before its end; what follows is padding."""
+        return list(itertools.takewhile(lambda i: i != self.eos, map(int, ids)))
 
 
 T5_IDS = TokenIds()

@@ -15,7 +15,7 @@ from adalink_jax.checkpoints import config_fields, convert, open_source
 from adalink_jax.cli.arguments import register
 from adalink_jax.errors import CheckpointError, UserError
 from adalink_jax.models.decoding import BeamSearch, Sampling
-from adalink_jax.serving import shipped
+from adalink_jax.serving import Predictor, shipped
 from adalink_jax.token_ids import TokenIds
 from adalink_jax.training.setup import Setup, load_parameters
 
@@ -98,6 +98,31 @@ def test_outputs_start_end_and_are_padded_as_the_folder_says(other, beams):
     run = jax.jit(lambda params: model.apply({"params": params}, batch, LENGTH, decoding, method="generate").ids[:, 0])
     expected = np.pad(expected[:, 1:], ((0, 0), (0, LENGTH + 1 - expected.shape[1])), constant_values=3)
     np.testing.assert_array_equal(run(params), expected)
+
+
+class Characters:
+    """A vocabulary in which the character 28 + i is id i."""
+
+    vocab_size = 96
+    encode = staticmethod(lambda text: [ord(c) - 28 for c in text])
+    decode = staticmethod(lambda ids: "".join(chr(28 + int(i)) for i in ids))
+
+
+def test_texts_end_as_the_folder_says_and_hold_no_padding(other, monkeypatch):
+    theirs, path = other
+    monkeypatch.setattr("adalink_jax.serving.predictor.load_vocabulary", lambda path: Characters)
+    setup = Setup(ours(path)[0], initial_checkpoint_path=str(path))
+    predict = Predictor(setup, vocabulary="characters", task_feature_lengths={"inputs": 14, "targets": LENGTH})
+    texts = [Characters.decode(row[:-1]) for row in rows(16, 12, 3)]
+    ids = [[*Characters.encode(text), 1] for text in texts]
+    inputs = torch.tensor([[*row, *[3] * (14 - len(row))] for row in ids])
+    with torch.no_grad():
+        outputs = theirs.generate(inputs, attention_mask=inputs != 3, max_new_tokens=LENGTH, do_sample=False)
+    ended = [row[: row.index(4)] if 4 in row else row for row in outputs[:, 1:].tolist()]
+    assert sum(len(row) < LENGTH for row in ended) > 3
+    assert predict(texts) == [Characters.decode(row) for row in ended]
+    with pytest.raises(UserError, match="In the inputs of the example .*, id 3 is text, and the model masks it"):
+        predict(["good", "go\x1fod"])
 
 
 def loaded_with(path, **fields):

@@ -58,10 +58,12 @@ class FeatureConverter:
         """Returns the features of `examples`, with empty rows of loss weight 0 added up to `batch_size`.
 
         Raises:
-          UserError: for an image that is missing or damaged, or an array of another size than the model's; names the
-            example, and the file if it is one.
+          UserError: for an image that is missing or damaged, or an array of another size than the model's, and for text with
+            an id that the model masks; names the example, and the file if it is one.
         """
         rows, ids = batch_size or len(examples), self.token_ids
+        if ids.pad != PAD:
+            self._refuse_masked(examples)
         inputs, targets = (
             _stack([example[side] for example in examples], rows, self.task_feature_lengths[side], ids.pad)
             for side in ("inputs", "targets")
@@ -86,6 +88,16 @@ class FeatureConverter:
         if any(map(_encoded, examples)):
             batch["image_present"] = np.array([not _absent(example) for example in examples] + [False] * padding)
         return batch
+
+    def _refuse_masked(self, examples: Sequence[Example]) -> None:
+        """Vocabularies pad with 0; where the model pads with another id, that may be a piece of text."""
+        for side, length in self.task_feature_lengths.items():
+            masked = next((example for example in examples if self.token_ids.pad in list(example[side][:length])), None)
+            if masked is not None:
+                raise UserError(
+                    f"In the {side} of {self._name(masked)}, id {self.token_ids.pad} is text, and the model masks it as padding "
+                    f"(T5Config.pad_token_id); use a vocabulary without this id."
+                )
 
     def instruction(self, example: Example) -> list[int]:
         """The ids of an example's text in the Q-Former's vocabulary; empty if it reads no text."""

@@ -216,7 +216,7 @@ class Predictor:
         return tokens[: tokens.index(eos) + 1] if eos in tokens else tokens
 
     def _text(self, ids: np.ndarray) -> str:
-        text = self._vocabulary.decode(ids)
+        text = self._vocabulary.decode(self._setup.model.backbone.token_ids.before_end(ids))
         return text if self._stop is None else self._stop.cut(text)
 
     # --- the caller's inputs ---

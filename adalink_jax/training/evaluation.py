@@ -101,7 +101,8 @@ class Evaluator:
         at_once: int | None = None,
     ):
         self._tasks, self._converter, self._batch_size, self._mesh = tasks, converter, batch_size, mesh
-        self._cut = decoding.stop.cut if decoding.stop else str
+        cut, before_end = decoding.stop.cut if decoding.stop else str, model.backbone.token_ids.before_end
+        self._text = lambda task, ids: cut(task.decode(before_end(ids)))
         generate = make_generate(model, converter.task_feature_lengths["targets"], decoding)
         self._generate = jax.jit(generate)
         self._generate_packed = jax.jit(make_generate_packed(generate, at_once))
@@ -168,7 +169,7 @@ class Evaluator:
                 batch["sampling_ids"] = np.array(numbers, np.int32)
                 ids = parallel.settle(generate(parallel.put_batch(batch, self._mesh)))
                 ids = parallel.to_host(ids)[:, : len(rows)]
-                predictions.append([[self._cut(task.decode(row.tolist())) for row in member] for member in ids])
+                predictions.append([[self._text(task, row) for row in member] for member in ids])
                 first += [_sample(example, converter) for example in rows[: share - len(first)]]
                 examples += [{name: x for name, x in row.items() if name != "image"} for row in rows]
             by_model = [sum(parts, []) for parts in zip(*predictions)]

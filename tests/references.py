@@ -30,7 +30,7 @@ FORMS = {
 }
 
 
-def make_reference(form):
+def make_reference(form, **overrides):
     """A transformers model with weights that are large enough to matter; its outputs differ, and half of them end.
 
     An untied head gets a matrix of its own: transformers 5 ties it in a freshly made T5, whatever the config says.
@@ -40,7 +40,7 @@ def make_reference(form):
     torch.manual_seed(0 if tied else 2)  # seeds whose outputs are as described above
     config = getattr(transformers, f"{kind}Config")(
         **{"vocab_size": VOCAB, "d_model": D, "d_ff": F, "num_layers": 2, "num_decoder_layers": 2, "num_heads": H,
-           "dropout_rate": 0.0, "decoder_start_token_id": 0, "pad_token_id": 0, "eos_token_id": 1, **settings}
+           "dropout_rate": 0.0, "decoder_start_token_id": 0, "pad_token_id": 0, "eos_token_id": 1, **settings, **overrides}
     )  # fmt: skip
     model = getattr(transformers, f"{kind}ForConditionalGeneration")(config).eval()
     if not tied:

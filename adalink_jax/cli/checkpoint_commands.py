@@ -3,13 +3,12 @@
 import argparse
 import json
 import re
+import shlex
 from typing import TYPE_CHECKING
-
-import numpy as np
 
 from adalink_jax import checkpoints, configuration
 from adalink_jax.cli.arguments import bytes_bar, gin_parser, option, parse, plain_parser, register, table, table_console
-from adalink_jax.errors import CheckpointError
+from adalink_jax.errors import CheckpointError, UserError
 from adalink_jax.serving import shipped
 
 if TYPE_CHECKING:
@@ -109,16 +108,25 @@ def verify_base(argv: list[str]) -> int:
     """`adalink verify-base`; exits with 1 if the numbers differ."""
     parser = gin_parser(
         "verify-base",
-        "Compare a base model with transformers in float32, on 20 prompts: the largest difference of the logits along\n"
-        "transformers' greedy outputs, and the greedy outputs themselves. Needs memory for one float32 copy.",
-        "adalink verify-base hf://google/flan-t5-small",
+        "Compare a base model with transformers in float32, on 20 prompts: tokens, pixels, logits, likelihoods, greedy and\n"
+        "beam outputs. transformers uses the folder's own tokenizer, image processor, ids and generation settings. Needs\n"
+        "memory for one float32 copy.",
+        "adalink verify-base hf://google/flan-t5-small --report report.html",
         option("path", help="a folder (native, Hugging Face, t5x) or hf://OWNER/NAME[@revision]"),
         option(
             "--reference", metavar="HF", help="Hugging Face folder of the same model; by default PATH, if it is one"
         ),
         option("--vocabulary", metavar="PATH", help="a spiece.model, or 'bytes'; by default the reference's"),
+        option(
+            "--report",
+            metavar="FILE.html",
+            help="also compare bfloat16, train an adapter for 20 steps, export it both ways, and write one page with every\n"
+            "difference, versions and fingerprints, to be sent to the project",
+        ),
     )
     flags, options = _parse(parser, argv)
+    if options.report is not None and not options.report.endswith(".html"):
+        raise UserError(f"{options.report!r} must end in .html.")
     register()
     from adalink_jax import interop
     from adalink_jax.data import load_vocabulary
@@ -126,8 +134,6 @@ def verify_base(argv: list[str]) -> int:
     source = checkpoints.open_source(options.path)
     if not checkpoints.sizes_of(source.shapes):
         raise CheckpointError(f"{options.path} is not a known language model ({source.kind}); give a T5.")
-    if any(name.startswith("vision/") for name in source.leaves):
-        raise CheckpointError(f"{options.path} has a vision tower; give a language model alone.")
     if options.reference is None and not source.config:
         raise CheckpointError(
             f"{options.path} is a {source.kind}; give the Hugging Face folder of the same model with --reference."
@@ -137,17 +143,29 @@ def verify_base(argv: list[str]) -> int:
     reference = options.reference or options.path
     checkpoints.folder_of(reference, must_exist=True)
     vocabulary = load_vocabulary(options.vocabulary or reference)
-    rows = interop.verify_base(source, reference, vocabulary)
-    _print_comparison(rows)
-    same, largest = sum(row.same for row in rows), float(np.max([row.difference for row in rows]))
-    agrees = same == len(rows) and largest <= interop.TOLERANCE
+    verification = interop.verify_base(source, reference, vocabulary, bfloat16=options.report is not None)
+    checks, agrees = verification.checks, verification.agrees
+    if options.report is not None:
+        from etils import epath
+
+        from adalink_jax.interop import verify_report
+
+        adaptation = None
+        if "vision" not in source.settings:
+            adaptation = verify_report.adapt(source, reference, vocabulary)
+            checks, agrees = [*checks, *adaptation.checks], agrees and all(x.passed for x in adaptation.checks)
+        command = shlex.join(["adalink", "verify-base", *argv])
+        page = verify_report.make(source, reference, verification, adaptation, command)
+        epath.Path(options.report).write_text(page.html())
+    _print_comparison(verification.rows)
+    marks = {True: "", False: "DIFFERENT: ", None: ""}
     print_facts(
-        ("logits", f"largest difference {largest:.1e} of their spread (allowed: {interop.TOLERANCE:.0e})"),
-        ("outputs", f"{same} of {len(rows)} greedy outputs are the same"),
+        *((check.name, marks[check.passed] + check.finding) for check in checks),
         (
             "result",
             f"{options.path} {'gives' if agrees else 'does NOT give'} the numbers of transformers with {reference}",
         ),
+        *([("page", f"{options.report}; please send it to the project")] if options.report else []),
     )
     return 0 if agrees else 1
 

@@ -1,17 +1,30 @@
-"""Compares a base model with `transformers`: logits and greedy outputs on twenty prompts, in float32."""
+"""Compares a base model with `transformers`: tokens, pixels, logits, likelihoods, greedy and beam outputs on twenty prompts.
+
+The reference is given nothing of ours: it uses the folder's own tokenizer, image processor, ids and generation settings.
+"""
 
 import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
+from PIL import Image
 
-from adalink_jax.checkpoints import Source, check_fit, folder_of, open_source
-from adalink_jax.data.vocabularies import EOS, PAD, Vocabulary, check_rows
-from adalink_jax.errors import CheckpointError, UserError
-from adalink_jax.interop.language_model import load_language_model
-from adalink_jax.models.decoding import Sampling
+from adalink_jax.adapters import AdaptedModel
+from adalink_jax.checkpoints import Source, check_fit, open_source
+from adalink_jax.data import INSTRUCTION, Vocabulary, WordPieceVocabulary, check_rows
+from adalink_jax.data.images import picture_array
+from adalink_jax.data.vocabularies import EOS
+from adalink_jax.errors import CheckpointError
+from adalink_jax.interop.language_model import backbone_of, load_weights
+from adalink_jax.interop.reference import ENDED, Outputs, Reference, ended, likelihoods
+from adalink_jax.models.decoding import BeamSearch, Decoding, Sampling
+from adalink_jax.training.setup import Setup
 
 TOLERANCE = 1e-3  # largest difference of the logits, as a share of their spread
+TIE = 1e-5  # share by which the scores of equally good outputs of beam search may differ
+ROUNDED = 3.0  # most that bfloat16 may change the logits here, in multiples of what it changes in `transformers`
 # Prompts of every kind that some T5 was trained on, of very different lengths.
 PROMPTS = (
     "translate English to German: The house is wonderful.",
@@ -36,7 +49,8 @@ PROMPTS = (
     "Übersetze ins Englische: Der Zug nach Zürich hat fünf Minuten Verspätung.",
     "Hello",
 )
-_INPUT_LENGTH, _OUTPUT_LENGTH = 96, 24
+_INPUT_LENGTH, _OUTPUT_LENGTH, _BEAMS = 96, 24, 4
+_SIZES = ((640, 480), (300, 500), (224, 224), (97, 61), (512, 128))  # of the pictures, width and height in pixels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +64,9 @@ class Comparison:
       same: whether both outputs have the same ids, up to EOS.
       difference: the largest difference of the logits along the reference's output, as a share of all logits' standard
         deviation.
+      same_beams: whether both outputs of beam search have the same ids, or scores that differ by no more than rounding does.
+      likelihood: the log-likelihood of the reference's output by `transformers`, in nats.
+      likelihood_difference: that by this package, less `likelihood`.
     """
 
     prompt: str
@@ -57,82 +74,246 @@ class Comparison:
     output: str
     same: bool
     difference: float
+    same_beams: bool
+    likelihood: float
+    likelihood_difference: float
 
 
-def verify_base(source: Source, reference: str, vocabulary: Vocabulary) -> list[Comparison]:
+@dataclasses.dataclass(frozen=True)
+class Check:
+    """One of the things that are compared.
+
+    Attributes:
+      name: what is compared.
+      finding: the result, for people.
+      passed: whether both are the same; None if the folder lacks what they could be compared by.
+    """
+
+    name: str
+    finding: str
+    passed: bool | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Verification:
+    """A comparison with `transformers`: `checks`, and `rows` with one entry per prompt."""
+
+    checks: list[Check]
+    rows: list[Comparison]
+
+    @property
+    def agrees(self) -> bool:
+        """Whether no check failed."""
+        return all(check.passed is not False for check in self.checks)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Features:
+    """What both models read: the reference's tokens and pixels where it has any, ours else.
+
+    Attributes:
+      texts: ids of the prompts, with EOS.
+      images: float32 [B, height, width, 3] in [-1, 1], for this package.
+      pixels: the same, normalised, for `transformers`.
+      words: ids of the instructions, for a Q-Former that reads them.
+    """
+
+    texts: list[list[int]]
+    images: np.ndarray | None = None
+    pixels: np.ndarray | None = None
+    words: list[list[int]] | None = None
+
+
+def verify_base(source: Source, reference: str, vocabulary: Vocabulary, bfloat16: bool = False) -> Verification:
     """Compares a base model with the Hugging Face folder of the same model; one of the two is in memory at a time.
 
     Args:
       source: the base model; its settings state every deciding field of its family.
       reference: a Hugging Face folder or `hf://OWNER/NAME`.
-      vocabulary: the vocabulary of both.
+      vocabulary: the vocabulary of the base model.
+      bfloat16: also compare what the logits lose in bfloat16.
 
     Raises:
       CheckpointError: if the reference is damaged, not a Hugging Face folder, or of another shape.
       UserError: for another model's vocabulary, and if `transformers` or PyTorch is missing.
     """
-    check_rows("The vocabulary", vocabulary.vocab_size, source.leaves["token_embedder/embedding"].shape[0])
-    ids = _encode(vocabulary)
+    rows = source.leaves["token_embedder/embedding"].shape[0]
+    check_rows("The vocabulary (--vocabulary)", vocabulary.vocab_size, rows)
     opened = open_source(reference)
     if not opened.config:
         raise CheckpointError(
             f"The reference {reference} is a {opened.kind}; give a Hugging Face folder of the same model."
         )
     check_fit(source.shapes, opened.shapes, source.path)
-    reference_ids, reference_logits = _reference(reference, ids)
-    model, params = load_language_model(source)
-    batch = {"encoder_input_tokens": ids}
-    shifted = np.pad(reference_ids[:, :-1], ((0, 0), (1, 0)))
-    with jax.default_matmul_precision("highest"):
-        logits = jax.jit(model.apply)({"params": params}, batch | {"decoder_input_tokens": shifted})
-        generate = jax.jit(lambda p: model.apply({"params": p}, batch, _OUTPUT_LENGTH, Sampling(), method="generate"))
-        output_ids = np.asarray(generate(params).ids)[:, 0]
-    is_output = reference_ids != PAD  # positions up to the output's end
-    distances = np.abs(np.asarray(logits) - reference_logits).max(-1)
-    differences = np.where(is_output, distances, 0).max(-1) / reference_logits[is_output].std()
-    same = (reference_ids == output_ids).all(-1)
-    return [
-        Comparison(
-            PROMPTS[i],
-            vocabulary.decode(reference_ids[i]),
-            vocabulary.decode(output_ids[i]),
-            bool(same[i]),
-            float(differences[i]),
-        )
-        for i in range(len(PROMPTS))
+    theirs, model = Reference(reference), AdaptedModel(backbone_of(source))
+    features, checks = _features(model, theirs, vocabulary)
+    checks = [_settings(source, opened), _end(model, vocabulary), *checks]
+    given = (features.texts, _OUTPUT_LENGTH, _BEAMS, features.pixels, features.words)
+    expected = theirs.run("float32", *given)
+    found = _run(model, load_weights(model, source), features, expected)
+    checks += _numbers(expected, found)
+    if bfloat16:
+        rounded = theirs.run("bfloat16", *given, outputs=expected.greedy)
+        model = AdaptedModel(backbone_of(source, "bfloat16"))
+        mine = _run(model, load_weights(model, source, "bfloat16"), features, expected, decode=False)
+        checks.append(_rounding(expected, rounded, mine))
+    if others := theirs.other_settings():
+        finding = f"{', '.join(others)}: applied by transformers' generate, and not by this package"
+        checks.append(Check("generation settings", finding, None))
+    return Verification(checks, _rows(expected, found, vocabulary))
+
+
+def _settings(source: Source, reference: Source) -> Check:
+    """Whether the base model states the settings of the reference that shapes do not show."""
+    different = [
+        f"{field} {settings[field]!r} (reference: {value!r})"
+        for part, fields in reference.settings.items()
+        for field, value in fields.items()
+        if (settings := source.settings.get(part, {})).get(field, value) != value
     ]
+    return Check("settings", ", ".join(different) or "the same", not different)
 
 
-def _encode(vocabulary: Vocabulary) -> np.ndarray:
-    """Ids of the prompts, int32 [20, L], padded after EOS."""
-    ids = np.zeros((len(PROMPTS), _INPUT_LENGTH), np.int32)
-    for row, prompt in zip(ids, PROMPTS):
-        tokens = [*vocabulary.encode(prompt)[: _INPUT_LENGTH - 1], EOS]
-        row[: len(tokens)] = tokens
-    return ids
+def _end(model: AdaptedModel, vocabulary: Vocabulary) -> Check:
+    """Whether texts end and are padded with the ids of the model."""
+    ids = model.backbone.token_ids
+    finding = f"start {ids.start}, padding {ids.pad}, end {ids.eos}"
+    if same := ids.eos == EOS and ids.pad not in vocabulary.encode(" ".join(PROMPTS)):
+        return Check("special ids", finding, same)
+    return Check("special ids", f"{finding}, but the vocabulary ends texts with {EOS}, or uses the padding's id", False)
 
 
-def _reference(path: str, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Greedy outputs of `transformers`, int32 [20, T] padded after EOS, and the logits along them [20, T, V]."""
-    try:
-        import torch  # pyright: ignore[reportMissingImports]  # optional
-        import transformers  # pyright: ignore[reportMissingImports]  # optional
-    except ModuleNotFoundError as e:
-        raise UserError(f"verify-base needs {e.name}: pip install 'adalink-jax[hf]' torch.") from e
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    try:
-        model = transformers.AutoModelForSeq2SeqLM.from_pretrained(folder_of(path), dtype=torch.float32).eval()
-    except (OSError, ValueError) as e:
-        raise UserError(f"transformers cannot load {path}: {str(e).splitlines()[0]}") from e
-    inputs = {"input_ids": torch.tensor(ids, dtype=torch.long), "attention_mask": torch.tensor(ids != PAD)}
-    settings = transformers.GenerationConfig(
-        max_new_tokens=_OUTPUT_LENGTH, do_sample=False, num_beams=1, decoder_start_token_id=PAD, pad_token_id=PAD,
-        eos_token_id=EOS,
-    )  # fmt: skip
-    with torch.no_grad():
-        generated = model.generate(**inputs, generation_config=settings)[:, 1:].numpy().astype(np.int32)
-        outputs = np.pad(generated, ((0, 0), (0, _OUTPUT_LENGTH - generated.shape[1])))
-        shifted = torch.tensor(np.pad(outputs[:, :-1], ((0, 0), (1, 0))), dtype=torch.long)
-        logits = model(**inputs, decoder_input_ids=shifted).logits.numpy()
-    return outputs, logits
+def _features(model: AdaptedModel, theirs: Reference, vocabulary: Vocabulary) -> tuple[_Features, list[Check]]:
+    checks, setup = [], Setup(model)
+    texts = [[*vocabulary.encode(prompt)[: _INPUT_LENGTH - 1], EOS] for prompt in PROMPTS]
+    none = "not compared: the reference has no "
+    if theirs.tokenizer is None:
+        checks.append(Check("tokens", f"{none}tokenizer", None))
+    else:
+        added = [f"a {token} b{token}c" for token in theirs.added_tokens()]
+        read = lambda text: theirs.tokenizer(text, truncation=True, max_length=_INPUT_LENGTH).input_ids
+        encode = lambda text: [*vocabulary.encode(text)[: _INPUT_LENGTH - 1], EOS]
+        same = [read(text) == encode(text) for text in (*PROMPTS, *added)]
+        finding = f"{sum(same[:20])} of 20 prompts and {sum(same[20:])} of {len(added)} added tokens have the same ids"
+        checks.append(Check("tokens", finding, all(same)))
+        texts = [read(prompt) for prompt in PROMPTS]
+    if setup.image_shape is None:
+        return _Features(texts), checks
+    drawn = [_picture(*size, seed) for seed, size in enumerate(_SIZES)]
+    pictures = [drawn[i % len(drawn)] for i in range(len(PROMPTS))]
+    images = np.stack([picture_array(picture, setup.image_shape, setup.preparation) for picture in pictures])
+    mine = np.asarray(model.backbone.vision_config.normalized(images))  # pyright: ignore[reportAttributeAccessIssue]
+    pixels = theirs.pixels(pictures)
+    if pixels is None:
+        checks.append(Check("pixels", f"{none}image processor", None))
+    elif pixels.shape != mine.shape:
+        checks.append(Check("pixels", f"{mine.shape[1:]} and not {pixels.shape[1:]}", False))
+    else:
+        largest = float(np.abs(mine - pixels).max() / pixels.std())
+        checks.append(Check("pixels", f"largest difference {largest:.1e} of their spread", largest <= TOLERANCE))
+    words = None
+    if INSTRUCTION in model.backbone.abstract_batch(1, 1, 1):
+        words, check = _words(theirs, texts, model.backbone.qformer_config.vocab_size)  # pyright: ignore[reportAttributeAccessIssue]
+        checks.append(check)
+    return _Features(texts, images, mine if pixels is None or pixels.shape != mine.shape else pixels, words), checks
+
+
+def _words(theirs: Reference, texts: list[list[int]], rows: int) -> tuple[list[list[int]], Check]:
+    """The instructions' ids in the Q-Former's vocabulary; without one, the texts' ids as far as they have rows."""
+    if theirs.words is None:
+        finding = "not compared: the reference has no tokenizer of the Q-Former"
+        return [[min(i, rows - 1) for i in text] for text in texts], Check("Q-Former's tokens", finding, None)
+    read = [theirs.words(prompt, truncation=True, max_length=_INPUT_LENGTH).input_ids for prompt in PROMPTS]
+    vocabulary = WordPieceVocabulary(theirs.path)
+    same = sum(vocabulary.encode(prompt, _INPUT_LENGTH) == ids for prompt, ids in zip(PROMPTS, read))
+    return read, Check("Q-Former's tokens", f"{same} of 20 prompts have the same ids", same == len(PROMPTS))
+
+
+def _picture(width: int, height: int, seed: int) -> Image.Image:
+    """A picture with smooth parts, edges and noise."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[:height, :width] / 50.0
+    waves = [np.sin(a * x + b * y + c) for a, b, c in rng.normal(size=(3, 3)) * 3]
+    values = np.stack(waves, -1) * 90 + 128 + rng.normal(size=(height, width, 3)) * 12
+    values[height // 4 : height // 2, width // 3 : width // 2] = rng.integers(0, 255, 3)
+    return Image.fromarray(values.clip(0, 255).astype(np.uint8))
+
+
+def _run(
+    model: AdaptedModel, params: Mapping[str, Any], features: _Features, expected: Outputs, decode: bool = True
+) -> Outputs:
+    """This package's outputs, and its logits along `expected.greedy`."""
+    ids = model.backbone.token_ids
+    batch: dict[str, np.ndarray] = {"encoder_input_tokens": _padded(features.texts, ids.pad)}
+    if features.images is not None:
+        batch["images"] = features.images
+    if features.words is not None:
+        batch[INSTRUCTION] = _padded(features.words, 0)
+    apply = jax.jit(model.apply)
+
+    def logits_along(outputs: np.ndarray) -> np.ndarray:
+        forced = np.where(outputs == ENDED, ids.pad, outputs)
+        forced = np.pad(forced[:, :-1], ((0, 0), (1, 0)), constant_values=ids.start)
+        return np.asarray(apply({"params": params}, batch | {"decoder_input_tokens": forced}))
+
+    def generate(decoding: Decoding) -> np.ndarray:
+        run = jax.jit(lambda p: model.apply({"params": p}, batch, _OUTPUT_LENGTH, decoding, method="generate"))
+        return ended(np.asarray(run(params).ids)[:, 0], ids.eos, _OUTPUT_LENGTH)
+
+    def score(outputs: np.ndarray) -> np.ndarray:
+        return likelihoods(logits_along(outputs), outputs) / (outputs != ENDED).sum(1)
+
+    with jax.default_matmul_precision("highest"):
+        logits, greedy, beams = logits_along(expected.greedy), expected.greedy, expected.beams
+        if decode:
+            greedy, beams = generate(Sampling()), generate(BeamSearch(_BEAMS, 1.0, "transformers"))
+            mine, theirs = score(beams), score(expected.beams)
+            # Of outputs with equal scores beam search may return either.
+            beams = np.where((np.abs(mine - theirs) <= TIE * np.abs(theirs))[:, None], expected.beams, beams)
+    return Outputs(greedy, beams, logits, likelihoods(logits, expected.greedy))
+
+
+def _padded(rows: Sequence[Sequence[int]], pad: int) -> np.ndarray:
+    out = np.full((len(rows), max(map(len, rows))), pad, np.int32)
+    for row, ids in zip(out, rows):
+        row[: len(ids)] = ids
+    return out
+
+
+def _differences(expected: Outputs, found: Outputs) -> np.ndarray:
+    """Largest difference of the logits per prompt, as a share of their spread: [B]."""
+    is_output = expected.greedy != ENDED
+    distances = np.abs(found.logits - expected.logits).max(-1)
+    return np.where(is_output, distances, 0).max(-1) / expected.logits[is_output].std()
+
+
+def _numbers(expected: Outputs, found: Outputs) -> list[Check]:
+    largest = float(np.max(_differences(expected, found)))
+    nats = float(np.abs(found.likelihoods / expected.likelihoods - 1).max())
+    same = lambda name: int((getattr(expected, name) == getattr(found, name)).all(-1).sum())
+    count = len(PROMPTS)
+    return [
+        Check("logits", f"largest difference {largest:.1e} of their spread (allowed: {TOLERANCE:.0e})", largest <= TOLERANCE),
+        Check("likelihoods", f"largest difference {nats:.1e} of the value (allowed: {TOLERANCE:.0e})", nats <= TOLERANCE),
+        Check("outputs", f"{same('greedy')} of {count} greedy outputs are the same", same("greedy") == count),
+        Check("beam search", f"{same('beams')} of {count} outputs of {_BEAMS} beams are the same", same("beams") == count),
+    ]  # fmt: skip
+
+
+def _rounding(expected: Outputs, rounded: Outputs, mine: Outputs) -> Check:
+    """Compares what bfloat16 changes here with what it changes in `transformers`, both against float32."""
+    is_output = expected.greedy != ENDED
+    exact = expected.logits[is_output]
+    here, there = (float(np.sqrt(np.mean((x.logits[is_output] - exact) ** 2)) / exact.std()) for x in (mine, rounded))
+    finding = f"bfloat16 changes the logits by {here:.1e} of their spread, and those of transformers by {there:.1e}"
+    return Check("bfloat16", f"{finding} (allowed: {ROUNDED:g} times as much)", here <= ROUNDED * there)
+
+
+def _rows(expected: Outputs, found: Outputs, vocabulary: Vocabulary) -> list[Comparison]:
+    same, same_beams = ((getattr(expected, x) == getattr(found, x)).all(-1) for x in ("greedy", "beams"))
+    text = lambda ids: vocabulary.decode([i for i in ids.tolist() if i != ENDED])
+    more = zip(same, _differences(expected, found), same_beams, expected.likelihoods, found.likelihoods)
+    return [
+        Comparison(prompt, text(theirs), text(mine), bool(one), float(far), bool(beams), float(a), float(b - a))
+        for prompt, theirs, mine, (one, far, beams, a, b) in zip(PROMPTS, expected.greedy, found.greedy, more)
+    ]

@@ -1,0 +1,165 @@
+"""transformers' side of a comparison: a folder with its own tokenizer, image processor, ids and generation settings."""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from adalink_jax.checkpoints import folder_of
+from adalink_jax.checkpoints.families import image_processors
+from adalink_jax.checkpoints.hugging_face import VOCABULARY_FILES
+from adalink_jax.data.transformers_vocabulary import QFORMER_FOLDER
+from adalink_jax.errors import UserError
+
+ENDED = -1  # fills up rows of outputs
+
+
+@dataclasses.dataclass(frozen=True)
+class Outputs:
+    """What a model computes on the prompts.
+
+    Attributes:
+      greedy, beams: outputs without the start, int32 [B, T], with `ENDED` after their end.
+      logits: along `transformers`' greedy outputs, float32 [B, T, V].
+      likelihoods: of these outputs, in nats, float32 [B].
+    """
+
+    greedy: np.ndarray
+    beams: np.ndarray
+    logits: np.ndarray
+    likelihoods: np.ndarray
+
+
+class Reference:
+    """A Hugging Face folder, as `transformers` reads it.
+
+    Attributes:
+      tokenizer: the folder's tokenizer; None if it has none.
+      words: the tokenizer of an InstructBLIP's Q-Former; None if the folder has none.
+      images: the folder's image processor; None if it has none.
+    """
+
+    def __init__(self, path: str):
+        """Args:
+          path: a folder or `hf://OWNER/NAME`.
+
+        Raises:
+          UserError: if `transformers` or PyTorch is missing, or cannot read a file of the folder.
+        """
+        try:
+            import torch  # pyright: ignore[reportMissingImports]  # optional
+            import transformers  # pyright: ignore[reportMissingImports]  # optional
+        except ModuleNotFoundError as e:
+            raise UserError(f"verify-base needs {e.name}: pip install 'adalink-jax[hf]' torch.") from e
+        transformers.utils.logging.set_verbosity_error()
+        transformers.utils.logging.disable_progress_bar()
+        self.path, self._folder, self._torch, self._transformers = path, folder_of(path), torch, transformers
+        has = lambda names, folder=self._folder: any((folder / name).exists() for name in names)
+        words = self._folder / QFORMER_FOLDER
+        self.tokenizer = self._read(transformers.AutoTokenizer, self._folder) if has(VOCABULARY_FILES) else None
+        self.words = self._read(transformers.AutoTokenizer, words) if words.exists() else None
+        self.images = None
+        if has(image_processors.FILES):
+            self.images = self._read(transformers.AutoImageProcessor, self._folder, backend="pil")
+
+    def added_tokens(self) -> list[str]:
+        """The tokens that the folder adds to its vocabulary."""
+        return [] if self.tokenizer is None else sorted(self.tokenizer.get_added_vocab())
+
+    def pixels(self, pictures: Sequence[Image.Image]) -> np.ndarray | None:
+        """The image processor's pixels, float32 [B, height, width, 3]."""
+        if self.images is None:
+            return None
+        return np.asarray(self.images(images=list(pictures), return_tensors="np")["pixel_values"]).transpose(0, 2, 3, 1)
+
+    def run(
+        self,
+        dtype: str,
+        texts: Sequence[Sequence[int]],
+        length: int,
+        beams: int,
+        pixels: np.ndarray | None,
+        words: Sequence[Sequence[int]] | None,
+        outputs: np.ndarray | None = None,
+    ) -> Outputs:
+        """Loads the model and computes its outputs.
+
+        Args:
+          dtype: "float32" or "bfloat16".
+          texts: ids of the texts, with EOS.
+          length: T.
+          beams: beams of the beam search.
+          pixels: float32 [B, height, width, 3], or None.
+          words: ids of the instructions for a Q-Former, or None.
+          outputs: outputs to compute the logits for, instead of decoding.
+        """
+        torch = self._torch
+        seq2seq, with_images = self._transformers.AutoModelForSeq2SeqLM, self._transformers.AutoModelForImageTextToText
+        model = self._read(seq2seq if pixels is None else with_images, self._folder, dtype=getattr(torch, dtype)).eval()
+        inputs = {}
+        if pixels is not None:
+            image = [model.config.image_token_id] * model.config.num_query_tokens
+            texts = [[*image, *text] for text in texts]
+            inputs["pixel_values"] = torch.tensor(pixels.transpose(0, 3, 1, 2).copy()).to(model.dtype)
+        inputs["input_ids"], inputs["attention_mask"] = self._padded(texts)
+        if words is not None:
+            inputs["qformer_input_ids"], inputs["qformer_attention_mask"] = self._padded(words)
+        settings = (model if pixels is None else model.language_model).generation_config
+        generate = lambda beams: ended(
+            model.generate(**inputs, max_new_tokens=length, num_beams=beams, do_sample=False).numpy()[:, 1:],
+            settings.eos_token_id,
+            length,
+        )
+        with torch.no_grad():
+            greedy, by_beams = (outputs, outputs) if outputs is not None else (generate(1), generate(beams))
+            labels = torch.tensor(np.where(greedy == ENDED, -100, greedy), dtype=torch.long)
+            logits = model(**inputs, labels=labels).logits.float().numpy()
+        return Outputs(greedy, by_beams, logits, likelihoods(logits, greedy))
+
+    def _padded(self, rows: Sequence[Sequence[int]]) -> tuple[Any, Any]:
+        """Ids padded with 0, which the mask hides, and the mask."""
+        longest = max(map(len, rows))
+        ids = [[*row, *[0] * (longest - len(row))] for row in rows]
+        mask = [[1] * len(row) + [0] * (longest - len(row)) for row in rows]
+        return self._torch.tensor(ids), self._torch.tensor(mask)
+
+    def _read(self, kind: Any, folder: Any, **options: Any) -> Any:
+        try:
+            return kind.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **options)
+        except (OSError, ValueError, KeyError, json.JSONDecodeError) as e:
+            raise UserError(f"transformers cannot load {self.path}: {str(e).splitlines()[0]}") from e
+
+    def other_settings(self) -> list[str]:
+        """Settings of `generation_config.json` that change `transformers`' outputs and that this package does not read."""
+        file = self._folder / "generation_config.json"
+        stated = json.loads(file.read_text()) if file.exists() else {}
+        usual = self._transformers.GenerationConfig().to_dict() | {"use_cache": True}
+        without_effect = (
+            "decoder_start_token_id",
+            "pad_token_id",
+            "eos_token_id",
+            "bos_token_id",
+            "transformers_version",
+        )
+        named = {key: value for key, value in stated.items() if key not in without_effect and not key.startswith("_")}
+        return [
+            f"{key} {value!r}" for key, value in named.items() if value not in (None, False) and value != usual.get(key)
+        ]
+
+
+def likelihoods(logits: np.ndarray, outputs: np.ndarray) -> np.ndarray:
+    """Log-likelihoods of `outputs` [B, T], in nats, from logits [B, T, V]; float32 [B]."""
+    shifted = logits - logits.max(-1, keepdims=True)
+    log_p = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+    picked = np.take_along_axis(log_p, np.maximum(outputs, 0)[..., None], -1)[..., 0]
+    return np.where(outputs == ENDED, 0, picked).sum(-1)
+
+
+def ended(ids: np.ndarray, eos: int | list[int] | None, length: int) -> np.ndarray:
+    """Outputs, int32 [B, `length`], with `ENDED` after the first EOS."""
+    ids = np.pad(ids[:, :length], ((0, 0), (0, length - ids[:, :length].shape[1])), constant_values=ENDED)
+    is_eos = np.isin(ids, np.ravel([] if eos is None else eos))
+    return np.where(np.cumsum(is_eos, 1) - is_eos > 0, ENDED, ids).astype(np.int32)

@@ -180,7 +180,7 @@ def test_verify_base_distinguishes_equal_and_other_numbers(byt5, tmp_path, capsy
 
 
 def test_outputs_with_other_ids_and_equal_text_are_not_the_same(byt5, monkeypatch):
-    rows = verify_base(open_source(byt5), str(byt5), ByteVocabulary())
+    rows = verify_base(open_source(byt5), str(byt5), ByteVocabulary()).rows
     assert all(row.same for row in rows) and len({row.difference for row in rows}) > 10
     generate = AdaptedModel.generate
 
@@ -189,7 +189,7 @@ def test_outputs_with_other_ids_and_equal_text_are_not_the_same(byt5, monkeypatc
         return decoded.replace(ids=jnp.full_like(decoded.ids, 300))
 
     monkeypatch.setattr(AdaptedModel, "generate", other)
-    assert not any(row.same for row in verify_base(open_source(byt5), str(byt5), ByteVocabulary()))
+    assert not any(row.same for row in verify_base(open_source(byt5), str(byt5), ByteVocabulary()).rows)
 
 
 def test_verify_base_names_what_it_needs(base, byt5, tmp_path, capsys):

@@ -35,7 +35,7 @@ def backbone_of(source: Source, dtype: str = "float32") -> Backbone:
     config = family.config(**config_fields(source), dtype=dtype, scan_layers=True)
     if not sees:
         return family.backbone(config)
-    return BLIP2(config, _vision_config(source, dtype), _qformer_config(source))
+    return BLIP2(config, _vision_config(source, dtype), qformer_config=_qformer_config(source))
 
 
 def load_language_model(source: Source, dtype: str = "float32") -> tuple[AdaptedModel, dict[str, Any]]:

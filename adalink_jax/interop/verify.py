@@ -1,11 +1,11 @@
 """Compares a base model with `transformers`: tokens, pixels, logits, likelihoods, greedy and beam outputs on twenty prompts.
 
-The reference is given nothing of ours: it uses the folder's own tokenizer, image processor, ids and generation settings.
+The reference gets nothing from this package: it uses the folder's own tokenizer, image processor, ids and generation settings.
 """
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -19,6 +19,7 @@ from adalink_jax.data.vocabularies import EOS
 from adalink_jax.errors import CheckpointError
 from adalink_jax.interop.language_model import backbone_of, load_weights
 from adalink_jax.interop.reference import ENDED, Outputs, Reference, ended, likelihoods
+from adalink_jax.models.blip2 import BLIP2
 from adalink_jax.models.decoding import BeamSearch, Decoding, Sampling
 from adalink_jax.training.setup import Setup
 
@@ -64,7 +65,7 @@ class Comparison:
       same: whether both outputs have the same ids, up to EOS.
       difference: the largest difference of the logits along the reference's output, as a share of all logits' standard
         deviation.
-      same_beams: whether both outputs of beam search have the same ids, or scores that differ by no more than rounding does.
+      same_beams: whether both outputs of beam search have the same ids, or this package's scores as well.
       likelihood: the log-likelihood of the reference's output by `transformers`, in nats.
       likelihood_difference: that by this package, less `likelihood`.
     """
@@ -145,22 +146,23 @@ def verify_base(source: Source, reference: str, vocabulary: Vocabulary, bfloat16
             f"The reference {reference} is a {opened.kind}; give a Hugging Face folder of the same model."
         )
     check_fit(source.shapes, opened.shapes, source.path)
-    theirs, model = Reference(reference), AdaptedModel(backbone_of(source))
-    features, checks = _features(model, theirs, vocabulary)
+    transformers, model = Reference(reference), AdaptedModel(backbone_of(source))
+    features, checks = _features(model, transformers, vocabulary)
     checks = [_settings(source, opened), _end(model, vocabulary), *checks]
-    given = (features.texts, _OUTPUT_LENGTH, _BEAMS, features.pixels, features.words)
-    expected = theirs.run("float32", *given)
-    found = _run(model, load_weights(model, source), features, expected)
-    checks += _numbers(expected, found)
+    shared = (features.texts, _OUTPUT_LENGTH, _BEAMS, features.pixels, features.words)
+    expected = transformers.run("float32", *shared)
+    others = transformers.other_settings()
+    outputs = _run(model, load_weights(model, source), features, expected, ties=not others)
+    checks += _numbers(expected, outputs)
     if bfloat16:
-        rounded = theirs.run("bfloat16", *given, outputs=expected.greedy)
+        rounded = transformers.run("bfloat16", *shared, outputs=expected.greedy)
         model = AdaptedModel(backbone_of(source, "bfloat16"))
-        mine = _run(model, load_weights(model, source, "bfloat16"), features, expected, decode=False)
-        checks.append(_rounding(expected, rounded, mine))
-    if others := theirs.other_settings():
+        outputs_bfloat16 = _run(model, load_weights(model, source, "bfloat16"), features, expected, decode=False)
+        checks.append(_rounding(expected, rounded, outputs_bfloat16))
+    if others:
         finding = f"{', '.join(others)}: applied by transformers' generate, and not by this package"
         checks.append(Check("generation settings", finding, None))
-    return Verification(checks, _rows(expected, found, vocabulary))
+    return Verification(checks, _rows(expected, outputs, vocabulary))
 
 
 def _settings(source: Source, reference: Source) -> Check:
@@ -178,20 +180,19 @@ def _end(model: AdaptedModel, vocabulary: Vocabulary) -> Check:
     """Whether texts end and are padded with the ids of the model."""
     ids = model.backbone.token_ids
     finding = f"start {ids.start}, padding {ids.pad}, end {ids.eos}"
-    if same := ids.eos == EOS and ids.pad not in vocabulary.encode(" ".join(PROMPTS)):
-        return Check("special ids", finding, same)
+    if ids.eos == EOS and ids.pad not in vocabulary.encode(" ".join(PROMPTS)):
+        return Check("special ids", finding, True)
     return Check("special ids", f"{finding}, but the vocabulary ends texts with {EOS}, or uses the padding's id", False)
 
 
-def _features(model: AdaptedModel, theirs: Reference, vocabulary: Vocabulary) -> tuple[_Features, list[Check]]:
+def _features(model: AdaptedModel, transformers: Reference, vocabulary: Vocabulary) -> tuple[_Features, list[Check]]:
     checks, setup = [], Setup(model)
     texts = [[*vocabulary.encode(prompt)[: _INPUT_LENGTH - 1], EOS] for prompt in PROMPTS]
-    none = "not compared: the reference has no "
-    if theirs.tokenizer is None:
-        checks.append(Check("tokens", f"{none}tokenizer", None))
+    if (tokenizer := transformers.tokenizer) is None:
+        checks.append(Check("tokens", "not compared: the reference has no tokenizer", None))
     else:
-        added = [f"a {token} b{token}c" for token in theirs.added_tokens()]
-        read = lambda text: theirs.tokenizer(text, truncation=True, max_length=_INPUT_LENGTH).input_ids
+        added = [f"a {token} b{token}c" for token in transformers.added_tokens()]
+        read = lambda text: tokenizer(text, truncation=True, max_length=_INPUT_LENGTH).input_ids
         encode = lambda text: [*vocabulary.encode(text)[: _INPUT_LENGTH - 1], EOS]
         same = [read(text) == encode(text) for text in (*PROMPTS, *added)]
         finding = f"{sum(same[:20])} of 20 prompts and {sum(same[20:])} of {len(added)} added tokens have the same ids"
@@ -199,32 +200,38 @@ def _features(model: AdaptedModel, theirs: Reference, vocabulary: Vocabulary) ->
         texts = [read(prompt) for prompt in PROMPTS]
     if setup.image_shape is None:
         return _Features(texts), checks
+    words, backbone = None, cast(BLIP2, model.backbone)
+    images, pixels, check = _pixels(setup, transformers, backbone)
+    checks.append(check)
+    if INSTRUCTION in backbone.abstract_batch(1, 1, 1):
+        words, check = _words(transformers, texts, backbone.qformer_config.vocab_size)
+        checks.append(check)
+    return _Features(texts, images, pixels, words), checks
+
+
+def _pixels(setup: Setup, transformers: Reference, backbone: BLIP2) -> tuple[np.ndarray, np.ndarray, Check]:
+    """Images for this package, pixels for `transformers`, and their comparison."""
     drawn = [_picture(*size, seed) for seed, size in enumerate(_SIZES)]
     pictures = [drawn[i % len(drawn)] for i in range(len(PROMPTS))]
-    images = np.stack([picture_array(picture, setup.image_shape, setup.preparation) for picture in pictures])
-    mine = np.asarray(model.backbone.vision_config.normalized(images))  # pyright: ignore[reportAttributeAccessIssue]
-    pixels = theirs.pixels(pictures)
-    if pixels is None:
-        checks.append(Check("pixels", f"{none}image processor", None))
-    elif pixels.shape != mine.shape:
-        checks.append(Check("pixels", f"{mine.shape[1:]} and not {pixels.shape[1:]}", False))
-    else:
-        largest = float(np.abs(mine - pixels).max() / pixels.std())
-        checks.append(Check("pixels", f"largest difference {largest:.1e} of their spread", largest <= TOLERANCE))
-    words = None
-    if INSTRUCTION in model.backbone.abstract_batch(1, 1, 1):
-        words, check = _words(theirs, texts, model.backbone.qformer_config.vocab_size)  # pyright: ignore[reportAttributeAccessIssue]
-        checks.append(check)
-    return _Features(texts, images, mine if pixels is None or pixels.shape != mine.shape else pixels, words), checks
+    shape = cast(tuple[int, int, int], setup.image_shape)
+    images = np.stack([picture_array(picture, shape, setup.preparation) for picture in pictures])
+    pixels, expected = np.asarray(backbone.vision_config.normalized(images)), transformers.pixels(pictures)
+    if expected is None:
+        return images, pixels, Check("pixels", "not compared: the reference has no image processor", None)
+    if expected.shape != pixels.shape:
+        return images, pixels, Check("pixels", f"their shape is {pixels.shape[1:]}, not {expected.shape[1:]}", False)
+    largest = float(np.abs(pixels - expected).max() / expected.std())
+    finding = f"largest difference {largest:.1e} of their spread (allowed: {TOLERANCE:.0e})"
+    return images, expected, Check("pixels", finding, largest <= TOLERANCE)
 
 
-def _words(theirs: Reference, texts: list[list[int]], rows: int) -> tuple[list[list[int]], Check]:
+def _words(transformers: Reference, texts: list[list[int]], rows: int) -> tuple[list[list[int]], Check]:
     """The instructions' ids in the Q-Former's vocabulary; without one, the texts' ids as far as they have rows."""
-    if theirs.words is None:
+    if transformers.words is None:
         finding = "not compared: the reference has no tokenizer of the Q-Former"
         return [[min(i, rows - 1) for i in text] for text in texts], Check("Q-Former's tokens", finding, None)
-    read = [theirs.words(prompt, truncation=True, max_length=_INPUT_LENGTH).input_ids for prompt in PROMPTS]
-    vocabulary = WordPieceVocabulary(theirs.path)
+    read = [transformers.words(prompt, truncation=True, max_length=_INPUT_LENGTH).input_ids for prompt in PROMPTS]
+    vocabulary = WordPieceVocabulary(transformers.path)
     same = sum(vocabulary.encode(prompt, _INPUT_LENGTH) == ids for prompt, ids in zip(PROMPTS, read))
     return read, Check("Q-Former's tokens", f"{same} of 20 prompts have the same ids", same == len(PROMPTS))
 
@@ -240,9 +247,17 @@ def _picture(width: int, height: int, seed: int) -> Image.Image:
 
 
 def _run(
-    model: AdaptedModel, params: Mapping[str, Any], features: _Features, expected: Outputs, decode: bool = True
+    model: AdaptedModel,
+    params: Mapping[str, Any],
+    features: _Features,
+    expected: Outputs,
+    decode: bool = True,
+    ties: bool = False,
 ) -> Outputs:
-    """This package's outputs, and its logits along `expected.greedy`."""
+    """This package's outputs, and its logits along `expected.greedy`.
+
+    With `ties`, an output of beam search that scores as well as the expected one counts as the expected one.
+    """
     ids = model.backbone.token_ids
     batch: dict[str, np.ndarray] = {"encoder_input_tokens": _padded(features.texts, ids.pad)}
     if features.images is not None:
@@ -267,9 +282,10 @@ def _run(
         logits, greedy, beams = logits_along(expected.greedy), expected.greedy, expected.beams
         if decode:
             greedy, beams = generate(Sampling()), generate(BeamSearch(_BEAMS, 1.0, "transformers"))
-            mine, theirs = score(beams), score(expected.beams)
-            # Of outputs with equal scores beam search may return either.
-            beams = np.where((np.abs(mine - theirs) <= TIE * np.abs(theirs))[:, None], expected.beams, beams)
+        if ties:
+            # Which of two prefixes with equal scores is kept depends on rounding; the other may lead to a better output.
+            as_good = score(beams) >= (1 + TIE) * score(expected.beams)
+            beams = np.where(as_good[:, None], expected.beams, beams)
     return Outputs(greedy, beams, logits, likelihoods(logits, expected.greedy))
 
 
@@ -280,40 +296,42 @@ def _padded(rows: Sequence[Sequence[int]], pad: int) -> np.ndarray:
     return out
 
 
-def _differences(expected: Outputs, found: Outputs) -> np.ndarray:
+def _differences(expected: Outputs, outputs: Outputs) -> np.ndarray:
     """Largest difference of the logits per prompt, as a share of their spread: [B]."""
     is_output = expected.greedy != ENDED
-    distances = np.abs(found.logits - expected.logits).max(-1)
+    distances = np.abs(outputs.logits - expected.logits).max(-1)
     return np.where(is_output, distances, 0).max(-1) / expected.logits[is_output].std()
 
 
-def _numbers(expected: Outputs, found: Outputs) -> list[Check]:
-    largest = float(np.max(_differences(expected, found)))
-    nats = float(np.abs(found.likelihoods / expected.likelihoods - 1).max())
-    same = lambda name: int((getattr(expected, name) == getattr(found, name)).all(-1).sum())
+def _numbers(expected: Outputs, outputs: Outputs) -> list[Check]:
+    largest = float(np.max(_differences(expected, outputs)))
+    nats = float(np.abs(outputs.likelihoods / expected.likelihoods - 1).max())
+    same = lambda name: int((getattr(expected, name) == getattr(outputs, name)).all(-1).sum())
     count = len(PROMPTS)
     return [
         Check("logits", f"largest difference {largest:.1e} of their spread (allowed: {TOLERANCE:.0e})", largest <= TOLERANCE),
         Check("likelihoods", f"largest difference {nats:.1e} of the value (allowed: {TOLERANCE:.0e})", nats <= TOLERANCE),
         Check("outputs", f"{same('greedy')} of {count} greedy outputs are the same", same("greedy") == count),
-        Check("beam search", f"{same('beams')} of {count} outputs of {_BEAMS} beams are the same", same("beams") == count),
+        Check("beam search", f"{same('beams')} of {count} outputs of {_BEAMS} beams are the same, or score as well", same("beams") == count),
     ]  # fmt: skip
 
 
-def _rounding(expected: Outputs, rounded: Outputs, mine: Outputs) -> Check:
+def _rounding(expected: Outputs, rounded: Outputs, outputs: Outputs) -> Check:
     """Compares what bfloat16 changes here with what it changes in `transformers`, both against float32."""
     is_output = expected.greedy != ENDED
     exact = expected.logits[is_output]
-    here, there = (float(np.sqrt(np.mean((x.logits[is_output] - exact) ** 2)) / exact.std()) for x in (mine, rounded))
+    here, there = (
+        float(np.sqrt(np.mean((x.logits[is_output] - exact) ** 2)) / exact.std()) for x in (outputs, rounded)
+    )
     finding = f"bfloat16 changes the logits by {here:.1e} of their spread, and those of transformers by {there:.1e}"
     return Check("bfloat16", f"{finding} (allowed: {ROUNDED:g} times as much)", here <= ROUNDED * there)
 
 
-def _rows(expected: Outputs, found: Outputs, vocabulary: Vocabulary) -> list[Comparison]:
-    same, same_beams = ((getattr(expected, x) == getattr(found, x)).all(-1) for x in ("greedy", "beams"))
+def _rows(expected: Outputs, outputs: Outputs, vocabulary: Vocabulary) -> list[Comparison]:
+    same, same_beams = ((getattr(expected, x) == getattr(outputs, x)).all(-1) for x in ("greedy", "beams"))
     text = lambda ids: vocabulary.decode([i for i in ids.tolist() if i != ENDED])
-    more = zip(same, _differences(expected, found), same_beams, expected.likelihoods, found.likelihoods)
+    more = zip(same, _differences(expected, outputs), same_beams, expected.likelihoods, outputs.likelihoods)
     return [
-        Comparison(prompt, text(theirs), text(mine), bool(one), float(far), bool(beams), float(a), float(b - a))
-        for prompt, theirs, mine, (one, far, beams, a, b) in zip(PROMPTS, expected.greedy, found.greedy, more)
+        Comparison(prompt, text(ids), text(other), bool(one), float(far), bool(beams), float(a), float(b - a))
+        for prompt, ids, other, (one, far, beams, a, b) in zip(PROMPTS, expected.greedy, outputs.greedy, more)
     ]

@@ -89,7 +89,7 @@ def adapt(source: Source, reference: str, vocabulary: Vocabulary) -> Adaptation:
             "export --to hf": _logits(place("folded"), batch),
             "export --to torch": _logits(reference, batch, place("hook")),
         }
-    far = {name: float(np.abs(theirs - logits).max() / theirs.std()) for name, theirs in exports.items()}
+    far = {name: float(np.abs(reached - logits).max() / reached.std()) for name, reached in exports.items()}
     return Adaptation(losses, [learned, *(_export(name, value) for name, value in far.items())])
 
 
@@ -176,10 +176,10 @@ def _origin(source: Source, reference: str) -> list[list[str]]:
 
 
 def _installed() -> dict[str, str]:
-    found = {}
+    installed = {}
     for package in _PACKAGES:
         try:
-            found |= versions(package)
+            installed |= versions(package)
         except ModuleNotFoundError:  # importlib's error for a package that is not installed
-            found[package] = "not installed"
-    return found
+            installed[package] = "not installed"
+    return installed

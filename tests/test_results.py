@@ -101,6 +101,7 @@ def test_groups_have_count_mean_and_interval(runs):
     # Student's t with two degrees of freedom: 4.30265 x 0.01 / sqrt(3)
     assert grouped[0]["test/accuracy low"] == pytest.approx(0.11 - 0.024841, abs=1e-5)
     assert grouped[0]["test/accuracy high"] == pytest.approx(0.11 + 0.024841, abs=1e-5)
+    assert grouped[0]["validation/accuracy"] == 0.5 and grouped[0]["validation/accuracy low"] is None  # all agree
     single = results.collect(str(runs)).grouped(["RANK", "RANDOM_SEED"]).to_pylist()
     assert len(single) == 6 and single[0]["test/accuracy low"] is None
 

@@ -21,6 +21,7 @@ def report(argv: list[str]) -> int:
         option("--title", help="its heading"),
         option("--markdown", metavar="FILE.md", help="the tables, with links to --figures"),
         option("--latex", metavar="FILE.tex", help="the tables that have no figure, for booktabs"),
+        option("--tables", metavar="FOLDER", help="each table as CSV, with all digits"),
         option("--figures", metavar="FOLDER", help="each figure as SVG and PDF, at page width"),
     )
     options = parser.parse_args(argv)
@@ -46,6 +47,8 @@ def report(argv: list[str]) -> int:
         texts[options.markdown] = page.markdown(options.figures and os.path.relpath(options.figures, start))
     if options.latex:
         texts[options.latex] = page.latex()
+    if options.tables:
+        texts |= {os.path.join(options.tables, f"{part.name}.csv"): part.data.csv() for part in page.parts if part.data}
     for name, text in texts.items():
         epath.Path(name).parent.mkdir(parents=True, exist_ok=True)
         epath.Path(name).write_text(text)

@@ -1,7 +1,9 @@
 """Trends and power laws over model size.
 
-Both take the variance over the seeds as equal for all sizes (pooled). A trend's interval is Student's interval of a slope; a fit's
-interval is the percentiles over draws of the means from Student's distributions. Intervals are 95 % confidence intervals.
+Each size has a variance over the seeds of its own: the noise of training differs by size, and with one variance for all, 95 %
+intervals contained the truth in 76 to 98 % of the cases. A trend's interval is that of a weighted sum of means; a fit's is the
+percentiles over draws of each mean from its own Student's distribution, which is wider than needed if all sizes are equally noisy.
+Neither covers what another base of a size would change: the seeds of a size share one base.
 """
 
 import dataclasses
@@ -12,7 +14,7 @@ from collections.abc import Mapping
 import numpy as np
 from scipy import optimize, stats
 
-from adalink_jax.reports.statistics import CONFIDENCE, Estimate, pooled_means
+from adalink_jax.reports.statistics import CONFIDENCE, Estimate, variance, weighted
 
 DRAWS, SEED = 200, 0
 FEWEST_SIZES = 2  # of a trend
@@ -29,11 +31,7 @@ def trend(sizes: Sizes, values: BySize) -> Estimate | None:
     if len(values) < FEWEST_SIZES:
         return None
     x = np.log10([sizes[size] for size in values])
-    weights = (x - x.mean()) / ((x - x.mean()) ** 2).sum()  # of the means, in the slope
-    means, errors, freedom = pooled_means(values)
-    slope, error = float(weights @ means), float(np.sqrt((weights**2) @ (errors**2)))
-    reach = float(stats.t.ppf((1 + CONFIDENCE) / 2, freedom)) * error if freedom else math.nan
-    return Estimate(slope, slope - reach, slope + reach)
+    return weighted((x - x.mean()) / ((x - x.mean()) ** 2).sum(), [list(seeds.values()) for seeds in values.values()])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +71,7 @@ def power_law(sizes: Sizes, errors: BySize, at: str | None = None) -> PowerLaw |
 
     def fit(y: np.ndarray) -> np.ndarray:
         law = (lambda x, a, b, c: a * x**-b + c) if offset else (lambda x, a, b: a * x**-b)
-        start = [max(y[0], 1e-6), 0.2, *([0.0] if offset else [])]
+        start = [np.clip(y[0], 1e-6, 10.0), 0.2, *([0.0] if offset else [])]
         bottom, top = [0.0, -5.0, *([0.0] if offset else [])], [10.0, 5.0, *([max(y.min(), 1e-9)] if offset else [])]
         with np.errstate(all="ignore"), warnings.catch_warnings():
             warnings.simplefilter("ignore", optimize.OptimizeWarning)  # about the covariance, which is not used
@@ -85,12 +83,18 @@ def power_law(sizes: Sizes, errors: BySize, at: str | None = None) -> PowerLaw |
         a, b, c = fit(y)
         return np.array([b] if target is None else [b, a * target**-b + c])
 
-    means, deviations, freedom = pooled_means(errors)
+    groups = [list(seeds.values()) for seeds in errors.values()]
+    means = np.array([np.mean(values) for values in groups])
+    deviations = np.sqrt([variance(values) / len(values) for values in groups])
     a, b, c = fit(means)
-    t = np.random.default_rng(SEED).standard_t(max(freedom, 1), (DRAWS, len(means)))
-    draws = np.array([estimates(np.maximum(means + deviations * row, 1e-6)) for row in t])
-    tail = 100 * (1 - CONFIDENCE) / 2
-    ends = np.percentile(draws, [tail, 100 - tail], axis=0) if freedom else np.full((2, draws.shape[1]), math.nan)
+    ends = np.full((2, len(estimates(means))), math.nan)
+    if deviations.sum() > 0:
+        # each distribution's quantiles in random order, which vary less from seed to seed than random draws
+        order = np.random.default_rng(SEED).permuted(np.tile(np.arange(DRAWS), (len(groups), 1)), axis=1).T
+        t = stats.t.ppf((order + 0.5) / DRAWS, [len(values) - 1 for values in groups])
+        draws = [estimates(np.maximum(means + deviations * row, 1e-6)) for row in t]
+        tail = 100 * (1 - CONFIDENCE) / 2
+        ends = np.percentile(draws, [tail, 100 - tail], axis=0)
     exponent, *predicted = (
         Estimate(float(value), float(low), float(high)) for value, low, high in zip(estimates(means), *ends)
     )

@@ -7,6 +7,7 @@ import base64
 import csv
 import dataclasses
 import io
+import math
 import re
 from collections.abc import Callable, Sequence
 from importlib import resources
@@ -38,7 +39,10 @@ class Table:
         out = io.StringIO()
         writer = csv.writer(out, lineterminator="\n")
         headings = [(name, f"{name} low", f"{name} high") for name in self.columns]
-        parts = lambda cell: (cell.value, cell.low, cell.high) if isinstance(cell, Estimate) else (cell, None, None)
+        known = lambda number: None if math.isnan(number) else number
+        parts = lambda cell: (
+            (cell.value, known(cell.low), known(cell.high)) if isinstance(cell, Estimate) else (cell, None, None)
+        )
         for line in (headings, *(map(parts, row) for row in self.rows)):
             writer.writerow(x for cells, width in zip(line, widths) for x in cells[:width])
         return out.getvalue()

@@ -11,6 +11,7 @@ import dataclasses
 import difflib
 import itertools
 import json
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -24,7 +25,7 @@ from etils import epath
 from adalink_jax.errors import UserError
 from adalink_jax.experiments.sweeps.run_folder import DONE, RECORD, SUMMARY, last_step, state_of
 from adalink_jax.files.whole_file import read_json
-from adalink_jax.reports.statistics import interval
+from adalink_jax.reports.statistics import mean
 from adalink_jax.training.segments import environment_note
 
 UNFINISHED = "unfinished"  # of a run outside a sweep, whose attempts are not recorded
@@ -115,7 +116,7 @@ class Results:
 
     def grouped(self, by: Sequence[str]) -> pa.Table:
         """Groups the finished runs: one row per combination of `by`, with `runs` (their number), and each metric's mean and 95 %
-        interval (`METRIC`, `METRIC low`, `METRIC high`; no interval of a single run).
+        interval (`METRIC`, `METRIC low`, `METRIC high`; none of a single run, or if all runs agree).
 
         Raises:
           UserError: for an unknown column, or if no run is finished.
@@ -132,9 +133,9 @@ class Results:
             row = dict(zip(columns, key)) | {"runs": len(members)}
             for metric in self.metrics:
                 values = [member[metric] for member in members if member[metric] is not None]
-                low, high = interval(values) if len(values) > 1 else (None, None)
-                mean = float(np.mean(values)) if values else None
-                row |= {metric: mean, f"{metric} low": low, f"{metric} high": high}
+                found = dataclasses.astuple(mean(values))[:3] if values else (math.nan,) * 3
+                ends = (None if math.isnan(number) else number for number in found)
+                row |= dict(zip((metric, f"{metric} low", f"{metric} high"), ends))
             rows.append(row)
         return _table(rows, list(rows[0]))
 

@@ -1,6 +1,7 @@
 """The report of a scaling study, from its result files (see `cell_folder`): every finding with its interval."""
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,11 +11,15 @@ from adalink_jax.reports import scaling_figures, style
 from adalink_jax.reports.fits import power_law, trend
 from adalink_jax.reports.page import Part, Report, Table
 from adalink_jax.reports.scaling_figures import Looks
-from adalink_jax.reports.statistics import difference, mean
+from adalink_jax.reports.statistics import INCONCLUSIVE, Estimate, difference, mean
 from adalink_jax.reports.study_runs import StudyRuns
 from adalink_jax.training.segments import environment_note
 
 MAIN_METHOD = "AdaLink"
+ONE_BASE = (
+    "There is one base per size, and seeds vary the adapter, not the base: a base's luck is not in the intervals, and a trend "
+    "may come from it."
+)
 Results = Sequence[Mapping[str, Any]]
 
 
@@ -64,7 +69,8 @@ def _summary(results: Results, runs: StudyRuns) -> str:
     versions = sorted({f"{name} {version}" for row in results for name, version in row["versions"].items()})
     return (
         f"{len(runs.scores)} packs, {sum(map(len, runs.scores.values()))} runs, {counts}. Scores are measured once on test; steps and "
-        f"learning rates were chosen on validation. Intervals are 95 % confidence intervals. {', '.join(versions)}."
+        f"learning rates were chosen on validation. Intervals are 95 % confidence intervals over the seeds; there is none where all "
+        f"seeds agree. {', '.join(versions)}."
     ) + (f" {warning}" if (warning := environment_note(results, "results")) else "")
 
 
@@ -116,7 +122,7 @@ def _gaps(runs: StudyRuns, methods: Sequence[str], drawn: Sequence[str], referen
         for line in runs.lines(methods)
         for size, gap in gaps(*line).items()
     ]
-    text = f"The score of {reference} less the method's, paired by seed; below zero the method is ahead."
+    text = f"The score of {reference} less the method's, paired by seed; below zero the method is ahead. {ONE_BASE}"
     columns = ("task", "base", "method", "size", "gap")
     return Part(f"Gap to {reference}", text + _omitted(methods, drawn), Table(columns, rows), figure)
 
@@ -128,10 +134,11 @@ def _trends(runs: StudyRuns, methods: Sequence[str], reference: str) -> Part | N
         if (change := trend(runs.sizes, gaps)) is not None:
             rows.append((*line, len(gaps), change, change.verdict("grows", "shrinks")))
     text = (
-        "The change of the gap per tenfold of the parameters: the slope of a line over the logarithm of the size. It holds "
-        "for these sizes, and says nothing about larger ones."
+        "The change of the gap per tenfold of the parameters: the slope of a line over the logarithm of the size, with an interval "
+        f"by Welch and Satterthwaite: each size has noise of its own. {ONE_BASE} It holds for these sizes, and says nothing "
+        "about larger ones."
     )
-    columns = ("task", "base", "method", "sizes", "change of the gap", "with size the gap")
+    columns = ("task", "base", "method", "sizes", "change of the gap (seeds alone)", "with size the gap")
     return _part("Does the gap shrink with size?", text, columns, rows)
 
 
@@ -143,11 +150,13 @@ def _regimes(runs: StudyRuns, methods: Sequence[str], reference: str) -> Part | 
     for task in runs.metrics:
         for method in methods:
             before, after = (runs.gaps(task, regime, method, reference) for regime in (first, last))
-            for size in (size for size in runs.sizes if size in before and size in after):
+            for size in runs.sizes:
+                if not before.get(size, {}).keys() & after.get(size, {}).keys():
+                    continue
                 change = difference(after[size], before[size])
                 rows.append((task, method, size, change, change.verdict("wider", "narrower")))
-    text = f"The gap to {reference} from the base {last}, less that from {first}, paired by seed."
-    columns = ("task", "method", "size", "change of the gap", "verdict")
+    text = f"The gap to {reference} from the base {last}, less that from {first}, paired by seed. {ONE_BASE}"
+    columns = ("task", "method", "size", "change of the gap (seeds alone)", "verdict")
     return _part(f"Does the gap shrink from {first} to {last}?", text, columns, rows)
 
 
@@ -166,23 +175,28 @@ def _power_laws(runs: StudyRuns, methods: Sequence[str]) -> Part | None:
             continue
         measured = mean(list(errors[largest].values()))
         exponent, predicted = (dataclasses.replace(x, signed=False) for x in (law.exponent, prediction.predicted))
-        disjoint = measured.low > predicted.high or measured.high < predicted.low
-        verdict = "are disjoint" if disjoint else "overlap"
-        rows.append((*line, exponent, round(law.c, 3), largest, predicted, measured, verdict))
+        rows.append((*line, exponent, round(law.c, 3), largest, predicted, measured, _overlap(predicted, measured)))
     text = (
         "error = 1 - score = a N^-b + c, fitted to the means; the offset c is 0 with fewer than four sizes. The error of the largest "
-        "size is predicted from the smaller ones alone, and compared with the measurement. The intervals of fits cover the variance "
-        "over the seeds only: not whether a power law is right, nor bases trained with other seeds."
+        "size is predicted from the smaller ones alone, and compared with the measurement. The intervals of fits are percentiles "
+        f"over draws of each mean; they do not cover whether a power law is right. {ONE_BASE}"
     )
     columns = ("task", "base", "method", "exponent b", "offset c", "predicted at", "error, predicted", "error, measured",
                "the intervals")  # fmt: skip
     return _part("Power laws, and a prediction that was checked", text, columns, rows)
 
 
+def _overlap(one: Estimate, other: Estimate) -> str:
+    if math.isnan(one.low + other.low):
+        return INCONCLUSIVE
+    return "are disjoint" if one.low > other.high or one.high < other.low else "overlap"
+
+
 def _variants(runs: StudyRuns, main_method: str, variants: Sequence[str]) -> Part | None:
     rows = []
     for (size, regime, task, method), scores in runs.scores.items():
-        if method in variants and (main_scores := runs.scores.get((size, regime, task, main_method))):
+        main_scores = runs.scores.get((size, regime, task, main_method), {})
+        if method in variants and scores.keys() & main_scores.keys():
             change = difference(scores, main_scores)
             trained = [runs.trained[size, task, name] for name in (method, main_method)]
             variant = method.removeprefix(f"{main_method}, ")

@@ -53,7 +53,8 @@ class StudyRuns:
         return {size: seeds for size, seeds in scores.items() if seeds}
 
     def gaps(self, task: str, regime: str, method: str, reference: str) -> dict[str, dict[int, float]]:
-        """Size -> seed -> the reference's score less the method's."""
+        """Size -> seed -> the reference's score less the method's, of the seeds that both have."""
         scores, references = self.by_size(task, regime, method), self.by_size(task, regime, reference)
         pair = lambda seeds, other: {seed: other[seed] - score for seed, score in seeds.items() if seed in other}
-        return {size: pair(scores[size], references[size]) for size in scores if size in references}
+        gaps = {size: pair(scores[size], references[size]) for size in scores if size in references}
+        return {size: seeds for size, seeds in gaps.items() if seeds}

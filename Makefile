@@ -70,7 +70,7 @@ STUDY_ARGS ?=
 study: $(INSTALLED)  ## run what is missing of the scaling study in miniature (many hours; resumes), then write its report
 	test -e $(STUDY)/vocabulary/spiece.model || $(BIN)/adalink vocabulary $(DATA)/corpus_openstax/train.jsonl.gz --pieces 1024 --out $(STUDY)/vocabulary
 	$(BIN)/adalink study --gin_file=gin/studies/miniature.gin --gin.MODEL_DIR="'$(STUDY)'" --gin.DATA_DIR="'$(DATA)'" --gin.VOCABULARY="'$(STUDY)/vocabulary'" --gin.Study.kept="'$(KEPT)'" --run $(STUDY_ARGS)
-	$(BIN)/adalink report $(KEPT) --out $(STUDY)/report.html --title "The gap to full fine-tuning against model size, in miniature"
+	$(BIN)/adalink report $(KEPT) --out $(STUDY)/report.html --tables $(STUDY)/tables --title "The gap to full fine-tuning against model size, in miniature"
 
 docs: $(VENV)/.installed-docs  ## build the documentation site into docs/_build/html; a warning is an error
 	JAX_PLATFORMS=cpu TF_CPP_MIN_LOG_LEVEL=3 $(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html

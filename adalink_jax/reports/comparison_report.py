@@ -72,11 +72,11 @@ def draw(path: epath.Path, compared: Compared) -> None:
     for kind, colour, shift in kinds if all(row.plateau for row in rows) else kinds[:1]:
         for i, row in enumerate(rows):
             values = getattr(row, kind)
-            found = mean(values)
+            estimate = mean(values)
             axis.plot(values, [i + shift] * len(values), "o", color=colour, alpha=0.35, markersize=4)
-            axis.plot([found.low, found.high], [i + shift] * 2, color=colour, linewidth=2)
+            axis.plot([estimate.low, estimate.high], [i + shift] * 2, color=colour, linewidth=2)
             label = kind if i == 0 else None
-            axis.plot([found.value], [i + shift], "|", color=colour, markersize=14, markeredgewidth=2, label=label)
+            axis.plot([estimate.value], [i + shift], "|", color=colour, markersize=14, markeredgewidth=2, label=label)
     axis.set_yticks(range(len(rows)), [f"{row.name} ({row.trainable:,})" for row in rows])
     axis.invert_yaxis()
     axis.set(xlabel=f"{compared.metric} on test; each seed, their mean and its 95 % interval", title=compared.task)

@@ -1,7 +1,7 @@
 """Trends and power laws over model size.
 
 Each size has a variance over the seeds of its own: the noise of training differs by size, and with one variance for all, 95 %
-intervals contained the truth in 76 to 98 % of the cases. A trend's interval is that of a weighted sum of means; a fit's is the
+intervals contained the truth in 77 to 98 % of the cases. A trend's interval is that of a weighted sum of means; a fit's is the
 percentiles over draws of each mean from its own Student's distribution, which is wider than needed if all sizes are equally noisy.
 Neither covers what another base of a size would change: the seeds of a size share one base.
 """

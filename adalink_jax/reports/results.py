@@ -25,7 +25,7 @@ from etils import epath
 from adalink_jax.errors import UserError
 from adalink_jax.experiments.sweeps.run_folder import DONE, RECORD, SUMMARY, last_step, state_of
 from adalink_jax.files.whole_file import read_json
-from adalink_jax.reports.statistics import mean
+from adalink_jax.reports.statistics import Estimate, mean
 from adalink_jax.training.segments import environment_note
 
 UNFINISHED = "unfinished"  # of a run outside a sweep, whose attempts are not recorded
@@ -133,9 +133,9 @@ class Results:
             row = dict(zip(columns, key)) | {"runs": len(members)}
             for metric in self.metrics:
                 values = [member[metric] for member in members if member[metric] is not None]
-                found = dataclasses.astuple(mean(values))[:3] if values else (math.nan,) * 3
-                ends = (None if math.isnan(number) else number for number in found)
-                row |= dict(zip((metric, f"{metric} low", f"{metric} high"), ends))
+                estimate = mean(values) if values else Estimate(math.nan)
+                numbers = {"": estimate.value, " low": estimate.low, " high": estimate.high}
+                row |= {metric + end: None if math.isnan(number) else number for end, number in numbers.items()}
             rows.append(row)
         return _table(rows, list(rows[0]))
 

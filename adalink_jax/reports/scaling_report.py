@@ -69,8 +69,8 @@ def _summary(results: Results, runs: StudyRuns) -> str:
     versions = sorted({f"{name} {version}" for row in results for name, version in row["versions"].items()})
     return (
         f"{len(runs.scores)} packs, {sum(map(len, runs.scores.values()))} runs, {counts}. Scores are measured once on test; steps and "
-        f"learning rates were chosen on validation. Intervals are 95 % confidence intervals over the seeds; there is none where all "
-        f"seeds agree. {', '.join(versions)}."
+        "learning rates were chosen on validation. Intervals are 95 % confidence intervals over the seeds; seeds that all "
+        f"agree give no interval. {', '.join(versions)}."
     ) + (f" {warning}" if (warning := environment_note(results, "results")) else "")
 
 
@@ -134,9 +134,9 @@ def _trends(runs: StudyRuns, methods: Sequence[str], reference: str) -> Part | N
         if (change := trend(runs.sizes, gaps)) is not None:
             rows.append((*line, len(gaps), change, change.verdict("grows", "shrinks")))
     text = (
-        "The change of the gap per tenfold of the parameters: the slope of a line over the logarithm of the size, with an interval "
-        f"by Welch and Satterthwaite: each size has noise of its own. {ONE_BASE} It holds for these sizes, and says nothing "
-        "about larger ones."
+        "The change of the gap per tenfold of the parameters: the slope of a line over the logarithm of the size. It holds for "
+        "these sizes, and says nothing about larger ones. Intervals are Welch's and Satterthwaite's: each size has noise of its "
+        f"own. {ONE_BASE}"
     )
     columns = ("task", "base", "method", "sizes", "change of the gap (seeds alone)", "with size the gap")
     return _part("Does the gap shrink with size?", text, columns, rows)

@@ -314,7 +314,7 @@ def test_the_page_needs_no_network_and_holds_its_data(kept, tmp_path, capsys, mo
     latex = (tmp_path / "r.tex").read_text()
     assert latex.count(r"\begin{tabular}") == latex.count(r"\bottomrule") >= 5
     assert (tmp_path / "tables" / "does_the_gap_shrink_with_size.csv").read_text().count("\n") == 3
-    assert markdown.count("a base's luck is not in the intervals") == 3
+    assert markdown.count("a base's luck is not in the intervals") == 4
     assert "Written:" in capsys.readouterr().out
 
 

@@ -128,9 +128,14 @@ def verify_base(argv: list[str]) -> int:
     if options.report is not None and not options.report.endswith(".html"):
         raise UserError(f"{options.report!r} must end in .html.")
     register()
+    from etils import epath
+
     from adalink_jax import interop
     from adalink_jax.data import load_vocabulary
 
+    if options.report is not None:
+        # Now, rather than after the comparison.
+        epath.Path(options.report).parent.mkdir(parents=True, exist_ok=True)
     source = checkpoints.open_source(options.path)
     if not checkpoints.sizes_of(source.shapes):
         raise CheckpointError(f"{options.path} is not a known language model ({source.kind}); give a T5.")
@@ -146,8 +151,6 @@ def verify_base(argv: list[str]) -> int:
     verification = interop.verify_base(source, reference, vocabulary, bfloat16=options.report is not None)
     checks, agrees = verification.checks, verification.agrees
     if options.report is not None:
-        from etils import epath
-
         from adalink_jax.interop import verify_report
 
         adaptation = None

@@ -30,7 +30,7 @@ def reach(weights: Sequence[float], groups: Sequence[Sequence[float]]) -> float:
 
     Each group has a variance of its own. The degrees of freedom are Welch's (1947) and Satterthwaite's (1946), with each group
     counted as the one with the fewest seeds, rounded down: without this an interval over groups of two and three seeds contains
-    the truth in only 88 to 90 % of the cases if the smallest group is the noisiest.
+    the truth in as few as 89 % of the cases if the smallest group is the noisiest.
 
     Args:
       weights: of the means.

@@ -306,7 +306,9 @@ def _differences(expected: Outputs, outputs: Outputs) -> np.ndarray:
 
 def _numbers(expected: Outputs, outputs: Outputs) -> list[Check]:
     largest = float(np.max(_differences(expected, outputs)))
-    nats = float(np.abs(outputs.likelihoods / expected.likelihoods - 1).max())
+    # As a share of at least one nat: a certain output has a likelihood near 0, which is rounding alone.
+    nats = np.abs(outputs.likelihoods - expected.likelihoods) / np.maximum(np.abs(expected.likelihoods), 1.0)
+    nats = float(nats.max())
     same = lambda name: int((getattr(expected, name) == getattr(outputs, name)).all(-1).sum())
     count = len(PROMPTS)
     return [

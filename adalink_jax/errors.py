@@ -39,6 +39,16 @@ class Preempted(Stopped):
     status = 75
 
 
+class Taken(Stopped):
+    """Another process works in the folder.
+
+    Attributes:
+      status: 4.
+    """
+
+    status = 4
+
+
 class NotFinite(Stopped):
     """A loss was NaN or infinite."""
 

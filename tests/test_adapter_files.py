@@ -39,6 +39,16 @@ def write(folder):
     save_adapter(str(folder), tree(), describe_adapter(MODULE) | {"base": {"name": "base", "fingerprint": MARK}})
 
 
+def unseal(folder):
+    """Makes a file as version 0.1.0 wrote it."""
+    config = json.loads((folder / CONFIG).read_text())
+    for name in ("digests", "digest"):
+        config["adalink"].pop(name)
+    config["adalink"]["format_version"] = 1
+    (folder / CONFIG).write_text(json.dumps(config))
+    save_file(load_file(folder / WEIGHTS), folder / WEIGHTS, {"format": "pt"})
+
+
 def with_tensors(change):
     def do(folder):
         save_file(change(load_file(folder / WEIGHTS)), folder / WEIGHTS)
@@ -125,6 +135,7 @@ DAMAGE = {
 @pytest.mark.parametrize("what", DAMAGE)
 def test_a_damaged_adapter_is_refused_in_one_sentence(what, tmp_path):
     write(tmp_path)
+    unseal(tmp_path)
     load(tmp_path)
     damage, words = DAMAGE[what]
     damage(tmp_path)
@@ -134,8 +145,107 @@ def test_a_damaged_adapter_is_refused_in_one_sentence(what, tmp_path):
     assert str(tmp_path) in text and text.endswith(".") and "\n" not in text and len(text) < 600
 
 
+@pytest.mark.parametrize("what", DAMAGE)
+def test_digests_find_all_damage_too(what, tmp_path):
+    write(tmp_path)
+    DAMAGE[what][0](tmp_path)
+    with pytest.raises(CheckpointError):
+        load(tmp_path)
+
+
+def swapped(folder):
+    """Exchanges the places of two tensors in the header."""
+    raw = (folder / WEIGHTS).read_bytes()
+    length = struct.unpack("<Q", raw[:8])[0]
+    header = json.loads(raw[8 : 8 + length])
+    down, up = header["text/down"], header["text/up"]
+    down["data_offsets"], up["data_offsets"] = up["data_offsets"], down["data_offsets"]
+    text = json.dumps(header, separators=(",", ":")).encode().ljust(length)
+    (folder / WEIGHTS).write_bytes(raw[:8] + text + raw[8 + length :])
+
+
+def one_place(folder):
+    raw = (folder / WEIGHTS).read_bytes()
+    (folder / WEIGHTS).write_bytes(raw.replace(b"[48,96]", b"[0,48] "))
+
+
+def written_again(change):
+    """Values are changed as a tool would that knows the file's header but not its digests."""
+
+    def do(folder):
+        found = load_file(folder / WEIGHTS)
+        save_file({k: change(v) for k, v in found.items()}, folder / WEIGHTS, {"format": "pt", "adalink": "sealed"})
+
+    return do
+
+
+TAMPERED = {
+    "swapped": (swapped, "digest of text/down differs"),
+    "two names on one place": (one_place, "its header cannot be read"),
+    "reversed": (written_again(lambda x: np.ascontiguousarray(x[::-1])), "digest of text/down differs"),
+    "zeroed": (written_again(np.zeros_like), "digest of text/down differs"),
+    "a setting": (with_bytes(CONFIG, lambda b: b.replace(b'"scale": 1.0', b'"scale": 2.0')), "its text is not the one"),
+    "without digests": (unseal, None),
+    "weights alone": (with_config(lambda c: (c.clear(), c.update(peft_type="LORA"))), "lacks the digests"),
+}
+
+
+@pytest.mark.parametrize("what", TAMPERED)
+def test_what_differs_from_the_digests_is_refused(what, tmp_path):
+    write(tmp_path)
+    assert read_adapter(tmp_path)[1].verified
+    change, words = TAMPERED[what]
+    change(tmp_path)
+    if words is None:
+        assert not read_adapter(tmp_path)[1].verified
+        return
+    with pytest.raises(CheckpointError, match=words):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("module", [MODULE, LoRA(rank=2)], ids=lambda module: type(module).__name__)
+def test_every_flipped_bit_is_found(module, tmp_path):
+    """PEFT's layout has its own names, so LoRA's files are another case than this package's."""
+    layer = "backbone/encoder/layers_0/attention/query"
+    leaves = tree()["text"] if module is not MODULE else tree()
+    adapter = leaves if module is MODULE else {layer.removeprefix("backbone/"): leaves}
+    save_adapter(str(tmp_path), adapter, describe_adapter(module) | {"base": {"name": "base", "fingerprint": MARK}})
+    assert read_adapter(tmp_path)[1].verified
+    whole = {name: (tmp_path / name).read_bytes() for name in (CONFIG, WEIGHTS)}
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        name = (CONFIG, WEIGHTS)[rng.integers(2)]
+        changed = bytearray(whole[name])
+        at = rng.integers(len(changed))
+        changed[at] ^= 1 << rng.integers(8)
+        (tmp_path / name).write_bytes(changed)
+        with pytest.raises(CheckpointError):
+            read_adapter(tmp_path)
+            pytest.fail(f"byte {at} of {name}")
+        (tmp_path / name).write_bytes(whole[name])
+    read_adapter(tmp_path)
+
+
+@pytest.mark.parametrize("name, setting, words", [
+    ("rank", None, "rank is None; it takes int"),
+    ("rank", 0, "rank is 0; it must be at least 1"),
+    ("scale", float("nan"), "scale is nan; it takes finite float"),
+    ("phi", "x", "phi is 'x'; it must be one of"),
+    ("kinds", [3], "kinds is"),
+    ("share", "yes", "share is 'yes'; it takes bool"),
+    ("layers", 3, "has no setting 'layers'"),
+])  # fmt: skip
+def test_invalid_settings_are_refused(name, setting, words, tmp_path):
+    write(tmp_path)
+    unseal(tmp_path)
+    with_config(lambda config: config["adalink"]["settings"].update({name: setting}))(tmp_path)
+    with pytest.raises(CheckpointError, match=words):
+        read_adapter(tmp_path)
+
+
 def test_a_file_of_the_first_format_loads():
     leaves, about = read_adapter(RELEASED / "adapter_format_1")
+    assert not about.verified
     assert about["method"] == "AdaLinkAdapter" and about["settings"]["rank"] == 2
     np.testing.assert_array_equal(leaves["text/down"], np.arange(8, dtype="f").reshape(4, 2))
     np.testing.assert_array_equal(leaves["text/up"], -np.arange(8, dtype="f").reshape(2, 4))

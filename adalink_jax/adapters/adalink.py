@@ -23,6 +23,13 @@ from adalink_jax.models.seam import ENCODER_KINDS, KINDS, Inputs
 PHI = {"identity": lambda x: x, "relu": nn.relu, "gelu": nn.gelu, "silu": nn.silu}
 
 
+def _check(rank: int, phi: str) -> None:
+    if rank < 1:
+        raise UserError(f"AdaLink's rank is {rank}; it must be at least 1.")
+    if phi not in PHI:
+        raise UserError(f"AdaLink's phi is {phi!r}; it must be one of {', '.join(PHI)}.")
+
+
 class AdaLink(nn.Module):
     """One pair of matrices. Use it in any Flax model, between the embeddings and the first block.
 
@@ -39,12 +46,12 @@ class AdaLink(nn.Module):
     phi: str = "identity"
     scale: float = 1.0
 
+    def __post_init__(self):
+        _check(self.rank, self.phi)
+        super().__post_init__()
+
     @nn.compact
     def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
-        if self.rank < 1:
-            raise UserError(f"AdaLink's rank is {self.rank}; it must be at least 1.")
-        if self.phi not in PHI:
-            raise UserError(f"AdaLink's phi is {self.phi!r}; it must be one of {', '.join(PHI)}.")
         width = x.shape[-1]
         axes = ("adapter_embed", "adapter_rank")
         down = param(self, "down", nn.initializers.normal(width**-0.5), (width, self.rank), axes)
@@ -75,6 +82,10 @@ class AdaLinkAdapter(nn.Module):
     share: bool = False
     identity_at_start: ClassVar[bool] = True
     per_token: ClassVar[bool] = True  # maps each embedding by itself, so `fold_text` can fold it
+
+    def __post_init__(self):
+        _check(self.rank, self.phi)
+        super().__post_init__()
 
     @property
     def linear(self) -> bool:

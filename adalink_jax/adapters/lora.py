@@ -47,11 +47,14 @@ class LoRA(LayerAdapter):
     identity_at_start: ClassVar[bool] = True
     per_row: ClassVar[bool] = True
 
+    def __post_init__(self):
+        if self.rank < 1:
+            raise UserError(f"LoRA's rank is {self.rank}; it must be at least 1.")
+        super().__post_init__()
+
     @nn.compact
     def __call__(self, backbone: Params) -> dict[str, Any]:
         """Returns `{"adapter": {<projection>: {"down", "up"}}}`, with `up` multiplied by alpha / rank."""
-        if self.rank < 1:
-            raise UserError(f"LoRA's rank is {self.rank}; it must be at least 1.")
         flat = paths.flatten(backbone).items()
         shapes = {name.removesuffix(KERNEL): leaf.shape for name, leaf in flat if name.endswith(KERNEL)}
         names = {name: paths.unscanned_names(name, shape) for name, shape in shapes.items()}

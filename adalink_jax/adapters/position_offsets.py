@@ -33,11 +33,14 @@ class PositionOffsets(nn.Module):
     rank: int = 8
     identity_at_start: ClassVar[bool] = True
 
+    def __post_init__(self):
+        if self.length < 1 or self.rank < 1:
+            raise UserError(f"PositionOffsets has length {self.length} and rank {self.rank}; both must be at least 1.")
+        super().__post_init__()
+
     @nn.compact
     def __call__(self, inputs: Inputs) -> Inputs:
         """Adds the offsets to `text`. Other kinds pass unchanged."""
-        if self.length < 1 or self.rank < 1:
-            raise UserError(f"PositionOffsets has length {self.length} and rank {self.rank}; both must be at least 1.")
         if inputs.text is None:
             return inputs
         size, width = inputs.text.shape[1:]

@@ -31,11 +31,14 @@ class PromptTuning(nn.Module):
     length: int = 100
     init_scale: float = 0.5
 
+    def __post_init__(self):
+        if self.length < 1:
+            raise UserError(f"PromptTuning.length is {self.length}; it must be at least 1.")
+        super().__post_init__()
+
     @nn.compact
     def __call__(self, inputs: Inputs) -> Inputs:
         """Puts the prompt before one that is already there. A decoder's input passes unchanged."""
-        if self.length < 1:
-            raise UserError(f"PromptTuning.length is {self.length}; it must be at least 1.")
         embeddings = inputs.text if inputs.text is not None else inputs.image
         if embeddings is None:
             return inputs

@@ -4,9 +4,14 @@ This package's methods have short names, all others are `module.Class`. A name i
 method's module first.
 """
 
+import collections.abc
 import dataclasses
+import math
 import sys
+import types
+import typing
 from collections.abc import Mapping
+from typing import Any
 
 import flax.linen as nn
 
@@ -67,7 +72,27 @@ def make_adapter(method: str | None, settings: Mapping) -> nn.Module:
             return make_adapter(value.get("method"), value.get("settings", {}))
         return tuple(whole(x) for x in value) if isinstance(value, list) else value
 
-    return method_class(**{name: whole(value) for name, value in settings.items()})
+    values = {name: whole(value) for name, value in settings.items()}
+    kinds = typing.get_type_hints(method_class)
+    for name, value in values.items():
+        if not _fits(value, kinds[name]):
+            kind = "finite float" if kinds[name] is float else getattr(kinds[name], "__name__", kinds[name])
+            raise UserError(f"{method}.{name} is {value!r}; it takes {kind}.")
+    return method_class(**values)
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    """Whether a setting has the type that its method declares; numbers are finite, and an int is a float."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType):
+        return any(_fits(value, argument) for argument in arguments)
+    if origin is tuple or origin is collections.abc.Sequence:
+        return isinstance(value, tuple) and all(_fits(x, arguments[0]) for x in value)
+    if kind is float:
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if kind is int:
+        return type(value) is int
+    return kind not in (str, bool, types.NoneType) or isinstance(value, kind)
 
 
 def _method(name: str | None) -> type[nn.Module]:

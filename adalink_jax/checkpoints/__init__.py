@@ -1,6 +1,6 @@
 """Files of parameters: base models of every format and family, adapter folders, and the fingerprint that ties the two."""
 
-from adalink_jax.checkpoints.adapter_facts import AdapterFacts, BaseReference
+from adalink_jax.checkpoints.adapter_facts import UNVERIFIED, AdapterFacts, BaseReference
 from adalink_jax.checkpoints.adapter_files import (
     check_base,
     check_method,
@@ -46,6 +46,7 @@ __all__ = [
     "configs_of",
     "convert",
     "counted",
+    "UNVERIFIED",
     "digests",
     "extract_adapter",
     "fingerprint",

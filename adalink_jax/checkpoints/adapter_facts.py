@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+UNVERIFIED = "so damage cannot be found: the file was written by PEFT or by version 0.1.0"
 _OPTIONAL = ("task", "step", "metrics", "versions")
 
 
@@ -65,6 +66,11 @@ class AdapterFacts:
     def get(self, key: str, default: Any = None) -> Any:
         """As `__getitem__`; `default` for a fact that is not known."""
         return self.to_json().get(key, default)
+
+    @property
+    def verified(self) -> bool:
+        """Whether the file states digests, with which all of it was compared when it was opened."""
+        return "digests" in self.extra
 
     @property
     def summary(self) -> str:

@@ -19,18 +19,22 @@ import numpy as np
 from etils import epath
 
 from adalink_jax import parallel
-from adalink_jax.adapters import describe_adapter
+from adalink_jax.adapters import describe_adapter, make_adapter
+from adalink_jax.adapters.registry import METHODS
 from adalink_jax.checkpoints import peft_files
 from adalink_jax.checkpoints.adapter_facts import AdapterFacts, BaseReference
-from adalink_jax.errors import CheckpointError
-from adalink_jax.files import safetensors_file
+from adalink_jax.errors import CheckpointError, UserError
+from adalink_jax.files import safetensors_file, sealed_json
 from adalink_jax.files.leaves import Leaf, from_array
+from adalink_jax.files.whole_file import writing_folder
 from adalink_jax.models import paths
 from adalink_jax.version import __version__
 
 WEIGHTS, CONFIG, PICKLE = "adapter_model.safetensors", "adapter_config.json", "adapter_model.bin"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 1 has no digests
+_SEALED = {**safetensors_file.PLAIN, "adalink": "sealed"}  # the metadata of a file whose configuration states digests
 _MAX_CONFIG = 2**20  # bytes
+_OPTIONAL = {"task": str, "step": int, "versions": dict, "version": str}
 _PEFT_TYPE = "ADALINK"
 _UNSEEN = ("phi", "scale", "alpha")  # settings that decide the numbers and that shapes do not show
 
@@ -50,27 +54,32 @@ def save_adapter(folder: Folder, adapter: Mapping[str, Any], facts: AdapterFacts
     parallel.once(_write, epath.Path(folder), leaves, facts)
 
 
-def _write(folder: epath.Path, leaves: dict[str, np.ndarray], facts: AdapterFacts) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
+def _write(destination: epath.Path, leaves: dict[str, np.ndarray], facts: AdapterFacts) -> None:
     native = {"peft_type": _PEFT_TYPE, "task_type": "SEQ_2_SEQ_LM"}
     tensors, fields = peft_files.to_peft(facts, leaves) or (leaves, native)
     tensors = {name: from_array(np.ascontiguousarray(tensors[name]), name) for name in sorted(tensors)}
-    safetensors_file.write_leaves(folder / WEIGHTS, tensors, {name: leaf.dtype for name, leaf in tensors.items()})
-    config = fields | {
-        "base_model_name_or_path": facts.base.name,
-        "adalink": {"format_version": FORMAT_VERSION, "version": __version__, **facts.to_json()},
+    dtypes = {name: leaf.dtype for name, leaf in tensors.items()}
+    about = facts.to_json() | {
+        "format_version": FORMAT_VERSION,
+        "version": __version__,
+        "digests": {name: safetensors_file.digest(name, leaf) for name, leaf in tensors.items()},
     }
-    (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    config = fields | {"base_model_name_or_path": facts.base.name, "adalink": about}
+    with writing_folder(destination) as folder:
+        safetensors_file.write_leaves(folder / WEIGHTS, tensors, dtypes, _SEALED)
+        (folder / CONFIG).write_text(sealed_json.seal(config, "adalink"))
 
 
 def open_adapter(folder: Folder) -> tuple[dict[str, Leaf], AdapterFacts]:
-    """Opens an adapter's folder and reads no values.
+    """Opens an adapter's folder, and compares all that it holds with the digests that it states.
 
     Returns:
-      The leaves by this package's names, and the adapter's facts.
+      The leaves by this package's names, and the adapter's facts. `facts.verified` is False for files without digests, which
+      version 0.1.0 and PEFT write.
 
     Raises:
-      CheckpointError: for a folder that is not an adapter, a damaged file, and what this package does not implement.
+      CheckpointError: for a folder that is not an adapter, a damaged file, invalid settings, and what this package does not
+        implement.
     """
     path, directory = os.fspath(folder), epath.Path(folder).expanduser()
     if (directory / PICKLE).exists() and not (directory / WEIGHTS).exists():
@@ -83,7 +92,9 @@ def open_adapter(folder: Folder) -> tuple[dict[str, Leaf], AdapterFacts]:
                 f"{path} is not an adapter: it has no {name}; give a folder such as a run's `adapter/`."
             )
     config = _read_config(directory / CONFIG, path)
-    leaves = safetensors_file.read_leaves(directory / WEIGHTS)
+    leaves, metadata = safetensors_file.read_header(directory / WEIGHTS)
+    about = config.get("adalink", {})
+    _check_digests(leaves, metadata, about, path)
     for name, leaf in leaves.items():
         if any(part in ("", ".", "..") for part in name.split("/")):
             raise CheckpointError(
@@ -102,9 +113,35 @@ def open_adapter(folder: Folder) -> tuple[dict[str, Leaf], AdapterFacts]:
             f"The adapter {path} is PEFT's {peft_type[:60]}; of PEFT's methods only {' and '.join(peft_files.TYPES)} are "
             f"supported."
         )
-    if "adalink" in config:
-        return leaves, AdapterFacts.from_json(config["adalink"])
-    return leaves, peft_files.facts_of(config, leaves, path)
+    if not about:
+        return leaves, peft_files.facts_of(config, leaves, path)
+    facts = AdapterFacts.from_json(about)
+    if facts.method in METHODS:  # a user's method is checked when its module is made, after its import
+        try:
+            make_adapter(facts.method, facts.settings)
+        except UserError as e:
+            why = str(e).split("\n")[0].rstrip(".")
+            raise CheckpointError(f"{path}/{CONFIG} states invalid settings ({why}); copy or write it again.") from e
+    return leaves, facts
+
+
+def _check_digests(
+    leaves: Mapping[str, Leaf], metadata: Mapping[str, str], about: Mapping[str, Any], path: str
+) -> None:
+    """Refuses tensors that are not those whose digests the configuration states."""
+    damaged = lambda why: CheckpointError(f"The adapter {path} is damaged ({why}); copy or write it again.")
+    stated = about.get("digests")
+    if stated is None:
+        if "adalink" in metadata:
+            raise damaged(f"{CONFIG} lacks the digests of {WEIGHTS}")
+        return
+    if dict(metadata) != _SEALED:
+        raise damaged(f"the header of {WEIGHTS} was changed")
+    if odd := sorted(stated.keys() ^ leaves.keys()):
+        raise damaged(f"{odd[0][:100]} is {'missing' if odd[0] in stated else 'left over'}")
+    for name, leaf in leaves.items():
+        if safetensors_file.digest(name, leaf) != stated[name]:
+            raise damaged(f"the digest of {name[:100]} differs")
 
 
 def read_adapter(folder: Folder) -> tuple[dict[str, np.ndarray], AdapterFacts]:
@@ -231,7 +268,8 @@ def _read_config(file: epath.Path, path: str) -> dict[str, Any]:
     if file.stat().length > _MAX_CONFIG:
         raise damaged(f"{file.stat().length:,} bytes are more than a configuration has")
     try:
-        config = json.loads(file.read_text())
+        text = file.read_text()
+        config = json.loads(text)
     except (ValueError, RecursionError) as e:
         raise damaged(str(e)) from e
     if not isinstance(config, dict) or not isinstance(config.get("peft_type", _PEFT_TYPE), str):
@@ -240,6 +278,9 @@ def _read_config(file: epath.Path, path: str) -> dict[str, Any]:
         raise damaged("it has neither adalink nor peft_type")
     if "adalink" in config:
         _check_fields(config["adalink"], path, damaged)
+        about = config["adalink"]
+        if about["format_version"] > 1 and not sealed_json.is_intact(text, about[sealed_json.KEY]):
+            raise damaged("its text is not the one that its digest was made of")
     return {"peft_type": _PEFT_TYPE, **config}
 
 
@@ -252,7 +293,10 @@ def _check_fields(fields: Any, path: str, damaged: Callable[[str], CheckpointErr
         raise damaged("its format_version is not a positive integer")
     if version > FORMAT_VERSION:
         raise CheckpointError(f"{path} was written by a newer version ({fields.get('version')}); update adalink-jax.")
-    for key, kind in (("method", str), ("settings", dict), ("base", dict), ("metrics", dict)):
+    kinds = {"method": str, "settings": dict, "base": dict, "metrics": dict}
+    if version > 1:
+        kinds |= {"digests": dict, sealed_json.KEY: str}
+    for key, kind in (kinds | {key: kind for key, kind in _OPTIONAL.items() if key in fields}).items():
         if key in ("settings", "metrics"):
             fields.setdefault(key, {})
         if not isinstance(fields.get(key), kind):

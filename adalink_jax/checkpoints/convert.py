@@ -1,7 +1,7 @@
 """Base models converted from one format to another.
 
-Invariant: what was written is read back and has the source's fingerprint. `base_config.json`, `config.json` and t5x's
-`checkpoint` are written after the values, and a reader refuses files that are cut short.
+Invariant: what was written is read back and has the source's fingerprint before the folder gets its name, so that a folder is
+there whole or not at all. In a bucket, `base_config.json`, `config.json` and t5x's `checkpoint` are written after the values.
 """
 
 import os
@@ -10,10 +10,11 @@ from collections.abc import Callable
 from etils import epath
 
 from adalink_jax.checkpoints import hugging_face, native, t5x_format
-from adalink_jax.checkpoints.digests import fingerprint_of_source
+from adalink_jax.checkpoints.digests import marks_of_source
 from adalink_jax.checkpoints.formats import BUNDLED, open_source
 from adalink_jax.checkpoints.source import Source, counted
 from adalink_jax.errors import CheckpointError
+from adalink_jax.files.whole_file import writing_folder
 
 FORMATS = {
     "native": "model.safetensors and base_config.json",
@@ -61,17 +62,19 @@ def convert(
     """
     path, watched = check_destination(folder), counted(source, on_bytes)
     config = hugging_face.config_of(source, dtype) if to == "hf" else {}  # refuses before anything is written
-    mark = fingerprint_of_source(watched)
-    if to == "native":
-        path.mkdir(parents=True, exist_ok=True)
-        hugging_face.copy_files(source, path)
-        native.write(path, watched, dtype, mark)
-    elif to == "t5x":
-        t5x_format.write(path, watched, dtype)
-    else:
-        hugging_face.write(path, watched, config, dtype)
-    if fingerprint_of_source(counted(open_source(folder), on_bytes)) != mark:
-        raise CheckpointError(
-            f"{folder} was written, but does not read back with the values of {source.path}; delete it and convert again."
-        )
+    marks = marks_of_source(watched, dtype)
+    with writing_folder(path) as new:
+        if to == "native":
+            hugging_face.copy_files(source, new)
+            native.write(new, watched, dtype, marks)
+        elif to == "t5x":
+            t5x_format.write(new, watched, dtype)
+        else:
+            hugging_face.write(new, watched, config, dtype)
+        written = counted(open_source(os.fspath(new)), on_bytes)
+        mark, digests = marks_of_source(written, None)
+        if mark != marks[0] or (to == "native" and digests != marks[1]):
+            raise CheckpointError(
+                f"What was written for {folder} does not read back with the values of {source.path}; convert it again."
+            )
     return mark

@@ -84,9 +84,29 @@ def fingerprint(params: Mapping[str, Any]) -> str:
 
 def fingerprint_of_source(source: Source) -> str:
     """The `fingerprint` of an opened checkpoint, with one leaf in memory at a time."""
-    return _fingerprint_of((name, leaf.whole()) for name, leaf in source.leaves.items())
+    return marks_of_source(source, None)[0]
+
+
+def marks_of_source(source: Source, dtype: str | None) -> tuple[str, dict[str, str]]:
+    """The `fingerprint` of an opened checkpoint, and the `digests` of its leaves once they are stored in `dtype`.
+
+    Each leaf is read once, and one is in memory at a time. None keeps each leaf's dtype; leaves of 8 bytes have no digest.
+    """
+    rounded: dict[str, str] = {}
+    exact: dict[str, str] = {}
+    for name, leaf in source.leaves.items():
+        value = leaf.whole()
+        rounded |= _named_checksums([(name, value)], rounded=True)
+        stored = value if dtype is None else value.astype(dtype)
+        if stored.dtype.itemsize < 8:
+            exact |= digests({name: stored})
+    return _joined(rounded), exact
 
 
 def _fingerprint_of(leaves: Iterable[tuple[str, Any]]) -> str:
-    lines = [f"{name} {digest}" for name, digest in _named_checksums(leaves, rounded=True).items()]
+    return _joined(_named_checksums(leaves, rounded=True))
+
+
+def _joined(checksums: Mapping[str, str]) -> str:
+    lines = [f"{name} {checksum}" for name, checksum in sorted(checksums.items())]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()

@@ -7,17 +7,18 @@ the part of it that was requested, is left over.
 import dataclasses
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from adalink_jax import parallel
 from adalink_jax.checkpoints import native
 from adalink_jax.checkpoints.adapter_facts import BaseReference
 from adalink_jax.checkpoints.architecture import check_fit, check_settings
-from adalink_jax.checkpoints.digests import fingerprint
+from adalink_jax.checkpoints.digests import digests, fingerprint
 from adalink_jax.checkpoints.families.family import FAMILIES, LANGUAGE, Shapes
 from adalink_jax.checkpoints.formats import open_source
 from adalink_jax.checkpoints.source import Source
@@ -102,12 +103,35 @@ def load_base(
         raise CheckpointError(
             f"The weights in {path} do not have the fingerprint that {native.CONFIG} states; copy or write it again."
         )
+    _check_digests(arrays, leaves, sources.values())
     descriptions = {}
     for part, shapes in shapes_of_part.items():
         part_path = path_of_part[part]
         text = "fresh" if part_path is None else f"{part_path}, {sources[part_path].kind}"
         descriptions |= {top: text + notes.get(top, "") for top in {name.split("/")[0] for name in shapes}}
     return Base(arrays, " + ".join(source.name for source in sources.values()), mark, descriptions)
+
+
+def _check_digests(arrays: Mapping[str, jax.Array], leaves: Mapping[str, Leaf], sources: Iterable[Source]) -> None:
+    """Refuses arrays that do not have the exact digests that their checkpoints state.
+
+    An array with less precision than its leaf has in the file is not compared, nor one that was resampled or renamed.
+    """
+    stated = {leaf: (source, source.digests[name]) for source in sources for name, leaf in source.leaves.items()
+              if name in source.digests}  # fmt: skip
+    for name, array in arrays.items():
+        names = paths.unscanned_names(name, array.shape)
+        parts = [leaves[part] for part in names]
+        dtypes = {part.dtype for part in parts}
+        if not all(part in stated for part in parts) or jnp.promote_types(array.dtype, *dtypes) != array.dtype:
+            continue
+        found = digests({name: array.astype(dtypes.pop())})
+        for part_name, part in zip(names, parts):
+            source, expected = stated[part]
+            if found[part_name] != expected:
+                raise CheckpointError(
+                    f"{part.origin} in {source.path} does not have the digest that {native.CONFIG} states; copy or write it again."
+                )
 
 
 def _leaves_of_part(

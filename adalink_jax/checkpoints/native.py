@@ -1,27 +1,31 @@
 """Native base models: a folder with `model.safetensors` (unscanned names) and `base_config.json`.
 
-`base_config.json` is written last and holds the fingerprint, which every load compares with the arrays that it read.
+`base_config.json` is written last and holds the fingerprint and exact digests of all leaves, which every load compares with the
+arrays that it read. Files of version 0.1.0 have the fingerprint alone, which is of values rounded to bfloat16.
 """
 
 import json
 from collections.abc import Mapping
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
 from adalink_jax import parallel
-from adalink_jax.checkpoints.digests import fingerprint
+from adalink_jax.checkpoints.digests import digests, fingerprint
 from adalink_jax.checkpoints.families.family import LANGUAGE
 from adalink_jax.checkpoints.positions import BILINEAR
 from adalink_jax.checkpoints.source import Source
 from adalink_jax.errors import CheckpointError
-from adalink_jax.files import safetensors_file
+from adalink_jax.files import safetensors_file, sealed_json
 from adalink_jax.files.leaves import Leaf, from_array
+from adalink_jax.files.whole_file import writing_folder
 from adalink_jax.models import paths
 
+Marks = tuple[str, Mapping[str, str]]  # fingerprint, digests
 WEIGHTS, CONFIG = "model.safetensors", "base_config.json"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 def is_folder(folder: epath.Path) -> bool:
@@ -40,24 +44,35 @@ def open_folder(folder: epath.Path, path: str) -> Source:
       CheckpointError: for a folder that is damaged, incomplete, or of a newer version of this package.
     """
     try:
-        config = json.loads((folder / CONFIG).read_text())
+        text = (folder / CONFIG).read_text()
+        config = json.loads(text)
         version, name, mark = config["format_version"], config["name"], config["fingerprint"]
+        stated_digests = config["digests"] if version > 1 else {}
+        intact = version == 1 or sealed_json.is_intact(text, config[sealed_json.KEY])
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as e:
         raise CheckpointError(f"{path}/{CONFIG} is damaged or cut short ({e}); copy or write it again.") from e
     if version > FORMAT_VERSION:
         raise CheckpointError(f"{path} was written by a newer version of adalink-jax; update adalink-jax.")
+    if not intact:
+        raise CheckpointError(f"{path}/{CONFIG} was changed after it was written; copy or write it again.")
     if not (folder / WEIGHTS).exists():
         raise CheckpointError(f"{path} has no {WEIGHTS}; copy or write it again.")
+    leaves, metadata = safetensors_file.read_header(folder / WEIGHTS)
+    if version > 1 and metadata != safetensors_file.PLAIN:
+        raise CheckpointError(
+            f"The header of {path}/{WEIGHTS} was changed after it was written; copy or write it again."
+        )
     stated = {LANGUAGE: config.get("settings", {}), **config.get("part_settings", {})}
     plain = lambda fields: {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
     return Source(
-        kind="native base model",
+        kind="native base model" if version > 1 else "native base model (without digests, of version 0.1.0)",
         path=path,
         name=name,
-        leaves=dict(sorted(safetensors_file.read_leaves(folder / WEIGHTS).items())),
+        leaves=dict(sorted(leaves.items())),
         folder=folder,
         settings={part: plain(fields) for part, fields in stated.items()},
         fingerprint=mark,
+        digests=stated_digests,
         position_rule=config.get("position_rule", BILINEAR),
     )
 
@@ -79,18 +94,23 @@ def save_base(
     params = paths.flatten(params)
     leaves = paths.unscan(parallel.to_host(params))
     leaves = {key: from_array(np.ascontiguousarray(leaf, np.float32), key) for key, leaf in leaves.items()}
-    mark = fingerprint(params)
-    return parallel.once(_write, epath.Path(folder), leaves, name, about, mark, None)
+    marks = fingerprint(params), digests({key: jnp.asarray(leaf, jnp.float32) for key, leaf in params.items()})
+
+    def write() -> dict[str, Any]:
+        with writing_folder(epath.Path(folder)) as new:
+            return _write(new, leaves, name, about, marks, None)
+
+    return parallel.once(write)
 
 
-def write(folder: epath.Path, source: Source, dtype: str | None, mark: str) -> dict[str, Any]:
+def write(folder: epath.Path, source: Source, dtype: str | None, marks: Marks) -> dict[str, Any]:
     """Writes a source as a native base model.
 
     Args:
       folder: created if absent.
       source: the model.
       dtype: the dtype of all values; None keeps each leaf's own.
-      mark: the source's fingerprint.
+      marks: the source's fingerprint and digests (`digests.marks_of_source`, for the same dtype).
 
     Returns:
       The contents of `base_config.json`.
@@ -99,13 +119,12 @@ def write(folder: epath.Path, source: Source, dtype: str | None, mark: str) -> d
     about: dict[str, Any] = {"settings": parts.pop(LANGUAGE, {}), "converted_from": source.kind}
     if parts:
         about |= {"part_settings": parts, "position_rule": source.position_rule}
-    return _write(folder, source.leaves, source.name, about, mark, dtype)
+    return _write(folder, source.leaves, source.name, about, marks, dtype)
 
 
 def _write(
-    folder: epath.Path, leaves: Mapping[str, Leaf], name: str, about: Mapping[str, Any], mark: str, dtype: str | None
+    folder: epath.Path, leaves: Mapping[str, Leaf], name: str, about: Mapping[str, Any], marks: Marks, dtype: str | None
 ) -> dict[str, Any]:
-    folder.mkdir(parents=True, exist_ok=True)
     stored = np.dtype(dtype) if dtype else None
     dtypes = {key: stored or leaf.dtype for key, leaf in leaves.items()}
     safetensors_file.write_leaves(folder / WEIGHTS, leaves, dtypes)
@@ -113,8 +132,9 @@ def _write(
         "format_version": FORMAT_VERSION,
         "name": name,
         "parameters": sum(leaf.size for leaf in leaves.values()),
-        "fingerprint": mark,
+        "fingerprint": marks[0],
+        "digests": marks[1],
         **about,
     }
-    (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    (folder / CONFIG).write_text(sealed_json.seal(config))
     return config

@@ -28,6 +28,7 @@ class Source:
       settings: part of the model (`language`, `vision`, `qformer`) -> the fields of that part's configuration that the
         checkpoint states and that shapes do not show (`{"language": {"mlp_activations": ...}}`).
       fingerprint: the fingerprint that the checkpoint states, or None.
+      digests: the exact `digests` that it states of its leaves in the file's dtypes, or {}.
       config: the contents of `config.json`, or {}.
       position_rule: how to resample the vision tower's positions for another resolution (`positions.RULES`).
     """
@@ -39,6 +40,7 @@ class Source:
     folder: epath.Path
     settings: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     fingerprint: str | None = None
+    digests: Mapping[str, str] = dataclasses.field(default_factory=dict)
     config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     position_rule: str = "bilinear"
 

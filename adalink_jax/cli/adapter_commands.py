@@ -33,7 +33,7 @@ def adapters(argv: list[str]) -> int:
 
 def show(argv: list[str]) -> int:
     """`adalink adapters show`."""
-    description = "Print what an adapter's folder holds, without reading values."
+    description = "Print what an adapter's folder holds."
     parser = plain_parser(
         "adapters show",
         description,
@@ -59,8 +59,8 @@ def verify(argv: list[str]) -> int:
     """`adalink adapters verify`."""
     parser = plain_parser(
         "adapters verify",
-        "Read all of an adapter and check that every value is finite, that its method and settings are valid, and, with\n"
-        "--base, that it was trained on that base. A failed check is one sentence and exit status 2.",
+        "Read all of an adapter and check that it is what was written, by its digests, that every value is finite, that its\n"
+        "method and settings are valid, and, with --base, that it was trained on that base. A failed check is one sentence and exit status 2.",
         "adalink adapters verify runs/quickstart/adapter --base bundled:pali_nano_instruct",
         option("path", help="an adapter's folder"),
         option("--base", metavar="PATH", help="the base that it should have been trained on"),
@@ -73,7 +73,10 @@ def verify(argv: list[str]) -> int:
     make_adapter(facts.method, facts.settings)
     base = "not compared; give it with --base" if options.base is None else _compare(options.path, facts, options.base)
     values = f"{sum(leaf.size for leaf in leaves.values()):,}, all finite"
-    print_facts(("adapter", options.path), ("values", values), ("method", facts.summary), ("base", base))
+    digests = dict(_rows(facts))["digests"]
+    print_facts(
+        ("adapter", options.path), ("values", values), ("digests", digests), ("method", facts.summary), ("base", base)
+    )
     return 0
 
 
@@ -152,6 +155,7 @@ def _rows(facts: checkpoints.AdapterFacts) -> list[tuple[str, str]]:
         "step": facts.step,
         "metrics": ", ".join(f"{name} {value:g}" for name, value in (facts.metrics or {}).items()) or None,
         "versions": ", ".join(f"{name} {version}" for name, version in (facts.versions or {}).items()) or None,
+        "digests": "of all tensors, equal to those stated" if facts.verified else f"none, {checkpoints.UNVERIFIED}",
     }
     return [(label, str(value)) for label, value in rows.items() if value is not None]
 

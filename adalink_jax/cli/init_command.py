@@ -8,9 +8,12 @@ import shlex
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from etils import epath
+
 from adalink_jax import configuration
 from adalink_jax.cli.arguments import option, plain_parser, register, table, table_console
 from adalink_jax.errors import UserError
+from adalink_jax.files.whole_file import write_bytes
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -193,7 +196,7 @@ def _write_contact_sheet(path: pathlib.Path, task: "LoadedFileTask", name: str) 
         target = task.example(row)["targets_pretokenized"]
         picture = decode_image(task.encoded_image(row), (224, 224, 3), str(row["image_name"]))
         samples.append({"image": picture, "inputs": row["inputs"], "target": target, "prediction": target})
-    path.write_bytes(contact_sheet(samples, f"{name}: examples of train, with their targets"))
+    write_bytes(epath.Path(path), contact_sheet(samples, f"{name}: examples of train, with their targets"))
 
 
 def _show_commands(console: "Console", draft: "Draft", model: str, out: pathlib.Path, base: str) -> None:

@@ -6,6 +6,7 @@ import shlex
 
 from adalink_jax.cli.arguments import option, plain_parser
 from adalink_jax.errors import UserError
+from adalink_jax.files.whole_file import write_text
 
 
 def report(argv: list[str]) -> int:
@@ -51,7 +52,7 @@ def report(argv: list[str]) -> int:
         texts |= {os.path.join(options.tables, f"{part.name}.csv"): part.data.csv() for part in page.parts if part.data}
     for name, text in texts.items():
         epath.Path(name).parent.mkdir(parents=True, exist_ok=True)
-        epath.Path(name).write_text(text)
+        write_text(epath.Path(name), text)
     written = list(texts)
     if options.figures:
         names = page.write_figures(epath.Path(options.figures))

@@ -14,6 +14,7 @@ from etils import epath
 
 from adalink_jax.data.metrics import glue_scores, labels
 from adalink_jax.errors import UserError
+from adalink_jax.files.whole_file import write_text
 
 GLUE_FILES = {
     "cola": "CoLA.tsv",
@@ -71,7 +72,7 @@ def glue(
         written[idx] = label
     path = epath.Path(folder) / GLUE_FILES[task]
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("index\tprediction\n" + "".join(f"{idx}\t{label}\n" for idx, label in written.items()))
+    write_text(path, "index\tprediction\n" + "".join(f"{idx}\t{label}\n" for idx, label in written.items()))
     return path
 
 
@@ -109,7 +110,7 @@ def _json_list(rows: Iterable[Mapping[str, Any]], path: epath.PathLike, id_field
     answers = [{id_field: number, answer_field: prediction} for number, prediction in _checked(rows, id_field)]
     path = epath.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(answers) + "\n")
+    write_text(path, json.dumps(answers) + "\n")
     return path
 
 

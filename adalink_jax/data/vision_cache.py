@@ -20,6 +20,7 @@ from etils import epath
 from adalink_jax.errors import UserError
 from adalink_jax.files import safetensors_file
 from adalink_jax.files.leaves import Leaf, from_array
+from adalink_jax.files.whole_file import write_json
 
 ABOUT, FORMAT_VERSION = "cache.json", 1
 KEY_BYTES, SUM_BYTES = 16, 8
@@ -125,7 +126,7 @@ class VisionCache:
         }
         file = path.with_suffix(".safetensors")
         safetensors_file.write_leaves(file, leaves, {name: leaf.dtype for name, leaf in leaves.items()})
-        path.write_text(json.dumps({"rows": len(keys)}) + "\n")
+        write_json(path, {"rows": len(keys)})
         self._take(path)
 
     def finish(self, task: str, split: str) -> None:
@@ -134,14 +135,15 @@ class VisionCache:
         self._about["images"] = len(self)
         self._write_about()
 
-    def begin(self) -> None:
-        """Creates the folder and records the tower."""
+    def begin(self) -> epath.Path:
+        """Creates the folder and records the tower; returns the folder."""
         if not (self.folder / ABOUT).exists():
             self.folder.mkdir(parents=True, exist_ok=True)
             self._write_about()
+        return self.folder
 
     def _write_about(self) -> None:
-        (self.folder / ABOUT).write_text(json.dumps(self._about, indent=2) + "\n")
+        write_json(self.folder / ABOUT, self._about)
 
     def _read_about(self) -> dict[str, Any]:
         here = self.tower.to_json()

@@ -26,6 +26,7 @@ from adalink_jax.data.transformers_vocabulary import (
     holds_tokenizer,
 )
 from adalink_jax.errors import UserError
+from adalink_jax.files.whole_file import write_bytes
 
 BYTES = "bytes"
 
@@ -226,5 +227,5 @@ def train_sentencepiece(sentences: Iterable[str], pieces: int, folder: str) -> e
         raise UserError(f"No vocabulary of {pieces} pieces can be trained on this text: {reason}") from e
     path = epath.Path(folder) / SENTENCEPIECE_FILE
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(model.getvalue())
+    write_bytes(path, model.getvalue())
     return path

@@ -1,19 +1,35 @@
 """Lock files: at most one process at a time works in a folder.
 
 The operating system releases a lock however its process ends. Between machines a lock is as reliable as the file system's
-flock: NFS 4 supports it, and so does Lustre if mounted with `flock`. Buckets have no locks: nothing there ever counts as held.
+flock: NFS 4 supports it, and so does Lustre if mounted with `flock`. Where there is none, and in a bucket, the holder rewrites
+a heartbeat file; another process takes the lock over once that file has not changed for `SILENCE` seconds.
 """
 
 import contextlib
+import errno
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Iterator
 
 import filelock
+import psutil
 from etils import epath
 
+from adalink_jax.errors import Taken
 from adalink_jax.files.places import is_remote
 
+LOCK = "lock"
+BEAT = 10.0  # seconds
+SILENCE = 35.0
+_NO_FLOCK = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
-def hold(path: epath.Path, timeout: float) -> contextlib.AbstractContextManager[object]:
-    """Locks the file `path`, until the end of the context that is returned.
+
+@contextlib.contextmanager
+def hold(path: epath.Path, timeout: float) -> Iterator[None]:
+    """Locks the file `path`, until the end of the context. A process may hold a lock several times.
 
     Args:
       path: the lock file; its folder must exist.
@@ -22,15 +38,103 @@ def hold(path: epath.Path, timeout: float) -> contextlib.AbstractContextManager[
     Raises:
       TimeoutError: if another process still holds it.
     """
-    return contextlib.nullcontext() if is_remote(path) else filelock.FileLock(path).acquire(timeout=timeout)
+    with contextlib.ExitStack() as stack:
+        try:
+            if is_remote(path):
+                stack.enter_context(_heartbeat(path))
+            else:
+                stack.enter_context(filelock.FileLock(path, is_singleton=True).acquire(timeout=timeout))
+        except OSError as e:
+            if e.errno not in _NO_FLOCK:
+                raise
+            stack.enter_context(_heartbeat(path))
+        yield
+
+
+@contextlib.contextmanager
+def hold_folder(folder: epath.Path, timeout: float = 0) -> Iterator[None]:
+    """Holds `lock` in a folder that exists; see `hold`.
+
+    Raises:
+      Taken: if another process still holds it.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(hold(folder / LOCK, timeout))
+        except TimeoutError as e:
+            raise Taken(
+                f"Another process is writing {folder}; this one leaves it alone. Wait until it ends, or give another folder."
+            ) from e
+        yield
 
 
 def is_held(path: epath.Path) -> bool:
-    """Whether some process holds the lock file `path`."""
-    if is_remote(path) or not path.exists():
+    """Whether some process holds the lock file `path`; in a bucket, whether it did less than `SILENCE` seconds ago."""
+    if not path.exists():
         return False
+    if is_remote(path):
+        return time.time() - path.stat().mtime < SILENCE
     try:
         with filelock.FileLock(path).acquire(blocking=False):
             return False
     except (TimeoutError, PermissionError):  # PermissionError: the file belongs to another user
         return True
+
+
+_held: dict[str, int] = {}  # heartbeat files of this process, and how often it holds each
+
+
+@contextlib.contextmanager
+def _heartbeat(path: epath.Path) -> Iterator[None]:
+    name, stop = os.fspath(path), threading.Event()
+    _held[name] = _held.get(name, 0) + 1
+    try:
+        if _held[name] > 1:
+            yield
+            return
+        _wait_for_silence(path)
+        owner = f"{socket.gethostname()} {os.getpid()} {uuid.uuid4().hex}"
+
+        def beat() -> None:
+            count = 0
+            while not stop.wait(BEAT):
+                count += 1
+                path.write_text(f"{owner} {count}")
+
+        path.write_text(f"{owner} 0")
+        thread = threading.Thread(target=beat, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join()
+            path.unlink(missing_ok=True)
+    finally:
+        _held[name] -= 1
+
+
+def _wait_for_silence(path: epath.Path) -> None:
+    """Returns when no process keeps the heartbeat file `path` alive.
+
+    Raises:
+      TimeoutError: if one does.
+    """
+    first, until = _read(path), time.monotonic() + SILENCE
+    while (now := _read(path)) and not _has_ended(now) and time.monotonic() < until:
+        if now != first:
+            raise TimeoutError(f"{path} is kept alive by another process.")
+        time.sleep(BEAT / 10)
+
+
+def _read(path: epath.Path) -> str:
+    try:
+        return path.read_text() if path.exists() else ""
+    except FileNotFoundError:
+        return ""
+
+
+def _has_ended(record: str) -> bool:
+    """Whether the holder was a process of this machine that is gone."""
+    host, pid, *_ = record.split(" ")
+    return host == socket.gethostname() and not psutil.pid_exists(int(pid))

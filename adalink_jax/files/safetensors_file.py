@@ -4,6 +4,7 @@ Format: 8 bytes, the header's length n (little endian); n bytes of JSON, `{name:
 the values. (The `safetensors` package maps or holds whole files and takes local paths only.)
 """
 
+import hashlib
 import json
 import math
 import struct
@@ -21,15 +22,21 @@ DTYPES = {
     "F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16,
     "I64": np.int64, "I32": np.int32, "I16": np.int16, "I8": np.int8, "U8": np.uint8, "BOOL": np.bool_,
 }  # fmt: skip
+PLAIN = {"format": "pt"}  # the metadata that transformers and PEFT write and ask for
 NAMES = {np.dtype(dtype): name for name, dtype in DTYPES.items()}
 _MAX_HEADER = 100_000_000  # the format's own limit
 
 
 def read_leaves(path: epath.Path) -> dict[str, Leaf]:
-    """The file's tensors by name.
+    """The file's tensors by name; see `read_header`."""
+    return read_header(path)[0]
+
+
+def read_header(path: epath.Path) -> tuple[dict[str, Leaf], dict[str, str]]:
+    """The file's tensors by name, and the metadata that its header states.
 
     Raises:
-      CheckpointError: for a file that is cut short or damaged.
+      CheckpointError: for a file that is cut short or damaged, or in which two tensors have one name or one place.
     """
     damaged = lambda why: CheckpointError(f"{path} is damaged or cut short ({why}); copy or write it again.")
     size = path.stat().length
@@ -39,15 +46,32 @@ def read_leaves(path: epath.Path) -> dict[str, Leaf]:
         if length > min(_MAX_HEADER, size - 8):
             raise damaged("it has no header")
         try:
-            header = json.loads(file.read(length))
-            header.pop("__metadata__", None)
+            header = json.loads(file.read(length), object_pairs_hook=_without_repetition)
+            metadata = header.pop("__metadata__", {})
             leaves = {name: _leaf(path, name, entry, 8 + length) for name, entry in header.items()}
-            end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
+            end = 0
+            for begin, after in sorted(entry["data_offsets"] for entry in header.values()):
+                if begin != end:
+                    raise ValueError(f"a tensor begins at byte {begin}, where the one before it ends at {end}")
+                end = after
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
             raise damaged(f"its header cannot be read: {e}") from e
     if size != 8 + length + end:
         raise damaged(f"it has {size:,} bytes, its header says {8 + length + end:,}")
-    return leaves
+    return leaves, metadata
+
+
+def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) != len(pairs):
+        raise ValueError("a name is there twice")
+    return values
+
+
+def digest(name: str, leaf: Leaf) -> str:
+    """The SHA-256 (hex) of a tensor's name, dtype, shape and bytes; reads it whole."""
+    start = f"{name} {NAMES[leaf.dtype]} {list(leaf.shape)}\n".encode()
+    return hashlib.sha256(start + np.ascontiguousarray(leaf.whole()).tobytes()).hexdigest()
 
 
 def _leaf(path: epath.Path, name: str, entry: dict, base: int) -> Leaf:
@@ -69,9 +93,11 @@ def _leaf(path: epath.Path, name: str, entry: dict, base: int) -> Leaf:
     return Leaf(shape, dtype, name, read, (1, *shape[1:]) if shape else ())
 
 
-def write_leaves(path: epath.Path, leaves: Mapping[str, Leaf], dtype: Mapping[str, np.dtype]) -> None:
+def write_leaves(
+    path: epath.Path, leaves: Mapping[str, Leaf], dtype: Mapping[str, np.dtype], metadata: Mapping[str, str] = PLAIN
+) -> None:
     """Writes `leaves` under their names, each in its dtype, one after the other."""
-    header: dict[str, dict[str, Any]] = {"__metadata__": {"format": "pt"}}
+    header: dict[str, dict[str, Any]] = {"__metadata__": dict(metadata)}
     offset = 0
     for name, leaf in leaves.items():
         length = leaf.size * np.dtype(dtype[name]).itemsize

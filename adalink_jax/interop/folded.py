@@ -22,6 +22,7 @@ from adalink_jax.checkpoints.convert import check_destination
 from adalink_jax.errors import UserError
 from adalink_jax.files import safetensors_file
 from adalink_jax.files.leaves import from_array
+from adalink_jax.files.whole_file import writing_folder
 from adalink_jax.interop.language_model import load_language_model
 from adalink_jax.interop.text_adapter import read_text_adapter
 from adalink_jax.models import Inputs
@@ -72,13 +73,14 @@ def export_folded(
         raise UserError(
             f"Stored as {stored.name}, the folded table rounds away what the adapter {adapter} does; give --dtype float32."
         )
-    hugging_face.write(path, source_read, config, dtype, {HF_ENCODER_TABLE: from_array(folded, HF_ENCODER_TABLE)})
     tensors = {name: from_array(value, name) for name, value in check.items()}
-    safetensors_file.write_leaves(
-        path / "self_check.safetensors", tensors, {name: leaf.dtype for name, leaf in tensors.items()}
-    )
-    (path / "self_check.py").write_text((TEMPLATES / "self_check.py").read_text())
-    fill_template("folded_README.md", path / "README.md", facts, adapter=f"{changes['adapter']:.2g}", dtype=stored.name)
+    dtypes = {name: leaf.dtype for name, leaf in tensors.items()}
+    with writing_folder(path) as new:
+        hugging_face.write(new, source_read, config, dtype, {HF_ENCODER_TABLE: from_array(folded, HF_ENCODER_TABLE)})
+        safetensors_file.write_leaves(new / "self_check.safetensors", tensors, dtypes)
+        (new / "self_check.py").write_text((TEMPLATES / "self_check.py").read_text())
+        card = {"adapter": f"{changes['adapter']:.2g}", "dtype": stored.name}
+        fill_template("folded_README.md", new / "README.md", facts, **card)
     return changes
 
 

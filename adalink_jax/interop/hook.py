@@ -4,6 +4,7 @@ from etils import epath
 
 from adalink_jax.checkpoints.convert import check_destination
 from adalink_jax.errors import UserError
+from adalink_jax.files.whole_file import writing_folder
 from adalink_jax.interop.folded import TEMPLATES, fill_template
 from adalink_jax.interop.text_adapter import read_text_adapter
 
@@ -28,9 +29,9 @@ def export_hook(adapter: str, folder: str) -> None:
             f"The adapter {adapter} has one pair for all kinds of input and does not state whether images are among them; "
             f"export it with --to hf, or train it with KINDS = ('text',)."
         )
-    path.mkdir(parents=True, exist_ok=True)
-    for file in epath.Path(adapter).expanduser().iterdir():
-        if file.name.startswith("adapter_"):
-            file.copy(path / file.name, overwrite=True)
-    (path / MODULE).write_text((TEMPLATES / MODULE).read_text())
-    fill_template("hook_README.md", path / "README.md", facts)
+    with writing_folder(path) as new:
+        for file in epath.Path(adapter).expanduser().iterdir():
+            if file.name.startswith("adapter_"):
+                file.copy(new / file.name)
+        (new / MODULE).write_text((TEMPLATES / MODULE).read_text())
+        fill_template("hook_README.md", new / "README.md", facts)

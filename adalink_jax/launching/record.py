@@ -19,7 +19,7 @@ from etils import epath
 
 from adalink_jax.configuration import GinFlags, gin_files, gin_root
 from adalink_jax.errors import UserError
-from adalink_jax.files.whole_file import read_json, write_json
+from adalink_jax.files.whole_file import read_json, write_json, write_text
 from adalink_jax.launching import Settings
 from adalink_jax.launching.job import Job, Rendered, string
 from adalink_jax.version import __version__
@@ -177,7 +177,7 @@ def write(
     texts |= {os.path.join("files", name.lstrip("/")): text for name, text in staged.items()}
     for name, text in texts.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text(text)
+        write_text(epath.Path(folder / name), text)
     for name in set(previous.get("written", ()) if previous else ()) - texts.keys():
         (folder / name).unlink(missing_ok=True)  # of an earlier job that was not submitted
     commands = dataclasses.asdict(rendered)
@@ -224,7 +224,7 @@ def submitted(folder: str, **facts: str) -> None:
 
 def note_process(path: pathlib.Path, pid: int) -> None:
     """Writes a pid file: the process's number, and its start time, since numbers are reused."""
-    path.write_text(json.dumps({"pid": pid, "began": psutil.Process(pid).create_time()}) + "\n")
+    write_json(epath.Path(path), {"pid": pid, "began": psutil.Process(pid).create_time()})
 
 
 def running_pid(path: pathlib.Path) -> int | None:

@@ -8,6 +8,7 @@ from etils import epath
 from matplotlib.figure import Figure
 
 from adalink_jax.experiments.comparisons.compare import Compared, Row
+from adalink_jax.files.whole_file import write_text, writing
 from adalink_jax.reports.page import Table
 from adalink_jax.reports.statistics import mean
 
@@ -20,8 +21,8 @@ def title(compared: Compared) -> str:
 
 def write(folder: epath.Path, compared: Compared) -> list[str]:
     """Writes the report; returns the names of its files."""
-    (folder / "comparison.md").write_text(f"{title(compared)}\n\n{markdown(compared)}")
-    (folder / "comparison.csv").write_text(as_csv(compared))
+    write_text(folder / "comparison.md", f"{title(compared)}\n\n{markdown(compared)}")
+    write_text(folder / "comparison.csv", as_csv(compared))
     draw(folder / "comparison.png", compared)
     return ["comparison.md", "comparison.csv", "comparison.png"]
 
@@ -82,5 +83,5 @@ def draw(path: epath.Path, compared: Compared) -> None:
     axis.set(xlabel=f"{compared.metric} on test; each seed, their mean and its 95 % interval", title=compared.task)
     axis.grid(axis="x", alpha=0.3)
     axis.legend(loc="best")
-    with path.open("wb") as file:
+    with writing(path) as file:
         figure.savefig(file, format="png")

@@ -24,7 +24,7 @@ from etils import epath
 
 from adalink_jax.errors import UserError
 from adalink_jax.experiments.sweeps.run_folder import DONE, RECORD, SUMMARY, last_step, state_of
-from adalink_jax.files.whole_file import read_json
+from adalink_jax.files.whole_file import read_json, writing
 from adalink_jax.reports.statistics import Estimate, mean
 from adalink_jax.training.segments import environment_note
 
@@ -181,7 +181,7 @@ def write(path: str, table: pa.Table) -> None:
     if out.suffix not in (".csv", ".parquet"):
         raise UserError(f"--out is {path!r}; its name must end in .csv or .parquet.")
     out.parent.mkdir(parents=True, exist_ok=True)
-    with out.open("wb") as file:
+    with writing(out) as file:
         if out.suffix == ".csv":
             pyarrow.csv.write_csv(table, file)
         else:

@@ -13,6 +13,8 @@ from etils import epath
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from adalink_jax.files.whole_file import writing
+
 # Okabe and Ito (2008), without yellow, which is faint on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
@@ -81,7 +83,7 @@ def svg(figure: Figure) -> str:
 
 def save(figure: Figure, path: epath.Path) -> None:
     """Writes a vector file, .pdf or .svg by its name."""
-    with applied(), path.open("wb") as file:
+    with applied(), writing(path) as file:
         figure.savefig(
             file, format=path.suffix[1:], metadata={"CreationDate" if path.suffix == ".pdf" else "Date": None}
         )

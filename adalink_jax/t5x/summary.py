@@ -1,6 +1,5 @@
 """Records what `adalink adapters extract` needs to know of a t5x run's adapter."""
 
-import json
 from typing import Any
 
 import jax
@@ -9,6 +8,7 @@ from t5x import gin_utils  # pyright: ignore[reportAttributeAccessIssue]  # t5x 
 
 from adalink_jax.adapters import AdaptedModel, describe_adapter
 from adalink_jax.checkpoints.t5x_run import ABOUT
+from adalink_jax.files.whole_file import write_json
 from adalink_jax.version import __version__
 
 
@@ -41,4 +41,4 @@ def summarize_config(
             "trainable": trainable,
             "version": __version__,
         }
-        (epath.Path(model_dir) / ABOUT).write_text(json.dumps(about, indent=2, sort_keys=True) + "\n")
+        write_json(epath.Path(model_dir) / ABOUT, dict(sorted(about.items())))

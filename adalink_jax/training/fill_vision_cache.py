@@ -4,6 +4,7 @@ Adapters come after the tower, so training gives the same results as without a c
 its rows of a batch; process 0 writes.
 """
 
+import contextlib
 import dataclasses
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -16,12 +17,14 @@ from jax.sharding import Mesh
 from adalink_jax import checkpoints, parallel
 from adalink_jax.data import Task, Tower, VisionCache
 from adalink_jax.errors import UserError
+from adalink_jax.files import locks
 from adalink_jax.training.console import Console
 from adalink_jax.training.interrupt import StopRequest
 from adalink_jax.training.setup import Parameters, Setup
 
 SPLITS = ("train", "validation", "test")
 PARTS = ("vision", "qformer")  # the parts of the backbone that the features depend on
+WAIT = 24 * 3600  # seconds that a process waits for another one that fills the same cache
 PART_BYTES = 64 * 2**20
 
 
@@ -53,9 +56,15 @@ def prepare(
     if setup.vision_cache is None:
         return None
     _check(setup, params)
-    cache = VisionCache(setup.vision_cache, _tower(setup, params))
-    for task in tasks:
-        for split in splits:
+    tower = _tower(setup, params)
+    cache = VisionCache(setup.vision_cache, tower)
+    wanted = [(task, split) for task in tasks for split in splits]
+    if all(cache.covers(task.name, split) for task, split in wanted):
+        return cache
+    with contextlib.ExitStack() as at_end:
+        parallel.once(lambda: at_end.enter_context(locks.hold_folder(cache.begin(), WAIT)))
+        cache = VisionCache(setup.vision_cache, tower)  # another process may have filled it meanwhile
+        for task, split in wanted:
             if not cache.covers(task.name, split):
                 cache = _fill(cache, setup, params, task, split, mesh, console, stop)
     return cache
@@ -129,7 +138,6 @@ def _fill(
     size = setup.data.batch_size
     run, backbone = jax.jit(_features(setup)), params.tree()["backbone"]
     names, local_rows = _abstract_inputs(setup, 1), parallel.local_rows(size, mesh)
-    parallel.once(cache.begin)
     keys, parts = [], []
     with console.counting(f"vision tower, {task.name}, {split}", len(missing)) as advance:
         for batch_keys, examples in _batches(task.examples(split), converter.key, missing, size):

@@ -14,6 +14,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 from adalink_jax import parallel
 from adalink_jax.files.growing_file import GrowingFile
 from adalink_jax.files.json_lines import append_json, read_json_lines
+from adalink_jax.files.whole_file import write_text
 
 
 class MetricWriter:
@@ -45,12 +46,14 @@ class MetricWriter:
         rows = [row for row in read_json_lines(self._path) if resumed_at is None or row["step"] <= resumed_at]
         text = "".join(json.dumps(row) + "\n" for row in rows)
         if not self._path.exists() or self._path.read_text() != text:
-            self._path.write_text(text)
+            write_text(self._path, text)
         return rows
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        """Writes `values`, by tag, for `step`."""
-        values = {tag: float(value) for tag, value in values.items()}
+        """Writes `values`, by tag, for `step`; those that were written before a kill are not repeated."""
+        values = {tag: float(value) for tag, value in values.items() if not self.has(step, tag)}
+        if not values:
+            return
         self._rows.append({"step": step, **values})
         if not self._writes:
             return

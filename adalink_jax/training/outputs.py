@@ -14,7 +14,8 @@ from etils import epath
 from adalink_jax import checkpoints, parallel
 from adalink_jax.adapters import describe_adapter
 from adalink_jax.errors import UserError, disk_error
-from adalink_jax.files.whole_file import read_json, write_json
+from adalink_jax.files import locks
+from adalink_jax.files.whole_file import read_json, write_bytes, write_json, write_text
 from adalink_jax.training import contact_sheet, parameter_tables, partition, segments
 from adalink_jax.training.evaluation import Result
 from adalink_jax.training.metric_writer import MetricWriter
@@ -45,8 +46,8 @@ def naming(folder: epath.Path) -> Iterator[None]:
 def write_start(folder: epath.Path, params: Parameters, config: str) -> None:
     """`config.gin` and `model-info.txt`."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.gin").write_text(config)
-    (folder / "model-info.txt").write_text(parameter_tables.model_info(params.trainable, params.frozen))
+    write_text(folder / "config.gin", config)
+    write_text(folder / "model-info.txt", parameter_tables.model_info(params.trainable, params.frozen))
 
 
 def write_before(folder: epath.Path, result: Result) -> None:
@@ -56,16 +57,17 @@ def write_before(folder: epath.Path, result: Result) -> None:
 
 
 def read_before(folder: epath.Path) -> Result | None:
-    """The result that `write_before` wrote; None if it does not exist."""
+    """The result that `write_before` wrote; None if it is missing or damaged."""
     saved = parallel.once(read_json, folder / BEFORE)
     return None if saved is None else Result(**saved)
 
 
-def claim_scores(folder: epath.Path, run_dir: str | None) -> None:
-    """Records in `folder` whose checkpoints are scored there.
+def claim_scores(folder: epath.Path, run_dir: str | None, at_end: contextlib.ExitStack) -> None:
+    """Records in `folder` whose checkpoints are scored there, and locks it until `at_end` is closed.
 
     Raises:
       UserError: if it holds the scores of another run.
+      Taken: if another process writes it.
     """
     mark, claim = folder / SCORES_OF, {"run": None if run_dir is None else str(epath.Path(run_dir).resolve())}
     recorded = claim
@@ -81,9 +83,10 @@ def claim_scores(folder: epath.Path, run_dir: str | None) -> None:
         raise UserError(
             f"{folder} holds the scores of {recorded['run'] or 'something else'}; give another --output_dir."
         )
+    folder.mkdir(parents=True, exist_ok=True)
+    at_end.enter_context(locks.hold_folder(folder))
     if run_dir is not None:
-        folder.mkdir(parents=True, exist_ok=True)
-        mark.write_text(json.dumps(claim))
+        write_json(mark, claim)
 
 
 def write_parameters(
@@ -148,7 +151,7 @@ def write_samples(folder: epath.Path, writer: MetricWriter, step: int, split: st
     shown = ", ".join(f"{name} {value:.3f}" for name, value in list(result.scores.items())[:3])
     picture = contact_sheet.contact_sheet(result.samples, f"{split}, step {step}: {shown}")
     (folder / "samples").mkdir(parents=True, exist_ok=True)
-    (folder / "samples" / f"step_{step:06d}_{split}.png").write_bytes(picture)
+    write_bytes(folder / "samples" / f"step_{step:06d}_{split}.png", picture)
     writer.write_image(step, f"{split}/samples", picture)
 
 
@@ -178,7 +181,7 @@ def write_end(
         shown = {name: value for name, value in summary.items() if name.startswith(("frozen_", "adapted_"))}
         title = f"{summary['task']}: " + ", ".join(f"{k.replace('_', ' ')} {v:.3f}" for k, v in shown.items())
         old = [sample["prediction"] for sample in before.samples]
-        parallel.once(lambda: (folder / PICTURE).write_bytes(contact_sheet.contact_sheet(after.samples, title, old)))
+        parallel.once(lambda: write_bytes(folder / PICTURE, contact_sheet.contact_sheet(after.samples, title, old)))
         written.append((PICTURE, "sample images with the predictions; those of each evaluation are in samples/"))
     parallel.once(write_summary, folder, summary)
     return written + [

@@ -16,7 +16,7 @@ import optax
 
 from adalink_jax import moved, parallel
 from adalink_jax.data import train_batches
-from adalink_jax.errors import NotFinite, UserError
+from adalink_jax.errors import NotFinite
 from adalink_jax.training import outputs
 from adalink_jax.training.evaluation import NUM_SAMPLES, Evaluator, Result
 from adalink_jax.training.flops import count_traced
@@ -178,15 +178,16 @@ class Run:
         self.session.console.scores(step, "validation", result.scores)
 
     def score_before(self, state: TrainState) -> Result | None:
-        """Test scores of the model before its first step, read from the run's file if it was resumed; None without a metric."""
+        """Test scores of the model before its first step, read from the run's file if it has them; None without a metric."""
         if self.metric is None:
             return None
         folder = self.session.folder
         if (saved := outputs.read_before(folder)) is not None:
             return saved
-        if self.start.step:
-            raise UserError(f"{folder} lost {outputs.BEFORE}; start the run in another MODEL_DIR.")
-        self.evaluate(state)
+        if self.start.step:  # the file was lost or damaged
+            state = TrainState(jnp.int32(0), self.params.trainable, state.opt_state)
+        else:
+            self.evaluate(state)
         result = self._score(state, "test")
         if result is not None:
             parallel.once(outputs.write_before, folder, result)

@@ -18,6 +18,7 @@ from adalink_jax.adapters import AdaptedModel
 from adalink_jax.data import BatchIterator, FeatureConverter, Task, check_rows, get_tasks
 from adalink_jax.data.images import counting_transparent, transparency_note
 from adalink_jax.errors import UserError
+from adalink_jax.files import locks
 from adalink_jax.files.whole_file import read_json
 from adalink_jax.training import fill_vision_cache, outputs
 from adalink_jax.training.console import Console, reading_rows
@@ -106,6 +107,7 @@ class RunSession(Session):
       identity: the settings that must not change when the run is resumed.
       newest, best: the newest checkpoints, and the one with the best validation score.
       checkpoint_period: steps between checkpoints.
+      at_end: releases the folder's lock.
       facts: of the newest checkpoint; {} if there is no checkpoint.
       summary: of a run that is finished already; None otherwise.
     """
@@ -115,6 +117,7 @@ class RunSession(Session):
     newest: RunCheckpoints
     best: RunCheckpoints
     checkpoint_period: int
+    at_end: contextlib.ExitStack
     facts: dict = dataclasses.field(default_factory=dict)
     summary: dict | None = None
 
@@ -152,6 +155,11 @@ class RunSession(Session):
             self.newest.wait()
             step = self.newest.latest_step()  # asked in all processes: none ends before the others have saved
             raise self.stop.stopped(f"Stopped after step {step} and saved; rerun the same command to resume.")
+
+    def _claim(self) -> None:
+        """Locks the run's folder until the process leaves it."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.at_end.enter_context(locks.hold_folder(self.folder))
 
     def _check(self, total_steps: int) -> None:
         """Reads what the folder holds: a finished run, or one to resume, under these settings and perhaps elsewhere."""
@@ -206,10 +214,12 @@ def open_run(
         folder, identity = epath.Path(model_dir), identity_of(settings())
         newest = RunCheckpoints(folder / "checkpoints", checkpoints.keep, identity)
         best = RunCheckpoints(folder / "best", 1, identity)
-        with outputs.naming(folder), newest, best:
+        with outputs.naming(folder), contextlib.ExitStack() as at_end, newest, best:
             run = RunSession(**vars(session), folder=folder, identity=identity, newest=newest, best=best,
-                             checkpoint_period=checkpoints.period)  # fmt: skip
+                             checkpoint_period=checkpoints.period, at_end=at_end)  # fmt: skip
             run._check(total_steps)
+            if run.summary is None:
+                parallel.once(run._claim)
             yield run
 
 

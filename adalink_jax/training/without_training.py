@@ -1,5 +1,6 @@
 """A model's parameters used without training them: `adalink eval` and `adalink cache-vision`."""
 
+import contextlib
 import functools
 from collections.abc import Callable, Mapping, Sequence
 
@@ -40,7 +41,7 @@ def evaluate(
     Raises:
       UserError, CheckpointError: for bad settings and files.
     """
-    with open_session(setup) as session:
+    with open_session(setup) as session, contextlib.ExitStack() as at_end:
         params = load_parameters(setup, session.mesh, session.rules)
         evaluator = session.evaluator(session.converter(params, (split,)), setup.model)
         readers: dict[int, Callable[[], Leaves]] = (
@@ -48,7 +49,7 @@ def evaluate(
         )
         folder = None if output_dir is None else epath.Path(output_dir)
         if folder is not None:
-            parallel.once(outputs.claim_scores, folder, run_dir)
+            parallel.once(outputs.claim_scores, folder, run_dir, at_end)
         writer = None if folder is None else MetricWriter(folder, resumed_at=None)
         scores = {}
         for step, read in readers.items():

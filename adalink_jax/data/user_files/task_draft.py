@@ -8,8 +8,11 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+from etils import epath
+
 from adalink_jax.data.user_files import row_checks
 from adalink_jax.data.user_files.file_task import FileTask, LoadedFileTask, sample
+from adalink_jax.files.whole_file import write_text
 
 MULTIPLES = {"inputs": 8, "targets": 4}  # TASK_FEATURE_LENGTHS are multiples of these
 UNLIMITED = {"inputs": 2**30, "targets": 2**30}
@@ -65,7 +68,7 @@ class Draft:
             keep_trailing_newline=True,
         )
         lines = [(name, repr(value), remarks.get(name)) for name, value in macros.items()]
-        path.write_text(environment.get_template("task.gin.jinja").render(note=note, settings=lines))
+        write_text(epath.Path(path), environment.get_template("task.gin.jinja").render(note=note, settings=lines))
 
 
 def complete(settings: Mapping[str, Any], name: str) -> Draft:

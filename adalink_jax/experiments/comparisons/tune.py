@@ -1,12 +1,14 @@
 """Tunes the learning rate of one method: a pack of learning rates and seeds, chosen on validation; test is never read."""
 
 import csv
+import io
 from collections.abc import Callable
 
 from etils import epath
 from matplotlib.figure import Figure
 
 from adalink_jax.experiments.comparisons.learning_rate import Tuned, choose
+from adalink_jax.files.whole_file import write_text, writing
 from adalink_jax.training.packs.run_pack import train_pack
 
 TUNED, CURVE, PLOT = "tuned.gin", "curve.csv", "curve.png"
@@ -27,15 +29,17 @@ def tune(model_dir: str, settings: Callable[[], dict[str, str]], config_text: Ca
     members, metric = summary["members"], summary["metric"]
     tuned = choose([x["learning_rate"] for x in members], [x["validation"] for x in members])
     folder, seeds = epath.Path(model_dir), len(tuned.trials[0].scores)
-    with (folder / CURVE).open("w") as file:
-        table = csv.writer(file)
-        table.writerow(["learning_rate", "mean", *(f"seed_{i + 1}" for i in range(seeds))])
-        table.writerows([trial.learning_rate, trial.mean, *trial.scores] for trial in tuned.trials)
+    text = io.StringIO(newline="")
+    table = csv.writer(text)
+    table.writerow(["learning_rate", "mean", *(f"seed_{i + 1}" for i in range(seeds))])
+    table.writerows([trial.learning_rate, trial.mean, *trial.scores] for trial in tuned.trials)
+    write_text(folder / CURVE, text.getvalue())
     draw_curve(folder / PLOT, tuned, metric)
     tried = ", ".join(f"{trial.learning_rate:g} {trial.mean:.4f}" for trial in tuned.trials)
-    (folder / TUNED).write_text(
+    write_text(
+        folder / TUNED,
         f"# Chosen by `adalink tune` for the highest {metric} on validation, mean over {seeds} seed"
-        f"{'s' if seeds > 1 else ''}: {tried}.\n\nLEARNING_RATE = {tuned.learning_rate!r}\n"
+        f"{'s' if seeds > 1 else ''}: {tried}.\n\nLEARNING_RATE = {tuned.learning_rate!r}\n",
     )
     return tuned, metric
 
@@ -51,5 +55,5 @@ def draw_curve(path: epath.Path, tuned: Tuned, metric: str) -> None:
     axis.axvline(tuned.learning_rate, color="#1a7f37", linestyle="--", label=f"chosen: {tuned.learning_rate:g}")
     axis.set(xscale="log", xlabel="learning rate", ylabel=f"{metric} on validation")
     axis.legend()
-    with path.open("wb") as file:
+    with writing(path) as file:
         figure.savefig(file, format="png")

@@ -17,21 +17,15 @@ from collections.abc import Callable, Iterator, Mapping
 from etils import epath
 
 from adalink_jax import configuration
-from adalink_jax.errors import Preempted, Stopped, UserError
+from adalink_jax.errors import Preempted, Stopped, Taken, UserError
 from adalink_jax.files import locks
 from adalink_jax.files.json_lines import append_json, read_json_lines
 from adalink_jax.files.whole_file import read_json, write_json
 
 SUMMARY = "summary.json"  # as in `training.outputs`, which would import JAX into every process that only watches
-RECORD, ATTEMPTS, LOCK, LOG = "sweep.json", "attempts.jsonl", "lock", "log.txt"
+RECORD, ATTEMPTS, LOG = "sweep.json", "attempts.jsonl", "log.txt"
 DONE, RUNNING, STOPPED, FAILED, NEW = "done", "running", "stopped", "failed", "new"
 PATIENCE_SECONDS = 5  # a process that only looks whether the run is locked locks it for a moment
-
-
-class Taken(Stopped):
-    """Another process trains this run."""
-
-    status = 4
 
 
 # Exit statuses of a run that was stopped, or that another process trains.
@@ -86,8 +80,8 @@ class RunFolder:
         return summary is not None and summary.get("total_steps", summary["steps"]) >= self.total_steps
 
     def taken(self) -> bool:
-        """Whether some process trains it now; always False in a bucket, which has no locks."""
-        return locks.is_held(self.path / LOCK)
+        """Whether some process trains it now."""
+        return locks.is_held(self.path / locks.LOCK)
 
     def state(self) -> str:
         """One of DONE, RUNNING, STOPPED, FAILED, NEW."""
@@ -106,11 +100,7 @@ class RunFolder:
           UserError: see `check`.
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        try:
-            lock = locks.hold(self.path / LOCK, PATIENCE_SECONDS)
-        except TimeoutError as e:
-            raise Taken(f"{self.path} is being trained by another process; this process leaves it alone.") from e
-        with lock:
+        with locks.hold_folder(self.path, PATIENCE_SECONDS):
             self.check()
             yield
 
@@ -162,7 +152,7 @@ class RunFolder:
 
 def state_of(path: epath.Path) -> str:
     """The state of an unfinished run."""
-    if locks.is_held(path / LOCK):
+    if locks.is_held(path / locks.LOCK):
         return RUNNING
     attempts = read_json_lines(path / ATTEMPTS)
     if attempts and attempts[-1].get("status", 0) not in (0, *RESUMABLE):

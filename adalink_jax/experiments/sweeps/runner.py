@@ -17,9 +17,9 @@ from collections.abc import Callable, Mapping, Sequence
 
 from rich.console import Console
 
-from adalink_jax.errors import Preempted, Stopped
+from adalink_jax.errors import Preempted, Stopped, Taken
 from adalink_jax.experiments.sweeps.board import Board
-from adalink_jax.experiments.sweeps.run_folder import LOG, RunFolder, Taken
+from adalink_jax.experiments.sweeps.run_folder import LOG, RunFolder
 from adalink_jax.preemption import NOTICES, signals_handled
 
 POLL_SECONDS, LOOK_SECONDS, FOLLOW_SECONDS = 0.1, 1.0, 1.0

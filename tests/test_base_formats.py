@@ -23,6 +23,7 @@ from adalink_jax.checkpoints import (
     save_base,
     t5x_format,
 )
+from adalink_jax.checkpoints.digests import marks_of_source
 from adalink_jax.errors import CheckpointError
 from adalink_jax.files.leaves import from_array
 from adalink_jax.models import paths
@@ -73,7 +74,7 @@ def scanned_tree(params):
 def write(kind, source, params, folder):
     host = jax.device_get(params)
     if kind == "native bfloat16":
-        native.write(epath.Path(folder), source, "bfloat16", fingerprint(params))
+        native.write(epath.Path(folder), source, "bfloat16", marks_of_source(source, "bfloat16"))
     elif kind == "t5x legacy":
         t5x_format.write(epath.Path(folder), source, None)
     elif kind.startswith("t5x Orbax"):

@@ -160,7 +160,7 @@ def test_an_adapter_is_loaded_bit_for_bit(params, adapter):
     loaded, about = load_adapter(adapter, abstract(params["adapter"]), "f" * 64)
     assert_equal(loaded, params["adapter"])
     assert about["settings"] == {"rank": 4}
-    assert json.loads((adapter / "adapter_config.json").read_text())["adalink"]["format_version"] == 1
+    assert json.loads((adapter / "adapter_config.json").read_text())["adalink"]["format_version"] == 2
 
 
 def test_an_adapter_for_another_base_is_refused_unless_allowed(params, adapter):

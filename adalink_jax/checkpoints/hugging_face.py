@@ -224,6 +224,7 @@ def write(
       extra: further tensors by Hugging Face's names (a folded encoder table).
     """
     tensors = {**(extra or {}), **_family_of(source).to_hugging_face(source.leaves)}
+    folder.mkdir(parents=True, exist_ok=True)
     dtypes = {name: np.dtype(dtype) if dtype else leaf.dtype for name, leaf in tensors.items()}
     shards, size = [{}], 0
     for name in sorted(tensors):

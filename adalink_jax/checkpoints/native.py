@@ -58,7 +58,7 @@ def open_folder(folder: epath.Path, path: str) -> Source:
     if not (folder / WEIGHTS).exists():
         raise CheckpointError(f"{path} has no {WEIGHTS}; copy or write it again.")
     leaves, metadata = safetensors_file.read_header(folder / WEIGHTS)
-    if version > 1 and metadata != safetensors_file.PLAIN:
+    if version > 1 and metadata not in ({}, safetensors_file.PLAIN):
         raise CheckpointError(
             f"The header of {path}/{WEIGHTS} was changed after it was written; copy or write it again."
         )
@@ -125,6 +125,7 @@ def write(folder: epath.Path, source: Source, dtype: str | None, marks: Marks) -
 def _write(
     folder: epath.Path, leaves: Mapping[str, Leaf], name: str, about: Mapping[str, Any], marks: Marks, dtype: str | None
 ) -> dict[str, Any]:
+    folder.mkdir(parents=True, exist_ok=True)
     stored = np.dtype(dtype) if dtype else None
     dtypes = {key: stored or leaf.dtype for key, leaf in leaves.items()}
     safetensors_file.write_leaves(folder / WEIGHTS, leaves, dtypes)

@@ -173,10 +173,11 @@ def write(folder: epath.Path, source: Source, dtype: str | None) -> None:
     """Writes `source` as a legacy checkpoint, which every version of t5x restores.
 
     Args:
-      folder: `checkpoint_N`, which exists.
+      folder: `checkpoint_N`; created if absent, with its parent.
       source: the model.
       dtype: the dtype of the arrays; None keeps the source's.
     """
+    folder.mkdir(parents=True, exist_ok=True)
     target = {}
     for name, leaf in source.leaves.items():
         stored = np.dtype(dtype) if dtype else leaf.dtype

@@ -222,6 +222,37 @@ def test_a_killed_and_resumed_run_ends_with_the_same_bits(finished, tmp_path):
     assert steps == [0, 12, 24]  # no row twice, none lost
 
 
+@pytest.mark.parametrize("lost", ["before.json", "summary.json"])
+def test_a_run_killed_while_it_wrote_its_end_scores_nothing_twice(finished, tmp_path, lost, capsys):
+    """As a SIGKILL or a full disk left the folders of version 0.1.0: without a summary, and with an empty `before.json`."""
+    folder = tmp_path / "killed"
+    shutil.copytree(finished, folder)
+    (folder / "summary.json").unlink()
+    (folder / lost).write_text("")
+    assert quickstart(folder) == 0
+    assert rows(folder) == rows(finished)
+    for name in ("before.json", "samples.json", "adapter/adapter_model.safetensors"):
+        assert (folder / name).read_bytes() == (finished / name).read_bytes(), name
+    before, after = (json.loads((at / "summary.json").read_text()) for at in (finished, folder))
+    assert after["adapted_accuracy"] == before["adapted_accuracy"]
+
+
+def test_a_second_process_leaves_the_folder_alone(tmp_path):
+    first = start(tmp_path / "run", TRAIN_STEPS=100_000, EVAL_PERIOD=0)
+    try:
+        wait_for(lambda: (tmp_path / "run" / "metrics.jsonl").exists(), first)
+        second = start(tmp_path / "run", TRAIN_STEPS=100_000, EVAL_PERIOD=0)
+        _, error = second.communicate(timeout=240)
+        assert second.returncode == 4, error
+        assert f"Another process is writing {tmp_path / 'run'}; this one leaves it alone" in error
+        assert first.poll() is None
+    finally:
+        first.kill()
+        first.communicate()
+    written = [(row["step"], tag) for row in rows(tmp_path / "run") for tag in row if tag != "step"]
+    assert len(set(written)) == len(written)
+
+
 def test_a_stopped_run_saves_and_prints_how_to_resume(tmp_path):
     model_dir = tmp_path / "stopped"
     process = start(model_dir, TRAIN_STEPS=100_000, CHECKPOINT_PERIOD=100_000)

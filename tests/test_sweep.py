@@ -212,7 +212,7 @@ def test_a_run_that_another_process_trains_is_left_alone(tmp_path, capsys, monke
     monkeypatch.setattr(run_folder, "PATIENCE_SECONDS", 0.1)
     with RunFolder(str(tmp_path / SECOND), {}, {}, 4).held():
         assert main(arguments(tmp_path, "--element", "1", **FEW)) == 4
-        assert "is being trained by another process" in capsys.readouterr().err
+        assert "Another process is writing" in capsys.readouterr().err
         assert main(arguments(tmp_path, **FEW)) == 0
         assert "1 new, 1 running" in capsys.readouterr().out
     assert starts(tmp_path) == {}

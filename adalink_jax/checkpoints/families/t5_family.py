@@ -147,7 +147,7 @@ class T5Family(Family):
             "tie_word_embeddings": tied,
             "scale_decoder_outputs": tied,
             "is_encoder_decoder": True,
-            **{field: settings[field] for field in self.implied},
+            **{field: settings.get(field, value) for field, value in self.implied.items()},
         }
 
     def from_t5x(self, leaves: Mapping[str, Leaf]) -> dict[str, Leaf] | None:

@@ -1,5 +1,21 @@
 """Small models and batches that several tests share."""
 
+import subprocess
+import sys
+
 from adalink_jax.contract.tiny import VOCAB, init, random_batch, tiny_pali, tiny_t5
 
-__all__ = ["VOCAB", "init", "random_batch", "tiny_pali", "tiny_t5"]
+__all__ = ["VOCAB", "hold_in_another_process", "init", "random_batch", "tiny_pali", "tiny_t5"]
+
+
+def hold_in_another_process(folder):
+    """A process that holds the lock of `folder` until it is killed or its input ends."""
+    program = (
+        "import sys\nfrom etils import epath\nfrom adalink_jax.files import locks\n"
+        f"with locks.hold_folder(epath.Path({str(folder)!r})):\n    print('held', flush=True)\n    sys.stdin.read()\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == "held\n"
+    return process

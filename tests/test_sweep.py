@@ -6,13 +6,13 @@ import shutil
 import subprocess
 
 import pytest
+from helpers import hold_in_another_process
 from sweep_cases import FEW, arguments, starts
 
 pytest.importorskip("seqio")
 
 from adalink_jax.cli.main import main  # noqa: E402
 from adalink_jax.errors import UserError  # noqa: E402
-from adalink_jax.experiments.sweeps.run_folder import RunFolder  # noqa: E402
 from adalink_jax.experiments.sweeps.sweep import Sweep, expand  # noqa: E402
 
 
@@ -210,11 +210,13 @@ def test_a_run_that_another_process_trains_is_left_alone(tmp_path, capsys, monke
     from adalink_jax.experiments.sweeps import run_folder
 
     monkeypatch.setattr(run_folder, "PATIENCE_SECONDS", 0.1)
-    with RunFolder(str(tmp_path / SECOND), {}, {}, 4).held():
+    (tmp_path / SECOND).mkdir()
+    with hold_in_another_process(tmp_path / SECOND) as process:
         assert main(arguments(tmp_path, "--element", "1", **FEW)) == 4
         assert "Another process is writing" in capsys.readouterr().err
         assert main(arguments(tmp_path, **FEW)) == 0
         assert "1 new, 1 running" in capsys.readouterr().out
+        process.kill()
     assert starts(tmp_path) == {}
 
 

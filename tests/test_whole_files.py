@@ -9,6 +9,7 @@ import threading
 
 import pytest
 from etils import epath
+from helpers import hold_in_another_process
 
 import adalink_jax
 from adalink_jax.errors import Taken
@@ -74,18 +75,6 @@ def test_nothing_else_writes_in_place():
             if in_place or (called == "open" and any(set(mode) & set("wa") and len(mode) < 4 for mode in modes)):
                 found.add(name)
     assert {name for name in found if not name.startswith("files/")} <= IN_PLACE
-
-
-def hold_in_another_process(folder):
-    program = (
-        "import sys\nfrom etils import epath\nfrom adalink_jax.files import locks\n"
-        f"with locks.hold_folder(epath.Path({str(folder)!r})):\n    print('held', flush=True)\n    sys.stdin.read()\n"
-    )
-    process = subprocess.Popen(
-        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    assert process.stdout.readline() == "held\n"
-    return process
 
 
 def test_a_folder_that_another_process_writes_is_left_alone(tmp_path):

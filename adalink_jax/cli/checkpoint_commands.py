@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from adalink_jax import checkpoints, configuration
 from adalink_jax.cli.arguments import bytes_bar, gin_parser, option, parse, plain_parser, register, table, table_console
 from adalink_jax.errors import CheckpointError, UserError
+from adalink_jax.files.whole_file import write_text
 from adalink_jax.serving import shipped
 
 if TYPE_CHECKING:
@@ -159,7 +160,7 @@ def verify_base(argv: list[str]) -> int:
             checks, agrees = [*checks, *adaptation.checks], agrees and all(x.passed for x in adaptation.checks)
         command = shlex.join(["adalink", "verify-base", *argv])
         page = verify_report.make(source, reference, verification, adaptation, command)
-        epath.Path(options.report).write_text(page.html())
+        write_text(epath.Path(options.report), page.html())
     _print_comparison(verification.rows)
     marks = {True: "", False: "DIFFERENT: ", None: ""}
     print_facts(

@@ -125,10 +125,10 @@ def _check_digests(arrays: Mapping[str, jax.Array], leaves: Mapping[str, Leaf], 
         dtypes = {part.dtype for part in parts}
         if not all(part in stated for part in parts) or jnp.promote_types(array.dtype, *dtypes) != array.dtype:
             continue
-        found = digests({name: array.astype(dtypes.pop())})
+        actual = digests({name: array.astype(dtypes.pop())})
         for part_name, part in zip(names, parts):
             source, expected = stated[part]
-            if found[part_name] != expected:
+            if actual[part_name] != expected:
                 raise CheckpointError(
                     f"{part.origin} in {source.path} does not have the digest that {native.CONFIG} states; copy or write it again."
                 )

@@ -1,7 +1,7 @@
 """Lock files: at most one process at a time works in a folder.
 
 The operating system releases a lock however its process ends. Between machines a lock is as reliable as the file system's
-flock: NFS 4 supports it, and so does Lustre if mounted with `flock`. Where there is none, and in a bucket, the holder rewrites
+flock: NFS 4 supports it, and so does Lustre if mounted with `flock`. On other file systems and in a bucket, the holder rewrites
 a heartbeat file; another process takes the lock over once that file has not changed for `SILENCE` seconds.
 """
 

@@ -63,7 +63,7 @@ def read_json(path: epath.Path) -> dict[str, Any] | None:
 def writing_folder(path: epath.Path) -> Iterator[epath.Path]:
     """A folder to write to, which replaces `path` at the end of the context, and is removed if the context fails.
 
-    It has the name of `path` and lies beside it, in `.NAME.partial`, where what a killed process left is removed first. In a
+    It has the name of `path` and is stored in `.NAME.partial` in the same folder, where what a killed process left is removed first. In a
     bucket it is `path` itself: its readers need a file that is written last.
 
     Raises:

@@ -17,7 +17,7 @@ GLUE's training examples and `test.tsv` its validation examples.
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from etils import epath
@@ -220,13 +220,8 @@ def glue_form(name: str, row: Row) -> TextExample:
 def register() -> None:
     """Declares the tasks, with the settings of `PublishedData`."""
     data = PublishedData()
-    add_tasks(glue_tasks(GLUE, data), data.vocabulary)
+    add_tasks([glue_task(name, data) for name in GLUE], data.vocabulary)
     add_mixture("glue_mixture", {f"glue_{name}": min(rate, LIMIT) for name, rate in RATES.items()})
-
-
-def glue_tasks(names: Iterable[str], data: PublishedData) -> list[PublishedTask]:
-    """Returns tasks by their names in GLUE."""
-    return [_task(name, data) for name in names]
 
 
 def _rows(name: str, data: PublishedData, split: str, seed: int | None) -> Iterator[Row]:
@@ -236,7 +231,8 @@ def _rows(name: str, data: PublishedData, split: str, seed: int | None) -> Itera
     return layout.rows(folder, split)
 
 
-def _task(name: str, data: PublishedData) -> PublishedTask:
+def glue_task(name: str, data: PublishedData) -> PublishedTask:
+    """Returns a task by its name in GLUE."""
     task = GLUE[name]
     return PublishedTask(
         f"glue_{name}",

@@ -11,9 +11,9 @@ VQA accuracy against the ten of VQAv2, OK-VQA and TextVQA, ANLS for DocVQA. Thei
 `docvqa`: `docvqa/{train,val}_v1.0_withQT.json` (or `{train,val}_v1.0.json`), images as the files name them (`documents/...png`).
 """
 
-import collections
 import functools
-from collections.abc import Iterator, Sequence
+import statistics
+from collections.abc import Iterator
 
 from adalink_jax.data.published import readers
 from adalink_jax.data.published.registration import (
@@ -57,13 +57,8 @@ def vqa_form(row: Row, train: bool) -> Iterator[TextExample]:
     """Writes a row, which has `image`, `question` and `answers`."""
     answers = [" ".join(answer.split()) for answer in row["answers"]]
     yield TextExample(
-        PROMPT.format(" ".join(row["question"].split())), most_frequent(answers), tuple(answers), image=row["image"]
+        PROMPT.format(" ".join(row["question"].split())), statistics.mode(answers), tuple(answers), image=row["image"]
     )
-
-
-def most_frequent(answers: Sequence[str]) -> str:
-    """The most frequent answer; the first of equally frequent ones."""
-    return collections.Counter(answers).most_common(1)[0][0]
 
 
 def _task(name: str, rows: Rows) -> PublishedTask:

@@ -203,6 +203,24 @@ def test_what_differs_from_the_digests_is_refused(what, tmp_path):
         load(tmp_path)
 
 
+@pytest.mark.parametrize("key, fact, words", [
+    ("step", -1, "its step is negative"),
+    ("step", True, "its step is missing or of a wrong type"),
+    ("metrics", {"accuracy": "high"}, "accuracy of its metrics is of a wrong type"),
+    ("versions", {"jax": 1}, "jax of its versions is of a wrong type"),
+    ("task", 5, "its task is missing or of a wrong type"),
+])  # fmt: skip
+def test_invalid_facts_are_refused_when_they_are_read_and_when_they_are_written(key, fact, words, tmp_path):
+    facts = describe_adapter(MODULE) | {"base": {"name": "base", "fingerprint": MARK}}
+    with pytest.raises(CheckpointError, match=f"cannot be written to .*: {words}"):
+        save_adapter(str(tmp_path / "new"), tree(), facts | {key: fact})
+    write(tmp_path)
+    unseal(tmp_path)
+    with_config(lambda config: config["adalink"].update({key: fact}))(tmp_path)
+    with pytest.raises(CheckpointError, match=words):
+        read_adapter(tmp_path)
+
+
 @pytest.mark.parametrize("module", [MODULE, LoRA(rank=2)], ids=lambda module: type(module).__name__)
 def test_every_flipped_bit_is_found(module, tmp_path):
     """PEFT's layout has its own names, so LoRA's files are another case than this package's."""
@@ -243,9 +261,10 @@ def test_invalid_settings_are_refused(name, setting, words, tmp_path):
         read_adapter(tmp_path)
 
 
-def test_a_file_of_the_first_format_loads():
+def test_a_file_of_the_first_format_loads(caplog):
     leaves, about = read_adapter(RELEASED / "adapter_format_1")
     assert not about.verified
+    assert "is unverified: it states no digests" in caplog.text
     assert about["method"] == "AdaLinkAdapter" and about["settings"]["rank"] == 2
     np.testing.assert_array_equal(leaves["text/down"], np.arange(8, dtype="f").reshape(4, 2))
     np.testing.assert_array_equal(leaves["text/up"], -np.arange(8, dtype="f").reshape(2, 4))

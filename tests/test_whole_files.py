@@ -45,7 +45,8 @@ def test_a_folder_is_there_whole_or_not_at_all(tmp_path):
     for text in ("first", "second"):
         with writing_folder(path) as new:
             (new / text).write_text(text)
-        assert os.listdir(path) == [text] and os.listdir(tmp_path) == ["base"]
+            assert not (path / text).exists()
+    assert sorted(os.listdir(path)) == ["first", "second"] and os.listdir(tmp_path) == ["base"]
 
 
 def test_what_a_killed_process_left_is_removed(tmp_path):

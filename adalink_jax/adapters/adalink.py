@@ -85,6 +85,8 @@ class AdaLinkAdapter(nn.Module):
 
     def __post_init__(self):
         _check(self.rank, self.phi)
+        if self.kinds is not None and (not self.kinds or set(self.kinds) - set(KINDS)):
+            raise UserError(f"AdaLinkAdapter.kinds is {self.kinds!r}; it takes some of {KINDS}, or None.")
         super().__post_init__()
 
     @property
@@ -95,9 +97,6 @@ class AdaLinkAdapter(nn.Module):
     @nn.compact
     def __call__(self, inputs: Inputs) -> Inputs:
         """Adapts the kinds that are present. Shapes and dtypes stay the same."""
-        unknown = [kind for kind in self.kinds or () if kind not in KINDS]
-        if unknown or self.kinds == ():
-            raise UserError(f"AdaLinkAdapter.kinds is {self.kinds!r}; it takes some of {KINDS}, or None.")
         pair = functools.cache(lambda name: AdaLink(self.rank, self.phi, self.scale, name=name))
         present = {kind: x for kind in self.kinds or ENCODER_KINDS if (x := getattr(inputs, kind)) is not None}
         adapted = {kind: pair("shared" if self.share else kind)(x) for kind, x in present.items()}

@@ -23,6 +23,7 @@ from adalink_jax.adapters import describe_adapter, make_adapter
 from adalink_jax.adapters.registry import METHODS
 from adalink_jax.checkpoints import peft_files
 from adalink_jax.checkpoints.adapter_facts import AdapterFacts, BaseReference
+from adalink_jax.checkpoints.digests import note_unverified
 from adalink_jax.errors import CheckpointError, UserError
 from adalink_jax.files import safetensors_file, sealed_json
 from adalink_jax.files.leaves import Leaf, from_array
@@ -64,6 +65,8 @@ def _write(destination: epath.Path, leaves: dict[str, np.ndarray], facts: Adapte
         "version": __version__,
         "digests": {name: safetensors_file.digest(name, leaf) for name, leaf in tensors.items()},
     }
+    refused = lambda why: CheckpointError(f"The adapter cannot be written to {destination}: {why}.")
+    _check_fields(about | {sealed_json.KEY: ""}, str(destination), refused)
     config = fields | {"base_model_name_or_path": facts.base.name, "adalink": about}
     with writing_folder(destination) as folder:
         safetensors_file.write_leaves(folder / WEIGHTS, tensors, dtypes, _SEALED)
@@ -154,7 +157,13 @@ def read_adapter(folder: Folder) -> tuple[dict[str, np.ndarray], AdapterFacts]:
       CheckpointError: as `open_adapter`, and for values that are not finite.
     """
     leaves, facts = open_adapter(folder)
+    _note(folder, facts)
     return _read(leaves, folder), facts
+
+
+def _note(folder: Folder, facts: AdapterFacts) -> None:
+    if not facts.verified:
+        note_unverified(f"The adapter {os.fspath(folder)}", "PEFT or by version 0.1.0")
 
 
 def load_adapter(
@@ -189,6 +198,7 @@ def load_adapter(
     check_shapes(folder, facts, leaves, paths.unscanned_shapes(wanted))
     if module is not None:
         check_method(folder, facts, describe_adapter(module))
+    _note(folder, facts)
     values = paths.rescan(_read(leaves, folder), wanted)
     return {
         name: jax.device_put(values[name].astype(leaf.dtype), leaf.sharding) for name, leaf in wanted.items()
@@ -299,8 +309,13 @@ def _check_fields(fields: Any, path: str, damaged: Callable[[str], CheckpointErr
     for key, kind in (kinds | {key: kind for key, kind in _OPTIONAL.items() if key in fields}).items():
         if key in ("settings", "metrics"):
             fields.setdefault(key, {})
-        if not isinstance(fields.get(key), kind):
+        if not isinstance(fields.get(key), kind) or isinstance(fields[key], bool):
             raise damaged(f"its {key} is missing or of a wrong type")
+    if fields.get("step", 0) < 0:
+        raise damaged("its step is negative")
+    for key, kind in (("metrics", int | float), ("versions", str), ("digests", str)):
+        if odd := [name for name, x in fields.get(key, {}).items() if not isinstance(x, kind)]:
+            raise damaged(f"{odd[0][:60]} of its {key} is of a wrong type")
     base = fields["base"]
     for field in dataclasses.fields(BaseReference):
         if not isinstance(base.get(field.name, 0), str | None):

@@ -14,7 +14,7 @@ from adalink_jax.checkpoints.digests import marks_of_source
 from adalink_jax.checkpoints.formats import BUNDLED, open_source
 from adalink_jax.checkpoints.source import Source, counted
 from adalink_jax.errors import CheckpointError
-from adalink_jax.files.whole_file import writing_folder
+from adalink_jax.files.whole_file import is_partial, writing_folder
 
 FORMATS = {
     "native": "model.safetensors and base_config.json",
@@ -30,7 +30,7 @@ def check_destination(folder: str | os.PathLike[str]) -> epath.Path:
     if folder.startswith((hugging_face.HUB, BUNDLED)):
         raise CheckpointError(f"Nothing can be written to {folder}; give a folder.")
     path = epath.Path(folder).expanduser()
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+    if path.exists() and (not path.is_dir() or (any(path.iterdir()) and not is_partial(path))):
         raise CheckpointError(f"{folder} exists and is not empty; give another folder, or delete it.")
     above = next((parent for parent in path.parents if parent.exists()), None)
     if "://" not in folder and above is not None and not (above.is_dir() and os.access(above, os.W_OK)):

@@ -8,6 +8,7 @@ one bit of one value changes both sums.
 
 import functools
 import hashlib
+import logging
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -62,6 +63,14 @@ def _named_checksums(leaves: Iterable[tuple[str, Any]], rounded: bool) -> dict[s
     return dict(sorted(out.items()))
 
 
+@functools.cache
+def note_unverified(what: str, writer: str) -> None:
+    """Says, once, that `what` states no digests, because `writer` wrote it."""
+    logging.getLogger(__name__).warning(
+        f"{what} is unverified: it states no digests, so damage cannot be found, as it was written by {writer}."
+    )
+
+
 def digests(leaves: Mapping[str, Any]) -> dict[str, str]:
     """The shape and the checksum of the exact bits of every leaf, by unscanned name.
 
@@ -69,6 +78,11 @@ def digests(leaves: Mapping[str, Any]) -> dict[str, str]:
       leaves: `{name in memory: array}`, flat or nested, of dtypes of 1, 2 or 4 bytes.
     """
     return _named_checksums(paths.flatten(leaves).items(), rounded=False)
+
+
+def digests_as_read(leaves: Iterable[tuple[str, Any]]) -> dict[str, str]:
+    """The `digests` of leaves that are read one after the other; none is held here."""
+    return _named_checksums(leaves, rounded=False)
 
 
 def fingerprint(params: Mapping[str, Any]) -> str:

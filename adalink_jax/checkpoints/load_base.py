@@ -5,20 +5,20 @@ the part of it that was requested, is left over.
 """
 
 import dataclasses
+import functools
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from adalink_jax import parallel
 from adalink_jax.checkpoints import native
 from adalink_jax.checkpoints.adapter_facts import BaseReference
 from adalink_jax.checkpoints.architecture import check_fit, check_settings
-from adalink_jax.checkpoints.digests import digests, fingerprint
+from adalink_jax.checkpoints.digests import digests, digests_as_read, fingerprint, note_unverified
 from adalink_jax.checkpoints.families.family import FAMILIES, LANGUAGE, Shapes
 from adalink_jax.checkpoints.formats import open_source
 from adalink_jax.checkpoints.source import Source
@@ -94,7 +94,7 @@ def load_base(
             )
             leaves |= part_leaves
             notes |= part_notes
-    arrays = _read(wanted, leaves, dtype)
+    arrays = _read(wanted, leaves, dtype, _stated(sources.values()))
     mark = fingerprint(arrays) if arrays.keys() == wanted.keys() else None
     stated = (
         next(iter(sources.values())).fingerprint if len(path_of_part) == len(sources) == 1 and not renames else None
@@ -103,7 +103,9 @@ def load_base(
         raise CheckpointError(
             f"The weights in {path} do not have the fingerprint that {native.CONFIG} states; copy or write it again."
         )
-    _check_digests(arrays, leaves, sources.values())
+    for source in sources.values():
+        if source.kind == native.UNVERIFIED:
+            note_unverified(f"The base {source.path}", "version 0.1.0")
     descriptions = {}
     for part, shapes in shapes_of_part.items():
         part_path = path_of_part[part]
@@ -112,26 +114,24 @@ def load_base(
     return Base(arrays, " + ".join(source.name for source in sources.values()), mark, descriptions)
 
 
-def _check_digests(arrays: Mapping[str, jax.Array], leaves: Mapping[str, Leaf], sources: Iterable[Source]) -> None:
-    """Refuses arrays that do not have the exact digests that their checkpoints state.
+def _stated(sources: Iterable[Source]) -> dict[Leaf, tuple[Source, str]]:
+    """The leaves whose exact digests their checkpoints state: leaf -> its checkpoint and the digest."""
+    return {
+        leaf: (source, source.digests[name])
+        for source in sources
+        for name, leaf in source.leaves.items()
+        if name in source.digests
+    }
 
-    An array with less precision than its leaf has in the file is not compared, nor one that was resampled or renamed.
-    """
-    stated = {leaf: (source, source.digests[name]) for source in sources for name, leaf in source.leaves.items()
-              if name in source.digests}  # fmt: skip
-    for name, array in arrays.items():
-        names = paths.unscanned_names(name, array.shape)
-        parts = [leaves[part] for part in names]
-        dtypes = {part.dtype for part in parts}
-        if not all(part in stated for part in parts) or jnp.promote_types(array.dtype, *dtypes) != array.dtype:
-            continue
-        actual = digests({name: array.astype(dtypes.pop())})
-        for part_name, part in zip(names, parts):
-            source, expected = stated[part]
-            if actual[part_name] != expected:
-                raise CheckpointError(
-                    f"{part.origin} in {source.path} does not have the digest that {native.CONFIG} states; copy or write it again."
-                )
+
+def _check_digests(actual: Mapping[Leaf, str], stated: Mapping[Leaf, tuple[Source, str]]) -> None:
+    """Refuses leaves that do not have the digests that their checkpoints state."""
+    for leaf, digest in actual.items():
+        source, expected = stated[leaf]
+        if digest != expected:
+            raise CheckpointError(
+                f"{leaf.origin} in {source.path} does not have the digest that {native.CONFIG} states; copy or write it again."
+            )
 
 
 def _leaves_of_part(
@@ -143,7 +143,11 @@ def _leaves_of_part(
     notes = {}
     for family in FAMILIES:
         if isinstance(config := configs.get(family.part), family.config):
+            before = leaves
             leaves, note = family.resized(leaves, shapes, config, source)
+            stated = _stated([source])  # of leaves that are resampled below, whose digests are compared here
+            replaced = {name: leaf for name, leaf in before.items() if leaves[name] is not leaf and leaf in stated}
+            _check_digests({leaf: digests({n: leaf.whole()})[n] for n, leaf in replaced.items()}, stated)
             notes |= {family.part: note} if note else {}
     check_fit({name: leaf.shape for name, leaf in leaves.items()}, shapes, source.path)
     check_settings(source, configs, part)
@@ -215,16 +219,41 @@ def _split(shapes: Shapes, path_of_part: Paths) -> dict[str | None, dict[str, tu
     return parts
 
 
-def _read(wanted: Mapping[str, Any], leaves: Mapping[str, Leaf], dtype: Callable[[str], str]) -> dict[str, jax.Array]:
-    """Those of the wanted arrays that `leaves` has, each device with its own part (see `parallel.Readers`)."""
-    readers, arrays = parallel.Readers(), {}
-    for name, leaf in wanted.items():
-        names = paths.unscanned_names(name, leaf.shape)
-        if names[0] in leaves:
-            parts, is_stacked = [leaves[part_name] for part_name in names], names != [name]
-            arrays[name] = _place(readers, leaf, parts, is_stacked, np.dtype(dtype(name)))
+def _read(
+    wanted: Mapping[str, Any],
+    leaves: Mapping[str, Leaf],
+    dtype: Callable[[str], str],
+    stated: Mapping[Leaf, tuple[Source, str]],
+) -> dict[str, jax.Array]:
+    """Those of the wanted arrays that `leaves` has, each device with its own part (see `parallel.Readers`).
+
+    Leaves with `stated` digests are compared with them in the file's dtype, before they are cast.
+    """
+    readers, arrays, compared = parallel.Readers(), {}, {}
+
+    def read() -> Iterator[tuple[str, jax.Array]]:
+        for name, leaf in wanted.items():
+            names = paths.unscanned_names(name, leaf.shape)
+            if names[0] not in leaves:
+                continue
+            parts, stored = [leaves[part_name] for part_name in names], np.dtype(dtype(name))
+            dtypes = {part.dtype for part in parts if part in stated}
+            exact = dtypes.pop() if len(dtypes) == 1 and all(part in stated for part in parts) else None
+            array = _place(readers, leaf, parts, names != [name], exact or stored)
+            if exact is not None:
+                compared.update(zip(names, parts))
+                yield name, array
+            arrays[name] = array if array.dtype == stored else _cast(stored, leaf.sharding)(array)
+
+    actual = digests_as_read(read())
     readers.finish()
+    _check_digests({leaf: actual[name] for name, leaf in compared.items()}, stated)
     return arrays
+
+
+@functools.lru_cache(maxsize=None)
+def _cast(dtype: np.dtype, sharding: jax.sharding.Sharding) -> Callable[[jax.Array], jax.Array]:
+    return jax.jit(lambda x: x.astype(dtype), out_shardings=sharding)
 
 
 def _place(readers: parallel.Readers, wanted: Any, parts: list[Leaf], is_stacked: bool, dtype: np.dtype) -> jax.Array:

@@ -26,6 +26,7 @@ from adalink_jax.models import paths
 Marks = tuple[str, Mapping[str, str]]  # fingerprint, digests
 WEIGHTS, CONFIG = "model.safetensors", "base_config.json"
 FORMAT_VERSION = 2
+UNVERIFIED = "native base model (without digests, of version 0.1.0)"
 
 
 def is_folder(folder: epath.Path) -> bool:
@@ -65,7 +66,7 @@ def open_folder(folder: epath.Path, path: str) -> Source:
     stated = {LANGUAGE: config.get("settings", {}), **config.get("part_settings", {})}
     plain = lambda fields: {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
     return Source(
-        kind="native base model" if version > 1 else "native base model (without digests, of version 0.1.0)",
+        kind="native base model" if version > 1 else UNVERIFIED,
         path=path,
         name=name,
         leaves=dict(sorted(leaves.items())),

@@ -3,6 +3,7 @@
 from adalink_jax.cli.arguments import SAME_BITS, gin_parser, parse_gin, register, table, train_options
 from adalink_jax.configuration import GinFlags
 from adalink_jax.experiments.run_configuration import bound_model_dir, load_pack
+from adalink_jax.files import locks
 
 EXAMPLE = (
     "--gin_file=gin/models/pali_nano.gin --gin_file=gin/adapters/adalink.gin --gin_file=gin/tasks/digits.gin \\\n"
@@ -91,8 +92,10 @@ def compare(argv: list[str]) -> int:
     def on_part(method: str, part: str) -> None:
         console.rule(f"{method} ({names.index(method) + 1} of {len(names)}): {part}", align="left")
 
-    compared = comparisons.compare(comparison, flags, on_part)
-    files = comparison_report.write(epath.Path(comparison.model_dir), compared)
+    folder = epath.Path(comparison.model_dir)
+    with locks.hold_folder(folder):
+        compared = comparisons.compare(comparison, flags, on_part)
+        files = comparison_report.write(folder, compared)
     console.rule(comparison_report.title(compared), align="left")
     console.print(comparison_report.markdown(compared), soft_wrap=True, markup=False)
     console.print(f"Written to {comparison.model_dir}: {', '.join(files)}", soft_wrap=True)

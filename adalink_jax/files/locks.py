@@ -40,10 +40,10 @@ def hold(path: epath.Path, timeout: float) -> Iterator[None]:
     """
     with contextlib.ExitStack() as stack:
         try:
-            if is_remote(path):
-                stack.enter_context(_heartbeat(path))
-            else:
+            if _has_flock(path):
                 stack.enter_context(filelock.FileLock(path, is_singleton=True).acquire(timeout=timeout))
+            else:
+                stack.enter_context(_heartbeat(path))
         except OSError as e:
             if e.errno not in _NO_FLOCK:
                 raise
@@ -52,33 +52,69 @@ def hold(path: epath.Path, timeout: float) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def hold_folder(folder: epath.Path, timeout: float = 0) -> Iterator[None]:
-    """Holds `lock` in a folder that exists; see `hold`.
+def hold_folder(folder: epath.Path, timeout: float = 0, name: str = LOCK) -> Iterator[None]:
+    """Holds the file `name` in a folder, which is created if absent; see `hold`. The file is removed if nothing else was written.
 
     Raises:
       Taken: if another process still holds it.
     """
+    folder.mkdir(parents=True, exist_ok=True)
+    with _hold_for(folder, folder / name, timeout):
+        try:
+            yield
+        finally:
+            if folder.exists() and [item.name for item in folder.iterdir()] == [name]:
+                (folder / name).unlink()
+
+
+@contextlib.contextmanager
+def hold_file(path: epath.Path) -> Iterator[None]:
+    """Holds `.NAME.lock` beside a file that is written bit by bit, and removes it; see `hold_folder`."""
+    lock = path.parent / f".{path.name}.{LOCK}"
+    with _hold_for(path, lock, 0):
+        yield
+        lock.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _hold_for(written: epath.Path, lock: epath.Path, timeout: float) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         try:
-            stack.enter_context(hold(folder / LOCK, timeout))
+            stack.enter_context(hold(lock, timeout))
         except TimeoutError as e:
             raise Taken(
-                f"Another process is writing {folder}; this one leaves it alone. Wait until it ends, or give another folder."
+                f"Another process is writing {written}; this one leaves it alone. Wait until it ends, or choose another place."
             ) from e
         yield
 
 
 def is_held(path: epath.Path) -> bool:
-    """Whether some process holds the lock file `path`; in a bucket, whether it did less than `SILENCE` seconds ago."""
+    """Whether some process holds the lock file `path`; without flock, whether it did less than `SILENCE` seconds ago."""
     if not path.exists():
         return False
-    if is_remote(path):
-        return time.time() - path.stat().mtime < SILENCE
     try:
+        if not _has_flock(path):
+            return time.time() - path.stat().mtime < SILENCE
         with filelock.FileLock(path).acquire(blocking=False):
             return False
     except (TimeoutError, PermissionError):  # PermissionError: the file belongs to another user
         return True
+
+
+def _has_flock(path: epath.Path) -> bool:
+    """Whether the file `path`, which is created if it is missing, can be locked by the system."""
+    if is_remote(path):
+        return False
+    try:
+        import fcntl
+    except ModuleNotFoundError:  # Windows, which has locks of another kind
+        return True
+    with open(path, "ab") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_UN)
+        except OSError as e:
+            return e.errno not in _NO_FLOCK
+    return True
 
 
 _held: dict[str, int] = {}  # heartbeat files of this process, and how often it holds each
@@ -99,9 +135,13 @@ def _heartbeat(path: epath.Path) -> Iterator[None]:
             count = 0
             while not stop.wait(BEAT):
                 count += 1
-                path.write_text(f"{owner} {count}")
+                with contextlib.suppress(Exception):  # the network's; several beats may fail before others take over
+                    path.write_text(f"{owner} {count}")
 
         path.write_text(f"{owner} 0")
+        time.sleep(BEAT / 10)
+        if not _read(path).startswith(owner):  # two began at once, and the last to write has it
+            raise TimeoutError(f"{path} is kept alive by another process.")
         thread = threading.Thread(target=beat, daemon=True)
         thread.start()
         try:
@@ -136,5 +176,6 @@ def _read(path: epath.Path) -> str:
 
 def _has_ended(record: str) -> bool:
     """Whether the holder was a process of this machine that is gone."""
-    host, pid, *_ = record.split(" ")
-    return host == socket.gethostname() and not psutil.pid_exists(int(pid))
+    host, _, rest = record.partition(" ")
+    pid = rest.split(" ")[0]
+    return host == socket.gethostname() and pid.isdigit() and not psutil.pid_exists(int(pid))

@@ -17,6 +17,8 @@ from etils import epath
 from adalink_jax.files import locks
 from adalink_jax.files.places import is_remote
 
+PARTIAL = ".partial"
+
 
 @contextlib.contextmanager
 def writing(path: epath.Path) -> Iterator[IO[bytes]]:
@@ -61,29 +63,58 @@ def read_json(path: epath.Path) -> dict[str, Any] | None:
 
 @contextlib.contextmanager
 def writing_folder(path: epath.Path) -> Iterator[epath.Path]:
-    """A folder to write to, which replaces `path` at the end of the context, and is removed if the context fails.
+    """A folder to write files to, which becomes `path` at the end of the context, and is removed if the context fails.
 
-    It has the name of `path` and is stored in `.NAME.partial` in the same folder, where what a killed process left is removed first. In a
-    bucket it is `path` itself: its readers need a file that is written last.
+    It has the name of `path` and is beside it, in `.NAME.partial`. If `path` exists, perhaps as the root of a volume, it is in
+    `path/.partial`, and its files are moved up at the end; files of other names are kept. In a bucket it is `path` itself, which
+    holds `.partial` until it is complete. What a killed process left is removed first.
 
     Raises:
       Taken: if another process writes `path`.
     """
     if is_remote(path):
-        path.mkdir(parents=True, exist_ok=True)
-        yield path
+        with _writing_to_bucket(path):
+            yield path
         return
-    aside = path.parent / f".{path.name}.partial"
+    exists = path.exists()
+    aside = path / PARTIAL if exists else path.parent / f".{path.name}{PARTIAL}"
     aside.mkdir(parents=True, exist_ok=True)
     with locks.hold_folder(aside):
         try:
-            new, old = aside / path.name, aside / "old"
-            for folder in (new, old):
-                shutil.rmtree(folder, ignore_errors=True)
+            new = aside / path.name
+            shutil.rmtree(new, ignore_errors=True)
             new.mkdir()
             yield new
-            if path.exists():
-                path.rename(old)
-            new.rename(path)
+            if exists:
+                for file in new.iterdir():
+                    file.replace(path / file.name)
+            else:
+                new.replace(path)
         finally:
             shutil.rmtree(aside, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _writing_to_bucket(path: epath.Path) -> Iterator[None]:
+    if not is_partial(path) and path.exists() and any(path.iterdir()):
+        yield  # its objects are replaced one by one
+        return
+    path.mkdir(parents=True, exist_ok=True)
+    with locks.hold_folder(path, name=PARTIAL):
+        _empty(path)
+        try:
+            yield
+        except BaseException:
+            _empty(path)
+            raise
+
+
+def is_partial(path: epath.Path) -> bool:
+    """Whether `path` is a folder that was being written when its process was killed, or is being written."""
+    return (path / PARTIAL).exists()
+
+
+def _empty(path: epath.Path) -> None:
+    for item in path.iterdir():
+        if item.name != PARTIAL:
+            item.rmtree() if item.is_dir() else item.unlink()

@@ -4,6 +4,7 @@ OUTPUT          rows with a column `prediction`: .jsonl or .csv
 .OUTPUT.json    until OUTPUT is complete: which command writes it, and how many of its rows and bytes are complete
 """
 
+import contextlib
 import csv
 import dataclasses
 import io
@@ -23,6 +24,7 @@ from adalink_jax.data.user_files import file_splits, table_files
 from adalink_jax.data.user_files.image_files import Pictures, RowPicture
 from adalink_jax.data.user_files.text_templates import Template
 from adalink_jax.errors import UserError
+from adalink_jax.files import locks
 from adalink_jax.files.whole_file import read_json, write_json
 
 PREDICTION, ADAPTER, INPUTS, TARGET = "prediction", "adapter", "inputs", "target"
@@ -208,6 +210,7 @@ class Output:
 
         Raises:
           UserError: for another suffix, a missing folder, and a file that is complete or of another command.
+          Taken: if another process writes it.
         """
         self.path, self._columns = pathlib.Path(path), list(columns)
         self._state = epath.Path(self.path.with_name(f".{self.path.name}.json"))
@@ -215,6 +218,8 @@ class Output:
             raise UserError(f"{path} must end in {' or '.join(KINDS)}.")
         if not self.path.parent.is_dir():
             raise UserError(f"The parent folder of {path} does not exist; create it first.")
+        self._lock = contextlib.ExitStack()
+        self._lock.enter_context(locks.hold_file(epath.Path(self.path)))
         self._identity = json.loads(json.dumps(identity))
         state = read_json(self._state)
         if self.path.exists() and state is None:
@@ -248,6 +253,7 @@ class Output:
     def finish(self) -> None:
         """Marks the file as complete."""
         self._state.unlink(missing_ok=True)
+        self._lock.close()
 
     def _note(self) -> None:
         write_json(self._state, {"identity": self._identity, "rows": self.rows, "bytes": self._bytes})

@@ -14,7 +14,9 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 from adalink_jax import parallel
 from adalink_jax.files.growing_file import GrowingFile
 from adalink_jax.files.json_lines import append_json, read_json_lines
-from adalink_jax.files.whole_file import write_text
+from adalink_jax.files.whole_file import write_bytes, write_text
+
+SAMPLES = "samples"
 
 
 class MetricWriter:
@@ -29,6 +31,7 @@ class MetricWriter:
 
     def __init__(self, model_dir: str | epath.Path, resumed_at: int | None):
         self._folder, self._path = epath.Path(model_dir), epath.Path(model_dir) / "metrics.jsonl"
+        self._resumed_at = resumed_at
         self._rows = parallel.once(self._kept_rows, resumed_at)
         self._writes = parallel.is_first()
         if not self._writes:
@@ -38,8 +41,15 @@ class MetricWriter:
         self._events = GrowingFile(self._folder / "tensorboard" / name)
         self._records = RecordWriter(self._events)
         self._add_event(file_version="brain.Event:2")
-        if resumed_at:  # makes TensorBoard drop later steps that were written before
-            self._add_event(step=resumed_at + 1, session_log=SessionLog(status=SessionLog.START))
+        if (
+            resumed_at is not None
+        ):  # makes TensorBoard drop this step and later ones; a kill may have cut this one short
+            self._add_event(step=resumed_at, session_log=SessionLog(status=SessionLog.START))
+            for row in self._rows:
+                if row["step"] == resumed_at:
+                    self._add_scalars(row)
+            for path in (self._folder / SAMPLES).glob(f"step_{resumed_at:06d}_*.png"):
+                self._add_image(resumed_at, path)
 
     def _kept_rows(self, resumed_at: int | None) -> list[dict]:
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -50,23 +60,33 @@ class MetricWriter:
         return rows
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        """Writes `values`, by tag, for `step`; those that were written before a kill are not repeated."""
-        values = {tag: float(value) for tag, value in values.items() if not self.has(step, tag)}
+        """Writes `values`, by tag, for `step`; a run does not repeat those that it wrote before it was killed."""
+        known = () if self._resumed_at is None else [tag for tag in values if self.has(step, tag)]
+        values = {tag: float(value) for tag, value in values.items() if tag not in known}
         if not values:
             return
         self._rows.append({"step": step, **values})
-        if not self._writes:
-            return
-        append_json(self._path, self._rows[-1])
-        summary = Summary(value=[Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()])
-        self._add_event(step=step, summary=summary)
-
-    def write_image(self, step: int, tag: str, png: bytes) -> None:
-        """Writes a picture for TensorBoard."""
         if self._writes:
-            width, height = struct.unpack(">II", png[16:24])  # of the PNG's header
-            image = Summary.Image(encoded_image_string=png, width=width, height=height, colorspace=4)
-            self._add_event(step=step, summary=Summary(value=[Summary.Value(tag=tag, image=image)]))
+            append_json(self._path, self._rows[-1])
+            self._add_scalars(self._rows[-1])
+
+    def write_picture(self, step: int, split: str, png: bytes) -> None:
+        """Writes a contact sheet to `samples/`, and for TensorBoard."""
+        if self._writes:
+            path = self._folder / SAMPLES / f"step_{step:06d}_{split}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_bytes(path, png)
+            self._add_image(step, path)
+
+    def _add_scalars(self, row: dict[str, float]) -> None:
+        values = [Summary.Value(tag=tag, simple_value=value) for tag, value in row.items() if tag != "step"]
+        self._add_event(step=row["step"], summary=Summary(value=values))
+
+    def _add_image(self, step: int, path: epath.Path) -> None:
+        png, split = path.read_bytes(), path.stem.rpartition("_")[2]
+        width, height = struct.unpack(">II", png[16:24])  # of the PNG's header
+        image = Summary.Image(encoded_image_string=png, width=width, height=height, colorspace=4)
+        self._add_event(step=step, summary=Summary(value=[Summary.Value(tag=f"{split}/samples", image=image)]))
 
     def _add_event(self, **fields: Any) -> None:
         self._records.write(Event(wall_time=time.time(), **fields).SerializeToString())

@@ -144,15 +144,13 @@ def write_summary(folder: epath.Path, summary: dict) -> None:
     write_json(folder / SUMMARY, summary)
 
 
-def write_samples(folder: epath.Path, writer: MetricWriter, step: int, split: str, result: Result) -> None:
+def write_samples(writer: MetricWriter, step: int, split: str, result: Result) -> None:
     """Writes the contact sheet of an evaluation to `samples/` and TensorBoard, if the samples have images."""
     if not parallel.is_first() or not result.samples or "image" not in result.samples[0]:
         return
     shown = ", ".join(f"{name} {value:.3f}" for name, value in list(result.scores.items())[:3])
     picture = contact_sheet.contact_sheet(result.samples, f"{split}, step {step}: {shown}")
-    (folder / "samples").mkdir(parents=True, exist_ok=True)
-    write_bytes(folder / "samples" / f"step_{step:06d}_{split}.png", picture)
-    writer.write_image(step, f"{split}/samples", picture)
+    writer.write_picture(step, split, picture)
 
 
 def write_end(

@@ -173,8 +173,8 @@ class Run:
         best_score = best.facts().get("score")
         if best_score is None or score > best_score:
             best.save(state, score=score)
+        outputs.write_samples(self.writer, step, "validation", result)
         self.writer.write(step, result.tagged("validation"))
-        outputs.write_samples(self.session.folder, self.writer, step, "validation", result)
         self.session.console.scores(step, "validation", result.scores)
 
     def score_before(self, state: TrainState) -> Result | None:

@@ -158,7 +158,6 @@ class RunSession(Session):
 
     def _claim(self) -> None:
         """Locks the run's folder until the process leaves it."""
-        self.folder.mkdir(parents=True, exist_ok=True)
         self.at_end.enter_context(locks.hold_folder(self.folder))
 
     def _check(self, total_steps: int) -> None:

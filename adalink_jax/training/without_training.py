@@ -60,8 +60,8 @@ def evaluate(
             scores[step] = result.scores
             if folder is not None and writer is not None:
                 with outputs.naming(folder):
+                    outputs.write_samples(writer, step, split, result)
                     writer.write(step, result.tagged(split))
-                    outputs.write_samples(folder, writer, step, split, result)
         return scores
 
 

@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 MODULES = {
+    "adalink_jax.data.iterators": "adalink_jax.data.batch_order",
     "adalink_jax.checkpoints.load": "adalink_jax.checkpoints.load_base",
     "adalink_jax.checkpoints.safetensors_file": "adalink_jax.files.safetensors_file",
     "adalink_jax.checkpoints.t5x": "adalink_jax.checkpoints.t5x_format",

@@ -58,7 +58,7 @@ def test_names_are_imported_from_old_packages_in_a_fresh_process():
 
 OLD_FUNCTIONS = {
     "adalink_jax.training.run": ("evaluate", "cache_vision"),
-    "adalink_jax.data.iterators": ("train_batches", "padded_batches"),
+    "adalink_jax.data.batch_order": ("train_batches", "padded_batches"),
 }
 
 

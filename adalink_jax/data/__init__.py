@@ -2,12 +2,12 @@
 
 Only the modules `seqio_...` and those of `published` that declare tasks import TensorFlow or seqio, and nothing
 here imports JAX when it is imported. The training loop sees only an iterator of NumPy batches whose position can be saved and restored
-(`adalink_jax.data.iterators.BatchIterator`).
+(`adalink_jax.data.batch_order.BatchIterator`).
 """
 
+from adalink_jax.data.batch_order import BatchIterator, EpochIterator
 from adalink_jax.data.batches import padded_batches, train_batches
 from adalink_jax.data.feature_converter import INSTRUCTION, Batch, FeatureConverter, has_image, text_of
-from adalink_jax.data.iterators import BatchIterator, EpochIterator
 from adalink_jax.data.published import PublishedData, SpanCorruption
 from adalink_jax.data.task_protocol import Example, Task
 from adalink_jax.data.tasks import DatasetConfig, get_tasks, seqio_sources

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
+from adalink_jax.data.batch_order import EpochIterator, ExamplesOfEpoch
 from adalink_jax.data.feature_converter import Batch, FeatureConverter
-from adalink_jax.data.iterators import EpochIterator, ExamplesOfEpoch
 from adalink_jax.data.task_protocol import Example, Task
 from adalink_jax.data.tasks import DatasetConfig
 from adalink_jax.data.user_files.file_task import LoadedFileTask

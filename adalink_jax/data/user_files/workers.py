@@ -6,9 +6,9 @@ from typing import cast
 
 import numpy as np
 
+from adalink_jax.data.batch_order import EpochIterator, epoch_seed
 from adalink_jax.data.feature_converter import Batch, FeatureConverter
 from adalink_jax.data.images import KEY_BYTES, count_transparent, counting_transparent
-from adalink_jax.data.iterators import EpochIterator, epoch_seed
 from adalink_jax.data.task_protocol import Example
 from adalink_jax.data.user_files.file_task import LoadedFileTask
 from adalink_jax.errors import UserError

@@ -1,4 +1,4 @@
-"""Iterators over NumPy batches whose position is one small state, valid on any number of hosts."""
+"""The order of training batches: epochs, each in an order of its own, and the position in it as one small state for any number of hosts."""
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence

@@ -245,12 +245,12 @@ def test_every_flipped_bit_is_found(module, tmp_path):
 
 
 @pytest.mark.parametrize("name, setting, words", [
-    ("rank", None, "rank is None; it takes int"),
+    ("rank", None, "rank is None; it takes an int"),
     ("rank", 0, "rank is 0; it must be at least 1"),
-    ("scale", float("nan"), "scale is nan; it takes finite float"),
+    ("scale", float("nan"), "scale is nan; it takes a finite float"),
     ("phi", "x", "phi is 'x'; it must be one of"),
     ("kinds", [3], "kinds is"),
-    ("share", "yes", "share is 'yes'; it takes bool"),
+    ("share", "yes", "share is 'yes'; it takes a bool"),
     ("layers", 3, "has no setting 'layers'"),
 ])  # fmt: skip
 def test_invalid_settings_are_refused(name, setting, words, tmp_path):
@@ -259,6 +259,15 @@ def test_invalid_settings_are_refused(name, setting, words, tmp_path):
     with_config(lambda config: config["adalink"]["settings"].update({name: setting}))(tmp_path)
     with pytest.raises(CheckpointError, match=words):
         read_adapter(tmp_path)
+
+
+def test_a_chain_with_a_method_that_was_not_imported_is_opened(tmp_path):
+    write(tmp_path)
+    unseal(tmp_path)
+    foreign = {"method": "my_methods.Mine", "settings": {"size": "any"}}
+    chain = {"method": "Chain", "settings": {"adapters": [foreign, describe_adapter(MODULE)]}}
+    with_config(lambda config: config["adalink"].update(chain))(tmp_path)
+    assert read_adapter(tmp_path)[1].method == "Chain"
 
 
 def test_a_file_of_the_first_format_loads(caplog):

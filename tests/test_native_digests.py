@@ -86,6 +86,31 @@ def test_digests_are_of_the_file_s_values_however_they_are_loaded(dtype, params,
         load(tmp_path / "other", dtype, scanned)
 
 
+def test_converting_and_inspecting_find_damage(params, tmp_path, capsys):
+    from adalink_jax.cli.main import main
+
+    save_base(tmp_path / "base", params, "tiny", {})
+    raw = bytearray((tmp_path / "base" / WEIGHTS).read_bytes())
+    raw[-4] ^= 1
+    (tmp_path / "base" / WEIGHTS).write_bytes(raw)
+    source = checkpoints.open_source(str(tmp_path / "base"))
+    with pytest.raises(CheckpointError, match="does not have the digest that its file states"):
+        checkpoints.convert(source, tmp_path / "other", "native")
+    assert not (tmp_path / "other").exists()
+    assert main(["inspect", str(tmp_path / "base")]) == 2
+    assert "does not have the digest" in capsys.readouterr().err
+
+
+def test_a_newer_file_is_called_newer(params, tmp_path):
+    save_base(tmp_path / "base", params, "tiny", {})
+    config = json.loads((tmp_path / "base" / CONFIG).read_text())
+    (tmp_path / "base" / CONFIG).write_text(
+        json.dumps({"format_version": 3, "name": "tiny", "fingerprint": config["fingerprint"]})
+    )
+    with pytest.raises(CheckpointError, match="written by a newer version"):
+        load(tmp_path / "base")
+
+
 def test_a_base_of_version_0_1_0_loads_and_is_called_unverified(params, tmp_path, caplog):
     save_base(tmp_path / "base", params, "tiny", {})
     config = json.loads((tmp_path / "base" / CONFIG).read_text())

@@ -73,10 +73,13 @@ def make_adapter(method: str | None, settings: Mapping) -> nn.Module:
         return tuple(whole(x) for x in value) if isinstance(value, list) else value
 
     values = {name: whole(value) for name, value in settings.items()}
-    kinds = typing.get_type_hints(method_class)
+    try:
+        kinds = typing.get_type_hints(method_class)
+    except NameError:  # a user's module imports the names of its annotations for type checkers only
+        kinds = {}
     for name, value in values.items():
-        if not _fits(value, kinds[name]):
-            kind = "finite float" if kinds[name] is float else getattr(kinds[name], "__name__", kinds[name])
+        if name in kinds and not _fits(value, kinds[name]):
+            kind = {float: "a finite float", int: "an int", bool: "a bool"}.get(kinds[name], kinds[name])
             raise UserError(f"{method}.{name} is {value!r}; it takes {kind}.")
     return method_class(**values)
 
@@ -86,8 +89,11 @@ def _fits(value: Any, kind: Any) -> bool:
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin in (typing.Union, types.UnionType):
         return any(_fits(value, argument) for argument in arguments)
-    if origin is tuple or origin is collections.abc.Sequence:
-        return isinstance(value, tuple) and all(_fits(x, arguments[0]) for x in value)
+    if origin in (tuple, collections.abc.Sequence):
+        if not isinstance(value, tuple):
+            return False
+        each = arguments[:1] * len(value) if arguments[-1:] == (...,) or origin is not tuple else arguments
+        return len(each) == len(value) and all(map(_fits, value, each))
     if kind is float:
         return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     if kind is int:

@@ -119,13 +119,20 @@ def open_adapter(folder: Folder) -> tuple[dict[str, Leaf], AdapterFacts]:
     if not about:
         return leaves, peft_files.facts_of(config, leaves, path)
     facts = AdapterFacts.from_json(about)
-    if facts.method in METHODS:  # a user's method is checked when its module is made, after its import
+    if _is_ours({"method": facts.method, "settings": facts.settings}):
         try:
             make_adapter(facts.method, facts.settings)
         except UserError as e:
             why = str(e).split("\n")[0].rstrip(".")
             raise CheckpointError(f"{path}/{CONFIG} states invalid settings ({why}); copy or write it again.") from e
     return leaves, facts
+
+
+def _is_ours(description: Any) -> bool:
+    """Whether a description names this package's methods only; a user's is checked when its module is made, after its import."""
+    if isinstance(description, Mapping):
+        return description.get("method") in METHODS and all(map(_is_ours, description.get("settings", {}).values()))
+    return all(map(_is_ours, description)) if isinstance(description, list) else True
 
 
 def _check_digests(

@@ -18,6 +18,7 @@ from jaxtyping import UInt
 
 from adalink_jax import parallel
 from adalink_jax.checkpoints.source import Source
+from adalink_jax.errors import CheckpointError
 from adalink_jax.models import paths
 
 
@@ -105,16 +106,29 @@ def marks_of_source(source: Source, dtype: str | None) -> tuple[str, dict[str, s
     """The `fingerprint` of an opened checkpoint, and the `digests` of its leaves once they are stored in `dtype`.
 
     Each leaf is read once, and one is in memory at a time. None keeps each leaf's dtype; leaves of 8 bytes have no digest.
+
+    Raises:
+      CheckpointError: if the values are not those whose digests or fingerprint the checkpoint states.
     """
+    damaged = lambda what: CheckpointError(
+        f"{what} in {source.path} does not have the digest that its file states; copy or write it again."
+    )
     rounded: dict[str, str] = {}
     exact: dict[str, str] = {}
     for name, leaf in source.leaves.items():
         value = leaf.whole()
         rounded |= _named_checksums([(name, value)], rounded=True)
+        if name in source.digests and digests({name: value})[name] != source.digests[name]:
+            raise damaged(leaf.origin)
         stored = value if dtype is None else value.astype(dtype)
         if stored.dtype.itemsize < 8:
             exact |= digests({name: stored})
-    return _joined(rounded), exact
+    mark = _joined(rounded)
+    if source.fingerprint not in (None, mark):
+        raise CheckpointError(
+            f"The weights in {source.path} do not have the fingerprint that it states; copy or write it again."
+        )
+    return mark, exact
 
 
 def _fingerprint_of(leaves: Iterable[tuple[str, Any]]) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 from etils import epath
 
 from adalink_jax import parallel
-from adalink_jax.checkpoints.digests import digests, fingerprint
+from adalink_jax.checkpoints.digests import digests_as_read, fingerprint
 from adalink_jax.checkpoints.families.family import LANGUAGE
 from adalink_jax.checkpoints.positions import BILINEAR
 from adalink_jax.checkpoints.source import Source
@@ -48,12 +48,12 @@ def open_folder(folder: epath.Path, path: str) -> Source:
         text = (folder / CONFIG).read_text()
         config = json.loads(text)
         version, name, mark = config["format_version"], config["name"], config["fingerprint"]
+        if version > FORMAT_VERSION:
+            raise CheckpointError(f"{path} was written by a newer version of adalink-jax; update adalink-jax.")
         stated_digests = config["digests"] if version > 1 else {}
         intact = version == 1 or sealed_json.is_intact(text, config[sealed_json.KEY])
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as e:
         raise CheckpointError(f"{path}/{CONFIG} is damaged or cut short ({e}); copy or write it again.") from e
-    if version > FORMAT_VERSION:
-        raise CheckpointError(f"{path} was written by a newer version of adalink-jax; update adalink-jax.")
     if not intact:
         raise CheckpointError(f"{path}/{CONFIG} was changed after it was written; copy or write it again.")
     if not (folder / WEIGHTS).exists():
@@ -95,7 +95,8 @@ def save_base(
     params = paths.flatten(params)
     leaves = paths.unscan(parallel.to_host(params))
     leaves = {key: from_array(np.ascontiguousarray(leaf, np.float32), key) for key, leaf in leaves.items()}
-    marks = fingerprint(params), digests({key: jnp.asarray(leaf, jnp.float32) for key, leaf in params.items()})
+    exact = digests_as_read((key, jnp.asarray(leaf, jnp.float32)) for key, leaf in params.items())
+    marks = fingerprint(params), exact
 
     def write() -> dict[str, Any]:
         with writing_folder(epath.Path(folder)) as new:

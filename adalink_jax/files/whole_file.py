@@ -86,7 +86,7 @@ def writing_folder(path: epath.Path) -> Iterator[epath.Path]:
             new.mkdir()
             yield new
             if exists:
-                for file in new.iterdir():
+                for file in sorted(new.iterdir(), key=lambda file: file.suffix == ".json"):  # what states digests last
                     file.replace(path / file.name)
             else:
                 new.replace(path)

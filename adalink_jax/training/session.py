@@ -17,6 +17,7 @@ from adalink_jax import parallel
 from adalink_jax.adapters import AdaptedModel
 from adalink_jax.data import BatchIterator, FeatureConverter, Task, check_rows, get_tasks
 from adalink_jax.data.images import counting_transparent, transparency_note
+from adalink_jax.data.vocabularies import EOS
 from adalink_jax.errors import UserError
 from adalink_jax.files import locks
 from adalink_jax.files.whole_file import read_json
@@ -245,6 +246,11 @@ def check_data(setup: Setup, microbatches: int, mesh: Mesh) -> tuple[Task, Seque
     with reading_rows() as on_rows:
         task, eval_tasks = get_tasks(setup.data, on_rows)
     check_rows(f"The vocabulary of {task.name}", task.vocab_size, setup.model.backbone.config.vocab_size)
+    if setup.trainable and (end := setup.model.backbone.token_ids.eos) != EOS:
+        raise UserError(
+            f"The model ends outputs with id {end}, and targets end with the vocabulary's {EOS}, so it would never end what it "
+            f"learned to write; correct eos_token_id in the base's files."
+        )
     if task.has_images and setup.image_shape is None:
         raise UserError(
             f"{task.name} has images, and the model takes none; use a model with a vision tower (gin/models/pali*.gin)."

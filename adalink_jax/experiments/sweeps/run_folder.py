@@ -63,7 +63,8 @@ class RunFolder:
         recorded = self.settings if record is None else record["settings"]
         settings = self.settings if len(configuration.as_in_0_1_0(recorded)) < len(recorded) else self.settings_in_0_1_0
         for name in sorted(recorded.keys() | settings.keys()):
-            old, new = recorded.get(name, "not set"), settings.get(name, "not set")
+            default = configuration.default_of(name) or "not set"  # another version has settings of its own
+            old, new = recorded.get(name, default), settings.get(name, default)
             if old != new and not name.lower().endswith(self.local_settings):
                 raise UserError(
                     f"{self.path} was made with {name} = {old}, and the sweep now says {new}; restore the setting, choose "

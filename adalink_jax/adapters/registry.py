@@ -92,8 +92,8 @@ def _fits(value: Any, kind: Any) -> bool:
     if origin in (tuple, collections.abc.Sequence):
         if not isinstance(value, tuple):
             return False
-        each = arguments[:1] * len(value) if arguments[-1:] == (...,) or origin is not tuple else arguments
-        return len(each) == len(value) and all(map(_fits, value, each))
+        kinds = arguments[:1] * len(value) if arguments[-1:] == (...,) or origin is not tuple else arguments
+        return len(kinds) == len(value) and all(map(_fits, value, kinds))
     if kind is float:
         return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     if kind is int:

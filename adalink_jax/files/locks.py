@@ -53,11 +53,12 @@ def hold(path: epath.Path, timeout: float) -> Iterator[None]:
 
 @contextlib.contextmanager
 def hold_folder(folder: epath.Path, timeout: float = 0, name: str = LOCK) -> Iterator[None]:
-    """Holds the file `name` in a folder, which is created if absent; see `hold`. The file is removed if nothing else was written.
+    """Holds the file `name` in a folder, which is created if absent; see `hold`. Both are removed if nothing else was written.
 
     Raises:
       Taken: if another process still holds it.
     """
+    existed = folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     with _hold_for(folder, folder / name, timeout):
         try:
@@ -65,6 +66,8 @@ def hold_folder(folder: epath.Path, timeout: float = 0, name: str = LOCK) -> Ite
         finally:
             if folder.exists() and [item.name for item in folder.iterdir()] == [name]:
                 (folder / name).unlink()
+                if not existed:
+                    folder.rmdir()
 
 
 @contextlib.contextmanager

@@ -237,6 +237,18 @@ def test_a_run_killed_while_it_wrote_its_end_scores_nothing_twice(finished, tmp_
     assert after["adapted_accuracy"] == before["adapted_accuracy"]
 
 
+def test_lost_metrics_are_reported_when_the_run_is_resumed(finished, tmp_path, capsys):
+    folder = tmp_path / "lost"
+    shutil.copytree(finished, folder)
+    (folder / "summary.json").unlink()
+    assert quickstart(folder) == 0
+    assert "lacks earlier rows" not in capsys.readouterr().out
+    (folder / "summary.json").unlink()
+    (folder / "metrics.jsonl").write_text("")
+    assert quickstart(folder) == 0
+    assert f"{folder}/metrics.jsonl lacks earlier rows" in capsys.readouterr().out
+
+
 def test_a_second_process_leaves_the_folder_alone(tmp_path):
     first = start(tmp_path / "run", TRAIN_STEPS=100_000, EVAL_PERIOD=0)
     try:

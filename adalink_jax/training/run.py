@@ -88,6 +88,10 @@ def train(
         )
         evaluator = session.evaluator(start.converter, setup.model)
         run = Run(session, start, params, evaluator, MetricWriter(model_dir, resumed_at=start.step), metric)
+        if start.step and metric is not None and not run.writer.has(0, f"validation/{metric}"):
+            session.console.warning(
+                f"{model_dir}/metrics.jsonl lacks earlier rows; {model_dir}/tensorboard still has them."
+            )
         if eval_period and start.step % eval_period == 0:
             run.evaluate(start.state)  # also where the run was killed between a checkpoint and its evaluation
         before = run.score_before(start.state)

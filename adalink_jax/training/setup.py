@@ -176,7 +176,6 @@ def load_parameters(setup: Setup, mesh: Mesh, rules: parallel.LogicalRules) -> P
         )
         values |= {f"adapter/{name}": leaf for name, leaf in loaded.items()}
         unchecked = "" if facts.base.fingerprint else ", which does not name the base it was trained on"
-        unchecked += "" if facts.verified else ", without digests"
         sources["adapter"] = setup.initial_adapter_path + unchecked
     elif adapter:
         sources["adapter"] = f"fresh, seed {setup.random_seed}"

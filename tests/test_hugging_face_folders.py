@@ -154,8 +154,8 @@ def test_files_that_state_no_ids_have_those_of_t5(folder, tmp_path):
     convert(open_source(folder), tmp_path / "native", "native")
     about = json.loads((tmp_path / "native" / "base_config.json").read_text())
     older = {key: value for key, value in about["settings"].items() if key not in IDS}
-    about |= {"settings": older, "format_version": 1}
-    (tmp_path / "native" / "base_config.json").write_text(json.dumps(about))
+    edited = about | {"settings": older, "format_version": 1}
+    (tmp_path / "native" / "base_config.json").write_text(json.dumps(edited))
     source = shipped.completed_source(open_source(tmp_path / "native"), configuration.GinFlags())
     assert source.settings["language"] == about["settings"] | {"mlp_activations": ("gelu", "linear")}
     assert AdaptedModel(T5(T5Config(**config_fields(source)))).backbone.token_ids == TokenIds()

@@ -207,10 +207,7 @@ def test_records_of_version_0_1_0_lack_the_period_of_evaluations(one_run, tmp_pa
     assert "1 done" in capsys.readouterr().out
 
 
-def test_a_run_that_another_process_trains_is_left_alone(tmp_path, capsys, monkeypatch):
-    from adalink_jax.experiments.sweeps import run_folder
-
-    monkeypatch.setattr(run_folder, "PATIENCE_SECONDS", 0.1)
+def test_a_run_that_another_process_trains_is_left_alone(tmp_path, capsys):
     (tmp_path / SECOND).mkdir()
     with hold_in_another_process(tmp_path / SECOND) as process:
         assert main(arguments(tmp_path, "--element", "1", **FEW)) == 4

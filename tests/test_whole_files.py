@@ -6,6 +6,7 @@ import pathlib
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 from etils import epath
@@ -47,6 +48,21 @@ def test_a_folder_is_there_whole_or_not_at_all(tmp_path):
             (new / text).write_text(text)
             assert not (path / text).exists()
     assert sorted(os.listdir(path)) == ["first", "second"] and os.listdir(tmp_path) == ["base"]
+
+
+def test_a_folder_named_by_dots_or_a_link_keeps_what_it_holds(tmp_path, monkeypatch):
+    (tmp_path / "mine" / "sub").mkdir(parents=True)
+    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
+    (tmp_path / "link").symlink_to("mine")
+    monkeypatch.chdir(tmp_path / "mine" / "sub")
+    for name in ("..", str(tmp_path / "link"), "."):
+        with writing_folder(epath.Path(name)) as new:
+            (new / "values").write_text(name)
+    assert sorted(os.listdir(tmp_path / "mine")) == ["sub", "thesis.txt", "values"]
+    assert os.listdir(tmp_path / "mine" / "sub") == ["values"] and (tmp_path / "link").is_symlink()
+    (tmp_path / "page.html").symlink_to("mine/thesis.txt")
+    write_text(epath.Path(tmp_path) / "page.html", "a page")
+    assert (tmp_path / "page.html").is_symlink() and (tmp_path / "mine" / "thesis.txt").read_text() == "a page"
 
 
 def test_what_a_killed_process_left_is_removed(tmp_path):
@@ -93,6 +109,14 @@ def test_a_folder_that_another_process_writes_is_left_alone(tmp_path):
     assert not locks.is_held(folder / locks.LOCK)
 
 
+def test_a_lock_lasts_as_long_as_the_outermost_hold(tmp_path):
+    with locks.hold_folder(epath.Path(tmp_path) / "new"):
+        with locks.hold_folder(epath.Path(tmp_path) / "new"):
+            pass
+        assert locks.is_held(epath.Path(tmp_path) / "new" / locks.LOCK)
+    assert not (tmp_path / "new").exists()
+
+
 @pytest.fixture
 def without_flock(monkeypatch):
     """A file system without locks, as a bucket is."""
@@ -122,6 +146,10 @@ def test_a_heartbeat_keeps_others_away_and_its_silence_lets_them_in(tmp_path, wi
         thread.start()
         thread.join()
     assert len(refused) == 1 and not (tmp_path / locks.LOCK).exists()
+    (tmp_path / locks.LOCK).write_text("")  # a holder is writing its record
+    began = time.monotonic()
+    with locks.hold_folder(folder):
+        assert time.monotonic() - began >= 1.0
     write_text(folder / locks.LOCK, "another-machine 1 abc 7")
     with locks.hold_folder(folder):
         assert "another-machine" not in (tmp_path / locks.LOCK).read_text()

@@ -21,6 +21,7 @@ FORMATS = {
     "hf": "a Hugging Face folder, as transformers loads it",
     "t5x": "a checkpoint_N of msgpack and zarr, as t5x restores it",
 }
+LAST = (native.CONFIG, hugging_face.CONFIG, t5x_format.FILE)
 PASSES = 3  # over the values: the source's fingerprint, the writing, the fingerprint of what was written
 
 
@@ -30,12 +31,17 @@ def check_destination(folder: str | os.PathLike[str]) -> epath.Path:
     if folder.startswith((hugging_face.HUB, BUNDLED)):
         raise CheckpointError(f"Nothing can be written to {folder}; give a folder.")
     path = epath.Path(folder).expanduser()
-    if path.exists() and (not path.is_dir() or (any(path.iterdir()) and not is_partial(path))):
+    if path.exists() and (not path.is_dir() or (any(path.iterdir()) and not _is_unfinished(path))):
         raise CheckpointError(f"{folder} exists and is not empty; give another folder, or delete it.")
     above = next((parent for parent in path.parents if parent.exists()), None)
     if "://" not in folder and above is not None and not (above.is_dir() and os.access(above, os.W_OK)):
         raise CheckpointError(f"{folder} cannot be created: {above} is not a folder that you may write to.")
     return path
+
+
+def _is_unfinished(path: epath.Path) -> bool:
+    """Whether a folder holds what a killed conversion left: the files that are written last are missing."""
+    return is_partial(path) and not any((path / name).exists() for name in LAST)
 
 
 def convert(

@@ -22,7 +22,8 @@ from adalink_jax.errors import Taken
 from adalink_jax.files.places import is_remote
 
 LOCK = "lock"
-BEAT = 10.0  # seconds
+PATIENCE = 5.0  # seconds; a process that only looks whether a folder is locked locks it for a moment
+BEAT = 10.0
 SILENCE = 35.0
 _NO_FLOCK = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
@@ -43,40 +44,48 @@ def hold(path: epath.Path, timeout: float) -> Iterator[None]:
             if _has_flock(path):
                 stack.enter_context(filelock.FileLock(path, is_singleton=True).acquire(timeout=timeout))
             else:
-                stack.enter_context(_heartbeat(path))
+                stack.enter_context(_heartbeat(path, timeout))
         except OSError as e:
             if e.errno not in _NO_FLOCK:
                 raise
-            stack.enter_context(_heartbeat(path))
+            stack.enter_context(_heartbeat(path, timeout))
         yield
 
 
 @contextlib.contextmanager
-def hold_folder(folder: epath.Path, timeout: float = 0, name: str = LOCK) -> Iterator[None]:
+def hold_folder(folder: epath.Path, timeout: float = PATIENCE, name: str = LOCK) -> Iterator[None]:
     """Holds the file `name` in a folder, which is created if absent; see `hold`. Both are removed if nothing else was written.
 
     Raises:
       Taken: if another process still holds it.
     """
-    existed = folder.exists()
+    existed, lock = folder.exists(), folder / name
     folder.mkdir(parents=True, exist_ok=True)
-    with _hold_for(folder, folder / name, timeout):
+    with _hold_for(folder, lock, timeout):
+        is_outermost = os.fspath(lock) not in _folders
+        _folders.add(os.fspath(lock))
         try:
             yield
         finally:
-            if folder.exists() and [item.name for item in folder.iterdir()] == [name]:
-                (folder / name).unlink()
-                if not existed:
-                    folder.rmdir()
+            if is_outermost:
+                _folders.discard(os.fspath(lock))
+                with contextlib.suppress(OSError):  # some systems keep a file's name while it is open
+                    if [item.name for item in folder.iterdir()] == [name]:
+                        lock.unlink()
+                        if not existed:
+                            folder.rmdir()
 
 
 @contextlib.contextmanager
 def hold_file(path: epath.Path) -> Iterator[None]:
     """Holds `.NAME.lock` beside a file that is written bit by bit, and removes it; see `hold_folder`."""
     lock = path.parent / f".{path.name}.{LOCK}"
-    with _hold_for(path, lock, 0):
-        yield
-        lock.unlink(missing_ok=True)
+    with _hold_for(path, lock, PATIENCE):
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                lock.unlink()
 
 
 @contextlib.contextmanager
@@ -120,19 +129,20 @@ def _has_flock(path: epath.Path) -> bool:
     return True
 
 
+_folders: set[str] = set()  # lock files of the folders that this process holds
 _held: dict[str, int] = {}  # heartbeat files of this process, and how often it holds each
 
 
 @contextlib.contextmanager
-def _heartbeat(path: epath.Path) -> Iterator[None]:
+def _heartbeat(path: epath.Path, timeout: float) -> Iterator[None]:
     name, stop = os.fspath(path), threading.Event()
     _held[name] = _held.get(name, 0) + 1
     try:
         if _held[name] > 1:
             yield
             return
-        _wait_for_silence(path)
-        owner = f"{socket.gethostname()} {os.getpid()} {uuid.uuid4().hex}"
+        _wait_for_silence(path, timeout)
+        owner = f"{_machine()} {os.getpid()} {uuid.uuid4().hex}"
 
         def beat() -> None:
             count = 0
@@ -143,7 +153,7 @@ def _heartbeat(path: epath.Path) -> Iterator[None]:
 
         path.write_text(f"{owner} 0")
         time.sleep(BEAT / 10)
-        if not _read(path).startswith(owner):  # two began at once, and the last to write has it
+        if not (_read(path) or "").startswith(owner):  # two began at once, and the last to write has it
             raise TimeoutError(f"{path} is kept alive by another process.")
         thread = threading.Thread(target=beat, daemon=True)
         thread.start()
@@ -157,28 +167,40 @@ def _heartbeat(path: epath.Path) -> Iterator[None]:
         _held[name] -= 1
 
 
-def _wait_for_silence(path: epath.Path) -> None:
+def _wait_for_silence(path: epath.Path, timeout: float) -> None:
     """Returns when no process keeps the heartbeat file `path` alive.
 
     Raises:
-      TimeoutError: if one does.
+      TimeoutError: if one still does after `timeout` seconds.
     """
-    first, until = _read(path), time.monotonic() + SILENCE
-    while (now := _read(path)) and not _has_ended(now) and time.monotonic() < until:
-        if now != first:
-            raise TimeoutError(f"{path} is kept alive by another process.")
+    latest, changed = _read(path), time.monotonic()
+    deadline = changed + timeout
+    while (record := _read(path)) is not None and not _has_ended(record):
+        if record != latest:
+            latest, changed = record, time.monotonic()
+            if changed >= deadline:
+                raise TimeoutError(f"{path} is kept alive by another process.")
+        elif time.monotonic() >= changed + SILENCE:
+            return
         time.sleep(BEAT / 10)
 
 
-def _read(path: epath.Path) -> str:
+def _read(path: epath.Path) -> str | None:
+    """The record in a heartbeat file, "" while it is being written; None if there is no file."""
     try:
-        return path.read_text() if path.exists() else ""
+        return path.read_text() if path.exists() else None
     except FileNotFoundError:
-        return ""
+        return None
+
+
+def _machine() -> str:
+    """Names what gives process ids their meaning: the host, and a container's name space."""
+    space = "/proc/self/ns/pid"
+    return socket.gethostname() + (f"/{os.readlink(space)}" if os.path.exists(space) else "")
 
 
 def _has_ended(record: str) -> bool:
     """Whether the holder was a process of this machine that is gone."""
     host, _, rest = record.partition(" ")
     pid = rest.split(" ")[0]
-    return host == socket.gethostname() and pid.isdigit() and not psutil.pid_exists(int(pid))
+    return host == _machine() and pid.isdigit() and not psutil.pid_exists(int(pid))

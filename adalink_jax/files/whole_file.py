@@ -9,6 +9,7 @@ import io
 import json
 import os
 import shutil
+import uuid
 from collections.abc import Iterator
 from typing import IO, Any
 
@@ -28,7 +29,8 @@ def writing(path: epath.Path) -> Iterator[IO[bytes]]:
             yield file
             path.write_bytes(file.getvalue())
         return
-    new = path.with_name(f".{path.name}.{os.getpid()}")
+    path = epath.Path(os.path.realpath(path))  # so that a link stays a link
+    new = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     try:
         with new.open("wb") as file:
             yield file
@@ -76,12 +78,13 @@ def writing_folder(path: epath.Path) -> Iterator[epath.Path]:
         with _writing_to_bucket(path):
             yield path
         return
+    path = epath.Path(os.path.realpath(path))  # `..` has no name
     exists = path.exists()
     aside = path / PARTIAL if exists else path.parent / f".{path.name}{PARTIAL}"
     aside.mkdir(parents=True, exist_ok=True)
     with locks.hold_folder(aside):
         try:
-            new = aside / path.name
+            new = aside / (path.name or "new")
             shutil.rmtree(new, ignore_errors=True)
             new.mkdir()
             yield new

@@ -16,7 +16,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from adalink_jax import preemption
-from adalink_jax.errors import UserError
+from adalink_jax.errors import Taken, UserError
 from adalink_jax.parallel.sharding import replicated, settle
 
 T = TypeVar("T")
@@ -112,7 +112,7 @@ def once(action: Callable[..., T], *arguments: Any) -> T:
     """Runs `action(*arguments)` in process 0 only, and returns its result in all of them (through JSON).
 
     Raises:
-      UserError: in the other processes, if the action fails in process 0.
+      UserError: in the other processes, if the action fails in process 0; `Taken` if it raises that, so that all end alike.
     """
     if jax.process_count() == 1:
         return action(*arguments)
@@ -121,14 +121,16 @@ def once(action: Callable[..., T], *arguments: Any) -> T:
         try:
             message = json.dumps({"value": action(*arguments)}).encode()
         except Exception as e:
-            message, error = json.dumps({"error": str(e).split("\n")[0]}).encode(), e
+            text = str(e).split("\n")[0]
+            message, error = json.dumps({"error": text, "taken": isinstance(e, Taken)}).encode(), e
     size = int(multihost_utils.broadcast_one_to_all(np.int32(len(message))))
     message = multihost_utils.broadcast_one_to_all(np.frombuffer(message.ljust(size), np.uint8)[:size])
     if error is not None:
         raise error
     reply = json.loads(message.tobytes())
     if "error" in reply:
-        raise UserError(f"The first process stopped: {reply['error']}")
+        kind = Taken if reply["taken"] else UserError
+        raise kind(f"The first process stopped: {reply['error']}")
     return reply["value"]
 
 

@@ -218,8 +218,12 @@ class Output:
             raise UserError(f"{path} must end in {' or '.join(KINDS)}.")
         if not self.path.parent.is_dir():
             raise UserError(f"The parent folder of {path} does not exist; create it first.")
-        self._lock = contextlib.ExitStack()
-        self._lock.enter_context(locks.hold_file(epath.Path(self.path)))
+        with contextlib.ExitStack() as lock:
+            lock.enter_context(locks.hold_file(epath.Path(self.path)))
+            self._begin(path, identity)
+            self._lock = lock.pop_all()
+
+    def _begin(self, path: str, identity: Mapping[str, Any]) -> None:
         self._identity = json.loads(json.dumps(identity))
         state = read_json(self._state)
         if self.path.exists() and state is None:

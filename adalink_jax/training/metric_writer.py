@@ -84,6 +84,8 @@ class MetricWriter:
 
     def _add_image(self, step: int, path: epath.Path) -> None:
         png, split = path.read_bytes(), path.stem.rpartition("_")[2]
+        if len(png) < 24:  # cut short by a kill of version 0.1.0, which wrote it in place
+            return
         width, height = struct.unpack(">II", png[16:24])  # of the PNG's header
         image = Summary.Image(encoded_image_string=png, width=width, height=height, colorspace=4)
         self._add_event(step=step, summary=Summary(value=[Summary.Value(tag=f"{split}/samples", image=image)]))

@@ -6,7 +6,6 @@ All processes call the functions that take arrays, and process 0 writes; the oth
 
 import contextlib
 import dataclasses
-import json
 from collections.abc import Iterator
 
 from etils import epath
@@ -59,7 +58,10 @@ def write_before(folder: epath.Path, result: Result) -> None:
 def read_before(folder: epath.Path) -> Result | None:
     """The result that `write_before` wrote; None if it is missing or damaged."""
     saved = parallel.once(read_json, folder / BEFORE)
-    return None if saved is None else Result(**saved)
+    try:
+        return None if saved is None else Result(**saved)
+    except TypeError:  # it is not what `write_before` wrote
+        return None
 
 
 def claim_scores(folder: epath.Path, run_dir: str | None, at_end: contextlib.ExitStack) -> None:
@@ -69,12 +71,12 @@ def claim_scores(folder: epath.Path, run_dir: str | None, at_end: contextlib.Exi
       UserError: if it holds the scores of another run.
       Taken: if another process writes it.
     """
+    at_end.enter_context(locks.hold_folder(folder))
     mark, claim = folder / SCORES_OF, {"run": None if run_dir is None else str(epath.Path(run_dir).resolve())}
-    recorded = claim
-    if mark.exists():
-        recorded = json.loads(mark.read_text())
-    elif (
-        run_dir is not None
+    recorded = read_json(mark) or claim
+    if (
+        not mark.exists()
+        and run_dir is not None
         and (folder / "metrics.jsonl").exists()
         and folder.resolve() != epath.Path(run_dir).resolve()
     ):
@@ -83,8 +85,6 @@ def claim_scores(folder: epath.Path, run_dir: str | None, at_end: contextlib.Exi
         raise UserError(
             f"{folder} holds the scores of {recorded['run'] or 'something else'}; give another --output_dir."
         )
-    folder.mkdir(parents=True, exist_ok=True)
-    at_end.enter_context(locks.hold_folder(folder))
     if run_dir is not None:
         write_json(mark, claim)
 

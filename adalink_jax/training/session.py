@@ -217,6 +217,8 @@ def open_run(
         with outputs.naming(folder), contextlib.ExitStack() as at_end, newest, best:
             run = RunSession(**vars(session), folder=folder, identity=identity, newest=newest, best=best,
                              checkpoint_period=checkpoints.period, at_end=at_end)  # fmt: skip
+            if not parallel.once((folder / outputs.SUMMARY).exists):
+                parallel.once(run._claim)  # before it reads what another process may be writing
             run._check(total_steps)
             if run.summary is None:
                 parallel.once(run._claim)
@@ -249,7 +251,7 @@ def check_data(setup: Setup, microbatches: int, mesh: Mesh) -> tuple[Task, Seque
     if setup.trainable and (end := setup.model.backbone.token_ids.eos) != EOS:
         raise UserError(
             f"The model ends outputs with id {end}, and targets end with the vocabulary's {EOS}, so it would never end what it "
-            f"learned to write; correct eos_token_id in the base's files."
+            f"learned to write; correct eos_token_id in the files that the base was made from."
         )
     if task.has_images and setup.image_shape is None:
         raise UserError(

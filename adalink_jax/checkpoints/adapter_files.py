@@ -27,6 +27,7 @@ from adalink_jax.checkpoints.digests import note_unverified
 from adalink_jax.errors import CheckpointError, UserError
 from adalink_jax.files import safetensors_file, sealed_json
 from adalink_jax.files.leaves import Leaf, from_array
+from adalink_jax.files.places import path_of
 from adalink_jax.files.whole_file import writing_folder
 from adalink_jax.models import paths
 from adalink_jax.version import __version__
@@ -52,7 +53,7 @@ def save_adapter(folder: Folder, adapter: Mapping[str, Any], facts: AdapterFacts
     """
     facts = facts if isinstance(facts, AdapterFacts) else AdapterFacts.from_json(facts)
     leaves = paths.unscan(parallel.to_host(paths.flatten(adapter)))
-    parallel.once(_write, epath.Path(folder), leaves, facts)
+    parallel.once(_write, path_of(folder), leaves, facts)
 
 
 def _write(destination: epath.Path, leaves: dict[str, np.ndarray], facts: AdapterFacts) -> None:
@@ -84,7 +85,7 @@ def open_adapter(folder: Folder) -> tuple[dict[str, Leaf], AdapterFacts]:
       CheckpointError: for a folder that is not an adapter, a damaged file, invalid settings, and what this package does not
         implement.
     """
-    path, directory = os.fspath(folder), epath.Path(folder).expanduser()
+    path, directory = os.fspath(folder), path_of(folder)
     if (directory / PICKLE).exists() and not (directory / WEIGHTS).exists():
         raise CheckpointError(
             f"{path} holds {PICKLE}, a pickle, which is never opened; save it with PEFT as {WEIGHTS} (its default)."

@@ -14,6 +14,7 @@ from adalink_jax.checkpoints.digests import marks_of_source
 from adalink_jax.checkpoints.formats import BUNDLED, open_source
 from adalink_jax.checkpoints.source import Source, counted
 from adalink_jax.errors import CheckpointError
+from adalink_jax.files.places import path_of
 from adalink_jax.files.whole_file import is_partial, writing_folder
 
 FORMATS = {
@@ -30,7 +31,7 @@ def check_destination(folder: str | os.PathLike[str]) -> epath.Path:
     folder = os.fspath(folder)
     if folder.startswith((hugging_face.HUB, BUNDLED)):
         raise CheckpointError(f"Nothing can be written to {folder}; give a folder.")
-    path = epath.Path(folder).expanduser()
+    path = path_of(folder)
     if path.exists() and (not path.is_dir() or (any(path.iterdir()) and not _is_unfinished(path))):
         raise CheckpointError(f"{folder} exists and is not empty; give another folder, or delete it.")
     above = next((parent for parent in path.parents if parent.exists()), None)

@@ -9,6 +9,7 @@ from etils import epath
 from adalink_jax.checkpoints import big_vision, hugging_face, native, t5x_format
 from adalink_jax.checkpoints.source import Source
 from adalink_jax.errors import CheckpointError
+from adalink_jax.files.places import path_of
 
 BUNDLED = "bundled:"
 _ASSETS = pathlib.Path(__file__).parent.parent / "assets"
@@ -30,7 +31,7 @@ def folder_of(path: str, must_exist: bool = False) -> epath.Path:
     """
     if path.startswith(BUNDLED):
         return _bundled(path)
-    folder = hugging_face.download(path) if path.startswith(hugging_face.HUB) else epath.Path(path).expanduser()
+    folder = hugging_face.download(path) if path.startswith(hugging_face.HUB) else path_of(path)
     if must_exist and not folder.is_dir():
         raise CheckpointError(f"There is no folder {path}; give {_KNOWN}.")
     return folder
@@ -74,4 +75,4 @@ def _bundled(path: str) -> epath.Path:
     names = sorted(p.parent.name for p in _ASSETS.glob(f"*/{native.CONFIG}"))
     if name not in names:
         raise CheckpointError(f"There is no bundled base model {name!r}; give one of {', '.join(names)}.")
-    return epath.Path(_ASSETS) / name
+    return path_of(_ASSETS) / name

@@ -21,6 +21,7 @@ from adalink_jax.checkpoints.source import Source
 from adalink_jax.errors import CheckpointError
 from adalink_jax.files import safetensors_file
 from adalink_jax.files.leaves import Leaf
+from adalink_jax.files.places import path_of
 
 CONFIG, GENERATION, HUB = "config.json", "generation_config.json", "hf://"
 SAFE, TORCH = "model.safetensors", "pytorch_model.bin"
@@ -53,9 +54,9 @@ def download(path: str) -> epath.Path:
     )
     small = (CONFIG, *image_processors.FILES, "*.index.json", "qformer_tokenizer/*.json", *FILES_OF_THE_BASE)
     try:
-        folder = epath.Path(get((*small, "model*.safetensors")))
+        folder = path_of(get((*small, "model*.safetensors")))
         if not any(f.name.endswith(".safetensors") for f in folder.iterdir()):
-            folder = epath.Path(get((*small, "pytorch_model*.bin")))
+            folder = path_of(get((*small, "pytorch_model*.bin")))
         return folder
     except (errors.HfHubHTTPError, errors.HFValidationError, errors.LocalEntryNotFoundError, OSError) as e:
         offline = ", and HF_HUB_OFFLINE is set" if os.environ.get("HF_HUB_OFFLINE") else ""

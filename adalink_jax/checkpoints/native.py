@@ -20,6 +20,7 @@ from adalink_jax.checkpoints.source import Source
 from adalink_jax.errors import CheckpointError
 from adalink_jax.files import safetensors_file, sealed_json
 from adalink_jax.files.leaves import Leaf, from_array
+from adalink_jax.files.places import path_of
 from adalink_jax.files.whole_file import writing_folder
 from adalink_jax.models import paths
 
@@ -99,7 +100,7 @@ def save_base(
     marks = fingerprint(params), exact
 
     def write() -> dict[str, Any]:
-        with writing_folder(epath.Path(folder)) as new:
+        with writing_folder(path_of(folder)) as new:
             return _write(new, leaves, name, about, marks, None)
 
     return parallel.once(write)

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from etils import epath
 
 from adalink_jax.checkpoints.adapter_facts import AdapterFacts, BaseReference
 from adalink_jax.checkpoints.adapter_files import save_adapter
@@ -18,6 +17,7 @@ from adalink_jax.checkpoints.source import Source
 from adalink_jax.checkpoints.t5x_format import name_of, step_of
 from adalink_jax.errors import CheckpointError
 from adalink_jax.files.leaves import Leaf
+from adalink_jax.files.places import path_of
 
 ABOUT = "adapter.json"
 _BACKBONE, _ADAPTER = "backbone/", "adapter/"
@@ -57,7 +57,7 @@ def open_t5x_run(path: str | os.PathLike[str]) -> RunCheckpoint:
     Raises:
       CheckpointError: if there is no checkpoint, or it is not of an adapted model.
     """
-    folder = epath.Path(os.fspath(path)).expanduser()
+    folder = path_of(path)
     if step_of(folder) is None:
         steps = {step: at for at in (folder.iterdir() if folder.is_dir() else ()) if (step := step_of(at)) is not None}
         if not steps:
@@ -105,9 +105,9 @@ def extract_adapter(run: RunCheckpoint, folder: str) -> AdapterFacts:
     Raises:
       CheckpointError: if the folder exists, or an array is damaged.
     """
-    if epath.Path(folder).exists():
+    if path_of(folder).exists():
         raise CheckpointError(f"{folder} exists already; delete it, or give another folder.")
-    base = epath.Path(run.base_path.rstrip("/"))
+    base = path_of(run.base_path.rstrip("/"))
     name = name_of(base, step_of(base))
     facts = AdapterFacts(
         run.method, run.settings, BaseReference(name, fingerprint_of_source(run.base)), task=run.task, step=run.step

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from adalink_jax import checkpoints, configuration
 from adalink_jax.cli.arguments import bytes_bar, gin_parser, option, parse, plain_parser, register, table, table_console
 from adalink_jax.errors import CheckpointError, UserError
+from adalink_jax.files.places import path_of
 from adalink_jax.files.whole_file import write_text
 from adalink_jax.serving import shipped
 
@@ -129,14 +130,13 @@ def verify_base(argv: list[str]) -> int:
     if options.report is not None and not options.report.endswith(".html"):
         raise UserError(f"{options.report!r} must end in .html.")
     register()
-    from etils import epath
 
     from adalink_jax import interop
     from adalink_jax.data import load_vocabulary
 
     if options.report is not None:
         # Now, rather than after the comparison.
-        epath.Path(options.report).parent.mkdir(parents=True, exist_ok=True)
+        path_of(options.report).parent.mkdir(parents=True, exist_ok=True)
     source = checkpoints.open_source(options.path)
     if not checkpoints.sizes_of(source.shapes):
         raise CheckpointError(f"{options.path} is not a known language model ({source.kind}); give a T5.")
@@ -160,7 +160,7 @@ def verify_base(argv: list[str]) -> int:
             checks, agrees = [*checks, *adaptation.checks], agrees and all(x.passed for x in adaptation.checks)
         command = shlex.join(["adalink", "verify-base", *argv])
         page = verify_report.make(source, reference, verification, adaptation, command)
-        write_text(epath.Path(options.report), page.html())
+        write_text(path_of(options.report), page.html())
     _print_comparison(verification.rows)
     marks = {True: "", False: "DIFFERENT: ", None: ""}
     print_facts(

@@ -15,6 +15,7 @@ from adalink_jax import configuration
 from adalink_jax.cli.arguments import add_seqio, gin_parser, option, parse, register, use_seqio
 from adalink_jax.configuration.requirements import MODEL
 from adalink_jax.errors import UserError
+from adalink_jax.files.places import path_of
 
 if typing.TYPE_CHECKING:
     from adalink_jax.data.task_protocol import Task
@@ -174,7 +175,7 @@ def _converter(options: argparse.Namespace, source: "rows.Source") -> Callable[[
         return lambda path: path
     from adalink_jax.data import answer_files
 
-    output, settings = pathlib.Path(options.output), {}
+    output, settings = path_of(options.output), {}
     if output.exists():
         raise UserError(f"{output} exists already; name another file.")
     if not output.parent.is_dir():

@@ -2,7 +2,6 @@
 
 import argparse
 import collections
-import pathlib
 import re
 import shlex
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ from etils import epath
 from adalink_jax import configuration
 from adalink_jax.cli.arguments import option, plain_parser, register, table, table_console
 from adalink_jax.errors import UserError
+from adalink_jax.files.places import expanded, path_of
 from adalink_jax.files.whole_file import write_bytes
 
 if TYPE_CHECKING:
@@ -29,8 +29,9 @@ LEAST_STEPS, MOST_STEPS, EPOCHS = 100, 2000, 3
 def init(argv: list[str]) -> int:
     """Runs `adalink init`; returns 1 if a run would refuse the data."""
     options = _parser().parse_args(argv)
+    options.data = expanded(options.data)
     name = _name(options.data)
-    out = pathlib.Path(options.out or f"{name}.gin")
+    out = path_of(options.out or f"{name}.gin")
     sheet = out.with_name(f"{out.stem}.sheet.png")
     for file in (out, sheet):
         if file.exists():
@@ -97,7 +98,7 @@ def _name(data: str) -> str:
     """A name for the task: the file's, or its folder's if the file is named after a split."""
     from adalink_jax.data.user_files.table_files import SUFFIXES, split_of
 
-    path = pathlib.Path(data).absolute()
+    path = path_of(data).absolute()
     stem = path.name.removesuffix(".gz")
     for suffix in SUFFIXES:
         stem = stem.removesuffix(suffix)
@@ -185,7 +186,7 @@ def _show_labels(console: "Console", task: "LoadedFileTask") -> None:
             )
 
 
-def _write_contact_sheet(path: pathlib.Path, task: "LoadedFileTask", name: str) -> None:
+def _write_contact_sheet(path: epath.Path, task: "LoadedFileTask", name: str) -> None:
     """Draws images of the training split with their texts."""
     from adalink_jax.data.images import decode_image
     from adalink_jax.data.user_files.file_task import sample
@@ -196,10 +197,10 @@ def _write_contact_sheet(path: pathlib.Path, task: "LoadedFileTask", name: str) 
         target = task.example(row)["targets_pretokenized"]
         picture = decode_image(task.encoded_image(row), (224, 224, 3), str(row["image_name"]))
         samples.append({"image": picture, "inputs": row["inputs"], "target": target, "prediction": target})
-    write_bytes(epath.Path(path), contact_sheet(samples, f"{name}: examples of train, with their targets"))
+    write_bytes(path, contact_sheet(samples, f"{name}: examples of train, with their targets"))
 
 
-def _show_commands(console: "Console", draft: "Draft", model: str, out: pathlib.Path, base: str) -> None:
+def _show_commands(console: "Console", draft: "Draft", model: str, out: epath.Path, base: str) -> None:
     """Prints the commands that train an adapter and score it."""
     rows = len(draft.loaded.splits["train"])
     steps = min(max(EPOCHS * rows // draft.batch_size, LEAST_STEPS), MOST_STEPS)

@@ -6,6 +6,7 @@ import shlex
 
 from adalink_jax.cli.arguments import option, plain_parser
 from adalink_jax.errors import UserError
+from adalink_jax.files.places import path_of
 from adalink_jax.files.whole_file import write_text
 
 
@@ -30,8 +31,6 @@ def report(argv: list[str]) -> int:
         if value is not None and not value.endswith(ending):
             raise UserError(f"{value!r} must end in {ending}.")
 
-    from etils import epath
-
     from adalink_jax.experiments.scaling.cell_folder import holds_results, read_results
     from adalink_jax.reports import runs_report, scaling_report
 
@@ -51,11 +50,11 @@ def report(argv: list[str]) -> int:
     if options.tables:
         texts |= {os.path.join(options.tables, f"{part.name}.csv"): part.data.csv() for part in page.parts if part.data}
     for name, text in texts.items():
-        epath.Path(name).parent.mkdir(parents=True, exist_ok=True)
-        write_text(epath.Path(name), text)
+        path_of(name).parent.mkdir(parents=True, exist_ok=True)
+        write_text(path_of(name), text)
     written = list(texts)
     if options.figures:
-        names = page.write_figures(epath.Path(options.figures))
+        names = page.write_figures(path_of(options.figures))
         written.append(f"{len(names)} figures in {options.figures}")
     print(f"Written: {', '.join(written)}.")
     return 0

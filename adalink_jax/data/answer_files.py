@@ -14,6 +14,7 @@ from etils import epath
 
 from adalink_jax.data.metrics import glue_scores, labels
 from adalink_jax.errors import UserError
+from adalink_jax.files.places import path_of
 from adalink_jax.files.whole_file import write_text
 
 GLUE_FILES = {
@@ -70,7 +71,7 @@ def glue(
                 f"{substitute!r}, for idx {idx} of {task}, is not {wanted}; pass one of these as `instead_of_no_label`."
             )
         written[idx] = label
-    path = epath.Path(folder) / GLUE_FILES[task]
+    path = path_of(folder) / GLUE_FILES[task]
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, "index\tprediction\n" + "".join(f"{idx}\t{label}\n" for idx, label in written.items()))
     return path
@@ -108,7 +109,7 @@ FORMATS: dict[str, Callable[..., epath.Path]] = {"glue": glue, "vqav2": vqav2, "
 
 def _json_list(rows: Iterable[Mapping[str, Any]], path: epath.PathLike, id_field: str, answer_field: str) -> epath.Path:
     answers = [{id_field: number, answer_field: prediction} for number, prediction in _checked(rows, id_field)]
-    path = epath.Path(path)
+    path = path_of(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, json.dumps(answers) + "\n")
     return path

@@ -7,10 +7,10 @@ import io
 from collections.abc import Iterator
 
 import numpy as np
-from etils import epath
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from adalink_jax.errors import UserError
+from adalink_jax.files.places import path_of
 
 ImageShape = tuple[int, int, int]  # height, width, channels (1 or 3)
 KEY_BYTES, MOST_PIXELS = 8, 2 * 10**8
@@ -155,7 +155,7 @@ def read_image(path: str) -> bytes:
       UserError: if the file is missing or cannot be read.
     """
     try:
-        return epath.Path(path).read_bytes()
+        return path_of(path).read_bytes()
     except FileNotFoundError as e:
         raise UserError(f"There is no picture {path}.") from e
     except OSError as e:

@@ -11,7 +11,7 @@ import gin
 from etils import epath
 
 from adalink_jax.errors import UserError
-from adalink_jax.files.places import is_remote
+from adalink_jax.files.places import is_remote, path_of
 
 PAD, EOS, UNK = 0, 1, 2
 LAST_BYTE = 258
@@ -39,7 +39,7 @@ class TransformersVocabulary:
         Raises:
           UserError: if `transformers` is missing or cannot read the folder, or if it reads an id that a file contradicts.
         """
-        folder = epath.Path(path)
+        folder = path_of(path)
         self._tokenizer = _load(folder)
         if (self._tokenizer.pad_token_id, self._tokenizer.eos_token_id) != (PAD, EOS):
             kind, ids = type(self._tokenizer).__name__, (self._tokenizer.pad_token_id, self._tokenizer.eos_token_id)
@@ -187,7 +187,7 @@ def _local(folder: epath.Path) -> Iterator[str]:
     with tempfile.TemporaryDirectory() as copy:
         for name in (*FILES, MODEL_FILE, QFORMER_WORDS):
             if (folder / name).is_file():
-                (folder / name).copy(epath.Path(copy) / name)
+                (folder / name).copy(path_of(copy) / name)
         yield copy
 
 

@@ -20,6 +20,7 @@ from etils import epath
 from adalink_jax.errors import UserError
 from adalink_jax.files import safetensors_file
 from adalink_jax.files.leaves import Leaf, from_array
+from adalink_jax.files.places import path_of
 from adalink_jax.files.whole_file import write_json
 
 ABOUT, FORMAT_VERSION = "cache.json", 1
@@ -64,7 +65,7 @@ class VisionCache:
         Raises:
           UserError: if the folder holds another tower's features or other files, or if a part is damaged.
         """
-        self.folder, self.tower = epath.Path(folder).expanduser(), tower
+        self.folder, self.tower = path_of(folder), tower
         self._about = self._read_about()
         self._rows: dict[bytes, tuple[Leaf, Leaf, int]] = {}
         self._parts = 0

@@ -26,6 +26,7 @@ from adalink_jax.data.transformers_vocabulary import (
     holds_tokenizer,
 )
 from adalink_jax.errors import UserError
+from adalink_jax.files.places import path_of
 from adalink_jax.files.whole_file import write_bytes
 
 BYTES = "bytes"
@@ -106,11 +107,11 @@ def _load_sentencepiece(path: str, extra_ids: int) -> Any:
     import sentencepiece
     from sentencepiece import sentencepiece_model_pb2
 
-    if not epath.Path(path).is_file():
+    if not path_of(path).is_file():
         raise UserError(f"There is no SentencePiece model {path}.")
     try:
         model_proto = sentencepiece_model_pb2.ModelProto  # pyright: ignore[reportAttributeAccessIssue]  # made at import
-        proto = model_proto.FromString(epath.Path(path).read_bytes())
+        proto = model_proto.FromString(path_of(path).read_bytes())
         if "<extra_id_0>" not in {piece.piece.removeprefix("\u2581") for piece in proto.pieces}:
             for i in reversed(range(extra_ids)):
                 proto.pieces.add(piece=f"\u2581<extra_id_{i}>", score=0.0, type=proto.SentencePiece.USER_DEFINED)
@@ -225,7 +226,7 @@ def train_sentencepiece(sentences: Iterable[str], pieces: int, folder: str) -> e
     except RuntimeError as e:
         reason = str(e).strip().split("\n")[-1]
         raise UserError(f"No vocabulary of {pieces} pieces can be trained on this text: {reason}") from e
-    path = epath.Path(folder) / SENTENCEPIECE_FILE
+    path = path_of(folder) / SENTENCEPIECE_FILE
     path.parent.mkdir(parents=True, exist_ok=True)
     write_bytes(path, model.getvalue())
     return path

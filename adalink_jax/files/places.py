@@ -1,10 +1,69 @@
-"""Whether a path is in a bucket, whose objects are replaced atomically but cannot be appended to or locked."""
+"""Paths that users give: where they lead, and which can be a run's folder."""
 
 import os
+import re
+from typing import Annotated
 
+import pydantic
 from etils import epath
 
+from adalink_jax.errors import UserError
 
-def is_remote(path: str | epath.Path) -> bool:
-    """Whether `path` has a scheme, such as gs://."""
+# Orbax looks for its own files by a pattern that begins with their folder; a line break or an escape would garble output.
+_PATTERN = re.compile(r"[*?\[\\\x00-\x1f\x7f]")
+_LONGEST_NAME = 255  # bytes of one part of a path, on all common disks
+
+
+def is_remote(path: str | os.PathLike[str]) -> bool:
+    """Whether `path` is in a bucket, such as gs://, whose objects are replaced atomically but cannot be appended to or locked."""
     return "://" in os.fspath(path)
+
+
+def expanded(text: str | os.PathLike[str]) -> str:
+    """A path with the home folder for its `~`."""
+    return os.path.expanduser(os.fspath(text))
+
+
+def path_of(text: str | os.PathLike[str]) -> epath.Path:
+    """A path as a user typed it: `~` is the home folder."""
+    return epath.Path(expanded(text))
+
+
+def _no_pattern(folder: str) -> str:
+    text = os.fspath(path_of(folder))
+    if mark := _PATTERN.search(text if is_remote(text) else os.path.realpath(text)):
+        raise ValueError(f"a path without {mark[0]!r}, which checkpoints cannot have in theirs")
+    return folder
+
+
+# The folder of a run in a configuration. The machine that reads the configuration need not have it.
+RunFolder = Annotated[str, pydantic.AfterValidator(_no_pattern)]
+
+
+def check_run_folder(folder: str) -> None:
+    """Checks that a run can write to a folder on this machine, before it is made.
+
+    Args:
+      folder: MODEL_DIR, as typed.
+
+    Raises:
+      UserError: if checkpoints cannot be written below such a path, the folder is a file, or it cannot be made.
+    """
+    try:
+        _no_pattern(folder)
+    except ValueError as e:
+        raise UserError(f"MODEL_DIR is {folder!r}; it must be {e}.") from e
+    path = os.path.realpath(path_of(folder))
+    if is_remote(folder):
+        return
+    if long := [part for part in path.split(os.sep) if len(os.fsencode(part)) > _LONGEST_NAME]:
+        raise UserError(
+            f"MODEL_DIR has a part of {len(os.fsencode(long[0]))} bytes ({long[0][:20]}...); give one of at most {_LONGEST_NAME}."
+        )
+    parent = path
+    while not os.path.lexists(parent):
+        parent = os.path.dirname(parent)
+    if not os.path.isdir(parent):
+        raise UserError(f"MODEL_DIR cannot be {folder}: {parent} is not a folder; give another one.")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise UserError(f"MODEL_DIR cannot be {folder}: {parent} cannot be written to; give another one.")

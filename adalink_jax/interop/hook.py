@@ -1,9 +1,8 @@
 """Exports an adapter with a PyTorch module that hooks it into a model of `transformers`, for any phi."""
 
-from etils import epath
-
 from adalink_jax.checkpoints.convert import check_destination
 from adalink_jax.errors import UserError
+from adalink_jax.files.places import path_of
 from adalink_jax.files.whole_file import writing_folder
 from adalink_jax.interop.folded import TEMPLATES, fill_template
 from adalink_jax.interop.text_adapter import read_text_adapter
@@ -30,7 +29,7 @@ def export_hook(adapter: str, folder: str) -> None:
             f"export it with --to hf, or train it with KINDS = ('text',)."
         )
     with writing_folder(path) as new:
-        for file in epath.Path(adapter).expanduser().iterdir():
+        for file in path_of(adapter).iterdir():
             if file.name.startswith("adapter_"):
                 file.copy(new / file.name)
         (new / MODULE).write_text((TEMPLATES / MODULE).read_text())

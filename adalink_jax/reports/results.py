@@ -24,6 +24,7 @@ from etils import epath
 
 from adalink_jax.errors import UserError
 from adalink_jax.experiments.sweeps.run_folder import DONE, RECORD, SUMMARY, last_step, state_of
+from adalink_jax.files.places import path_of
 from adalink_jax.files.whole_file import read_json, writing
 from adalink_jax.reports.statistics import Estimate, mean
 from adalink_jax.training.segments import environment_note
@@ -156,7 +157,7 @@ def collect(folder: str) -> Results:
     Raises:
       UserError: if there is no run.
     """
-    root = epath.Path(folder)
+    root = path_of(folder)
     runs = [run for path in _folders(root) for run in _read(path, root)] if root.is_dir() else []
     if not runs:
         raise UserError(f"There is no run in {folder}.")
@@ -177,7 +178,7 @@ def write(path: str, table: pa.Table) -> None:
     Raises:
       UserError: for another ending.
     """
-    out = epath.Path(path)
+    out = path_of(path)
     if out.suffix not in (".csv", ".parquet"):
         raise UserError(f"--out is {path!r}; its name must end in .csv or .parquet.")
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -9,6 +9,7 @@ from etils import epath
 from matplotlib.figure import Figure
 
 from adalink_jax.files.json_lines import read_json_lines
+from adalink_jax.files.places import path_of
 from adalink_jax.files.whole_file import read_json
 from adalink_jax.reports import style
 from adalink_jax.reports.page import Part, Report, Table
@@ -36,7 +37,7 @@ def make(folder: str, command: str) -> Report:
     )
     if warning := results.environments_note():
         summary += f" {warning}"
-    return Report(f"Runs in {epath.Path(folder).name}", command, summary, [part for part in parts if part is not None])
+    return Report(f"Runs in {path_of(folder).name}", command, summary, [part for part in parts if part is not None])
 
 
 def _table(results: Results, scores: Sequence[str]) -> Part:
@@ -129,8 +130,8 @@ def _best_first(results: Results) -> tuple[list[dict[str, Any]], str | None]:
 
 def _folder_of(folder: str, row: dict[str, Any], file: str) -> epath.Path:
     """The folder of a row's run, below `folder` or `folder` itself: the one that has `file`."""
-    inside = epath.Path(folder) / row["run"]
-    return inside if (inside / file).exists() else epath.Path(folder)
+    inside = path_of(folder) / row["run"]
+    return inside if (inside / file).exists() else path_of(folder)
 
 
 def _samples(folder: str, results: Results) -> Part | None:

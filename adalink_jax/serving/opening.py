@@ -10,6 +10,7 @@ from etils import epath
 from adalink_jax import checkpoints, configuration
 from adalink_jax.data.vocabularies import BYTES
 from adalink_jax.errors import UserError
+from adalink_jax.files.places import path_of
 from adalink_jax.serving import shipped
 from adalink_jax.training.setup import Setup
 
@@ -52,8 +53,8 @@ def open_model(path: str, vocabulary: str | None = None) -> Opened:
     """
     _register()
     with configuration.isolated():
-        if "://" not in path.removeprefix("gs://") and (epath.Path(path) / CONFIG).exists():
-            return _run(epath.Path(path), vocabulary)
+        if "://" not in path.removeprefix("gs://") and (path_of(path) / CONFIG).exists():
+            return _run(path_of(path), vocabulary)
         return _base(path, vocabulary)
 
 

@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from etils import epath
 
 from adalink_jax.data import text_of
 from adalink_jax.data.images import ImageShape, Preparation, decode_image, load_image
@@ -25,6 +24,7 @@ from adalink_jax.data.user_files.image_files import Pictures, RowPicture
 from adalink_jax.data.user_files.text_templates import Template
 from adalink_jax.errors import UserError
 from adalink_jax.files import locks
+from adalink_jax.files.places import path_of
 from adalink_jax.files.whole_file import read_json, write_json
 
 PREDICTION, ADAPTER, INPUTS, TARGET = "prediction", "adapter", "inputs", "target"
@@ -143,14 +143,14 @@ def _opened(path: str, run: Mapping) -> table_files.Table:
 
 def _text(path: str, run: Mapping) -> table_files.Table:
     """A file with one input per line, as a table with the one column that the run's template names."""
-    if not epath.Path(path).exists():
+    if not path_of(path).exists():
         raise UserError(f"There is no file {path}.")
     columns = Template("INPUTS", run.get(INPUTS, "{inputs}")).columns
     if len(columns) != 1:
         raise UserError(f"The run's INPUTS uses {len(columns)} columns, but {path} has lines of text; give a table.")
 
     def rows() -> Iterator[table_files.Row | table_files.BadRow]:
-        for number, line in enumerate(table_files.lines(epath.Path(path)), 1):
+        for number, line in enumerate(table_files.lines(path_of(path)), 1):
             if line.strip():
                 reason = table_files.unclean([line])
                 yield (
@@ -212,14 +212,14 @@ class Output:
           UserError: for another suffix, a missing folder, and a file that is complete or of another command.
           Taken: if another process writes it.
         """
-        self.path, self._columns = pathlib.Path(path), list(columns)
-        self._state = epath.Path(self.path.with_name(f".{self.path.name}.json"))
+        self.path, self._columns = path_of(path), list(columns)
+        self._state = self.path.with_name(f".{self.path.name}.json")
         if self.path.suffix not in KINDS:
             raise UserError(f"{path} must end in {' or '.join(KINDS)}.")
         if not self.path.parent.is_dir():
             raise UserError(f"The parent folder of {path} does not exist; create it first.")
         with contextlib.ExitStack() as lock:
-            lock.enter_context(locks.hold_file(epath.Path(self.path)))
+            lock.enter_context(locks.hold_file(self.path))
             self._begin(path, identity)
             self._lock = lock.pop_all()
 
@@ -246,7 +246,7 @@ class Output:
             text.writelines(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
         if not self.rows:
             self._note()
-        with self.path.open("r+b" if self.path.exists() else "wb") as file:
+        with open(self.path, "r+b" if self.path.exists() else "wb") as file:
             file.truncate(self._bytes)  # drops a row that was cut off
             file.seek(self._bytes)
             file.write(text.getvalue().encode())

@@ -3,11 +3,11 @@
 from typing import Any
 
 import jax
-from etils import epath
 from t5x import gin_utils  # pyright: ignore[reportAttributeAccessIssue]  # t5x is optional; this package shadows its name
 
 from adalink_jax.adapters import AdaptedModel, describe_adapter
 from adalink_jax.checkpoints.t5x_run import ABOUT
+from adalink_jax.files.places import path_of
 from adalink_jax.files.whole_file import write_json
 from adalink_jax.version import __version__
 
@@ -41,4 +41,4 @@ def summarize_config(
             "trainable": trainable,
             "version": __version__,
         }
-        write_json(epath.Path(model_dir) / ABOUT, dict(sorted(about.items())))
+        write_json(path_of(model_dir) / ABOUT, dict(sorted(about.items())))

@@ -14,6 +14,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 from adalink_jax import parallel
 from adalink_jax.files.growing_file import GrowingFile
 from adalink_jax.files.json_lines import append_json, read_json_lines
+from adalink_jax.files.places import path_of
 from adalink_jax.files.whole_file import write_bytes, write_text
 
 SAMPLES = "samples"
@@ -30,7 +31,7 @@ class MetricWriter:
     """
 
     def __init__(self, model_dir: str | epath.Path, resumed_at: int | None):
-        self._folder, self._path = epath.Path(model_dir), epath.Path(model_dir) / "metrics.jsonl"
+        self._folder, self._path = path_of(model_dir), path_of(model_dir) / "metrics.jsonl"
         self._resumed_at = resumed_at
         self._rows = parallel.once(self._kept_rows, resumed_at)
         self._writes = parallel.is_first()

@@ -14,6 +14,7 @@ from adalink_jax import checkpoints, parallel
 from adalink_jax.adapters import describe_adapter
 from adalink_jax.errors import UserError, disk_error
 from adalink_jax.files import locks
+from adalink_jax.files.places import path_of
 from adalink_jax.files.whole_file import read_json, write_bytes, write_json, write_text
 from adalink_jax.training import contact_sheet, parameter_tables, partition, segments
 from adalink_jax.training.evaluation import Result
@@ -72,13 +73,13 @@ def claim_scores(folder: epath.Path, run_dir: str | None, at_end: contextlib.Exi
       Taken: if another process writes it.
     """
     at_end.enter_context(locks.hold_folder(folder))
-    mark, claim = folder / SCORES_OF, {"run": None if run_dir is None else str(epath.Path(run_dir).resolve())}
+    mark, claim = folder / SCORES_OF, {"run": None if run_dir is None else str(path_of(run_dir).resolve())}
     recorded = read_json(mark) or claim
     if (
         not mark.exists()
         and run_dir is not None
         and (folder / "metrics.jsonl").exists()
-        and folder.resolve() != epath.Path(run_dir).resolve()
+        and folder.resolve() != path_of(run_dir).resolve()
     ):
         recorded = {"run": None}
     if recorded != claim:

@@ -17,6 +17,7 @@ import optax
 from adalink_jax import moved, parallel
 from adalink_jax.data import train_batches
 from adalink_jax.errors import NotFinite
+from adalink_jax.files.places import RunFolder
 from adalink_jax.training import outputs
 from adalink_jax.training.evaluation import NUM_SAMPLES, Evaluator, Result
 from adalink_jax.training.flops import count_traced
@@ -32,7 +33,7 @@ from adalink_jax.training.step import CrossEntropy, TrainState, make_train_step
 def train(
     setup: Setup,
     optimizer: optax.GradientTransformation,
-    model_dir: str,
+    model_dir: RunFolder,
     total_steps: int,
     *,
     loss: CrossEntropy | None = None,

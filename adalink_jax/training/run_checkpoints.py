@@ -25,6 +25,7 @@ from etils import epath
 from adalink_jax import configuration, parallel
 from adalink_jax.checkpoints import digests
 from adalink_jax.errors import CheckpointError
+from adalink_jax.files.places import path_of
 from adalink_jax.models import paths
 from adalink_jax.training.step import TrainState
 
@@ -117,7 +118,7 @@ class RunCheckpoints(contextlib.AbstractContextManager["RunCheckpoints"]):
     """
 
     def __init__(self, folder: str | epath.Path, keep: int, identity: Mapping[str, str]):
-        self.folder = epath.Path(folder).resolve()
+        self.folder = path_of(folder).resolve()
         self._keep, self._identity = keep, dict(identity)
         self.damaged: dict[int, str] = {}
 

@@ -20,6 +20,7 @@ from adalink_jax.data.images import counting_transparent, transparency_note
 from adalink_jax.data.vocabularies import EOS
 from adalink_jax.errors import UserError
 from adalink_jax.files import locks
+from adalink_jax.files.places import check_run_folder, path_of
 from adalink_jax.files.whole_file import read_json
 from adalink_jax.training import fill_vision_cache, outputs
 from adalink_jax.training.console import Console, reading_rows
@@ -209,9 +210,10 @@ def open_run(
     Raises:
       UserError, CheckpointError: for bad settings, data and files, and a folder that holds another run.
     """
+    check_run_folder(model_dir)
     check_trainable(setup)
     with open_session(setup, microbatches, model_dir) as session:
-        folder, identity = epath.Path(model_dir), identity_of(settings())
+        folder, identity = path_of(model_dir), identity_of(settings())
         newest = RunCheckpoints(folder / "checkpoints", checkpoints.keep, identity)
         best = RunCheckpoints(folder / "best", 1, identity)
         with outputs.naming(folder), contextlib.ExitStack() as at_end, newest, best:

@@ -4,11 +4,10 @@ import contextlib
 import functools
 from collections.abc import Callable, Mapping, Sequence
 
-from etils import epath
-
 from adalink_jax import parallel
 from adalink_jax.data import VisionCache
 from adalink_jax.errors import UserError
+from adalink_jax.files.places import path_of
 from adalink_jax.training import fill_vision_cache, outputs
 from adalink_jax.training.evaluation import NUM_SAMPLES
 from adalink_jax.training.metric_writer import MetricWriter
@@ -47,7 +46,7 @@ def evaluate(
         readers: dict[int, Callable[[], Leaves]] = (
             {0: lambda: params.trainable} if run_dir is None else _checkpoints_of(run_dir, params.trainable, settings())
         )
-        folder = None if output_dir is None else epath.Path(output_dir)
+        folder = None if output_dir is None else path_of(output_dir)
         if folder is not None:
             parallel.once(outputs.claim_scores, folder, run_dir, at_end)
         writer = None if folder is None else MetricWriter(folder, resumed_at=None)

@@ -13,7 +13,6 @@ from typing import Any, cast
 import numpy as np
 import seqio
 import tensorflow as tf
-from etils import epath
 from seqio.utils import Feature
 from seqio.vocabularies import Vocabulary
 
@@ -22,6 +21,7 @@ from adalink_jax.data.published.settings import PublishedData
 from adalink_jax.data.seqio_vocabulary import seqio_vocabulary
 from adalink_jax.data.splits import Splits
 from adalink_jax.errors import UserError
+from adalink_jax.files.places import path_of
 
 ONE, MANY, GROUPED, GROUPED_MANY = "one", "many", "grouped", "grouped many"
 Row = dict[str, Any]  # of a published file, or of TFDS
@@ -145,7 +145,7 @@ def tfds_rows(data: PublishedData, name: str, image: str | None = None) -> Rows:
     def rows(split: str, seed: int | None = None) -> Iterator[Row]:
         import tensorflow_datasets as tfds
 
-        folder = epath.Path(data.data_dir) / name
+        folder = path_of(data.data_dir) / name
         versions = (
             [path for path in folder.iterdir() if (path / "dataset_info.json").exists()] if folder.is_dir() else []
         )

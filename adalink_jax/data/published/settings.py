@@ -6,6 +6,7 @@ import gin
 from etils import epath
 
 from adalink_jax.errors import UserError
+from adalink_jax.files.places import path_of
 
 FILES, TFDS = "files", "tfds"
 
@@ -38,7 +39,7 @@ class PublishedData:
         Raises:
           UserError: if none exists.
         """
-        folders = [epath.Path(self.data_dir) / name for name in names]
+        folders = [path_of(self.data_dir) / name for name in names]
         for folder in folders:
             if folder.is_dir():
                 return folder

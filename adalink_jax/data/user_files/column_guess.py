@@ -3,7 +3,6 @@
 import dataclasses
 import itertools
 import os
-import pathlib
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,6 +12,7 @@ from adalink_jax.data.user_files.file_splits import files_of, first_of, folder_o
 from adalink_jax.data.user_files.image_files import ARCHIVES, Pictures
 from adalink_jax.data.user_files.text_templates import cell_text
 from adalink_jax.errors import UserError
+from adalink_jax.files.places import path_of
 
 ROWS_READ = 1_000
 FEW_LABELS = 50
@@ -87,7 +87,7 @@ def guess(data: str, known: Mapping[str, str | None]) -> Guess:
 
 def _files(data: str) -> str | dict[str, str | tuple[str, ...]]:
     """The table; or, if there are others beside it for the other splits, all by split."""
-    where = pathlib.Path(data)
+    where = path_of(data)
     if where.is_dir():
         return _files_of_folder(data)
     word = _split_word(where.name)
@@ -107,9 +107,7 @@ def _files(data: str) -> str | dict[str, str | tuple[str, ...]]:
 def _files_of_folder(folder: str) -> str | dict[str, str | tuple[str, ...]]:
     """The tables in a folder by split; or the folder itself, if it holds images."""
     tables = [
-        file
-        for file in sorted(pathlib.Path(folder).iterdir())
-        if table_files.suffix_of(file.name) in table_files.SUFFIXES
+        file for file in sorted(path_of(folder).iterdir()) if table_files.suffix_of(file.name) in table_files.SUFFIXES
     ]
     files: dict[str, list[str]] = {}
     for table in tables:
@@ -185,7 +183,7 @@ def _image(path: str, columns: Sequence[str], rows: Sequence[Cells], known: Mapp
         value = rows[0].get(name)
         if isinstance(value, bytes) or (isinstance(value, Mapping) and "bytes" in value):
             return {"image": f"{{{name}}}"}
-    folder = pathlib.Path(folder_of(path))
+    folder = path_of(folder_of(path))
     inside = lambda: (file for file in sorted(folder.iterdir()) if file.is_dir() or file.suffix.lower() in ARCHIVES)
     for root in [images] if images else [str(folder), *map(str, inside())]:
         try:

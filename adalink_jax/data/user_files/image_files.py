@@ -14,10 +14,9 @@ import zlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from etils import epath
-
 from adalink_jax.data.user_files.text_templates import Template
 from adalink_jax.errors import UserError
+from adalink_jax.files.places import expanded, path_of
 
 ARCHIVES = (".zip", ".tar")
 DAMAGED = (OSError, EOFError, zipfile.BadZipFile, tarfile.TarError, zlib.error)
@@ -36,11 +35,11 @@ class Pictures:
         """Raises:
         UserError: if there is no such folder or archive, or it is damaged.
         """
-        self.root = str(root)
+        self.root = expanded(root)
         self.archive = os.path.splitext(self.root.lower())[1] in ARCHIVES
         if self.archive:
             _opened(self.root)
-        elif not epath.Path(self.root).is_dir():
+        elif not path_of(self.root).is_dir():
             raise UserError(
                 f"There is no folder or archive ({', '.join(ARCHIVES)}) {self.root} for the images (IMAGES)."
             )
@@ -52,7 +51,7 @@ class Pictures:
         path = self._path(name)
         if path is None:
             return f"its picture {name} is outside {self.root} (IMAGES)"
-        return None if epath.Path(path).is_file() else f"there is no picture {name} in {self.root}"
+        return None if path_of(path).is_file() else f"there is no picture {name} in {self.root}"
 
     def key(self, name: str) -> str:
         """A key that two names of the same image share: its size and first bytes; in a bucket, its path."""
@@ -136,7 +135,7 @@ class _Archive:
         self._path, self._lock = path, threading.Lock()
         raw = None
         try:
-            raw = epath.Path(path).open("rb")
+            raw = path_of(path).open("rb")
             if path.lower().endswith(".zip"):
                 file = zipfile.ZipFile(raw)
                 self._open: Callable[[Any], Any] = file.open  # a member -> its bytes as a file

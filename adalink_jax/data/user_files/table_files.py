@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from etils import epath
 
 from adalink_jax.errors import UserError
+from adalink_jax.files.places import path_of
 
 if TYPE_CHECKING:
     from pyarrow import parquet
@@ -102,7 +103,7 @@ def open_table(path: str, columns: Sequence[str] | None = None, delimiter: str |
     Raises:
       UserError: if it is missing, of an unknown kind, empty, or has two columns of the same name.
     """
-    where = epath.Path(path)
+    where = path_of(path)
     if where.is_dir():
         return _image_folder(where)
     if not where.exists():
@@ -225,9 +226,9 @@ def records(path: str, delimiter: str) -> Iterator[list[str]]:
     Raises:
       UserError: if it is missing, or cannot be read as a whole.
     """
-    if not epath.Path(path).exists():
+    if not path_of(path).exists():
         raise UserError(f"There is no {path}.")
-    return (record[1] for record in _records(epath.Path(path), delimiter) if not isinstance(record, BadRow))
+    return (record[1] for record in _records(path_of(path), delimiter) if not isinstance(record, BadRow))
 
 
 def _jsonl(path: epath.Path) -> Table:

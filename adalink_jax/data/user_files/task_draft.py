@@ -4,7 +4,6 @@ The file is a first draft that a person reads and corrects.
 """
 
 import dataclasses
-import pathlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -40,7 +39,7 @@ class Draft:
     lengths: Mapping[str, int]
     batch_size: int
 
-    def write(self, path: pathlib.Path, note: str) -> None:
+    def write(self, path: epath.Path, note: str) -> None:
         """Writes the gin file.
 
         Args:
@@ -68,7 +67,7 @@ class Draft:
             keep_trailing_newline=True,
         )
         lines = [(name, repr(value), remarks.get(name)) for name, value in macros.items()]
-        write_text(epath.Path(path), environment.get_template("task.gin.jinja").render(note=note, settings=lines))
+        write_text(path, environment.get_template("task.gin.jinja").render(note=note, settings=lines))
 
 
 def complete(settings: Mapping[str, Any], name: str) -> Draft:

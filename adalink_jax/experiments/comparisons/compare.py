@@ -21,6 +21,7 @@ from adalink_jax.errors import UserError
 from adalink_jax.experiments.comparisons.cost import step_cost
 from adalink_jax.experiments.comparisons.tune import tune
 from adalink_jax.experiments.descriptions import check_names, check_seeds, slug, split_texts
+from adalink_jax.files.places import RunFolder, path_of
 from adalink_jax.files.whole_file import read_json, write_json
 from adalink_jax.training.packs.run_pack import train_pack
 
@@ -45,7 +46,7 @@ class Comparison:
     """
 
     methods: Mapping[str, Sequence[str]]
-    model_dir: str
+    model_dir: RunFolder
     seeds: Sequence[int] = (0, 1, 2, 3, 4)
     tuning_seeds: Sequence[int] = (0,)
     plateau_steps: int | None = None
@@ -147,7 +148,7 @@ def _compare_one(
     on_part: Callable[[str], None],
 ) -> tuple[Row, dict[str, Any]]:
     """The row of one method, and the summary of its pack of equal budget."""
-    folder = epath.Path(comparison.model_dir) / slug(name)
+    folder = path_of(comparison.model_dir) / slug(name)
     files, bindings = split_texts(texts, "Comparison.methods")
     options = {"settings": configuration.used_settings, "config_text": configuration.operative_config}
 

@@ -8,6 +8,7 @@ from etils import epath
 from matplotlib.figure import Figure
 
 from adalink_jax.experiments.comparisons.learning_rate import Tuned, choose
+from adalink_jax.files.places import path_of
 from adalink_jax.files.whole_file import write_text, writing
 from adalink_jax.training.packs.run_pack import train_pack
 
@@ -28,7 +29,7 @@ def tune(model_dir: str, settings: Callable[[], dict[str, str]], config_text: Ca
     summary = train_pack(model_dir=model_dir, test=False, **options)  # gin gives the other arguments
     members, metric = summary["members"], summary["metric"]
     tuned = choose([x["learning_rate"] for x in members], [x["validation"] for x in members])
-    folder, seeds = epath.Path(model_dir), len(tuned.trials[0].scores)
+    folder, seeds = path_of(model_dir), len(tuned.trials[0].scores)
     text = io.StringIO(newline="")
     table = csv.writer(text)
     table.writerow(["learning_rate", "mean", *(f"seed_{i + 1}" for i in range(seeds))])

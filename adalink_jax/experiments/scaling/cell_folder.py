@@ -20,6 +20,7 @@ from adalink_jax.experiments.comparisons.learning_rate import choose
 from adalink_jax.experiments.scaling.study import BASES, RUNS, TUNING, Cell, Study
 from adalink_jax.experiments.sweeps.run_folder import SUMMARY, RunFolder
 from adalink_jax.files.json_lines import read_json_lines
+from adalink_jax.files.places import path_of
 from adalink_jax.files.whole_file import read_json, write_json
 
 REQUIRED = ("stage", "size", "regime", "order", "settings", "seconds", "versions")  # keys of every result
@@ -46,7 +47,7 @@ class CellFolder(RunFolder):
             settings = {**settings, "base": base.digest}
         super().__init__(f"{study.model_dir}/{cell.name}", cell.axes(), settings, total_steps)
         self.cell, self._study, self._base = cell, study, base
-        self._file = None if study.kept is None else epath.Path(study.kept) / f"{cell.name}.json"
+        self._file = None if study.kept is None else path_of(study.kept) / f"{cell.name}.json"
 
     def check(self) -> None:
         """Refuses a folder or a result file that was made with other settings.
@@ -163,8 +164,8 @@ def read_result(file: epath.Path) -> dict[str, Any]:
 
 def holds_results(folder: str) -> bool:
     """Whether a folder has the result files of a study."""
-    return any((epath.Path(folder) / stage).is_dir() for stage in (TUNING, RUNS)) and not any(
-        (path / SUMMARY).exists() for path in epath.Path(folder).glob("*/*")
+    return any((path_of(folder) / stage).is_dir() for stage in (TUNING, RUNS)) and not any(
+        (path / SUMMARY).exists() for path in path_of(folder).glob("*/*")
     )
 
 
@@ -174,7 +175,7 @@ def read_results(folder: str) -> list[dict[str, Any]]:
     Raises:
       UserError: if the folder has no results, or one is damaged.
     """
-    files = sorted(epath.Path(folder).glob("*/*.json")) if epath.Path(folder).is_dir() else []
+    files = sorted(path_of(folder).glob("*/*.json")) if path_of(folder).is_dir() else []
     results = [read_result(file) for file in files]
     if not results:
         raise UserError(f"There are no results of a study in {folder}.")

@@ -13,6 +13,7 @@ import gin
 from adalink_jax.configuration import GinFlags
 from adalink_jax.errors import UserError
 from adalink_jax.experiments.descriptions import check_names, check_seeds, slug, split_texts
+from adalink_jax.files.places import RunFolder
 
 BASES, TUNING, RUNS = "bases", "tuning", "runs"
 AXES = ("size", "regime", "task", "method")
@@ -48,7 +49,7 @@ class Study:
       UserError: for unknown or ambiguous names, and for values of another form.
     """
 
-    model_dir: str
+    model_dir: RunFolder
     sizes: Mapping[str, Texts]
     regimes: Mapping[str, Texts | Mapping[str, Texts]]
     tasks: Mapping[str, Mapping[str, Texts]]

@@ -11,10 +11,9 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from etils import epath
-
 from adalink_jax.configuration import GinFlags
 from adalink_jax.errors import UserError
+from adalink_jax.files.places import path_of
 from adalink_jax.files.whole_file import read_json, write_json
 from adalink_jax.training.segments import versions
 
@@ -68,7 +67,7 @@ def plan(
         programs.setdefault(_digest(settings, topology), []).append(name)
     out = []
     for digest, names in programs.items():
-        path = epath.Path(folder) / f"{digest}.json"
+        path = path_of(folder) / f"{digest}.json"
         result = read_json(path)
         if result is None:
             on_compile(names[0])

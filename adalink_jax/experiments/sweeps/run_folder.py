@@ -20,6 +20,7 @@ from adalink_jax import configuration
 from adalink_jax.errors import Preempted, Stopped, Taken, UserError
 from adalink_jax.files import locks
 from adalink_jax.files.json_lines import append_json, read_json_lines
+from adalink_jax.files.places import path_of
 from adalink_jax.files.whole_file import read_json, write_json
 
 SUMMARY = "summary.json"  # as in `training.outputs`, which would import JAX into every process that only watches
@@ -44,7 +45,7 @@ class RunFolder:
     local_settings: tuple[str, ...] = ()  # ends of names of settings that may differ, such as places on another machine
 
     def __init__(self, path: str, bindings: Mapping[str, str], settings: Mapping[str, str], total_steps: int):
-        self.path = epath.Path(path)
+        self.path = path_of(path)
         self.bindings, self.settings, self.total_steps = dict(bindings), dict(settings), total_steps
 
     @property

@@ -14,6 +14,7 @@ import numpy as np
 import optax
 
 from adalink_jax.errors import NotFinite, UserError
+from adalink_jax.files.places import RunFolder
 from adalink_jax.training import outputs, partition
 from adalink_jax.training.evaluation import Evaluator, Result
 from adalink_jax.training.loop import Period, run_loop
@@ -33,7 +34,7 @@ MEMBERS = "members"
 def train_pack(
     setup: Setup,
     optimizer: optax.GradientTransformation,
-    model_dir: str,
+    model_dir: RunFolder,
     total_steps: int,
     learning_rates: Sequence[float],
     seeds: Sequence[int],

@@ -71,7 +71,7 @@ def measure(path: str, dtype: str, scan_layers: bool) -> dict:
     with parallel.use_mesh(mesh, rules):
         setup = Setup(model(scan_layers), initial_checkpoint_path=path, frozen_dtype=dtype)
         abstract_params(setup.model)
-        with open("/proc/self/statm") as file:
+        with open("/proc/self/statm", encoding="utf-8") as file:
             before = int(file.read().split()[1]) * resource.getpagesize()
         started = time.time()
         params = jax.block_until_ready(load_parameters(setup, mesh, rules).frozen)

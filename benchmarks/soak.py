@@ -31,7 +31,7 @@ def start(model_dir: pathlib.Path, log: pathlib.Path) -> subprocess.Popen:
     """Starts or resumes the run."""
     flags = [f"--gin.MODEL_DIR='{model_dir}'", *(f"--gin.{name}={value}" for name, value in SETTINGS.items())]
     cache = {"JAX_COMPILATION_CACHE_DIR": str(log.parent / "cache"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
-    with log.open("a") as file:
+    with log.open("a", encoding="utf-8") as file:
         return subprocess.Popen(
             [sys.executable, "-m", "adalink_jax", "quickstart", *flags], stdout=file, stderr=file,
             env={**os.environ, **cache},
@@ -82,10 +82,12 @@ def kill_once(model_dir: pathlib.Path, log: pathlib.Path, chance: random.Random)
         process.send_signal(signal.SIGKILL)
         process.wait()
     elif process.returncode:
-        sys.exit(f"The run ended with status {process.returncode}:\n{log.read_text()[-3000:]}")
+        sys.exit(f"The run ended with status {process.returncode}:\n{log.read_text(encoding='utf-8')[-3000:]}")
     lost = max(seen, default=0) > max(steps(model_dir), default=0)
-    if lost or "cannot be used" in log.read_text():
-        sys.exit(f"A checkpoint was lost: {seen} before, {steps(model_dir)} after.\n{log.read_text()[-3000:]}")
+    if lost or "cannot be used" in log.read_text(encoding="utf-8"):
+        sys.exit(
+            f"A checkpoint was lost: {seen} before, {steps(model_dir)} after.\n{log.read_text(encoding='utf-8')[-3000:]}"
+        )
     return None if process.returncode == 0 else fell_into(model_dir)
 
 

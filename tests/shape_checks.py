@@ -7,7 +7,6 @@ would also check the constructors of gin-configurable classes, before gin fills 
 
 import ast
 import importlib.machinery
-import importlib.util
 import sys
 
 SHAPED = {"Bool", "Float", "Int", "Num", "Shaped", "UInt"}

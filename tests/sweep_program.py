@@ -28,7 +28,7 @@ def work(run: RunFolder, parent: str) -> int:
             steps = run.path / "steps.txt"
             for step in range(len(steps.read_text()) if steps.exists() else 0, STEPS):
                 time.sleep(float(os.environ.get("STEP_SECONDS", "0.1")))
-                with open(steps, "a") as file:
+                with open(steps, "a", encoding="utf-8") as file:
                     file.write(str(step))
             write_json(run.path / "summary.json", {"steps": STEPS})
             run.end(0)

@@ -39,7 +39,7 @@ class Command:
 
 def commands_of(page: pathlib.Path) -> list[Command]:
     out, needs, inside = [], "", False
-    for line in page.read_text().replace("\\\n", " ").splitlines():
+    for line in page.read_text(encoding="utf-8").replace("\\\n", " ").splitlines():
         if match := re.match(r"<!-- not run: (.+) -->$", line):
             needs, inside = match[1], False
         elif line.startswith(tuple(f"    {program} " for program in PROGRAMS)):

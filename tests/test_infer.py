@@ -97,7 +97,7 @@ def test_each_row_has_the_prediction_of_its_adapter_alone(configured, scenes, ad
 def test_predictions_for_the_rows_of_a_csv_file(tmp_path, scenes, adapters, capsys):
     texts, images, targets = scenes
     folders, _ = adapters
-    with open(tmp_path / "rows.csv", "w", newline="") as file:
+    with open(tmp_path / "rows.csv", "w", encoding="utf-8", newline="") as file:
         table = csv.writer(file)
         table.writerow(["id", "inputs", "image", "adapter"])
         for i, (text, image) in enumerate(zip(texts, images)):
@@ -121,7 +121,7 @@ def test_predictions_for_the_rows_of_a_csv_file(tmp_path, scenes, adapters, caps
 
 def test_an_evaluation_server_s_file(tmp_path, scenes, capsys):
     inputs, images, _ = scenes
-    with open(tmp_path / "rows.csv", "w", newline="") as file:
+    with open(tmp_path / "rows.csv", "w", encoding="utf-8", newline="") as file:
         table = csv.DictWriter(file, ["question_id", "inputs", "image"])
         table.writeheader()
         for i, (text, image) in enumerate(zip(inputs[:2], images)):
@@ -130,7 +130,7 @@ def test_an_evaluation_server_s_file(tmp_path, scenes, capsys):
     rows = str(tmp_path / "rows.csv")
     assert main(["infer", rows, str(tmp_path / "plain.csv"), *FLAGS]) == 0
     assert main(["infer", rows, str(tmp_path / "answers.json"), "--format=vqav2", *FLAGS]) == 0
-    with open(tmp_path / "plain.csv", newline="") as file:
+    with open(tmp_path / "plain.csv", encoding="utf-8", newline="") as file:
         expected = [row["prediction"] for row in csv.DictReader(file)]
     found = json.loads((tmp_path / "answers.json").read_text())
     assert found == [{"question_id": 70 + i, "answer": text} for i, text in enumerate(expected)]
@@ -305,7 +305,7 @@ def trained(tmp_path_factory):
     """An AdaLink run on a CSV of scenes, by the commands that `adalink init` prints."""
     folder = tmp_path_factory.mktemp("own")
     found = digits.compose("digits_reverse", "train")
-    with open(folder / "scenes.csv", "w", newline="") as file:
+    with open(folder / "scenes.csv", "w", encoding="utf-8", newline="") as file:
         table = csv.writer(file)
         table.writerow(["photo", "question", "answer"])
         for i in range(300):

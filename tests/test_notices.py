@@ -39,7 +39,7 @@ def end(process, seconds):
 
 def listens(process):
     """Whether the process has a handler for SIGTERM yet."""
-    with open(f"/proc/{process.pid}/status") as file:
+    with open(f"/proc/{process.pid}/status", encoding="utf-8") as file:
         caught = next(line.split()[1] for line in file if line.startswith("SigCgt"))
     return int(caught, 16) >> (signal.SIGTERM - 1) & 1
 

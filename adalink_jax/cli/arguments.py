@@ -180,9 +180,9 @@ def train_options(flags: "GinFlags") -> dict[str, Any]:
 
 def table_console(width: int = 1000) -> "Console":
     """A console for wide tables, `width` characters wide in a file or a pipe; by default no column is folded there."""
-    from rich.console import Console
+    from adalink_jax import terminal
 
-    return Console(highlight=False, width=None if sys.stdout.isatty() else width)
+    return terminal.console(width=None if sys.stdout.isatty() else width)
 
 
 def table(*headings: str, right: Collection[str] = (), overflow: "OverflowMethod" = "fold", **look: Any) -> "Table":
@@ -203,10 +203,12 @@ def table(*headings: str, right: Collection[str] = (), overflow: "OverflowMethod
 @contextlib.contextmanager
 def bytes_bar(title: str, total: int) -> Iterator[Callable[[int], None]]:
     """A transient progress bar on stderr, with rate and time left; yields a function to call with the number of new bytes."""
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+    from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
 
-    columns = (TextColumn(title), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    from adalink_jax import terminal
+
+    title_column = terminal.title_column(title)
+    columns = (title_column, BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=terminal.console(stderr=True), transient=True) as bar:
         task = bar.add_task(title, total=total)
         yield lambda n: bar.advance(task, n)

@@ -219,13 +219,12 @@ def export(argv: list[str]) -> int:
 def _print_comparison(rows: "list[Comparison]") -> None:
     """One row per prompt."""
     from rich import box
-    from rich.markup import escape
 
     headings = ("prompt", "transformers", "adalink-jax", "difference")
     compared = table(*headings, right=("difference",), box=box.SIMPLE_HEAD)
     for row in rows:
         output = "the same" if row.same else row.output
-        compared.add_row(escape(row.prompt), escape(row.reference), escape(output), f"{row.difference:.1e}")
+        compared.add_row(row.prompt, row.reference, output, f"{row.difference:.1e}")
     table_console(WIDTH).print(compared)
 
 
@@ -239,28 +238,26 @@ def _parse(parser: argparse.ArgumentParser, argv: list[str]) -> tuple[configurat
 
 def print_facts(*rows: tuple[str, str]) -> None:
     """Prints two columns: a label, and its value."""
-    from rich.markup import escape
     from rich.table import Table
 
     facts = Table.grid(padding=(0, 2))
     facts.add_column(no_wrap=True, style="bold")
     facts.add_column(overflow="fold")
     for row in rows:
-        facts.add_row(*map(escape, row))
+        facts.add_row(*row)
     table_console(WIDTH).print(facts)
 
 
 def _print_leaves(source: checkpoints.Source) -> None:
     """Prints every leaf; equal leaves of several layers share a line."""
     from rich import box
-    from rich.markup import escape
 
     grouped: dict[tuple[str, str, str], int] = {}
     for name, leaf in source.leaves.items():
         key = (re.sub(r"layers_\d+", "layers_*", name), " x ".join(map(str, leaf.shape)), leaf.dtype.name)
         grouped[key] = grouped.get(key, 0) + 1
     headings = ("name", "shape", "stored as", "count")
-    leaves = table(*headings, right=("count",), title=escape(source.path), box=box.SIMPLE_HEAD)
+    leaves = table(*headings, right=("count",), title=source.path, box=box.SIMPLE_HEAD)
     for (name, shape, dtype), count in grouped.items():
-        leaves.add_row(escape(name), shape, dtype, str(count))
+        leaves.add_row(name, shape, dtype, str(count))
     table_console(WIDTH).print(leaves)

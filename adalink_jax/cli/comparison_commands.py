@@ -43,8 +43,7 @@ def tune(argv: list[str]) -> int:
         "method's own) and SEEDS. Prints the curve; writes tuned.gin, to be given after the method's file, curve.csv and\n"
         "curve.png. gin/runs/tune.gin is read first.",
     )
-    from rich.console import Console
-
+    from adalink_jax import terminal
     from adalink_jax.experiments.comparisons.tune import TUNED
     from adalink_jax.experiments.comparisons.tune import tune as run_tuning
 
@@ -58,7 +57,7 @@ def tune(argv: list[str]) -> int:
         scores = " ".join(f"{score:.4f}" for score in trial.scores)
         bar = "\u2588" * round(24 * trial.mean / top)
         curve.add_row(f"{trial.learning_rate:g}", f"{trial.mean:.4f}", scores, bar, style="bold" if chosen else None)
-    console = Console(highlight=False)
+    console = terminal.console()
     console.print(curve)
     console.print(f"Chosen: {tuned.learning_rate:g}; --gin_file={folder}/{TUNED} sets it.", soft_wrap=True)
     if tuned.edge:
@@ -81,13 +80,12 @@ def compare(argv: list[str]) -> int:
     )
     flags, _ = parse_gin(parser, argv, "gin/comparisons/digits.gin")
     register()
-    from rich.console import Console
-
+    from adalink_jax import terminal
     from adalink_jax.experiments.comparisons import compare as comparisons
     from adalink_jax.reports import comparison_report
 
     comparison = comparisons.read_comparison(flags)
-    console, names = Console(highlight=False), list(comparison.methods)
+    console, names = terminal.console(), list(comparison.methods)
 
     def on_part(method: str, part: str) -> None:
         console.rule(f"{method} ({names.index(method) + 1} of {len(names)}): {part}", align="left")
@@ -97,6 +95,6 @@ def compare(argv: list[str]) -> int:
         compared = comparisons.compare(comparison, flags, on_part)
         files = comparison_report.write(folder, compared)
     console.rule(comparison_report.title(compared), align="left")
-    console.print(comparison_report.markdown(compared), soft_wrap=True, markup=False)
+    console.print(comparison_report.markdown(compared), soft_wrap=True)
     console.print(f"Written to {comparison.model_dir}: {', '.join(files)}", soft_wrap=True)
     return 0

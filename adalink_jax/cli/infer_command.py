@@ -3,7 +3,6 @@
 import argparse
 import concurrent.futures
 import itertools
-import json
 import pathlib
 import tempfile
 import time
@@ -11,10 +10,13 @@ import typing
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+from etils import epath
+
 from adalink_jax import configuration
 from adalink_jax.cli.arguments import add_seqio, gin_parser, option, parse, register, use_seqio
 from adalink_jax.configuration.requirements import MODEL
 from adalink_jax.errors import UserError
+from adalink_jax.files.json_lines import read_json_lines
 from adalink_jax.files.places import path_of
 
 if typing.TYPE_CHECKING:
@@ -114,19 +116,20 @@ def _source(options: argparse.Namespace) -> "rows.Source":
 
 
 def _predict(predictor: "Predictor", source: "rows.Source", output: "rows.Output") -> None:
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
+    from adalink_jax import terminal
     from adalink_jax.data.images import counting_transparent, transparency_note
     from adalink_jax.serving.predictor import ONLY
     from adalink_jax.serving.rows import PREDICTION
 
-    console = Console(stderr=True)
+    console = terminal.console(stderr=True)
     if output.rows:
         console.print(f"Resuming after {output.rows:,} rows.")
         predictor.rows_sampled = output.rows
-    columns = (TextColumn("predicting"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]:,.1f} rows/s"),
-               TextColumn("left"), TimeRemainingColumn())  # fmt: skip
+    text = terminal.text_column
+    columns = (text("predicting"), BarColumn(), MofNCompleteColumn(), text("{task.fields[rate]:,.1f} rows/s"),
+               text("left"), TimeRemainingColumn())  # fmt: skip
     began, first = time.monotonic(), output.rows
     shape, preparation = predictor.image_shape, predictor.preparation
     with (
@@ -207,8 +210,7 @@ def _converter(options: argparse.Namespace, source: "rows.Source") -> Callable[[
         write(list(numbered(trial)), pathlib.Path(folder) / "trial", **settings)
 
     def convert(path: str) -> object:
-        lines = pathlib.Path(path).read_text().splitlines()
-        answer_file = write(list(numbered(map(json.loads, lines))), output, **settings)
+        answer_file = write(list(numbered(read_json_lines(epath.Path(path)))), output, **settings)
         pathlib.Path(path).unlink()
         return answer_file
 

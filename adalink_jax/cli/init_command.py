@@ -40,6 +40,7 @@ def init(argv: list[str]) -> int:
         raise UserError(f"The parent folder of {out} does not exist; create it first.")
     register()
     model, takes_images, vocabulary = _base(options)
+    from adalink_jax import terminal
     from adalink_jax.data.user_files import column_guess, task_draft
 
     known = {side: getattr(options, side) for side in ("inputs", "targets", "image", "images")}
@@ -53,7 +54,7 @@ def init(argv: list[str]) -> int:
     if takes_images and not has_images:
         settings["blank_image"] = True
     console = table_console()
-    with console.status("reading"):
+    with terminal.status(console, "reading"):
         draft = task_draft.complete(settings, name)
     _show(console, draft, guess.doubts)
     if has_images:
@@ -66,7 +67,7 @@ def init(argv: list[str]) -> int:
         draft.file_task.refuse(draft.loaded)
     except UserError as e:
         console.print("A run will refuse it as it is:", style="bold red")
-        console.print(str(e), soft_wrap=True, markup=False)
+        console.print(str(e), soft_wrap=True)
         return 1
     _show_commands(console, draft, model, out, options.base)
     return 0
@@ -158,9 +159,9 @@ def _show(console: "Console", draft: "Draft", doubts: Sequence[str]) -> None:
     _show_labels(console, task)
     for finding in task.findings:
         if finding.count:
-            console.print(str(finding), soft_wrap=True, markup=False)
+            console.print(str(finding), soft_wrap=True)
     for doubt in doubts:
-        console.print(f"{doubt}. Override with --targets or --inputs.", soft_wrap=True, markup=False)
+        console.print(f"{doubt}. Override with --targets or --inputs.", soft_wrap=True)
 
 
 def _show_labels(console: "Console", task: "LoadedFileTask") -> None:
@@ -212,8 +213,8 @@ def _show_commands(console: "Console", draft: "Draft", model: str, out: epath.Pa
     half = len(train) // 2 + 1
     evaluate = f"adalink eval --gin_file={run}/config.gin --gin.INITIAL_ADAPTER_PATH=\"'{run}/adapter'\""
     console.print("\nTo train an AdaLink on it, and to score the adapter again:", style="bold")
-    console.print("  " + " ".join(train[:half]) + " \\\n    " + " ".join(train[half:]), soft_wrap=True, markup=False)
-    console.print(f"  {evaluate}", soft_wrap=True, markup=False)
+    console.print("  " + " ".join(train[:half]) + " \\\n    " + " ".join(train[half:]), soft_wrap=True)
+    console.print(f"  {evaluate}", soft_wrap=True)
 
 
 def _quoted(value: str | int) -> str:

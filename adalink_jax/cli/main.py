@@ -3,6 +3,7 @@
 import contextlib
 import difflib
 import importlib
+import io
 import os
 import sys
 from typing import NamedTuple
@@ -71,7 +72,32 @@ def main(argv: list[str] | None = None) -> int:
       trains; 130 for a run that was stopped and saved, 75 if by a preemption notice (see `preemption`); the job's own status for
       launch --submit, if it waits for the job.
     """
-    argv = sys.argv[1:] if argv is None else argv
+    if sys.stderr is None:  # closed; a file that is opened later would take its number, and what libraries print
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")
+    if sys.stdout is None:
+        print("error: The standard output is closed; redirect it to a file, or to /dev/null.", file=sys.stderr)
+        return USER_ERROR
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # what the locale's encoding lacks
+    try:
+        return _run(sys.argv[1:] if argv is None else argv)
+    except BrokenPipeError:  # the reader, such as `| head`, has closed the pipe
+        _drop_output()
+        return PIPE_CLOSED
+    finally:
+        try:
+            sys.stdout.flush()
+        except OSError:  # reported already
+            _drop_output()
+
+
+def _drop_output() -> None:
+    """Sends the rest of the output nowhere: Python would try to write it at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _run(argv: list[str]) -> int:
+    """See `main`."""
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(usage())
         return 0
@@ -86,8 +112,13 @@ def main(argv: list[str] | None = None) -> int:
         hint = f"; did you mean `adalink {near[0]}`?" if near else f"; there are: {', '.join(COMMANDS)}."
         print(f"error: there is no command {name!r}{hint}", file=sys.stderr)
         return USER_ERROR
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # gin files may import modules from the current folder
+    try:
+        here = os.getcwd()
+    except FileNotFoundError:
+        print("error: The current folder no longer exists; change to another one (cd).", file=sys.stderr)
+        return USER_ERROR
+    if here not in sys.path:
+        sys.path.append(here)  # gin files may import modules from the current folder
     # TensorFlow is used only to read data, and is noisy when imported.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
@@ -101,17 +132,14 @@ def main(argv: list[str] | None = None) -> int:
         with listening:
             module = importlib.import_module(f"adalink_jax.cli.{COMMANDS[name].module}")
             status = getattr(module, name.replace("-", "_"))(rest)
-            sys.stdout.flush()
+            sys.stdout.flush()  # a full disk is reported below
             return status
     except UserError as e:
         print(f"error: {original_message(e)}", file=sys.stderr)
         return USER_ERROR
-    except BrokenPipeError:  # the reader, such as `| head`, has closed the pipe
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return PIPE_CLOSED
     except OSError as e:
         error = disk_error(e)
-        if error is None:
+        if error is None:  # such as a closed pipe
             raise
         print(f"error: {error}", file=sys.stderr)
         return USER_ERROR

@@ -42,29 +42,30 @@ def check_method(argv: list[str]) -> int:
 
 def _examine(adapter: "nn.Module") -> int:
     from rich import box
-    from rich.markup import escape
+    from rich.text import Text
 
+    from adalink_jax import terminal
     from adalink_jax.adapters import describe_adapter
     from adalink_jax.contract.behaviours import BEHAVIOURS, FAIL, examine
     from adalink_jax.contract.case import Case
     from adalink_jax.contract.tiny import BACKBONES
 
     console, about = table_console(120), describe_adapter(adapter)
-    outcomes = table("behaviour", "on", "", "because", title=escape(about["method"]), box=box.SIMPLE_HEAD)
+    outcomes = table("behaviour", "on", "", "because", title=about["method"], box=box.SIMPLE_HEAD)
     failed = 0
-    with console.status("") as status:
+    with terminal.status(console) as status:
         for backbone in BACKBONES:
             case = Case(adapter, backbone)
             for behaviour in BEHAVIOURS:
                 name = behaviour.__name__.replace("_", " ")
-                status.update(f"{backbone}: {name}")
+                status.update(Text(f"{backbone}: {name}"))
                 result = examine(behaviour, case)
                 failed += result.outcome == FAIL
-                outcome = f"[{_STYLES.get(result.outcome, 'dim')}]{result.outcome}[/]"
-                outcomes.add_row(name, backbone, outcome, escape(result.reason))
+                outcome = Text(result.outcome, _STYLES.get(result.outcome, "dim"))
+                outcomes.add_row(name, backbone, outcome, result.reason)
             outcomes.add_section()
     settings = ", ".join(f"{name} {value}" for name, value in about["settings"].items())
-    outcomes.caption = f"{escape(settings)}: {f'{failed} failed' if failed else 'none failed'}"
+    outcomes.caption = f"{settings}: {f'{failed} failed' if failed else 'none failed'}"
     console.print(outcomes)
     return 1 if failed else 0
 

@@ -130,9 +130,11 @@ def _job() -> "Job":
 
 
 def _print_plan(plan: "Plan", job: "Job", searching: bool) -> None:
-    from rich.console import Console
+    from rich.text import Text
 
-    console = Console(highlight=False)
+    from adalink_jax import terminal
+
+    console = terminal.console()
     console.print(_table(plan, job))
     if plan.compiler == "cpu" and not plan.topology.startswith("cpu"):
         console.print(
@@ -141,12 +143,16 @@ def _print_plan(plan: "Plan", job: "Job", searching: bool) -> None:
             style="dim",
         )
     if plan.fits:
-        console.print("[green]It fits.[/]")
+        console.print("It fits.", style="green")
         return
     needs = {"in a step": plan.hbm_bytes, "in an evaluation": plan.eval_hbm_bytes or 0}
     when = max(needs, key=lambda name: needs[name])
     over = needs[when] - (plan.hbm_limit_bytes or 0)
-    console.print(f"[bold red]It does not fit[/]: {over / GB:,.1f} GB too much on each chip, {when}. What would help:")
+    console.print(
+        Text.assemble(
+            ("It does not fit", "bold red"), f": {over / GB:,.1f} GB too much on each chip, {when}. What would help:"
+        )
+    )
     for remedy in plan.remedies:
         console.print(f"  {remedy}")
     console.print("Trying these:" if searching else "  --search tries these.")

@@ -144,8 +144,7 @@ def params(argv: list[str]) -> int:
     register()
     configuration.load(flags, require_all=False)
     configuration.require(MODEL)
-    from rich.console import Console
-
+    from adalink_jax import terminal
     from adalink_jax.adapters import AdaptedModel
     from adalink_jax.training import parameter_tables, setup
 
@@ -156,7 +155,7 @@ def params(argv: list[str]) -> int:
         leaves = parameter_tables.leaves(trainable, frozen)
         print(json.dumps({"total": sum(counts.values()), **counts, "leaves": leaves}))
     else:
-        console = Console()
+        console = terminal.console()
         console.print(parameter_tables.leaf_table(trainable, frozen))
         console.print(parameter_tables.parameter_table(trainable, frozen))
     return 0

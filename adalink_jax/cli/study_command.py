@@ -33,8 +33,7 @@ def study(argv: list[str]) -> int:
         parser.error("--element excludes --run, --size and --task")
     follow_parent(parser, options)
     register()
-    from rich.console import Console
-
+    from adalink_jax import terminal
     from adalink_jax.experiments.scaling.configured_study import ConfiguredStudy
 
     configured = ConfiguredStudy(flags)
@@ -44,7 +43,7 @@ def study(argv: list[str]) -> int:
     if not options.run:
         _show(configured, selection)
         return 0
-    console = Console(highlight=False)
+    console = terminal.console()
     if failed := configured.make_all(selection, options.parallel, console):
         return print_failed(failed, f"{len(failed)} cells")
     console.print("All cells are done; `adalink report` shows the results.")

@@ -58,8 +58,7 @@ def sweep(argv: list[str]) -> int:
         parser.error("--plan needs --topology, and --topology needs --plan")
     follow_parent(parser, options)
     register()
-    from rich.console import Console
-
+    from adalink_jax import terminal
     from adalink_jax.experiments.sweeps.configured_sweep import ConfiguredSweep
 
     configured = ConfiguredSweep(flags)
@@ -70,7 +69,7 @@ def sweep(argv: list[str]) -> int:
     if not options.run:
         _show(configured, configured.folders())
         return 0
-    console = Console(highlight=False)
+    console = terminal.console()
     if failed := configured.make_all(options.parallel, console):
         return print_failed(failed, f"{len(failed)} of {len(configured.runs)} runs")
     console.print(
@@ -139,6 +138,8 @@ def _plan(configured: "ConfiguredSweep", topology: str) -> int:
 
 
 def _plan_table(programs: "Sequence[Program]", title: str) -> "Table":
+    from rich.text import Text
+
     numeric = ("GB per chip", "fits", "step, at best", "chip-hours of all")
     out = table("runs", "first", *numeric, right=("runs", *numeric), title=title)
     text = lambda value, form: "-" if value is None else form.format(value)
@@ -147,7 +148,7 @@ def _plan_table(programs: "Sequence[Program]", title: str) -> "Table":
         needed = max(plan["hbm_bytes"], plan["eval_hbm_bytes"] or 0) / 1e9
         step = plan["estimated_step_seconds"]
         out.add_row(
-            str(len(program.runs)), program.runs[0], f"{needed:,.3f}", "yes" if plan["fits"] else "[red]no[/]",
+            str(len(program.runs)), program.runs[0], f"{needed:,.3f}", "yes" if plan["fits"] else Text("no", "red"),
             text(step and step * 1e3, "{:,.2f} ms"), text(program.chip_hours, "{:,.3g}"),
         )  # fmt: skip
     return out

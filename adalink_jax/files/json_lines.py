@@ -26,7 +26,7 @@ def append_json(path: epath.Path, row: dict[str, Any]) -> None:
 def read_json_lines(path: epath.Path) -> list[dict[str, Any]]:
     """Returns the complete lines, without any that a kill cut short; empty if the file is missing."""
     rows = []
-    for line in path.read_text().splitlines() if path.exists() else ():
+    for line in path.read_text().split("\n") if path.exists() else ():  # other line separators are text
         with contextlib.suppress(json.JSONDecodeError):
             rows.append(json.loads(line))
     return rows

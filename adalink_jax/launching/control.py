@@ -48,7 +48,7 @@ def logs(job: JobRecord) -> int:
     for path in paths:
         if len(paths) > 1:
             print(f"--- {path}")
-        print(path.read_text(errors="replace"), end="")
+        print(path.read_text(encoding="utf-8", errors="replace"), end="")
     return 0
 
 
@@ -88,7 +88,7 @@ def _processes(job: JobRecord) -> dict[str, int]:
 def _run(job: JobRecord, command: list[str], capture: bool = False) -> subprocess.CompletedProcess[str]:
     require_program(command[0])
     words = [word.replace("{id}", str((job["submitted"] or {}).get("id"))) for word in command]
-    return subprocess.run(words, capture_output=capture, text=True)
+    return subprocess.run(words, capture_output=capture, encoding="utf-8", errors="replace")
 
 
 def _print_first_answer(job: JobRecord) -> None:

@@ -71,7 +71,9 @@ def code() -> Code:
 
     def git(*words: str) -> str | None:
         try:
-            done = subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, errors="replace")
+            done = subprocess.run(
+                ["git", "-C", str(root), *words], capture_output=True, encoding="utf-8", errors="replace"
+            )
         except FileNotFoundError:
             return None
         return done.stdout if done.returncode == 0 else None
@@ -101,7 +103,7 @@ def stage(flags: GinFlags) -> dict[str, str]:
         """Adds a file and what it imports; returns its text, or "" if it was added before."""
         name = os.path.relpath(path)
         name = os.path.abspath(path) if name.startswith("..") else name
-        text = "" if name in out else pathlib.Path(path).read_text()
+        text = "" if name in out else pathlib.Path(path).read_text(encoding="utf-8", errors="replace")
         out.setdefault(name, text)
         modules.extend(first or second for first, second in _IMPORT.findall(text))
         return text

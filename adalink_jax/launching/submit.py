@@ -52,7 +52,11 @@ def check_fits(job: Job) -> None:
 
 def _run_plan(words: list[str]) -> dict[str, Any]:
     done = subprocess.run(
-        [sys.executable, "-m", "adalink_jax", *words[1:]], capture_output=True, text=True, env=_environment()
+        [sys.executable, "-m", "adalink_jax", *words[1:]],
+        capture_output=True,
+        encoding="utf-8",
+        errors="replace",
+        env=_environment(),
     )
     error = next((text for text in done.stderr.splitlines() if text.startswith("error: ")), None)
     if error is not None:
@@ -85,7 +89,7 @@ def submit(job: Job, settings: Settings) -> int:
                 )
         return _run_in_foreground(job, command)
     require_program(command[0])
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+    done = subprocess.run(command, stdout=subprocess.PIPE, encoding="utf-8", errors="replace")
     print(done.stdout, end="", flush=True)
     if done.returncode == 0:
         # sbatch prints ID, or ID;CLUSTER.
@@ -139,7 +143,7 @@ def _run_in_foreground(job: Job, command: list[str]) -> int:
         record.note_process(pid, process.pid)
         record.submitted(job.folder)
         try:
-            with open(path, errors="replace") as log:
+            with open(path, encoding="utf-8", errors="replace") as log:
                 log.seek(begin)
                 while (ended := process.poll()) is None:
                     print(log.read(), end="", flush=True)

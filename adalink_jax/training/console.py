@@ -4,13 +4,11 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 
-from rich.console import Console as RichConsole
-from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Column, Table
 from rich.text import Text
 
-from adalink_jax import parallel
+from adalink_jax import parallel, terminal
 from adalink_jax.data import Task
 from adalink_jax.training import parameter_tables
 from adalink_jax.training.evaluation import Result, printable
@@ -24,8 +22,8 @@ OnMetrics = Callable[[int, dict, float], None]  # step, its metrics, examples pe
 @contextlib.contextmanager
 def reading_rows() -> Iterator[Callable[[int], None]]:
     """Shows the number of rows read if reading takes long; yields the function to call with the number of new rows."""
-    out = RichConsole(stderr=True, highlight=False, quiet=not parallel.is_first())
-    status, done, printed = out.status(""), 0, time.monotonic()
+    out = terminal.console(stderr=True, quiet=not parallel.is_first())
+    status, done, printed = terminal.status(out), 0, time.monotonic()
 
     def advance(count: int) -> None:
         nonlocal done, printed
@@ -34,7 +32,7 @@ def reading_rows() -> Iterator[Callable[[int], None]]:
             return
         printed, text = time.monotonic(), f"reading and checking the data: {done:,} rows"
         if out.is_terminal:
-            status.update(text)
+            status.update(Text(text))
             status.start()
         else:
             out.print(text)
@@ -54,10 +52,11 @@ class Console(contextlib.AbstractContextManager["Console"]):
 
     def __init__(self, model_dir: str):
         self._model_dir = model_dir
-        self._out = RichConsole(highlight=False, quiet=not parallel.is_first())
+        self._out = terminal.console(quiet=not parallel.is_first())
         self._bar = Progress(
-            TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("loss {task.fields[loss]:.4f}"),
-            TextColumn("{task.fields[rate]:,.0f} examples/s"), TimeElapsedColumn(), TextColumn("left"),
+            terminal.text_column("training"), BarColumn(), MofNCompleteColumn(),
+            terminal.text_column("loss {task.fields[loss]:.4f}"),
+            terminal.text_column("{task.fields[rate]:,.0f} examples/s"), TimeElapsedColumn(), terminal.text_column("left"),
             TimeRemainingColumn(elapsed_when_finished=False), console=self._out, transient=False,
         )  # fmt: skip
 
@@ -74,7 +73,7 @@ class Console(contextlib.AbstractContextManager["Console"]):
         """Notes on the data, before the run starts."""
         for task in tasks:
             for line in task.notes:
-                self._out.print(f"{task.name}, {line}", soft_wrap=True, markup=False)
+                self._out.print(f"{task.name}, {line}", soft_wrap=True)
 
     def members(self, names: Sequence[str]) -> None:
         """The members of a pack."""
@@ -109,11 +108,11 @@ class Console(contextlib.AbstractContextManager["Console"]):
 
     def note(self, text: str) -> None:
         """One line."""
-        self._out.print(text, soft_wrap=True, markup=False)
+        self._out.print(text, soft_wrap=True)
 
     def warning(self, text: str) -> None:
         """One line that stands out."""
-        self._out.print(escape(text), style="bold red", soft_wrap=True)
+        self._out.print(text, style="bold red", soft_wrap=True)
 
     def already_done(self, summary: dict) -> None:
         """The run was finished before."""
@@ -132,14 +131,14 @@ class Console(contextlib.AbstractContextManager["Console"]):
     def working(self, what: str) -> contextlib.AbstractContextManager:
         """Shows what takes a moment."""
         shown = self._out.is_terminal and not self._bar.live.is_started
-        return self._out.status(what) if shown else contextlib.nullcontext()
+        return terminal.status(self._out, what) if shown else contextlib.nullcontext()
 
     @contextlib.contextmanager
     def counting(self, what: str, total: int) -> Iterator[Callable[[int], None]]:
         """A bar with the time left, or a line now and then; yields the function to call with the number of newly done items."""
         if self._out.is_terminal and not self._bar.live.is_started:
-            columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"),
-                       TimeRemainingColumn())  # fmt: skip
+            columns = (terminal.title_column(what), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+                       terminal.text_column("left"), TimeRemainingColumn())  # fmt: skip
             with Progress(*columns, console=self._out, transient=True) as bar:
                 task = bar.add_task(what, total=total)
                 yield lambda n: bar.advance(task, n)
@@ -194,7 +193,7 @@ class Console(contextlib.AbstractContextManager["Console"]):
             self._predictions(before, after)
         for name, value in summary.items():
             if name.startswith(("frozen_", "adapted_")):
-                self._out.print(f"[bold]{name.replace('_', ' ')}[/] on test: [bold]{value:.4f}[/]")
+                self._out.print(Text.assemble((name.replace("_", " "), "bold"), " on test: ", (f"{value:.4f}", "bold")))
         written_step = (
             f"best step {summary['step']} of {summary['steps']}" if after else f"step {summary['step']}, the last"
         )
@@ -213,7 +212,7 @@ class Console(contextlib.AbstractContextManager["Console"]):
                 0, f"""adalink eval {config} --gin.INITIAL_ADAPTER_PATH="'{self._model_dir}/adapter'" """.strip()
             )
         for command in commands:
-            self._out.print(f"  {command}", soft_wrap=True, markup=False)
+            self._out.print(f"  {command}", soft_wrap=True)
 
     def _predictions(self, before: Result, after: Result) -> None:
         """A table of inputs, targets and the predictions before and after."""

@@ -7,6 +7,7 @@ from typing import Self
 from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Column, Table
+from rich.text import Text
 
 from adalink_jax.experiments.sweeps.run_folder import RunFolder
 
@@ -46,7 +47,7 @@ class Board:
         elif event == "done":
             self._durations.append(time.monotonic() - self._started[name])
         if event != "started" or not self._console.is_terminal:
-            self._console.print(f"{name}: {event}", soft_wrap=True, markup=False)
+            self._console.print(f"{name}: {event}", soft_wrap=True)
 
     def show(self, running: Mapping[str, RunFolder], done: int, failed: int) -> None:
         """Draws the board, at most once per second.
@@ -63,9 +64,10 @@ class Board:
         if time.monotonic() - self._refreshed < REFRESH_SECONDS:
             return
         self._refreshed = time.monotonic()
-        failures = f", [red]{failed} failed[/]" if failed else ""
+        failures = (", ", (f"{failed} failed", "red")) if failed else ()
         waiting = self._total - done - failed - len(running)
-        title = f"[bold]{done} of {self._total} done[/]{failures}, {waiting} to go{self._time_left(done, failed)}"
+        to_go = f", {waiting} to go{self._time_left(done, failed)}"
+        title = Text.assemble((f"{done} of {self._total} done", "bold"), *failures, to_go)
         table = Table("running", Column("step", justify="right"), Column("left", justify="right"), box=None)
         for name, run in running.items():
             step = run.step()

@@ -87,7 +87,7 @@ def _digest(settings: Mapping[str, str], topology: str) -> str:
 
 def _run_plan(name: str, flags: GinFlags, topology: str) -> dict[str, Any]:
     command = [sys.executable, "-m", "adalink_jax", "plan", "--quick", "--json", "--topology", topology]
-    done = subprocess.run([*command, *flags.arguments()], capture_output=True, text=True)
+    done = subprocess.run([*command, *flags.arguments()], capture_output=True, encoding="utf-8", errors="replace")
     if done.returncode not in (0, 1) or not done.stdout.strip().startswith("{"):
         lines = done.stderr.strip().splitlines() or [f"`adalink plan` ended with status {done.returncode}"]
         raise UserError(f"Run {name} cannot be planned: {lines[-1].removeprefix('error: ')}")

@@ -126,7 +126,7 @@ class Runner:
     def _start(self, name: str) -> None:
         run = self._runs[name]
         run.path.mkdir(parents=True, exist_ok=True)
-        with open(run.path / LOG, "a") as log:
+        with open(run.path / LOG, "ab") as log:
             # A new session: Ctrl-C in the terminal reaches only this process, which passes it on.
             self._running[name] = subprocess.Popen(
                 self._command(name), stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,

@@ -55,6 +55,11 @@ def gin_parser(name: str, text: str, example: str, *options: Option) -> argparse
         option("--gin_file", metavar="FILE", help="a gin file, yours or a shipped one (gin/...); repeatable"),
         option("--gin.NAME", metavar="VALUE", help="set a macro (TRAIN_STEPS) or a parameter (adamw.b2); repeatable"),
         option("--gin_search_paths", metavar="DIRS", help="more folders with gin files, comma-separated"),
+        option(
+            "--trust_modules",
+            action="store_true",
+            help="import the modules that a run's config.gin names: they are code",
+        ),
     )
     add_options(parser, *options)
     return parser

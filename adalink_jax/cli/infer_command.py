@@ -39,7 +39,7 @@ def infer(argv: list[str]) -> int:
         configuration.require(MODEL)
     from adalink_jax.serving import Predictor, rows
 
-    source = _source(options)
+    source = _source(options, flags.trust_modules)
     _check_adapters(source, adapters, options)
     convert = _converter(options, source)
     path = options.output if options.format == "table" else f"{options.output}.rows.jsonl"
@@ -53,7 +53,7 @@ def infer(argv: list[str]) -> int:
     }  # fmt: skip
     output = rows.Output(path, (*source.columns, rows.PREDICTION), identity)
     if options.run:
-        predictor = Predictor(options.run, adapters=adapters or None)
+        predictor = Predictor(options.run, adapters=adapters or None, trust_modules=flags.trust_modules)
     else:
         predictor = Predictor(adapters=adapters)  # pyright: ignore[reportCallIssue]  # the model is bound by gin
         configuration.check_all_used(flags)
@@ -100,17 +100,17 @@ def _parse(argv: list[str]) -> tuple[configuration.GinFlags, argparse.Namespace]
     return flags, options
 
 
-def _source(options: argparse.Namespace) -> "rows.Source":
+def _source(options: argparse.Namespace, trust_modules: bool) -> "rows.Source":
     from adalink_jax.serving import opening, rows
     from adalink_jax.training.setup import Setup
 
     if options.input.startswith(TASK):
-        return rows.of_task(_task(options.run), options.input.removeprefix(TASK))
+        return rows.of_task(_task(options.run, trust_modules), options.input.removeprefix(TASK))
     templates = {name: getattr(options, name) for name in ("inputs", "image", "images")}
     if not options.run:
         wants_images = Setup().image_shape is not None  # pyright: ignore[reportCallIssue]  # bound by gin
         return rows.of_file(options.input, templates, {}, wants_images)
-    opened = opening.open_model(options.run)
+    opened = opening.open_model(options.run, trust_modules=trust_modules)
     wants_images = opened.setup.image_shape is not None and not opened.without_images
     return rows.of_file(options.input, templates, opened.rows, wants_images)
 
@@ -152,13 +152,14 @@ def _predict(predictor: "Predictor", source: "rows.Source", output: "rows.Output
         console.print(note)
 
 
-def _task(run: str | None) -> "Task":
+def _task(run: str | None, trust_modules: bool) -> "Task":
     """The only task of the configuration, or of a run's configuration."""
     from adalink_jax.data import get_tasks
+    from adalink_jax.serving import opening
     from adalink_jax.training.setup import Setup
 
     if run:
-        configuration.load(configuration.parse_flags([f"--gin_file={run}/config.gin"])[0], require_all=False)
+        opening.load_run(run, trust_modules)
     dataset = Setup().dataset  # pyright: ignore[reportCallIssue]  # the model is bound by gin
     if dataset is None:
         raise UserError("There is no task; add a task's file, such as --gin_file=gin/tasks/digits.gin, or --run.")

@@ -1,6 +1,5 @@
 """`adalink check-method`: checks whether a method does everything that a method must do."""
 
-import importlib
 import inspect
 import os
 from typing import TYPE_CHECKING, Any
@@ -87,12 +86,7 @@ def _find(name: str) -> "type[nn.Module]":
                 f"There is no method {name!r} in this package{nearest(name, METHODS)}; name your own as MODULE.CLASS."
             )
         return METHODS[name]
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as e:
-        if e.name is None or not f"{module_name}.".startswith(f"{e.name}."):
-            raise  # the module exists, but something that it imports does not
-        raise UserError(f"There is no module {module_name}, in {os.getcwd()} or installed.") from e
+    module = configuration.import_module(module_name, name)
     is_method = lambda value: inspect.isclass(value) and issubclass(value, nn.Module)
     method: Any = getattr(module, class_name, None)
     if not is_method(method):

@@ -9,6 +9,7 @@ from adalink_jax.configuration.gin_files import gin_root
 from adalink_jax.configuration.load import (
     as_in_0_1_0,
     bindings,
+    consent_option,
     default_of,
     isolated,
     load,
@@ -17,14 +18,17 @@ from adalink_jax.configuration.load import (
     require,
     used_settings,
 )
+from adalink_jax.configuration.modules import import_module
 
 __all__ = [
     "GinFlags",
     "as_in_0_1_0",
     "bindings",
     "check_all_used",
+    "consent_option",
     "default_of",
     "gin_root",
+    "import_module",
     "isolated",
     "load",
     "operative_config",

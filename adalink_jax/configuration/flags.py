@@ -1,4 +1,4 @@
-"""t5x's flags: `--gin_file=FILE`, `--gin.NAME=VALUE`, `--gin_bindings='NAME = VALUE'`, `--gin_search_paths=A,B`."""
+"""t5x's flags: `--gin_file=FILE`, `--gin.NAME=VALUE`, `--gin_bindings='NAME = VALUE'`, `--gin_search_paths=A,B`; `--trust_modules`."""
 
 import ast
 import dataclasses
@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from adalink_jax.errors import UserError
 
+TRUST_MODULES = "--trust_modules"
 _FILE, _BINDINGS, _PATHS, _BINDING = "--gin_file", "--gin_bindings", "--gin_search_paths", "--gin."
 
 
@@ -18,11 +19,13 @@ class GinFlags:
       files: gin files, as typed.
       bindings: `(name, text of the value)`, as typed; a name is a macro or a parameter (`scope/function.parameter`).
       search_paths: additional folders in which gin files are looked up.
+      trust_modules: whether the modules that a run's record names may be imported, see `modules`.
     """
 
     files: tuple[str, ...] = ()
     bindings: tuple[tuple[str, str], ...] = ()
     search_paths: tuple[str, ...] = ()
+    trust_modules: bool = False
 
     def binding(self, name: str, text: str) -> "GinFlags":
         """These flags with one more binding, which overrides earlier ones."""
@@ -34,6 +37,7 @@ class GinFlags:
             *(f"{_PATHS}={path}" for path in self.search_paths),
             *(f"{_FILE}={file}" for file in self.files),
             *(f"{_BINDING}{name}={text}" for name, text in self.bindings),
+            *([TRUST_MODULES] if self.trust_modules else []),
         ]
 
 
@@ -46,7 +50,7 @@ def parse_flags(argv: Sequence[str]) -> tuple[GinFlags, list[str]]:
     Raises:
       UserError: for a flag without a value, and for a value that is not a Python literal, `%MACRO` or `@reference`.
     """
-    files, bindings, paths, rest = [], [], [], []
+    files, bindings, paths, rest, trust_modules = [], [], [], [], False
     arguments = iter(argv)
     for argument in arguments:
         flag, equals, value = argument.partition("=")
@@ -66,11 +70,13 @@ def parse_flags(argv: Sequence[str]) -> tuple[GinFlags, list[str]]:
             bindings.append((name.strip(), text.strip()))
         elif flag.startswith(_BINDING):
             bindings.append((flag.removeprefix(_BINDING), value))
+        elif argument == TRUST_MODULES:
+            trust_modules = True
         else:
             rest.append(argument)
     for name, text in bindings:
         _check_value(name, text)
-    return GinFlags(tuple(files), tuple(bindings), tuple(paths)), rest
+    return GinFlags(tuple(files), tuple(bindings), tuple(paths), trust_modules), rest
 
 
 def _check_value(name: str, text: str) -> None:

@@ -1,6 +1,7 @@
-"""Finds gin files: by the path as typed, in the search paths, among the shipped files."""
+"""Finds gin files: by the path as typed, in the search paths, among the shipped files, in installed packages (`t5x/...`)."""
 
 import difflib
+import importlib.util
 import os
 import pathlib
 from collections.abc import Sequence
@@ -25,13 +26,25 @@ def find(name: str, search_paths: Sequence[str]) -> str:
     """The path of the gin file called `name`.
 
     Raises:
-      UserError: if it does not exist; with the nearest shipped files.
+      UserError: if it does not exist, or is a folder or a device; with the nearest shipped files.
     """
-    tried = [os.path.join(root, os.path.expanduser(name)) for root in roots(search_paths)]
+    tried = [os.path.join(root, os.path.expanduser(name)) for root in [*roots(search_paths), *_package(name)]]
     for path in tried:
         if os.path.isfile(path):
             return path
+    for path in filter(os.path.exists, tried):
+        raise UserError(f"{path} is {'a folder' if os.path.isdir(path) else 'not a regular file'}; name a gin file.")
     shipped = sorted(str(path.relative_to(gin_root().parent)) for path in gin_root().rglob("*.gin"))
     near = difflib.get_close_matches(name, shipped, 3) or difflib.get_close_matches(f"gin/{name}", shipped, 3)
     hint = f"nearest shipped files: {', '.join(near)}" if near else f"shipped files are in {gin_root()}"
     raise UserError(f"There is no gin file {name}; {hint}.")
+
+
+def _package(name: str) -> list[str]:
+    """The folders with the package that `name` begins with. Finding a package by its first name imports nothing."""
+    package = name.split("/")[0]
+    try:
+        spec = importlib.util.find_spec(package) if package.isidentifier() else None
+    except ValueError:  # such as `__main__`
+        return []
+    return [os.path.dirname(folder) for folder in (spec and spec.submodule_search_locations) or ()]

@@ -2,9 +2,7 @@
 
 import collections
 import contextlib
-import importlib.util  # noqa: F401  gin's reader of included files uses it without importing it
 import inspect
-import logging
 import re
 import tokenize
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,8 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 import gin
 from gin import config as gin_config
 
-from adalink_jax.configuration import gin_checks, gin_files, moved_selectors
-from adalink_jax.configuration.flags import GinFlags
+from adalink_jax.configuration import gin_checks, gin_sources, modules, moved_selectors
+from adalink_jax.configuration.flags import TRUST_MODULES, GinFlags
 from adalink_jax.errors import UserError
 
 
@@ -29,30 +27,25 @@ def load(flags: GinFlags, extra_files: Sequence[str] = (), require_all: bool = T
       UserError: for a missing file, a syntax error, an unknown configurable or parameter, an unset or unused macro.
     """
     gin.clear_config()
-    for root in gin_files.roots(flags.search_paths):
-        if root not in gin_config._LOCATION_PREFIXES:  # gin keeps the paths of earlier calls
-            gin.add_config_file_search_path(root)
-    paths = [gin_files.find(name, flags.search_paths) for name in (*extra_files, *flags.files)]
-    logging.disable(logging.ERROR)  # gin logs each folder without the included file
     try:
-        with moved_selectors.accepted():
+        sources = gin_sources.read((*extra_files, *flags.files), flags.search_paths)
+        modules.import_modules(sources, flags)
+        with moved_selectors.accepted(), gin_sources.parsed_by_gin(sources):
             # A referenced configurable must exist by now; a %MACRO may still be set by a later file.
-            gin.parse_config_files_and_bindings(paths, None, finalize_config=False)
+            gin.parse_config_files_and_bindings([*extra_files, *flags.files], None, finalize_config=False)
             # Checked after the files, which may import the modules of what the flags bind.
             problems = [gin_checks.explain_unknown(name) for name, _ in flags.bindings if "." in name]
             if not any(problems):
                 gin.parse_config([f"{name} = {text}" for name, text in flags.bindings])
+    except UserError:
+        raise
     except SyntaxError as e:
         place = f"{e.filename or 'The command line'}, line {e.lineno}"
         raise UserError(f"{place}: {' '.join(str(e.msg).split())}: {(e.text or '').strip()}") from e
     except tokenize.TokenError as e:
-        raise UserError(
-            f"A bracket or a string is left open in {' or '.join(paths)} or an included file; close it."
-        ) from e
+        raise UserError("A bracket or a string is left open on the command line; close it.") from e
     except (ValueError, OSError, ImportError) as e:
         raise UserError(_explain(e)) from e
-    finally:
-        logging.disable(logging.NOTSET)
     if any(problems):
         raise UserError(next(filter(None, problems)))
     gin_checks.check_macros(flags, require_all)
@@ -65,7 +58,7 @@ def isolated() -> Iterator[None]:
     """While entered, gin's configuration is separate; the previous one is restored afterwards."""
     stores = (gin_config._CONFIG, gin_config._SINGLETONS, gin_config._OPERATIVE_CONFIG)
     saved = [{key: dict(x) if isinstance(x, dict) else x for key, x in store.items()} for store in stores]
-    imports, locked = set(gin_config._IMPORTS), gin.config_is_locked()
+    imports, locked, refusal = set(gin_config._IMPORTS), gin.config_is_locked(), modules.refusal()
     try:
         yield
     finally:
@@ -74,6 +67,7 @@ def isolated() -> Iterator[None]:
             store.update(before)
         gin_config._IMPORTS.update(imports)
         gin_config._set_config_is_locked(locked)
+        modules.refuse(refusal)
 
 
 def _explain(error: Exception) -> str:
@@ -120,6 +114,13 @@ def default_of(name: str) -> str | None:
 def as_in_0_1_0(settings: Mapping[str, str]) -> dict[str, str]:
     """Settings as version 0.1.0 recorded them for resuming: without EVAL_PERIOD, which decides among which steps the best is chosen."""
     return {name: value for name, value in settings.items() if not name.endswith(".eval_period")}
+
+
+def consent_option() -> str:
+    """`" --trust_modules"` if a command needs it to read the record of a run with this configuration; else ""."""
+    bound = (text for name, text in bindings().items() if name.endswith(f".{modules.SETTING}"))
+    named = [statement.module for statement in gin_config._IMPORTS] + [text.strip("'") for text in bound]
+    return "" if all(name == "None" or modules.is_ours(name) for name in named) else f" {TRUST_MODULES}"
 
 
 def used_settings() -> dict[str, str]:

@@ -1,7 +1,6 @@
 """seqio tasks and mixtures behind the `Task` protocol. Importing this module keeps TensorFlow off all accelerators."""
 
 import difflib
-import importlib
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, cast
@@ -10,6 +9,7 @@ import numpy as np
 import seqio
 import tensorflow as tf
 
+from adalink_jax import configuration
 from adalink_jax.data.feature_converter import has_image
 from adalink_jax.data.mixing import mixed
 from adalink_jax.data.task_protocol import Example
@@ -140,9 +140,10 @@ def get_tasks(
       use_cached: whether to read seqio's cache.
 
     Raises:
-      UserError: if there is no such task (the message names the nearest), or if its data or its cache are missing.
+      UserError: if the module cannot be imported, if there is no such task (the message names the nearest), or if its data or its
+        cache are missing.
     """
-    registering = importlib.import_module(module or SHIPPED_TASKS)
+    registering = configuration.import_module(module or SHIPPED_TASKS, "MIXTURE_OR_TASK_MODULE")
     if hasattr(registering, "register"):
         registering.register()
     known = [*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()]

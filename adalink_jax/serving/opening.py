@@ -8,13 +8,14 @@ from typing import Any
 from etils import epath
 
 from adalink_jax import checkpoints, configuration
+from adalink_jax.configuration.gin_sources import RUN_CONFIG
 from adalink_jax.data.vocabularies import BYTES
 from adalink_jax.errors import UserError
 from adalink_jax.files.places import path_of
 from adalink_jax.serving import shipped
 from adalink_jax.training.setup import Setup
 
-CONFIG, ADAPTER, MODEL = "config.gin", "adapter", "model"
+CONFIG, ADAPTER, MODEL = RUN_CONFIG, "adapter", "model"
 ROWS = ("inputs", "image", "images", "columns", "delimiter")
 LENGTHS = {"inputs": 512, "targets": 64}  # for a base model; a run's are in its config.gin
 
@@ -41,26 +42,32 @@ class Opened:
     rows: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
-def open_model(path: str, vocabulary: str | None = None) -> Opened:
+def open_model(path: str, vocabulary: str | None = None, trust_modules: bool = False) -> Opened:
     """Opens a folder of `adalink train` or of a pack's member, or a base model in any form that INITIAL_CHECKPOINT_PATH takes.
 
     Args:
       path: a run's folder, or a base model, such as `hf://OWNER/NAME` or `bundled:NAME`.
       vocabulary: the vocabulary of a base model that has none.
+      trust_modules: whether a run's folder may have modules imported that are not this package's.
 
     Raises:
-      UserError: if it is neither, for a run that has not ended, and for a base model that no file of gin/models fits.
+      UserError: for a run that imports such modules without consent, if it is neither, for a run that has not ended, and for a base model that no file of gin/models fits.
     """
     _register()
     with configuration.isolated():
         if "://" not in path.removeprefix("gs://") and (path_of(path) / CONFIG).exists():
-            return _run(path_of(path), vocabulary)
+            return _run(path_of(path), vocabulary, trust_modules)
         return _base(path, vocabulary)
 
 
-def _run(folder: epath.Path, vocabulary: str | None) -> Opened:
-    flags, _ = configuration.parse_flags([f"--gin_file={folder / CONFIG}"])
+def load_run(folder: str | epath.Path, trust_modules: bool) -> None:
+    """Loads the configuration of the run in `folder`; see `open_model`."""
+    flags = configuration.GinFlags((str(path_of(folder) / CONFIG),), trust_modules=trust_modules)
     configuration.load(flags, require_all=False)
+
+
+def _run(folder: epath.Path, vocabulary: str | None, trust_modules: bool) -> Opened:
+    load_run(folder, trust_modules)
     bound = configuration.bindings()
     value_of: Callable[..., Any] = lambda name, default=None: (
         ast.literal_eval(bound[name]) if name in bound else default

@@ -41,7 +41,8 @@ ONLY = AdapterChoice.ONLY
 Names = Sequence[str | None] | str | AdapterChoice | None
 
 
-@gin.configurable
+# A run's configuration must not give the consent that opening it needs.
+@gin.configurable(denylist=["trust_modules"])  # pyright: ignore[reportCallIssue]  # gin has no type hints
 class Predictor:
     """Loads the base model and the adapters once, then predicts.
 
@@ -61,9 +62,11 @@ class Predictor:
       batch_size: the most rows of a compiled batch.
       seed: of the draws of a decoding that samples; None for the run's RANDOM_SEED. A row's draws depend on the seed and on how many rows
         were predicted before (`rows_sampled`), not on its batch or its call.
+      trust_modules: whether to import the modules outside this package that a run's `config.gin` imports. They are code: set it for runs
+        of people you trust only.
 
     Raises:
-      UserError, CheckpointError: for files that do not fit each other, and adapters that cannot share a bank.
+      UserError, CheckpointError: for a run that needs `trust_modules`, files that do not fit each other, and adapters that cannot share a bank.
     """
 
     def __init__(
@@ -74,13 +77,14 @@ class Predictor:
         task_feature_lengths: Mapping[str, int] | None = None,
         batch_size: int = 32,
         seed: int | None = None,
+        trust_modules: bool = False,
     ):
         if isinstance(model, Setup):
             if vocabulary is None:
                 raise UserError("A Predictor of a Setup needs a vocabulary; give vocabulary='bytes' or a path.")
             opened = Opened(model, vocabulary, LENGTHS, {})
         else:
-            opened = open_model(os.fspath(model), vocabulary)
+            opened = open_model(os.fspath(model), vocabulary, trust_modules)
         setup = opened.setup
         if setup.initial_adapter_path is not None:
             raise UserError("INITIAL_ADAPTER_PATH is set; a Predictor takes its adapters by name, as `adapters`.")

@@ -1,7 +1,6 @@
 """An `AdaptedModel` as a t5x model (`BaseTransformerModel`)."""
 
 import functools
-import importlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -95,7 +94,7 @@ class AdaptedEncoderDecoderModel(models.BaseTransformerModel):  # pyright: ignor
         for name, remedy in _NOT_IN_T5X.items():
             if bound.get(name, "None") != "None":
                 raise UserError(f"{name} is {bound[name]}, which t5x cannot apply; {remedy}.")
-        declared = importlib.import_module(mixture_or_task_module or SHIPPED_TASKS)
+        declared = configuration.import_module(mixture_or_task_module or SHIPPED_TASKS, "MIXTURE_OR_TASK_MODULE")
         if hasattr(declared, "register"):
             declared.register()
         self._decoding, self._trainable = decoding, tuple(trainable)

@@ -8,7 +8,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedCo
 from rich.table import Column, Table
 from rich.text import Text
 
-from adalink_jax import parallel, terminal
+from adalink_jax import configuration, parallel, terminal
 from adalink_jax.data import Task
 from adalink_jax.training import parameter_tables
 from adalink_jax.training.evaluation import Result, printable
@@ -204,7 +204,7 @@ class Console(contextlib.AbstractContextManager["Console"]):
         for row in written:
             files.add_row(*row)
         self._out.print(files)
-        config = f"--gin_file={self._model_dir}/config.gin"
+        config = f"--gin_file={self._model_dir}/config.gin{configuration.consent_option()}"
         self._out.print("\nTo try next:", style="bold")
         commands = [f"tensorboard --logdir {self._model_dir}/tensorboard", f"adalink params {config}"]
         if any(name == "adapter/" for name, _ in written):

@@ -1,0 +1,128 @@
+"""Reads gin files before gin does: their text, what they include and which modules they import. Nothing that they name runs.
+
+gin then parses the very text that was read here (`parsed_by_gin`), so what was checked is what runs. A byte order mark is dropped.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import io
+import os
+import pathlib
+import tokenize
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from gin import config as gin_config
+from gin import config_parser
+
+from adalink_jax.configuration import gin_files
+from adalink_jax.errors import UserError
+
+RUN_CONFIG = "config.gin"  # the record of a run in its folder
+MOST_FILES = 200  # in all, so that files that include others many times end soon
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A gin file.
+
+    Attributes:
+      name: as typed or included.
+      path: where it was found.
+      text: its contents.
+      of_run: whether it is the record of a run, or included by one.
+    """
+
+    name: str
+    path: str
+    text: str
+    of_run: bool
+
+    @property
+    def statements(self) -> Sequence[Any]:
+        """The statements of gin's parser. The values in them are literals, or texts in place of references."""
+        return _statements(self.path, self.text)
+
+
+def read(names: Sequence[str], search_paths: Sequence[str]) -> list[Source]:
+    """The files called `names` and all that they include.
+
+    Raises:
+      UserError: for a file that is missing, is not a text, cannot be parsed, or includes itself; with the chain of includes.
+      SyntaxError: as gin's parser raises it.
+    """
+    sources: list[Source] = []
+
+    def add(name: str, chain: tuple[tuple[str, int], ...], of_run: bool) -> None:
+        where = "".join(f"{path}, line {line}: " for path, line in chain)
+        try:
+            path = gin_files.find(name, search_paths)
+        except UserError as e:
+            raise UserError(f"{where}{e}") from None
+        if any(os.path.samefile(path, including) for including, _ in chain):
+            raise UserError(f"{where}{path} includes itself; remove one of these includes.")
+        if len(sources) == MOST_FILES:
+            raise UserError(f"{where}more than {MOST_FILES} files are included; remove includes.")
+        source = Source(name, path, _text(path), of_run or os.path.basename(path) == RUN_CONFIG)
+        sources.append(source)
+        for statement in source.statements:
+            if isinstance(statement, config_parser.IncludeStatement):
+                add(statement.filename, (*chain, (path, statement.location.line_num)), source.of_run)
+
+    for name in names:
+        add(name, (), False)
+    return sources
+
+
+@contextlib.contextmanager
+def parsed_by_gin(sources: Sequence[Source]) -> Iterator[None]:
+    """While entered, gin reads these files, by their names, and no others."""
+    texts = {source.name: source for source in sources}
+    saved = gin_config._FILE_READERS, gin_config._LOCATION_PREFIXES
+    gin_config._FILE_READERS = [(lambda name: _Text(texts[name].path, texts[name].text), texts.__contains__)]
+    gin_config._LOCATION_PREFIXES = [""]
+    try:
+        yield
+    finally:
+        gin_config._FILE_READERS, gin_config._LOCATION_PREFIXES = saved
+
+
+class _Text(io.StringIO):
+    """A text with the name that gin's messages show."""
+
+    def __init__(self, name: str, text: str):
+        super().__init__(text)
+        self.name = name
+
+
+class _References(config_parser.ParserDelegate):
+    """Makes texts of references, which gin's own delegate would look up."""
+
+    def configurable_reference(self, scoped_configurable_name: str, evaluate: bool) -> Any:
+        return f"@{scoped_configurable_name}{'()' if evaluate else ''}"
+
+    def macro(self, macro_name: str) -> Any:
+        return f"%{macro_name}"
+
+
+@functools.lru_cache(maxsize=MOST_FILES)
+def _statements(path: str, text: str) -> tuple[Any, ...]:
+    try:
+        parser = config_parser.ConfigParser(_Text(path, text), _References())
+        try:
+            return tuple(parser)
+        except (TypeError, ValueError, RecursionError, MemoryError) as e:
+            token = parser.current_token
+            line = token.start[0] if token else 1
+            why = "brackets are nested too deeply" if isinstance(e, (RecursionError, MemoryError)) else e
+            raise UserError(f"{path}, line {line}: the value cannot be read: {why}.") from None
+    except tokenize.TokenError as e:
+        raise UserError(f"A bracket or a string is left open in {path}; close it.") from e
+
+
+def _text(path: str) -> str:
+    try:
+        return pathlib.Path(path).read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as e:
+        raise UserError(f"{path} is not a text in UTF-8 (byte {e.start}); save it as UTF-8.") from e

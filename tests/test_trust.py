@@ -119,7 +119,7 @@ def test_what_the_users_own_files_and_flags_name_needs_no_consent(run):
     flags, _ = configuration.parse_flags(["--gin_file=other.gin", f"--gin_file={folder}/config.gin"])
     with pytest.raises(UserError, match="imports intruder, "):
         configuration.load(flags, require_all=False)
-    pathlib.Path("other.gin").write_text("import intruder\n")
+    pathlib.Path("other.gin").write_text("import intruder\n", encoding="utf-8")
     configuration.load(flags, require_all=False)
     configuration.import_module("intruder", "here")
     with pytest.raises(UserError, match="here: the run .*imports wave,"):
@@ -172,7 +172,7 @@ def test_includes_that_cannot_be_followed_name_their_chain(tmp_path, monkeypatch
     }  # fmt: skip
     files |= {f"deep{i}.gin": f"include 'deep{i + 1}.gin'\n" * 3 for i in range(9)}
     for name, text in files.items():
-        pathlib.Path(name).write_text(text)
+        pathlib.Path(name).write_text(text, encoding="utf-8")
     sentences = {
         "self.gin": "self.gin, line 1: self.gin includes itself; remove one of these includes.",
         "a.gin": "a.gin, line 2: b.gin, line 1: ./a.gin includes itself; remove one of these includes.",

@@ -22,7 +22,7 @@ DEV       := $(VENV)/.installed-dev
 PYTEST    := JAX_PLATFORMS=cpu TF_CPP_MIN_LOG_LEVEL=3 $(BIN)/python -m pytest $(PYTEST_ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart lint test test-short test-slow test-t5x soak plan-matrix study docs wheel clean
+.PHONY: help quickstart lint test test-short test-slow test-t5x fuzz soak plan-matrix study docs wheel clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -54,6 +54,12 @@ T5X_PYTHON ?= $(BIN)/python
 
 test-t5x:  ## the tests against t5x itself, with T5X_PYTHON=PATH, a Python that has t5x; skipped otherwise
 	JAX_PLATFORMS=cpu TF_CPP_MIN_LOG_LEVEL=3 $(T5X_PYTHON) -m pytest -m t5x tests/test_t5x.py
+
+# How many inputs, of which seed and kinds, e.g. FUZZ_ARGS='--seed 1 --kinds "tables,gin values"'.
+FUZZ_ARGS ?= --page docs/results/fuzz.md
+
+fuzz: $(DEV) $(INSTALLED)  ## run commands on thousands of bad inputs, and count what comes of them (20 minutes)
+	PYTHONPATH=tests $(BIN)/python -m fuzz $(FUZZ_ARGS)
 
 soak: $(INSTALLED)  ## kill a training run 50 times at random moments and compare its result with an undisturbed run's (8 minutes)
 	$(BIN)/python benchmarks/soak.py

@@ -61,8 +61,11 @@ FUZZ_ARGS ?= --page docs/results/fuzz.md
 fuzz: $(DEV) $(INSTALLED)  ## run commands on thousands of bad inputs, and count what comes of them (20 minutes)
 	PYTHONPATH=tests $(BIN)/python -m fuzz $(FUZZ_ARGS)
 
-soak: $(INSTALLED)  ## kill a training run 50 times at random moments and compare its result with an undisturbed run's (8 minutes)
-	$(BIN)/python benchmarks/soak.py
+# More for the soak: SOAK_ARGS="--kills 20 --commands train,infer --seed 1".
+SOAK_ARGS ?=
+
+soak: $(INSTALLED)  ## kill every command that writes, 110 times in all, and compare with undisturbed runs (30 minutes; resumes; runs/soak)
+	JAX_PLATFORMS=cpu $(BIN)/python -m benchmarks.soak $(SOAK_ARGS)
 
 plan-matrix: $(VENV)/.installed-plan  ## compile plans of large models for TPU slices on this machine (hours; resumes; runs/plan_matrix)
 	$(BIN)/python benchmarks/plan_matrix.py

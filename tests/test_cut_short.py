@@ -2,6 +2,7 @@
 
 import errno
 import os
+import pathlib
 import subprocess
 import sys
 
@@ -44,6 +45,39 @@ def test_a_folder_that_exists_is_written_within_and_keeps_its_other_files(tmp_pa
         assert not list(new.iterdir())
         (new / "values").write_text("new")
     assert {file: (path / file).read_text() for file in os.listdir(path)} == {"notes.txt": "mine", "values": "new"}
+
+
+def test_what_was_moved_into_a_folder_before_a_kill_is_replaced(tmp_path):
+    """What makes it a checkpoint comes last; arrays are folders in some formats."""
+    path = epath.Path(tmp_path) / "mine"
+    path.mkdir()
+
+    def write(text):
+        with writing_folder(path, ("config.json", "checkpoint")) as new:
+            for name in ("array", "other"):
+                (new / name).mkdir()
+                (new / name / "0").write_text(text)
+            for name in ("checkpoint", "config.json", "a.json", "z.json", "values"):
+                (new / name).write_text(text)
+
+    moved = []
+    with pytest.MonkeyPatch.context() as patch:
+        replace = type(path).replace
+
+        def killed(source, destination):
+            if len(moved) == 5:
+                raise KeyboardInterrupt
+            moved.append(source.name)
+            return replace(source, destination)
+
+        patch.setattr(type(path), "replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            write("half")
+    assert len(moved) == 5 and not {"checkpoint", "config.json"} & set(moved)
+    write("whole")
+    assert {file.read_text() for file in pathlib.Path(path).rglob("*") if file.is_file()} == {
+        "whole"
+    } and not is_partial(path)
 
 
 def test_a_folder_of_a_bucket_that_was_not_finished_is_written_anew(bucket, fast):  # noqa: F811

@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+import os
 
 import jax
 import numpy as np
@@ -117,6 +118,33 @@ def test_predictions_for_the_rows_of_a_csv_file(tmp_path, scenes, adapters, caps
     assert main([*command, "--adapters", f"a={folders['a']}"]) == 2
     assert "out.csv exists already" in capsys.readouterr().err
     assert (tmp_path / "out.csv").read_bytes() == before
+
+
+def test_a_kill_while_the_server_s_file_is_written_costs_nothing(tmp_path, scenes, monkeypatch):
+    from adalink_jax.data import answer_files
+    from adalink_jax.serving import rows
+
+    inputs, images, _ = scenes
+    Image.fromarray(np.round((images[0][..., 0] + 1) * 127.5).astype(np.uint8)).save(tmp_path / "0.png")
+    (tmp_path / "rows.csv").write_text(f"question_id,inputs,image\n7,{inputs[0]},0.png\n", encoding="utf-8")
+    command = ["infer", str(tmp_path / "rows.csv"), str(tmp_path / "answers.json"), "--format=vqav2", *FLAGS]
+    before = sorted(os.listdir(tmp_path))
+
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    calls = iter([answer_files.vqav2, interrupted])  # a trial, and the real one
+    with monkeypatch.context() as patch:  # before the file is there
+        patch.setitem(answer_files.FORMATS, "vqav2", lambda *args: next(calls)(*args))
+        assert main(command) == 130
+    assert not (tmp_path / "answers.json").exists()
+    with monkeypatch.context() as patch:  # after it is there
+        patch.setattr(Predictor, "__call__", interrupted)  # nothing is predicted again
+        patch.setattr(rows.Output, "finish", interrupted)
+        assert main(command) == 130
+    assert (tmp_path / "answers.json").exists()
+    assert main(command) == 0 and sorted(os.listdir(tmp_path)) == sorted([*before, "answers.json"])
+    assert main(command) == 2
 
 
 def test_an_evaluation_server_s_file(tmp_path, scenes, capsys):

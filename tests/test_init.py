@@ -138,6 +138,25 @@ def test_nothing_that_is_there_is_overwritten(init, tmp_path):
     assert status == 2 and "task.sheet.png exists already" in said and not (tmp_path / "task.gin").exists()
 
 
+def test_what_a_kill_left_does_not_stand_in_the_way(init, tmp_path, monkeypatch):
+    """The sheet is written before the gin file."""
+    from adalink_jax.data.user_files.task_draft import Draft
+
+    path = write(tmp_path / "a.csv", ROWS)
+
+    def interrupted(*_):
+        (tmp_path / "task.sheet.png").write_text("a sheet")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Draft, "write", interrupted)
+        assert init(path)[0] == 130
+    assert not (tmp_path / "task.sheet.png").exists() and not (tmp_path / ".task.gin.lock").exists()
+    for name in ("task.sheet.png", ".task.gin.lock"):  # what SIGKILL leaves
+        (tmp_path / name).write_text("")
+    assert init(path)[0] == 0 and not (tmp_path / ".task.gin.lock").exists()
+
+
 def test_data_that_a_run_would_refuse_give_status_1(init, tmp_path):
     path = write(tmp_path / "a.csv", [*ROWS, *[("alone",)] * 9])
     status, said, settings = init(path)

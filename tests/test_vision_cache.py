@@ -142,6 +142,13 @@ def test_a_folder_with_other_files_is_refused(tmp_path):
         VisionCache(tmp_path, TOWER)
 
 
+def test_what_a_kill_at_the_first_write_left_is_no_stranger(tmp_path):
+    for name in (".cache.json.0123abcd", "lock"):
+        (tmp_path / name).write_text("half")
+    filled(tmp_path)
+    assert len(VisionCache(tmp_path, TOWER)) == 4
+
+
 def filled(folder, rows=4):
     cache = VisionCache(folder, TOWER)
     cache.begin()

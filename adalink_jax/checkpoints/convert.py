@@ -70,7 +70,7 @@ def convert(
     path, watched = check_destination(folder), counted(source, on_bytes)
     config = hugging_face.config_of(source, dtype) if to == "hf" else {}  # refuses before anything is written
     marks = marks_of_source(watched, dtype)
-    with writing_folder(path) as new:
+    with writing_folder(path, LAST) as new:
         if to == "native":
             hugging_face.copy_files(source, new)
             native.write(new, watched, dtype, marks)

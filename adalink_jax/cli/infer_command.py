@@ -41,8 +41,8 @@ def infer(argv: list[str]) -> int:
 
     source = _source(options, flags.trust_modules)
     _check_adapters(source, adapters, options)
-    convert = _converter(options, source)
     path = options.output if options.format == "table" else f"{options.output}.rows.jsonl"
+    convert = _converter(options, source, path)
     where = ("tfds_data_dir", "seqio_additional_cache_dirs")
     identity = {name: value for name, value in vars(options).items() if value and name not in where} | {
         "rows": source.count,
@@ -58,8 +58,9 @@ def infer(argv: list[str]) -> int:
         predictor = Predictor(adapters=adapters)  # pyright: ignore[reportCallIssue]  # the model is bound by gin
         configuration.check_all_used(flags)
     _predict(predictor, source, output)
-    output.finish()
-    print(f"{source.count:,} predictions in {convert(path)}")
+    answers = convert(path)
+    output.finish(keep=options.format == "table")
+    print(f"{source.count:,} predictions in {answers}")
     return 0
 
 
@@ -171,16 +172,18 @@ def _task(run: str | None, trust_modules: bool) -> "Task":
     return tasks[0]
 
 
-def _converter(options: argparse.Namespace, source: "rows.Source") -> Callable[[str], object]:
-    """A function that converts the rows with predictions to the final file and returns its path; checks the ids and labels first."""
+def _converter(options: argparse.Namespace, source: "rows.Source", path: str) -> Callable[[str], object]:
+    """A function that converts the rows with predictions, in the file `path`, to the final file and returns its path; checks the ids
+    and labels first."""
     if (options.task or options.no_label) and options.format != "glue":
         raise UserError("--task and --no_label need --format=glue; add it, or leave them out.")
     if options.format == "table":
         return lambda path: path
     from adalink_jax.data import answer_files
+    from adalink_jax.serving import rows
 
     output, settings = path_of(options.output), {}
-    if output.exists():
+    if output.exists() and not rows.is_unfinished(path):  # of a process that was killed while it wrote the output
         raise UserError(f"{output} exists already; name another file.")
     if not output.parent.is_dir():
         raise UserError(f"The parent folder of {output} does not exist; create it first.")
@@ -211,9 +214,7 @@ def _converter(options: argparse.Namespace, source: "rows.Source") -> Callable[[
         write(list(numbered(trial)), pathlib.Path(folder) / "trial", **settings)
 
     def convert(path: str) -> object:
-        answer_file = write(list(numbered(read_json_lines(epath.Path(path)))), output, **settings)
-        pathlib.Path(path).unlink()
-        return answer_file
+        return write(list(numbered(read_json_lines(epath.Path(path)))), output, **settings)
 
     return convert
 

@@ -12,6 +12,7 @@ from etils import epath
 from adalink_jax import configuration
 from adalink_jax.cli.arguments import option, plain_parser, register, table, table_console
 from adalink_jax.errors import UserError
+from adalink_jax.files import locks
 from adalink_jax.files.places import expanded, path_of
 from adalink_jax.files.whole_file import write_bytes
 
@@ -32,12 +33,22 @@ def init(argv: list[str]) -> int:
     options.data = expanded(options.data)
     name = _name(options.data)
     out = path_of(options.out or f"{name}.gin")
-    sheet = out.with_name(f"{out.stem}.sheet.png")
-    for file in (out, sheet):
-        if file.exists():
-            raise UserError(f"{file} exists already; delete it, or name another file with --out.")
     if not out.parent.is_dir():
         raise UserError(f"The parent folder of {out} does not exist; create it first.")
+    sheet = out.with_name(f"{out.stem}.sheet.png")
+    with locks.hold_file(out) as was_killed:
+        for file in (out, sheet):
+            if file.exists() and not (file == sheet and was_killed):  # which writes the sheet first
+                raise UserError(f"{file} exists already; delete it, or name another file with --out.")
+        try:
+            return _write(options, name, out, sheet)
+        finally:
+            if not out.exists():
+                sheet.unlink(missing_ok=True)
+
+
+def _write(options: argparse.Namespace, name: str, out: epath.Path, sheet: epath.Path) -> int:
+    """Writes the files and shows what is in them; returns the exit status."""
     register()
     model, takes_images, vocabulary = _base(options)
     from adalink_jax import terminal

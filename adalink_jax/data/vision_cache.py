@@ -18,7 +18,7 @@ import numpy as np
 from etils import epath
 
 from adalink_jax.errors import UserError
-from adalink_jax.files import safetensors_file
+from adalink_jax.files import locks, safetensors_file
 from adalink_jax.files.leaves import Leaf, from_array
 from adalink_jax.files.places import path_of
 from adalink_jax.files.whole_file import write_json
@@ -136,12 +136,11 @@ class VisionCache:
         self._about["images"] = len(self)
         self._write_about()
 
-    def begin(self) -> epath.Path:
-        """Creates the folder and records the tower; returns the folder."""
+    def begin(self) -> None:
+        """Creates the folder and records the tower."""
         if not (self.folder / ABOUT).exists():
             self.folder.mkdir(parents=True, exist_ok=True)
             self._write_about()
-        return self.folder
 
     def _write_about(self) -> None:
         write_json(self.folder / ABOUT, self._about)
@@ -151,7 +150,7 @@ class VisionCache:
         new = {"format_version": FORMAT_VERSION, "tower": here, "whole": [], "images": 0}
         path = self.folder / ABOUT
         if not path.exists():
-            if self.folder.exists() and any(self.folder.iterdir()):
+            if self.folder.exists() and any(map(_is_strange, self.folder.iterdir())):
                 raise UserError(
                     f"VISION_CACHE = {str(self.folder)!r} holds files that are not a cache; give another folder."
                 )
@@ -187,6 +186,11 @@ class VisionCache:
         for row, key in enumerate(keys):
             self._rows[key.tobytes()] = (features, leaves["sums"], row)
         self._parts = max(self._parts, int(path.name.removeprefix("part-").removesuffix(".json")) + 1)
+
+
+def _is_strange(path: epath.Path) -> bool:
+    """Whether a file in a folder without `cache.json` was not left by a process that was killed before it wrote that."""
+    return path.name != locks.LOCK and not path.name.startswith(f".{ABOUT}.")
 
 
 def _differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:

@@ -77,12 +77,17 @@ def hold_folder(folder: epath.Path, timeout: float = PATIENCE, name: str = LOCK)
 
 
 @contextlib.contextmanager
-def hold_file(path: epath.Path) -> Iterator[None]:
-    """Holds `.NAME.lock` beside a file that is written bit by bit, and removes it; see `hold_folder`."""
+def hold_file(path: epath.Path) -> Iterator[bool]:
+    """Holds `.NAME.lock` beside a file that is written bit by bit, and removes it; see `hold_folder`.
+
+    Yields:
+      whether the lock file existed: a process that held it was killed.
+    """
     lock = path.parent / f".{path.name}.{LOCK}"
+    existed = lock.exists()
     with _hold_for(path, lock, PATIENCE):
         try:
-            yield
+            yield existed
         finally:
             with contextlib.suppress(OSError):
                 lock.unlink()

@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import IO, Any
 
 from etils import epath
@@ -64,12 +64,12 @@ def read_json(path: epath.Path) -> dict[str, Any] | None:
 
 
 @contextlib.contextmanager
-def writing_folder(path: epath.Path) -> Iterator[epath.Path]:
+def writing_folder(path: epath.Path, last: Sequence[str] = ()) -> Iterator[epath.Path]:
     """A folder to write files to, which becomes `path` at the end of the context, and is removed if the context fails.
 
     It has the name of `path` and is beside it, in `.NAME.partial`. If `path` exists, perhaps as the root of a volume, it is in
-    `path/.partial`, and its files are moved up at the end; files of other names are kept. In a bucket it is `path` itself, which
-    holds `.partial` until it is complete. What a killed process left is removed first.
+    `path/.partial`, and its files are moved up at the end, those named in `last` after all others; files of other names are kept.
+    In a bucket it is `path` itself, which holds `.partial` until it is complete. What a killed process left is removed first.
 
     Raises:
       Taken: if another process writes `path`.
@@ -89,12 +89,20 @@ def writing_folder(path: epath.Path) -> Iterator[epath.Path]:
             new.mkdir()
             yield new
             if exists:
-                for file in sorted(new.iterdir(), key=lambda file: file.suffix == ".json"):  # what states digests last
-                    file.replace(path / file.name)
+                # What states digests, and what makes it a checkpoint, after the values.
+                for file in sorted(new.iterdir(), key=lambda file: (file.name in last, file.suffix == ".json")):
+                    _move(file, path / file.name)
             else:
                 new.replace(path)
         finally:
             shutil.rmtree(aside, ignore_errors=True)
+
+
+def _move(source: epath.Path, destination: epath.Path) -> None:
+    """Renames a file or a folder; a folder that a killed process has moved there already is replaced."""
+    if destination.is_dir() and not os.path.islink(destination):
+        shutil.rmtree(destination)
+    source.replace(destination)
 
 
 @contextlib.contextmanager

@@ -18,7 +18,7 @@ from adalink_jax.adapters import AdaptedModel, fold_text
 from adalink_jax.adapters.folding import TABLE
 from adalink_jax.checkpoints import AdapterFacts, Source, counted, fingerprint_of_source, hugging_face
 from adalink_jax.checkpoints.adapter_files import check_base
-from adalink_jax.checkpoints.convert import check_destination
+from adalink_jax.checkpoints.convert import LAST, check_destination
 from adalink_jax.errors import UserError
 from adalink_jax.files import safetensors_file
 from adalink_jax.files.leaves import from_array
@@ -75,7 +75,7 @@ def export_folded(
         )
     tensors = {name: from_array(value, name) for name, value in check.items()}
     dtypes = {name: leaf.dtype for name, leaf in tensors.items()}
-    with writing_folder(path) as new:
+    with writing_folder(path, LAST) as new:
         hugging_face.write(new, source_read, config, dtype, {HF_ENCODER_TABLE: from_array(folded, HF_ENCODER_TABLE)})
         safetensors_file.write_leaves(new / "self_check.safetensors", tensors, dtypes)
         (new / "self_check.py").write_text((TEMPLATES / "self_check.py").read_text())

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from etils import epath
 
 from adalink_jax.data import text_of
 from adalink_jax.data.images import ImageShape, Preparation, decode_image, load_image
@@ -213,7 +214,7 @@ class Output:
           Taken: if another process writes it.
         """
         self.path, self._columns = path_of(path), list(columns)
-        self._state = self.path.with_name(f".{self.path.name}.json")
+        self._state = _state_of(self.path)
         if self.path.suffix not in KINDS:
             raise UserError(f"{path} must end in {' or '.join(KINDS)}.")
         if not self.path.parent.is_dir():
@@ -254,13 +255,24 @@ class Output:
         self.rows += len(rows)
         self._note()
 
-    def finish(self) -> None:
-        """Marks the file as complete."""
+    def finish(self, keep: bool = True) -> None:
+        """Marks the file as complete; or removes it, if its rows are in another file by now."""
+        if not keep:
+            self.path.unlink(missing_ok=True)
         self._state.unlink(missing_ok=True)
         self._lock.close()
 
     def _note(self) -> None:
         write_json(self._state, {"identity": self._identity, "rows": self.rows, "bytes": self._bytes})
+
+
+def is_unfinished(path: str) -> bool:
+    """Whether a process that writes the file `path` has not finished it."""
+    return _state_of(path_of(path)).exists()
+
+
+def _state_of(path: epath.Path) -> epath.Path:
+    return path.with_name(f".{path.name}.json")
 
 
 def marks(*paths: str) -> list[list[Any]]:

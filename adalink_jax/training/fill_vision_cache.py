@@ -62,7 +62,8 @@ def prepare(
     if all(cache.covers(task.name, split) for task, split in wanted):
         return cache
     with contextlib.ExitStack() as at_end:
-        parallel.once(lambda: at_end.enter_context(locks.hold_folder(cache.begin(), WAIT)))
+        parallel.once(lambda: at_end.enter_context(locks.hold_folder(cache.folder, WAIT)))
+        parallel.once(cache.begin)
         cache = VisionCache(setup.vision_cache, tower)  # another process may have filled it meanwhile
         for task, split in wanted:
             if not cache.covers(task.name, split):

@@ -6,28 +6,28 @@ prompt tuning are written in PEFT's layout and read from PEFT's folders (`peft_f
 A file is not trusted: its header and configuration are checked before values are read, and nothing is unpickled.
 """
 
-import dataclasses
-import json
 import os
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pydantic
 from etils import epath
 
 from adalink_jax import parallel
 from adalink_jax.adapters import describe_adapter, make_adapter
 from adalink_jax.adapters.registry import METHODS
 from adalink_jax.checkpoints import peft_files
-from adalink_jax.checkpoints.adapter_facts import AdapterFacts, BaseReference
+from adalink_jax.checkpoints.adapter_facts import AdapterFacts
 from adalink_jax.checkpoints.digests import note_unverified
 from adalink_jax.errors import CheckpointError, UserError
 from adalink_jax.files import safetensors_file, sealed_json
 from adalink_jax.files.leaves import Leaf, from_array
 from adalink_jax.files.places import path_of
+from adalink_jax.files.typed_json import Form, as_form, parse_object, read_text
 from adalink_jax.files.whole_file import writing_folder
 from adalink_jax.models import paths
 from adalink_jax.version import __version__
@@ -35,12 +35,43 @@ from adalink_jax.version import __version__
 WEIGHTS, CONFIG, PICKLE = "adapter_model.safetensors", "adapter_config.json", "adapter_model.bin"
 FORMAT_VERSION = 2  # 1 has no digests
 _SEALED = {**safetensors_file.PLAIN, "adalink": "sealed"}  # the metadata of a file whose configuration states digests
-_MAX_CONFIG = 2**20  # bytes
-_OPTIONAL = {"task": str, "step": int, "versions": dict, "version": str}
+_REMEDY = "copy or write it again"
 _PEFT_TYPE = "ADALINK"
 _UNSEEN = ("phi", "scale", "alpha")  # settings that decide the numbers and that shapes do not show
 
 Folder = str | os.PathLike[str]
+
+
+class _Base(Form):
+    name: str | None
+    fingerprint: str | None
+
+
+class _About(Form):
+    """The `adalink` object of `adapter_config.json`."""
+
+    format_version: Annotated[int, pydantic.Field(ge=1)]
+    method: str
+    settings: dict[str, Any] = {}
+    base: _Base
+    metrics: dict[str, float | bool] = {}
+    task: str = ""
+    step: Annotated[int, pydantic.Field(ge=0)] = 0
+    version: str = ""
+    versions: dict[str, str] = {}
+    digests: dict[str, str] | None = None
+    digest: str | None = None
+
+
+class _Written(Form):
+    adalink: _About
+
+
+class _Config(Form):
+    """`adapter_config.json`, PEFT's or this package's."""
+
+    peft_type: str = _PEFT_TYPE
+    adalink: dict[str, Any] | None = None
 
 
 def save_adapter(folder: Folder, adapter: Mapping[str, Any], facts: AdapterFacts | Mapping[str, Any]) -> None:
@@ -66,8 +97,7 @@ def _write(destination: epath.Path, leaves: dict[str, np.ndarray], facts: Adapte
         "version": __version__,
         "digests": {name: safetensors_file.digest(name, leaf) for name, leaf in tensors.items()},
     }
-    refused = lambda why: CheckpointError(f"The adapter cannot be written to {destination}: {why}.")
-    _check_fields(about | {sealed_json.KEY: ""}, str(destination), refused)
+    as_form({"adalink": about}, _Written, f"The adapter for {destination}", "give other facts", CheckpointError)
     config = fields | {"base_model_name_or_path": facts.base.name, "adalink": about}
     with writing_folder(destination) as folder:
         safetensors_file.write_leaves(folder / WEIGHTS, tensors, dtypes, _SEALED)
@@ -97,7 +127,7 @@ def open_adapter(folder: Folder) -> tuple[dict[str, Leaf], AdapterFacts]:
             )
     config = _read_config(directory / CONFIG, path)
     leaves, metadata = safetensors_file.read_header(directory / WEIGHTS)
-    about = config.get("adalink", {})
+    about = config.get("adalink") or {}
     _check_digests(leaves, metadata, about, path)
     for name, leaf in leaves.items():
         if any(part in ("", ".", "..") for part in name.split("/")):
@@ -112,7 +142,7 @@ def open_adapter(folder: Folder) -> tuple[dict[str, Leaf], AdapterFacts]:
     peft_type = config["peft_type"]
     if peft_type in peft_files.TYPES:
         leaves = peft_files.from_peft(leaves, peft_type, path)
-    elif "adalink" not in config:
+    elif not about:
         raise CheckpointError(
             f"The adapter {path} is PEFT's {peft_type[:60]}; of PEFT's methods only {' and '.join(peft_files.TYPES)} are "
             f"supported."
@@ -282,52 +312,34 @@ def check_method(
 
 def _read_config(file: epath.Path, path: str) -> dict[str, Any]:
     """`adapter_config.json`, with a `peft_type`, and under `adalink` fields of the expected types."""
-    damaged = lambda why: CheckpointError(f"{path}/{CONFIG} is damaged or cut short ({why}); copy or write it again.")
-    if file.stat().length > _MAX_CONFIG:
-        raise damaged(f"{file.stat().length:,} bytes are more than a configuration has")
-    try:
-        text = file.read_text()
-        config = json.loads(text)
-    except (ValueError, RecursionError) as e:
-        raise damaged(str(e)) from e
-    if not isinstance(config, dict) or not isinstance(config.get("peft_type", _PEFT_TYPE), str):
-        raise damaged("it is not an object with a peft_type")
+    name = f"{path}/{CONFIG}"
+    text = read_text(file, _REMEDY, CheckpointError)
+    config = parse_object(text, name, _REMEDY, CheckpointError)
     if "adalink" not in config and "peft_type" not in config:
-        raise damaged("it has neither adalink nor peft_type")
-    if "adalink" in config:
-        _check_fields(config["adalink"], path, damaged)
-        about = config["adalink"]
-        if about["format_version"] > 1 and not sealed_json.is_intact(text, about[sealed_json.KEY]):
-            raise damaged("its text is not the one that its digest was made of")
+        raise CheckpointError(f"{name} is damaged or cut short (it has neither adalink nor peft_type); {_REMEDY}.")
+    stated = as_form(config, _Config, name, _REMEDY, CheckpointError)
+    if stated.adalink is not None:
+        about = _checked(stated.adalink, name, path)
+        if about.digest is not None and not sealed_json.is_intact(text, about.digest):
+            raise CheckpointError(
+                f"{name} is damaged (its text is not the one that its digest was made of); {_REMEDY}."
+            )
+        config["adalink"] = {"settings": {}, "metrics": {}} | stated.adalink
     return {"peft_type": _PEFT_TYPE, **config}
 
 
-def _check_fields(fields: Any, path: str, damaged: Callable[[str], CheckpointError]) -> None:
-    """Refuses an `adalink` object that `AdapterFacts.from_json` could not take; adds `settings` and `metrics` if absent."""
-    if not isinstance(fields, dict):
-        raise damaged("its adalink is not an object")
-    version = fields.get("format_version")
-    if type(version) is not int or version < 1:
-        raise damaged("its format_version is not a positive integer")
-    if version > FORMAT_VERSION:
+def _checked(fields: Mapping[str, Any], name: str, path: str) -> _About:
+    """An `adalink` object as `AdapterFacts.from_json` can take it.
+
+    Raises:
+      CheckpointError: for any other object.
+    """
+    if isinstance(version := fields.get("format_version"), int) and version > FORMAT_VERSION:
         raise CheckpointError(f"{path} was written by a newer version ({fields.get('version')}); update adalink-jax.")
-    kinds = {"method": str, "settings": dict, "base": dict, "metrics": dict}
-    if version > 1:
-        kinds |= {"digests": dict, sealed_json.KEY: str}
-    for key, kind in (kinds | {key: kind for key, kind in _OPTIONAL.items() if key in fields}).items():
-        if key in ("settings", "metrics"):
-            fields.setdefault(key, {})
-        if not isinstance(fields.get(key), kind) or isinstance(fields[key], bool):
-            raise damaged(f"its {key} is missing or of a wrong type")
-    if fields.get("step", 0) < 0:
-        raise damaged("its step is negative")
-    for key, kind in (("metrics", int | float), ("versions", str), ("digests", str)):
-        if odd := [name for name, x in fields.get(key, {}).items() if not isinstance(x, kind)]:
-            raise damaged(f"{odd[0][:60]} of its {key} is of a wrong type")
-    base = fields["base"]
-    for field in dataclasses.fields(BaseReference):
-        if not isinstance(base.get(field.name, 0), str | None):
-            raise damaged(f"the {field.name} of its base is missing or of a wrong type")
+    about = as_form({"adalink": fields}, _Written, name, _REMEDY, CheckpointError).adalink
+    if (about.digests is None or about.digest is None) and (about.format_version > 1 or about.digests or about.digest):
+        raise CheckpointError(f"{name} is damaged (it lacks its digests); {_REMEDY}.")
+    return about
 
 
 def _read(leaves: Mapping[str, Leaf], path: Folder) -> dict[str, np.ndarray]:

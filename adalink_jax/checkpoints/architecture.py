@@ -60,6 +60,10 @@ def check_settings(source: Source, configs: Mapping[str, Any], part: str | None 
         if stated_part not in configs or part not in (None, stated_part):
             continue
         config = configs[stated_part]
+        if unknown := [field for field in settings if not hasattr(config, field)]:
+            raise CheckpointError(
+                f"{source.path} states {unknown[0]}, which {type(config).__name__} does not have; update adalink-jax."
+            )
         different = [(field, value) for field, value in settings.items() if getattr(config, field) != value]
         if different:
             (field, value), *others = different

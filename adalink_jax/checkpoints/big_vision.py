@@ -1,17 +1,22 @@
 """Checkpoints of big_vision: one `.npz` file of arrays whose names are `/`-joined paths. Nothing is unpickled."""
 
+import math
 import zipfile
+from typing import IO
 
 import numpy as np
+import psutil
 from etils import epath
 
-from adalink_jax.checkpoints.families.family import FAMILIES
+from adalink_jax.checkpoints.families.family import FAMILIES, translating
 from adalink_jax.checkpoints.positions import BILINEAR
 from adalink_jax.checkpoints.source import Source
 from adalink_jax.errors import CheckpointError
-from adalink_jax.files.leaves import from_array
+from adalink_jax.files.leaves import check_shape, from_array
+from adalink_jax.files.places import file_size
 
 SUFFIX = ".npz"
+_DEFLATE = 1032  # bytes per byte of a deflated file, at most
 
 
 def open_file(file: epath.Path, path: str) -> Source:
@@ -24,15 +29,20 @@ def open_file(file: epath.Path, path: str) -> Source:
     Raises:
       CheckpointError: for a file that is damaged, holds pickled objects, or is of a model that no family knows.
     """
+    size = file_size(file, error=CheckpointError)
     try:
-        with file.open("rb") as opened, np.load(opened, allow_pickle=False) as archive:
-            tensors = {name: from_array(archive[name], name) for name in archive.files}
-    except (zipfile.BadZipFile, ValueError, OSError, EOFError) as e:
-        raise CheckpointError(
-            f"{path} is damaged, or not a plain .npz of arrays ({str(e).splitlines()[0][:120]})."
-        ) from e
+        with file.open("rb") as opened:
+            _check(opened, size)
+            opened.seek(0)
+            with np.load(opened, allow_pickle=False) as archive:
+                tensors = {name: from_array(archive[name], name) for name in archive.files}
+    except Exception as e:  # zipfile, zlib and NumPy raise errors of many types here
+        reason = str(e).split("\n")[0][:120] or type(e).__name__
+        raise CheckpointError(f"{path} is damaged, or not a plain .npz of arrays ({reason}); copy it again.") from e
     for family in FAMILIES:
-        if translation := family.from_big_vision(tensors, path):
+        with translating(path):
+            translation = family.from_big_vision(tensors, path)
+        if translation:
             return Source(
                 "big_vision file", path, file.name.removesuffix(SUFFIX), dict(sorted(translation.leaves.items())),
                 file.parent, settings=translation.settings, position_rule=BILINEAR,
@@ -40,3 +50,27 @@ def open_file(file: epath.Path, path: str) -> Source:
     raise CheckpointError(
         f"{path} is not a vision tower of big_vision: it has no pos_embedding; give the .npz of a ViT or of SigLIP."
     )
+
+
+def _check(opened: IO[bytes], size: int) -> None:
+    """Compares the sizes that an archive declares with what the file and this machine's memory can hold.
+
+    Raises:
+      ValueError: says what is too much.
+    """
+    with zipfile.ZipFile(opened) as archive:
+        entries = archive.infolist()
+        if sum(entry.compress_size for entry in entries) > size:  # entries that share their bytes
+            raise ValueError("its entries have more bytes than the file")
+        for entry in entries:
+            if entry.file_size > _DEFLATE * max(1, entry.compress_size):
+                raise ValueError(f"{entry.filename[:60]} unpacks to {entry.file_size:,} bytes")
+            with archive.open(entry) as array:
+                major, _ = np.lib.format.read_magic(array)
+                read = np.lib.format.read_array_header_1_0 if major == 1 else np.lib.format.read_array_header_2_0
+                shape, _, dtype = read(array)
+                check_shape(shape, dtype)
+                if entry.file_size - array.tell() != dtype.itemsize * math.prod(shape):
+                    raise ValueError(f"{entry.filename[:60]} has other bytes than shape {shape} and {dtype} have")
+        if (total := sum(entry.file_size for entry in entries)) > (memory := psutil.virtual_memory().total):
+            raise ValueError(f"it unpacks to {total:,} bytes, and this machine has a memory of {memory:,}")

@@ -4,9 +4,11 @@ import os
 import pathlib
 import re
 
+import jax.numpy as jnp
 from etils import epath
 
 from adalink_jax.checkpoints import big_vision, hugging_face, native, t5x_format
+from adalink_jax.checkpoints.families.family import check_stated
 from adalink_jax.checkpoints.source import Source
 from adalink_jax.errors import CheckpointError
 from adalink_jax.files.places import path_of
@@ -43,7 +45,20 @@ def open_source(path: str | os.PathLike[str]) -> Source:
     Raises:
       CheckpointError: if there is no checkpoint, its format is not known, or it is damaged.
     """
-    path = os.fspath(path)
+    source = _open(os.fspath(path))
+    check_stated(source.settings, source.path)
+    for name, leaf in source.leaves.items():
+        if (
+            not (jnp.issubdtype(leaf.dtype, jnp.floating) or jnp.issubdtype(leaf.dtype, jnp.integer))
+            and leaf.dtype != bool
+        ):
+            raise CheckpointError(f"{source.path} holds {name[:100]} as {leaf.dtype}, not as numbers; copy it again.")
+    return source
+
+
+def _open(path: str) -> Source:
+    if "\0" in path:
+        raise CheckpointError(f"There is no folder {path!r}; give {_KNOWN}.")
     folder = folder_of(path)
     if folder.name == t5x_format.FILE and folder.is_file():
         folder = folder.parent

@@ -11,22 +11,23 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
+import pydantic
 from etils import epath
 
 from adalink_jax.adapters.folding import TABLE
 from adalink_jax.checkpoints.families import image_processors
-from adalink_jax.checkpoints.families.family import Family, family_of_model_type, family_of_shapes
+from adalink_jax.checkpoints.families.family import Family, family_of_model_type, family_of_shapes, one_id, translating
 from adalink_jax.checkpoints.positions import BICUBIC, BILINEAR
 from adalink_jax.checkpoints.source import Source
 from adalink_jax.errors import CheckpointError
 from adalink_jax.files import safetensors_file
 from adalink_jax.files.leaves import Leaf
-from adalink_jax.files.places import path_of
+from adalink_jax.files.places import file_size, path_of
+from adalink_jax.files.typed_json import Form, as_form, find_object, read_form
 
 CONFIG, GENERATION, HUB = "config.json", "generation_config.json", "hf://"
 SAFE, TORCH = "model.safetensors", "pytorch_model.bin"
 SHARD_BYTES = 5 * 10**9
-_UNSUPPORTED = ("quantization_config", "transformers_weights")  # of config.json: other weights than the files'
 VOCABULARY_FILES = (  # files that a tokenizer may consist of
     "spiece.model",
     "tokenizer.json",
@@ -35,6 +36,23 @@ VOCABULARY_FILES = (  # files that a tokenizer may consist of
     "added_tokens.json",
 )
 FILES_OF_THE_BASE = (GENERATION, *VOCABULARY_FILES)  # that a converted base keeps
+
+
+class _Config(Form):
+    """`config.json`; the family of models reads the rest."""
+
+    model_type: str | None = None
+    name_or_path: str | None = pydantic.Field(None, alias="_name_or_path")
+    tokenizer_class: str | None = None
+    # Other weights than the files'.
+    quantization_config: Any = None
+    transformers_weights: Any = None
+
+
+class _Index(Form):
+    """`model.safetensors.index.json`."""
+
+    weight_map: dict[str, str]
 
 
 def download(path: str) -> epath.Path:
@@ -79,18 +97,22 @@ def open_folder(folder: epath.Path, path: str) -> Source:
     Raises:
       CheckpointError: for files that are missing or damaged, and settings that this package does not implement.
     """
-    config = _json(folder, path, CONFIG)
-    if unsupported := [key for key in _UNSUPPORTED if config.get(key) is not None]:
-        raise CheckpointError(f"{path}/{CONFIG} has {unsupported[0]}, which this package does not support.")
+    config = find_object(folder / CONFIG, error=CheckpointError) or {}
+    stated = as_form(config, _Config, f"{path}/{CONFIG}", error=CheckpointError)
+    for key in ("quantization_config", "transformers_weights"):
+        if getattr(stated, key) is not None:
+            raise CheckpointError(f"{path}/{CONFIG} has {key}, which this package does not support.")
     leaves, settings = _tensors(folder, path), {}
-    if family := family_of_model_type(config.get("model_type")):
-        complete = _with_generation(config, _json(folder, path, GENERATION), family.implied, path)
-        translation = family.from_hugging_face(leaves, complete, folder, path)
+    if family := family_of_model_type(stated.model_type):
+        generation = find_object(folder / GENERATION, error=CheckpointError) or {}
+        complete = _with_generation(config, generation, family.implied, path)
+        with translating(path):
+            translation = family.from_hugging_face(leaves, complete, folder, path)
         leaves, settings = translation.leaves, translation.settings
     return Source(
-        kind=f"Hugging Face folder ({config.get('model_type', 'no config.json')})",
+        kind=f"Hugging Face folder ({stated.model_type or 'no config.json'})",
         path=path,
-        name=path.removeprefix(HUB) if path.startswith(HUB) else config.get("_name_or_path") or folder.name,
+        name=path.removeprefix(HUB) if path.startswith(HUB) else stated.name_or_path or folder.name,
         leaves=dict(sorted(leaves.items())),
         folder=folder,
         settings=settings,
@@ -113,12 +135,12 @@ def _tensors(folder: epath.Path, path: str) -> dict[str, Leaf]:
 def _shards(
     folder: epath.Path, path: str, index: str, read: Callable[[epath.Path], dict[str, Leaf]]
 ) -> dict[str, Leaf]:
-    file_of_tensor = _json(folder, path, index).get("weight_map")
-    if not isinstance(file_of_tensor, dict) or not all(isinstance(file, str) for file in file_of_tensor.values()):
-        raise CheckpointError(f"{path}/{index} is damaged or cut short (no weight_map); copy it again.")
+    file_of_tensor = read_form(folder / index, _Index, error=CheckpointError).weight_map
     files = sorted(set(file_of_tensor.values()))
-    if outside := [file for file in files if file != pathlib.PurePath(file).name]:
-        raise CheckpointError(f"{path}/{index} names {outside[0]}, which is not a file of this folder; copy it again.")
+    if outside := [file for file in files if not file or "\0" in file or file != pathlib.PurePath(file).name]:
+        raise CheckpointError(
+            f"{path}/{index} names {outside[0]!r}, which is not a file of this folder; copy it again."
+        )
     if missing := [file for file in files if not (folder / file).exists()]:
         raise CheckpointError(
             f"{path} lacks {len(missing)} of its files: {', '.join(missing[:4])}; copy or download them again."
@@ -132,24 +154,13 @@ def _shards(
     return tensors
 
 
-def _json(folder: epath.Path, path: str, name: str) -> dict[str, Any]:
-    """The contents of a file of the folder; {} if it is missing."""
-    try:
-        value = json.loads((folder / name).read_text()) if (folder / name).exists() else {}
-    except (json.JSONDecodeError, UnicodeDecodeError) as e:
-        raise CheckpointError(f"{path}/{name} is damaged or cut short ({e}); copy it again.") from e
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path}/{name} is damaged or cut short (not an object); copy it again.")
-    return value
-
-
 def _with_generation(config: dict[str, Any], generation: Mapping[str, Any], fields: Iterable[str], path: str) -> dict:
     """`config` with those `fields` that only `generation_config.json` states; both must state the same."""
     stated = {name: generation[name] for name in fields if generation.get(name) is not None}
     for name, value in stated.items():
-        if config.get(name) not in (None, value):
+        if config.get(name) is not None and one_id(config[name]) != one_id(value):
             raise CheckpointError(
-                f"{path} has {name} {config[name]!r} in {CONFIG} and {value!r} in {GENERATION}; make them the same."
+                f"{path} has {name} {config[name]!r:.60} in {CONFIG} and {value!r:.60} in {GENERATION}; make them the same."
             )
     return config | stated
 
@@ -160,7 +171,10 @@ def _torch_leaves(file: epath.Path) -> dict[str, Leaf]:
     except ModuleNotFoundError as e:
         raise CheckpointError(f"{file} needs PyTorch to be read: install torch, or use a safetensors file.") from e
     try:
+        file_size(file, error=CheckpointError)
         state = torch.load(os.fspath(file), weights_only=True, mmap=True, map_location="cpu")
+    except CheckpointError:
+        raise
     except Exception as e:  # torch raises errors of many types here
         reason = str(e).splitlines()[0][:120]
         raise CheckpointError(f"{file} is damaged, or not a plain dictionary of tensors ({reason}).") from e

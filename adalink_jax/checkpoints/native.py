@@ -4,12 +4,12 @@
 arrays that it read. Files of version 0.1.0 have the fingerprint alone, which is of values rounded to bfloat16.
 """
 
-import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import jax.numpy as jnp
 import numpy as np
+import pydantic
 from etils import epath
 
 from adalink_jax import parallel
@@ -21,13 +21,28 @@ from adalink_jax.errors import CheckpointError
 from adalink_jax.files import safetensors_file, sealed_json
 from adalink_jax.files.leaves import Leaf, from_array
 from adalink_jax.files.places import path_of
+from adalink_jax.files.typed_json import Form, as_form, parse_object, read_text
 from adalink_jax.files.whole_file import writing_folder
 from adalink_jax.models import paths
 
 Marks = tuple[str, Mapping[str, str]]  # fingerprint, digests
 WEIGHTS, CONFIG = "model.safetensors", "base_config.json"
 FORMAT_VERSION = 2
+_REMEDY = "copy or write it again"
 UNVERIFIED = "native base model (without digests, of version 0.1.0)"
+
+
+class _Config(Form):
+    """`base_config.json`."""
+
+    format_version: Annotated[int, pydantic.Field(ge=1)]
+    name: str
+    fingerprint: str
+    digests: dict[str, str] | None = None
+    digest: str | None = None
+    settings: dict[str, Any] = {}
+    part_settings: dict[str, dict[str, Any]] = {}
+    position_rule: Literal["bilinear", "bicubic"] = BILINEAR
 
 
 def is_folder(folder: epath.Path) -> bool:
@@ -45,37 +60,30 @@ def open_folder(folder: epath.Path, path: str) -> Source:
     Raises:
       CheckpointError: for a folder that is damaged, incomplete, or of a newer version of this package.
     """
-    try:
-        text = (folder / CONFIG).read_text()
-        config = json.loads(text)
-        version, name, mark = config["format_version"], config["name"], config["fingerprint"]
-        if version > FORMAT_VERSION:
-            raise CheckpointError(f"{path} was written by a newer version of adalink-jax; update adalink-jax.")
-        stated_digests = config["digests"] if version > 1 else {}
-        intact = version == 1 or sealed_json.is_intact(text, config[sealed_json.KEY])
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as e:
-        raise CheckpointError(f"{path}/{CONFIG} is damaged or cut short ({e}); copy or write it again.") from e
-    if not intact:
-        raise CheckpointError(f"{path}/{CONFIG} was changed after it was written; copy or write it again.")
+    text = read_text(folder / CONFIG, _REMEDY, CheckpointError)
+    stated = parse_object(text, f"{path}/{CONFIG}", _REMEDY, CheckpointError)
+    config = as_form(stated, _Config, f"{path}/{CONFIG}", _REMEDY, CheckpointError)
+    if config.format_version > FORMAT_VERSION:
+        raise CheckpointError(f"{path} was written by a newer version of adalink-jax; update adalink-jax.")
+    sealed = config.format_version > 1 or config.digest is not None
+    if sealed and not (config.digest and config.digests is not None and sealed_json.is_intact(text, config.digest)):
+        raise CheckpointError(f"{path}/{CONFIG} was changed after it was written; {_REMEDY}.")
     if not (folder / WEIGHTS).exists():
         raise CheckpointError(f"{path} has no {WEIGHTS}; copy or write it again.")
     leaves, metadata = safetensors_file.read_header(folder / WEIGHTS)
-    if version > 1 and metadata not in ({}, safetensors_file.PLAIN):
-        raise CheckpointError(
-            f"The header of {path}/{WEIGHTS} was changed after it was written; copy or write it again."
-        )
-    stated = {LANGUAGE: config.get("settings", {}), **config.get("part_settings", {})}
+    if sealed and metadata not in ({}, safetensors_file.PLAIN):
+        raise CheckpointError(f"The header of {path}/{WEIGHTS} was changed after it was written; {_REMEDY}.")
     plain = lambda fields: {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
     return Source(
-        kind="native base model" if version > 1 else UNVERIFIED,
+        kind="native base model" if sealed else UNVERIFIED,
         path=path,
-        name=name,
+        name=config.name,
         leaves=dict(sorted(leaves.items())),
         folder=folder,
-        settings={part: plain(fields) for part, fields in stated.items()},
-        fingerprint=mark,
-        digests=stated_digests,
-        position_rule=config.get("position_rule", BILINEAR),
+        settings={part: plain(fields) for part, fields in {LANGUAGE: config.settings, **config.part_settings}.items()},
+        fingerprint=config.fingerprint,
+        digests=config.digests or {},
+        position_rule=config.position_rule,
     )
 
 

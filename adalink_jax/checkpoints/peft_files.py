@@ -12,15 +12,17 @@ import json
 import math
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any, cast
+from typing import Annotated, Any, cast
 
 import numpy as np
+import pydantic
 
 from adalink_jax.adapters import LoRA, PromptTuning, describe_adapter, make_adapter
 from adalink_jax.checkpoints.adapter_facts import AdapterFacts, BaseReference
 from adalink_jax.checkpoints.families.family import FAMILIES, Family
 from adalink_jax.errors import CheckpointError
 from adalink_jax.files.leaves import Leaf, transposed
+from adalink_jax.files.typed_json import Form, as_form
 
 LORA, PROMPT_TUNING = "LORA", "PROMPT_TUNING"
 TYPES = (LORA, PROMPT_TUNING)
@@ -38,6 +40,23 @@ _READ = {
                     "prompt_tuning_init", "prompt_tuning_init_text", "tokenizer_name_or_path", "tokenizer_kwargs"},
 }  # fmt: skip
 _SAME_BASE = (True, False, None, "gaussian", "orthogonal", "eva")  # values of `init_lora_weights` that keep the base
+
+_REMEDY = "copy or train it again"
+_Count = Annotated[int, pydantic.Field(ge=1, lt=10**6)]
+
+
+class _LoRA(Form):
+    """PEFT's configuration of LoRA."""
+
+    r: _Count
+    lora_alpha: _Count | Annotated[float, pydantic.Field(gt=0, lt=1e6, allow_inf_nan=False)]
+    use_rslora: bool | None = None
+
+
+class _PromptTuning(Form):
+    """PEFT's configuration of prompt tuning."""
+
+    num_virtual_tokens: _Count
 
 
 def to_peft(
@@ -158,7 +177,8 @@ def _refuse_unsupported(config: Mapping[str, Any], kind: str, path: str) -> None
 
 
 def _lora(config: Mapping[str, Any], leaves: Mapping[str, Leaf], path: str) -> LoRA:
-    rank, alpha = _number(config, "r", path, int), _number(config, "lora_alpha", path, int, float)
+    stated = as_form(config, _LoRA, f"{path}/adapter_config.json", _REMEDY, CheckpointError)
+    rank, alpha = stated.r, stated.lora_alpha
     projections = sorted({name.rpartition("/")[0] for name in leaves})
     for projection in projections:
         for matrix, axis in (("down", 1), ("up", 0)):
@@ -170,28 +190,19 @@ def _lora(config: Mapping[str, Any], leaves: Mapping[str, Leaf], path: str) -> L
                 )
     if not projections:
         raise CheckpointError(f"The adapter {path} holds no tensors; copy or train it again.")
-    scale = math.sqrt(rank) if config.get("use_rslora") else 1.0
+    scale = math.sqrt(rank) if stated.use_rslora else 1.0
     return LoRA(rank, alpha * scale, tuple(_expressions(projections)))
 
 
 def _prompt_tuning(config: Mapping[str, Any], leaves: Mapping[str, Leaf], path: str) -> PromptTuning:
-    length = _number(config, "num_virtual_tokens", path, int)
+    stated = as_form(config, _PromptTuning, f"{path}/adapter_config.json", _REMEDY, CheckpointError)
+    length = stated.num_virtual_tokens
     shape = leaves["prompt"].shape if leaves else None
     if shape is None or len(shape) != 2 or shape[0] != length:
         raise CheckpointError(
             f"The adapter {path} has num_virtual_tokens = {length}, but its {_PROMPT} has shape {shape}; copy or train it again."
         )
     return PromptTuning(length)
-
-
-def _number(config: Mapping[str, Any], key: str, path: str, *kinds: type) -> Any:
-    value = config.get(key)
-    if value is None or isinstance(value, bool) or not isinstance(value, kinds) or not 0 < value < 1e6:
-        raise CheckpointError(
-            f"The adapter {path} has {key} = {json.dumps(value)[:60]} in PEFT's configuration, which is not a positive number; "
-            f"copy or train it again."
-        )
-    return value
 
 
 def _leaf_name(tensor: str) -> str | None:

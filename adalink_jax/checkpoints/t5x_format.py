@@ -1,28 +1,40 @@
 """t5x's checkpoints: the legacy format (msgpack and zarr, as every public T5) and Orbax.
 
-    checkpoint_N/checkpoint                          msgpack {"version": 3, "optimizer": {"target": ..., "state": ...}}
-    checkpoint_N/target.encoder....kernel/           one zarr array per large leaf; the msgpack holds the small leaves
-    checkpoint_N/state/                              Orbax: arrays named target.encoder....kernel, in OCDBT or folders
-
-tensorstore reads the arrays piece by piece; a missing or damaged chunk is an error, not zeros.
+checkpoint_N/checkpoint                          msgpack {"version": 3, "optimizer": {"target": ..., "state": ...}}
+checkpoint_N/target.encoder....kernel/           one zarr array per large leaf; the msgpack holds the small leaves
+checkpoint_N/state/                              Orbax: arrays named target.encoder....kernel, in OCDBT or folders
 """
 
-import os
+import collections
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
-import msgpack
 import numpy as np
+import pydantic
 import tensorstore as ts
 from etils import epath
 from flax import serialization
 
-from adalink_jax.checkpoints.families.family import FAMILIES
+from adalink_jax.checkpoints.families.family import FAMILIES, translating
 from adalink_jax.checkpoints.source import Source
+from adalink_jax.checkpoints.zarr_arrays import (
+    FAILURES,
+    MOST_EXPANSION,
+    ZARR2,
+    ZARR3,
+    Stored,
+    first_line,
+    kvstore,
+    open_array,
+    stored_in,
+)
 from adalink_jax.errors import CheckpointError
-from adalink_jax.files.leaves import Index, Leaf, from_array
+from adalink_jax.files.leaves import Leaf, from_array
+from adalink_jax.files.places import file_size, is_there
+from adalink_jax.files.typed_json import Form, as_form
 from adalink_jax.models import paths
+from adalink_jax.typed_values import shown
 
 FILE, STATE = "checkpoint", "state"
 VERSION = 3
@@ -30,9 +42,40 @@ _CHUNK_BYTES = 16 * 2**20  # a reader holds each chunk three times: packed, unpa
 _INLINE_BYTES = 64 * 2**10  # leaves up to this size, other than kernels, are in the msgpack
 
 
+class _State(Form):
+    step: Any
+
+
+class _Optimizer(Form):
+    target: dict[str, Any]
+    state: _State
+
+
+class _Checkpoint(Form):
+    """The msgpack file."""
+
+    optimizer: _Optimizer
+
+
+class _Place(Form):
+    path: str | None = None
+
+
+class _Metadata(Form):
+    shape: list[Annotated[int, pydantic.Field(ge=0)]]
+
+
+class _Array(Form):
+    """An array of the msgpack file that is stored in a folder."""
+
+    kvstore: _Place
+    path: str | None = None
+    metadata: _Metadata
+
+
 def is_legacy(folder: epath.Path) -> bool:
     """Whether `folder` is a legacy checkpoint."""
-    return (folder / FILE).is_file()
+    return is_there(folder / FILE)
 
 
 def orbax_folder(folder: epath.Path) -> epath.Path | None:
@@ -53,33 +96,48 @@ def open_legacy(folder: epath.Path, path: str) -> Source:
     Raises:
       CheckpointError: for a checkpoint that is damaged, or that names files outside its folder.
     """
+    file_size(folder / FILE, error=CheckpointError)
+    damaged = lambda e: CheckpointError(
+        f"{path}/{FILE} is not a t5x checkpoint, or is cut short ({type(e).__name__}: {first_line(e)}); copy it again."
+    )
     try:
-        contents: Any = serialization.msgpack_restore((folder / FILE).read_bytes())
-        target = contents["optimizer"]["target"]
-        step = int(contents["optimizer"]["state"]["step"])
-    except (msgpack.UnpackException, ValueError, KeyError, TypeError) as e:
-        raise CheckpointError(
-            f"{path}/{FILE} is not a t5x checkpoint, or is cut short ({type(e).__name__}: {e}); copy it again."
-        ) from e
-    leaves = {}
+        contents = serialization.msgpack_restore((folder / FILE).read_bytes())
+    except Exception as e:  # msgpack and flax raise errors of many types here
+        raise damaged(e) from e
+    if not isinstance(contents, dict):
+        raise CheckpointError(f"{path}/{FILE} holds {shown(contents)}, not a t5x checkpoint; copy it again.")
+    as_form(contents, _Checkpoint, f"{path}/{FILE}", error=CheckpointError)
+    step = np.asarray(contents["optimizer"]["state"]["step"])
+    if step.shape or step.dtype.kind not in "iu" or step < 0:
+        raise CheckpointError(f"{path}/{FILE} has the step {shown(step)}; copy it again.")
     is_array = lambda node: isinstance(node, Mapping) and {"driver", "kvstore"} <= node.keys()
-    for name, value in paths.flatten(target, is_array).items():
-        if isinstance(value, Mapping):
-            array = str(value["kvstore"].get("path") or value.get("path"))
-            if array.startswith("/") or ".." in array.split("/"):
-                raise CheckpointError(
-                    f"{path} names an array outside its folder, {array!r}; do not use this checkpoint."
-                )
-            leaf = _zarr(_kvstore(folder / array), array, path)
-            stated = tuple(value["metadata"]["shape"])
-            if leaf.shape != stated:
-                raise CheckpointError(
-                    f"{path}: {array} has shape {leaf.shape}, but {FILE} states {stated}; copy the checkpoint again."
-                )
-            leaves[name] = leaf
-        else:
-            leaves[name] = from_array(np.asarray(value), f"{FILE}: {name}")
-    return Source("t5x checkpoint (msgpack and zarr)", path, name_of(folder, step), _translated(leaves), folder)
+    try:
+        target = paths.flatten(contents["optimizer"]["target"], is_array)
+    except (AttributeError, RecursionError, TypeError, ValueError) as e:  # a list, or names that are no texts
+        raise damaged(e) from e
+    leaves = {
+        name: _stored_array(folder, value, name, path)
+        if isinstance(value, Mapping)
+        else from_array(np.asarray(value), f"{FILE}: {name}")
+        for name, value in target.items()
+    }
+    return Source(
+        "t5x checkpoint (msgpack and zarr)", path, name_of(folder, int(step)), _translated(leaves, path), folder
+    )
+
+
+def _stored_array(folder: epath.Path, value: Mapping[str, Any], name: str, path: str) -> Leaf:
+    """The array that the msgpack file refers to."""
+    about = as_form(value, _Array, f"{name} in {path}/{FILE}", error=CheckpointError)
+    array = about.kvstore.path or about.path or ""
+    if not array or "\0" in array or array.startswith("/") or ".." in array.split("/"):
+        raise CheckpointError(f"{path} names an array outside its folder, {array!r:.200}; do not use this checkpoint.")
+    leaf = open_array(kvstore(folder / array), array, path, stored_in(folder / array, path))
+    if leaf.shape != (stated := tuple(about.metadata.shape)):
+        raise CheckpointError(
+            f"{path}: {array} has shape {leaf.shape}, but {FILE} states {stated}; copy the checkpoint again."
+        )
+    return leaf
 
 
 def open_orbax(folder: epath.Path, path: str) -> Source:
@@ -93,26 +151,33 @@ def open_orbax(folder: epath.Path, path: str) -> Source:
       CheckpointError: for a damaged checkpoint.
     """
     if (folder / "manifest.ocdbt").exists():
-        base = {"driver": "ocdbt", "base": _kvstore(folder)}
+        base, whole = {"driver": "ocdbt", "base": kvstore(folder)}, stored_in(folder, path)
         try:
             keys = [key.decode() for key in ts.KvStore.open(base).result().list().result()]
-        except ValueError as e:
-            raise CheckpointError(f"{path} is damaged or cut short ({_first_line(e)}); copy it again.") from e
-        arrays = {key.rsplit("/", 1)[0]: key for key in keys if key.endswith(("/.zarray", "/zarr.json"))}
+        except FAILURES as e:
+            raise CheckpointError(f"{path} is damaged or cut short ({first_line(e)}); copy it again.") from e
+        arrays = {
+            key.rsplit("/", 1)[0]: key.rsplit("/", 1)[1] for key in keys if key.endswith((f"/{ZARR2}", f"/{ZARR3}"))
+        }
         stores = {name: {**base, "path": f"{name}/"} for name in arrays}
+        chunks = collections.Counter(key.split("/")[0] for key in keys)
+        stored = {
+            name: whole and Stored(chunks[name.split("/")[0]] - 1, whole.nbytes, MOST_EXPANSION) for name in arrays
+        }
     else:
-        arrays = {at.name: ".zarray" for at in folder.iterdir() if (at / ".zarray").exists()}
-        stores = {name: _kvstore(folder / name) for name in arrays}
+        arrays = {at.name: ZARR2 for at in folder.iterdir() if (at / ZARR2).exists()}
+        stores = {name: kvstore(folder / name) for name in arrays}
+        stored = {name: stored_in(folder / name, path) for name in arrays}
     prefix = "target." if any(name.startswith("target.") for name in arrays) else ""
     leaves = {
-        name.removeprefix(prefix).replace(".", "/"): _zarr(stores[name], name, path, arrays[name].endswith(".json"))
+        name.removeprefix(prefix).replace(".", "/"): open_array(stores[name], name, path, stored[name], arrays[name])
         for name in sorted(arrays)
         if name.startswith(prefix)
     }
     at = folder.parent if folder.name == STATE else folder
     step = re.search(r"\d+$", at.name)
     name = name_of(at, int(step[0]) if step else None)
-    return Source("t5x checkpoint (Orbax)", path, name, _translated(leaves), folder)
+    return Source("t5x checkpoint (Orbax)", path, name, _translated(leaves, path), folder)
 
 
 def step_of(folder: epath.Path) -> int | None:
@@ -127,44 +192,12 @@ def name_of(folder: epath.Path, step: int | None) -> str:
     return model if step is None else f"{model}@{step}"
 
 
-def _kvstore(path: epath.Path) -> dict[str, str]:
-    text = str(path)
-    if text.startswith("gs://"):
-        bucket, _, rest = text.removeprefix("gs://").partition("/")
-        return {"driver": "gcs", "bucket": bucket, "path": f"{rest}/"}
-    return {"driver": "file", "path": f"{os.path.abspath(text)}/"}  # tensorstore accepts no `..`
-
-
-def _zarr(kvstore: Mapping[str, Any], origin: str, path: str, zarr3: bool = False) -> Leaf:
-    damaged = lambda e: CheckpointError(
-        f"{path}: the array {origin} is damaged or cut short ({_first_line(e)}); copy it again."
-    )
-    spec = {"driver": "zarr3" if zarr3 else "zarr", "kvstore": kvstore, "fill_missing_data_reads": False}
-    try:
-        array = ts.open(spec, read=True).result()
-    except ValueError as e:
-        raise damaged(e) from e
-
-    def read(index: Index) -> np.ndarray:
-        try:
-            return array[index].read().result()
-        except ValueError as e:
-            raise damaged(e) from e
-
-    shape = tuple(array.shape)
-    chunk = array.chunk_layout.read_chunk.shape or shape
-    grain = tuple(side or size for side, size in zip(chunk, shape))
-    return Leaf(shape, array.dtype.numpy_dtype, origin, read, grain)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).split("\n")[0][:200]
-
-
-def _translated(leaves: Mapping[str, Leaf]) -> dict[str, Leaf]:
+def _translated(leaves: Mapping[str, Leaf], path: str) -> dict[str, Leaf]:
     """Leaves under this package's names, by the first family of models that knows the checkpoint's."""
     for family in FAMILIES:
-        if (translation := family.from_t5x(leaves)) is not None:
+        with translating(path):
+            translation = family.from_t5x(leaves)
+        if translation is not None:
             return dict(sorted(translation.items()))
     return dict(sorted(leaves.items()))
 
@@ -199,7 +232,7 @@ def _write_array(folder: epath.Path, name: str, leaf: Leaf, dtype: np.dtype) -> 
         "dtype": names[dtype.name],
         "compressor": {"id": "gzip", "level": 1},
     }
-    spec = {"driver": "zarr", "kvstore": _kvstore(folder / where), "metadata": metadata}
+    spec = {"driver": "zarr", "kvstore": kvstore(folder / where), "metadata": metadata}
     array = ts.open(spec, create=True, delete_existing=True).result()
     for start in range(0, leaf.shape[0], chunks[0]):
         rows = slice(start, min(start + chunks[0], leaf.shape[0]))

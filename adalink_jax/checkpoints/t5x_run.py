@@ -1,7 +1,6 @@
 """Runs of t5x on an adapted model (`adalink_jax.t5x`): their adapter as a folder of this package."""
 
 import dataclasses
-import json
 import os
 import re
 from collections.abc import Mapping
@@ -17,11 +16,21 @@ from adalink_jax.checkpoints.source import Source
 from adalink_jax.checkpoints.t5x_format import name_of, step_of
 from adalink_jax.errors import CheckpointError
 from adalink_jax.files.leaves import Leaf
-from adalink_jax.files.places import path_of
+from adalink_jax.files.places import is_there, path_of
+from adalink_jax.files.typed_json import Form, read_form
 
 ABOUT = "adapter.json"
 _BACKBONE, _ADAPTER = "backbone/", "adapter/"
-_FIELDS = {"method": str, "settings": dict, "base": str, "task": str, "trainable": tuple}  # of ABOUT
+
+
+class _About(Form):
+    """`adapter.json`."""
+
+    method: str
+    settings: dict[str, Any]
+    base: str
+    task: str
+    trainable: list[str]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +75,7 @@ def open_t5x_run(path: str | os.PathLike[str]) -> RunCheckpoint:
             )
         folder = steps[max(steps)]
     file = folder.parent / ABOUT
-    if not file.exists():
+    if not is_there(file):
         raise CheckpointError(
             f"{folder.parent} has no {ABOUT}, which a run of gin/t5x/finetune.gin writes; copy it there from the run's MODEL_DIR."
         )
@@ -78,18 +87,20 @@ def open_t5x_run(path: str | os.PathLike[str]) -> RunCheckpoint:
             f"{folder} is not a checkpoint of an adapted model: it lacks leaves {_BACKBONE}... or {_ADAPTER}...; give a "
             f"checkpoint of a run of gin/t5x/finetune.gin."
         )
+    about = read_form(file, _About, error=CheckpointError)
     try:
-        stated = json.loads(file.read_text())
-        method, settings, base, task, trainable = (kind(stated[name]) for name, kind in _FIELDS.items())
-    except (ValueError, KeyError, TypeError) as e:
-        raise CheckpointError(f"{file} is damaged or cut short ({type(e).__name__}: {e}); copy it again.") from e
-    if any(re.fullmatch(expression, _BACKBONE + name) for expression in trainable for name in backbone):
+        expressions = list(map(re.compile, about.trainable))
+    except re.error as e:
+        raise CheckpointError(f"{file} has an invalid expression in `trainable` ({e}); copy it again.") from e
+    if any(expression.fullmatch(_BACKBONE + name) for expression in expressions for name in backbone):
         raise CheckpointError(
-            f"{folder.parent} trained leaves of the backbone too ({', '.join(trainable)}), which an adapter's folder cannot "
+            f"{folder.parent} trained leaves of the backbone too ({', '.join(about.trainable)}), which an adapter's folder cannot "
             f"hold; use the whole checkpoint."
         )
     base_source = dataclasses.replace(source, leaves=backbone)
-    return RunCheckpoint(str(folder), step_of(folder) or 0, method, settings, base, task, base_source, adapter)
+    return RunCheckpoint(
+        str(folder), step_of(folder) or 0, about.method, about.settings, about.base, about.task, base_source, adapter
+    )
 
 
 def extract_adapter(run: RunCheckpoint, folder: str) -> AdapterFacts:

@@ -1,17 +1,18 @@
 """The tokenizers of Hugging Face folders. Invariant: ids and text equal those of `transformers`, which reads the files."""
 
 import contextlib
-import json
 import os
 import tempfile
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Annotated, Any
 
 import gin
+import pydantic
 from etils import epath
 
 from adalink_jax.errors import UserError
 from adalink_jax.files.places import is_remote, path_of
+from adalink_jax.files.typed_json import Form, as_form, find_form, find_object
 
 PAD, EOS, UNK = 0, 1, 2
 LAST_BYTE = 258
@@ -22,6 +23,34 @@ FILES = (*SETTINGS, SENTENCEPIECE_FILE)
 QFORMER_FOLDER, QFORMER_WORDS = "qformer_tokenizer", "vocab.txt"
 _BYT5 = "ByT5Tokenizer"
 _FIRST_SENTINELS = ("<extra_id_0>", "\u2581<extra_id_0>")
+_Id = Annotated[int, pydantic.Field(ge=0, lt=2**31)]
+
+
+class _Token(Form):
+    content: str
+
+
+class _Settings(Form):
+    """`tokenizer_config.json`; `config.json` may name the class too."""
+
+    tokenizer_class: str | None = None
+    added_tokens_decoder: dict[Annotated[str, pydantic.Field(pattern=r"^[0-9]{1,9}$")], _Token] = {}
+
+
+class _Added(Form):
+    """`added_tokens.json`."""
+
+    ids: dict[str, _Id]
+
+
+class _TokenWithId(_Token):
+    id: _Id
+
+
+class _Tokenizer(Form):
+    """`tokenizer.json`."""
+
+    added_tokens: list[_TokenWithId]
 
 
 @gin.configurable
@@ -128,16 +157,8 @@ def holds_tokenizer(folder: epath.Path) -> bool:
 
 def _class_name(folder: epath.Path) -> str | None:
     """The tokenizer's class, as the folder's files name it."""
-    names = (_json(folder / file).get("tokenizer_class") for file in (CONFIG_FILE, MODEL_FILE))
-    return next(filter(None, names), None)
-
-
-def _json(file: epath.Path) -> dict[str, Any]:
-    """The contents of a JSON file; {} if it is missing."""
-    try:
-        return json.loads(file.read_text()) if file.is_file() else {}
-    except (json.JSONDecodeError, UnicodeDecodeError) as e:
-        raise UserError(f"{file} is damaged or cut short ({e}); copy it again.") from e
+    named = (find_form(folder / file, _Settings) for file in (CONFIG_FILE, MODEL_FILE))
+    return next((form.tokenizer_class for form in named if form and form.tokenizer_class), None)
 
 
 def _load(folder: epath.Path) -> Any:
@@ -193,9 +214,12 @@ def _local(folder: epath.Path) -> Iterator[str]:
 
 def _stated_tokens(folder: epath.Path) -> Iterator[tuple[str, str, int]]:
     """`(file, token, id)` of each added token that a file of the folder names."""
-    for token, i in _json(folder / ADDED_FILE).items():
-        yield ADDED_FILE, token, int(i)
-    for i, token in _json(folder / CONFIG_FILE).get("added_tokens_decoder", {}).items():
-        yield CONFIG_FILE, token["content"], int(i)
-    for token in _json(folder / TOKENIZER_FILE).get("added_tokens", ()):
-        yield TOKENIZER_FILE, token["content"], int(token["id"])
+    added = find_object(folder / ADDED_FILE) or {}
+    for token, i in as_form({"ids": added}, _Added, os.fspath(folder / ADDED_FILE)).ids.items():
+        yield ADDED_FILE, token, i
+    if settings := find_form(folder / CONFIG_FILE, _Settings):
+        for i, token in settings.added_tokens_decoder.items():
+            yield CONFIG_FILE, token.content, int(i)
+    tokens = (find_object(folder / TOKENIZER_FILE) or {}).get("added_tokens", [])
+    for token in as_form({"added_tokens": tokens}, _Tokenizer, os.fspath(folder / TOKENIZER_FILE)).added_tokens:
+        yield TOKENIZER_FILE, token.content, token.id

@@ -1,11 +1,14 @@
 """Arrays in files, read piece by piece: nothing is read before it is requested, and never more than requested."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
 BLOCK_BYTES = 4 * 2**20  # of the file's values held in memory beside the array that is being filled
+
+MOST_AXES = 32
 
 Index = tuple[slice, ...]
 
@@ -63,6 +66,18 @@ class Leaf:
             stop = min(index[axis].stop, (start // self.grain[axis]) * self.grain[axis] + step)
             yield (*index[:axis], slice(start, stop), *index[axis + 1 :])
             start = stop
+
+
+def check_shape(shape: Sequence[int], dtype: np.dtype) -> None:
+    """Refuses the shape that a file declares of an array that no NumPy array can have.
+
+    Raises:
+      ValueError: for more than `MOST_AXES` axes, or 2**62 bytes, an axis of length 0 not counted.
+    """
+    if len(shape) > MOST_AXES:
+        raise ValueError(f"it has {len(shape)} axes, more than {MOST_AXES}")
+    if dtype.itemsize * math.prod(max(size, 1) for size in shape) >= 2**62:
+        raise ValueError(f"its shape {tuple(shape)} is larger than any array")
 
 
 def from_array(array: np.ndarray, origin: str) -> Leaf:

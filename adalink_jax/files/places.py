@@ -1,7 +1,8 @@
-"""Paths that users give: where they lead, and which can be a run's folder."""
+"""Paths that users give: where they lead, which can be a run's folder, and which are files that can be read."""
 
 import os
 import re
+import stat
 from typing import Annotated
 
 import pydantic
@@ -67,3 +68,34 @@ def check_run_folder(folder: str) -> None:
         raise UserError(f"MODEL_DIR cannot be {folder}: {parent} is not a folder; give another one.")
     if not os.access(parent, os.W_OK | os.X_OK):
         raise UserError(f"MODEL_DIR cannot be {folder}: {parent} cannot be written to; give another one.")
+
+
+def is_there(path: epath.Path) -> bool:
+    """Whether there is anything at `path`, also a link that leads nowhere or to itself."""
+    return path.exists() or (not is_remote(path) and os.path.islink(path))
+
+
+def file_size(path: epath.Path, remedy: str = "copy it again", error: type[UserError] = UserError) -> int:
+    """The size in bytes of a regular file, which may then be read; a FIFO would block and a device would never end.
+
+    Args:
+      path: the file, or a link to it.
+      remedy: what the user can do, which ends the error.
+      error: the class of the error.
+
+    Raises:
+      UserError: or `error`, if it is missing, no regular file, or a link that leads nowhere or to itself.
+    """
+    if is_remote(path):
+        return path.stat().length
+    try:
+        about = os.stat(path)
+    except (OSError, ValueError) as e:  # ValueError: a NUL in the name
+        if isinstance(e, PermissionError):
+            raise
+        if os.path.islink(path):
+            raise error(f"{path} is a link that leads to no file; {remedy}.") from e
+        raise error(f"There is no {path}; {remedy}.") from e
+    if not stat.S_ISREG(about.st_mode):
+        raise error(f"{path} is not a regular file; {remedy}.")
+    return about.st_size

@@ -9,14 +9,17 @@ import json
 import math
 import struct
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import ml_dtypes
 import numpy as np
+import pydantic
 from etils import epath
 
 from adalink_jax.errors import CheckpointError
-from adalink_jax.files.leaves import Index, Leaf
+from adalink_jax.files.leaves import Index, Leaf, check_shape
+from adalink_jax.files.places import file_size
+from adalink_jax.files.typed_json import Form, as_form
 
 DTYPES = {
     "F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16,
@@ -25,6 +28,20 @@ DTYPES = {
 PLAIN = {"format": "pt"}  # the metadata that transformers and PEFT write and ask for
 NAMES = {np.dtype(dtype): name for name, dtype in DTYPES.items()}
 _MAX_HEADER = 100_000_000  # the format's own limit
+_REMEDY = "copy or write it again"
+
+
+class _Tensor(Form):
+    model_config = pydantic.ConfigDict(extra="forbid")
+
+    dtype: Literal[tuple(DTYPES)]  # pyright: ignore[reportInvalidTypeForm]  # the names are there when pydantic reads it
+    shape: list[Annotated[int, pydantic.Field(ge=0)]]
+    data_offsets: tuple[Annotated[int, pydantic.Field(ge=0)], Annotated[int, pydantic.Field(ge=0)]]
+
+
+class _Header(Form):
+    metadata: dict[str, str]
+    tensors: dict[str, _Tensor]
 
 
 def read_leaves(path: epath.Path) -> dict[str, Leaf]:
@@ -38,27 +55,36 @@ def read_header(path: epath.Path) -> tuple[dict[str, Leaf], dict[str, str]]:
     Raises:
       CheckpointError: for a file that is cut short or damaged, or in which two tensors have one name or one place.
     """
-    damaged = lambda why: CheckpointError(f"{path} is damaged or cut short ({why}); copy or write it again.")
-    size = path.stat().length
+    damaged = lambda why: CheckpointError(f"{path} is damaged or cut short ({why}); {_REMEDY}.")
+    size = file_size(path, _REMEDY, CheckpointError)
     with path.open("rb") as file:
         start = file.read(8)
         length = struct.unpack("<Q", start)[0] if len(start) == 8 else _MAX_HEADER + 1
         if length > min(_MAX_HEADER, size - 8):
             raise damaged("it has no header")
-        try:
-            header = json.loads(file.read(length), object_pairs_hook=_without_repetition)
-            metadata = header.pop("__metadata__", {})
-            leaves = {name: _leaf(path, name, entry, 8 + length) for name, entry in header.items()}
-            end = 0
-            for begin, after in sorted(entry["data_offsets"] for entry in header.values()):
-                if begin != end:
-                    raise ValueError(f"a tensor begins at byte {begin}, where the one before it ends at {end}")
-                end = after
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
-            raise damaged(f"its header cannot be read: {e}") from e
+        text = file.read(length)
+    try:
+        stated = json.loads(text, object_pairs_hook=_without_repetition)
+        if not isinstance(stated, dict):
+            raise ValueError("it is not an object")
+    except (ValueError, RecursionError) as e:
+        raise damaged(f"its header cannot be read: {e}") from e
+    metadata = stated.pop("__metadata__", {})
+    header = as_form(
+        {"metadata": metadata, "tensors": stated}, _Header, f"The header of {path}", _REMEDY, CheckpointError
+    )
+    try:
+        leaves = {name: _leaf(path, name, tensor, 8 + length) for name, tensor in header.tensors.items()}
+        end = 0
+        for begin, after in sorted(tensor.data_offsets for tensor in header.tensors.values()):
+            if begin != end:
+                raise ValueError(f"a tensor begins at byte {begin}, where the one before it ends at {end}")
+            end = after
+    except ValueError as e:
+        raise damaged(f"its header cannot be read: {e}") from e
     if size != 8 + length + end:
         raise damaged(f"it has {size:,} bytes, its header says {8 + length + end:,}")
-    return leaves, metadata
+    return leaves, header.metadata
 
 
 def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -74,11 +100,10 @@ def digest(name: str, leaf: Leaf) -> str:
     return hashlib.sha256(start + np.ascontiguousarray(leaf.whole()).tobytes()).hexdigest()
 
 
-def _leaf(path: epath.Path, name: str, entry: dict, base: int) -> Leaf:
-    dtype, shape = np.dtype(DTYPES[entry["dtype"]]), tuple(entry["shape"])
-    begin, end = entry["data_offsets"]
-    if any(type(n) is not int or n < 0 for n in (*shape, begin, end)):
-        raise ValueError(f"{name} has no shape or no place")
+def _leaf(path: epath.Path, name: str, tensor: _Tensor, base: int) -> Leaf:
+    dtype, shape = np.dtype(DTYPES[tensor.dtype]), tuple(tensor.shape)
+    check_shape(shape, dtype)
+    begin, end = tensor.data_offsets
     if end - begin != dtype.itemsize * math.prod(shape):
         raise ValueError(f"{name} has {end - begin} bytes for shape {shape}")
     row = dtype.itemsize * math.prod(shape[1:])

@@ -2,7 +2,6 @@
 
 import json
 import os
-import stat
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -10,7 +9,7 @@ import pydantic
 from etils import epath
 
 from adalink_jax.errors import UserError
-from adalink_jax.files.places import is_remote
+from adalink_jax.files.places import file_size, is_there
 from adalink_jax.typed_values import STRICT, explain, shown
 
 LARGEST = 64 * 2**20  # bytes; the index of a model of 100,000 tensors has 10 MB
@@ -62,25 +61,41 @@ def as_form(
       UserError: or `error`, for an object that is not of that form.
     """
     try:
-        # As JSON, so that a list passes for a tuple.
-        return form.model_validate_json(json.dumps(value), strict=True)
+        # As JSON, so that a list passes for a tuple; what JSON cannot hold becomes its type's name.
+        return form.model_validate_json(json.dumps(value, default=lambda other: type(other).__name__), strict=True)
     except pydantic.ValidationError as e:
         if e.errors()[0]["type"] == "json_invalid":  # such as half of a surrogate pair
             raise error(f"{name} is damaged ({e.errors()[0]['msg']}); {remedy}.") from e
         raise error(f"{name} {explain(e, value)}; {remedy}.") from e
+    except (RecursionError, TypeError) as e:  # TypeError: a key of another type than text
+        raise error(f"{name} is damaged ({_reason(e)}); {remedy}.") from e
+
+
+def find_form(
+    path: epath.Path, form: type[FormT], remedy: str = "copy it again", error: type[UserError] = UserError
+) -> FormT | None:
+    """As `read_form`; None if there is no such file."""
+    return read_form(path, form, remedy, error) if is_there(path) else None
+
+
+def find_object(
+    path: epath.Path, remedy: str = "copy it again", error: type[UserError] = UserError
+) -> dict[str, Any] | None:
+    """As `read_object`; None if there is no such file."""
+    return read_object(path, remedy, error) if is_there(path) else None
 
 
 def read_object(path: epath.Path, remedy: str = "copy it again", error: type[UserError] = UserError) -> dict[str, Any]:
     """The object in a JSON file, of any form; for arguments and errors see `read_form`."""
+    return parse_object(read_text(path, remedy, error), os.fspath(path), remedy, error)
+
+
+def read_text(path: epath.Path, remedy: str = "copy it again", error: type[UserError] = UserError) -> str:
+    """The text of a JSON file, with the byte order mark that it may begin with; for arguments and errors see `read_form`."""
+    if (size := file_size(path, remedy, error)) > LARGEST:
+        raise error(f"{path} has {size:,} bytes, more than {LARGEST:,}; {remedy}.")
     try:
-        if not is_remote(path) and not stat.S_ISREG(os.stat(path).st_mode):
-            raise error(f"{path} is not a regular file; {remedy}.")
-        if (size := path.stat().length) > LARGEST:
-            raise error(f"{path} has {size:,} bytes, more than {LARGEST:,}; {remedy}.")
-        text = path.read_bytes().decode("utf-8-sig")
-        return parse_object(text, os.fspath(path), remedy, error)
-    except FileNotFoundError as e:
-        raise error(f"There is no {path}; {remedy}.") from e
+        return path.read_bytes().decode()
     except UnicodeDecodeError as e:
         raise error(f"{path} is damaged or cut short (no UTF-8: {e.reason} at byte {e.start:,}); {remedy}.") from e
 
@@ -90,10 +105,13 @@ def parse_object(
 ) -> dict[str, Any]:
     """The object in a JSON text called `name`; for other arguments and errors see `read_form`."""
     try:
-        value = json.loads(text)
+        value = json.loads(text.removeprefix("\ufeff"))
     except (ValueError, RecursionError) as e:  # ValueError: also a number of 10,000 digits
-        why = "nested too deeply" if isinstance(e, RecursionError) else str(e)
-        raise error(f"{name} is damaged or cut short ({why}); {remedy}.") from e
+        raise error(f"{name} is damaged or cut short ({_reason(e)}); {remedy}.") from e
     if not isinstance(value, dict):
         raise error(f"{name} holds {shown(value)}, not an object; {remedy}.")
     return value
+
+
+def _reason(error: Exception) -> str:
+    return "nested too deeply" if isinstance(error, RecursionError) else str(error)

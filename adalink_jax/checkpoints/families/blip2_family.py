@@ -4,15 +4,18 @@ The language model may be of any family that reads the `model_type` of its `text
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
+import pydantic
 from etils import epath
 
 from adalink_jax.checkpoints.families.family import QFORMER, VISION, Family, Translation, family_of_model_type
 from adalink_jax.checkpoints.families.vit_family import SIGLIP_NAMES, NameTable, translated, vision_settings
 from adalink_jax.errors import CheckpointError
 from adalink_jax.files.leaves import Leaf
+from adalink_jax.files.typed_json import Form, as_form
 from adalink_jax.models.qformer import QFormerConfig
+from adalink_jax.typed_values import shown
 
 _LANGUAGE_PREFIX = "language_model."
 _Q = r"qformer\.encoder\.layer\.(\d+)"
@@ -36,6 +39,22 @@ _QFORMER_NAMES: NameTable = [
     (r"language_projection", "projection", "dense"),
 ]
 
+_Count = Annotated[int, pydantic.Field(ge=1, lt=2**31)]
+
+
+class _QFormer(Form):
+    hidden_act: str = "gelu"
+    layer_norm_eps: float = 1e-12
+    num_attention_heads: _Count = 12
+    cross_attention_frequency: _Count = 2
+
+
+class _Config(Form):
+    """What `config.json` states of the Q-Former, and of the language model for its family."""
+
+    qformer_config: _QFormer = _QFormer()
+    text_config: dict[str, Any] = {}
+
 
 class BLIP2Family(Family):
     """BLIP-2 and InstructBLIP; the configuration of their own is the Q-Former's."""
@@ -50,31 +69,34 @@ class BLIP2Family(Family):
         self, tensors: Mapping[str, Leaf], config: Mapping[str, Any], folder: epath.Path, path: str
     ) -> Translation:
         """See `Family`."""
+        stated = as_form(config, _Config, f"{path}/config.json", error=CheckpointError)
         others = {tensor: leaf for tensor, leaf in tensors.items() if not tensor.startswith(_LANGUAGE_PREFIX)}
         language = {t.removeprefix(_LANGUAGE_PREFIX): leaf for t, leaf in tensors.items() if t not in others}
         leaves = translated(others, [*SIGLIP_NAMES, *_QFORMER_NAMES])
-        settings = {VISION: vision_settings(config, folder, path), QFORMER: _qformer_settings(config, path)}
+        settings = {
+            VISION: vision_settings(config, folder, path),
+            QFORMER: _qformer_settings(stated.qformer_config, path),
+        }
         if language:
-            text_config = config.get("text_config", {})
-            family = family_of_model_type(text_config.get("model_type"))
+            model_type = stated.text_config.get("model_type")
+            family = family_of_model_type(model_type)
             if family is None or family.backbone is None:
                 raise CheckpointError(
-                    f"{path} has a language model of type {text_config.get('model_type')!r}, which this package does not "
+                    f"{path} has a language model of type {shown(model_type)}, which this package does not "
                     f"implement; use a checkpoint with a T5."
                 )
-            text = family.from_hugging_face(language, text_config, folder, path)
+            text = family.from_hugging_face(language, stated.text_config, folder, path)
             leaves, settings = leaves | text.leaves, settings | text.settings
         return Translation(leaves, settings)
 
 
-def _qformer_settings(config: Mapping[str, Any], path: str) -> dict[str, Any]:
-    qformer = config.get("qformer_config", {})
-    if qformer.get("hidden_act", "gelu") != "gelu" or qformer.get("layer_norm_eps", 1e-12) != 1e-12:
+def _qformer_settings(stated: _QFormer, path: str) -> dict[str, Any]:
+    if stated.hidden_act != "gelu" or stated.layer_norm_eps != 1e-12:
         raise CheckpointError(
             f"{path} has a Q-Former whose activation or norm epsilon is not BERT's (gelu, 1e-12); this package supports "
             f"no other."
         )
     return {
-        "num_heads": qformer.get("num_attention_heads", 12),
-        "cross_attention_frequency": qformer.get("cross_attention_frequency", 2),
+        "num_heads": stated.num_attention_heads,
+        "cross_attention_frequency": stated.cross_attention_frequency,
     }

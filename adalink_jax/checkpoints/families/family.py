@@ -4,8 +4,10 @@ Formats, the loader, and the commands reach a family only through `Family`. To a
 own and pass an instance to `register`; this package's own are registered in `checkpoints/families/__init__.py`.
 """
 
+import contextlib
 import dataclasses
-from collections.abc import Mapping
+import typing
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
 from etils import epath
@@ -14,6 +16,7 @@ from adalink_jax.checkpoints.source import Source
 from adalink_jax.errors import CheckpointError
 from adalink_jax.files.leaves import Leaf
 from adalink_jax.models.backbone import Backbone
+from adalink_jax.typed_values import wrong
 
 LANGUAGE, VISION, QFORMER = "language", "vision", "qformer"  # parts of a model
 
@@ -132,6 +135,26 @@ class Family:
 FAMILIES: list[Family] = []
 
 
+@contextlib.contextmanager
+def translating(path: str) -> Iterator[None]:
+    """Turns the failure of a translation on arrays of other axes than its model's into one sentence.
+
+    Raises:
+      CheckpointError: names the checkpoint.
+    """
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except (IndexError, ValueError, ZeroDivisionError) as e:
+        raise CheckpointError(f"{path} holds arrays that are not its model's ({str(e)[:120]}); copy it again.") from e
+
+
+def one_id(value: Any) -> Any:
+    """A token's id as files state it: `[1]` is 1."""
+    return value[0] if isinstance(value, list) and len(value) == 1 else value
+
+
 def register(family: Family) -> None:
     """Adds a family; it takes precedence over the families that were registered before."""
     FAMILIES.insert(0, family)
@@ -145,6 +168,24 @@ def family_of_model_type(model_type: str | None) -> Family | None:
 def family_of_shapes(shapes: Shapes) -> Family | None:
     """The family of language models that leaves of these unscanned names and shapes belong to."""
     return next((family for family in FAMILIES if family.sizes(shapes)), None)
+
+
+def check_stated(settings: Mapping[str, Mapping[str, Any]], path: str) -> None:
+    """Refuses settings of a type that the configurations of their parts do not take.
+
+    Args:
+      settings: part of a model -> fields, as `Source.settings`; parts and fields that no family knows pass.
+      path: the checkpoint, for the error.
+
+    Raises:
+      CheckpointError: names the setting.
+    """
+    for part, fields in settings.items():
+        kinds = [typing.get_type_hints(family.config) for family in FAMILIES if family.part == part]
+        for name, value in fields.items():
+            problems = [wrong(value, kind[name]) for kind in kinds if name in kind]
+            if problems and all(problems):
+                raise CheckpointError(f"{path} states {name}, which {problems[0]}; copy or write it again.")
 
 
 def family_of_config(config: Any) -> Family:

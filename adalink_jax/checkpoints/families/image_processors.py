@@ -4,15 +4,18 @@
 has the default of the processor's class. Every field is translated or refused: none is ignored that would change a pixel.
 """
 
-import json
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
+import pydantic
 from etils import epath
 from PIL import Image
 
 from adalink_jax.errors import CheckpointError
+from adalink_jax.files.places import is_there
+from adalink_jax.files.typed_json import Form, as_form, parse_object, read_text
+from adalink_jax.typed_values import shown, wrong
 
 FILES = ("processor_config.json", "preprocessor_config.json")
 SETTINGS = ("pixel_mean", "pixel_std", "resample", "keep_aspect", "crop_pct")
@@ -44,6 +47,24 @@ _WITHOUT_EFFECT = (  # on the pixels; RGB images are the same whether they are c
     "data_format", "input_data_format", "return_tensors", "device", "disable_grouping", "image_seq_length", "pad_size",
 )  # fmt: skip
 
+_Number = Annotated[float, pydantic.Field(allow_inf_nan=False)]
+_Edge = Annotated[int, pydantic.Field(ge=1, lt=2**31)]
+_Edges = _Edge | Annotated[list[_Edge], pydantic.Field(min_length=2, max_length=2)] | dict[str, _Edge]
+_Channels = _Number | Annotated[list[_Number], pydantic.Field(min_length=1, max_length=3)]
+_TYPES: Mapping[str, Any] = {  # of the fields that are read; None as in transformers
+    "do_resize": bool | None, "size": _Edges, "default_to_square": bool, "resample": int,
+    "do_center_crop": bool | None, "crop_size": _Edges | None, "do_rescale": bool | None,
+    "rescale_factor": Annotated[_Number | None, pydantic.Field(gt=0)], "do_normalize": bool | None,
+    "image_mean": _Channels | None, "image_std": _Channels | None, "do_pad": bool | None,
+    "image_processor_type": str | None, "feature_extractor_type": str | None,
+}  # fmt: skip
+
+
+class _Processor(Form):
+    """`processor_config.json`."""
+
+    image_processor: dict[str, Any] | None = None
+
 
 def settings(folder: epath.Path, path: str, config: Mapping[str, Any]) -> dict[str, Any]:
     """`SETTINGS`, as fields of `ViTConfig`; {} if the folder has no image processor.
@@ -64,6 +85,9 @@ def settings(folder: epath.Path, path: str, config: Mapping[str, Any]) -> dict[s
     for field, value in fields.items():
         if field not in (*_BASE, *_WITHOUT_EFFECT) and not field.startswith("_") and value not in (None, False, [], {}):
             raise _refused(place, field, value)
+    for field, annotation in _TYPES.items():
+        if field in fields and wrong(fields[field], annotation):
+            raise _refused(place, field, fields[field])
     for field, wanted in (("do_resize", True), ("do_pad", False)):
         if bool(fields[field]) is not wanted:
             raise _refused(place, field, fields[field])
@@ -77,15 +101,13 @@ def settings(folder: epath.Path, path: str, config: Mapping[str, Any]) -> dict[s
 def _read(folder: epath.Path, path: str) -> tuple[str, Mapping[str, Any] | None]:
     """The file that decides, and its fields; None if there is no such file."""
     for name in FILES:
-        if not (folder / name).exists():
+        if not is_there(folder / name):
             continue
-        try:
-            stated = json.loads((folder / name).read_text())
-            stated = stated.get("image_processor") if name == FILES[0] else stated
-            if stated is not None:
-                return name, dict(stated)
-        except (ValueError, TypeError, AttributeError) as e:
-            raise CheckpointError(f"{path}/{name} is damaged or cut short ({e}); copy it again.") from e
+        stated = parse_object(read_text(folder / name, error=CheckpointError), f"{path}/{name}", error=CheckpointError)
+        if name == FILES[0]:
+            stated = as_form(stated, _Processor, f"{path}/{name}", error=CheckpointError).image_processor
+        if stated is not None:
+            return name, stated
     return "", None
 
 
@@ -103,7 +125,7 @@ def _class_defaults(stated: Mapping[str, Any], config: Mapping[str, Any], place:
 def _normalisation(fields: Mapping[str, Any], place: str) -> dict[str, Any]:
     """(bytes * rescale_factor - mean) / std, in terms of pixels in [0, 1]."""
     factor = fields["rescale_factor"] if fields["do_rescale"] else 1.0
-    if not isinstance(factor, (int, float)) or factor <= 0:
+    if factor is None:
         raise _refused(place, "rescale_factor", factor)
     scale = 255.0 * factor
     scale = 1.0 if math.isclose(scale, 1.0, rel_tol=1e-9) else scale
@@ -111,9 +133,7 @@ def _normalisation(fields: Mapping[str, Any], place: str) -> dict[str, Any]:
     channels = []
     for field, value in ({"image_mean": 0.0, "image_std": 1.0} | stated).items():
         values = [value] * 3 if isinstance(value, (int, float)) else value
-        if not isinstance(values, list) or not all(isinstance(x, (int, float)) for x in values):
-            raise _refused(place, field, value)
-        if field == "image_std" and 0 in values:
+        if values is None or (field == "image_std" and 0 in values):
             raise _refused(place, field, value)
         channels.append(tuple(x / scale for x in values))
     usual = all(x == 0.5 for x in (*channels[0], *channels[1]))  # images are in [-1, 1] here
@@ -145,13 +165,13 @@ def _edges(fields: Mapping[str, Any], field: str, square: bool, place: str) -> d
         value = {"height": value, "width": value} if square else {"shortest_edge": value}
     elif isinstance(value, list) and len(value) == 2:
         value = {"height": value[0], "width": value[1]}
-    if not isinstance(value, dict) or not all(isinstance(edge, int) and edge > 0 for edge in value.values()):
+    if not isinstance(value, dict):
         raise _refused(place, field, value)
     return value
 
 
 def _refused(place: str, field: str, value: Any) -> CheckpointError:
     return CheckpointError(
-        f"{place} has {field} = {value!r}, which this package does not reproduce; use a folder whose processor scales images to "
+        f"{place} has {field} = {shown(value)}, which this package does not reproduce; use a folder whose processor scales images to "
         f"one size (stretched, or by the shortest edge with a central crop)."
     )

@@ -7,14 +7,16 @@ per layer.
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+import pydantic
 
-from adalink_jax.checkpoints.families.family import LANGUAGE, Family, Shapes, Translation
+from adalink_jax.checkpoints.families.family import LANGUAGE, Family, Shapes, Translation, one_id
 from adalink_jax.checkpoints.source import Source
 from adalink_jax.errors import CheckpointError
 from adalink_jax.files.leaves import Leaf, from_array, layer, transposed
+from adalink_jax.files.typed_json import Form, as_form
 from adalink_jax.models.t5 import T5, T5Config
 
 ACTIVATIONS = {  # feed_forward_proj -> T5Config.mlp_activations
@@ -50,6 +52,22 @@ _NAMES = {  # Hugging Face's name -> this package's; {} is the number of a layer
        for stack, i, _, hf_block, block, matrices in _SUBLAYERS for matrix, name in matrices.items()},
 }  # fmt: skip
 _TENSORS = {name: tensor for tensor, name in _NAMES.items()}
+_Id = Annotated[int, pydantic.Field(ge=0, lt=2**31)]
+_Ids = _Id | list[_Id] | None
+
+
+class _Config(Form):
+    """What `config.json` states and shapes do not show."""
+
+    model_type: str
+    feed_forward_proj: str = "relu"
+    layer_norm_epsilon: float = 1e-6
+    relative_attention_max_distance: Annotated[int, pydantic.Field(ge=1, lt=2**31)] = 128
+    tie_word_embeddings: bool | None = None
+    scale_decoder_outputs: bool | None = None
+    decoder_start_token_id: _Ids = None
+    pad_token_id: _Ids = None
+    eos_token_id: _Ids = None
 
 
 class T5Family(Family):
@@ -73,6 +91,8 @@ class T5Family(Family):
         wide = shapes.get(f"{mlp}wi_0/kernel" if gated else f"{mlp}wi/kernel")
         if embedding is None or positions is None or query is None or wide is None:
             return {}
+        if any(len(shape) != 2 or 0 in shape for shape in (embedding, positions, query, wide)):
+            return {}  # damaged
         layers = lambda stack: len({m[0] for name in shapes if (m := re.match(rf"{stack}/layers_\d+/", name))})
         return {
             "vocab_size": embedding[0],
@@ -101,11 +121,11 @@ class T5Family(Family):
         self, tensors: Mapping[str, Leaf], config: Mapping[str, Any], folder, path: str
     ) -> Translation:
         """See `Family`."""
-        leaves = {}
-        for tensor, leaf in _untied(tensors, config, path).items():
+        stated, leaves = as_form(config, _Config, f"{path}/config.json", error=CheckpointError), {}
+        for tensor, leaf in _untied(tensors, stated, path).items():
             name = self.name_from_hugging_face(tensor) or tensor
             leaves[name] = transposed(leaf) if _is_transposed(name) else leaf
-        return Translation(leaves, {LANGUAGE: _settings(config, path)})
+        return Translation(leaves, {LANGUAGE: _settings(stated, path)})
 
     def to_hugging_face(self, leaves: Mapping[str, Leaf]) -> dict[str, Leaf]:
         """See `Family`."""
@@ -195,32 +215,29 @@ def _is_transposed(name: str) -> bool:
     return name.endswith(("/kernel", "rel_embedding"))
 
 
-def _settings(config: Mapping[str, Any], path: str) -> dict[str, Any]:
+def _settings(stated: _Config, path: str) -> dict[str, Any]:
     """Fields of `T5Config` that `config.json` states and shapes do not show."""
-    feed_forward = config.get("feed_forward_proj", "relu")
-    if feed_forward not in ACTIVATIONS:
+    if stated.feed_forward_proj not in ACTIVATIONS:
         raise CheckpointError(
-            f"{path} has feed_forward_proj {feed_forward!r}; this package supports {', '.join(ACTIVATIONS)}."
+            f"{path} has feed_forward_proj {stated.feed_forward_proj!r}; this package supports {', '.join(ACTIVATIONS)}."
         )
-    if config.get("layer_norm_epsilon", 1e-6) != 1e-6:
+    if stated.layer_norm_epsilon != 1e-6:
         raise CheckpointError(
-            f"{path} has layer_norm_epsilon {config['layer_norm_epsilon']}; this package supports only 1e-06 for T5."
+            f"{path} has layer_norm_epsilon {stated.layer_norm_epsilon}; this package supports only 1e-06 for T5."
+        )
+    ids = {field: one_id(getattr(stated, field)) for field in T5Family.implied}
+    if several := [field for field, value in ids.items() if isinstance(value, list)]:
+        raise CheckpointError(
+            f"{path} has {several[0]} {getattr(stated, several[0])!r}; this package supports exactly one id."
         )
     return {
-        "mlp_activations": ACTIVATIONS[feed_forward],
-        "relpos_max_distance": config.get("relative_attention_max_distance", 128),
-        **{field: _one_id(field, config.get(field, usual), path) for field, usual in T5Family.implied.items()},
+        "mlp_activations": ACTIVATIONS[stated.feed_forward_proj],
+        "relpos_max_distance": stated.relative_attention_max_distance,
+        **{field: usual if ids[field] is None else ids[field] for field, usual in T5Family.implied.items()},
     }
 
 
-def _one_id(field: str, value: Any, path: str) -> int:
-    ids = value if isinstance(value, list) else [value]
-    if len(ids) != 1 or type(ids[0]) is not int:
-        raise CheckpointError(f"{path} has {field} {value!r}; this package supports exactly one id.")
-    return ids[0]
-
-
-def _untied(tensors: Mapping[str, Leaf], config: Mapping[str, Any], path: str) -> dict[str, Leaf]:
+def _untied(tensors: Mapping[str, Leaf], stated: _Config, path: str) -> dict[str, Leaf]:
     """The tensors with one embedding table, and with a head exactly where the model's logits are not tied to the table."""
     tables = {name: tensors[name] for name in (*_STACK_TABLES, HEAD) if name in tensors}
     tensors = {name: leaf for name, leaf in tensors.items() if name not in tables and name != _UNUSED}
@@ -238,8 +255,8 @@ def _untied(tensors: Mapping[str, Leaf], config: Mapping[str, Any], path: str) -
     if head is not None and _equal(head, shared):
         head = None
     # transformers' rule: mT5 never scales its logits; T5 does unless `tie_word_embeddings` was saved as false.
-    scale = config.get("scale_decoder_outputs", config.get("tie_word_embeddings", True) is not False)
-    scaled = config["model_type"] == "t5" and scale
+    scale = stated.scale_decoder_outputs
+    scaled = stated.model_type == "t5" and (stated.tie_word_embeddings is not False if scale is None else scale)
     if head is not None and scaled:
         raise CheckpointError(
             f"{path} has an untied {HEAD} and scales its logits; if its logits are not tied to the embedding table, set "

@@ -7,9 +7,10 @@ Tensors that belong to no vision tower (a text tower, a pooling head, a classifi
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+import pydantic
 from etils import epath
 
 from adalink_jax.checkpoints import positions
@@ -18,6 +19,7 @@ from adalink_jax.checkpoints.families.family import VISION, Family, Shapes, Tran
 from adalink_jax.checkpoints.source import Source
 from adalink_jax.errors import CheckpointError
 from adalink_jax.files.leaves import Leaf, computed, layer, rows, transposed
+from adalink_jax.files.typed_json import Form, as_form
 from adalink_jax.models.vit import ViTConfig
 
 SIGLIP, VIT = ("siglip", "siglip_vision_model"), ("vit",)
@@ -83,6 +85,19 @@ _BIG_VISION_LAYER = {  # within a layer: big_vision's name -> this package's
        for name in ("query", "key", "value", "out") for leaf in ("kernel", "bias")},
     **{f"MlpBlock_0/Dense_{i}/{leaf}": f"mlp/{name}/{leaf}" for i, name in ((0, "wi"), (1, "wo")) for leaf in ("kernel", "bias")},
 }  # fmt: skip
+
+
+class _Vision(Form):
+    hidden_act: str | None = None
+    num_attention_heads: Annotated[int, pydantic.Field(ge=1, lt=2**31)] | None = None
+    layer_norm_eps: Annotated[float, pydantic.Field(gt=0, lt=1)] | None = None
+
+
+class _Config(_Vision):
+    """What `config.json` states and shapes do not show, at its top or of its `vision_config`."""
+
+    model_type: str
+    vision_config: _Vision | None = None
 
 
 class ViTFamily(Family):
@@ -180,16 +195,18 @@ def vision_settings(config: Mapping[str, Any], folder: epath.Path, path: str) ->
     Raises:
       CheckpointError: for an activation, or an image processor, that this package does not implement.
     """
-    vision, model_type = config.get("vision_config", config), config["model_type"]
-    activation = vision.get("hidden_act", "gelu_pytorch_tanh" if model_type in SIGLIP else "gelu")
+    stated = as_form(config, _Config, f"{path}/config.json", error=CheckpointError)
+    vision, model_type = stated.vision_config or stated, stated.model_type
+    activation = vision.hidden_act or ("gelu_pytorch_tanh" if model_type in SIGLIP else "gelu")
     if activation not in _ACTIVATIONS:
         raise CheckpointError(
             f"{path} has hidden_act {activation!r}; this package supports {', '.join(_ACTIVATIONS)} in vision towers."
         )
     settings = {"activation": _ACTIVATIONS[activation]} | image_processors.settings(folder, path, config)
-    if "num_attention_heads" in vision:
-        settings["num_heads"] = vision["num_attention_heads"]
-    return settings | {"layer_norm_epsilon": vision.get("layer_norm_eps", 1e-12 if model_type in VIT else 1e-6)}
+    if vision.num_attention_heads is not None:
+        settings["num_heads"] = vision.num_attention_heads
+    usual = 1e-12 if model_type in VIT else 1e-6
+    return settings | {"layer_norm_epsilon": usual if vision.layer_norm_eps is None else vision.layer_norm_eps}
 
 
 def _from_big_vision(name: str, leaf: Leaf) -> dict[str, Leaf]:

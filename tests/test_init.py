@@ -9,6 +9,7 @@ from PIL import Image
 
 from adalink_jax import configuration
 from adalink_jax.cli.main import main
+from adalink_jax.errors import UserError
 
 ROWS = [(f"text number {i}", "good" if i % 2 else "bad") for i in range(60)]
 
@@ -128,6 +129,68 @@ def test_the_file_that_it_writes_loads_and_names_what_it_says(init, tmp_path):
     assert Setup().dataset.own_files.inputs == "{text}" and Setup().dataset.batch_size == 16
 
 
+HOSTILE = ("[/INST] no", "[bold red] no", "%QUOTED @x()", "'\"\\\\", "a#b", "a\u2028b", "{")
+
+
+def test_labels_and_names_of_any_form_are_shown_and_written_as_they_are(init, tmp_path):
+    write(tmp_path / "train.csv", ROWS)
+    write(tmp_path / "dev.csv", [(f"film {i}", HOSTILE[0]) for i in range(9)])
+    status, said, _ = init("train.csv", "--vocabulary=bytes")
+    assert status == 0 and "validation has targets that train does not have: '[/INST] no'" in said
+    (tmp_path / "task.gin").unlink()
+    names = HOSTILE[:-1]
+    name = "reviews\nimport evil_h5\n#.csv"
+    rows = [(f"t{i}", *(f"x{column}" for column in names[1:-1]), HOSTILE[i % 2]) for i in range(60)]
+    write(tmp_path / name, rows, ("text", *names[1:-1], "label"))
+    template = " ".join(f"{{{column}}}" for column in names[1:-1])
+    status, said, _ = init(name, f"--inputs={{text}} {template}")
+    assert status == 0, said
+    text = (tmp_path / "task.gin").read_text()
+    assert text.startswith("# Made by: adalink init 'reviews\\nimport evil_h5") and "\nimport evil" not in text
+    configuration.load(configuration.parse_flags(["--gin_file=task.gin"])[0], require_all=False)
+    assert configuration.bindings()["FileTask.inputs"] == repr(f"{{text}} {template}")
+    assert configuration.bindings()["FileTask.data"] == repr(name)
+
+
+def test_excel_s_line_and_quoted_tabs_are_recognised(init, tmp_path):
+    path = write(tmp_path / "sep.csv", ROWS, delimiter=";")
+    path.write_text("sep=;\n" + path.read_text())
+    status, _, settings = init(path)
+    assert status == 0 and (settings["INPUTS"], settings["TARGETS"]) == ("'{text}'", "'{label}'")
+    for name, text in (("q.tsv", 'he said "hi" {}'), ("qn.tsv", "line one\nline two {}")):
+        (tmp_path / "task.gin").unlink()
+        rows = [(text.format(i), label) for i, (_, label) in enumerate(ROWS)]
+        status, said, settings = init(write(tmp_path / name, rows, delimiter="\t"))
+        assert status == 0 and settings["QUOTED"] == "True" and "delete QUOTED" in said, said
+    (tmp_path / "task.gin").unlink()
+    (tmp_path / "glue.tsv").write_text(
+        "text\tlabel\n" + "".join(f'"a" or "b" {i}\t{label}\n' for i, (_, label) in enumerate(ROWS))
+    )
+    assert "QUOTED" not in init(tmp_path / "glue.tsv")[2]
+
+
+def test_pictures_that_are_not_there_are_no_text(init, tmp_path):
+    rows = [(f"what is in {i}?", f"train2014/p{i}.jpg", label) for i, (_, label) in enumerate(ROWS)]
+    path = write(tmp_path / "vqa.csv", rows, ("question", "photo", "answer"))
+    status, said, settings = init(path)
+    assert status == 2 and not settings and said.count("\n") == 1
+    assert (
+        "The column photo names pictures, and 50 of its first 50 cannot be used: there is no picture train2014/p0.jpg"
+        in said
+    )
+    status, said, settings = init(path, "--inputs={question}")
+    assert status == 0 and "The column photo names pictures" in said and settings["INPUTS"] == "'{question}'"
+
+
+def test_the_reason_why_no_row_is_read_is_named(init, tmp_path):
+    path = tmp_path / "backslash.csv"
+    path.write_text("text,label\n" + "".join(f'"he said \\"hi\\" {i}",no\n' for i in range(60)))
+    assert "below its header: line 2: its quotation marks do not fit" in init(path)[1]
+    nested = tmp_path / "nest.jsonl"
+    nested.write_text("".join('{"text": "t%d", "label": {"name": "a"}}\n' % i for i in range(60)))
+    assert "no examples in train: line 1 of" in (said := init(nested)[1]) and "a cell holds dict" in said
+
+
 def test_nothing_that_is_there_is_overwritten(init, tmp_path):
     path = write(tmp_path / "a.csv", ROWS)
     (tmp_path / "task.gin").write_text("mine")
@@ -211,10 +274,11 @@ def test_a_headerless_table_and_lines_are_predicted_by_a_run_s_own_settings(tmp_
     path = write(tmp_path / "a.csv", [(1, "first"), (2, "second")], None, ";")
     assert [ask.text for ask in rows.of_file(str(path), typed, run, False).asks()] == ["judge: first", "judge: second"]
     (tmp_path / "a.txt").write_text("third\n\nfourth\n")
-    assert [ask.text for ask in rows.of_file(str(tmp_path / "a.txt"), typed, run, False).asks()] == [
-        "judge: third",
-        "judge: fourth",
-    ]
+    source = rows.of_file(str(tmp_path / "a.txt"), typed, run, False)
+    assert [ask.text for ask in source.asks()] == ["judge: third", "judge: fourth"]
+    assert source.note.startswith("1 of the 3 lines of ") and source.note.endswith("are empty, and left out.")
+    with pytest.raises(UserError, match=r"Line 3 of .* has no input \('\{text\}' is empty there\); fill it"):
+        rows.of_file(str(write(tmp_path / "e.csv", [("a", 1), ("", 2)])), typed | {"inputs": "{text}"}, {}, False)
 
 
 def test_rows_of_json_with_other_keys_stay_under_their_columns_in_a_csv(tmp_path):

@@ -1,10 +1,12 @@
 """Tasks over the user's own files: everything that can be wrong with a file is reported, and no row is lost silently."""
 
 import csv
+import decimal
 import gzip
 import io
 import os
 import pathlib
+import socket
 
 import numpy as np
 import pytest
@@ -12,10 +14,13 @@ from own_files_cases import GOOD, count_of, csv_text, jsonl_text, load, picture,
 from PIL import Image
 
 from adalink_jax.configuration import original_message
-from adalink_jax.data.user_files import file_splits, table_files
+from adalink_jax.data.images import read_image
+from adalink_jax.data.user_files import delimited_files, file_splits, table_rows
+from adalink_jax.data.user_files.image_files import Pictures
 from adalink_jax.errors import UserError
+from adalink_jax.files.places import regular_file
 
-LONG = "x" * (table_files.LONGEST + 1)
+LONG = "x" * (table_rows.LONGEST + 1)
 WHOLE = {
     "no_such_file": (None, b"", {}, r"There is no .*none\.csv"),
     "of_no_known_kind": ("a.xlsx", b"PK", {}, r"a\.xlsx does not end in one of \.csv"),
@@ -32,7 +37,7 @@ WHOLE = {
     "tabs_in_csv": ("a.csv", csv_text(delimiter="\t", header="text\tlabel"), {}, r"separated by '\\t'\?"),
     "commas_in_tsv": ("a.tsv", csv_text(), {}, r"separated by ','\?"),
     "delimiter_of_two": ("a.csv", csv_text(), {"delimiter": "||"}, r"DELIMITER is '\|\|'; it must be one character"),
-    "delimiter_of_jsonl": ("a.jsonl", jsonl_text([{"text": "a", "label": "b"}]), {"delimiter": ","}, r"COLUMNS and DELIMITER are for CSV"),
+    "delimiter_of_jsonl": ("a.jsonl", jsonl_text([{"text": "a", "label": "b"}]), {"delimiter": ","}, r"COLUMNS, DELIMITER and QUOTED are for CSV"),
     "utf_16": ("a.csv", csv_text().encode("utf-16"), {}, r"is UTF-16; save it as UTF-8"),
     "latin_1_header": ("a.csv", "té,label\n".encode("latin-1"), {}, r"header of .* cannot be read: it is not UTF-8 \(byte 0xE9\)"),
     "nul_in_header": ("a.csv", b"te\0xt,label\na,b\n", {}, r"is not text: its first line holds NUL"),
@@ -49,6 +54,10 @@ WHOLE = {
     "brace_alone": ("a.csv", csv_text(), {"inputs": "{text"}, r"INPUTS is '\{text', with a brace alone"),
     "no_split_column": ("a.csv", csv_text(), {"split": "part"}, r"SPLIT is the column 'part'"),
     "split_of_no_name": ("a.csv", csv_text(header="text,part"), {"split": "part", "targets": "{text}"}, r"Line 2 .*'no' in its column 'part'"),
+    "2001_columns": ("a.csv", ",".join(f"c{i}" for i in range(2001)) + "\n", {}, r"2,001 columns or more; keep those"),
+    "2001_keys": ("a.jsonl", jsonl_text([{f"k{i}": i} for i in range(2001)]), {}, r"2,001 columns or more"),
+    "delimiter_a_quote": ("a.csv", csv_text(), {"delimiter": '"'}, r"DELIMITER is '\"'; it must be one character"),
+    "every_row_ragged": ("a.csv", "text,label\n" + "a,b,c\n" * 60, {}, r"no examples in train: line 2 of .*: it has 3 cells"),
     "one_row": ("a.csv", csv_text(GOOD[:1]), {}, r"The split \w+ has no examples; give it a file"),
     "files_and_split_column": ("a.csv", csv_text(), {"split": "label", "data": {"train": "A", "test": "A"}}, r"give one of them"),
     "no_file_to_train_on": ("a.csv", csv_text(), {"data": {"test": "A"}}, r"takes a file, or files by 'train'"),
@@ -104,6 +113,7 @@ ROWS = {
     "json_object_as_text": ("a.jsonl", '{"text": {"a": 1}, "label": "no"}\n', "a cell holds dict"),
     "json_half_a_character": ("a.jsonl", '{"text": "\\ud83d", "label": "no"}\n', "half a character"),
     "json_number_of_5000_digits": ("a.jsonl", '{"text": ' + "7" * 5000 + ', "label": "no"}\n', "it is not JSON"),
+    "json_deep_list": ("a.jsonl", '{"text": "a", "label": ' + "[" * 970 + "]" * 970 + "}\n", ""),
     "json_nested_deep": ("a.jsonl", '{"text": ' + "[" * 100_000 + "\n", "it is not JSON"),
 }
 EMPTY = {
@@ -112,6 +122,8 @@ EMPTY = {
     "spaces": ("a.csv", "   ,yes\n"),
     "json_null": ("a.jsonl", '{"text": null, "label": "yes"}\n'),
     "json_without_the_key": ("a.jsonl", '{"text": "a"}\n'),
+    "json_nan": ("a.jsonl", '{"text": "a", "label": NaN}\n'),
+    "json_nan_input": ("a.jsonl", '{"text": NaN, "label": "yes"}\n'),
     "json_empty_list": ("a.jsonl", '{"text": "a", "label": []}\n'),
 }
 
@@ -227,6 +239,95 @@ def test_parquet_with_pictures_numbers_and_lists(tmp_path):
     settings = {"inputs": "{text} {n}", "image": "{photo}", "metrics": ("exact_match",), "group": "{n}"}
     task = load(tmp_path / "a.parquet", **settings)
     assert total(task) == 60 and next(iter(task.examples("train")))["image"] == picture()
+
+
+def parquet_of(folder, label, **columns):
+    import pyarrow
+    from pyarrow import parquet
+
+    texts = [f"t{i}" for i in range(60)]
+    parquet.write_table(pyarrow.table({"text": texts, "label": label, **columns}), folder / "a.parquet")
+    return folder / "a.parquet"
+
+
+def test_decimals_are_numbers_and_nan_is_a_missing_value_in_parquet(tmp_path):
+    task = load(parquet_of(tmp_path, [decimal.Decimal(f"{i % 3}.50") for i in range(60)]))
+    assert {row["references"][0] for row in task.examples("train")} == {"0.50", "1.50", "2.50"}
+    with pytest.raises(UserError, match="2 of 60 rows of train have no input or no target"):
+        load(parquet_of(tmp_path, [float("nan") if i in (5, 17) else float(i % 3) for i in range(60)]))
+
+
+def test_text_of_parquet_is_checked_and_a_date_spoils_only_a_row_that_uses_it(tmp_path):
+    import pyarrow
+
+    days = pyarrow.array([10_000_000 if i == 7 else -10_000_000 if i == 8 else i for i in range(60)], pyarrow.date32())
+    labels = ["yes"] * 60
+    assert total(load(parquet_of(tmp_path, labels, day=days))) == 60
+    with pytest.raises(UserError, match=r"no examples in train: line 1 of .*: a cell holds date, neither"):
+        load(parquet_of(tmp_path, labels, day=days), inputs="{day}")
+    bad = pyarrow.array([b"caf\xe9" if i == 3 else b"no" for i in range(60)]).view(pyarrow.string())
+    with pytest.raises(UserError, match=r"line 4 of .*: it is not UTF-8 \(byte 0xE9\)"):
+        load(parquet_of(tmp_path, bad))
+    with pytest.raises(UserError, match=r"line 3 of .*: it holds a NUL"):
+        load(parquet_of(tmp_path, ["a\0b" if i == 2 else "no" for i in range(60)]))
+
+
+def special_files(folder):
+    """Paths that would hang, never end, or are no files."""
+    os.mkfifo(folder / "pipe.csv")
+    os.symlink("circle.csv", folder / "circle.csv")
+    os.symlink("/dev/zero", folder / "device.csv")
+    (folder / "folder.csv").mkdir()
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(os.path.relpath(folder / "socket.csv"))
+    names = {"pipe": "is a pipe", "circle": "cannot be read", "device": "is a device", "socket": "is a socket"}
+    return {str(folder / f"{name}.csv"): words for name, words in names.items()}
+
+
+def test_pipes_devices_sockets_and_circles_are_refused_without_reading(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for path, words in special_files(tmp_path).items():
+        for read in (
+            lambda path: load(path),
+            lambda path: read_image(path),
+            lambda path: regular_file(path),
+            lambda path: next(delimited_files.records(path, ",")),
+        ):
+            with pytest.raises(UserError, match=words):
+                read(path)
+        os.rename(path, archive := f"{path}.zip")
+        if "circle" not in path:
+            with pytest.raises(UserError, match=words):
+                Pictures(archive)
+    with pytest.raises(UserError, match="is a folder; give a file"):
+        regular_file(tmp_path / "folder.csv")
+
+
+def test_a_row_of_many_lines_is_no_longer_than_a_line_may_be(tmp_path, monkeypatch):
+    monkeypatch.setattr(delimited_files, "LONGEST", 1000)
+    path = written(tmp_path, "a.csv", csv_text() + '"\n",' * 1000)
+    with pytest.raises(UserError, match=r"quotation mark that opens in line 62 .* is not closed"):
+        load(path)
+
+
+def test_a_line_of_excel_names_the_delimiter_and_is_no_row(tmp_path):
+    task = load(written(tmp_path, "a.csv", "sep=;\r\n" + csv_text([*GOOD, ("a",)], delimiter=";", header="text;label")),
+                limits={"unparsed": 0.1})  # fmt: skip
+    assert total(task) == len(GOOD) and "line 63 of" in " ".join(task.notes)
+
+
+def test_quotation_marks_between_tabs_are_noted_and_read_by_a_setting(tmp_path):
+    out = io.StringIO()
+    rows = [('he said "hi"', "no"), ("two\nlines", "yes"), *GOOD]
+    csv.writer(out, delimiter="\t").writerows([("text", "label"), *rows])
+    path = written(tmp_path, "a.tsv", out.getvalue())
+    task = load(path, limits={"unparsed": 0.1, "truncated": 1})
+    assert total(task) == len(GOOD) + 2 and any("set QUOTED = True" in note for note in task.notes)
+    task = load(path, quoted=True)
+    texts = {row["inputs_pretokenized"] for split in task.splits for row in task.examples(split)}
+    assert {'he said "hi"', "two\nlines"} < texts and not any("QUOTED" in note for note in task.notes)
+    plain = load(written(tmp_path, "b.tsv", csv_text([*GOOD, ('"a" or "b"', "no")], "text\tlabel", "\t")))
+    assert not any("QUOTED" in note for note in plain.notes)
 
 
 def test_a_parquet_that_is_cut_says_where(tmp_path):

@@ -1,6 +1,7 @@
 """Images of the user's own files: every format is read, and a file that is not an image is reported before training."""
 
 import io
+import os
 import tarfile
 import zipfile
 
@@ -10,6 +11,8 @@ from own_files_cases import LENGTHS, load, photos, picture, total, written
 from PIL import Image
 
 from adalink_jax.data import FeatureConverter
+from adalink_jax.data.images import Preparation, picture_array
+from adalink_jax.data.user_files.image_files import Pictures
 from adalink_jax.errors import UserError
 
 MADE = {
@@ -69,6 +72,35 @@ def test_a_picture_of_400_million_pixels_is_refused(tmp_path):
     path = photos(tmp_path, "p.png", picture("1", size=(20_000, 20_000)))
     with pytest.raises(UserError, match="too large"):
         load(path, targets="{text}", image="{photo}", images=str(tmp_path / "photos"), group="{text}")
+
+
+def test_pictures_given_as_pixels_and_scaled_ones_have_the_same_limit():
+    zeros = np.zeros((13_400, 13_400), np.uint8)  # 179 million
+    bar = Image.new("L", (1, 40_000))
+    for image, preparation in (
+        (zeros, Preparation()), (Image.new("1", (10_000, 9_000)), Preparation()), (bar, Preparation(keep_aspect=True)),
+    ):  # fmt: skip
+        with pytest.raises(UserError, match="Image 3 is too large .*89,478,485 are the limit.*; scale it down"):
+            picture_array(image, (64, 64, 3), "Image 3", preparation)
+    with pytest.raises(UserError, match="Image 3 is damaged, or not a picture"):
+        picture_array(np.zeros((5, 5, 7), np.uint8), (8, 8, 3), "Image 3")
+
+
+def test_links_that_lead_outside_and_linked_folders_are_not_read(tmp_path):
+    written(tmp_path, "secret/s.png", picture())
+    path = photos(tmp_path, "p.png", picture())
+    os.symlink("../secret/s.png", tmp_path / "photos" / "out.png")
+    os.symlink("p.png", tmp_path / "photos" / "inside.png")
+    os.symlink("../secret", tmp_path / "photos" / "folder")
+    names = Pictures(str(tmp_path / "photos"))
+    assert names.problem("inside.png") is None
+    for name in ("out.png", "folder/s.png"):
+        assert "is outside" in names.problem(name)
+    os.symlink("photos", tmp_path / "linked")
+    assert Pictures(str(tmp_path / "linked")).problem("p.png") is None
+    os.symlink(".", tmp_path / "photos" / "cats")
+    with pytest.raises(UserError, match="There is no picture in .*: cats is a link to a folder"):
+        load(path, data=str(tmp_path / "photos"), inputs="?", image="{image}")
 
 
 @pytest.mark.parametrize("name", ["../secret.png", "/etc/hostname", "photos/../../secret.png"])

@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import logging
 import sys
+import warnings
 from collections.abc import Callable, Collection, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -170,6 +171,7 @@ def register() -> None:
 
     absl_logging.set_verbosity(absl_logging.FATAL)  # Orbax logs errors that it also raises, which the command prints
     logging.getLogger("absl").setLevel(logging.CRITICAL)
+    warnings.filterwarnings("ignore", "Image size .* decompression bomb")  # `data.images` refuses these pictures
 
 
 def train_options(flags: "GinFlags") -> dict[str, Any]:

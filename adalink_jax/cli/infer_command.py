@@ -149,8 +149,12 @@ def _predict(predictor: "Predictor", source: "rows.Source", output: "rows.Output
             predictions = predictor([ask.text for ask in chunk], images, names)
             output.append([ask.cells | {PREDICTION: text} for ask, text in zip(chunk, predictions)])
             bar.update(progress, completed=output.rows, rate=(output.rows - first) / (time.monotonic() - began))
-    if note := transparency_note(transparent, preparation):
-        console.print(note)
+    cut = ""
+    if predictor.inputs_cut:
+        longest = predictor.task_feature_lengths["inputs"]
+        cut = f"{predictor.inputs_cut:,} of {source.count:,} inputs are longer than {longest} tokens, and were cut (TASK_FEATURE_LENGTHS)."
+    for note in filter(None, (source.note, cut, transparency_note(transparent, preparation))):
+        console.print(note, soft_wrap=True)
 
 
 def _task(run: str | None, trust_modules: bool) -> "Task":

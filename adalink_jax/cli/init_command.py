@@ -222,7 +222,7 @@ def _show_commands(console: "Console", draft: "Draft", model: str, out: epath.Pa
     train = ["adalink train", *(f"--gin_file={shlex.quote(file)}" for file in files)]
     train += [f"--gin.{name}={_quoted(value)}" for name, value in bindings.items()]
     half = len(train) // 2 + 1
-    evaluate = f"adalink eval --gin_file={run}/config.gin --gin.INITIAL_ADAPTER_PATH=\"'{run}/adapter'\""
+    evaluate = f"adalink eval --gin_file={shlex.quote(f'{run}/config.gin')} --gin.INITIAL_ADAPTER_PATH={_quoted(f'{run}/adapter')}"
     console.print("\nTo train an AdaLink on it, and to score the adapter again:", style="bold")
     console.print("  " + " ".join(train[:half]) + " \\\n    " + " ".join(train[half:]), soft_wrap=True)
     console.print(f"  {evaluate}", soft_wrap=True)

@@ -10,10 +10,20 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from adalink_jax.errors import UserError
-from adalink_jax.files.places import path_of
+from adalink_jax.files.places import regular_file
 
 ImageShape = tuple[int, int, int]  # height, width, channels (1 or 3)
-KEY_BYTES, MOST_PIXELS = 8, 2 * 10**8
+KEY_BYTES = 8
+MOST_PIXELS = 89_478_485  # from which Pillow warns of a decompression bomb
+MOST_BYTES = 2**28  # of a file
+_FAULTS = (
+    UnidentifiedImageError,
+    OSError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    ArithmeticError,
+)  # Pillow raises all of these
 _counts: list[set[bytes]] = []
 
 
@@ -41,14 +51,29 @@ class Preparation:
             edges = [edge if side == short else int(edge * long / short) for side in image.size]
         else:
             edges = [round(side / self.crop_pct) for side in (width, height)]
-        if edges[0] * edges[1] > MOST_PIXELS:
-            raise Image.DecompressionBombError(f"{edges[0]} x {edges[1]} pixels when its shorter edge fits")
+        check_pixels(edges[0], edges[1], " when its shorter edge fits")
         image = image.resize((edges[0], edges[1]), Image.Resampling[self.resample.upper()])
         left, top = (edges[0] - width) // 2, (edges[1] - height) // 2
         return image.crop((left, top, left + width, top + height))
 
 
 PREPARATION = Preparation()
+
+
+def check_pixels(width: int, height: int, when: str = "") -> None:
+    """Raises:
+    DecompressionBombError: for a picture of more than `MOST_PIXELS`.
+    """
+    if width * height > MOST_PIXELS:
+        raise Image.DecompressionBombError(f"{width:,} x {height:,} pixels{when}, and {MOST_PIXELS:,} are the limit")
+
+
+def check_bytes(name: str, size: int) -> None:
+    """Raises:
+    UserError: for a file of more than `MOST_BYTES`.
+    """
+    if size > MOST_BYTES:
+        raise UserError(f"{name} is too large for a picture ({size:,} bytes, and {MOST_BYTES:,} are the limit).")
 
 
 def decode_image(encoded: bytes, shape: ImageShape, name: str, preparation: Preparation = PREPARATION) -> np.ndarray:
@@ -65,21 +90,38 @@ def decode_image(encoded: bytes, shape: ImageShape, name: str, preparation: Prep
     Raises:
       UserError: if the bytes are not a complete image.
     """
-    try:
-        with Image.open(io.BytesIO(encoded)) as image:
-            return picture_array(image, shape, preparation)
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as e:  # Pillow's decoders raise all of these
-        raise UserError(f"{name} is damaged, or not a picture.") from e
-    except Image.DecompressionBombError as e:
-        raise UserError(f"{name} is too large ({e}); scale it down.") from e
+    with _named(name), Image.open(io.BytesIO(encoded)) as image:
+        return _array(image, shape, preparation)
 
 
-def picture_array(image: Image.Image, shape: ImageShape, preparation: Preparation = PREPARATION) -> np.ndarray:
-    """Converts an opened image as `decode_image` does.
+def picture_array(
+    image: Image.Image | np.ndarray, shape: ImageShape, name: str, preparation: Preparation = PREPARATION
+) -> np.ndarray:
+    """Converts an opened image, or uint8 pixels [height, width] or [height, width, channels], as `decode_image` does.
 
     Raises:
-      ValueError: for an image of floating-point numbers, whose range is unknown.
+      UserError: for an image that is too large, and one of floating-point numbers, whose range is unknown.
     """
+    with _named(name):
+        if isinstance(image, np.ndarray):
+            check_pixels(image.shape[1], image.shape[0])
+            image = Image.fromarray(image[..., 0] if image.shape[2:] == (1,) else image)
+        return _array(image, shape, preparation)
+
+
+@contextlib.contextmanager
+def _named(name: str) -> Iterator[None]:
+    """Turns the errors of a picture into one sentence."""
+    try:
+        yield
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as e:
+        raise UserError(f"{name} is too large ({e}); scale it down.") from e
+    except _FAULTS as e:
+        raise UserError(f"{name} is damaged, or not a picture.") from e
+
+
+def _array(image: Image.Image, shape: ImageShape, preparation: Preparation) -> np.ndarray:
+    check_pixels(*image.size)
     height, width, channels = shape
     if image.mode == "F":
         raise ValueError("a picture of floating-point numbers")
@@ -152,11 +194,11 @@ def read_image(path: str) -> bytes:
     """Reads the bytes of an image file.
 
     Raises:
-      UserError: if the file is missing or cannot be read.
+      UserError: if the file is missing, too large, no regular file, or cannot be read.
     """
+    file = regular_file(path, "picture")
     try:
-        return path_of(path).read_bytes()
-    except FileNotFoundError as e:
-        raise UserError(f"There is no picture {path}.") from e
+        check_bytes(path, file.stat().length)
+        return file.read_bytes()
     except OSError as e:
         raise UserError(f"{path} is damaged, or not a picture.") from e

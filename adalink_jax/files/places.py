@@ -12,6 +12,8 @@ from adalink_jax.errors import UserError
 
 # Orbax looks for its own files by a pattern that begins with their folder; a line break or an escape would garble output.
 _PATTERN = re.compile(r"[*?\[\\\x00-\x1f\x7f]")
+_KINDS = ((stat.S_ISDIR, "a folder"), (stat.S_ISFIFO, "a pipe"), (stat.S_ISSOCK, "a socket"), (stat.S_ISCHR, "a device"),
+          (stat.S_ISBLK, "a device"))  # fmt: skip
 _LONGEST_NAME = 255  # bytes of one part of a path, on all common disks
 
 
@@ -28,6 +30,29 @@ def expanded(text: str | os.PathLike[str]) -> str:
 def path_of(text: str | os.PathLike[str]) -> epath.Path:
     """A path as a user typed it: `~` is the home folder."""
     return epath.Path(expanded(text))
+
+
+def regular_file(text: str | os.PathLike[str], kind: str = "file") -> epath.Path:
+    """The path of a file to read, as a user typed it. Nothing is opened: a pipe or a device would hang, or never end.
+
+    Raises:
+      UserError: if there is no such file, or it is a folder, a pipe, a device, a socket, or a link to itself.
+    """
+    path = path_of(text)
+    try:
+        if is_remote(path):
+            if not path.exists():
+                raise FileNotFoundError
+        elif not stat.S_ISREG(mode := os.stat(path).st_mode):
+            other = next((name for is_other, name in _KINDS if is_other(mode)), "not a regular file")
+            raise UserError(f"{text} is {other}; give a {kind}.")
+    except (FileNotFoundError, NotADirectoryError) as e:
+        raise UserError(f"There is no {kind} {text}.") from e
+    except OSError as e:
+        raise UserError(f"{text} cannot be read ({e.strerror}); give another {kind}.") from e
+    except UnicodeEncodeError as e:
+        raise UserError(f"{text!r} cannot be a name in this locale; set LC_ALL=C.UTF-8.") from e
+    return path
 
 
 def _no_pattern(folder: str) -> str:

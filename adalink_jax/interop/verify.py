@@ -214,7 +214,9 @@ def _pixels(setup: Setup, transformers: Reference, backbone: BLIP2) -> tuple[np.
     drawn = [_picture(*size, seed) for seed, size in enumerate(_SIZES)]
     pictures = [drawn[i % len(drawn)] for i in range(len(PROMPTS))]
     shape = cast(tuple[int, int, int], setup.image_shape)
-    images = np.stack([picture_array(picture, shape, setup.preparation) for picture in pictures])
+    images = np.stack(
+        [picture_array(picture, shape, f"Picture {i}", setup.preparation) for i, picture in enumerate(pictures)]
+    )
     pixels, expected = np.asarray(backbone.vision_config.normalized(images)), transformers.pixels(pictures)
     if expected is None:
         return images, pixels, Check("pixels", "not compared: the reference has no image processor", None)

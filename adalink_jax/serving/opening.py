@@ -16,7 +16,7 @@ from adalink_jax.serving import shipped
 from adalink_jax.training.setup import Setup
 
 CONFIG, ADAPTER, MODEL = RUN_CONFIG, "adapter", "model"
-ROWS = ("inputs", "image", "images", "columns", "delimiter")
+ROWS = ("inputs", "image", "images", "columns", "delimiter", "quoted")
 LENGTHS = {"inputs": 512, "targets": 64}  # for a base model; a run's are in its config.gin
 
 
@@ -31,7 +31,7 @@ class Opened:
       adapters: name -> folder; the run's own adapter is called `adapter`.
       without_images: whether inputs without an image are allowed although the model takes images.
       rows: for a run on the user's own files, how its rows were read and formatted: those of `inputs`, `image`, `images`, `columns`,
-        `delimiter` (see `FileTask`) that are set; {} for other runs.
+        `delimiter`, `quoted` (see `FileTask`) that are set; {} for other runs.
     """
 
     setup: Setup

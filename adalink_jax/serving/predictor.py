@@ -95,7 +95,7 @@ class Predictor:
         self._without_images = opened.without_images
         self._vocabulary, self.batch_size = load_vocabulary(opened.vocabulary), batch_size
         check_rows(f"The vocabulary {opened.vocabulary}", self._vocabulary.vocab_size, backbone.config.vocab_size)
-        self._lengths, self._stop = (
+        self.task_feature_lengths, self._stop = (
             dict(task_feature_lengths or opened.task_feature_lengths or LENGTHS),
             setup.decoding.stop,
         )
@@ -111,7 +111,8 @@ class Predictor:
                 members = [self._member(setup, folder, base.fingerprint) for folder in adapters.values()]
                 bank, stacked = stack_adapters(backbone, members)
                 self._model, self._params = AdaptedModel(backbone, bank), {**self._params, "adapter": stacked}
-        self.rows_sampled, target_length = 0, self._lengths["targets"]
+        self.inputs_cut = 0  # rows whose text was longer than the model reads
+        self.rows_sampled, target_length = 0, self.task_feature_lengths["targets"]
         random_seed = setup.random_seed if seed is None else seed
 
         def decode(params, batch):
@@ -180,7 +181,7 @@ class Predictor:
         targets = [[*self._vocabulary.encode(text), EOS] for text in choices]
         if len(set(map(tuple, targets))) < max(2, len(targets)):
             raise UserError("`choices` needs two answers or more, all different to the vocabulary.")
-        longest = self._lengths["targets"]
+        longest = self.task_feature_lengths["targets"]
         long = next((text for text, target in zip(choices, targets) if len(target) > longest), None)
         if long is not None:
             raise UserError(f"The choice {long!r} is longer than {longest} tokens (task_feature_lengths).")
@@ -194,8 +195,8 @@ class Predictor:
         """The result of `program` for each row; all batches have one shape."""
         if not rows:
             return
-        longest = {side: max(SHORTEST[side], *(len(row[side]) for row in rows)) for side in self._lengths}
-        lengths = {side: min(most, _power_of_two(longest[side])) for side, most in self._lengths.items()}
+        longest = {side: max(SHORTEST[side], *(len(row[side]) for row in rows)) for side in self.task_feature_lengths}
+        lengths = {side: min(most, _power_of_two(longest[side])) for side, most in self.task_feature_lengths.items()}
         devices = parallel.data_axis_size(self._mesh)
         size = -(-min(self.batch_size, _power_of_two(len(rows))) // devices) * devices
         converter = dataclasses.replace(self._setup.converter(lengths), task_name="the rows")
@@ -234,8 +235,9 @@ class Predictor:
             raise UserError(f"The model takes {wanted}, not {len(inputs)} inputs and {len(images or ())} images.")
         rows = []
         for number, text in enumerate(map(self._as_seen, inputs)):
-            ids = self._vocabulary.encode(text)[: self._lengths["inputs"] - 1]
-            rows.append({"inputs": [*ids, EOS], "targets": [], "inputs_pretokenized": text})
+            ids, most = self._vocabulary.encode(text), self.task_feature_lengths["inputs"] - 1
+            self.inputs_cut += len(ids) > most
+            rows.append({"inputs": [*ids[:most], EOS], "targets": [], "inputs_pretokenized": text})
             if images is not None and self.image_shape is not None:
                 rows[-1]["image"] = _pixels(images[number], self.image_shape, f"Image {number}", self.preparation)
         return rows
@@ -273,11 +275,10 @@ def _pixels(image: Any, shape: ImageShape, name: str, preparation: Preparation) 
     if isinstance(image, (str, os.PathLike)):
         return load_image(os.fspath(image), shape, preparation)
     if isinstance(image, Image.Image):
-        return picture_array(image, shape, preparation)
+        return picture_array(image, shape, name, preparation)
     array = np.asarray(image)
     if array.dtype == np.uint8 and array.ndim in (2, 3):
-        picture = Image.fromarray(array[..., 0] if array.shape[2:] == (1,) else array)
-        return picture_array(picture, shape, preparation)
+        return picture_array(array, shape, name, preparation)
     if array.shape != shape or array.dtype.kind != "f":
         raise UserError(
             f"{name} is {array.dtype} {array.shape}; the model takes float32 {shape}, or uint8 of any size."

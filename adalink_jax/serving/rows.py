@@ -22,10 +22,10 @@ from adalink_jax.data.images import ImageShape, Preparation, decode_image, load_
 from adalink_jax.data.task_protocol import Task
 from adalink_jax.data.user_files import file_splits, table_files
 from adalink_jax.data.user_files.image_files import Pictures, RowPicture
-from adalink_jax.data.user_files.text_templates import Template
+from adalink_jax.data.user_files.text_templates import Template, cell_text, is_missing
 from adalink_jax.errors import UserError
 from adalink_jax.files import locks
-from adalink_jax.files.places import path_of
+from adalink_jax.files.places import path_of, regular_file
 from adalink_jax.files.whole_file import read_json, write_json
 
 PREDICTION, ADAPTER, INPUTS, TARGET = "prediction", "adapter", "inputs", "target"
@@ -62,11 +62,13 @@ class Source:
       columns: of the output, without the prediction.
       count: number of rows.
       asks: starts a pass over the rows.
+      note: a remark on the rows, for the user; or "".
     """
 
     columns: tuple[str, ...]
     count: int
     asks: Callable[[], Iterator[Ask]]
+    note: str = ""
 
 
 def of_file(path: str, options: Mapping[str, str | None], run: Mapping[str, Any], wants_images: bool) -> Source:
@@ -86,10 +88,11 @@ def of_file(path: str, options: Mapping[str, str | None], run: Mapping[str, Any]
     if PREDICTION in table.columns:
         raise UserError(f"{path} has a column `{PREDICTION}` already; rename it.")
     template = _template(INPUTS, options, run, path, table)
-    picture = pictures = None
+    used, picture, pictures = {"input": template}, None, None
     if wants_images:
         pictures = Pictures(options["images"] or run.get("images") or file_splits.picture_root(None, path))
-        picture = RowPicture(_template(table_files.IMAGE, options, run, path, table), pictures)
+        used["picture"] = _template(table_files.IMAGE, options, run, path, table)
+        picture = RowPicture(used["picture"], pictures)
 
     def asks() -> Iterator[Ask]:
         for row in table.rows():
@@ -99,15 +102,18 @@ def of_file(path: str, options: Mapping[str, str | None], run: Mapping[str, Any]
                 text, image = template.text(row.cells), {} if picture is None else picture(row.cells)
             except TypeError as e:
                 raise UserError(f"Line {row.line} of {path}: {e}.") from e
-            missing = INPUTS if not text else table_files.IMAGE if picture is not None and not image else None
-            if missing:
+            missing = "input" if not text else "picture" if picture is not None and not image else None
+            if missing is not None:
+                names = " and ".join(f"'{{{name}}}'" for name in used[missing].columns)
                 raise UserError(
-                    f"{path} needs a column `{missing}`, filled in every row (line {row.line}); it has {', '.join(table.columns)}."
+                    f"Line {row.line} of {path} has no {missing} ({names} is empty there); fill it, or leave out the row."
                 )
             if isinstance(image, str):  # why it cannot be used
                 raise UserError(f"Line {row.line} of {path}: {image}.")
-            shown = {name: value for name, value in row.cells.items() if not _is_bytes(value)}
-            adapter = str(row.cells.get(ADAPTER) or "") if ADAPTER in table.columns else None
+            shown = {
+                name: None if is_missing(value) else value for name, value in row.cells.items() if not _is_bytes(value)
+            }
+            adapter = cell_text(row.cells.get(ADAPTER)) if ADAPTER in table.columns else None
             yield Ask(shown, text, _reader(image, pictures, f"The picture in line {row.line} of {path}"), adapter)
 
     count, shown = 0, set()
@@ -116,7 +122,8 @@ def of_file(path: str, options: Mapping[str, str | None], run: Mapping[str, Any]
         shown.update(ask.cells)
     if not count:
         raise UserError(f"{path} has no rows below its header.")
-    return Source(tuple(name for name in table.columns if name in shown), count, asks)
+    note = _empty_lines(path) if path.lower().endswith(TEXT) else ""
+    return Source(tuple(name for name in table.columns if name in shown), count, asks, note)
 
 
 def of_task(task: Task, split: str) -> Source:
@@ -138,14 +145,13 @@ def _opened(path: str, run: Mapping) -> table_files.Table:
     if path.lower().endswith(TEXT):
         return _text(path, run)
     if table_files.suffix_of(path) in table_files.DELIMITERS:
-        return table_files.open_table(path, run.get("columns"), run.get("delimiter"))
+        return table_files.open_table(path, run.get("columns"), run.get("delimiter"), run.get("quoted"))
     return table_files.open_table(path)  # JSONL, Parquet and folders name their columns
 
 
 def _text(path: str, run: Mapping) -> table_files.Table:
     """A file with one input per line, as a table with the one column that the run's template names."""
-    if not path_of(path).exists():
-        raise UserError(f"There is no file {path}.")
+    regular_file(path)
     columns = Template("INPUTS", run.get(INPUTS, "{inputs}")).columns
     if len(columns) != 1:
         raise UserError(f"The run's INPUTS uses {len(columns)} columns, but {path} has lines of text; give a table.")
@@ -161,6 +167,12 @@ def _text(path: str, run: Mapping) -> table_files.Table:
                 )
 
     return table_files.Table(path, columns, rows)
+
+
+def _empty_lines(path: str) -> str:
+    """What `infer` reports of a text file's empty lines; or ""."""
+    empty = [not line.strip() for line in table_files.lines(path_of(path))]
+    return f"{sum(empty):,} of the {len(empty):,} lines of {path} are empty, and left out." if any(empty) else ""
 
 
 def _template(name: str, options: Mapping, run: Mapping, path: str, table: table_files.Table) -> Template:

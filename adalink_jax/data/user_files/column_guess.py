@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from adalink_jax.data.user_files import table_files
+from adalink_jax.data.user_files.delimited_files import DELIMITERS, records, was_quoted
 from adalink_jax.data.user_files.file_splits import files_of, first_of, folder_of
 from adalink_jax.data.user_files.image_files import ARCHIVES, Pictures
 from adalink_jax.data.user_files.text_templates import cell_text
@@ -58,22 +59,30 @@ def guess(data: str, known: Mapping[str, str | None]) -> Guess:
     delimiter = _delimiter(first)
     settings: dict[str, Any] = {"data": files} | ({} if delimiter is None else {"delimiter": delimiter})
     doubts: list[str] = []
-    if not _has_header(first, delimiter):
-        usual = table_files.DELIMITERS[table_files.suffix_of(first)]
-        cells = next(table_files.records(first, delimiter or usual), [])
+    separator = delimiter or DELIMITERS.get(table_files.suffix_of(first), "")
+    if not os.path.isdir(first) and was_quoted(first, separator, ROWS_READ):
+        settings["quoted"] = True
+        doubts.append(
+            f"Cells of {first} are in quotation marks, which enclose them; if the marks are text, delete QUOTED"
+        )
+    if not _has_header(first, separator, settings.get("quoted")):
+        cells = next(records(first, separator, settings.get("quoted")), [])
         settings["columns"] = tuple(f"column_{i}" for i in range(1, len(cells) + 1))
         doubts.append(f"The first line of {first} is read as data, not as a header; if it is one, delete COLUMNS")
-    table = table_files.open_table(first, settings.get("columns"), delimiter)
+    table = table_files.open_table(first, settings.get("columns"), delimiter, settings.get("quoted"))
     rows = [row.cells for row in first_of(table.rows(), ROWS_READ)]
     if not rows:
-        raise UserError(f"{first} has no rows that can be read below its header.")
-    unused = list(table.columns)
+        why = next(
+            (f": line {row.line}: {row.reason}" for row in table.rows() if isinstance(row, table_files.BadRow)), ""
+        )
+        raise UserError(f"{first} has no rows that can be read below its header{why}.")
+    unused = [name for name in table.columns if not set(name) & set("{}")]  # templates cannot name these
     names_splits = lambda name: all(table_files.split_of(text) is not None for text in _texts(rows, name) or [""])
     split = next((name for name in unused if name.lower() in SPLITS and names_splits(name)), None)
     if split is not None and isinstance(files, str):
         settings["split"] = split
     unused = [name for name in unused if name != split]
-    settings |= _image(first, unused, rows, known)
+    settings |= _image(first, unused, rows, known, doubts)
     in_image = re.findall(r"\{([^{}]*)\}", settings.get("image", ""))
     unused = [name for name in unused if name not in in_image]
     settings["targets"] = known.get("targets") or _targets(first, unused, rows, doubts)
@@ -134,19 +143,18 @@ def _split_word(name: str) -> str | None:
 
 def _delimiter(path: str) -> str | None:
     """The delimiter of a CSV or TSV, if it is not the usual one."""
-    usual = table_files.DELIMITERS.get(table_files.suffix_of(path))
+    usual = DELIMITERS.get(table_files.suffix_of(path))
     if usual is None or os.path.isdir(path):
         return None
-    first = next(table_files.records(path, usual), [""])
+    first = next(records(path, usual), [""])
     return next((sign for sign in "\t;|," if sign != usual and sign in first[0]), None) if len(first) == 1 else None
 
 
-def _has_header(path: str, delimiter: str | None) -> bool:
+def _has_header(path: str, delimiter: str, quoted: bool | None) -> bool:
     """Whether the first line names columns: no cell is a number, long, repeated, or found again in its column."""
-    usual = table_files.DELIMITERS.get(table_files.suffix_of(path))
-    if usual is None or os.path.isdir(path):
+    if not delimiter or os.path.isdir(path):
         return True
-    names, *rows = [*itertools.islice(table_files.records(path, delimiter or usual), 200)] or [[]]
+    names, *rows = [*itertools.islice(records(path, delimiter, quoted), 200)] or [[]]
     if not names:
         return True
     filled = [name.strip() for name in names if name.strip()]
@@ -172,7 +180,9 @@ def _texts(rows: Sequence[Cells], name: str) -> list[str]:
     return texts
 
 
-def _image(path: str, columns: Sequence[str], rows: Sequence[Cells], known: Mapping[str, str | None]) -> dict[str, str]:
+def _image(
+    path: str, columns: Sequence[str], rows: Sequence[Cells], known: Mapping[str, str | None], doubts: list[str]
+) -> dict[str, str]:
     """`image`, and `images` if they are not in the table's folder; empty if there are no images."""
     images = known.get("images")
     if image := known.get("image"):
@@ -197,7 +207,23 @@ def _image(path: str, columns: Sequence[str], rows: Sequence[Cells], known: Mapp
                 return {"image": template} | ({} if root == str(folder) else {"images": root})
     if images:
         raise UserError(f"No column of {path} names pictures in {images}; name it: --image '{{COLUMN}}'.")
+    if lost := next(filter(None, (_lost_pictures(name, rows, Pictures(str(folder))) for name in columns)), None):
+        if not known.get("inputs"):
+            raise UserError(f"{lost}; give --images, or leave the pictures out with --inputs.")
+        doubts.append(lost)
     return {}
+
+
+def _lost_pictures(name: str, rows: Sequence[Cells], pictures: Pictures) -> str | None:
+    """If most cells of the column have the name of a picture: what is missing, in words."""
+    texts = [text for text in _texts(rows, name) if text][:PICTURES_TRIED]
+    named = [text for text in texts if text.lower().endswith(table_files.PICTURES)]
+    if not named or len(named) < 0.9 * len(texts):
+        return None
+    problems = [problem for text in named if (problem := pictures.problem(text)) is not None]
+    return (
+        f"The column {name} names pictures, and {len(problems)} of its first {len(named)} cannot be used: {problems[0]}"
+    )
 
 
 def _picture_template(name: str, rows: Sequence[Cells], pictures: Pictures) -> str | None:

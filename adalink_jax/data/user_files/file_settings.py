@@ -31,7 +31,9 @@ class FileSettings:
       image: a template for the name of each row's image, or a column that holds the bytes of images; None without images.
       images: the folder or archive (.zip, .tar) of the images; None for the folder of the table.
       columns: names of the columns of a CSV or TSV that has no header.
-      delimiter: delimiter of a CSV or TSV; None for a comma (CSV) and a tab (TSV).
+      delimiter: delimiter of a CSV or TSV; None for a comma (CSV) and a tab (TSV). A first line `sep=;` (Excel's) names another.
+      quoted: whether quotation marks enclose the cells of a CSV or TSV, and are doubled in them, or are text; None: they enclose the
+        cells of a CSV, and are text between tabs.
       split: the column that names each row's split.
       group: a template; rows with the same text of it are in the same split. None: the image, or else the input.
       validation_share, test_share: shares of the training rows, chosen by a hash, if there are no files or rows for these
@@ -54,6 +56,7 @@ class FileSettings:
     images: str | None = None
     columns: Sequence[str] | None = None
     delimiter: str | None = None
+    quoted: bool | None = None
     split: str | None = None
     group: str | None = None
     validation_share: float = 0.1

@@ -14,6 +14,7 @@ import numpy as np
 
 from adalink_jax.data.splits import as_published, carved, halved, position_of
 from adalink_jax.data.user_files import row_checks, table_files
+from adalink_jax.data.user_files.delimited_files import doubled
 from adalink_jax.data.user_files.file_settings import FileSettings
 from adalink_jax.data.user_files.image_files import Pictures, RowPicture
 from adalink_jax.data.user_files.row_checks import Finding
@@ -71,6 +72,7 @@ class _Source:
         self.bad: list[str] = []
         self.empty: list[str] = []
         self.long: list[str] = []
+        self.doubled: list[str] = []
         self.bad_lines = 0
         self.several = False
         self._digests = {"identities": array("Q"), "groups": array("Q")}
@@ -81,6 +83,12 @@ class _Source:
         self._digests["groups"].append(group)
         self.several |= len(row["references"]) > 1
         self.writer.append(row)
+
+    def why_none(self) -> str:
+        """Why none of the rows became an example, by the first one."""
+        if self.bad:
+            return f": {self.bad[0]}"
+        return f": {self.empty[0]} has no input or no target" if self.empty else ""
 
     def finish(self) -> None:
         """Ends reading."""
@@ -109,7 +117,12 @@ def read(settings: FileSettings, on_rows: Callable[[int], None] = lambda count: 
             _read_file(settings, path, name, sources, folders, on_rows)
     for source in sources.values():
         source.finish()
-    notes = []
+    notes = [
+        f"{len(source.doubled):,} rows of {name} have cells in quotation marks with doubled ones in them, which are read as text "
+        f"({row_checks.first_named(source.doubled, len(source.doubled))}); if they enclose cells, set QUOTED = True"
+        for name, source in sources.items()
+        if source.doubled
+    ]
     if TEST in sources and not len(sources[TEST].rows) and not sources[TEST].bad:
         del sources[TEST]
         notes.append("the test split has no targets, so it is ignored and another is made of the rows that have")
@@ -151,7 +164,7 @@ def _read_file(
     folders: list[Pictures],
     on_rows: Callable[[int], None],
 ) -> None:
-    table = table_files.open_table(path, settings.columns, settings.delimiter)
+    table = table_files.open_table(path, settings.columns, settings.delimiter, settings.quoted)
     if len(table.columns) == 1 and (other := next((sign for sign in "\t;|," if sign in table.columns[0]), None)):
         raise UserError(f"{path} has one column, {table.columns[0]!r}; is it separated by {other!r}? Set DELIMITER.")
     if settings.split is not None and settings.split not in table.columns:
@@ -170,6 +183,8 @@ def _read_file(
         else:
             target = source if settings.split is None else _of_split_column(settings.split, path, row, sources)
             problem = form.add(row, target)
+            if table.guessed_unquoted and any(doubled(cell) for cell in row.cells.values()):
+                target.doubled.append(f"line {row.line} of {path}")
         if problem is not None:
             target.bad.append(f"line {row.line} of {path}: {problem}")
             target.bad_lines += row.lines
@@ -264,7 +279,7 @@ def _divided(settings: FileSettings, sources: Mapping[str, _Source]) -> tuple[di
     """The task's splits, and a finding for each that shares rows with others."""
     for name, source in sources.items():
         if not len(source.rows):
-            raise UserError(f"There are no examples in {name}; see DATA, SPLIT and TARGETS.")
+            raise UserError(f"There are no examples in {name}{source.why_none()}; see DATA, SPLIT, INPUTS and TARGETS.")
     if TRAIN not in sources:
         raise UserError("There are no examples to train on; see DATA and SPLIT.")
     if VALIDATION in sources:

@@ -14,9 +14,10 @@ import zlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from adalink_jax.data.images import check_bytes
 from adalink_jax.data.user_files.text_templates import Template
 from adalink_jax.errors import UserError
-from adalink_jax.files.places import expanded, path_of
+from adalink_jax.files.places import expanded, path_of, regular_file
 
 ARCHIVES = (".zip", ".tar")
 DAMAGED = (OSError, EOFError, zipfile.BadZipFile, tarfile.TarError, zlib.error)
@@ -80,13 +81,14 @@ class Pictures:
         return known
 
     def _path(self, name: str) -> str | None:
-        """The file's path; None if it is outside the folder."""
+        """The file's path; None if it is outside the folder, by its name or by a link."""
         if "://" in self.root:
             path = posixpath.normpath(name)
             return None if path.startswith(("/", "..")) else f"{self.root.rstrip('/')}/{path}"
         root = os.path.abspath(self.root)
         path = os.path.normpath(os.path.join(root, name))
-        return path if path.startswith(root.rstrip(os.sep) + os.sep) else None
+        real = os.path.realpath(path).startswith(os.path.realpath(root).rstrip(os.sep) + os.sep)
+        return path if real and path.startswith(root.rstrip(os.sep) + os.sep) else None
 
     def _member(self, name: str) -> str | None:
         """The name in the archive: the same, or that of the only member whose path ends in it."""
@@ -135,7 +137,7 @@ class _Archive:
         self._path, self._lock = path, threading.Lock()
         raw = None
         try:
-            raw = path_of(path).open("rb")
+            raw = regular_file(path).open("rb")
             if path.lower().endswith(".zip"):
                 file = zipfile.ZipFile(raw)
                 self._open: Callable[[Any], Any] = file.open  # a member -> its bytes as a file
@@ -167,8 +169,10 @@ class _Archive:
 
     def read(self, name: str) -> bytes:
         """Returns the bytes of a member."""
+        member = self.members[name]
+        check_bytes(name, member.file_size if isinstance(member, zipfile.ZipInfo) else member.size)
         try:
-            with self._lock, self._open(self.members[name]) as file:
+            with self._lock, self._open(member) as file:
                 return file.read()
         except (*DAMAGED, NotImplementedError, RuntimeError) as e:
             raise UserError(f"{name} in {self._path} cannot be read ({e}).") from e

@@ -4,29 +4,20 @@ Invariant: nothing is skipped silently. A row that parses is a `Row`, one that d
 a file that cannot be read as a whole is a `UserError`. No more than a line, or a group of rows of Parquet, is in memory.
 """
 
-import contextlib
-import csv
-import dataclasses
-import functools
-import gzip
-import itertools
+import collections
 import json
 import os
-import re
-import zlib
-from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 from etils import epath
 
+from adalink_jax.data.user_files.delimited_files import DELIMITERS, delimited
+from adalink_jax.data.user_files.parquet_files import open_parquet
+from adalink_jax.data.user_files.table_rows import BadRow, Row, Table, check_columns, lines, strings, unclean
 from adalink_jax.errors import UserError
-from adalink_jax.files.places import path_of
+from adalink_jax.files.places import path_of, regular_file
 
-if TYPE_CHECKING:
-    from pyarrow import parquet
-
-LONGEST = 16 * 2**20  # bytes of a line
-DELIMITERS = {".csv": ",", ".tsv": "\t"}
 SUFFIXES = (*DELIMITERS, ".jsonl", ".ndjson", ".parquet")
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 SPLIT_NAMES = {
@@ -35,51 +26,6 @@ SPLIT_NAMES = {
     "test": ("test", "testing"),
 }
 IMAGE, LABEL, SPLIT = "image", "label", "split"  # columns of a folder of images
-
-
-@dataclasses.dataclass(frozen=True)
-class BadRow:
-    """A row that does not parse.
-
-    Attributes:
-      line: the line where it starts, from 1; in Parquet the number of the row.
-      reason: why, in words.
-      lines: the number of lines that it takes.
-    """
-
-    line: int
-    reason: str
-    lines: int = 1
-
-
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """A row that parses.
-
-    Attributes:
-      line: the line where it starts, from 1; in Parquet and in a folder the number of the row.
-      cells: column -> value: text; in JSONL and Parquet also numbers, lists, bytes, None.
-      lines: the number of lines that it takes.
-    """
-
-    line: int
-    cells: dict[str, Any]
-    lines: int = 1
-
-
-@dataclasses.dataclass(frozen=True)
-class Table:
-    """A file of rows.
-
-    Attributes:
-      path: the file.
-      columns: names of the columns.
-      rows: starts a pass over the rows.
-    """
-
-    path: str
-    columns: tuple[str, ...]
-    rows: Callable[[], Iterator[Row | BadRow]]
 
 
 def split_of(name: str) -> str | None:
@@ -92,143 +38,38 @@ def suffix_of(path: str) -> str:
     return os.path.splitext(str(path).lower().removesuffix(".gz"))[1]
 
 
-def open_table(path: str, columns: Sequence[str] | None = None, delimiter: str | None = None) -> Table:
+def open_table(
+    path: str, columns: Sequence[str] | None = None, delimiter: str | None = None, quoted: bool | None = None
+) -> Table:
     """Opens a file, or a folder of images.
 
     Args:
       path: local or remote; CSV, TSV and JSONL may be compressed (`.gz`).
       columns: column names of a CSV or TSV without a header; None if its first line has them.
-      delimiter: delimiter of a CSV or TSV; None for a comma and a tab.
+      delimiter: delimiter of a CSV or TSV, if no first line `sep=;` names it; None for a comma and a tab.
+      quoted: whether quotation marks enclose cells (RFC 4180) or are text; None: they enclose them, except between tabs.
 
     Raises:
-      UserError: if it is missing, of an unknown kind, empty, or has two columns of the same name.
+      UserError: if it is missing, no regular file, of an unknown kind, empty, or has two columns of the same name, or too many.
     """
-    where = path_of(path)
-    if where.is_dir():
-        return _image_folder(where)
-    if not where.exists():
-        raise UserError(f"There is no {path}.")
+    if path_of(path).is_dir():
+        return _image_folder(path_of(path))
+    where = regular_file(path)
     suffix = suffix_of(path)
     if suffix not in SUFFIXES:
         raise UserError(f"{path} does not end in one of {', '.join(SUFFIXES)}; save it as one of these.")
     if suffix in DELIMITERS:
-        table = _delimited(where, DELIMITERS[suffix] if delimiter is None else delimiter, columns)
-    elif columns is not None or delimiter is not None:
-        raise UserError(f"{path} names its columns itself; COLUMNS and DELIMITER are for CSV and TSV files.")
+        table = delimited(where, DELIMITERS[suffix] if delimiter is None else delimiter, columns, quoted)
+    elif not columns is delimiter is quoted is None:
+        raise UserError(f"{path} names its columns itself; COLUMNS, DELIMITER and QUOTED are for CSV and TSV files.")
     else:
-        table = _parquet(where) if suffix == ".parquet" else _jsonl(where)
-    twice = next((name for name in table.columns if table.columns.count(name) > 1), None)
+        table = open_parquet(where) if suffix == ".parquet" else _jsonl(where)
+    check_columns(path, len(table.columns))
+    twice = next((name for name, count in collections.Counter(table.columns).items() if count > 1), None)
     if twice is not None:
         source = "COLUMNS names" if columns is not None else f"{path} has"
         raise UserError(f"{source} the column {twice!r} twice; give each another name.")
     return table
-
-
-# --- text ---
-
-
-def lines(path: epath.Path) -> Iterator[str]:
-    """Yields the lines of a file with their ends; bytes that are not UTF-8 become lone surrogates.
-
-    Raises:
-      UserError: for a line that is too long, for UTF-16, and for a damaged file.
-    """
-    number = 0
-    try:
-        with path.open("rb") as raw, gzip.open(raw) if path.suffix == ".gz" else raw as file:
-            while line := file.readline(LONGEST + 1):
-                number += 1
-                if len(line) > LONGEST:
-                    raise UserError(
-                        f"Line {number} of {path} is longer than {LONGEST >> 20} MB; is it a table of lines?"
-                    )
-                if number == 1 and line[:2] in (b"\xff\xfe", b"\xfe\xff"):
-                    raise UserError(f"{path} is UTF-16; save it as UTF-8.")
-                if number == 1 and b"\0" in line:
-                    raise UserError(f"{path} is not text: its first line holds NUL characters; is it a table of lines?")
-                yield line.decode("utf-8-sig" if number == 1 else "utf-8", errors="surrogateescape")
-    except (OSError, EOFError, zlib.error) as e:
-        raise UserError(f"{path} cannot be read ({e}).") from e
-
-
-def unclean(texts: Sequence[str]) -> str | None:
-    """Why text that was read is not clean, in words; None if it is."""
-    for text in texts:
-        if (lone := re.search("[\udc80-\udcff]", text)) is not None:
-            return f"it is not UTF-8 (byte 0x{ord(lone[0]) - 0xDC00:02X}); save the file as UTF-8"
-        if re.search("[\ud800-\udfff]", text) is not None:
-            return "it holds half a character (a lone surrogate)"
-        if "\0" in text:
-            return "it holds a NUL character"
-    return None
-
-
-def _delimited(path: epath.Path, delimiter: str, columns: Sequence[str] | None) -> Table:
-    if len(delimiter) != 1:
-        raise UserError(f"DELIMITER is {delimiter!r}; it must be one character.")
-    records = functools.partial(_records, path, delimiter)
-    if columns is None:
-        header = next(records(), None)
-        if header is None:
-            raise UserError(f"{path} is empty.")
-        if isinstance(header, BadRow):
-            raise UserError(f"Line {header.line} of {path}, its header, cannot be read: {header.reason}.")
-        names = [name.strip() or f"column_{i}" for i, name in enumerate(header[1], 1)]
-        if (reason := unclean(names)) is not None:
-            raise UserError(f"The header of {path} cannot be read: {reason}.")
-    else:
-        names = list(columns)
-
-    def rows() -> Iterator[Row | BadRow]:
-        for record in itertools.islice(records(), 1 if columns is None else 0, None):
-            if isinstance(record, BadRow):
-                yield record
-                continue
-            line, cells, taken = record
-            reason = unclean(cells)
-            if len(cells) != len(names):
-                reason = f"it has {len(cells)} cells, and there are {len(names)} columns"
-            yield BadRow(line, reason, taken) if reason else Row(line, dict(zip(names, cells)), taken)
-
-    return Table(str(path), tuple(names), rows)
-
-
-def _records(path: epath.Path, delimiter: str) -> Iterator[tuple[int, list[str], int] | BadRow]:
-    """Yields `(line where a row starts, its cells, the number of its lines)`.
-
-    Quotation marks follow RFC 4180; between tabs they are text. Empty lines are skipped.
-    """
-    csv.field_size_limit(LONGEST)
-    quoting = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
-    reader = csv.reader(lines(path), delimiter=delimiter, quoting=quoting, strict=True)
-    while True:
-        line = reader.line_num + 1
-        try:
-            cells = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as e:
-            if "unexpected end" in str(e) or "field limit" in str(e):
-                raise UserError(
-                    f'The quotation mark that opens in line {line} of {path} is not closed; double it (""), or close it.'
-                ) from e
-            if "new-line" in str(e):
-                raise UserError(f"{path} ends its lines by a carriage return alone; save it with line feeds.") from e
-            yield BadRow(line, f"its quotation marks do not fit ({e})", reader.line_num - line + 1)
-            continue
-        if cells:
-            yield line, cells, reader.line_num - line + 1
-
-
-def records(path: str, delimiter: str) -> Iterator[list[str]]:
-    """Yields the cells of each line of a CSV or TSV that parses, including the first.
-
-    Raises:
-      UserError: if it is missing, or cannot be read as a whole.
-    """
-    if not path_of(path).exists():
-        raise UserError(f"There is no {path}.")
-    return (record[1] for record in _records(path_of(path), delimiter) if not isinstance(record, BadRow))
 
 
 def _jsonl(path: epath.Path) -> Table:
@@ -239,7 +80,10 @@ def _jsonl(path: epath.Path) -> Table:
             row = _parsed(line)
             yield BadRow(number, row) if isinstance(row, str) else Row(number, row)
 
-    names = dict.fromkeys(name for row in rows() if isinstance(row, Row) for name in row.cells)
+    names: dict[str, None] = {}
+    for row in rows():
+        names |= dict.fromkeys(row.cells) if isinstance(row, Row) else {}
+        check_columns(path, len(names))
     if not names and next(rows(), None) is None:
         raise UserError(f"{path} is empty.")
     return Table(str(path), tuple(names), rows)
@@ -251,45 +95,11 @@ def _parsed(line: str) -> dict[str, Any] | str:
         return reason
     try:
         row = json.loads(line)
-    except (ValueError, RecursionError) as e:
+        return unclean(list(strings(row))) or row if isinstance(row, dict) else "it is not a JSON object"
+    except RecursionError:
+        return "it is not JSON that can be read: it is nested too deeply"
+    except ValueError as e:
         return f"it is not JSON ({e})"
-    if not isinstance(row, dict):
-        return "it is not a JSON object"
-    return unclean(list(_strings(row))) or row
-
-
-def _strings(value: object) -> Iterator[str]:
-    """All text in a JSON value."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, (list, dict)):
-        for item in (*value, *value.values()) if isinstance(value, dict) else value:
-            yield from _strings(item)
-
-
-def _parquet(path: epath.Path) -> Table:
-    def rows() -> Iterator[Row | BadRow]:
-        number = 0
-        with _parquet_file(path, lambda: f" after row {number}") as file:
-            every = (row for batch in file.iter_batches(256) for row in batch.to_pylist())
-            for number, row in enumerate(every, 1):
-                yield Row(number, row)
-
-    with _parquet_file(path, lambda: ", or not a Parquet file") as file:
-        names = file.schema_arrow.names
-    return Table(str(path), tuple(names), rows)
-
-
-@contextlib.contextmanager
-def _parquet_file(path: epath.Path, where: Callable[[], str]) -> "Iterator[parquet.ParquetFile]":
-    import pyarrow
-    from pyarrow import parquet
-
-    try:
-        with path.open("rb") as raw, parquet.ParquetFile(raw) as file:
-            yield file
-    except (pyarrow.ArrowException, OSError) as e:
-        raise UserError(f"{path} is damaged{where()} ({str(e).splitlines()[0]}).") from e
 
 
 # --- a folder of images ---
@@ -314,7 +124,11 @@ def _image_folder(folder: epath.Path) -> Table:
     def rows() -> Iterator[Row | BadRow]:
         for number, path in enumerate(_files_below(folder), 1):
             name = path.relative_to(folder)
-            if len(name.parts) != depth:
+            if (reason := unclean([str(name)])) is not None:
+                yield BadRow(number, f"the name of {str(name)!r} cannot be read: {reason}")
+            elif os.path.islink(path) and path.is_dir():
+                yield BadRow(number, f"{name} is a link to a folder; copy that folder to its place")
+            elif len(name.parts) != depth:
                 yield BadRow(number, f"{name} is not directly in the folder of a class")
             elif path.suffix.lower() not in PICTURES:
                 yield BadRow(number, f"{name} does not end in one of {', '.join(PICTURES)}")
@@ -323,14 +137,15 @@ def _image_folder(folder: epath.Path) -> Table:
                 yield Row(number, row)
 
     if not any(isinstance(row, Row) for row in rows()):
+        why = next((f": {row.reason}" for row in rows() if isinstance(row, BadRow)), "")
         raise UserError(
-            f"There is no picture in {folder}/{'SPLIT/' if nested else ''}CLASS/; it takes {', '.join(PICTURES)}."
+            f"There is no picture in {folder}/{'SPLIT/' if nested else ''}CLASS/{why}; it takes {', '.join(PICTURES)}."
         )
     return Table(str(folder), (IMAGE, LABEL, *((SPLIT,) if nested else ())), rows)
 
 
 def _files_below(folder: epath.Path) -> Iterator[epath.Path]:
-    """All files that are not hidden, by name."""
+    """All files that are not hidden, by name; links to folders, which may lead outside or in a circle, are not followed."""
     for path in sorted(folder.iterdir(), key=lambda path: path.name):
         if not path.name.startswith("."):
-            yield from _files_below(path) if path.is_dir() else (path,)
+            yield from _files_below(path) if path.is_dir() and not os.path.islink(path) else (path,)

@@ -67,7 +67,12 @@ class Draft:
             keep_trailing_newline=True,
         )
         lines = [(name, repr(value), remarks.get(name)) for name, value in macros.items()]
-        write_text(path, environment.get_template("task.gin.jinja").render(note=note, settings=lines))
+        write_text(path, environment.get_template("task.gin.jinja").render(note=_on_one_line(note), settings=lines))
+
+
+def _on_one_line(text: str) -> str:
+    """Text for a comment, with escapes for what could end its line."""
+    return "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in text)
 
 
 def complete(settings: Mapping[str, Any], name: str) -> Draft:

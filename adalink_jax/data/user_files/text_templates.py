@@ -1,11 +1,13 @@
 """Templates that write rows as text: `question: {question} context: {text}`."""
 
+import decimal
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from adalink_jax.data.user_files.table_rows import Unreadable
 from adalink_jax.errors import UserError
 
 _PART = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
@@ -63,14 +65,22 @@ class Template:
         return [text for text in written if text]
 
 
+def is_missing(value: object) -> bool:
+    """Whether a cell is null or NaN."""
+    return value is None or (isinstance(value, (float, decimal.Decimal)) and value != value)
+
+
 def cell_text(value: object) -> str:
-    """A cell as text, without the spaces around it.
+    """A cell as text, without the spaces around it; "" for a missing value.
 
     Raises:
       TypeError: for a cell that is neither text nor a number.
     """
-    if value is None:
+    if is_missing(value):
         return ""
     if isinstance(value, (str, int, float, bool)):
         return str(value).strip()
-    raise TypeError(f"a cell holds {type(value).__name__}, neither text nor a number")
+    if isinstance(value, decimal.Decimal):
+        return f"{value:f}"
+    kind = value.kind if isinstance(value, Unreadable) else type(value).__name__
+    raise TypeError(f"a cell holds {kind}, neither text nor a number")

@@ -1,0 +1,131 @@
+"""Rows of tables, and the lines of text files, which are never longer than `LONGEST`."""
+
+import dataclasses
+import gzip
+import re
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from etils import epath
+
+from adalink_jax.errors import UserError
+
+LONGEST = 16 * 2**20  # bytes of a line, or of a row of several lines
+MOST_COLUMNS = 2_000
+
+
+@dataclasses.dataclass(frozen=True)
+class BadRow:
+    """A row that does not parse.
+
+    Attributes:
+      line: the line where it starts, from 1; in Parquet the number of the row.
+      reason: why, in words.
+      lines: the number of lines that it takes.
+    """
+
+    line: int
+    reason: str
+    lines: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A row that parses.
+
+    Attributes:
+      line: the line where it starts, from 1; in Parquet and in a folder the number of the row.
+      cells: column -> value: text; in JSONL and Parquet also numbers, lists, bytes, None.
+      lines: the number of lines that it takes.
+    """
+
+    line: int
+    cells: dict[str, Any]
+    lines: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """A file of rows.
+
+    Attributes:
+      path: the file.
+      columns: names of the columns.
+      rows: starts a pass over the rows.
+      guessed_unquoted: whether quotation marks are read as text because QUOTED is not set.
+    """
+
+    path: str
+    columns: tuple[str, ...]
+    rows: Callable[[], Iterator[Row | BadRow]]
+    guessed_unquoted: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Unreadable:
+    """A value in Parquet that Python cannot hold, such as a date after the year 9999.
+
+    Attributes:
+      kind: its type in Parquet.
+    """
+
+    kind: str
+
+    def __str__(self):
+        return f"a {self.kind} out of range"
+
+
+def check_columns(path: epath.PathLike, count: int) -> None:
+    """Raises:
+    UserError: for a table of too many columns, which would take too long to look at.
+    """
+    if count > MOST_COLUMNS:
+        raise UserError(
+            f"{path} has {count:,} columns or more; keep those that the task needs, at most {MOST_COLUMNS:,}."
+        )
+
+
+def lines(path: epath.Path) -> Iterator[str]:
+    """Yields the lines of a file with their ends; bytes that are not UTF-8 become lone surrogates.
+
+    Raises:
+      UserError: for a line that is too long, for UTF-16, and for a damaged file.
+    """
+    number = 0
+    try:
+        with path.open("rb") as raw, gzip.open(raw) if path.suffix == ".gz" else raw as file:
+            while line := file.readline(LONGEST + 1):
+                number += 1
+                if len(line) > LONGEST:
+                    raise UserError(
+                        f"Line {number} of {path} is longer than {LONGEST >> 20} MB; is it a table of lines?"
+                    )
+                if number == 1 and line[:2] in (b"\xff\xfe", b"\xfe\xff"):
+                    raise UserError(f"{path} is UTF-16; save it as UTF-8.")
+                if number == 1 and b"\0" in line:
+                    raise UserError(f"{path} is not text: its first line holds NUL characters; is it a table of lines?")
+                yield line.decode("utf-8-sig" if number == 1 else "utf-8", errors="surrogateescape")
+    except (OSError, EOFError, zlib.error) as e:
+        raise UserError(f"{path} cannot be read ({e}).") from e
+
+
+def unclean(texts: Sequence[str]) -> str | None:
+    """Why text that was read is not clean, in words; None if it is."""
+    for text in texts:
+        if (lone := re.search("[\udc80-\udcff]", text)) is not None:
+            return f"it is not UTF-8 (byte 0x{ord(lone[0]) - 0xDC00:02X}); save the file as UTF-8"
+        if re.search("[\ud800-\udfff]", text) is not None:
+            return "it holds half a character (a lone surrogate)"
+        if "\0" in text:
+            return "it holds a NUL character"
+    return None
+
+
+def strings(value: object) -> Iterator[str]:
+    """All text in a value of JSON or Parquet."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, (list, dict)):
+        for item in (*value, *value.values()) if isinstance(value, dict) else value:
+            yield from strings(item)

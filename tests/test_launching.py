@@ -191,7 +191,7 @@ def test_a_folder_records_the_job(place):
     (["slurm", topology("h100:8"), "--array", "0", "--", *SWEEP], "--array=0 must be 1 or more"),
     (["slurm", topology("h100:16"), "--name", "x", "--", *SWEEP], "runs in one process"),
     (["slurm", topology("h100:8"), "--name", "My_job", "--", *TRAIN], "lower-case letters"),
-    (["slurm", topology("h100:8"), "--folder", "my jobs", "--", *TRAIN], "no spaces"),
+    (["slurm", topology("h100:8"), "--folder", "my jobs", "--", *TRAIN], "must be a path of letters"),
     (["slurm", topology("h100:8"), "--", *TRAIN, "--multiprocess"], "set by the launcher"),
     (["slurm", topology("h100:8"), "--", "train", "--gin_file=none.gin"], "no gin file none.gin"),
     (["local", "--processes", "0", "--", *TRAIN], "must be 1 or more"),
@@ -344,7 +344,7 @@ def test_a_jobset_is_created_queried_and_deleted(place):
         f"{where} create --filename=runs/launch/digits-reverse/jobset.yaml",
         f"{where} get jobsets,pods --selector=jobset.sigs.k8s.io/jobset-name=digits-reverse --output=wide",
         f"{where} logs --selector=jobset.sigs.k8s.io/jobset-name=digits-reverse --prefix --tail=1000 --max-log-requests=16",
-        f"{where} delete --filename=runs/launch/digits-reverse/jobset.yaml --ignore-not-found",
+        f"{where} delete jobset/digits-reverse configmap/digits-reverse --ignore-not-found",
     ]
 
 

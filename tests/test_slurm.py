@@ -94,7 +94,7 @@ def test_two_tasks_train(place):
         assert main(["launch", "slurm", topology("cpu:2"), setup, "--submit", "--", "quickstart", *mine]) == 0
     finally:
         del os.environ["PYTHONPATH"]
-    job = record.read("run")["submitted"]["id"]
+    job = record.read("run").submitted.id
     wait_for(lambda: states()[job] not in ("PENDING", "RUNNING", "COMPLETING"), 500)
     log = (place / "runs" / "launch" / "run" / f"{job}.log").read_text()
     assert states()[job] == "COMPLETED", log[-3000:]
@@ -116,7 +116,7 @@ def test_only_the_element_that_was_stopped_is_requeued(place):
     )
     options = ["slurm", topology("cpu:1"), "--array", "3", "--name", "sweep", setup, "--submit"]
     assert main(["launch", *options, "--", *SWEEP]) == 0
-    job = record.read("sweep")["submitted"]["id"]
+    job = record.read("sweep").submitted.id
     wait_for((place / "waiting").exists, 60)
     subprocess.run(["scancel", "--signal=USR1", f"{job}_1"], check=True)
     wait_for((place / "stopped").exists, 60)
@@ -141,7 +141,7 @@ def test_a_sweep_as_an_array_resumes_a_run_that_was_killed_and_requeued(place, m
     ]
     options = ["slurm", topology("cpu:1"), "--array", "2", "--name", "small", setup, "--submit"]
     assert main(["launch", *options, "--", *sweep, "--element"]) == 0
-    job = record.read("small")["submitted"]["id"]
+    job = record.read("small").submitted.id
     killed = place / "runs" / "small" / "rank_1_lr_0.01_seed_1"
     saved = lambda: any(path.name.isdigit() for path in (killed / "checkpoints").glob("*"))
     wait_for(saved, 300)
@@ -162,7 +162,7 @@ def test_a_job_is_requeued_when_its_first_task_to_end_has_status_75(place):
         place, 'echo x >>"started_$SLURM_PROCID"; [ -e again ] || { sleep "$SLURM_PROCID"; touch again; exit 75; }'
     )
     assert main(["launch", "slurm", topology("cpu:2"), "--name", "two", setup, "--submit", "--", "eval"]) == 0
-    job = record.read("two")["submitted"]["id"]
+    job = record.read("two").submitted.id
     wait_for((place / "again").exists, 60)
     wait_for(lambda: start_now(job), 60)
     wait_for(lambda: states()[job] in ("COMPLETED", "FAILED"), 60)
@@ -173,7 +173,7 @@ def test_a_job_is_requeued_when_its_first_task_to_end_has_status_75(place):
 def test_a_cancelled_job_saves_and_is_not_requeued(place):
     setup = adalink(place, "trap 'touch saved; exit 75' TERM; touch waiting; while true; do sleep 0.2; done")
     assert main(["launch", "slurm", topology("cpu:1"), "--name", "one", setup, "--submit", "--", "eval"]) == 0
-    job = record.read("one")["submitted"]["id"]
+    job = record.read("one").submitted.id
     wait_for((place / "waiting").exists, 60)
     assert main(["launch", "cancel", "one"]) == 0
     wait_for(lambda: states().get(job) not in ("RUNNING", "COMPLETING"), 60)
@@ -184,6 +184,6 @@ def test_a_job_saves_before_its_time_limit(place):
     setup = adalink(place, "trap 'touch saved; exit 3' USR1; while true; do sleep 0.2; done")
     limits = ["--gin.TIME='2'", "--gin.SIGNAL_SECONDS=110"]
     assert main(["launch", "slurm", topology("cpu:1"), "--name", "time", setup, *limits, "--submit", "--", "eval"]) == 0
-    job = record.read("time")["submitted"]["id"]
+    job = record.read("time").submitted.id
     wait_for(lambda: states()[job] not in ("PENDING", "RUNNING", "COMPLETING"), 140)
     assert states()[job] == "FAILED" and (place / "saved").exists()  # not TIMEOUT

@@ -65,7 +65,7 @@ def test_a_job_of_two_processes_trains(tmp_path, monkeypatch, capfd):
     assert main(["launch", "local", "--processes", "2", "--submit", "--", "quickstart", *mine]) == 0
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["steps"] == 2
     held = record.read("run")
-    assert held["submitted"] and set(held["files"]) == {"few_digits.py"}
+    assert held.submitted and set(held.model_extra["files"]) == {"few_digits.py"}
     capfd.readouterr()
     assert main(["launch", "status", "run"]) == 0
     assert capfd.readouterr().out == "No process of this job is running.\n"

@@ -39,8 +39,10 @@ _OPTIONS = {
     "slurm": (_ARRAY,),
     "tpu": (
         _ARRAY,
-        option("--tpu", metavar="NAME", help="run on an existing slice, which is kept"),
-        option("--per_host", action="store_true", help="run each element of an array on one host of the slice"),
+        option("--tpu", metavar="NAME", help="run on an existing slice, which is kept (TPU)"),
+        option(
+            "--per_host", action="store_true", help="run each element of an array on one host of the slice (PER_HOST)"
+        ),
     ),
 }
 
@@ -93,9 +95,10 @@ def _parser(part: str) -> argparse.ArgumentParser:
 def _launch(part: str, argv: list[str]) -> int:
     cut = argv.index("--") if "--" in argv else len(argv)
     flags, options = parse(_parser(part), argv[:cut])
-    for macro in ("processes", "devices"):
-        if getattr(options, macro, None) is not None:
-            flags = flags.binding(macro.upper(), str(getattr(options, macro)))
+    for macro in ("processes", "devices", "tpu", "per_host"):
+        value = getattr(options, macro, None)
+        if value is not None and value is not False:
+            flags = flags.binding(macro.upper(), repr(value))
     settings = _settings(part, flags)
     job = _job(options, settings, tuple(argv[cut + 1 :]))
 
@@ -104,13 +107,12 @@ def _launch(part: str, argv: list[str]) -> int:
     from adalink_jax.launching.job_templates import line
 
     staged = record.stage(job.flags)
-    tpu_options = {"tpu": options.tpu, "per_host": options.per_host} if part == "tpu" else {}
-    rendered = getattr(launching, part).render(job, settings, staged, **tpu_options)
+    rendered = getattr(launching, part).render(job, settings, staged)
     written = record.write(job, part, settings, rendered, staged, line(["adalink", "launch", part, *argv]))
     if options.submit:
         if not options.no_plan:
             submit.check_fits(job)
-        return submit.submit(job, settings)
+        return submit.submit(job, settings, rendered.submit)
     print(rendered.files[rendered.main])
     print(f"Written to {job.folder}: {', '.join(written)}")
     plan = None if options.no_plan else submit.plan_words(job)

@@ -1,13 +1,19 @@
-"""Status, logs and cancellation of launched jobs. Everything needed is in the job's folder (`record`)."""
+"""Status, logs and cancellation of launched jobs.
+
+What runs is derived from the description of the job in its folder (`record`) by the launcher's function `commands`, not read from there.
+"""
 
 import os
 import pathlib
 import signal
 import subprocess
 
+from adalink_jax import launching
 from adalink_jax.errors import UserError
+from adalink_jax.launching.job import Commands
 from adalink_jax.launching.record import JobRecord, running_pid
 from adalink_jax.launching.submit import require_program
+from adalink_jax.parallel.accelerators import parse_topology
 
 
 def status(job: JobRecord) -> int:
@@ -23,8 +29,8 @@ def status(job: JobRecord) -> int:
     processes = _processes(job)
     for name, pid in processes.items():
         print(f"{name}: running, process {pid}")
-    if job["commands"]["status"]:
-        _print_first_answer(job)
+    if queries := _commands(job).status:
+        _print_first_answer(job.name, queries)
     elif not processes:
         print("No process of this job is running.")
     return 0
@@ -40,11 +46,11 @@ def logs(job: JobRecord) -> int:
       UserError: for a job that was not submitted, or has written nothing yet.
     """
     _check_submitted(job)
-    if job["commands"]["logs"] is not None:
-        return _run(job, job["commands"]["logs"]).returncode
-    paths = sorted(pathlib.Path(job["folder"]).glob("*.log"))
+    if (command := _commands(job).logs) is not None:
+        return _run(command).returncode
+    paths = sorted(pathlib.Path(job.folder).glob("*.log"))
     if not paths:
-        raise UserError(f"{job['name']} has written no log to {job['folder']} yet; see `adalink launch status`.")
+        raise UserError(f"{job.name} has written no log to {job.folder} yet; see `adalink launch status`.")
     for path in paths:
         if len(paths) > 1:
             print(f"--- {path}")
@@ -68,35 +74,39 @@ def cancel(job: JobRecord) -> int:
         print(f"{name}: sent SIGTERM.")
     if processes:
         return 0  # a running script cleans up itself
-    if not job["commands"]["cancel"]:
+    if not (command := _commands(job).cancel):
         print("No process of this job is running.")
         return 0
-    return _run(job, job["commands"]["cancel"]).returncode
+    return _run(command).returncode
+
+
+def _commands(job: JobRecord) -> Commands:
+    number = job.submitted.id if job.submitted else ""
+    return getattr(launching, job.launcher).commands(job.name, parse_topology(job.topology), job.settings, number)
 
 
 def _check_submitted(job: JobRecord) -> None:
-    if not job["submitted"]:
-        raise UserError(f"{job['name']} was written to {job['folder']} but not submitted; launch it with --submit.")
+    if not job.submitted:
+        raise UserError(f"{job.name} was written to {job.folder} but not submitted; launch it with --submit.")
 
 
 def _processes(job: JobRecord) -> dict[str, int]:
     """Name of the pid file -> process, for the job's running processes on this machine."""
-    pids = {path.stem: running_pid(path) for path in sorted(pathlib.Path(job["folder"]).glob("*.pid"))}
+    pids = {path.stem: running_pid(path) for path in sorted(pathlib.Path(job.folder).glob("*.pid"))}
     return {name: pid for name, pid in pids.items() if pid}
 
 
-def _run(job: JobRecord, command: list[str], capture: bool = False) -> subprocess.CompletedProcess[str]:
+def _run(command: tuple[str, ...], capture: bool = False) -> subprocess.CompletedProcess[str]:
     require_program(command[0])
-    words = [word.replace("{id}", str((job["submitted"] or {}).get("id"))) for word in command]
-    return subprocess.run(words, capture_output=capture, encoding="utf-8", errors="replace")
+    return subprocess.run(command, capture_output=capture, encoding="utf-8", errors="replace")
 
 
-def _print_first_answer(job: JobRecord) -> None:
+def _print_first_answer(name: str, queries: tuple[tuple[str, ...], ...]) -> None:
     failures = []
-    for command in job["commands"]["status"]:
-        done = _run(job, command, capture=True)
+    for command in queries:
+        done = _run(command, capture=True)
         if done.returncode == 0 and done.stdout.strip():
             print(done.stdout, end="")
             return
         failures.append(f"{command[0]}: {(done.stderr.strip().splitlines() or ['no output'])[-1]}")
-    raise UserError(f"The status of {job['name']} is not known ({'; '.join(failures)}).")
+    raise UserError(f"The status of {name} is not known ({'; '.join(failures)}).")

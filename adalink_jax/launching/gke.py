@@ -11,7 +11,9 @@ import gin
 
 from adalink_jax.errors import UserError
 from adalink_jax.launching import job_templates
+from adalink_jax.launching.alphabets import CountOrZero, Name, check_settings
 from adalink_jax.launching.job import (
+    Commands,
     Job,
     Rendered,
     check_label,
@@ -19,6 +21,7 @@ from adalink_jax.launching.job import (
     check_shared_model_dir,
     check_under_current_folder,
 )
+from adalink_jax.parallel.accelerators import Topology
 
 MANIFEST = "jobset.yaml"
 REPLICATED = "hosts"  # name of the JobSet's one replicated job
@@ -54,18 +57,24 @@ class Gke:
       service_account: Kubernetes service account with access to the buckets; None for the namespace's default.
       max_restarts: the most restarts of the job.
       grace_seconds: seconds to save after SIGTERM; a Spot node grants less.
+
+    Raises:
+      UserError: for other values.
     """
 
     topology: str
-    context: str
-    image: str
-    namespace: str = "default"
-    accelerator: str | None = None
+    context: Name
+    image: Name
+    namespace: Name = "default"
+    accelerator: Name | None = None
     spot: bool = False
-    queue: str | None = None
-    service_account: str | None = None
-    max_restarts: int = 10
-    grace_seconds: int = 120
+    queue: Name | None = None
+    service_account: Name | None = None
+    max_restarts: CountOrZero = 10
+    grace_seconds: CountOrZero = 120
+
+    def __post_init__(self):
+        check_settings(self)
 
 
 def render(job: Job, settings: Gke, staged: dict[str, str]) -> Rendered:
@@ -100,7 +109,7 @@ def render(job: Job, settings: Gke, staged: dict[str, str]) -> Rendered:
         "--process_index=$(JOB_COMPLETION_INDEX)",
     )  # fmt: skip
     words = [
-        word if word in coordination else word.replace("$(", "$$(")  # Kubernetes would expand $(NAME)
+        word if word in coordination else word.replace("$", "$$")  # Kubernetes expands $(NAME), and $$ to $
         for word in job.words(topology.hosts, *coordination)
     ]
     values = {
@@ -116,16 +125,24 @@ def render(job: Job, settings: Gke, staged: dict[str, str]) -> Rendered:
         "failed": FAILED,
         "staged": {f"file-{i}": (name, staged[name]) for i, name in enumerate(sorted(staged))},
     }
-    kubectl = ("kubectl", f"--context={settings.context}", f"--namespace={settings.namespace}")
-    path = os.path.join(job.folder, MANIFEST)
-    selector = f"--selector=jobset.sigs.k8s.io/jobset-name={job.name}"
     return Rendered(
         files={MANIFEST: job_templates.fill("gke.yaml.jinja", **values)},
         main=MANIFEST,
-        submit=(*kubectl, "create", f"--filename={path}"),
-        status=((*kubectl, "get", "jobsets,pods", selector, "--output=wide"), (*kubectl, "get", "jobset", job.name)),
-        logs=(*kubectl, "logs", selector, "--prefix", "--tail=1000", f"--max-log-requests={topology.hosts}"),
-        cancel=(*kubectl, "delete", f"--filename={path}", "--ignore-not-found"),
+        submit=(*_kubectl(settings), "create", f"--filename={os.path.join(job.folder, MANIFEST)}"),
         resume=f"The cluster restarts the job by itself, up to {settings.max_restarts} times. If it ended otherwise, "
         f"`adalink launch cancel {job.name}` and the same launch command resume it from the newest checkpoint in MODEL_DIR.",
     )
+
+
+def commands(name: str, topology: Topology, settings: Gke, number: str) -> Commands:
+    """The commands that control the job of this name."""
+    kubectl, selector = _kubectl(settings), f"--selector=jobset.sigs.k8s.io/jobset-name={name}"
+    return Commands(
+        status=((*kubectl, "get", "jobsets,pods", selector, "--output=wide"), (*kubectl, "get", "jobset", name)),
+        logs=(*kubectl, "logs", selector, "--prefix", "--tail=1000", f"--max-log-requests={topology.hosts}"),
+        cancel=(*kubectl, "delete", f"jobset/{name}", f"configmap/{name}", "--ignore-not-found"),
+    )
+
+
+def _kubectl(settings: Gke) -> tuple[str, ...]:
+    return ("kubectl", f"--context={settings.context}", f"--namespace={settings.namespace}")

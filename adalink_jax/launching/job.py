@@ -8,6 +8,7 @@ from collections.abc import Iterable
 
 from adalink_jax import configuration
 from adalink_jax.errors import UserError
+from adalink_jax.launching.alphabets import Label, Path, Text, require
 from adalink_jax.parallel.accelerators import Topology
 
 # Commands that run in several processes (`cli.arguments.add_processes`), and commands that write to MODEL_DIR.
@@ -30,8 +31,8 @@ class Job:
       array: number of elements, which run the same command, each with its number in ADALINK_ARRAY_INDEX; None without an array.
 
     Raises:
-      UserError: for a name that is not a DNS label, an empty array, an array whose elements would share one MODEL_DIR, and flags that
-        the launcher sets.
+      UserError: for a name that is not a DNS label, a folder or arguments outside their `alphabets`, an empty array, an array whose
+        elements would share one MODEL_DIR, and flags that the launcher sets.
     """
 
     name: str
@@ -42,11 +43,9 @@ class Job:
 
     def __post_init__(self):
         check_label(self.name)
-        if re.search(r"[\s%\"'\\$]", self.folder):
-            raise UserError(
-                f"The folder {self.folder!r} must have no spaces, quotes, %, $ or backslashes; give another --folder."
-            )
+        require(self.folder, Path, "--folder", "give another")
         for word in self.arguments:
+            require(word, Text, "An argument of the command")
             if word.partition("=")[0] in _COORDINATION:
                 raise UserError(f"{word} is set by the launcher; leave it out.")
         if self.array is not None and self.array < 1:
@@ -92,25 +91,32 @@ class Job:
 class Rendered:
     """What a launcher makes of a job.
 
-    In commands, `{id}` stands for the id that the submission printed.
-
     Attributes:
       files: name in the job's folder -> text.
       main: the file that is printed.
       submit: the command that submits the job; empty for processes on this machine.
-      status: commands that query its status, tried in order until one prints something.
-      logs: the command that prints its output; None if the output is in files `*.log` of the job's folder.
-      cancel: the command that cancels it; empty for processes on this machine.
       resume: how to resume the job after it has ended, in a few sentences.
     """
 
     files: dict[str, str]
     main: str
     submit: tuple[str, ...]
-    status: tuple[tuple[str, ...], ...]
-    logs: tuple[str, ...] | None
-    cancel: tuple[str, ...]
     resume: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Commands:
+    """The commands that control a submitted job.
+
+    Attributes:
+      status: commands that query its status, tried in order until one prints something.
+      logs: the command that prints its output; None if the output is in files `*.log` of the job's folder.
+      cancel: the command that cancels it; empty if a signal to a process on this machine does.
+    """
+
+    status: tuple[tuple[str, ...], ...] = ()
+    logs: tuple[str, ...] | None = None
+    cancel: tuple[str, ...] = ()
 
 
 def check_processes(job: Job, processes: int) -> None:
@@ -136,16 +142,13 @@ def check_label(name: str, longest: str | None = None) -> None:
     Raises:
       UserError: if it is not, or if `longest` is too long.
     """
-    if not re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", name):
-        raise UserError(
-            f"The name {name!r} must have only lower-case letters, digits and -, and begin with a letter; give another --name."
-        )
     over = len(longest or name) - _LABEL
     if over > 0:
         derived = f", from which {longest} is derived," if longest else ""
         raise UserError(
             f"The name {name!r}{derived} is {over} characters too long (at most {_LABEL}); give a shorter --name."
         )
+    require(name, Label, "--name", "give another")
 
 
 def string(text: str | None) -> str | None:

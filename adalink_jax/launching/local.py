@@ -1,12 +1,15 @@
 """Several processes on this machine, each with its own devices. `supervisor` starts them and waits for them."""
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Literal
 
 import gin
 
-from adalink_jax.errors import UserError
 from adalink_jax.launching import job_templates
-from adalink_jax.launching.job import Job, Rendered
+from adalink_jax.launching.alphabets import Count, CountOrZero, check_settings
+from adalink_jax.launching.job import Commands, Job, Rendered
+from adalink_jax.parallel.accelerators import Topology
 
 
 @gin.configurable
@@ -24,17 +27,13 @@ class Local:
       UserError: for other values.
     """
 
-    processes: int = 1
-    devices: int = 1
-    platform: str = "cpu"
-    grace_seconds: int = 60
+    processes: Count = 1
+    devices: Count = 1
+    platform: Literal["cpu", "gpu"] = "cpu"
+    grace_seconds: CountOrZero = 60
 
     def __post_init__(self):
-        if min(self.processes, self.devices) < 1 or self.platform not in ("cpu", "gpu"):
-            raise UserError(
-                f"PROCESSES is {self.processes}, DEVICES {self.devices} and PLATFORM {self.platform!r}; the first two must be 1 or more, "
-                "and PLATFORM 'cpu' or 'gpu'."
-            )
+        check_settings(self)
 
     @property
     def topology(self) -> str:
@@ -47,6 +46,18 @@ class Local:
             return {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"--xla_force_host_platform_device_count={self.devices}"}
         devices = range(index * self.devices, (index + 1) * self.devices)
         return {"CUDA_VISIBLE_DEVICES": ",".join(map(str, devices))}
+
+
+def no_proxy(environment: Mapping[str, str]) -> dict[str, str]:
+    """A variable by which the processes of a job find each other on this machine without the proxy of `http_proxy`.
+
+    gRPC takes the first of `no_grpc_proxy` and `no_proxy` that is set, and no `*`; nothing else reads the former.
+
+    Args:
+      environment: of this process; its exceptions are kept.
+    """
+    exceptions = environment.get("no_grpc_proxy") or environment.get("no_proxy") or ""
+    return {"no_grpc_proxy": ",".join(filter(None, (exceptions, "localhost")))}
 
 
 def render(job: Job, settings: Local, staged: dict[str, str]) -> Rendered:
@@ -63,12 +74,14 @@ def render(job: Job, settings: Local, staged: dict[str, str]) -> Rendered:
         files={"processes.txt": "".join(lines)},
         main="processes.txt",
         submit=(),
-        status=(),
-        logs=None,
-        cancel=(),
         resume="Rerun the same `adalink launch local` command: it resumes from the newest checkpoint in MODEL_DIR. Exit status 75 means "
         "that the job was stopped and has saved.",
     )
+
+
+def commands(name: str, topology: Topology, settings: Local, number: str) -> Commands:
+    """No commands: `control` knows the processes of this machine."""
+    return Commands()
 
 
 def process_words(job: Job, settings: Local, index: int, coordinator: str) -> list[str]:

@@ -1,53 +1,82 @@
 """A job's folder: what ran, with which code and files, and how to resume it.
 
-`job.json` is written when the job is rendered, and again when it is submitted; `control` needs nothing else. The job's own files (gin
-files as typed, and the modules of the current folder that they import) are copied to `files/`.
+`job.json` is written when the job is rendered, and again when it is submitted; `control` needs nothing else. It describes the job, and
+holds no commands, since a folder may come from anyone. The job's own files (gin files as typed, and the modules of the current folder
+that they import) are copied to `files/`.
 """
 
 import contextlib
 import dataclasses
 import datetime
-import json
 import os
 import pathlib
 import re
 import subprocess
-from typing import Any, TypedDict
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
 import psutil
+import pydantic
 from etils import epath
 
 from adalink_jax.configuration import GinFlags, gin_files, gin_root
 from adalink_jax.errors import UserError
-from adalink_jax.files.whole_file import read_json, write_json, write_text
-from adalink_jax.launching import Settings
+from adalink_jax.files.typed_json import Form, as_form, read_form, read_object
+from adalink_jax.files.whole_file import write_json, write_text
+from adalink_jax.launching import Gke, Local, Settings, Slurm, Tpu
+from adalink_jax.launching.alphabets import Count, Label
 from adalink_jax.launching.job import Job, Rendered, string
 from adalink_jax.version import __version__
 
 RECORD = "job.json"
 HOME = os.path.join("runs", "launch")
+_REMEDY = "copy it again, or launch the job into another --folder"
 _IMPORT = re.compile(r"^\s*(?:from\s+([\w.]+)\s+import|import\s+([\w.]+))", re.MULTILINE)
 _INCLUDE = re.compile(r"^\s*include\s+['\"](.+?)['\"]", re.MULTILINE)
 _MODULE = re.compile(r"mixture_or_task_module\s*=\s*['\"]([\w.]+)['\"]")
 
 
-class Commands(TypedDict):
-    """A job's commands in `job.json`, see `job.Rendered`."""
-
-    submit: list[str]
-    status: list[list[str]]
-    logs: list[str] | None
-    cancel: list[str]
+SettingsT = TypeVar("SettingsT", Gke, Local, Slurm, Tpu)
 
 
-class JobRecord(TypedDict):
+class Submission(Form):
+    """When a job was submitted, and the id under which its scheduler knows it; jobs that run in the foreground have none."""
+
+    at: str
+    id: str = ""
+
+
+def _inside(path: str) -> str:
+    if not path or "\0" in path or os.path.isabs(path) or os.pardir in pathlib.PurePath(path).parts:
+        raise ValueError("a path inside the job's folder")
+    return path
+
+
+class JobRecord(Form, Generic[SettingsT]):
     """What this package reads of `job.json`, which `write` and `submitted` make; and `folder`, which `read` adds."""
 
-    name: str
-    written: list[str]
-    commands: Commands
-    submitted: dict[str, str] | None
+    name: Label
+    launcher: Literal["gke", "local", "slurm", "tpu"]
+    arguments: tuple[str, ...]
+    topology: str
+    array: Count | None
+    settings: SettingsT
+    written: tuple[Annotated[str, pydantic.AfterValidator(_inside)], ...] = ()
+    submitted: Submission | None
     folder: str
+
+
+class _Launched(Form):
+    launcher: Literal["gke", "local", "slurm", "tpu"]
+
+
+_RECORDS = {"gke": JobRecord[Gke], "local": JobRecord[Local], "slurm": JobRecord[Slurm], "tpu": JobRecord[Tpu]}
+
+
+class Process(Form):
+    """What a pid file holds: a process's number, and its start time, since numbers are reused."""
+
+    pid: Annotated[int, pydantic.Field(ge=1, lt=2**31)]
+    began: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,17 +182,17 @@ def write(
     """
     folder = pathlib.Path(job.folder)
     previous = read(job.folder) if (folder / RECORD).exists() else None
-    submission = previous.get("submitted") if previous else None
+    submission = previous.submitted if previous else None
     identity = {
         "name": job.name,
         "launcher": launcher,
-        "arguments": list(job.arguments),
+        "arguments": job.arguments,
         "topology": job.topology.text,
         "array": job.array,
     }
-    if previous and submission and any(previous.get(key) != value for key, value in identity.items()):
+    if previous and submission and any(getattr(previous, key) != value for key, value in identity.items()):
         raise UserError(
-            f"{folder} has another job that was submitted ({submission['at']}); give another --name or --folder."
+            f"{folder} has another job that was submitted ({submission.at}); give another --name or --folder."
         )
     running = [path for path in folder.glob("*.pid") if running_pid(path)]
     if running:  # Bash reads a script while it runs it
@@ -180,9 +209,8 @@ def write(
     for name, text in texts.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         write_text(epath.Path(folder / name), text)
-    for name in set(previous.get("written", ()) if previous else ()) - texts.keys():
+    for name in set(previous.written if previous else ()) - texts.keys():
         (folder / name).unlink(missing_ok=True)  # of an earlier job that was not submitted
-    commands = dataclasses.asdict(rendered)
     record = identity | {
         "launched_by": command,
         "version": __version__,
@@ -193,8 +221,7 @@ def write(
         "written": sorted(texts),
         "settings": dataclasses.asdict(settings),
         "files": sorted(staged),
-        "commands": {name: commands[name] for name in ("submit", "status", "logs", "cancel")},
-        "submitted": submission,
+        "submitted": submission and submission.model_dump(),
     }
     write_json(epath.Path(folder / RECORD), record)
     return sorted([*texts, RECORD])
@@ -207,35 +234,47 @@ def read(folder: str) -> JobRecord:
       folder: the job's folder, or its name.
 
     Raises:
-      UserError: if there is no such job.
+      UserError: if there is no such job, or its record is damaged.
     """
     for path in (pathlib.Path(folder), pathlib.Path(HOME, folder)):
         if (path / RECORD).is_file():
-            return json.loads((path / RECORD).read_text()) | {"folder": str(path)}
+            record = _upgraded(read_object(epath.Path(path / RECORD), _REMEDY)) | {"folder": str(path)}
+            launcher = as_form(record, _Launched, f"{path / RECORD}", _REMEDY).launcher
+            return as_form(record, _RECORDS[launcher], f"{path / RECORD}", _REMEDY)
     known = sorted(path.parent.name for path in pathlib.Path(HOME).glob(f"*/{RECORD}"))
     hint = f"jobs in {HOME}: {', '.join(known)}" if known else f"{HOME} has no jobs"
     raise UserError(f"There is no job {folder}: neither {folder}/{RECORD} nor {HOME}/{folder}/{RECORD}; {hint}.")
 
 
+def _upgraded(record: dict[str, Any]) -> dict[str, Any]:
+    """A record, with the name of an existing TPU slice among the settings. Version 0.1 wrote it as part of a command."""
+    match record:
+        case {
+            "settings": {**settings},
+            "commands": {"status": [["gcloud", "compute", "tpus", "tpu-vm", "describe", name, *_]]},
+        }:
+            return record | {"settings": {"tpu": name} | settings}
+    return record
+
+
 def submitted(folder: str, **facts: str) -> None:
     """Records that a job was submitted, with `facts` such as its `id`."""
-    record: dict[str, Any] = {**read(folder)}
-    path = epath.Path(record.pop("folder")) / RECORD
-    write_json(path, record | {"submitted": {"at": now(), **facts}})
+    path = epath.Path(read(folder).folder) / RECORD
+    write_json(path, read_object(path, _REMEDY) | {"submitted": {"at": now(), **facts}})
 
 
 def note_process(path: pathlib.Path, pid: int) -> None:
-    """Writes a pid file: the process's number, and its start time, since numbers are reused."""
+    """Writes a pid file, see `Process`."""
     write_json(epath.Path(path), {"pid": pid, "began": psutil.Process(pid).create_time()})
 
 
 def running_pid(path: pathlib.Path) -> int | None:
     """The process that a pid file names, if it is still running."""
-    if noted := read_json(epath.Path(path)):
-        with contextlib.suppress(psutil.Error):
-            process = psutil.Process(noted["pid"])
-            if process.create_time() == noted["began"] and process.is_running():
-                return process.pid
+    with contextlib.suppress(psutil.Error, UserError):
+        noted = read_form(epath.Path(path), Process)
+        process = psutil.Process(noted.pid)
+        if process.create_time() == noted.began and process.is_running():
+            return process.pid
     return None
 
 

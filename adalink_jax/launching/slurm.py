@@ -2,12 +2,25 @@
 
 import dataclasses
 import os
+import re
 
 import gin
 
 from adalink_jax.errors import UserError
 from adalink_jax.launching import job_templates
-from adalink_jax.launching.job import SEVERAL, Job, Rendered
+from adalink_jax.launching.alphabets import (
+    Count,
+    CountOrZero,
+    Name,
+    Number,
+    Option,
+    Text,
+    Time,
+    check_settings,
+    require,
+)
+from adalink_jax.launching.job import SEVERAL, Commands, Job, Rendered
+from adalink_jax.parallel.accelerators import Topology
 
 SCRIPT = "job.sbatch"
 
@@ -24,26 +37,34 @@ class Slurm:
       gpus_per_node: None for the number in the table of accelerators.
       cpus_per_process: None for the cluster's default.
       signal_seconds: seconds before the time limit at which the job is sent SIGUSR1, to save.
+      max_requeues: the most times that a job that was stopped is requeued; those of Slurm itself count too.
       modules: names for `module load`.
       setup: shell lines before the command, such as `source .venv/bin/activate`.
       container_image: image, for clusters with Pyxis; None without a container.
       container_mounts: `FROM:TO` each.
       sbatch: additional options, such as `--mem=0`.
+
+    Raises:
+      UserError: for other values.
     """
 
     topology: str
-    account: str | None = None
-    partition: str | None = None
-    qos: str | None = None
-    time: str = "24:00:00"
-    gpus_per_node: int | None = None
-    cpus_per_process: int | None = None
-    signal_seconds: int = 120
-    modules: tuple[str, ...] = ()
-    setup: tuple[str, ...] = ()
-    container_image: str | None = None
-    container_mounts: tuple[str, ...] = ()
-    sbatch: tuple[str, ...] = ()
+    account: Name | None = None
+    partition: Name | None = None
+    qos: Name | None = None
+    time: Time = "24:00:00"
+    gpus_per_node: Count | None = None
+    cpus_per_process: Count | None = None
+    signal_seconds: CountOrZero = 120
+    max_requeues: CountOrZero = 20
+    modules: tuple[Name, ...] = ()
+    setup: tuple[Text, ...] = ()
+    container_image: Text | None = None
+    container_mounts: tuple[Text, ...] = ()
+    sbatch: tuple[Option, ...] = ()
+
+    def __post_init__(self):
+        check_settings(self)
 
 
 def render(job: Job, settings: Slurm, staged: dict[str, str]) -> Rendered:
@@ -76,21 +97,48 @@ def render(job: Job, settings: Slurm, staged: dict[str, str]) -> Rendered:
         nodes=nodes,
         tasks_per_node=processes // nodes,
         gpus_per_node=per_node if topology.platform == "gpu" else None,
+        # Not quoted: lines of shell, and options in comments, which `sbatch` reads.
+        setup=[job_templates.Shell(command) for command in settings.setup],
+        options=[job_templates.Shell(option) for option in settings.sbatch],
         words=job.words(processes),
     )
     return Rendered(
         files={SCRIPT: text},
         main=SCRIPT,
         submit=("sbatch", "--parsable", script),
-        status=(
-            ("squeue", "--noheader", "--states=all", "--jobs={id}", "--format=%i %T %M %R"),
-            ("sacct", "--noheader", "--jobs={id}", "--format=JobID,State,ExitCode,Elapsed"),
-        ),
-        logs=None,
-        cancel=("scancel", "{id}"),
-        resume="If the job ends with status 75, its script requeues it. If it ended otherwise, "
+        resume=f"If the job ends with status 75, its script requeues it, up to {settings.max_requeues} times. If it ended otherwise, "
         f"`sbatch {script}` resumes it from the newest checkpoint in MODEL_DIR.",
     )
+
+
+def commands(name: str, topology: Topology, settings: Slurm, number: str) -> Commands:
+    """The commands that control the job which `sbatch` gave this number.
+
+    Raises:
+      UserError: for another text.
+    """
+    require(number, Number, f"The id of {name}", "launch it again")
+    return Commands(
+        status=(
+            ("squeue", "--noheader", "--states=all", f"--jobs={number}", "--format=%i %T %M %R"),
+            ("sacct", "--noheader", f"--jobs={number}", "--format=JobID,State,ExitCode,Elapsed"),
+        ),
+        cancel=("scancel", number),
+    )
+
+
+def number(printed: str) -> str:
+    """The job's number in what `sbatch --parsable` printed: `NUMBER`, or `NUMBER;CLUSTER`.
+
+    Raises:
+      UserError: if it is missing.
+    """
+    match = re.fullmatch(r"([0-9]{1,10})(;.*)?", (printed.strip().splitlines() or [""])[-1])
+    if not match:
+        raise UserError(
+            f"sbatch printed {printed.strip()[-200:]!r}, in which there is no job's number; `squeue --me` lists the jobs that run."
+        )
+    return match[1]
 
 
 def _per_node(job: Job, settings: Slurm) -> int:

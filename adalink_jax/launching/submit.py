@@ -68,18 +68,22 @@ def _run_plan(words: list[str]) -> dict[str, Any]:
         raise UserError(f"The job could not be planned ({why}); --no_plan submits it without planning.") from e
 
 
-def submit(job: Job, settings: Settings) -> int:
+def submit(job: Job, settings: Settings, command: tuple[str, ...]) -> int:
     """Submits a job whose folder is written, and records that.
+
+    Args:
+      job: the job.
+      settings: of its launcher.
+      command: the command that submits it, see `Rendered`.
 
     Returns:
       The exit status: of the job for local jobs and TPUs, which run in the foreground, else of the submission.
 
     Raises:
-      UserError: if the program that submits, or a file that TPU hosts install, is not on this machine.
+      UserError: if the program that submits, or a file that TPU hosts install, is not on this machine, or if it does not print an id.
     """
     if isinstance(settings, local.Local):
         return _run_local(job, settings)
-    command = record.read(job.folder)["commands"]["submit"]
     if isinstance(settings, tpu.Tpu):
         require_program("gcloud")
         for name in filter(None, (settings.wheel, settings.constraints)):
@@ -92,10 +96,8 @@ def submit(job: Job, settings: Settings) -> int:
     done = subprocess.run(command, stdout=subprocess.PIPE, encoding="utf-8", errors="replace")
     print(done.stdout, end="", flush=True)
     if done.returncode == 0:
-        # sbatch prints ID, or ID;CLUSTER.
-        record.submitted(
-            job.folder, id=done.stdout.strip().split(";")[0] if isinstance(settings, slurm.Slurm) else job.name
-        )
+        number = slurm.number(done.stdout) if isinstance(settings, slurm.Slurm) else job.name
+        record.submitted(job.folder, id=number)
     return done.returncode
 
 
@@ -122,7 +124,8 @@ def _run_local(job: Job, settings: local.Local) -> int:
         [sys.executable, "-m", "adalink_jax", *local.process_words(job, settings, index, coordinator)[1:]]
         for index in indices
     ]
-    environments = [{"PYTHONPATH": _environment()["PYTHONPATH"], **settings.environment(index)} for index in indices]
+    shared = {"PYTHONPATH": _environment()["PYTHONPATH"], **local.no_proxy(os.environ)}
+    environments = [{**shared, **settings.environment(index)} for index in indices]
     print(f"{settings.processes} processes; logs: {job.folder}/process_*.log", flush=True)
     record.submitted(job.folder)
     with supervisor.Supervisor(commands, environments, job.folder, settings.grace_seconds) as processes:
@@ -131,7 +134,7 @@ def _run_local(job: Job, settings: local.Local) -> int:
     return status
 
 
-def _run_in_foreground(job: Job, command: list[str]) -> int:
+def _run_in_foreground(job: Job, command: tuple[str, ...]) -> int:
     """Runs a script, prints its log and forwards signals to it. The script survives if the terminal closes."""
     path = pathlib.Path(job.folder, "script.log")
     with open(path, "ab") as log:

@@ -10,15 +10,17 @@ import gin
 
 from adalink_jax.errors import UserError
 from adalink_jax.launching import job_templates
+from adalink_jax.launching.alphabets import Label, Name, Path, Text, check_settings, require
 from adalink_jax.launching.job import (
     ARRAY_INDEX,
     WRITING,
+    Commands,
     Job,
     Rendered,
     check_shared_model_dir,
     check_under_current_folder,
 )
-from adalink_jax.parallel.accelerators import Accelerator
+from adalink_jax.parallel.accelerators import Accelerator, Topology
 
 SCRIPT, WORKER = "job.sh", "worker.sh"
 # Accelerator -> Google's name for its slices, the number in that name per chip, and the runtime version.
@@ -50,52 +52,61 @@ class Tpu:
       setup: shell lines on each host, before the installation.
       create_flags: additional flags of `gcloud compute tpus queued-resources create`.
       ssh_flags: additional flags of its `ssh` and `scp`, such as `--tunnel-through-iap`.
+      tpu: an existing slice; None creates one.
+      per_host: run the elements of an array independently, one at a time per host.
+
+    Raises:
+      UserError: for other values.
     """
 
     topology: str
-    project: str
-    zone: str
-    wheel: str
-    constraints: str | None = None
-    runtime_version: str | None = None
+    project: Name
+    zone: Name
+    wheel: Path
+    constraints: Path | None = None
+    runtime_version: Name | None = None
     spot: bool = False
     reserved: bool = False
-    setup: tuple[str, ...] = ()
-    create_flags: tuple[str, ...] = ()
-    ssh_flags: tuple[str, ...] = ()
+    setup: tuple[Text, ...] = ()
+    create_flags: tuple[Text, ...] = ()
+    ssh_flags: tuple[Text, ...] = ()
+    tpu: Label | None = None
+    per_host: bool = False
+
+    def __post_init__(self):
+        check_settings(self)
 
 
-def render(job: Job, settings: Tpu, staged: dict[str, str], tpu: str | None = None, per_host: bool = False) -> Rendered:
+def render(job: Job, settings: Tpu, staged: dict[str, str]) -> Rendered:
     """Renders the scripts of a job.
 
     Args:
       job: what runs.
       settings: of the project.
       staged: path -> text of the job's own files, which are copied to each host.
-      tpu: an existing slice; None creates one.
-      per_host: run the elements of an array independently, one at a time per host.
 
     Raises:
-      UserError: for settings that exclude each other, a MODEL_DIR that the hosts do not share, files outside the current folder.
+      UserError: for settings that exclude each other, a MODEL_DIR that the hosts do not share, files outside the current folder, and
+        paths that `scp` would not take as they are.
     """
     topology = job.topology
     accelerator = topology.accelerator
     if accelerator is None or topology.platform != "tpu":
         raise UserError(f"TOPOLOGY is {topology.text!r}, but must be a TPU's, such as 'v5e:4x8'.")
-    _check(job, settings, tpu, per_host)
+    _check(job, settings)
     check_under_current_folder(staged, "the TPU's hosts")
-    name, script = tpu or job.name, os.path.join(job.folder, SCRIPT)
-    where = (f"--project={settings.project}", f"--zone={settings.zone}")
-    gcloud, model_dir = _EXISTING if tpu else _QUEUED, _copied_model_dir(job)
+    for path in staged:
+        require(path, Path, "The path of a file", "rename it")
+    script, model_dir = os.path.join(job.folder, SCRIPT), _copied_model_dir(job)
     values = {
         "job": job,
         "settings": settings,
-        "name": name,
-        "existing": tpu is not None,
-        "where": where,
+        "name": settings.tpu or job.name,
+        "existing": settings.tpu is not None,
+        "where": _where(settings),
         "request": _request(job, settings, accelerator),
-        "gcloud": gcloud,
-        "all_hosts": ("--worker=all",) if tpu else ("--node=all", "--worker=all"),
+        "gcloud": _EXISTING if settings.tpu else _QUEUED,
+        "all_hosts": ("--worker=all",) if settings.tpu else ("--node=all", "--worker=all"),
         "model_dir": model_dir,
         "model_dir_parent": model_dir and (os.path.dirname(model_dir) or "."),
         "hosts": topology.hosts,
@@ -105,12 +116,12 @@ def render(job: Job, settings: Tpu, staged: dict[str, str], tpu: str | None = No
     }
     on_host = {
         "job": job,
-        "settings": settings,
+        "setup": [job_templates.Shell(command) for command in settings.setup],
         "wheel": os.path.basename(settings.wheel),
         "constraints": settings.constraints and os.path.basename(settings.constraints),
-        "words": ["adalink", *job.arguments] if per_host else job.words(topology.hosts),
+        "words": ["adalink", *job.arguments] if settings.per_host else job.words(topology.hosts),
         "hosts": topology.hosts,
-        "elements": (job.array or topology.hosts) if per_host else None,
+        "elements": (job.array or topology.hosts) if settings.per_host else None,
         "bounds": _BOUNDS[topology.chips_per_host],
         "visible": ",".join(map(str, range(topology.chips_per_host))),
     }
@@ -121,12 +132,24 @@ def render(job: Job, settings: Tpu, staged: dict[str, str], tpu: str | None = No
         },
         main=SCRIPT,
         submit=("bash", script),
-        status=((*gcloud, "describe", name, *where, f"--format=value({'state' if tpu else 'state.state'})"),),
-        logs=None,
-        cancel=() if tpu else (*_QUEUED, "delete", name, *where, "--force", "--quiet"),
         resume=f"`bash {script}` resumes the job from the newest checkpoint in MODEL_DIR. Its exit status is 75 if the job was stopped and "
         "has saved, or if its Spot slice was taken away.",
     )
+
+
+def commands(name: str, topology: Topology, settings: Tpu, number: str) -> Commands:
+    """The commands that control the job of this name. A running script, to which a signal is sent, cleans up itself."""
+    where = _where(settings)
+    if settings.tpu:
+        return Commands(status=((*_EXISTING, "describe", settings.tpu, *where, "--format=value(state)"),))
+    return Commands(
+        status=((*_QUEUED, "describe", name, *where, "--format=value(state.state)"),),
+        cancel=(*_QUEUED, "delete", name, *where, "--force", "--quiet"),
+    )
+
+
+def _where(settings: Tpu) -> tuple[str, ...]:
+    return (f"--project={settings.project}", f"--zone={settings.zone}")
 
 
 def _request(job: Job, settings: Tpu, accelerator: Accelerator) -> list[str]:
@@ -151,8 +174,8 @@ def _copied_model_dir(job: Job) -> str | None:
     return os.path.normpath(folder)
 
 
-def _check(job: Job, settings: Tpu, tpu: str | None, per_host: bool) -> None:
-    topology = job.topology
+def _check(job: Job, settings: Tpu) -> None:
+    topology, tpu, per_host = job.topology, settings.tpu, settings.per_host
     if settings.spot and settings.reserved:
         raise UserError("SPOT and RESERVED exclude each other; set one of them.")
     if tpu and topology.num_slices > 1:
@@ -177,6 +200,8 @@ def _check(job: Job, settings: Tpu, tpu: str | None, per_host: bool) -> None:
             raise UserError(
                 f"MODEL_DIR is {folder!r}; give --gin.MODEL_DIR with a folder in a bucket or under the current folder."
             )
+        if not folder.startswith("gs://"):
+            require(folder, Path, "MODEL_DIR, which is copied to the host,")
 
 
 def _under_current_folder(folder: str) -> bool:

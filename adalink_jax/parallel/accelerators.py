@@ -133,7 +133,7 @@ def parse_topology(text: str) -> Topology:
     Raises:
       UserError: for another form, or an unavailable slice; names the available ones.
     """
-    match = re.fullmatch(r"(\w+):(\d+(?:x\d+)*)(?:\*(\d+))?", text)
+    match = re.fullmatch(r"(\w+):(\d+(?:x\d+)*)(?:\*(\d+))?", text, re.ASCII)
     if not match or match[1] not in (CPU, *ACCELERATORS):
         raise UserError(
             f"The topology {text!r} must be CHIP:SHAPE, such as v5e:4x8, v5p:4x4x4, v5e:16x16*2 (two slices), h100:8 or cpu:8; "

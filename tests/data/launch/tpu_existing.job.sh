@@ -7,17 +7,19 @@ set -euo pipefail
 name=my-slice
 folder=runs/launch/digits-reverse
 home=adalink/digits-reverse
+gcloud=(gcloud compute tpus tpu-vm)
 where=(--project=my-project --zone=us-west4-a)
+hosts=(--worker=all)
 ssh_flags=(--tunnel-through-iap)
 started=false
 running=
 
 on_all() {
-  gcloud compute tpus tpu-vm ssh "$name" "${where[@]}" ${ssh_flags[@]+"${ssh_flags[@]}"} --worker=all --command="$1"
+  "${gcloud[@]}" ssh "$name" "${where[@]}" ${ssh_flags[@]+"${ssh_flags[@]}"} "${hosts[@]}" --command="$1"
 }
 
 copy() {
-  gcloud compute tpus tpu-vm scp "${where[@]}" ${ssh_flags[@]+"${ssh_flags[@]}"} "$@"
+  "${gcloud[@]}" scp "${where[@]}" ${ssh_flags[@]+"${ssh_flags[@]}"} "$@"
 }
 
 stop() {
@@ -46,7 +48,7 @@ finish() {
   set +e
   if [ "$status" -ne 0 ] && $started && ! stop; then
     echo "The job may still run on $name; to stop it:" >&2
-    echo "  gcloud compute tpus tpu-vm ssh $name ${where[*]} --worker=all --command='kill \$(cat $home/pid)'" >&2
+    echo "  ${gcloud[*]} ssh $name ${where[*]} ${hosts[*]} --command='kill \$(cat $home/pid)'" >&2
   fi
   exit "$status"
 }
@@ -56,12 +58,12 @@ trap notice INT TERM
 
 # A new host may not accept connections yet.
 failures=0
-until on_all "rm -f $home/pid && mkdir -p $home"; do
+until on_all 'rm -f adalink/digits-reverse/pid && mkdir -p adalink/digits-reverse'; do
   failures=$((failures + 1))
   [ "$failures" -lt 5 ] || exit 1
   sleep 30 & wait $!
 done
-copy --recurse --worker=all wheel.whl "$folder/worker.sh" "$folder"/files/few "$folder"/files/helper.py "$folder"/files/mine.gin "$folder"/files/more.gin "$folder"/files/other_tasks.py "$name:$home/"
+copy --recurse "${hosts[@]}" wheel.whl "$folder/worker.sh" "$folder"/files/few "$folder"/files/helper.py "$folder"/files/mine.gin "$folder"/files/more.gin "$folder"/files/other_tasks.py "$name:$home/"
 on_all "bash $home/worker.sh install"
 started=true
 on_all "bash $home/worker.sh run" &

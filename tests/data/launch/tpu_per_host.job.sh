@@ -7,19 +7,20 @@ set -euo pipefail
 name=sweep
 folder=runs/launch/sweep
 home=adalink/sweep
+gcloud=(gcloud compute tpus queued-resources)
 where=(--project=my-project --zone=us-west4-a)
+hosts=(--node=all --worker=all)
 ssh_flags=()
-queued=(gcloud compute tpus queued-resources)
 asked=false
 started=false
 running=
 
 on_all() {
-  gcloud compute tpus queued-resources ssh "$name" "${where[@]}" ${ssh_flags[@]+"${ssh_flags[@]}"} --node=all --worker=all --command="$1"
+  "${gcloud[@]}" ssh "$name" "${where[@]}" ${ssh_flags[@]+"${ssh_flags[@]}"} "${hosts[@]}" --command="$1"
 }
 
 copy() {
-  gcloud compute tpus queued-resources scp "${where[@]}" ${ssh_flags[@]+"${ssh_flags[@]}"} "$@"
+  "${gcloud[@]}" scp "${where[@]}" ${ssh_flags[@]+"${ssh_flags[@]}"} "$@"
 }
 
 stop() {
@@ -49,13 +50,13 @@ finish() {
   if $asked; then
     # If the slice was taken away, the job can be started again: exit status 75, as after a preemption notice.
     if [ "$status" -ne 0 ] && $started; then
-      case $("${queued[@]}" describe "$name" "${where[@]}" --format='value(state.state)') in
+      case $("${gcloud[@]}" describe "$name" "${where[@]}" --format='value(state.state)') in
         SUSPENDING | SUSPENDED) status=75 ;;
       esac
     fi
-    if ! "${queued[@]}" delete "$name" "${where[@]}" --force --quiet; then
+    if ! "${gcloud[@]}" delete "$name" "${where[@]}" --force --quiet; then
       echo "$name could not be deleted, and may still cost money. Delete it with:" >&2
-      echo "  ${queued[*]} delete $name ${where[*]} --force --quiet" >&2
+      echo "  ${gcloud[*]} delete $name ${where[*]} --force --quiet" >&2
       [ "$status" -ne 0 ] || status=1
     fi
   fi
@@ -65,17 +66,17 @@ finish() {
 trap finish EXIT
 trap notice INT TERM
 
-there=$("${queued[@]}" list "${where[@]}" --format='value(name.basename())')
+there=$("${gcloud[@]}" list "${where[@]}" --format='value(name.basename())')
 if grep --quiet --fixed-strings --line-regexp "$name" <<<"$there"; then
   echo "A queued resource $name exists already. It is not this job's, and is left as it is: delete it, or give another --name." >&2
   exit 2
 fi
 asked=true
-"${queued[@]}" create "$name" "${where[@]}" --accelerator-type=v5litepod-16 --runtime-version=v2-alpha-tpuv5-lite --node-id=sweep
+"${gcloud[@]}" create "$name" "${where[@]}" --accelerator-type=v5litepod-16 --runtime-version=v2-alpha-tpuv5-lite --node-id=sweep
 
 failures=0
 while true; do
-  if state=$("${queued[@]}" describe "$name" "${where[@]}" --format='value(state.state)'); then
+  if state=$("${gcloud[@]}" describe "$name" "${where[@]}" --format='value(state.state)'); then
     failures=0
   else
     state=unknown failures=$((failures + 1))
@@ -91,12 +92,12 @@ done
 
 # A new host may not accept connections yet.
 failures=0
-until on_all "rm -f $home/pid && mkdir -p $home"; do
+until on_all 'rm -f adalink/sweep/pid && mkdir -p adalink/sweep'; do
   failures=$((failures + 1))
   [ "$failures" -lt 5 ] || exit 1
   sleep 30 & wait $!
 done
-copy --recurse --node=all --worker=all wheel.whl "$folder/worker.sh" "$name:$home/"
+copy --recurse "${hosts[@]}" wheel.whl "$folder/worker.sh" "$name:$home/"
 on_all "bash $home/worker.sh install"
 started=true
 on_all "bash $home/worker.sh run" &

@@ -1,14 +1,24 @@
-"""SIGTERM, SIGUSR1, SIGUSR2 at any time: status 75 and one sentence, saved or with nothing to save; all processes of a job end."""
+"""SIGTERM, SIGUSR1, SIGUSR2 at any time: status 75 and one sentence, saved or with nothing to save; all processes of a job end.
+
+Ctrl-C: status 130.
+"""
 
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
+import types
+import warnings
 
 import pytest
+from PIL import Image
 
+from adalink_jax import preemption
+from adalink_jax.cli import main as cli
 from adalink_jax.training.interrupt import StopRequest
 
 SENTENCE = "Stopped by {} with nothing to save; rerun the same command.\n"
@@ -110,3 +120,140 @@ def test_a_notice_while_it_is_saving_changes_nothing_and_ctrl_c_stops(number, st
         assert stop.stopped("Stopped.").status == status
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.fixture
+def ends(monkeypatch):
+    """What `preemption` would have ended this process with: `(sentence, status)`."""
+    endings, came = [], threading.Event()
+
+    def end(number, status):
+        endings.append((preemption.stopped(number), status))
+        came.set()
+
+    monkeypatch.setattr(preemption, "_end", end)
+    monkeypatch.setattr(preemption, "PATIENCE", 0.1)
+    return endings, lambda: came.wait(20)
+
+
+def run_instead(monkeypatch, function):
+    """Every command is `function`."""
+    commands = {name.replace("-", "_"): lambda argv: function() for name in cli.COMMANDS}
+    monkeypatch.setattr(cli.importlib, "import_module", lambda name: types.SimpleNamespace(**commands))
+
+
+@pytest.mark.parametrize("command", cli.COMMANDS)
+def test_every_command_ends_with_75_by_a_notice_and_130_by_ctrl_c(command, monkeypatch, ends, capsys):
+    endings, wait = ends
+
+    def receive_a_notice():
+        preemption.keeps("the rows so far are kept")
+        os.kill(os.getpid(), signal.SIGUSR1)
+        assert wait()
+        return 0
+
+    run_instead(monkeypatch, receive_a_notice)
+    assert cli.main([command]) == 0  # since the process was not ended
+    assert endings == [("Stopped by SIGUSR1; the rows so far are kept; rerun the same command to resume.", 75)]
+
+    run_instead(monkeypatch, lambda: os.kill(os.getpid(), signal.SIGINT) or time.sleep(20))
+    assert cli.main([command]) == 130
+    assert capsys.readouterr().err == SENTENCE.format("SIGINT") and len(endings) == 1
+
+
+def test_ctrl_c_that_a_library_swallows_ends_the_command_too(monkeypatch, ends):
+    endings, wait = ends
+
+    def swallow():
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(20)
+        except KeyboardInterrupt:
+            assert wait()
+        return 0
+
+    run_instead(monkeypatch, swallow)
+    assert cli.main(["plan"]) == 0
+    assert endings == [(SENTENCE.format("SIGINT").strip(), 130)]
+
+
+def test_who_handles_signals_itself_gets_them(monkeypatch, ends):
+    endings, _ = ends
+    received = []
+
+    def command():
+        with preemption.signals_handled(lambda number, frame: received.append(number), signal.SIGTERM):
+            os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.2)
+        return 0
+
+    run_instead(monkeypatch, command)
+    assert cli.main(["sweep"]) == 0 and received == [signal.SIGTERM] and not endings
+
+
+def test_the_signal_of_a_forked_process_does_not_end_its_parent(monkeypatch, ends):
+    endings, wait = ends
+
+    def command():
+        with preemption.signals_handled(lambda *_: None, signal.SIGTERM):
+            pass
+        begun, begins = os.pipe()
+        child = os.fork()
+        if not child:
+            os.write(begins, b"!")
+            time.sleep(60)
+            os._exit(0)
+        os.read(begun, 1)
+        os.kill(child, signal.SIGTERM)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGTERM
+        time.sleep(0.2)
+        assert not endings
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert wait()
+        return 0
+
+    run_instead(monkeypatch, command)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # JAX and Python warn of a fork in a process with threads
+        assert cli.main(["verify-base"]) == 0
+
+
+def test_other_threads_can_run_commands(capsys):
+    statuses = []
+    thread = threading.Thread(target=lambda: statuses.append(cli.main(["convert", "nowhere", "out", "--to=native"])))
+    thread.start()
+    thread.join()
+    assert statuses == [2] and capsys.readouterr().err.startswith("error: ")
+
+
+def test_ctrl_c_in_an_evaluation_is_130_and_names_what_is_kept(monkeypatch, tmp_path, capsys):
+    from adalink_jax.training.session import Session
+
+    def evaluator(self, *_):
+        def score(*arguments):
+            self.stop.check()
+            os.kill(os.getpid(), signal.SIGINT)
+            preemption.keeps("the scores in here are kept")
+            self.stop.check()
+
+        return score
+
+    monkeypatch.setattr(Session, "evaluator", evaluator)
+    pytest.importorskip("seqio")
+    assert cli.main(["eval", "--gin_file=gin/runs/quickstart.gin"]) == 130
+    assert "Stopped by SIGINT; the scores in here are kept; rerun the same command" in capsys.readouterr().err
+
+
+def test_a_preempted_prediction_keeps_its_rows(tmp_path):
+    Image.new("RGB", (16, 16)).save(tmp_path / "p.png")
+    (tmp_path / "rows.csv").write_text("inputs,image\n" + "a b c,p.png\n" * 20_000, encoding="utf-8")
+    out = tmp_path / "out.jsonl"
+    base = "--gin.INITIAL_CHECKPOINT_PATH='bundled:pali_nano_instruct'"
+    argv = ["infer", f"{tmp_path}/rows.csv", str(out), NANO[0], base, "--gin.VOCABULARY='bytes'"]
+    process = start(*argv)
+    wait_for(lambda: out.exists() and out.read_bytes().count(b"\n") > 256, process)  # the second part
+    process.send_signal(signal.SIGTERM)
+    status, err = end(process, 30)
+    assert status == 75 and re.search(
+        r"^Stopped by SIGTERM; the [\d,]+ predictions in .*out.jsonl are kept; rerun the", err
+    )

@@ -1,10 +1,10 @@
 """The `adalink` command: finds the subcommand, imports its module, and prints errors in one sentence."""
 
-import contextlib
 import difflib
 import importlib
 import io
 import os
+import signal
 import sys
 from typing import NamedTuple
 
@@ -49,11 +49,13 @@ Adapt frozen T5- and PaLI-style encoder-decoders through their input embeddings.
 commands:
 {commands}
 
+exit statuses: 0 done, 1 a check failed, 2 bad input, 130 stopped by Ctrl-C, 75 stopped by SIGTERM, SIGUSR1 or SIGUSR2; after the last
+two rerun the same command: it resumes, or starts clean
+
 `adalink COMMAND --help` describes a command. Strings in --gin flags need their own quotes: --gin.MODEL_DIR="'runs/x'"
 """
 
-USER_ERROR, STOPPED, PIPE_CLOSED = 2, 130, 141
-_TRAINING = ("quickstart", "train", "pack", "tune", "compare")
+USER_ERROR, PIPE_CLOSED = 2, 141
 _SEVERAL_PROCESSES = ("--multiprocess", "--coordinator_address")
 
 
@@ -69,7 +71,7 @@ def main(argv: list[str] | None = None) -> int:
     Returns:
       The exit status: 0; 1 for numbers that differ (verify-base, adapters fold), a method that fails (check-method), a job that
       does not fit (plan), and a sweep or study with failed runs; 2 for bad input; 4 for a run of a sweep that another process
-      trains; 130 for a run that was stopped and saved, 75 if by a preemption notice (see `preemption`); the job's own status for
+      trains; 130 for a command that Ctrl-C stopped, 75 if it was a preemption notice (see `preemption`); the job's own status for
       launch --submit, if it waits for the job.
     """
     if sys.stderr is None:  # closed; a file that is opened later would take its number, and what libraries print
@@ -123,19 +125,17 @@ def _run(argv: list[str]) -> int:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
     from adalink_jax import preemption
-    from adalink_jax.configuration import original_message
     from adalink_jax.errors import Stopped, UserError, disk_error
 
     several = any(text.startswith(_SEVERAL_PROCESSES) for text in rest)
-    listening = preemption.exiting_on_notice(several) if name in _TRAINING else contextlib.nullcontext()
     try:
-        with listening:
+        with preemption.exiting_on_notice(several):
             module = importlib.import_module(f"adalink_jax.cli.{COMMANDS[name].module}")
             status = getattr(module, name.replace("-", "_"))(rest)
             sys.stdout.flush()  # a full disk is reported below
             return status
     except UserError as e:
-        print(f"error: {original_message(e)}", file=sys.stderr)
+        print(f"error: {_first_line(e)}", file=sys.stderr)
         return USER_ERROR
     except OSError as e:
         error = disk_error(e)
@@ -144,11 +144,16 @@ def _run(argv: list[str]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return USER_ERROR
     except Stopped as e:
-        print(original_message(e), file=sys.stderr)
+        print(_first_line(e), file=sys.stderr)
         return e.status
     except KeyboardInterrupt:
-        print("Stopped at once.", file=sys.stderr)
-        return STOPPED
+        print(preemption.stopped(signal.SIGINT), file=sys.stderr)
+        return Stopped.status
+
+
+def _first_line(error: Exception) -> str:
+    """See `configuration.original_message`, whose import takes a moment, in which Ctrl-C would not be handled."""
+    return str(error).split("\n")[0]
 
 
 if __name__ == "__main__":

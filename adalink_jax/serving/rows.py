@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
+from adalink_jax import preemption
 from adalink_jax.data import text_of
 from adalink_jax.data.images import ImageShape, Preparation, decode_image, load_image
 from adalink_jax.data.task_protocol import Task
@@ -246,6 +247,8 @@ class Output:
                 f"{path} was begun by another command, or from other files; rerun that command, or delete {path} and {self._state}."
             )
         self.rows, self._bytes = (state["rows"], state["bytes"]) if state and self.path.exists() else (0, 0)
+        if self.rows:
+            preemption.keeps(f"the {self.rows:,} predictions in {self.path} are kept")
 
     def append(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Appends rows."""
@@ -266,6 +269,7 @@ class Output:
             self._bytes = file.tell()
         self.rows += len(rows)
         self._note()
+        preemption.keeps(f"the {self.rows:,} predictions in {self.path} are kept")
 
     def finish(self, keep: bool = True) -> None:
         """Marks the file as complete; or removes it, if its rows are in another file by now."""

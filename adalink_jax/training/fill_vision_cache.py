@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from adalink_jax import checkpoints, parallel
+from adalink_jax import checkpoints, parallel, preemption
 from adalink_jax.data import Task, Tower, VisionCache
 from adalink_jax.errors import UserError
 from adalink_jax.files import locks
@@ -147,11 +147,13 @@ def _fill(
             features = parallel.to_host(parallel.settle(run(backbone, parallel.put_batch(batch, mesh))))
             keys += batch_keys
             parts.append(features[: len(batch_keys)])
+            preemption.something_to_save()
             advance(len(batch_keys))
             stopped = stop.requested()
             if stopped or sum(part.nbytes for part in parts) >= PART_BYTES:
                 parallel.once(cache.add, keys, np.concatenate(parts))
                 keys, parts = [], []
+                preemption.keeps(f"the outputs in {cache.folder} are kept")
             if stopped:
                 raise stop.stopped(
                     f"Stopped while computing the vision tower's outputs; the finished ones are kept in {cache.folder}; rerun the "
@@ -160,6 +162,8 @@ def _fill(
     if keys:
         parallel.once(cache.add, keys, np.concatenate(parts))
     parallel.once(cache.finish, task.name, split)
+    preemption.keeps(f"the outputs in {cache.folder} are kept")
+    preemption.all_saved()
     return cache if parallel.is_first() else VisionCache(str(cache.folder), cache.tower)
 
 

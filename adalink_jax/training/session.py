@@ -185,13 +185,17 @@ def open_session(setup: Setup, microbatches: int = 1, model_dir: str = "") -> It
 
     Raises:
       UserError: for bad settings and data.
+      Stopped: after a stop was requested between two batches of an evaluation.
     """
     parallel.expect_devices()
     mesh, rules = parallel.make_mesh(), parallel.logical_axis_rules()
     with counting_transparent() as transparent:
         task, eval_tasks = check_data(setup, microbatches, mesh)
         with parallel.use_mesh(mesh, rules), StopRequest() as stop, Console(model_dir) as console:
-            yield Session(setup, mesh, rules, task, eval_tasks, console, stop)
+            try:
+                yield Session(setup, mesh, rules, task, eval_tasks, console, stop)
+            except Interrupted:  # `unless_stopped` was not used: nothing is unsaved
+                raise stop.stopped() from None
             if note := transparency_note(transparent, setup.preparation):
                 console.note(note)
 

@@ -4,7 +4,7 @@ import contextlib
 import functools
 from collections.abc import Callable, Mapping, Sequence
 
-from adalink_jax import parallel
+from adalink_jax import parallel, preemption
 from adalink_jax.data import VisionCache
 from adalink_jax.errors import UserError
 from adalink_jax.files.places import path_of
@@ -39,6 +39,7 @@ def evaluate(
 
     Raises:
       UserError, CheckpointError: for bad settings and files.
+      Stopped: after a stop was requested.
     """
     with open_session(setup) as session, contextlib.ExitStack() as at_end:
         params = load_parameters(setup, session.mesh, session.rules)
@@ -61,6 +62,7 @@ def evaluate(
                 with outputs.naming(folder):
                     outputs.write_samples(writer, step, split, result)
                     writer.write(step, result.tagged(split))
+                preemption.keeps(f"the scores in {folder} are kept")
         return scores
 
 

@@ -43,7 +43,7 @@ def test_commands_in_a_record_are_not_run(place, capsys):
     ({"submitted": {"at": "x", "id": 7}}, "`submitted.id`, which is 7"),
     ({"submitted": {"at": "x"}}, "The id of j is ''"),
     ({"submitted": []}, "`submitted`"),
-    ({"topology": "cpu"}, "must be CHIP:SHAPE"),
+    ({"topology": "cpu"}, "`topology`, which is 'cpu', a text; it must be a topology"),
     ({"written": ["../x"]}, "a path inside the job's folder"),
     ({"written": ["/etc/x"]}, "a path inside the job's folder"),
     ({"array": "2"}, "`array`, which is '2'"),

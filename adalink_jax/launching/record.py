@@ -25,6 +25,7 @@ from adalink_jax.files.whole_file import write_json, write_text
 from adalink_jax.launching import Gke, Local, Settings, Slurm, Tpu
 from adalink_jax.launching.alphabets import Count, Label
 from adalink_jax.launching.job import Job, Rendered, string
+from adalink_jax.parallel.accelerators import parse_topology
 from adalink_jax.version import __version__
 
 RECORD = "job.json"
@@ -51,13 +52,21 @@ def _inside(path: str) -> str:
     return path
 
 
+def _topology(text: str) -> str:
+    try:
+        parse_topology(text)
+    except UserError as e:
+        raise ValueError("a topology, such as v5e:4x8 or cpu:8") from e
+    return text
+
+
 class JobRecord(Form, Generic[SettingsT]):
     """What this package reads of `job.json`, which `write` and `submitted` make; and `folder`, which `read` adds."""
 
     name: Label
     launcher: Literal["gke", "local", "slurm", "tpu"]
     arguments: tuple[str, ...]
-    topology: str
+    topology: Annotated[str, pydantic.AfterValidator(_topology)]
     array: Count | None
     settings: SettingsT
     written: tuple[Annotated[str, pydantic.AfterValidator(_inside)], ...] = ()

@@ -37,7 +37,7 @@ def test_passes(value, annotation):
         ("abc", Sequence[str], "is 'abc', a text; it must be a list, not one text"),
         (("a", 1), Sequence[str] | None, "has `[1]`, which is 1, a whole number; it must be a text"),
         ({"a": [1, None]}, Mapping[str, tuple[int, ...]], "has `a[1]`, which is None; it must be a whole number"),
-        (3, str | Sequence[str], "is 3, a whole number; it must be a text or a list"),
+        (3, str | Sequence[str], "is 3, a whole number; it must be a list or a text"),
         (0, Positive, "is 0, a whole number; it must be 1 or more"),
         (math.nan, Annotated[float, pydantic.Field(allow_inf_nan=False)], "is nan, a number; it must be finite"),
         ("c", Literal["a", "b"], "is 'c', a text; it must be 'a' or 'b'"),

@@ -19,6 +19,7 @@ from jaxtyping import Float
 from adalink_jax.errors import UserError
 from adalink_jax.models.layers import param
 from adalink_jax.models.seam import ENCODER_KINDS, KINDS, Inputs
+from adalink_jax.typed_values import FiniteFloat, PositiveInt
 
 PHI = {"identity": lambda x: x, "relu": nn.relu, "gelu": nn.gelu, "silu": nn.silu}
 
@@ -75,9 +76,9 @@ class AdaLinkAdapter(nn.Module):
       UserError: for an unknown kind.
     """
 
-    rank: int = 64
+    rank: PositiveInt = 64
     phi: str = "identity"
-    scale: float = 1.0
+    scale: FiniteFloat = 1.0
     kinds: tuple[str, ...] | None = None
     share: bool = False
     identity_at_start: ClassVar[bool] = True

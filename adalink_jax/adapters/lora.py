@@ -18,6 +18,7 @@ from flax import linen as nn
 from adalink_jax.adapters.layer_adapter import COLLECTION, LayerAdapter, Params, declare
 from adalink_jax.errors import UserError
 from adalink_jax.models import paths
+from adalink_jax.typed_values import FiniteFloat, PositiveInt
 
 KERNEL = "/kernel"
 
@@ -41,8 +42,8 @@ class LoRA(LayerAdapter):
       UserError: for a rank below 1, or an expression that matches no dense layer.
     """
 
-    rank: int = 8
-    alpha: float = 8.0
+    rank: PositiveInt = 8
+    alpha: FiniteFloat = 8.0
     projections: tuple[str, ...] = (r"(encoder|decoder)/.*/(query|value)",)
     identity_at_start: ClassVar[bool] = True
     per_row: ClassVar[bool] = True

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from adalink_jax.errors import UserError
 from adalink_jax.models.layers import param
 from adalink_jax.models.seam import Inputs
+from adalink_jax.typed_values import PositiveInt
 
 
 @gin.configurable
@@ -29,8 +30,8 @@ class PositionOffsets(nn.Module):
       UserError: for sizes below 1, or a text longer than `length`.
     """
 
-    length: int = 256
-    rank: int = 8
+    length: PositiveInt = 256
+    rank: PositiveInt = 8
     identity_at_start: ClassVar[bool] = True
 
     def __post_init__(self):

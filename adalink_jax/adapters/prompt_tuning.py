@@ -14,6 +14,7 @@ from jax.nn import initializers
 from adalink_jax.errors import UserError
 from adalink_jax.models.layers import param
 from adalink_jax.models.seam import Inputs
+from adalink_jax.typed_values import NonNegativeFloat, PositiveInt
 
 
 @gin.configurable
@@ -28,8 +29,8 @@ class PromptTuning(nn.Module):
       UserError: for a length below 1.
     """
 
-    length: int = 100
-    init_scale: float = 0.5
+    length: PositiveInt = 100
+    init_scale: NonNegativeFloat = 0.5
 
     def __post_init__(self):
         if self.length < 1:

@@ -1,6 +1,6 @@
 """gin with t5x's conventions: flags, files, and checks that no setting is misspelt, unset or unused.
 
-Imports no numerical library, and from this package only `errors` and `moved`.
+Imports no numerical library, and from this package only `errors`, `moved` and `typed_values`.
 """
 
 from adalink_jax.configuration.flags import GinFlags, parse_flags

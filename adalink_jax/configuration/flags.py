@@ -84,7 +84,13 @@ def _check_value(name: str, text: str) -> None:
     plain = re.sub(r"[%@][\w./]+(\(\))?", "0", text.strip())
     try:
         ast.literal_eval(plain)
-    except (ValueError, SyntaxError) as e:
+    except (
+        ValueError,
+        SyntaxError,
+        TypeError,
+        RecursionError,
+        MemoryError,
+    ) as e:  # the last three for {[]: 1} and ((((...
         if text in ("true", "false", "none", "null"):
             right = {"true": "True", "false": "False"}.get(text, "None")
             raise UserError(f"{_BINDING}{name}={text} must be {_BINDING}{name}={right}.") from e

@@ -7,6 +7,7 @@ import difflib
 import graphlib
 import inspect
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any, cast
 
 import gin
 from gin import config as gin_config
@@ -34,6 +35,11 @@ OPERATIVE_CONFIG: Config = gin_config._OPERATIVE_CONFIG  # all parameters used s
 def configurables() -> dict[str, Callable]:
     """Short name -> function or class, for every configurable."""
     return {key.split(".")[-1]: value.wrapped for key, value in gin_config._REGISTRY.items()}
+
+
+def configurable(selector: str) -> Callable:
+    """The function or class of a complete selector."""
+    return cast(Any, gin_config._REGISTRY[selector]).wrapped
 
 
 def macros_set() -> dict[str, object]:

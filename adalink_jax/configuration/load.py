@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import gin
 from gin import config as gin_config
 
-from adalink_jax.configuration import gin_checks, gin_sources, modules, moved_selectors
+from adalink_jax.configuration import gin_checks, gin_sources, modules, moved_selectors, value_types
 from adalink_jax.configuration.flags import TRUST_MODULES, GinFlags
 from adalink_jax.errors import UserError
 
@@ -24,13 +24,14 @@ def load(flags: GinFlags, extra_files: Sequence[str] = (), require_all: bool = T
       require_all: see `gin_checks.check_macros`.
 
     Raises:
-      UserError: for a missing file, a syntax error, an unknown configurable or parameter, an unset or unused macro.
+      UserError: for a missing file, a syntax error, an unknown configurable or parameter, an unset or unused macro, a value
+        of another type than its parameter's annotation.
     """
     gin.clear_config()
     try:
         sources = gin_sources.read((*extra_files, *flags.files), flags.search_paths)
         modules.import_modules(sources, flags)
-        with moved_selectors.accepted(), gin_sources.parsed_by_gin(sources):
+        with moved_selectors.accepted(), gin_sources.parsed_by_gin(sources), value_types.recorded_places():
             # A referenced configurable must exist by now; a %MACRO may still be set by a later file.
             gin.parse_config_files_and_bindings([*extra_files, *flags.files], None, finalize_config=False)
             # Checked after the files, which may import the modules of what the flags bind.
@@ -44,11 +45,12 @@ def load(flags: GinFlags, extra_files: Sequence[str] = (), require_all: bool = T
         raise UserError(f"{place}: {' '.join(str(e.msg).split())}: {(e.text or '').strip()}") from e
     except tokenize.TokenError as e:
         raise UserError("A bracket or a string is left open on the command line; close it.") from e
-    except (ValueError, OSError, ImportError) as e:
+    except (ValueError, OSError, ImportError, KeyError) as e:  # KeyError: a name that several configurables have
         raise UserError(_explain(e)) from e
     if any(problems):
         raise UserError(next(filter(None, problems)))
     gin_checks.check_macros(flags, require_all)
+    value_types.check_literals()
     # gin.finalize() also locks, but refuses macros that a partial configuration leaves unset.
     gin_config._set_config_is_locked(True)
 
@@ -56,7 +58,7 @@ def load(flags: GinFlags, extra_files: Sequence[str] = (), require_all: bool = T
 @contextlib.contextmanager
 def isolated() -> Iterator[None]:
     """While entered, gin's configuration is separate; the previous one is restored afterwards."""
-    stores = (gin_config._CONFIG, gin_config._SINGLETONS, gin_config._OPERATIVE_CONFIG)
+    stores: list[dict] = [gin_config._CONFIG, gin_config._SINGLETONS, gin_config._OPERATIVE_CONFIG, value_types.PLACES]
     saved = [{key: dict(x) if isinstance(x, dict) else x for key, x in store.items()} for store in stores]
     imports, locked, refusal = set(gin_config._IMPORTS), gin.config_is_locked(), modules.refusal()
     try:
@@ -72,7 +74,8 @@ def isolated() -> Iterator[None]:
 
 def _explain(error: Exception) -> str:
     """gin's message and place in one line, with the nearest names if a binding is unknown."""
-    first, *rest = [line.strip() for line in str(error).split("\n") if line.strip() and line.strip() != "^"]
+    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    first, *rest = [line.strip() for line in text.split("\n") if line.strip() and line.strip() != "^"]
     place = next(
         (line.removeprefix("In ").replace('file "', "").replace('",', ",") for line in rest if "line" in line), ""
     )

@@ -14,6 +14,7 @@ from adalink_jax.data.in_context import InContextTask
 from adalink_jax.data.task_protocol import Task
 from adalink_jax.data.user_files import FileTask
 from adalink_jax.errors import UserError
+from adalink_jax.typed_values import NonNegativeInt, PositiveInt, Seed
 
 
 @gin.configurable
@@ -40,16 +41,21 @@ class DatasetConfig:
     """
 
     mixture_or_task_name: str
-    task_feature_lengths: Mapping[str, int]
-    batch_size: int
+    task_feature_lengths: Mapping[str, PositiveInt]
+    batch_size: PositiveInt
     mixture_or_task_module: str | None = None
-    seed: int = 0
-    train_examples: int | None = None
+    seed: Seed = 0
+    train_examples: PositiveInt | None = None
     own_files: FileTask | None = None
     use_cached: bool = False
-    in_context_examples: int = 0
+    in_context_examples: NonNegativeInt = 0
 
     def __post_init__(self):
+        missing = next((side for side in ("inputs", "targets") if side not in self.task_feature_lengths), None)
+        if missing is not None:
+            raise UserError(
+                f"TASK_FEATURE_LENGTHS has no {missing!r}; set it to {{'inputs': L, 'targets': T}}, in tokens."
+            )
         if self.own_files is not None and self.mixture_or_task_module is not None:
             raise UserError(
                 "DatasetConfig has own_files and mixture_or_task_module; give one gin file of a task, not two."

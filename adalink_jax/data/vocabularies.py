@@ -28,6 +28,7 @@ from adalink_jax.data.transformers_vocabulary import (
 from adalink_jax.errors import UserError
 from adalink_jax.files.places import path_of
 from adalink_jax.files.whole_file import write_bytes
+from adalink_jax.typed_values import NonNegativeInt
 
 BYTES = "bytes"
 
@@ -64,7 +65,7 @@ class SentencePieceVocabulary:
       vocab_size: number of pieces and extra ids; T5's is 32,100, which its models pad to 32,128 rows.
     """
 
-    def __init__(self, path: epath.PathLike, extra_ids: int = 100):
+    def __init__(self, path: epath.PathLike, extra_ids: NonNegativeInt = 100):
         """Args:
           path: a SentencePiece model (`spiece.model`), local or remote.
           extra_ids: number of sentinels to append; none if the model has them as pieces already, as mT5's does.

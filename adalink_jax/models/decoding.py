@@ -20,6 +20,7 @@ from adalink_jax.models.seam import Cache
 from adalink_jax.models.stopping import StopStrings
 from adalink_jax.models.structs import Struct
 from adalink_jax.token_ids import T5_IDS, TokenIds
+from adalink_jax.typed_values import FiniteFloat, Fraction, NonNegativeFloat, NonNegativeInt, PositiveInt
 
 NEGATIVE = -1.0e7  # log-likelihood of tokens that must not be chosen; t5x's value
 FINISHING = ("t5x", "transformers")
@@ -129,11 +130,11 @@ class Sampling(Decoding):
       stop: strings that finish a decode.
     """
 
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    num_decodes: int = 1
-    min_length: int = 0
+    temperature: NonNegativeFloat = 0.0
+    top_k: NonNegativeInt = 0
+    top_p: Fraction = 1.0
+    num_decodes: PositiveInt = 1
+    min_length: NonNegativeInt = 0
     stop: StopStrings | None = None
 
     def __call__(
@@ -227,10 +228,10 @@ class BeamSearch(Decoding):
       stop: strings that finish a decode.
     """
 
-    num_decodes: int = 4
-    alpha: float = 0.6
+    num_decodes: PositiveInt = 4
+    alpha: FiniteFloat = 0.6
     finishing: str = "t5x"
-    min_length: int = 0
+    min_length: NonNegativeInt = 0
     stop: StopStrings | None = None
 
     def _penalty(self, length: Array | int) -> Array:

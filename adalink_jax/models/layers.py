@@ -9,7 +9,7 @@ Letters: B batch, L or S sequence length, Q queries, D model width, H heads, K h
 import functools
 import operator
 from collections.abc import Callable, Sequence
-from typing import ClassVar, cast
+from typing import Annotated, ClassVar, cast
 
 import flax.linen as nn
 import jax
@@ -21,6 +21,7 @@ from jaxtyping import Bool, Float, Int
 
 from adalink_jax.models.structs import Struct
 from adalink_jax.parallel import constrain
+from adalink_jax.typed_values import one_of
 
 fan_in = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
 
@@ -31,6 +32,7 @@ ACTIVATIONS = {
     "silu": nn.silu,
     "linear": lambda x: x,
 }
+Activation = Annotated[str, one_of(*ACTIVATIONS)]
 
 
 def param(module: nn.Module, name: str, init: Callable, shape: tuple[int, ...], axes: tuple[str, ...]) -> Array:

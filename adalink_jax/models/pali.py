@@ -20,6 +20,7 @@ from adalink_jax.models.backbone import Batch
 from adalink_jax.models.seam import Inputs
 from adalink_jax.models.t5 import T5
 from adalink_jax.models.vit import ViT, ViTConfig
+from adalink_jax.typed_values import DType
 
 
 @gin.configurable
@@ -34,7 +35,7 @@ class PaLI(T5):
     """
 
     vision_config: ViTConfig
-    features_dtype: str | None = dataclasses.field(default=None, kw_only=True)
+    features_dtype: DType | None = dataclasses.field(default=None, kw_only=True)
 
     def setup(self) -> None:
         super().setup()

@@ -17,6 +17,7 @@ from jax import Array
 from jaxtyping import Float, Int
 
 from adalink_jax.models import layers
+from adalink_jax.typed_values import DType, Fraction, NonNegativeInt, PositiveInt
 
 EPSILON = 1e-12  # BERT's, of all layer norms
 
@@ -36,16 +37,16 @@ class QFormerConfig:
       dtype: dtype of the arithmetic. BLIP-2 uses float32, regardless of the other parts' dtype.
     """
 
-    num_query_tokens: int = 32
-    emb_dim: int = 768
-    num_heads: int = 12
-    mlp_dim: int = 3072
-    num_layers: int = 12
-    cross_attention_frequency: int = 2
-    vocab_size: int = 0
-    max_length: int = 512
-    dropout_rate: float = 0.0
-    dtype: str = "float32"
+    num_query_tokens: PositiveInt = 32
+    emb_dim: PositiveInt = 768
+    num_heads: PositiveInt = 12
+    mlp_dim: PositiveInt = 3072
+    num_layers: PositiveInt = 12
+    cross_attention_frequency: PositiveInt = 2
+    vocab_size: NonNegativeInt = 0
+    max_length: PositiveInt = 512
+    dropout_rate: Fraction = 0.0
+    dtype: DType = "float32"
 
 
 class QFormerLayer(nn.Module):

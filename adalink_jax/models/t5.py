@@ -21,10 +21,12 @@ from jaxtyping import Bool, Float, Int
 from adalink_jax.errors import UserError
 from adalink_jax.models import layers
 from adalink_jax.models.backbone import Backbone, Batch
+from adalink_jax.models.layers import Activation
 from adalink_jax.models.seam import Encoded, Inputs
 from adalink_jax.models.stack import StackConfig, run_layers
 from adalink_jax.parallel import constrain
 from adalink_jax.token_ids import TokenIds
+from adalink_jax.typed_values import DType, Fraction, NonNegativeInt, PositiveInt
 
 
 @gin.configurable
@@ -57,24 +59,24 @@ class T5Config(StackConfig):
         pass (`stack.remat_policy`).
     """
 
-    vocab_size: int
-    emb_dim: int
-    num_heads: int
-    head_dim: int
-    mlp_dim: int
-    num_encoder_layers: int
-    num_decoder_layers: int
-    mlp_activations: tuple[str, ...] = ("gelu", "linear")
+    vocab_size: PositiveInt
+    emb_dim: PositiveInt
+    num_heads: PositiveInt
+    head_dim: PositiveInt
+    mlp_dim: PositiveInt
+    num_encoder_layers: PositiveInt
+    num_decoder_layers: PositiveInt
+    mlp_activations: tuple[Activation, ...] = ("gelu", "linear")
     logits_via_embedding: bool = False
     encoder_embedding: bool = False
-    relpos_num_buckets: int = 32
-    relpos_max_distance: int = 128
+    relpos_num_buckets: PositiveInt = 32
+    relpos_max_distance: PositiveInt = 128
     relpos_per_layer: bool = False
-    decoder_start_token_id: int = 0
-    pad_token_id: int = 0
-    eos_token_id: int = 1
-    dropout_rate: float = 0.0
-    dtype: str = "float32"
+    decoder_start_token_id: NonNegativeInt = 0
+    pad_token_id: NonNegativeInt = 0
+    eos_token_id: NonNegativeInt = 1
+    dropout_rate: Fraction = 0.0
+    dtype: DType = "float32"
     scan_layers: bool = False
     remat: str = "none"
 

@@ -17,8 +17,10 @@ from jaxtyping import Float
 
 from adalink_jax.errors import UserError
 from adalink_jax.models import layers
+from adalink_jax.models.layers import Activation
 from adalink_jax.models.stack import StackConfig, run_layers
 from adalink_jax.parallel import constrain
+from adalink_jax.typed_values import DType, FiniteFloat, Fraction, NonNegativeFloat, PositiveFloat, PositiveInt
 
 RESAMPLE = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
 BACKGROUND = ("white", "black", None)
@@ -47,24 +49,24 @@ class ViTConfig(StackConfig):
       dropout_rate, dtype, scan_layers, remat: as in T5Config.
     """
 
-    image_size: tuple[int, int]
-    patch_size: int
-    emb_dim: int
-    num_heads: int
-    mlp_dim: int
-    num_layers: int
-    channels: int = 3
+    image_size: tuple[PositiveInt, PositiveInt]
+    patch_size: PositiveInt
+    emb_dim: PositiveInt
+    num_heads: PositiveInt
+    mlp_dim: PositiveInt
+    num_layers: PositiveInt
+    channels: PositiveInt = 3
     class_token: bool = False
-    activation: str = "gelu"
-    layer_norm_epsilon: float = 1e-6
-    pixel_mean: tuple[float, ...] | None = None
-    pixel_std: tuple[float, ...] | None = None
+    activation: Activation = "gelu"
+    layer_norm_epsilon: NonNegativeFloat = 1e-6
+    pixel_mean: tuple[FiniteFloat, ...] | None = None
+    pixel_std: tuple[PositiveFloat, ...] | None = None
     resample: str = "bicubic"
     keep_aspect: bool = False
-    crop_pct: float = 1.0
+    crop_pct: Fraction = 1.0
     background: str | None = "white"
-    dropout_rate: float = 0.0
-    dtype: str = "float32"
+    dropout_rate: Fraction = 0.0
+    dtype: DType = "float32"
     scan_layers: bool = False
     remat: str = "none"
 
@@ -77,6 +79,10 @@ class ViTConfig(StackConfig):
         for name, choices in (("resample", RESAMPLE), ("background", BACKGROUND)):
             if getattr(self, name) not in choices:
                 raise UserError(f"ViTConfig.{name} is {getattr(self, name)!r}; it takes one of {choices}.")
+        if self.emb_dim % self.num_heads:
+            raise UserError(
+                f"ViTConfig.emb_dim is {self.emb_dim}; it must be a multiple of num_heads, {self.num_heads}."
+            )
         if not 0 < self.crop_pct <= 1:
             raise UserError(f"ViTConfig.crop_pct is {self.crop_pct!r}; it is a share, above 0 and at most 1.")
 

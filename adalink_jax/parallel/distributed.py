@@ -18,6 +18,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from adalink_jax import preemption
 from adalink_jax.errors import Taken, UserError
 from adalink_jax.parallel.sharding import replicated, settle
+from adalink_jax.typed_values import PositiveInt
 
 T = TypeVar("T")
 
@@ -85,7 +86,7 @@ def leave() -> None:
 
 
 @gin.configurable
-def expect_devices(num_devices: int | None = None) -> None:
+def expect_devices(num_devices: PositiveInt | None = None) -> None:
     """Checks the number of the job's devices.
 
     Args:

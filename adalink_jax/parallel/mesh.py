@@ -9,6 +9,7 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 
 from adalink_jax.errors import UserError
+from adalink_jax.typed_values import PositiveInt
 
 SLICE, DATA, MODEL = AXES = ("slice", "data", "model")
 BATCH_AXES = (SLICE, DATA)
@@ -17,8 +18,8 @@ BATCH_AXES = (SLICE, DATA)
 @gin.configurable(denylist=["devices"])  # pyright: ignore[reportCallIssue]  # gin has no type hints
 def make_mesh(
     data: int = -1,
-    model: int = 1,
-    slices: int = 1,
+    model: PositiveInt = 1,
+    slices: PositiveInt = 1,
     devices: Sequence[jax.Device] | None = None,  # pyright: ignore[reportInvalidTypeForm]  # a variable to pyright
 ) -> Mesh:
     """Makes a mesh of `slices x data x model` devices with Auto axis types.

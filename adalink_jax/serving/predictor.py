@@ -27,6 +27,7 @@ from adalink_jax.models import paths
 from adalink_jax.models.decoding import Decoded, sampling_keys
 from adalink_jax.serving.opening import LENGTHS, Opened, open_model
 from adalink_jax.training.setup import Setup, load_parameters
+from adalink_jax.typed_values import PositiveInt, Seed
 
 SHORTEST = {"inputs": 16, "targets": 4}  # the smallest buckets of lengths, in tokens
 
@@ -74,9 +75,9 @@ class Predictor:
         model: "str | os.PathLike | Setup",
         adapters: Mapping[str, str] | None = None,
         vocabulary: str | None = None,
-        task_feature_lengths: Mapping[str, int] | None = None,
-        batch_size: int = 32,
-        seed: int | None = None,
+        task_feature_lengths: Mapping[str, PositiveInt] | None = None,
+        batch_size: PositiveInt = 32,
+        seed: Seed | None = None,
         trust_modules: bool = False,
     ):
         if isinstance(model, Setup):

@@ -2,8 +2,6 @@
 
 from collections.abc import Collection
 
-FROZEN_DTYPES = ("float32", "bfloat16")
-
 
 def leaf_dtype(name: str, trainable_names: Collection[str], frozen_dtype: str) -> str:
     """The dtype in which the leaf `name` is stored.

@@ -13,18 +13,21 @@ import optax
 
 from adalink_jax.errors import UserError
 from adalink_jax.models import paths
+from adalink_jax.typed_values import Fraction, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, shown
 
-LearningRate = float | Callable
+LearningRate = PositiveFloat | Callable
 
 
 @gin.configurable
-def constant(value: float) -> Callable:
+def constant(value: PositiveFloat) -> Callable:
     """The same learning rate at every step."""
     return optax.constant_schedule(value)
 
 
 @gin.configurable
-def warmup_cosine(peak: float, total_steps: int, warmup_steps: int = 0, end: float = 0.0) -> Callable:
+def warmup_cosine(
+    peak: PositiveFloat, total_steps: PositiveInt, warmup_steps: NonNegativeInt = 0, end: NonNegativeFloat = 0.0
+) -> Callable:
     """Linear from 0 to `peak` in `warmup_steps`, then half a cosine to `end` at `total_steps`.
 
     Raises:
@@ -39,26 +42,28 @@ def warmup_cosine(peak: float, total_steps: int, warmup_steps: int = 0, end: flo
 
 
 @gin.configurable
-def warmup_constant(peak: float, warmup_steps: int = 0) -> Callable:
+def warmup_constant(peak: PositiveFloat, warmup_steps: NonNegativeInt = 0) -> Callable:
     """Linear from 0 to `peak` in `warmup_steps`, then constant at `peak`: for runs that end at their plateau."""
     return optax.linear_schedule(0.0, peak, warmup_steps) if warmup_steps else optax.constant_schedule(peak)
 
 
 @gin.configurable
-def warmup_rsqrt(peak: float, warmup_steps: int) -> Callable:
-    """Linear from 0 to `peak` in `warmup_steps`, then `peak * sqrt(warmup_steps / step)` (T5's decay).
-
-    Raises:
-      UserError: for `warmup_steps` below 1.
-    """
-    if warmup_steps < 1:
-        raise UserError(f"warmup_rsqrt.warmup_steps is {warmup_steps}; it must be at least 1.")
+def warmup_rsqrt(peak: PositiveFloat, warmup_steps: PositiveInt) -> Callable:
+    """Linear from 0 to `peak` in `warmup_steps`, then `peak * sqrt(warmup_steps / step)` (T5's decay)."""
     return lambda step: peak * jnp.minimum(step / warmup_steps, jnp.sqrt(warmup_steps / jnp.maximum(step, 1)))
 
 
 def _with_logged_rate(
     make: Callable, learning_rate: LearningRate, clip_norm: float | None
 ) -> optax.GradientTransformation:
+    if callable(learning_rate):
+        try:
+            jax.eval_shape(lambda step: jnp.float32(learning_rate(step)), jnp.int32(0))
+        except Exception as e:
+            raise UserError(
+                f"The learning rate is {shown(learning_rate)}, which gives no number for a step; give a number or a schedule, "
+                f"such as @warmup_cosine()."
+            ) from e
     optimizer = optax.inject_hyperparams(make)(learning_rate=learning_rate)
     return optimizer if clip_norm is None else optax.chain(_clip(clip_norm), optimizer)
 
@@ -77,11 +82,11 @@ def _clip(max_norm: float) -> optax.GradientTransformationExtraArgs:
 @gin.configurable
 def adamw(
     learning_rate: LearningRate,
-    weight_decay: float = 0.0,
-    b1: float = 0.9,
-    b2: float = 0.999,
-    eps: float = 1e-8,
-    clip_norm: float | None = None,
+    weight_decay: NonNegativeFloat = 0.0,
+    b1: Fraction = 0.9,
+    b2: Fraction = 0.999,
+    eps: NonNegativeFloat = 1e-8,
+    clip_norm: PositiveFloat | None = None,
 ) -> optax.GradientTransformation:
     """AdamW (Loshchilov and Hutter, 2019), optionally after clipping the trainable gradients' global norm."""
     make = lambda learning_rate: optax.adamw(learning_rate, b1, b2, eps, weight_decay=weight_decay)
@@ -91,10 +96,10 @@ def adamw(
 @gin.configurable
 def adafactor(
     learning_rate: LearningRate,
-    decay_rate: float = 0.8,
+    decay_rate: Fraction = 0.8,
     multiply_by_parameter_scale: bool = False,
-    weight_decay: float | None = None,
-    clip_norm: float | None = None,
+    weight_decay: NonNegativeFloat | None = None,
+    clip_norm: PositiveFloat | None = None,
 ) -> optax.GradientTransformation:
     """Adafactor (Shazeer and Stern, 2018) without momentum; T5's and prompt tuning's optimizer."""
     make = lambda learning_rate: optax.adafactor(

@@ -12,13 +12,14 @@ import jax.numpy as jnp
 from adalink_jax.data import load_vocabulary
 from adalink_jax.errors import UserError
 from adalink_jax.training.partition import Leaves
+from adalink_jax.typed_values import PositiveInt
 
 Start = Callable[[Leaves, jax.Array, jax.Array], Leaves]
 FIRST_TOKEN = 3  # ids below it are padding, end and unknown
 
 
 @gin.configurable
-def from_vocabulary(most_common: int = 5000) -> Start:
+def from_vocabulary(most_common: PositiveInt = 5000) -> Start:
     """Embeddings of tokens drawn without replacement from the first `most_common` of the vocabulary (which is sorted by
     frequency, as SentencePiece's is).
 
@@ -31,7 +32,7 @@ def from_vocabulary(most_common: int = 5000) -> Start:
 
 
 @gin.configurable
-def from_class_labels(labels: Sequence[str], vocabulary: str, most_common: int = 5000) -> Start:
+def from_class_labels(labels: Sequence[str], vocabulary: str, most_common: PositiveInt = 5000) -> Start:
     """The mean embedding of each label's tokens, in order; the remaining positions are filled as by `from_vocabulary`.
 
     Args:

@@ -27,6 +27,7 @@ from adalink_jax.training.run_checkpoints import CheckpointConfig
 from adalink_jax.training.session import RunSession, Start, open_run
 from adalink_jax.training.setup import Parameters, Setup, load_parameters
 from adalink_jax.training.step import CrossEntropy, TrainState, make_train_step
+from adalink_jax.typed_values import NonNegativeInt, PositiveInt
 
 
 @gin.configurable
@@ -34,15 +35,15 @@ def train(
     setup: Setup,
     optimizer: optax.GradientTransformation,
     model_dir: RunFolder,
-    total_steps: int,
+    total_steps: PositiveInt,
     *,
     loss: CrossEntropy | None = None,
     checkpoints: CheckpointConfig | None = None,
-    eval_period: int = 0,
+    eval_period: NonNegativeInt = 0,
     metric: str | None = "accuracy",
-    microbatches: int = 1,
-    log_period: int = 50,
-    profile_steps: tuple[int, int] | None = None,
+    microbatches: PositiveInt = 1,
+    log_period: PositiveInt = 50,
+    profile_steps: tuple[NonNegativeInt, PositiveInt] | None = None,
     settings: Callable[[], dict[str, str]] = dict,
     config_text: Callable[[], str] = lambda: "",
 ) -> dict:

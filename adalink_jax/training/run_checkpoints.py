@@ -28,6 +28,7 @@ from adalink_jax.errors import CheckpointError
 from adalink_jax.files.places import path_of
 from adalink_jax.models import paths
 from adalink_jax.training.step import TrainState
+from adalink_jax.typed_values import PositiveInt
 
 T = TypeVar("T")
 # Settings that may change when a run is resumed: they affect no result, or only how far the run goes.
@@ -53,8 +54,8 @@ class CheckpointConfig:
       keep: how many of the newest are kept; the best by validation metric is kept in addition.
     """
 
-    period: int = 1000
-    keep: int = 2
+    period: PositiveInt = 1000
+    keep: PositiveInt = 2
 
 
 def _as_tree(state: TrainState) -> dict:

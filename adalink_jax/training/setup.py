@@ -21,9 +21,10 @@ from adalink_jax.models import paths
 from adalink_jax.models.decoding import Decoding, Sampling
 from adalink_jax.training import partition
 from adalink_jax.training.abstract import abstract_leaves
-from adalink_jax.training.leaf_dtypes import FROZEN_DTYPES, leaf_dtype
+from adalink_jax.training.leaf_dtypes import leaf_dtype
 from adalink_jax.training.partition import Leaves, Shapes
 from adalink_jax.training.prompt_start import Start
+from adalink_jax.typed_values import DType, Seed
 
 
 @gin.configurable
@@ -59,17 +60,11 @@ class Setup:
     initial_adapter_path: str | None = None
     adapter_start: Start | None = None
     allow_other_base: bool = False
-    frozen_dtype: str = "float32"
-    random_seed: int = 0
+    frozen_dtype: DType = "float32"
+    random_seed: Seed = 0
     vision_cache: str | None = None
     qformer_vocabulary: str | None = None
     decoding: Decoding = Sampling()  # noqa: RUF009
-
-    def __post_init__(self):
-        if self.frozen_dtype not in FROZEN_DTYPES:
-            raise UserError(
-                f"FROZEN_DTYPE is {self.frozen_dtype!r}; set it to {' or '.join(map(repr, FROZEN_DTYPES))}."
-            )
 
     @property
     def data(self) -> DatasetConfig:

@@ -22,6 +22,7 @@ from adalink_jax import parallel
 from adalink_jax.errors import UserError
 from adalink_jax.training import optimizers, partition
 from adalink_jax.training.partition import Leaves
+from adalink_jax.typed_values import Fraction, NonNegativeFloat
 
 
 @flax.struct.dataclass
@@ -43,8 +44,8 @@ class CrossEntropy:
       label_smoothing: probability mass spread evenly over the wrong tokens; the loss is shifted so that its minimum stays 0.
     """
 
-    z_loss: float = 0.0
-    label_smoothing: float = 0.0
+    z_loss: NonNegativeFloat = 0.0
+    label_smoothing: Fraction = 0.0
 
     def __call__(
         self,

@@ -7,6 +7,7 @@ from etils import epath
 
 from adalink_jax.errors import UserError
 from adalink_jax.files.places import path_of
+from adalink_jax.typed_values import Fraction, PositiveFloat
 
 FILES, TFDS = "files", "tfds"
 
@@ -56,8 +57,8 @@ class SpanCorruption:
       mean_span_length: mean length of a span, in tokens; ByT5 has 20 (Xue et al., 2022).
     """
 
-    noise_density: float = 0.15
-    mean_span_length: float = 3.0
+    noise_density: Fraction = 0.15
+    mean_span_length: PositiveFloat = 3.0
 
     def __post_init__(self):
         if not 0 < self.noise_density < 1 or self.mean_span_length < 1:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from adalink_jax.data import metrics as scores
 from adalink_jax.data.user_files import row_checks
 from adalink_jax.errors import UserError
+from adalink_jax.typed_values import Fraction, NonNegativeInt
 
 METRICS: dict[str, Callable[[Sequence, Sequence[str]], dict[str, float]]] = {
     "accuracy": scores.accuracy,
@@ -59,13 +60,13 @@ class FileSettings:
     quoted: bool | None = None
     split: str | None = None
     group: str | None = None
-    validation_share: float = 0.1
-    test_share: float = 0.1
+    validation_share: Fraction = 0.1
+    test_share: Fraction = 0.1
     metrics: Sequence[str] = ("accuracy",)
     blank_image: bool = False
     drop_shared: bool = False
-    limits: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    workers: int = 0
+    limits: Mapping[str, Fraction] = dataclasses.field(default_factory=dict)
+    workers: NonNegativeInt = 0
 
     def __post_init__(self):
         unknown = next((name for name in self.metrics if name not in METRICS), None)

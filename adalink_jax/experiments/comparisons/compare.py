@@ -24,6 +24,7 @@ from adalink_jax.experiments.descriptions import check_names, check_seeds, slug,
 from adalink_jax.files.places import RunFolder, path_of
 from adalink_jax.files.whole_file import read_json, write_json
 from adalink_jax.training.packs.run_pack import train_pack
+from adalink_jax.typed_values import PositiveInt, Seed
 
 TUNE, PACK, PLATEAU = "gin/runs/tune.gin", "gin/runs/pack.gin", "gin/runs/plateau.gin"
 
@@ -47,9 +48,9 @@ class Comparison:
 
     methods: Mapping[str, Sequence[str]]
     model_dir: RunFolder
-    seeds: Sequence[int] = (0, 1, 2, 3, 4)
-    tuning_seeds: Sequence[int] = (0,)
-    plateau_steps: int | None = None
+    seeds: Sequence[Seed] = (0, 1, 2, 3, 4)
+    tuning_seeds: Sequence[Seed] = (0,)
+    plateau_steps: PositiveInt | None = None
 
     def __post_init__(self):
         check_names(self.methods, "Comparison.methods")

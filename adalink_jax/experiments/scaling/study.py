@@ -14,6 +14,7 @@ from adalink_jax.configuration import GinFlags
 from adalink_jax.errors import UserError
 from adalink_jax.experiments.descriptions import check_names, check_seeds, slug, split_texts
 from adalink_jax.files.places import RunFolder
+from adalink_jax.typed_values import PositiveFloat, Seed
 
 BASES, TUNING, RUNS = "bases", "tuning", "runs"
 AXES = ("size", "regime", "task", "method")
@@ -59,8 +60,8 @@ class Study:
     common: Texts = ()
     tuned_as: Mapping[str, str] = dataclasses.field(default_factory=dict)
     reference: str = "full fine-tuning"
-    factors: Sequence[float] = (0.1, 0.3, 1.0, 3.0, 10.0)
-    seeds: Sequence[int] = (0, 1, 2)
+    factors: Sequence[PositiveFloat] = (0.1, 0.3, 1.0, 3.0, 10.0)
+    seeds: Sequence[Seed] = (0, 1, 2)
     kept: str | None = None  # words: ok (a gin name)
 
     def __post_init__(self):

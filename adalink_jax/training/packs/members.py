@@ -12,6 +12,7 @@ from adalink_jax.adapters import AdaptedModel
 from adalink_jax.data import BatchIterator, DatasetConfig, FeatureConverter, Task, train_batches
 from adalink_jax.errors import UserError
 from adalink_jax.training.setup import Setup
+from adalink_jax.typed_values import PositiveFloat
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +45,9 @@ class Member:
 
 
 @gin.configurable
-def learning_rates_around(center: float, factors: Sequence[float] = (0.1, 0.3, 1.0, 3.0, 10.0)) -> tuple[float, ...]:
+def learning_rates_around(
+    center: PositiveFloat, factors: Sequence[PositiveFloat] = (0.1, 0.3, 1.0, 3.0, 10.0)
+) -> tuple[float, ...]:
     """`center` times each of `factors`, to three digits: the rates that `adalink tune` tries."""
     return tuple(float(f"{center * factor:.3g}") for factor in factors)
 

@@ -26,6 +26,7 @@ from adalink_jax.training.run_checkpoints import CheckpointConfig
 from adalink_jax.training.session import RunSession, Start, open_run
 from adalink_jax.training.setup import Setup
 from adalink_jax.training.step import CrossEntropy, TrainState
+from adalink_jax.typed_values import NonNegativeInt, PositiveFloat, PositiveInt, Seed
 
 MEMBERS = "members"
 
@@ -35,19 +36,19 @@ def train_pack(
     setup: Setup,
     optimizer: optax.GradientTransformation,
     model_dir: RunFolder,
-    total_steps: int,
-    learning_rates: Sequence[float],
-    seeds: Sequence[int],
+    total_steps: PositiveInt,
+    learning_rates: Sequence[PositiveFloat],
+    seeds: Sequence[Seed],
     *,
-    ranks: Sequence[int] | None = None,
-    patience: int | None = None,
+    ranks: Sequence[PositiveInt] | None = None,
+    patience: PositiveInt | None = None,
     loss: CrossEntropy | None = None,
     checkpoints: CheckpointConfig | None = None,
-    eval_period: int = 0,
-    metric: str = "accuracy",
-    microbatches: int = 1,
-    log_period: int = 50,
-    at_once: int | None = None,
+    eval_period: NonNegativeInt = 0,
+    metric: str | None = "accuracy",
+    microbatches: PositiveInt = 1,
+    log_period: PositiveInt = 50,
+    at_once: PositiveInt | None = None,
     test: bool = True,
     settings: Callable[[], dict[str, str]] = dict,
     config_text: Callable[[], str] = lambda: "",
@@ -75,7 +76,9 @@ def train_pack(
       NotFinite: if the losses of all members are NaN or infinite.
       Stopped: after a stop was requested and the state was saved.
     """
-    started, members = time.time(), check_members(learning_rates, seeds, ranks, metric)
+    if metric is None:
+        raise UserError("A pack keeps each member's best step on validation, so it needs a metric: set METRIC.")
+    started, members = time.time(), check_members(learning_rates, seeds, ranks)
     loss, checkpoints = loss or CrossEntropy(), checkpoints or CheckpointConfig()  # with gin's settings
     with open_run(members[0].setup(setup), model_dir, total_steps, microbatches, checkpoints, settings) as session:
         if session.summary is not None:
@@ -92,18 +95,14 @@ def train_pack(
         return run.finish(state, results, total_steps, time.time() - started)
 
 
-def check_members(
-    learning_rates: Sequence[float], seeds: Sequence[int], ranks: Sequence[int] | None, metric: str | None
-) -> list[Member]:
+def check_members(learning_rates: Sequence[float], seeds: Sequence[int], ranks: Sequence[int] | None) -> list[Member]:
     """The members of a pack, if one can be trained here; see `train_pack`.
 
     Raises:
-      UserError: for a job of several processes, no metric, and values that do not make a grid.
+      UserError: for a job of several processes, and values that do not make a grid.
     """
     if jax.process_count() > 1:
         raise UserError(f"A pack is trained by one process, on all of its devices; this job has {jax.process_count()}.")
-    if metric is None:
-        raise UserError("A pack keeps each member's best step on validation, so it needs a metric: set METRIC.")
     return grid(learning_rates, seeds, ranks)
 
 

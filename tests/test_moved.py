@@ -101,12 +101,12 @@ def test_old_selectors_work_wherever_gin_takes_one(tmp_path):
         "a/b/studies.study.Study.seeds = (7,)\n"
         "studies.study.Study:\n"
         "  reference = 'studies.sweep.Sweep'  # @studies.sweep.Sweep\n"
-        "  methods = {'studies.sweep.Sweep': [@adalink_jax.studies.sweep.Sweep, %SWEEP]}\n"
+        "  methods = {'studies.sweep.Sweep': [@adalink_jax.studies.sweep.Sweep(), %SWEEP]}\n"
         "train.setup = @studies.sweep.Sweep()\n"
     )
     load(tmp_path / "old.gin")
     assert configuration.bindings() == {
-        "Study.methods": "{'studies.sweep.Sweep': [@Sweep, @scope/Sweep()]}",
+        "Study.methods": "{'studies.sweep.Sweep': [@Sweep(), @scope/Sweep()]}",
         "Study.reference": "'studies.sweep.Sweep'",
         "a/b/Study.seeds": "(7,)",
         "train.setup": "@Sweep()",

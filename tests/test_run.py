@@ -390,7 +390,7 @@ def test_a_warm_start_begins_where_the_adapter_ended_and_the_profiler_sees_its_w
     ({"INITIAL_CHECKPOINT_PATH": None}, ["frozen", "set INITIAL_CHECKPOINT_PATH"]),
     ({"MIXTURE_OR_TASK_NAME": "digits_revers"}, ["no task or mixture 'digits_revers'", "digits_reverse"]),
     ({"KINDS": ("audio",)}, ["AdaLinkAdapter.kinds", "audio"]),
-    ({"RANK": 0}, ["rank is 0"]),
+    ({"RANK": 0}, ["RANK is 0"]),
     ({"T5Config.vocab_size": 128}, ["vocabulary of digits_reverse has 259 ids", "only 128 rows"]),
     ({"WARMUP_STEPS": 24}, ["WARMUP_STEPS", "24", "must be shorter"]),
     ({"FROZEN_DTYPE": "float3"}, ["FROZEN_DTYPE", "float3"]),

@@ -143,9 +143,9 @@ def test_a_member_at_its_plateau_is_final():
 
 
 @pytest.mark.parametrize("flags, values, words", [
-    ([], {"LEARNING_RATES": 0.1}, "LEARNING_RATES is 0.1; it must be a tuple"),
+    ([], {"LEARNING_RATES": 0.1}, "LEARNING_RATES is 0.1, a number; it must be a list"),
     ([], {"SEEDS": (1, 1)}, "SEEDS is (1, 1); it must be a tuple of one or more integers, each once"),
-    ([], {"SEEDS": (0.5,)}, "SEEDS is (0.5,)"),
+    ([], {"SEEDS": (0.5,)}, "SEEDS has `[0]`, which is 0.5, a number; it must be a whole number"),
     (["--gin_file=gin/adapters/norm_tuning.gin"], {"RANKS": (1,)}, "RANKS is set, but NormTuning has no rank"),
     (["--gin_file=gin/adapters/full.gin"], {"RANKS": (1,)}, "RANKS is set, but full fine-tuning has no rank"),
     ([], {"INITIAL_CHECKPOINT_PATH": None}, "share a base; set INITIAL_CHECKPOINT_PATH"),

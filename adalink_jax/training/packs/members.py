@@ -56,16 +56,15 @@ def grid(learning_rates: Sequence[float], seeds: Sequence[int], ranks: Sequence[
     """Every combination of rank, learning rate and seed.
 
     Raises:
-      UserError: for an empty list, a repeated value, and a value that is not a number.
+      UserError: for an empty list and a repeated value.
     """
     axes = [
-        ("LEARNING_RATES", learning_rates, float | int, "numbers"),
-        ("SEEDS", seeds, int, "integers"),
-        ("RANKS", (None,) if ranks is None else ranks, int, "integers"),
+        ("LEARNING_RATES", learning_rates, "numbers"),
+        ("SEEDS", seeds, "integers"),
+        ("RANKS", (None,) if ranks is None else ranks, "integers"),
     ]
-    for name, values, kind, numbers in axes:
-        valid = isinstance(values, (tuple, list)) and all(isinstance(x, kind) or x is None for x in values)
-        if not valid or not values or len(set(values)) < len(values):
+    for name, values, numbers in axes:
+        if not values or len(set(values)) < len(values):
             raise UserError(f"{name} is {values!r}; it must be a tuple of one or more {numbers}, each once.")
     return [Member(rate, seed, rank) for rank in ranks or (None,) for rate in learning_rates for seed in seeds]
 

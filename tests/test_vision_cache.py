@@ -2,6 +2,7 @@
 
 import functools
 import json
+import signal
 
 import jax
 import numpy as np
@@ -16,7 +17,8 @@ from adalink_jax import AdaLinkAdapter, AdaptedModel  # noqa: E402
 from adalink_jax.cli.main import main  # noqa: E402
 from adalink_jax.data import FeatureConverter, Tower, VisionCache  # noqa: E402
 from adalink_jax.data.vision_cache import image_key  # noqa: E402
-from adalink_jax.errors import UserError  # noqa: E402
+from adalink_jax.errors import Taken, UserError  # noqa: E402
+from adalink_jax.training import fill_vision_cache  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 TOWER = Tower("abc", "{}", (2, 3), "float32")
@@ -134,6 +136,17 @@ def test_features_of_another_tower_or_not_constant_are_refused(runs, tmp_path, c
     error = capsys.readouterr().err
     assert named in error and error.count("\n") == 1
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_a_process_that_waits_for_another_one_s_cache_can_be_stopped(tmp_path, monkeypatch, capsys):
+    def taken(*_):
+        signal.raise_signal(signal.SIGINT)
+        raise Taken("held")
+
+    monkeypatch.setattr(fill_vision_cache.locks, "hold_folder", taken)
+    assert command("cache-vision", VISION_CACHE=str(tmp_path / "vision")) == 130
+    said = capsys.readouterr()
+    assert "Another process fills" in said.out + said.err and "Stopped while another process" in said.err
 
 
 def test_a_folder_with_other_files_is_refused(tmp_path):

@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 
 from adalink_jax import checkpoints, parallel, preemption
 from adalink_jax.data import Task, Tower, VisionCache
-from adalink_jax.errors import UserError
+from adalink_jax.errors import Taken, UserError
 from adalink_jax.files import locks
 from adalink_jax.training.console import Console
 from adalink_jax.training.interrupt import StopRequest
@@ -24,7 +24,7 @@ from adalink_jax.training.setup import Parameters, Setup
 
 SPLITS = ("train", "validation", "test")
 PARTS = ("vision", "qformer")  # the parts of the backbone that the features depend on
-WAIT = 24 * 3600  # seconds that a process waits for another one that fills the same cache
+LOOK = 2.0  # seconds from one look to the next whether another process still fills the same cache
 PART_BYTES = 64 * 2**20
 
 
@@ -62,13 +62,28 @@ def prepare(
     if all(cache.covers(task.name, split) for task, split in wanted):
         return cache
     with contextlib.ExitStack() as at_end:
-        parallel.once(lambda: at_end.enter_context(locks.hold_folder(cache.folder, WAIT)))
+        waits = False
+        while not parallel.once(_lock, cache, at_end):
+            if not waits:
+                console.note(f"Another process fills {cache.folder}; this one waits for it.")
+            if stop.requested():
+                raise stop.stopped(f"Stopped while another process fills {cache.folder}; rerun the same command.")
+            waits = True
         parallel.once(cache.begin)
         cache = VisionCache(setup.vision_cache, tower)  # another process may have filled it meanwhile
         for task, split in wanted:
             if not cache.covers(task.name, split):
                 cache = _fill(cache, setup, params, task, split, mesh, console, stop)
     return cache
+
+
+def _lock(cache: VisionCache, at_end: contextlib.ExitStack) -> bool:
+    """Locks the cache's folder until `at_end` is closed; returns whether no other process has it."""
+    try:
+        at_end.enter_context(locks.hold_folder(cache.folder, LOOK))
+    except Taken:
+        return False
+    return True
 
 
 def _check(setup: Setup, params: Parameters) -> None:

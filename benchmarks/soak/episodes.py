@@ -13,7 +13,7 @@ import signal
 import time
 
 from benchmarks.soak.jobs import Contents, Job, leftovers
-from benchmarks.soak.process import Command, held
+from benchmarks.soak.process import PATIENCE, Command, held
 
 MOST_KILLS = 4
 SIGNALS = (signal.SIGKILL,) * 7 + (signal.SIGTERM,) * 2 + (signal.SIGINT,)
@@ -22,6 +22,7 @@ STATUSES = {signal.SIGTERM: (75, -signal.SIGTERM), signal.SIGINT: (130, -signal.
 DELAYS = (0.0, 0.0, 0.0, 0.002, 0.02)  # seconds from a change of the folder to the freezing
 SIGNS = ("Traceback (most recent call last)", "cannot be used", "is damaged")  # of something wrong, in a log
 TAKEN = 4
+WAITS = "this one waits for it"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,6 +83,7 @@ class Killer:
         place = self._folder / f"{self._job.slug}_{number}"
         episode = Episode(self._job.command, self._job.name, number)
         shutil.rmtree(place, ignore_errors=True)
+        make_folders(self._job, place)
         (log := place.parent / f"{place.name}.log").unlink(missing_ok=True)
         for _ in range(min(most, chance.randint(1, MOST_KILLS))):
             if not self._kill(chance, place, episode) or episode.wrong:
@@ -114,14 +116,22 @@ class Killer:
             return False
         moment = command.change() if inside else f"after {time.monotonic() - command.began:.1f} s"
         kill = {"signal": number.name, "moment": moment, "inside": inside}
+        waiting = None
         if inside and all("second" not in earlier for earlier in episode.kills):
-            kill |= self._second(place, command, episode)
+            if self._job.refuses:
+                kill |= self._second(place, command, episode)
+            else:
+                waiting = self._waiting(place, episode)
         if number == signal.SIGKILL:
             command.kill(children)
         else:
             status = kill["status"] = command.stop(number)
             if status not in (*STATUSES[number], 0):
                 episode.wrong.append(f"{number.name} ({moment}): it ended with status {status}")
+        if waiting is not None:
+            if status := waiting.wait(seconds=PATIENCE):
+                episode.wrong.append(f"{moment}: the second process, which waited, ended with status {status}")
+            waiting.log.unlink()
         episode.kills.append(kill)
         kill["found"] = self._job.progress(place)
         if kill["found"] < before:
@@ -155,6 +165,16 @@ class Killer:
             episode.wrong.append(f"{command.change()}: a second process changed {', '.join(changed[:3])}")
         return {"second": status}
 
+    def _waiting(self, place: pathlib.Path, episode: Episode) -> Command | None:
+        """Starts the same command a second time, and returns it once it waits for the first one, if that holds a lock."""
+        if not held(place):
+            return None
+        second = Command(self._arguments, place, name=f"{place.name}_second")
+        status = second.wait(lambda: WAITS in second.log.read_text(encoding="utf-8"), seconds=120)
+        if status is not None:
+            episode.wrong.append(f"a second process did not wait; it ended with status {status}")
+        return second
+
     def _finish(self, place: pathlib.Path, episode: Episode) -> None:
         """Lets the command end, unless it has, and compares its result."""
         if not self._ended(place):
@@ -179,6 +199,12 @@ class Killer:
         return False
 
 
+def make_folders(job: Job, place: pathlib.Path) -> None:
+    """The folders that exist before the job starts."""
+    for folder in job.folders:
+        (place / folder).mkdir(parents=True)
+
+
 def arguments_of(job: Job, inputs: pathlib.Path) -> list[str]:
     """The command line of a job."""
     return [argument.replace("{inputs}", str(inputs)) for argument in job.arguments]
@@ -194,6 +220,7 @@ def undisturbed(job: Job, folder: pathlib.Path, inputs: pathlib.Path) -> Referen
     record, took = folder / f"{job.slug}.changes", folder / f"{job.slug}.seconds"
     if not took.exists():
         shutil.rmtree(place, ignore_errors=True)
+        make_folders(job, place)
         command = Command(arguments_of(job, inputs), place, record=record)
         if status := command.wait():
             raise SystemExit(

@@ -17,8 +17,8 @@ from safetensors.numpy import load_file
 TRACES = ("lock", "log.txt", "attempts.jsonl", "tensorboard", "checkpoints", "best", "compilation_cache")
 # What killed processes may leave beside files that were being written, and what belongs to this machine alone.
 HIDDEN = re.compile(r"\.(.+\.)?(partial|lock|[0-9a-f]{8})|\.compilation_cache")
-# Values that are measured, or the segments of a resumed run.
-MEASURED = ("seconds", "step_seconds", "segments", "train/examples_per_second")
+# Values that are measured, or the segments of a resumed run. A process that makes no step measures none.
+MEASURED = ("seconds", "step_seconds", "step_flops", "segments", "train/examples_per_second")
 
 Contents = Mapping[str, Any]
 
@@ -32,6 +32,7 @@ class Job:
       arguments: of `adalink`; `{inputs}` stands for the folder of the inputs.
       progress: maps the job's folder to a number that must never become smaller, 0 for none: what a restart finds.
       contents: maps the job's folder to its result.
+      folders: that exist before.
       refuses: a second process is refused while one works; otherwise it waits, or shares the work.
     """
 
@@ -39,6 +40,7 @@ class Job:
     arguments: tuple[str, ...]
     progress: Callable[[pathlib.Path], int] = lambda place: 0
     contents: Callable[[pathlib.Path], Contents] = lambda place: contents(place)
+    folders: tuple[str, ...] = ()
     refuses: bool = True
 
     @property
@@ -146,6 +148,7 @@ JOBS = (
     Job("cache-vision", ("cache-vision", *MODEL, "--gin_file=gin/runs/finetune.gin", "--gin.BATCH_SIZE=2",
                          "--gin.VISION_CACHE='vision'"), _parts, _features, refuses=False),
     Job("convert to t5x", ("convert", "{inputs}/t5", "checkpoint_1", "--to", "t5x")),
+    Job("convert to t5x, into a folder", ("convert", "{inputs}/t5", "checkpoint_1", "--to", "t5x"), folders=("checkpoint_1",)),
     Job("convert to hf", ("convert", "{inputs}/t5", "out", "--to", "hf")),
     Job("convert to native", ("convert", "bundled:pali_nano_raw", "out", "--to", "native", "--dtype", "bfloat16")),
     Job("export to hf", ("export", "{inputs}/adapter", "out", "--to", "hf", "--base", "{inputs}/t5")),

@@ -56,13 +56,19 @@ def _watch(folder: str, mark: str, at: int | None, delay: float) -> None:
             return
         here.inside = True
         try:
-            path = os.path.abspath(os.fsdecode(path))
+            path = os.path.abspath(_within(event, arguments) + os.fsdecode(path))
             if path.startswith(folder):
                 on_change(event, path)
         finally:
             here.inside = False
 
     sys.addaudithook(hook)
+
+
+def _within(event: str, arguments: tuple) -> str:
+    """The folder that a path is relative to if the call names one by its number, as shutil.rmtree does."""
+    number = arguments[-1] if event in ("os.remove", "os.mkdir", "os.rmdir") else -1
+    return os.readlink(f"/proc/self/fd/{number}") + os.sep if isinstance(number, int) and number >= 0 else ""
 
 
 if "SOAK_FOLDER" in os.environ:

@@ -5,6 +5,8 @@ from collections.abc import Iterable
 
 import numpy as np
 
+TUNED = "tuned.gin"  # the choice, the last file that `adalink tune` writes
+
 
 @dataclasses.dataclass(frozen=True)
 class Trial:

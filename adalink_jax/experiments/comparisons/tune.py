@@ -7,12 +7,12 @@ from collections.abc import Callable
 from etils import epath
 from matplotlib.figure import Figure
 
-from adalink_jax.experiments.comparisons.learning_rate import Tuned, choose
+from adalink_jax.experiments.comparisons.learning_rate import TUNED, Tuned, choose
 from adalink_jax.files.places import path_of
 from adalink_jax.files.whole_file import write_text, writing
 from adalink_jax.training.packs.run_pack import train_pack
 
-TUNED, CURVE, PLOT = "tuned.gin", "curve.csv", "curve.png"
+CURVE, PLOT = "curve.csv", "curve.png"
 
 
 def tune(model_dir: str, settings: Callable[[], dict[str, str]], config_text: Callable[[], str]) -> tuple[Tuned, str]:

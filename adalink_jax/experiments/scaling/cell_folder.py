@@ -16,7 +16,7 @@ from etils import epath
 
 from adalink_jax import configuration
 from adalink_jax.errors import UserError
-from adalink_jax.experiments.comparisons.learning_rate import choose
+from adalink_jax.experiments.comparisons.learning_rate import TUNED, choose
 from adalink_jax.experiments.scaling.study import BASES, RUNS, TUNING, Cell, Study
 from adalink_jax.experiments.sweeps.run_folder import SUMMARY, RunFolder
 from adalink_jax.files.json_lines import read_json_lines
@@ -68,8 +68,8 @@ class CellFolder(RunFolder):
         return self.trained() if self.cell.stage == BASES else self.result() is not None
 
     def trained(self) -> bool:
-        """Whether its folder has everything that was trained."""
-        return super().finished()
+        """Whether its folder has everything that was trained, and chosen."""
+        return super().finished() and (self.cell.stage != TUNING or (self.path / TUNED).exists())
 
     @property
     def settings_in_0_1_0(self) -> dict[str, str]:

@@ -9,6 +9,7 @@ report of the folder: a file opened for writing, renamed, truncated or removed, 
     SOAK_DELAY      seconds from that change to the stop
 """
 
+import contextlib
 import os
 import signal
 import sys
@@ -56,7 +57,8 @@ def _watch(folder: str, mark: str, at: int | None, delay: float) -> None:
             return
         here.inside = True
         try:
-            path = os.path.abspath(_within(event, arguments) + os.fsdecode(path))
+            with contextlib.suppress(OSError):  # a folder that is gone, or a system without /proc
+                path = os.path.abspath(_within(event, arguments) + os.fsdecode(path))
             if path.startswith(folder):
                 on_change(event, path)
         finally:

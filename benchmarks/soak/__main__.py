@@ -11,6 +11,7 @@ import dataclasses
 import os
 import pathlib
 import platform
+import signal
 import time
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -41,6 +42,7 @@ def main() -> int:
         parser.error(f"--commands: there is no {', '.join(sorted(unknown))}; there are {', '.join(commands)}")
     out = options.out.resolve() / f"seed_{options.seed}"
     out.mkdir(parents=True, exist_ok=True)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell lets what it starts with & ignore it
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(out / "cache"))
     console = Console()
     console.print(f"seed {options.seed}; {out}", soft_wrap=True)

@@ -86,7 +86,7 @@ class Killer:
         make_folders(self._job, place)
         (log := place.parent / f"{place.name}.log").unlink(missing_ok=True)
         for _ in range(min(most, chance.randint(1, MOST_KILLS))):
-            if not self._kill(chance, place, episode) or episode.wrong:
+            if self._ended(place) or not self._kill(chance, place, episode) or episode.wrong:
                 break
         if not episode.wrong:
             self._finish(place, episode)

@@ -121,6 +121,25 @@ def test_a_setting_of_something_that_the_run_does_not_use_is_an_error(capsys, tm
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("argv", [
+    ["quickstart", "--gin.adafactor.decay_rate=0.5"],
+    ["quickstart", "--gin.optimizers.warmup_rsqrt.peak=0.5"],
+    ["train", "--gin_file=gin/runs/quickstart.gin", "--gin.LoRA.rank=2"],
+    ["pack", "--gin_file=gin/runs/quickstart.gin", "--gin.LoRA.rank=2"],
+    ["eval", "--gin_file=gin/runs/quickstart.gin", "--gin.adamw.b2=0.5"],
+    ["cache-vision", "--gin_file=gin/runs/quickstart.gin", "--gin.BeamSearch.num_decodes=2"],
+    ["infer", "rows.csv", "out.csv", "--gin_file=gin/models/pali_nano.gin", "--gin.VOCABULARY='bytes'", "--gin.INITIAL_CHECKPOINT_PATH='x'", "--gin.LoRA.rank=2"],
+], ids=lambda argv: argv[0])  # fmt: skip
+def test_a_setting_that_no_reference_leads_to_is_refused_before_anything_is_read(capsys, tmp_path, monkeypatch, argv):
+    from adalink_jax import data
+
+    monkeypatch.setattr(data, "get_tasks", None)
+    model_dir = [] if argv[0] in ("eval", "cache-vision", "infer") else [f"--gin.MODEL_DIR='{tmp_path}/run'"]
+    assert main([*argv, *model_dir]) == 2
+    assert re.match("error: --gin.* is set, but nothing in this run uses .*\\.\n$", err := capsys.readouterr().err), err
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_method_that_fails_is_status_1(capsys, monkeypatch):
     from adalink_jax.contract import behaviours
 

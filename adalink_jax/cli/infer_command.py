@@ -37,6 +37,7 @@ def infer(argv: list[str]) -> int:
     if not options.run:
         configuration.load(flags, extra_files=("gin/runs/infer.gin",))
         configuration.require(MODEL)
+        configuration.check_reachable(flags, "Predictor")
     from adalink_jax.serving import Predictor, rows
 
     source = _source(options, flags.trust_modules)

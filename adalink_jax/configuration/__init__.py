@@ -4,7 +4,7 @@ Imports no numerical library, and from this package only `errors`, `moved` and `
 """
 
 from adalink_jax.configuration.flags import GinFlags, parse_flags
-from adalink_jax.configuration.gin_checks import check_all_used
+from adalink_jax.configuration.gin_checks import check_all_used, check_reachable
 from adalink_jax.configuration.gin_files import gin_root
 from adalink_jax.configuration.load import (
     as_in_0_1_0,
@@ -25,6 +25,7 @@ __all__ = [
     "as_in_0_1_0",
     "bindings",
     "check_all_used",
+    "check_reachable",
     "consent_option",
     "default_of",
     "gin_root",

@@ -59,6 +59,14 @@ def macro_name(reference: gin_config.ConfigurableReference) -> str | None:
     return reference.scoped_selector.rpartition("/")[0] if reference.config_key[1] == MACRO else None
 
 
+# Code calls these by itself, each for one command; other configurables that code calls may be called for any.
+ROOTS = {"train", "train_pack", "Predictor", "Comparison", "Study", "Sweep", "step_cost"}
+# Code calls no configurable of these modules: references choose among them.
+BY_REFERENCE = tuple(
+    f"adalink_jax.{module}."
+    for module in ("adapters", "models", "training.optimizers", "training.packs.members", "training.prompt_start")
+)
+
 # --- checks ---
 
 
@@ -119,6 +127,49 @@ def _check_cycles(known: dict[str, object]) -> None:
         raise UserError(f"The macro {min(e.args[1], key=list(known).index)} refers to itself; give it a value.") from e
 
 
+def check_reachable(flags: GinFlags, *roots: str) -> None:
+    """Checks that references lead to everything set on the command line, before anything is built; `check_all_used` is exact.
+
+    Args:
+      flags: of the command line.
+      roots: those of `ROOTS` that the command calls.
+
+    Raises:
+      UserError: for the first parameter of a model, adapter, optimizer or schedule that nothing refers to.
+    """
+    reached, parameters_of = {MACRO}, {}
+    for (_, selector), parameters in CONFIG.items():
+        parameters_of.setdefault(selector, []).extend(parameters.values())
+    waiting = {x for x in parameters_of if not x.startswith(BY_REFERENCE) and x.split(".")[-1] not in ROOTS - {*roots}}
+    while waiting:
+        selector = waiting.pop()
+        if selector not in reached:
+            reached.add(selector)
+            for value in parameters_of.get(selector, ()):
+                waiting |= _selectors(value)
+    if any(selector.partition(".")[0] not in ("adalink_jax", "gin") for selector in reached):
+        return  # a user's own code may call anything
+    for name, text in flags.bindings:
+        path, _, _ = name.rpartition(".")
+        function = moved_selectors.current(path.rpartition("/")[2])
+        matching = gin_config._REGISTRY.matching_selectors(function) if path else []
+        if matching and not reached & {*matching} and all(x.startswith(BY_REFERENCE) for x in matching):
+            raise _unused(name, text)
+
+
+def _selectors(value: object) -> set[str]:
+    """The selectors of the configurables that a value refers to, by macros too."""
+    selectors = set()
+    for reference in references(value):
+        macro = macro_name(reference)
+        selectors |= {reference.config_key[1]} if macro is None else _selectors(macros_set().get(macro))
+    return selectors
+
+
+def _unused(name: str, text: str) -> UserError:
+    return UserError(f"--gin.{name}={text} is set, but nothing in this run uses {name.rpartition('.')[0]}.")
+
+
 def check_all_used(flags: GinFlags) -> None:
     """Checks that everything set on the command line was used by something that was built.
 
@@ -135,4 +186,4 @@ def check_all_used(flags: GinFlags) -> None:
             for used_scope, selector, used_parameter in used
         )  # fmt: skip
         if path and not any(matches):
-            raise UserError(f"--gin.{name}={text} is set, but nothing in this run uses {path}.")
+            raise _unused(name, text)

@@ -29,6 +29,7 @@ def load_pack(flags: GinFlags, name: str) -> GinFlags:
     if configuration.bindings().get(PEAK, "1.0") != "1.0":
         flags = flags.binding(PEAK, "1.0")
         configuration.load(flags, extra_files=files)
+    configuration.check_reachable(flags, "train_pack")
     return flags
 
 

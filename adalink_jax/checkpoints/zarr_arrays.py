@@ -18,7 +18,7 @@ from etils import epath
 
 from adalink_jax.errors import CheckpointError
 from adalink_jax.files.leaves import Index, Leaf, check_shape
-from adalink_jax.files.places import file_size, is_remote
+from adalink_jax.files.places import file_size, is_remote, path_of
 from adalink_jax.files.typed_json import LARGEST, Form, as_form, parse_object
 
 ZARR2, ZARR3 = ".zarray", "zarr.json"  # files of an array's metadata
@@ -90,7 +90,7 @@ def stored_in(folder: epath.Path, path: str) -> Stored | None:
     files = nbytes = 0
     for at, _, names in os.walk(folder):
         for name in names:
-            size = file_size(epath.Path(at) / name, error=CheckpointError)
+            size = file_size(path_of(at) / name, error=CheckpointError)
             if name not in (ZARR2, ZARR3):
                 files, nbytes = files + 1, nbytes + size
     return Stored(files, nbytes)

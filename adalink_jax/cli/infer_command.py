@@ -10,8 +10,6 @@ import typing
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from etils import epath
-
 from adalink_jax import configuration
 from adalink_jax.cli.arguments import add_seqio, gin_parser, option, parse, register, use_seqio
 from adalink_jax.configuration.requirements import MODEL
@@ -219,7 +217,7 @@ def _converter(options: argparse.Namespace, source: "rows.Source", path: str) ->
         write(list(numbered(trial)), pathlib.Path(folder) / "trial", **settings)
 
     def convert(path: str) -> object:
-        return write(list(numbered(read_json_lines(epath.Path(path)))), output, **settings)
+        return write(list(numbered(read_json_lines(path_of(path)))), output, **settings)
 
     return convert
 

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from etils import epath
 from PIL import Image
 
 from adalink_jax.checkpoints import folder_of
@@ -14,6 +13,7 @@ from adalink_jax.checkpoints.families import image_processors
 from adalink_jax.checkpoints.hugging_face import VOCABULARY_FILES
 from adalink_jax.data.transformers_vocabulary import QFORMER_FOLDER
 from adalink_jax.errors import UserError
+from adalink_jax.files.places import path_of
 from adalink_jax.files.typed_json import find_object
 
 ENDED = -1  # fills up rows of outputs
@@ -136,7 +136,7 @@ class Reference:
 
     def other_settings(self) -> list[str]:
         """Settings of `generation_config.json` that change `transformers`' outputs and that this package does not read."""
-        stated = find_object(epath.Path(self._folder) / "generation_config.json") or {}
+        stated = find_object(path_of(self._folder) / "generation_config.json") or {}
         usual = self._transformers.GenerationConfig().to_dict() | {"use_cache": True}
         without_effect = (
             "decoder_start_token_id",

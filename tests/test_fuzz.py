@@ -4,7 +4,7 @@ import dataclasses
 import json
 
 import pytest
-from fuzz import fakes, outcomes
+from fuzz import fakes, outcomes, targets
 from fuzz.engine import Limits, draw, fuzz
 from hypothesis import strategies as st
 
@@ -19,7 +19,7 @@ def test_every_end_of_an_input_is_counted_and_failing_inputs_are_kept(tmp_path):
     drawn = [kinds.get(end, outcomes.UNCLEAR) for end in draw(st.sampled_from(fakes.ENDS), 60, 0)]
     assert len(set(drawn)) == 7 and counts == {kind: drawn.count(kind) for kind in drawn}
     causes = {detail.partition(":")[0] for (_, kind, detail) in tally.causes if kind == outcomes.UNCLEAR}
-    assert causes == {"several lines", "unprintable characters", "the thing is not named", "no remedy"}
+    assert causes == {"several lines", "control characters", "the thing is not named", "no remedy"}
     for (_, kind, _), folder in tally.kept.items():
         about = json.loads((folder / "about.json").read_text())
         assert about["outcome"] == kind and repr((folder / "input" / "input").read_text()) == about["plan"]
@@ -35,3 +35,20 @@ def test_a_target_whose_sound_input_is_refused_ends_the_run(tmp_path, monkeypatc
     monkeypatch.setitem(fakes.TARGETS, "fakes", dataclasses.replace(fakes.TARGETS["fakes"], sound="sentence"))
     with pytest.raises(RuntimeError, match="A sound input of fakes is refused in one sentence"):
         fuzz("fuzz.fakes", {"fakes": 1}, 0, tmp_path)
+
+
+INPUTS = {
+    "adapters": 50, "native bases": 25, "Hugging Face bases": 25, "t5x bases": 25, "runs": 40, "resumed runs": 6, "gin values": 40,
+    "gin files": 20, "tables": 30, "pictures": 15, "archives": 15, "shell payloads": 50, "jobs": 20,
+}  # fmt: skip
+
+
+def test_no_input_is_accepted_though_changed_or_ends_in_a_traceback(tmp_path):
+    assert INPUTS.keys() == targets.TARGETS.keys()
+    tally = fuzz("fuzz.targets", INPUTS, 20, tmp_path)
+    failures = [
+        f"{count} x {kind}: {outcome}, {detail}\n{(tally.kept[kind, outcome, detail] / 'about.json').read_text('utf-8')}"
+        for (kind, outcome, detail), count in tally.causes.items()
+    ]
+    assert not failures, "\n".join(failures)
+    assert tally.of(*outcomes.ALL) == sum(INPUTS.values())

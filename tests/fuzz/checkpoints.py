@@ -31,7 +31,7 @@ def _make(plan: tuple[str, list[damage.Edit], bool], originals: pathlib.Path) ->
     damage.damaged(originals / name / INPUT, pathlib.Path(INPUT), changes)
     for file in SEALED if sealed_anew else ():
         path = pathlib.Path(INPUT, file)
-        if path.is_file() and not path.is_symlink() and damage.is_json(path):
+        if not path.is_symlink() and damage.is_json(path):
             _seal(path, SEALED[file])
 
 

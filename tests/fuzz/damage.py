@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from hypothesis import strategies as st
 
 LARGEST_FILE = 2**40  # bytes, of a file with holes
+LARGEST_EDITED = 2**24
 
 
 class Edit(NamedTuple):
@@ -43,7 +44,9 @@ WHERE = st.integers(0, 9_999).map(lambda number: number / 10_000)
 
 
 def is_json(path: pathlib.Path) -> bool:
-    """Whether a file holds a JSON object or list."""
+    """Whether a regular file of a usual size holds a JSON object or list."""
+    if not path.is_file() or path.stat().st_size > LARGEST_EDITED:
+        return False
     try:
         return isinstance(json.loads(path.read_bytes()), (dict, list))
     except (ValueError, OSError):
@@ -98,7 +101,7 @@ def damaged(originals: pathlib.Path, folder: pathlib.Path, changes: list[Edit]) 
 
 def _apply(path: pathlib.Path, change: Edit, folder: pathlib.Path) -> None:
     if change.how in ("value", "delete", "name", "nudge", "copy", "nest"):
-        if path.stat().st_size > 2**24:
+        if path.stat().st_size > LARGEST_EDITED:
             return
         raw = path.read_bytes()
         head, text, tail = _parts(path, raw)
@@ -109,7 +112,7 @@ def _apply(path: pathlib.Path, change: Edit, folder: pathlib.Path) -> None:
         text = change_json(value, change)
         path.write_bytes(_joined(head, text.encode("utf-8", "surrogatepass"), tail))
     elif change.how in ("flip", "cut", "overwrite", "insert", "drop", "append", "text"):
-        if path.stat().st_size < 2**24:
+        if path.stat().st_size < LARGEST_EDITED:
             path.write_bytes(_bytes(path.read_bytes(), change))
     else:
         _replace(path, change, folder)

@@ -7,6 +7,7 @@ import os
 import re
 import sys
 import traceback
+import unicodedata
 from collections.abc import Callable, Sequence
 
 EQUAL = "accepted, equal"
@@ -26,7 +27,7 @@ _REMEDY = re.compile(
     r"[;:,.(] (?:\w+ )?(?:add|allow|ask|change|check|choose|close|compute|convert|copy|cut|delete|download|expected|free|fill|give|"
     r"install|it (?:has|must)|launch|leave|lower|make|mark|move|must|name|pass|quote|raise|read|remove|rename|repair|replace|rerun|"
     r"run|save|scale|see|set|shorten|start|state|there (?:are|is)|train|update|use|write)\b|did you mean|must be|such as|"
-    r"^There is no|is empty|is missing"  # what is missing or empty is its own remedy
+    r"^There is no|is empty|is missing|, line \d+: |nothing refers to|as a Python literal|only .* (?:is|are) supported"  # what to do is plain
 )
 
 
@@ -107,8 +108,8 @@ def unclear(err: str, names: Sequence[str]) -> str | None:
         return "no error is printed"
     if "\n" in sentence or "\r" in sentence:
         return "several lines"
-    if not sentence.isprintable():
-        return "unprintable characters"
+    if any(unicodedata.category(sign) in ("Cc", "Cf", "Cs", "Zl", "Zp") for sign in sentence):
+        return "control characters"
     if len(sentence) > _LONGEST:
         return f"more than {_LONGEST} characters"
     if names and not any(name in sentence for name in names):

@@ -31,7 +31,7 @@ members and sizes, wrong values of gin settings, and shell payloads in every val
 | accepted, differs | nothing protects what was changed: no digest is stated, or it was made anew after the change |
 | refused in one sentence | exit status 2; the sentence names the file or the setting, and what to do |
 | accepted though changed | a digest or a declared fact contradicts it, a row is lost, or a payload ran |
-| refused unclearly | several lines, unprintable characters, no name of the thing, no remedy, or another exit status |
+| refused unclearly | several lines, control characters, no name of the thing, no remedy, or another exit status |
 | over its time, its memory | more than {seconds:g} s, more than {megabytes:,.0f} MB |
 
 {counts}

@@ -1,5 +1,5 @@
 """All targets by the kind of their input."""
 
-from fuzz import checkpoints, data_files, launchers
+from fuzz import checkpoints, data_files, launchers, runs, settings
 
-TARGETS = {**checkpoints.TARGETS, **data_files.TARGETS, **launchers.TARGETS}
+TARGETS = {**checkpoints.TARGETS, **runs.TARGETS, **settings.TARGETS, **data_files.TARGETS, **launchers.TARGETS}

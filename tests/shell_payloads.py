@@ -9,6 +9,7 @@ import os
 import pathlib
 import re
 import subprocess
+from collections.abc import Sequence
 
 import yaml
 
@@ -53,8 +54,9 @@ done
     "sbatch": 'SLURM_JOB_ID=1 bash "${@: -1}"',
     "srun": 'while [[ $1 == --* ]]; do shift; done; "$@"',
     "curl": "echo 0",
+    "squeue": "echo 1 RUNNING",
 }
-_PROGRAMS = (*_BODIES, "adalink", "kubectl", "module", "python3", "scontrol", "sleep")
+_PROGRAMS = (*_BODIES, "adalink", "kubectl", "module", "python3", "sacct", "scancel", "scontrol", "sleep")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,6 +97,22 @@ def ran(folder: pathlib.Path, job: Job, settings: launching.Settings, staged: di
     for name, text in files.items():
         (folder / job.folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / job.folder / name).write_text(text)
+    main = folder / job.folder / rendered.main
+    return submitted(folder, rendered.submit or ["bash", str(main)], main)
+
+
+def submitted(folder: pathlib.Path, command: Sequence[str], main: pathlib.Path) -> Ran:
+    """Runs the command that submits a job, whose main file is `main`, in `folder` and with the fakes."""
+    environment = with_fakes(folder)
+    done = subprocess.run(
+        command, cwd=folder, env=environment, stdin=subprocess.DEVNULL, capture_output=True, timeout=20
+    )
+    recorded = [*_calls(folder / "calls"), *_read(main.read_text(encoding="utf-8"), main.name)]
+    return Ran(done.returncode, done.stderr.decode(errors="replace"), recorded, pwned(folder))
+
+
+def with_fakes(folder: pathlib.Path) -> dict[str, str]:
+    """Puts the fakes into `folder`, with no calls yet; returns the environment in which they are found first."""
     fakes, host, calls = folder / "fakes", folder / "host", folder / "calls"
     if not fakes.exists():
         fakes.mkdir()
@@ -103,18 +121,13 @@ def ran(folder: pathlib.Path, job: Job, settings: launching.Settings, staged: di
             (fakes / name).chmod(0o755)
     host.mkdir(exist_ok=True)
     calls.write_bytes(b"")
-    main = folder / job.folder / rendered.main
-    done = subprocess.run(
-        rendered.submit or ["bash", main],
-        cwd=folder,
-        env={"PATH": f"{fakes}:{os.environ['PATH']}", "HOME": str(folder), "FAKE_CALLS": str(calls), "FAKE_HOST": str(host)},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        timeout=20,
-    )  # fmt: skip
-    recorded = [*_calls(calls), *_read(main.read_text(), rendered.main)]
-    pwned = [path for path in folder.rglob("*PWN*") if path.name == "PWN"]
-    return Ran(done.returncode, done.stderr.decode(errors="replace"), recorded, bool(pwned))
+    path = f"{fakes}:{os.environ['PATH']}"
+    return {"PATH": path, "HOME": str(folder), "FAKE_CALLS": str(calls), "FAKE_HOST": str(host)}
+
+
+def pwned(folder: pathlib.Path) -> bool:
+    """Whether a payload ran."""
+    return any(path.name == "PWN" for path in folder.rglob("*PWN*"))
 
 
 def _calls(path: pathlib.Path) -> list[list[str]]:

@@ -26,7 +26,7 @@ class Edit(NamedTuple):
 
 ODD_TEXTS = st.sampled_from(
     ["", " ", "a\nb", "[/bold]", "[red]", "\x1b[31m", "\x00", "nan", "1e3", "../x", "..", "/", "/dev/zero", "~", "%s {0} {x}",
-     "$(touch CANARY)", "é\u2028\u202e", "F32", "float32", "bundled:pali_nano_raw", "x" * 5000, "\U0001f600", "None", "0"]
+     "$(touch PWN)", "é\u2028\u202e", "F32", "float32", "bundled:pali_nano_raw", "x" * 5000, "\U0001f600", "None", "0"]
 )  # fmt: skip
 TEXTS = st.one_of(ODD_TEXTS, st.text(max_size=12))
 ODD_NUMBERS = st.sampled_from(
@@ -38,7 +38,7 @@ SCALARS = st.one_of(
 VALUES = st.one_of(
     SCALARS, SCALARS,
     st.recursive(SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXTS, inner, max_size=3), max_leaves=6),
-    st.just([["touch", "CANARY"]]), st.just({}), st.just([]),
+    st.just([["touch", "PWN"]]), st.just({}), st.just([]),
 )  # fmt: skip
 WHERE = st.integers(0, 9_999).map(lambda number: number / 10_000)
 

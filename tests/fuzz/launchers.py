@@ -5,54 +5,24 @@ import os
 import pathlib
 import shlex
 import subprocess
+from unittest import mock
 
 import yaml
 from hypothesis import strategies as st
-from launch_cases import CLUSTER, FILES, PROJECT, TRAIN, fake, make_files, topology
+from launch_cases import CLUSTER, FILES, PROJECT, TRAIN, make_files, topology
+from shell_payloads import PAYLOADS, pwned, submitted, with_fakes
 
 from fuzz import damage
 from fuzz.engine import Target
-from fuzz.outcomes import CHANGED, EQUAL, EXCEPTION, UNPROTECTED, Outcome, judge, run
+from fuzz.outcomes import CHANGED, EQUAL, UNPROTECTED, Outcome, judge, run
 
-CANARY = "CANARY"  # a file that no command makes unless a payload runs
-TOUCH = f"touch {CANARY}"
-PAYLOADS = (
-    f"$({TOUCH})", f"`{TOUCH}`", f";{TOUCH};", f"&& {TOUCH} #", f"| {TOUCH}", f"& {TOUCH} &", f"\n{TOUCH}\n", f"\r\n{TOUCH}\r\n",
-    f">{CANARY}", f"$({{touch,{CANARY}}})", f"`{{touch,{CANARY}}}`", f";{{touch,{CANARY}}};", f"${{x:-$({TOUCH})}}", f"<({TOUCH})",
-    f"\"; {TOUCH}; \"", f"'; {TOUCH}; '", f"\"$({TOUCH})\"", f"'$({TOUCH})'", f"\\\"; {TOUCH} #", f"\\'; {TOUCH} #", f"a\\\n{TOUCH}",
-    f"x\" --wrap=\"{TOUCH}", f" --prolog={TOUCH}", f"%s$({TOUCH})", f"{{{{ {TOUCH} }}}}", f"*$IFS;touch$IFS{CANARY}", "!!", "$HOME", "~/x",
-    f"\x00;{TOUCH}", f"\u2028{TOUCH}", f"a[$({TOUCH})]", "-x", "--help", "%j%u", "a b", "\t", "é", "'", '"', "\\", "$", "`", "(", "{", "#x",
-)  # fmt: skip
-FAKES = {
-    "adalink": 'printf "%s\\0" "$@" >"$FAKE_ARGUMENTS"',
-    "srun": 'while [ "${1#--}" != "$1" ]; do shift; done; exec "$@"',
-    # ssh runs a text in a shell of the host, as the real one does; scp copies to the host's folder.
-    "gcloud": """
-case "$*" in
-  *" describe "*) echo ACTIVE ;;
-  *" ssh "*) for word; do case "$word" in --command=*) cd "$FAKE_HOST" && exec bash -c "${word#--command=}" ;; esac; done ;;
-  *" scp "*) cd "$FAKE_HOME" && exec "$FAKE_PYTHON" "$FAKE_HOST/scp.py" "$@" ;;
-esac
-""",
-    "sleep": "", "curl": "echo 0", "python3": "", "module": "", "scontrol": "", "sbatch": "echo 7", "squeue": "echo 7 RUNNING",
-    "sacct": "", "scancel": "", "kubectl": "echo running",
-}  # fmt: skip
-SCP = """
-import os, shutil, sys
-host = os.path.dirname(__file__)
-words = [word for word in sys.argv[sys.argv.index("scp") + 1 :] if not word.startswith("--")]
-place = lambda word: os.path.join(host, word.partition(":")[2]) if ":" in word else word
-for word in words[:-1]:
-    source, to = place(word), place(words[-1])
-    if os.path.isdir(source):
-        shutil.copytree(source, os.path.join(to, os.path.basename(source.rstrip("/"))), dirs_exist_ok=True)
-    elif os.path.exists(source):
-        os.makedirs(to, exist_ok=True)
-        shutil.copy(source, to)
-"""
 _PARTS = st.sampled_from(("", "", "a", "runs/x", "gs://b/r", "a'b", "x/"))
-TEXTS = st.builds(lambda before, payload, after: before + payload + after, _PARTS, st.sampled_from(PAYLOADS), _PARTS)
-OWN_GIN = "--gin_file={}"
+TEXTS = st.builds(
+    lambda before, payload, after: before + payload + after,
+    _PARTS,
+    st.sampled_from((*PAYLOADS, "\0;touch PWN")),
+    _PARTS,
+)
 # Launcher -> its sound options, the settings that take a text, and those that take a list of texts.
 LAUNCHERS = {
     "slurm": ([topology("h100:8")], ("ACCOUNT", "PARTITION", "QOS", "TIME", "CONTAINER_IMAGE"), ("MODULES", "CONTAINER_MOUNTS", "SBATCH")),
@@ -60,6 +30,12 @@ LAUNCHERS = {
     "gke": ([topology("v6e:2x4"), *CLUSTER], ("CONTEXT", "IMAGE", "NAMESPACE", "ACCELERATOR", "QUEUE", "SERVICE_ACCOUNT"), ()),
     "local": ([], ("PLATFORM",), ()),
 }  # fmt: skip
+SUBMITTED = {
+    "slurm": ("job.sbatch", "sbatch"),
+    "tpu": ("job.sh", "bash"),
+    "gke": ("jobset.yaml", "kubectl"),
+    "local": ("processes.txt", "bash"),
+}
 ANYWHERE = ("--name", "--folder", "MODEL_DIR", "value", "gin file", "argument")
 Plan = tuple[str, tuple[tuple[str, str], ...]]  # launcher, (place, text) of each payload
 
@@ -74,24 +50,6 @@ def _payload_plans(originals: pathlib.Path) -> st.SearchStrategy[Plan]:
         return st.tuples(st.just(launcher), slots.map(tuple))
 
     return st.sampled_from(sorted(LAUNCHERS)).flatmap(of)
-
-
-def _fakes(place: pathlib.Path) -> dict[str, str]:
-    """Puts fakes of all programs in `place/fakes`; returns the environment that finds them first."""
-    import sys
-
-    for name, body in FAKES.items():
-        fake(place / "fakes", name, body)
-    (place / "host").mkdir(exist_ok=True)
-    (place / "host" / "scp.py").write_text(SCP)
-    return os.environ | {
-        "PATH": f"{place / 'fakes'}{os.pathsep}{os.environ['PATH']}", "FAKE_ARGUMENTS": str(place / "arguments"),
-        "FAKE_HOST": str(place / "host"), "FAKE_HOME": str(place), "FAKE_PYTHON": sys.executable, "SLURM_JOB_ID": "7",
-    }  # fmt: skip
-
-
-def _canary(place: pathlib.Path) -> bool:
-    return any(path.name.startswith(CANARY) for path in place.rglob(f"{CANARY}*"))
 
 
 def _command(launcher: str, slots: dict[str, str]) -> tuple[list[str], list[str]]:
@@ -119,28 +77,16 @@ def _command(launcher: str, slots: dict[str, str]) -> tuple[list[str], list[str]
 def _run_payload(plan: Plan, originals: pathlib.Path) -> Outcome:
     place, (launcher, slots) = pathlib.Path.cwd(), (plan[0], dict(plan[1]))
     make_files(place)
-    environment = _fakes(place)
-    for name in ("gin file", "WHEEL", "CONSTRAINTS"):  # files of these names are there, if a file can have it
-        if (
-            name in slots
-            and "\0" not in slots[name]
-            and not slots[name].startswith(("/", "~"))
-            and ".." not in slots[name]
-        ):
-            file = place / slots[name]
-            if not file.exists() and slots[name].strip("/"):
-                file.parent.mkdir(parents=True, exist_ok=True)
-                if not slots[name].endswith("/"):
-                    file.write_text(FILES["mine.gin"] if name == "gin file" else "")
+    for name in ("gin file", "WHEEL", "CONSTRAINTS"):  # files of these names are there, if a file can have them
+        text = slots.get(name, "")
+        if text.strip("/") and "\0" not in text and not text.startswith(("/", "~")) and ".." not in text:
+            (place / text).parent.mkdir(parents=True, exist_ok=True)
+            if not (place / text).exists() and not text.endswith("/"):
+                (place / text).write_text(FILES["mine.gin"] if name == "gin file" else "", encoding="utf-8")
     words, command = _command(launcher, slots)
-    before = dict(os.environ)
-    os.environ["PATH"] = environment["PATH"]
-    try:
+    with mock.patch.dict(os.environ, with_fakes(place)):
         done = run("launch", *words, "--", *command)
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
-    return judge(done, lambda done: _execute(launcher, place, environment, command), _slot_names(slots))
+    return judge(done, lambda done: _execute(launcher, place, command), _slot_names(slots))
 
 
 def _slot_names(slots: dict[str, str]) -> tuple[str, ...]:
@@ -149,71 +95,41 @@ def _slot_names(slots: dict[str, str]) -> tuple[str, ...]:
     return (*(words.get(name, name) for name in slots), *(name.strip("-") for name in slots), *shown)
 
 
-def _execute(launcher: str, place: pathlib.Path, environment: dict[str, str], command: list[str]) -> Outcome:
-    """Runs what was written, as the cluster and a user would."""
+def _execute(launcher: str, place: pathlib.Path, command: list[str]) -> Outcome:
+    """Submits what was written to the fakes, as a user would."""
     changed = lambda why, text="": Outcome(CHANGED, f"{launcher}: {why}", text)
-    if _canary(place):
+    if pwned(place):
         return changed("a payload ran while the job was written")
-    [record] = [path for path in place.rglob("job.json") if "host" not in path.parts[:1]]
-    folder, texts = record.parent, []
-    for name in ("job.sbatch", "job.sh", "processes.txt"):
-        if (folder / name).exists():
-            checked = subprocess.run(["bash", "-n", str(folder / name)], capture_output=True, text=True)
-            if checked.returncode:
-                return changed(f"{name} cannot be parsed", checked.stderr)
-            script = subprocess.run(
-                ["bash", str(folder / name)],
-                cwd=place,
-                env=environment,
-                capture_output=True,
-                timeout=60,
-                stdin=subprocess.DEVNULL,
-            )
-            texts.append((script.stdout + script.stderr).decode(errors="replace"))
-            if _canary(place):
-                return changed(f"a payload ran in {name}", texts[-1])
-    if launcher == "slurm" and (why := _odd_options((folder / "job.sbatch").read_text())):
-        return changed(why)
-    if launcher == "gke":
-        return _manifest((folder / "jobset.yaml").read_text(), command)
-    arguments = pathlib.Path(environment["FAKE_ARGUMENTS"])
-    if not arguments.exists():
-        return changed("the command did not run", "\n".join(texts))
-    received = arguments.read_bytes().decode().split("\0")[:-1]
-    if received[: len(command)] != command:
-        return changed("the command received other arguments", f"{received}\n{command}")
-    pasted = (folder / "resume.txt").read_text().rpartition("The launch command was:\n\n")[2]
-    subprocess.run(
-        ["bash", "-c", pasted], cwd=place, env=environment, capture_output=True, timeout=60, stdin=subprocess.DEVNULL
-    )
-    return changed("a payload runs in the command of resume.txt", pasted) if _canary(place) else Outcome(EQUAL)
-
-
-def _odd_options(script: str) -> str | None:
-    """What a payload added to the options that sbatch reads."""
-    known = {"job-name", "output", "open-mode", "account", "partition", "qos", "time", "nodes", "ntasks-per-node", "gpus-per-node",
-             "cpus-per-task", "array", "dependency", "signal", "requeue"}  # fmt: skip
-    for line in script.splitlines():
-        if line.startswith("#SBATCH "):
-            try:
-                words = shlex.split(line[8:])
-            except ValueError as e:
-                return f"an option of sbatch has no end: {e}"
-            if len(words) != 1 and words[0].lstrip("-").partition("=")[0] in known:
-                return f"an option of sbatch has {len(words)} words"
-    return None
-
-
-def _manifest(text: str, command: list[str]) -> Outcome:
+    [record] = place.rglob("job.json")
+    name, program = SUBMITTED[launcher]
+    main = record.parent / name
+    if program == "bash":
+        checked = subprocess.run(["bash", "-n", str(main)], capture_output=True, text=True)
+        if checked.returncode:
+            return changed(f"{name} cannot be parsed", checked.stderr)
     try:
-        *maps, jobset = yaml.safe_load_all(text)
-        [container] = jobset["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]["containers"]
-        # Kubernetes expands $(NAME) in a command, and reads $$ as $.
-        given = [word.replace("$$", "$") for word in container["command"]][1 : 1 + len(command)]
-    except Exception as e:  # noqa: BLE001  whatever a payload made of it
-        return Outcome(CHANGED, "gke: the manifest cannot be read as a JobSet", f"{e}\n{text}")
-    odd = given != command or len(maps) != 1 or not all(isinstance(word, str) for word in container["command"])
-    return Outcome(CHANGED, "gke: the manifest has another command", text) if odd else Outcome(EQUAL)
+        ran = submitted(place, [program, str(main.relative_to(place))], main)
+    except yaml.YAMLError as e:
+        return changed(f"{name} cannot be parsed", str(e))
+    if ran.pwned:
+        return changed(f"a payload ran in {name}", ran.errors)
+    received = ran.arguments("adalink")
+    if not received or received[0][: len(command)] != command:
+        return changed("the command received other arguments", f"{received}\n{command}\n{ran.errors}")
+    if any(not _is_one_word(option) for options in ran.arguments("#SBATCH") for option in options):
+        return changed("an option of sbatch has several words", main.read_text(encoding="utf-8"))
+    pasted = (record.parent / "resume.txt").read_text(encoding="utf-8").rpartition("The launch command was:\n\n")[2]
+    subprocess.run(
+        ["bash", "-c", pasted], cwd=place, env=with_fakes(place), capture_output=True, stdin=subprocess.DEVNULL
+    )
+    return changed("a payload runs in the command of resume.txt", pasted) if pwned(place) else Outcome(EQUAL)
+
+
+def _is_one_word(option: str) -> bool:
+    try:
+        return len(shlex.split(option)) == 1
+    except ValueError:
+        return False
 
 
 # --- records of jobs ---
@@ -249,25 +165,14 @@ def _job_plans(originals: pathlib.Path) -> st.SearchStrategy[tuple[str, str, lis
 def _run_job(plan: tuple[str, str, list[damage.Edit]], originals: pathlib.Path) -> Outcome:
     launcher, part, edits = plan
     place = pathlib.Path.cwd()
-    environment = _fakes(place)
     damage.damaged(originals / launcher / "job", place / "job", edits)
-    before, kill, signalled = dict(os.environ), os.kill, []
-    os.environ.update(environment)
-    os.kill = lambda pid, signal: signalled.append(pid)
-    try:
+    with mock.patch.dict(os.environ, with_fakes(place)), mock.patch.object(os, "kill") as kill:
         done = run("launch", part, "job")
-    finally:
-        os.kill = kill
-        os.environ.clear()
-        os.environ.update(before)
-    if _canary(place):
+    if pwned(place):
         return Outcome(CHANGED, f"{part} runs a command that job.json names", done.out + done.err)
-    if signalled:
-        return Outcome(EXCEPTION, f"{part} signals another process", str(signalled))
-    accepted = lambda done: Outcome(UNPROTECTED if edits else EQUAL)
-    if launcher == "local" and part == "status" and done.status == 0:
-        return accepted(done)
-    return judge(done, accepted, ("job", "process_0", "scheduler"))
+    if kill.called:
+        return Outcome(CHANGED, f"{part} signals another process", str(kill.call_args))
+    return judge(done, lambda done: Outcome(UNPROTECTED if edits else EQUAL), ("job", "process_0", "scheduler"))
 
 
 TARGETS = {

@@ -15,7 +15,11 @@ from fuzz.engine import Target
 from fuzz.outcomes import CHANGED, EQUAL, UNPROTECTED, Outcome, Run, judge, run
 
 STUDY = pathlib.Path(__file__).parents[2] / "docs" / "results" / "miniature"
-PARTS = {"results": ("results", "runs"), "grouped": ("results", "runs", "--group", "RANK"), "report": ("report", "runs", "--out", "a.html")}
+PARTS = {
+    "results": ("results", "runs"),
+    "grouped": ("results", "runs", "--group", "RANK"),
+    "report": ("report", "runs", "--out", "a.html"),
+}
 
 
 def _prepare_tables(folder: pathlib.Path) -> None:
@@ -23,10 +27,14 @@ def _prepare_tables(folder: pathlib.Path) -> None:
 
     for i, (rank, seed) in enumerate(((1, 0), (1, 1), (4, 0), (4, 1))):
         write_run(folder / "sweep" / f"run_{i}", rank=rank, seed=seed, accuracy=0.5 + i / 10)
-        (folder / "sweep" / f"run_{i}" / "metrics.jsonl").write_text('{"step": 0, "validation/accuracy": 0.1}\n' * 2, encoding="utf-8")
+        (folder / "sweep" / f"run_{i}" / "metrics.jsonl").write_text(
+            '{"step": 0, "validation/accuracy": 0.1}\n' * 2, encoding="utf-8"
+        )
     stopped = folder / "sweep" / "stopped"
     stopped.mkdir()
-    (stopped / "sweep.json").write_text('{"bindings": {"RANK": "8"}, "settings": {"train.total_steps": "10"}}', encoding="utf-8")
+    (stopped / "sweep.json").write_text(
+        '{"bindings": {"RANK": "8"}, "settings": {"train.total_steps": "10"}}', encoding="utf-8"
+    )
     (stopped / "attempts.jsonl").write_text('{"time": 1.0, "event": "started"}\n', encoding="utf-8")
     (stopped / "metrics.jsonl").write_text('{"step": 4, "train/loss": 1.0}\n', encoding="utf-8")
     for seed in (0, 1):
@@ -127,5 +135,7 @@ def _run_resumed(edits: list[damage.Edit], originals: pathlib.Path) -> Outcome:
 
 TARGETS = {
     "runs": Target(_prepare_tables, _table_plans, _run_table, ("sweep", "results", []), share=3),
-    "resumed runs": Target(_prepare_resumed, lambda originals: damage.edits(originals / "run"), _run_resumed, [], share=1),
+    "resumed runs": Target(
+        _prepare_resumed, lambda originals: damage.edits(originals / "run"), _run_resumed, [], share=1
+    ),
 }

@@ -39,7 +39,9 @@ def _prepare(folder: pathlib.Path) -> None:
     (folder / "names.json").write_text(json.dumps(names), encoding="utf-8")
     (folder / "gin").mkdir()
     includes = [f"include {flag.partition('=')[2]!r}\n" for flag in flags if flag.startswith("--gin_file")]
-    bindings = [flag.removeprefix("--gin.").replace("=", " = ", 1) + "\n" for flag in flags if flag.startswith("--gin.")]
+    bindings = [
+        flag.removeprefix("--gin.").replace("=", " = ", 1) + "\n" for flag in flags if flag.startswith("--gin.")
+    ]
     text = "".join([*includes, "\n", *bindings]).replace(str(folder / "run"), "run")
     (folder / "gin" / FILE).write_text(text, encoding="utf-8")
 
@@ -58,7 +60,10 @@ def _run_values(plan: tuple[tuple[str, str], ...], originals: pathlib.Path) -> O
 
 def _file_plans(originals: pathlib.Path) -> st.SearchStrategy[tuple[str, Any]]:
     edits = damage.edits(originals / "gin")
-    return st.one_of(st.tuples(st.just("edits"), edits), st.tuples(st.just("lines"), st.lists(st.tuples(damage.WHERE, LINES), min_size=1, max_size=2)))
+    return st.one_of(
+        st.tuples(st.just("edits"), edits),
+        st.tuples(st.just("lines"), st.lists(st.tuples(damage.WHERE, LINES), min_size=1, max_size=2)),
+    )
 
 
 def _run_file(plan: tuple[str, Any], originals: pathlib.Path) -> Outcome:

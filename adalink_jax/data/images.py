@@ -117,7 +117,7 @@ def _named(name: str) -> Iterator[None]:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as e:
         raise UserError(f"{name} is too large ({e}); scale it down.") from e
     except _FAULTS as e:
-        raise UserError(f"{name} is damaged, or not a picture.") from e
+        raise UserError(f"{name} is damaged, or not a picture; replace it.") from e
 
 
 def _array(image: Image.Image, shape: ImageShape, preparation: Preparation) -> np.ndarray:
@@ -201,4 +201,4 @@ def read_image(path: str) -> bytes:
         check_bytes(path, file.stat().length)
         return file.read_bytes()
     except OSError as e:
-        raise UserError(f"{path} is damaged, or not a picture.") from e
+        raise UserError(f"{path} is damaged, or not a picture; replace it.") from e

@@ -17,7 +17,7 @@ from own_files_cases import GOOD, csv_text, jsonl_text, picture
 
 from fuzz import damage
 from fuzz.engine import Target
-from fuzz.outcomes import CHANGED, EQUAL, UNPROTECTED, Outcome, Run, judge, run
+from fuzz.outcomes import CHANGED, EQUAL, REFUSED, UNPROTECTED, Outcome, Run, judge, run
 
 OUT = "task.gin"
 DATA_STATUSES = (0, 1)  # 1: the task is written, and a run would refuse its data
@@ -27,7 +27,7 @@ def _init(*argv: str, names: tuple[str, ...], equal: bool, check: Any = None) ->
     def accepted(done: Run) -> Outcome:
         if not pathlib.Path(OUT).exists():
             return Outcome(CHANGED, "nothing is written", done.out)
-        return (check and check()) or Outcome(EQUAL if equal else UNPROTECTED)
+        return (check and check(done.out)) or Outcome(EQUAL if equal else UNPROTECTED)
 
     return judge(run("init", *argv, "--out", OUT), accepted, names, DATA_STATUSES)
 
@@ -128,7 +128,7 @@ def _run_table(plan: tuple[str, str, Any], originals: pathlib.Path) -> Outcome:
     if how == "damaged":
         damage.damaged(originals / name, pathlib.Path("data"), value)
         path = "data" if name == "splits" else f"data/{name}"
-        return _init(path, names=("data", "task"), equal=not value)
+        return _init(path, names=("data", "task", "split"), equal=not value)
     if how == "odd":
         content = ODD_TABLES[name]()
         pathlib.Path(name).write_bytes(content if isinstance(content, bytes) else content.encode())
@@ -137,7 +137,7 @@ def _run_table(plan: tuple[str, str, Any], originals: pathlib.Path) -> Outcome:
     rows = [*GOOD[:30], *value, *GOOD[30:]]
     pathlib.Path(name).write_bytes(WRITERS[name](rows))
     given = ("--inputs", "{text}", "--targets", "{label}")
-    return _init(name, *given, names=(name, "task"), equal=True, check=lambda: _lost(rows))
+    return _init(name, *given, names=(name, "task"), equal=True, check=lambda out: _lost(rows))
 
 
 def _lost(rows: Rows) -> Outcome | None:
@@ -219,8 +219,10 @@ def _run_picture(plan: tuple[str, Any], originals: pathlib.Path) -> Outcome:
     if how == "linked":
         pathlib.Path("outside.png").write_bytes(picture())
         (photos / "cat" / "z.png").symlink_to(value)
-    leads_out = how == "linked" and value != "."
-    check = lambda: Outcome(CHANGED, f"a link to {value} is followed") if leads_out else None
+    check = None
+    if how == "linked" and value != ".":
+        reported = lambda out: "z.png" in out and ("outside" in out or "link" in out)
+        check = lambda out: Outcome(REFUSED if reported(out) else CHANGED, f"a link to {value} is followed")
     return _init("photos", names=("photos", "cat", "horse", "task"), equal=plan == ("damaged", []), check=check)
 
 

@@ -75,7 +75,7 @@ def guess(data: str, known: Mapping[str, str | None]) -> Guess:
         why = next(
             (f": line {row.line}: {row.reason}" for row in table.rows() if isinstance(row, table_files.BadRow)), ""
         )
-        raise UserError(f"{first} has no rows that can be read below its header{why}.")
+        raise UserError(f"{first} has no rows that can be read below its header{why}; mend the file.")
     unused = [name for name in table.columns if not set(name) & set("{}")]  # templates cannot name these
     names_splits = lambda name: all(table_files.split_of(text) is not None for text in _texts(rows, name) or [""])
     split = next((name for name in unused if name.lower() in SPLITS and names_splits(name)), None)

@@ -175,7 +175,7 @@ class _Archive:
             with self._lock, self._open(member) as file:
                 return file.read()
         except (*DAMAGED, NotImplementedError, RuntimeError) as e:
-            raise UserError(f"{name} in {self._path} cannot be read ({e}).") from e
+            raise UserError(f"{name} in {self._path} cannot be read ({e}); make the archive again.") from e
 
 
 _opened = functools.cache(_Archive)

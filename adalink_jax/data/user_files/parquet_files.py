@@ -63,4 +63,4 @@ def _parquet_file(path: epath.Path, where: Callable[[], str]) -> "Iterator[parqu
         with path.open("rb") as raw, parquet.ParquetFile(raw) as file:
             yield file
     except (pyarrow.ArrowException, OSError) as e:
-        raise UserError(f"{path} is damaged{where()} ({str(e).splitlines()[0]}).") from e
+        raise UserError(f"{path} is damaged{where()} ({str(e).splitlines()[0]}); copy or write it again.") from e

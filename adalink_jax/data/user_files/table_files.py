@@ -111,7 +111,7 @@ def _image_folder(folder: epath.Path) -> Table:
         (path for path in folder.iterdir() if path.is_dir() and path.name[0] != "."), key=lambda p: p.name
     )
     if not subfolders:
-        raise UserError(f"{folder} has no subfolders; an image folder has one per class.")
+        raise UserError(f"{folder} has no subfolders; give a folder of images with one per class.")
     splits = [split_of(path.name) for path in subfolders]
     if any(splits) and not all(splits):
         stray = subfolders[splits.index(None)].name

@@ -99,15 +99,15 @@ def lines(path: epath.Path) -> Iterator[str]:
                 number += 1
                 if len(line) > LONGEST:
                     raise UserError(
-                        f"Line {number} of {path} is longer than {LONGEST >> 20} MB; is it a table of lines?"
+                        f"Line {number} of {path} is longer than {LONGEST >> 20} MB; shorten it, if this is a table of lines."
                     )
                 if number == 1 and line[:2] in (b"\xff\xfe", b"\xfe\xff"):
                     raise UserError(f"{path} is UTF-16; save it as UTF-8.")
                 if number == 1 and b"\0" in line:
-                    raise UserError(f"{path} is not text: its first line holds NUL characters; is it a table of lines?")
+                    raise UserError(f"{path} is not text: its first line holds NUL characters; give a table of lines.")
                 yield line.decode("utf-8-sig" if number == 1 else "utf-8", errors="surrogateescape")
     except (OSError, EOFError, zlib.error) as e:
-        raise UserError(f"{path} cannot be read ({e}).") from e
+        raise UserError(f"{path} cannot be read ({e}); copy or write it again.") from e
 
 
 def unclean(texts: Sequence[str]) -> str | None:

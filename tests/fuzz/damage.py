@@ -195,7 +195,9 @@ def _replace(path: pathlib.Path, change: Edit, folder: pathlib.Path) -> None:
             file.truncate(LARGEST_FILE)
         return
     if change.how == "other":
-        names = files(folder)
+        names = [name for name in files(folder) if (folder / name).stat().st_size < LARGEST_EDITED]
+        if not names:
+            return
         shutil.copyfile(folder / names[int(change.where * len(names))], folder.parent / "other")
         os.replace(folder.parent / "other", path)
         return

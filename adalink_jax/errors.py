@@ -1,6 +1,7 @@
 """The errors that users are meant to read, and the exit statuses of runs that stop early."""
 
 import errno
+import re
 
 _CLOSED = "cannot be used ({}); make it readable and writable, or give another folder"
 _FULL = "could not be written ({}); make room there, and rerun the command"
@@ -11,6 +12,7 @@ _REMEDIES = {
     errno.EEXIST: _CLOSED, errno.ENAMETOOLONG: _NAME, errno.ELOOP: _NAME,
     errno.ENOSPC: _FULL, errno.EDQUOT: _FULL, errno.EFBIG: _FULL,
 }  # fmt: skip
+_CALL_SITES = re.compile(r"\n\s*In call to configurable .*", re.DOTALL)
 
 
 class UserError(ValueError):
@@ -55,6 +57,13 @@ class NotFinite(Stopped):
     """A loss was NaN or infinite."""
 
     status = 3
+
+
+def sentence(error: BaseException) -> str:
+    """An error's message in one line that a terminal shows as it is: without the call sites that gin appends, and with escapes
+    for line ends and control characters, which names and values from outside may hold."""
+    text = _CALL_SITES.sub("", str(error))
+    return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text)
 
 
 def disk_error(error: OSError, folder: str | None = None) -> UserError | None:

@@ -161,3 +161,9 @@ def test_a_closed_pipe_is_not_an_error():
 def test_python_m_is_the_same_command():
     done = subprocess.run([sys.executable, "-m", "adalink_jax.train"], capture_output=True, text=True)
     assert done.returncode == 2 and "--gin_file" in done.stderr
+
+
+def test_an_error_is_one_line_without_control_characters_whatever_is_named(capsys):
+    assert main(["inspect", "a\nb\x1b[31m\u202e"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(r"error: There is no folder a\nb\x1b[31m\u202e; give") and error.count("\n") == 1

@@ -5,7 +5,7 @@ import pytest
 
 from adalink_jax import configuration
 from adalink_jax.configuration import GinFlags
-from adalink_jax.errors import UserError
+from adalink_jax.errors import UserError, sentence
 
 
 @gin.configurable
@@ -161,4 +161,11 @@ def test_an_error_that_passes_through_gin_keeps_its_message(file):
     load(file("brew.beans = 'x'\nbrew.water = @spill()\nspill.cup = 1"))
     with pytest.raises(UserError) as error:
         brew()
-    assert configuration.original_message(error.value) == "The cup is full."
+    assert sentence(error.value) == "The cup is full."
+
+
+def test_a_gin_file_with_holes_is_not_read(tmp_path):
+    with open(tmp_path / "large.gin", "wb") as large:
+        large.truncate(2**40)
+    with pytest.raises(UserError, match="large.gin has 1,099,511,627,776 bytes, more than a gin file has"):
+        load(str(tmp_path / "large.gin"))

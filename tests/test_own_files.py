@@ -13,11 +13,10 @@ import pytest
 from own_files_cases import GOOD, count_of, csv_text, jsonl_text, load, picture, total, written
 from PIL import Image
 
-from adalink_jax.configuration import original_message
 from adalink_jax.data.images import read_image
 from adalink_jax.data.user_files import delimited_files, file_splits, table_rows
 from adalink_jax.data.user_files.image_files import Pictures
-from adalink_jax.errors import UserError
+from adalink_jax.errors import UserError, sentence
 from adalink_jax.files.places import regular_file
 
 LONG = "x" * (table_rows.LONGEST + 1)
@@ -90,7 +89,7 @@ def test_what_spoils_a_file_is_one_sentence(name, tmp_path):
     }  # fmt: skip
     with pytest.raises(UserError, match=message) as error:
         load(path, **settings)
-    message = original_message(error.value)  # gin adds lines that say where it was
+    message = sentence(error.value)  # gin adds lines that say where it was
     assert message.endswith((".", "?")) and "\n" not in message
 
 

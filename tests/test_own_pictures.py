@@ -147,3 +147,12 @@ def test_a_folder_of_images_by_class_and_by_split(tmp_path):
     assert total(plain) == 60 and {row["references"][0] for row in plain.examples("train")} == {"cat", "dog"}
     split = load(tmp_path / "split", **settings, split="split")
     assert [len(split.splits[name]) for name in ("train", "validation", "test")] == [20, 20, 20]
+
+
+def test_a_pipe_in_the_place_of_a_picture_is_a_bad_row(tmp_path):
+    for label in ("cat", "dog"):
+        for i in range(20):
+            written(tmp_path, f"photos/{label}/{i}.png", picture(size=(6 + i, 5)))
+    os.mkfifo(tmp_path / "photos" / "cat" / "pipe.png")
+    with pytest.raises(UserError, match="there is no picture cat/pipe.png"):
+        load(tmp_path / "photos", inputs="?", image="{image}")

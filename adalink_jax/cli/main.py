@@ -125,7 +125,7 @@ def _run(argv: list[str]) -> int:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
     from adalink_jax import preemption
-    from adalink_jax.errors import Stopped, UserError, disk_error
+    from adalink_jax.errors import Stopped, UserError, disk_error, sentence
 
     several = any(text.startswith(_SEVERAL_PROCESSES) for text in rest)
     try:
@@ -135,25 +135,20 @@ def _run(argv: list[str]) -> int:
             sys.stdout.flush()  # a full disk is reported below
             return status
     except UserError as e:
-        print(f"error: {_first_line(e)}", file=sys.stderr)
+        print(f"error: {sentence(e)}", file=sys.stderr)
         return USER_ERROR
     except OSError as e:
         error = disk_error(e)
         if error is None:  # such as a closed pipe
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {sentence(error)}", file=sys.stderr)
         return USER_ERROR
     except Stopped as e:
-        print(_first_line(e), file=sys.stderr)
+        print(sentence(e), file=sys.stderr)
         return e.status
     except KeyboardInterrupt:
         print(preemption.stopped(signal.SIGINT), file=sys.stderr)
         return Stopped.status
-
-
-def _first_line(error: Exception) -> str:
-    """See `configuration.original_message`, whose import takes a moment, in which Ctrl-C would not be handled."""
-    return str(error).split("\n")[0]
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ from adalink_jax.configuration.load import (
     isolated,
     load,
     operative_config,
-    original_message,
     require,
     used_settings,
 )
@@ -33,7 +32,6 @@ __all__ = [
     "isolated",
     "load",
     "operative_config",
-    "original_message",
     "parse_flags",
     "require",
     "used_settings",

@@ -20,6 +20,7 @@ from adalink_jax.configuration import gin_files
 from adalink_jax.errors import UserError
 
 RUN_CONFIG = "config.gin"  # the record of a run in its folder
+MOST_BYTES = 16 * 2**20
 MOST_FILES = 200  # in all, so that files that include others many times end soon
 
 
@@ -122,6 +123,8 @@ def _statements(path: str, text: str) -> tuple[Any, ...]:
 
 
 def _text(path: str) -> str:
+    if (size := os.path.getsize(path)) > MOST_BYTES:
+        raise UserError(f"{path} has {size:,} bytes, more than a gin file has; give another file.")
     try:
         return pathlib.Path(path).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as e:

@@ -88,11 +88,6 @@ def _explain(error: Exception) -> str:
     return f"{place}: {problem or first}" if place else problem or first
 
 
-def original_message(error: BaseException) -> str:
-    """The first line of an error's message, without the call sites that gin appends to it."""
-    return str(error).split("\n")[0]
-
-
 def operative_config() -> str:
     """The settings used so far, as text that gin can parse: a run's `config.gin`."""
     return gin.operative_config_str()

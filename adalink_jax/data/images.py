@@ -73,7 +73,9 @@ def check_bytes(name: str, size: int) -> None:
     UserError: for a file of more than `MOST_BYTES`.
     """
     if size > MOST_BYTES:
-        raise UserError(f"{name} is too large for a picture ({size:,} bytes, and {MOST_BYTES:,} are the limit).")
+        raise UserError(
+            f"{name} is too large for a picture ({size:,} bytes, and {MOST_BYTES:,} are the limit); scale it down."
+        )
 
 
 def decode_image(encoded: bytes, shape: ImageShape, name: str, preparation: Preparation = PREPARATION) -> np.ndarray:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from adalink_jax import configuration
 from adalink_jax.configuration import GinFlags
 from adalink_jax.configuration.requirements import DATA, MODEL, PACK, RUN
-from adalink_jax.errors import UserError
+from adalink_jax.errors import UserError, sentence
 
 PEAK = "warmup_cosine.peak"
 
@@ -54,7 +54,7 @@ def load_settings(flags: GinFlags, command: str, name: str) -> dict[str, str]:
         else:
             load_pack(flags, command)
     except UserError as e:
-        raise UserError(f"{name}: {configuration.original_message(e)}") from e
+        raise UserError(f"{name}: {sentence(e)}") from e
     return configuration.bindings()
 
 

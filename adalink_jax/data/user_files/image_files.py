@@ -52,7 +52,8 @@ class Pictures:
         path = self._path(name)
         if path is None:
             return f"its picture {name} is outside {self.root} (IMAGES)"
-        return None if path_of(path).is_file() else f"there is no picture {name} in {self.root}"
+        is_file = path_of(path).exists() if "://" in path else os.path.isfile(path)  # neither a pipe nor a device
+        return None if is_file else f"there is no picture {name} in {self.root}"
 
     def key(self, name: str) -> str:
         """A key that two names of the same image share: its size and first bytes; in a bucket, its path."""

@@ -178,12 +178,12 @@ def _empty_lines(path: str) -> str:
 
 def _template(name: str, options: Mapping, run: Mapping, path: str, table: table_files.Table) -> Template:
     if options[name] is not None:
-        return Template(f"--{name}", options[name], table.columns)
+        return Template(f"--{name}", options[name], table)
     run_template = run.get(name)
     if run_template is not None and set(Template(name, run_template).columns) <= set(table.columns):
-        return Template(name, run_template, table.columns)
+        return Template(name, run_template, table)
     if name in table.columns:
-        return Template(name, f"{{{name}}}", table.columns)
+        return Template(name, f"{{{name}}}", table)
     has = f"it has {', '.join(table.columns)}"
     if run_template is not None:
         raise UserError(

@@ -17,7 +17,9 @@ FILE = "own.gin"
 _TEXTS = damage.TEXTS.map(lambda text: text[:300])
 # What gin can parse: Python's literals, references, macros; and what it cannot.
 LITERALS = st.one_of(
-    st.sampled_from(gin_values.WRONG_VALUES), damage.ODD_NUMBERS.map(repr), _TEXTS.map(repr),
+    st.sampled_from(gin_values.WRONG_VALUES),
+    st.integers(1, 64).map(repr),
+    st.floats(0, 1).map(repr), damage.ODD_NUMBERS.map(repr), _TEXTS.map(repr),
     st.lists(st.one_of(damage.ODD_NUMBERS, _TEXTS), max_size=3).map(repr),
     st.lists(st.tuples(_TEXTS, damage.ODD_NUMBERS), max_size=3).map(lambda pairs: repr(tuple(pairs))),
     st.dictionaries(_TEXTS, damage.ODD_NUMBERS, max_size=2).map(repr), st.text(max_size=10),
@@ -35,7 +37,9 @@ LINES = st.one_of(
 
 def _prepare(folder: pathlib.Path) -> None:
     flags = gin_values.files(folder)
-    names = [name for name in gin_values.settings(flags) if name not in ("MODEL_DIR", "DATA")]
+    names = gin_values.settings(flags)
+    # Where a macro gives a parameter, binding the parameter leaves the macro unused, which is refused.
+    names = [name for name in names if name.isupper() or name.split(".")[-1].upper() not in names]
     (folder / "names.json").write_text(json.dumps(names), encoding="utf-8")
     (folder / "gin").mkdir()
     includes = [f"include {flag.partition('=')[2]!r}\n" for flag in flags if flag.startswith("--gin_file")]

@@ -173,7 +173,7 @@ def _read_file(
     wanted = Template("TARGETS", settings.targets).columns
     if published == TEST and wanted and not set(wanted) & set(table.columns):
         return  # test files are often published without labels
-    form = _Form(settings, path, table.columns, folders)
+    form = _Form(settings, table, folders)
     counted = 0
     for counted, row in enumerate(table.rows(), 1):  # noqa: B007
         if counted % 1000 == 0:
@@ -206,15 +206,15 @@ def _of_split_column(column: str, path: str, row: table_files.Row, sources: dict
 class _Form:
     """Writes the rows of a table as examples."""
 
-    def __init__(self, settings: FileSettings, path: str, columns: Sequence[str], folders: list[Pictures]):
-        self._path = path
-        self._inputs = Template("INPUTS", settings.inputs, columns)
-        self._targets = Template("TARGETS", settings.targets, columns)
-        image = None if settings.image is None else Template("IMAGE", settings.image, columns)
-        self._group = None if settings.group is None else Template("GROUP", settings.group, columns)
+    def __init__(self, settings: FileSettings, table: table_files.Table, folders: list[Pictures]):
+        self._path = table.path
+        self._inputs = Template("INPUTS", settings.inputs, table)
+        self._targets = Template("TARGETS", settings.targets, table)
+        image = None if settings.image is None else Template("IMAGE", settings.image, table)
+        self._group = None if settings.group is None else Template("GROUP", settings.group, table)
         self._picture = None
         if image is not None:
-            root = picture_root(settings.images, path)
+            root = picture_root(settings.images, table.path)
             if root not in [folder.root for folder in folders]:
                 folders.append(Pictures(root))
             self._root = [folder.root for folder in folders].index(root)

@@ -2,14 +2,15 @@
 
 import decimal
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from adalink_jax.data.user_files.table_rows import Unreadable
+from adalink_jax.data.user_files.table_rows import Table, Unreadable
 from adalink_jax.errors import UserError
 
+SHOWN = 20  # columns in a message
 _PART = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
 
 
@@ -20,11 +21,11 @@ class Template:
       columns: the columns that it names, in order.
     """
 
-    def __init__(self, setting: str, text: str, known: Sequence[str] | None = None):
+    def __init__(self, setting: str, text: str, table: Table | None = None):
         """Args:
           setting: its macro, for error messages.
           text: the template.
-          known: columns of the table; None skips the check.
+          table: the table whose columns it names; None skips the check.
 
         Raises:
           UserError: for a column that the table lacks, and for an unmatched brace.
@@ -38,8 +39,9 @@ class Template:
                 plain += part[0][0]
             elif part[1] is None:
                 raise UserError(f"{setting} is {text!r}, with a brace alone; write {{{{ and }}}} for braces.")
-            elif known is not None and part[1] not in known:
-                raise UserError(f"{setting} names the column {part[1]!r}; there are {', '.join(known)}.")
+            elif table is not None and part[1] not in table.columns:
+                columns = ", ".join(table.columns[:SHOWN]) + ", ..." * (len(table.columns) > SHOWN)
+                raise UserError(f"{setting} names the column {part[1]!r}; {table.path} has {columns}.")
             else:
                 self._parts.append((plain, part[1]))
                 plain = ""

@@ -83,14 +83,16 @@ def stored_in(folder: epath.Path, path: str) -> Stored | None:
     """The files in a local folder and below, without the metadata; None for a bucket, which would be slow to list.
 
     Raises:
-      CheckpointError: for what is not a regular file: a FIFO would block.
+      CheckpointError: for what is not a regular file (a FIFO would block), and for a file that is too large to be read at once.
     """
     if is_remote(folder):
         return None
-    files = nbytes = 0
+    files, nbytes, memory = 0, 0, psutil.virtual_memory().total
     for at, _, names in os.walk(folder):
         for name in names:
             size = file_size(path_of(at) / name, error=CheckpointError)
+            if size > (most := LARGEST if name in (ZARR2, ZARR3) else memory):
+                raise CheckpointError(f"{at}/{name} has {size:,} bytes, more than {most:,}; copy the checkpoint again.")
             if name not in (ZARR2, ZARR3):
                 files, nbytes = files + 1, nbytes + size
     return Stored(files, nbytes)

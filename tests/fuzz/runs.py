@@ -41,7 +41,7 @@ def _prepare_tables(folder: pathlib.Path) -> None:
         write_run(folder / "pack" / "members" / f"seed_{seed}", rank=2, seed=seed, accuracy=0.1, sweep=False)
     (folder / "pack" / "config.gin").write_text("", encoding="utf-8")
     if STUDY.is_dir():
-        for path in sorted(STUDY.glob("*/*cola*.json")):
+        for path in sorted(STUDY.glob("*/*0_3m*cola*.json")):
             (folder / "study" / path.parent.name).mkdir(parents=True, exist_ok=True)
             shutil.copy(path, folder / "study" / path.parent.name)
 

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from adalink_jax.files.json_lines import read_json_lines
 from adalink_jax.files.places import path_of
-from adalink_jax.files.whole_file import read_json
+from adalink_jax.files.typed_json import Form, read_state
 from adalink_jax.reports import style
 from adalink_jax.reports.page import Part, Report, Table
 from adalink_jax.reports.results import DONE, Results, collect
@@ -19,6 +19,19 @@ from adalink_jax.training.outputs import PICTURE, SAMPLES
 
 BY = ("step", "minutes of steps (steps x median step time)", "TFLOPs of steps (their matrix products)")
 CURVES = 7  # as many as there are colors
+
+
+class _Sample(Form):
+    inputs: str
+    target: str
+    before: str
+    after: str
+
+
+class _Samples(Form):
+    """`samples.json`."""
+
+    samples: list[_Sample]
 
 
 def make(folder: str, command: str) -> Report:
@@ -141,7 +154,7 @@ def _samples(folder: str, results: Results) -> Part | None:
         return None
     for row in rows:
         path = _folder_of(folder, row, SAMPLES)
-        contents = None if row[score] is None else read_json(path / SAMPLES)
+        contents = None if row[score] is None else read_state(path / SAMPLES, _Samples)
         if contents is None:
             continue
         columns = ("inputs", "target", "before", "after")

@@ -48,6 +48,20 @@ class Summary(_Scored):
     segments: list[_Segment] = []
 
 
+class Metrics(Form):
+    """A line of `metrics.jsonl`: the step, and values by name."""
+
+    __pydantic_extra__: dict[str, float | None]  # pyright: ignore[reportIncompatibleVariableOverride]  # pydantic's way
+
+    step: int
+
+
+class Attempt(Form):
+    """A line of `attempts.jsonl`."""
+
+    status: int = 0
+
+
 class Record(Form):
     """`sweep.json`."""
 

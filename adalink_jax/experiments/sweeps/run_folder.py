@@ -21,7 +21,7 @@ from adalink_jax.errors import Preempted, Stopped, Taken, UserError
 from adalink_jax.files import locks
 from adalink_jax.files.json_lines import append_json, read_json_lines
 from adalink_jax.files.places import path_of
-from adalink_jax.files.run_files import Record, Summary
+from adalink_jax.files.run_files import Attempt, Metrics, Record, Summary
 from adalink_jax.files.typed_json import read_state
 from adalink_jax.files.whole_file import write_json
 
@@ -157,7 +157,7 @@ def state_of(path: epath.Path) -> str:
     """The state of an unfinished run."""
     if locks.is_held(path / locks.LOCK):
         return RUNNING
-    attempts = read_json_lines(path / ATTEMPTS)
+    attempts = read_json_lines(path / ATTEMPTS, Attempt)
     if attempts and attempts[-1].get("status", 0) not in (0, *RESUMABLE):
         return FAILED
     return STOPPED if attempts else NEW
@@ -167,4 +167,4 @@ def last_step(path: epath.Path) -> int:
     """The last step in `metrics.jsonl`, of a pack's first member if it is a pack; 0 without any."""
     if (members := path / "members").is_dir():
         path = min(members.iterdir(), key=lambda member: member.name, default=path)
-    return max((row.get("step", 0) for row in read_json_lines(path / "metrics.jsonl")[-1:]), default=0)
+    return max((row.get("step", 0) for row in read_json_lines(path / "metrics.jsonl", Metrics)[-1:]), default=0)

@@ -255,8 +255,10 @@ def _table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> pa.Tabl
 
 def _array(name: str, values: list[Any]) -> pa.Array:
     """A column of one type: integers become floats if any value is one; values of different kinds become texts."""
+    too_large = lambda value: isinstance(value, int) and abs(value) >= 2**63
+    values = [str(value) if too_large(value) else value for value in values]
     kinds = {type(value) for value in values if value is not None}
-    if name in COUNTS or not kinds - {int}:
+    if not kinds - {int} or (name in COUNTS and kinds <= {int, float}):
         return pa.array(values, pa.int64())
     if kinds <= {int, float}:
         return pa.array([None if value is None else float(value) for value in values], pa.float64())

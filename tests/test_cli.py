@@ -1,6 +1,8 @@
 """The commands: help, parameter counts of any configuration, and answers to invalid arguments."""
 
+import errno
 import json
+import os
 import re
 import subprocess
 import sys
@@ -8,6 +10,7 @@ import sys
 import pytest
 
 from adalink_jax.cli.main import COMMANDS, main
+from adalink_jax.errors import disk_error
 
 PUBLISHED = {
     "t5_1_0_small": 60_506_624, "t5_1_0_base": 222_903_552, "t5_1_0_large": 737_668_096,
@@ -167,3 +170,9 @@ def test_an_error_is_one_line_without_control_characters_whatever_is_named(capsy
     assert main(["inspect", "a\nb\x1b[31m\u202e"]) == 2
     error = capsys.readouterr().err
     assert error.startswith(r"error: There is no folder a\nb\x1b[31m\u202e; give") and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("number", [errno.EISDIR, errno.ELOOP, errno.ENXIO, errno.ENAMETOOLONG])
+def test_something_else_in_the_place_of_a_file_is_one_sentence(number):
+    error = disk_error(OSError(number, os.strerror(number), "run/lock"))
+    assert str(error) == f"run/lock cannot be used ({os.strerror(number)}); move it away, or give another path."

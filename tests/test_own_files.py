@@ -477,3 +477,11 @@ def test_what_will_be_cut_and_what_cannot_be_written(tmp_path, request):
 
 def test_a_folder_of_a_file_is_found_for_bare_names():
     assert file_splits.folder_of("a.csv") == "." and file_splits.folder_of("x/a.csv") == "x"
+
+
+def test_a_compressed_table_with_holes_after_its_end_is_refused(tmp_path):
+    path = written(tmp_path, "a.csv.gz", gzip.compress(csv_text().encode()))
+    with open(path, "r+b") as file:
+        file.truncate(2**40)
+    with pytest.raises(UserError, match=r"a\.csv\.gz cannot be read \(more than 1,048,576 zeros follow its end\)"):
+        load(path)

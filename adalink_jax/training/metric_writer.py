@@ -12,10 +12,10 @@ from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore[repo
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from adalink_jax import parallel
+from adalink_jax.data.images import read_image
 from adalink_jax.files.growing_file import GrowingFile
 from adalink_jax.files.json_lines import append_json, read_json_lines
 from adalink_jax.files.places import path_of
-from adalink_jax.files.run_files import Metrics
 from adalink_jax.files.whole_file import write_bytes, write_text
 
 SAMPLES = "samples"
@@ -55,9 +55,9 @@ class MetricWriter:
 
     def _kept_rows(self, resumed_at: int | None) -> list[dict]:
         self._folder.mkdir(parents=True, exist_ok=True)
-        rows = [row for row in read_json_lines(self._path, Metrics) if resumed_at is None or row["step"] <= resumed_at]
+        rows = [row for row in read_json_lines(self._path) if resumed_at is None or row["step"] <= resumed_at]
         text = "".join(json.dumps(row) + "\n" for row in rows)
-        if not self._path.exists() or self._path.read_text() != text:
+        if not self._path.exists() or self._path.read_bytes() != text.encode():
             write_text(self._path, text)
         return rows
 
@@ -85,10 +85,10 @@ class MetricWriter:
         self._add_event(step=row["step"], summary=Summary(value=values))
 
     def _add_image(self, step: int, path: epath.Path) -> None:
-        png, split = path.read_bytes(), path.stem.rpartition("_")[2]
+        png, split = read_image(str(path)), path.stem.rpartition("_")[2]
         if len(png) < 24:  # cut short by a kill of version 0.1.0, which wrote it in place
             return
-        width, height = struct.unpack(">II", png[16:24])  # of the PNG's header
+        width, height = struct.unpack(">ii", png[16:24])  # of the PNG's header
         image = Summary.Image(encoded_image_string=png, width=width, height=height, colorspace=4)
         self._add_event(step=step, summary=Summary(value=[Summary.Value(tag=f"{split}/samples", image=image)]))
 

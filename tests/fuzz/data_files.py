@@ -132,7 +132,7 @@ def _run_table(plan: tuple[str, str, Any], originals: pathlib.Path) -> Outcome:
     if how == "odd":
         content = ODD_TABLES[name]()
         pathlib.Path(name).write_bytes(content if isinstance(content, bytes) else content.encode())
-        return _init(name, names=(name, "task", "TARGETS", "INPUTS"), equal=False)
+        return _init(name, names=(name, "task", "split", "TARGETS", "INPUTS"), equal=False)
     # Rows of a usual kind before and after the odd ones, so that splits, header and columns are as in a real table.
     rows = [*GOOD[:30], *value, *GOOD[30:]]
     pathlib.Path(name).write_bytes(WRITERS[name](rows))

@@ -5,7 +5,7 @@ import gzip
 import re
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import IO, Any, cast
 
 from etils import epath
 
@@ -13,6 +13,7 @@ from adalink_jax.errors import UserError
 
 LONGEST = 16 * 2**20  # bytes of a line, or of a row of several lines
 MOST_COLUMNS = 2_000
+MOST_PADDING = 2**20  # zeros after the end of compressed bytes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,6 +87,22 @@ def check_columns(path: epath.PathLike, count: int) -> None:
         )
 
 
+class _Compressed:
+    """A file for `gzip`, which reads the zeros after the compressed bytes one by one, however many there are."""
+
+    def __init__(self, raw: IO[bytes]):
+        self._raw, self._single = raw, 0
+
+    def read(self, size: int = -1) -> bytes:
+        self._single += size == 1
+        if self._single > MOST_PADDING:
+            raise OSError(f"more than {MOST_PADDING:,} zeros follow its end")
+        return self._raw.read(size)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._raw, name)
+
+
 def lines(path: epath.Path) -> Iterator[str]:
     """Yields the lines of a file with their ends; bytes that are not UTF-8 become lone surrogates.
 
@@ -94,7 +111,10 @@ def lines(path: epath.Path) -> Iterator[str]:
     """
     number = 0
     try:
-        with path.open("rb") as raw, gzip.open(raw) if path.suffix == ".gz" else raw as file:
+        with (
+            path.open("rb") as raw,
+            gzip.open(cast(IO[bytes], _Compressed(raw))) if path.suffix == ".gz" else raw as file,
+        ):
             while line := file.readline(LONGEST + 1):
                 number += 1
                 if len(line) > LONGEST:

@@ -13,7 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from test_remote import bucket  # noqa: F401  a fixture
 
 from adalink_jax.checkpoints import check_destination
-from adalink_jax.errors import Taken
+from adalink_jax.errors import Taken, UserError
 from adalink_jax.files import locks
 from adalink_jax.files.json_lines import read_json_lines
 from adalink_jax.files.whole_file import is_partial, writing_folder
@@ -167,3 +167,17 @@ def test_a_file_that_another_process_writes_is_left_alone(tmp_path):
     output.append([{"text": "a"}])
     output.finish()
     assert os.listdir(tmp_path) == ["predictions.jsonl"]
+
+
+def test_damaged_metrics_and_pictures_of_a_run_are_left_out_or_refused_in_one_sentence(tmp_path):
+    writer = MetricWriter(tmp_path, resumed_at=None)
+    writer.write(4, {"validation/accuracy": 0.5})
+    (tmp_path / "metrics.jsonl").write_bytes((tmp_path / "metrics.jsonl").read_bytes() + b'{"step": 4, "x\xdb": 1}\n')
+    assert MetricWriter(tmp_path, resumed_at=4).has(4, "validation/accuracy")
+    assert (tmp_path / "metrics.jsonl").read_text(encoding="utf-8") == '{"step": 4, "validation/accuracy": 0.5}\n'
+    (tmp_path / "samples" / "step_000004_validation.png").mkdir(parents=True)
+    with pytest.raises(UserError, match="step_000004_validation.png is a folder; give a picture"):
+        MetricWriter(tmp_path, resumed_at=4)
+    (tmp_path / "samples" / "step_000004_validation.png").rmdir()
+    (tmp_path / "samples" / "step_000004_validation.png").write_bytes(b"\xff" * 30)
+    MetricWriter(tmp_path, resumed_at=4)

@@ -26,7 +26,9 @@ from adalink_jax.checkpoints import (
 )
 from adalink_jax.checkpoints.source import Source
 from adalink_jax.errors import CheckpointError, UserError
+from adalink_jax.experiments.sweeps.run_folder import RunFolder
 from adalink_jax.files.leaves import from_array
+from adalink_jax.reports import results, runs_report
 
 SHARE = 0.1  # of all damages, which `make fuzz` tries
 D, MODULE = 4, AdaLink(rank=2)
@@ -209,3 +211,42 @@ def test_an_id_is_the_same_alone_and_in_a_list(config, generation, tmp_path):
         file = tmp_path / "hf" / name
         file.write_text(json.dumps(json.loads(file.read_text()) | {"eos_token_id": value}))
     assert open_source(str(tmp_path / "hf")).settings["language"]["eos_token_id"] == 1
+
+
+def test_damaged_files_of_runs_are_reported_or_refused(tmp_path):
+    run = tmp_path / "whole" / "run"
+    run.mkdir(parents=True)
+    member = {
+        "name": "a",
+        "trainable": 3,
+        "step": 2,
+        "diverged": False,
+        "validation": 0.5,
+        "learning_rate": 0.1,
+        "seed": 0,
+    }
+    segment = {"versions": {"jax": "1"}, "platform": "cpu", "device_kind": "cpu", "first_step": 1, "last_step": 2}
+    summary = {
+        "steps": 2,
+        "total_steps": 2,
+        "metric": "x",
+        "scores": {"x": 0.5},
+        "settings": {"A.b": "1"},
+        "segments": [segment],
+    }
+    (run / "summary.json").write_text(json.dumps(member | summary | {"members": [member]}))
+    (run / "sweep.json").write_text(json.dumps({"bindings": {"RANK": "1"}, "settings": {"A.b": "1"}}))
+    (run / "metrics.jsonl").write_text('{"step": 2, "validation/x": 0.5}\n')
+    (run / "attempts.jsonl").write_text('{"what": "end", "status": 0}\n')
+    (run / "samples.json").write_text(
+        json.dumps({"samples": [dict.fromkeys(("inputs", "target", "before", "after"), "x")]})
+    )
+    for name, path in damages.of_folder(tmp_path / "whole", tmp_path / "damaged", 1, 0.5):
+        try:
+            results.collect(str(path))
+            runs_report.make(str(path), "adalink report")
+            RunFolder(str(path / "run"), {}, {"A.b": "1"}, 2).check()
+        except UserError as error:
+            assert str(error).endswith(".") and "\n" not in str(error), name
+        except Exception as error:
+            raise AssertionError(name) from error

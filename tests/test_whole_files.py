@@ -15,14 +15,15 @@ from helpers import hold_in_another_process
 import adalink_jax
 from adalink_jax.errors import Taken
 from adalink_jax.files import locks
-from adalink_jax.files.whole_file import read_json, write_json, write_text, writing, writing_folder
+from adalink_jax.files.typed_json import Form, read_state
+from adalink_jax.files.whole_file import write_json, write_text, writing, writing_folder
 
 PACKAGE = pathlib.Path(adalink_jax.__file__).parent
 # What appends, or writes within a folder that gets its name at the end.
 IN_PLACE = {
     "checkpoints/adapter_files.py", "checkpoints/native.py", "checkpoints/hugging_face.py", "checkpoints/t5x_format.py",
     "interop/folded.py", "interop/hook.py", "launching/supervisor.py", "launching/submit.py", "serving/rows.py",
-    "experiments/sweeps/runner.py",
+    "experiments/sweeps/runner.py", "cli/main.py",  # logs, and /dev/null
 }  # fmt: skip
 
 
@@ -32,7 +33,7 @@ def test_a_file_keeps_its_contents_until_the_new_one_is_whole(tmp_path):
     with pytest.raises(RuntimeError, match="the disk is full"), writing(path) as file:
         file.write(b'{"step"')
         raise RuntimeError("the disk is full")
-    assert read_json(path) == {"step": 1}
+    assert read_state(path, Form) == {"step": 1}
     assert os.listdir(tmp_path) == ["facts.json"]
 
 

@@ -7,7 +7,11 @@ from typing import Any
 
 from etils import epath
 
-from adalink_jax.files.places import is_remote
+from adalink_jax.errors import UserError
+from adalink_jax.files.places import file_size, is_remote, is_there
+from adalink_jax.files.typed_json import Form, as_form, parse_object
+
+LARGEST = 2**28  # bytes
 
 
 def append_json(path: epath.Path, row: dict[str, Any]) -> None:
@@ -23,10 +27,20 @@ def append_json(path: epath.Path, row: dict[str, Any]) -> None:
         file.write(line.encode())
 
 
-def read_json_lines(path: epath.Path) -> list[dict[str, Any]]:
-    """Returns the complete lines, without any that a kill cut short; empty if the file is missing."""
+def read_json_lines(path: epath.Path, form: type[Form] = Form) -> list[dict[str, Any]]:
+    """Returns the rows, without lines that a kill cut short or that are not of `form`; empty if the file is missing.
+
+    Raises:
+      UserError: for what is not a regular file, or is larger than `LARGEST`.
+    """
+    if not is_there(path):
+        return []
+    if (size := file_size(path, "delete it")) > LARGEST:
+        raise UserError(f"{path} has {size:,} bytes, more than {LARGEST:,}; delete it.")
     rows = []
-    for line in path.read_text().split("\n") if path.exists() else ():  # other line separators are text
-        with contextlib.suppress(json.JSONDecodeError):
-            rows.append(json.loads(line))
+    for line in path.read_bytes().splitlines():
+        with contextlib.suppress(UserError, UnicodeDecodeError):
+            row = parse_object(line.decode(), "a line")
+            as_form(row, form, "a line")
+            rows.append(row)
     return rows

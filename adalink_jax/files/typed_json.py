@@ -78,6 +78,17 @@ def find_form(
     return read_form(path, form, remedy, error) if is_there(path) else None
 
 
+def read_state(path: epath.Path, form: type[Form]) -> dict[str, Any] | None:
+    """The object in a small file of this package's own; None if it is missing, damaged, or not of that form."""
+    try:
+        value = find_object(path)
+        if value is not None:
+            as_form(value, form, os.fspath(path))
+        return value
+    except UserError:
+        return None
+
+
 def find_object(
     path: epath.Path, remedy: str = "copy it again", error: type[UserError] = UserError
 ) -> dict[str, Any] | None:

@@ -55,14 +55,6 @@ def write_json(path: epath.Path, value: dict[str, Any]) -> None:
     write_text(path, json.dumps(value, indent=2) + "\n")
 
 
-def read_json(path: epath.Path) -> dict[str, Any] | None:
-    """Returns the contents of `path`; None if the file is missing or damaged."""
-    try:
-        return json.loads(path.read_text()) if path.exists() else None
-    except (FileNotFoundError, NotADirectoryError, UnicodeDecodeError, json.JSONDecodeError):
-        return None
-
-
 @contextlib.contextmanager
 def writing_folder(path: epath.Path, last: Sequence[str] = ()) -> Iterator[epath.Path]:
     """A folder to write files to, which becomes `path` at the end of the context, and is removed if the context fails.

@@ -25,7 +25,9 @@ from etils import epath
 from adalink_jax.errors import UserError
 from adalink_jax.experiments.sweeps.run_folder import DONE, RECORD, SUMMARY, last_step, state_of
 from adalink_jax.files.places import path_of
-from adalink_jax.files.whole_file import read_json, writing
+from adalink_jax.files.run_files import Record, Summary
+from adalink_jax.files.typed_json import read_state
+from adalink_jax.files.whole_file import writing
 from adalink_jax.reports.statistics import Estimate, mean
 from adalink_jax.training.segments import environment_note
 
@@ -202,7 +204,7 @@ def _folders(folder: epath.Path) -> Iterator[epath.Path]:
 
 def _read(path: epath.Path, root: epath.Path) -> Iterator[_Run]:
     """The run in a folder, or a pack's members."""
-    record, members = read_json(path / RECORD) or {}, path / "members"
+    record, members = read_state(path / RECORD, Record) or {}, path / "members"
     for folder in sorted(members.iterdir(), key=lambda folder: folder.name) if members.exists() else [path]:
         yield _read_run(folder, root, record, attempts_in=path)
 
@@ -217,7 +219,7 @@ def _read_run(path: epath.Path, root: epath.Path, record: Mapping[str, Any], att
       attempts_in: the folder that records attempts: the run's, or its pack's.
     """
     varied = dict(record.get("bindings", {}))
-    summary, state = read_json(path / SUMMARY) or {}, DONE
+    summary, state = read_state(path / SUMMARY, Summary) or {}, DONE
     if not summary:
         state = state_of(attempts_in) if record else UNFINISHED
         if (path / SUMMARY).exists():
@@ -253,8 +255,10 @@ def _table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> pa.Tabl
 
 def _array(name: str, values: list[Any]) -> pa.Array:
     """A column of one type: integers become floats if any value is one; values of different kinds become texts."""
+    too_large = lambda value: isinstance(value, int) and abs(value) >= 2**63
+    values = [str(value) if too_large(value) else value for value in values]
     kinds = {type(value) for value in values if value is not None}
-    if name in COUNTS or not kinds - {int}:
+    if not kinds - {int} or (name in COUNTS and kinds <= {int, float}):
         return pa.array(values, pa.int64())
     if kinds <= {int, float}:
         return pa.array([None if value is None else float(value) for value in values], pa.float64())

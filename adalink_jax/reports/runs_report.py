@@ -11,7 +11,8 @@ from matplotlib.figure import Figure
 from adalink_jax.data.images import read_image
 from adalink_jax.files.json_lines import read_json_lines
 from adalink_jax.files.places import path_of
-from adalink_jax.files.whole_file import read_json
+from adalink_jax.files.run_files import Metrics
+from adalink_jax.files.typed_json import Form, read_state
 from adalink_jax.reports import style
 from adalink_jax.reports.page import Part, Report, Table
 from adalink_jax.reports.results import DONE, Results, collect
@@ -20,6 +21,19 @@ from adalink_jax.training.outputs import PICTURE, SAMPLES
 
 BY = ("step", "minutes of steps (steps x median step time)", "TFLOPs of steps (their matrix products)")
 CURVES = 7  # as many as there are colors
+
+
+class _Sample(Form):
+    inputs: str
+    target: str
+    before: str
+    after: str
+
+
+class _Samples(Form):
+    """`samples.json`."""
+
+    samples: list[_Sample]
 
 
 def make(folder: str, command: str) -> Report:
@@ -93,7 +107,8 @@ def _curves(folder: str, results: Results) -> Part | None:
     """The training loss and the first validation metric of the best runs, by step, by minutes and by FLOPs of steps."""
     rows, score = _best_first(results)
     chosen = [
-        (row, read_json_lines(_folder_of(folder, row, "metrics.jsonl") / "metrics.jsonl")) for row in rows[:CURVES]
+        (row, read_json_lines(_folder_of(folder, row, "metrics.jsonl") / "metrics.jsonl", Metrics))
+        for row in rows[:CURVES]
     ]
     chosen = [(row, lines) for row, lines in chosen if lines]
     if not chosen:
@@ -142,7 +157,7 @@ def _samples(folder: str, results: Results) -> Part | None:
         return None
     for row in rows:
         path = _folder_of(folder, row, SAMPLES)
-        contents = None if row[score] is None else read_json(path / SAMPLES)
+        contents = None if row[score] is None else read_state(path / SAMPLES, _Samples)
         if contents is None:
             continue
         columns = ("inputs", "target", "before", "after")

@@ -12,9 +12,10 @@ import itertools
 import json
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+import pydantic
 from etils import epath
 
 from adalink_jax import preemption
@@ -27,7 +28,8 @@ from adalink_jax.data.user_files.text_templates import Template, cell_text, is_m
 from adalink_jax.errors import UserError
 from adalink_jax.files import locks
 from adalink_jax.files.places import path_of, regular_file
-from adalink_jax.files.whole_file import read_json, write_json
+from adalink_jax.files.typed_json import Form, read_state
+from adalink_jax.files.whole_file import write_json
 
 PREDICTION, ADAPTER, INPUTS, TARGET = "prediction", "adapter", "inputs", "target"
 TEXT = ".txt"
@@ -213,6 +215,14 @@ def _is_bytes(value: object) -> bool:
 # --- output ---
 
 
+class _Begun(Form):
+    """What is recorded of an incomplete file."""
+
+    identity: dict[str, Any]
+    rows: Annotated[int, pydantic.Field(ge=0)]
+    bytes: Annotated[int, pydantic.Field(ge=0)]
+
+
 class Output:
     """A file of predictions, to which rows are appended. It is created with the first row."""
 
@@ -239,7 +249,7 @@ class Output:
 
     def _begin(self, path: str, identity: Mapping[str, Any]) -> None:
         self._identity = json.loads(json.dumps(identity))
-        state = read_json(self._state)
+        state = read_state(self._state, _Begun)
         if self.path.exists() and state is None:
             raise UserError(f"{path} exists already; name another file.")
         if state is not None and self.path.exists() and state["identity"] != self._identity:

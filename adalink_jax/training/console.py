@@ -117,11 +117,11 @@ class Console(contextlib.AbstractContextManager["Console"]):
     def already_done(self, summary: dict) -> None:
         """The run was finished before."""
         self._out.print(
-            f"The run in {self._model_dir} is already finished, at step {summary['steps']}; delete the folder, or set another "
+            f"The run in {self._model_dir} is already finished, at step {summary.get('steps')}; delete the folder, or set another "
             f"MODEL_DIR, to run it again.",
             soft_wrap=True,
         )
-        if "members" in summary:
+        if summary.get("members"):
             self.members_finished(summary)
         else:
             self._out.print_json(

@@ -16,6 +16,7 @@ from adalink_jax.data.images import read_image
 from adalink_jax.files.growing_file import GrowingFile
 from adalink_jax.files.json_lines import append_json, read_json_lines
 from adalink_jax.files.places import path_of
+from adalink_jax.files.run_files import Metrics
 from adalink_jax.files.whole_file import write_bytes, write_text
 
 SAMPLES = "samples"
@@ -55,7 +56,7 @@ class MetricWriter:
 
     def _kept_rows(self, resumed_at: int | None) -> list[dict]:
         self._folder.mkdir(parents=True, exist_ok=True)
-        rows = [row for row in read_json_lines(self._path) if resumed_at is None or row["step"] <= resumed_at]
+        rows = [row for row in read_json_lines(self._path, Metrics) if resumed_at is None or row["step"] <= resumed_at]
         text = "".join(json.dumps(row) + "\n" for row in rows)
         if not self._path.exists() or self._path.read_bytes() != text.encode():
             write_text(self._path, text)

@@ -7,6 +7,7 @@ All processes call the functions that take arrays, and process 0 writes; the oth
 import contextlib
 import dataclasses
 from collections.abc import Iterator
+from typing import Any
 
 from etils import epath
 
@@ -15,7 +16,8 @@ from adalink_jax.adapters import describe_adapter
 from adalink_jax.errors import UserError, disk_error
 from adalink_jax.files import locks
 from adalink_jax.files.places import path_of
-from adalink_jax.files.whole_file import read_json, write_bytes, write_json, write_text
+from adalink_jax.files.typed_json import Form, read_state
+from adalink_jax.files.whole_file import write_bytes, write_json, write_text
 from adalink_jax.training import contact_sheet, parameter_tables, partition, segments
 from adalink_jax.training.evaluation import Result
 from adalink_jax.training.metric_writer import MetricWriter
@@ -25,6 +27,15 @@ from adalink_jax.training.setup import Parameters, Setup
 SUMMARY, BEFORE, PICTURE, SAMPLES = "summary.json", "before.json", "samples.png", "samples.json"
 SCORES_OF = "scores_of.json"
 count = parameter_tables.count
+
+
+class _Before(Form):
+    scores: dict[str, float]
+    samples: list[dict[str, Any]]
+
+
+class _ScoresOf(Form):
+    run: str | None
 
 
 @contextlib.contextmanager
@@ -58,11 +69,8 @@ def write_before(folder: epath.Path, result: Result) -> None:
 
 def read_before(folder: epath.Path) -> Result | None:
     """The result that `write_before` wrote; None if it is missing or damaged."""
-    saved = parallel.once(read_json, folder / BEFORE)
-    try:
-        return None if saved is None else Result(**saved)
-    except TypeError:  # it is not what `write_before` wrote
-        return None
+    saved = parallel.once(read_state, folder / BEFORE, _Before)
+    return None if saved is None else Result(saved["scores"], saved["samples"])
 
 
 def claim_scores(folder: epath.Path, run_dir: str | None, at_end: contextlib.ExitStack) -> None:
@@ -74,7 +82,7 @@ def claim_scores(folder: epath.Path, run_dir: str | None, at_end: contextlib.Exi
     """
     at_end.enter_context(locks.hold_folder(folder))
     mark, claim = folder / SCORES_OF, {"run": None if run_dir is None else str(path_of(run_dir).resolve())}
-    recorded = read_json(mark) or claim
+    recorded = read_state(mark, _ScoresOf) or claim
     if (
         not mark.exists()
         and run_dir is not None

@@ -21,7 +21,8 @@ from adalink_jax.data.vocabularies import EOS
 from adalink_jax.errors import UserError
 from adalink_jax.files import locks
 from adalink_jax.files.places import check_run_folder, path_of
-from adalink_jax.files.whole_file import read_json
+from adalink_jax.files.run_files import Summary
+from adalink_jax.files.typed_json import read_state
 from adalink_jax.training import fill_vision_cache, outputs
 from adalink_jax.training.console import Console, reading_rows
 from adalink_jax.training.evaluation import Evaluator
@@ -167,8 +168,8 @@ class RunSession(Session):
         self.facts = self.newest.facts()
         self.best.facts()  # refuses a run with other settings that was killed before its first checkpoint
         newest_step = self.newest.latest_step() or 0
-        summary = parallel.once(read_json, self.folder / outputs.SUMMARY)
-        if summary and summary.get("total_steps", newest_step) >= total_steps:
+        summary = parallel.once(read_state, self.folder / outputs.SUMMARY, Summary)
+        if summary and (summary.get("total_steps") or newest_step) >= total_steps:
             self.summary = summary
             self.console.already_done(summary)
             return

@@ -22,11 +22,19 @@ from adalink_jax.experiments.comparisons.cost import step_cost
 from adalink_jax.experiments.comparisons.tune import tune
 from adalink_jax.experiments.descriptions import check_names, check_seeds, slug, split_texts
 from adalink_jax.files.places import RunFolder, path_of
-from adalink_jax.files.whole_file import read_json, write_json
+from adalink_jax.files.typed_json import Form, read_state
+from adalink_jax.files.whole_file import write_json
 from adalink_jax.training.packs.run_pack import train_pack
 from adalink_jax.typed_values import PositiveInt, Seed
 
 TUNE, PACK, PLATEAU = "gin/runs/tune.gin", "gin/runs/pack.gin", "gin/runs/plateau.gin"
+
+
+class _Cost(Form):
+    """`cost.json`, see `step_cost`."""
+
+    step_seconds: float
+    peak_bytes: float
 
 
 @gin.configurable
@@ -174,7 +182,7 @@ def _compare_one(
         steps = {"TRAIN_STEPS": comparison.plateau_steps}
         plateau = train_pack(model_dir=configure(PLATEAU, "plateau", **chosen, **steps), **options)
     configure(PACK, "cost", **chosen)
-    cost = read_json(folder / "cost.json")
+    cost = read_state(folder / "cost.json", _Cost)
     if cost is None:
         cost = step_cost()  # pyright: ignore[reportCallIssue]  gin gives the arguments
         write_json(folder / "cost.json", cost)

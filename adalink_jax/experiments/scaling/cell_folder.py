@@ -21,9 +21,35 @@ from adalink_jax.experiments.scaling.study import BASES, RUNS, TUNING, Cell, Stu
 from adalink_jax.experiments.sweeps.run_folder import SUMMARY, RunFolder
 from adalink_jax.files.json_lines import read_json_lines
 from adalink_jax.files.places import path_of
-from adalink_jax.files.whole_file import read_json, write_json
+from adalink_jax.files.run_files import Metrics
+from adalink_jax.files.typed_json import Form, read_state
+from adalink_jax.files.whole_file import write_json
 
-REQUIRED = ("stage", "size", "regime", "order", "settings", "seconds", "versions")  # keys of every result
+
+class _Result(Form):
+    """A result file; those of a tuning and of runs have all fields."""
+
+    stage: str
+    size: str
+    regime: str
+    order: list[int]
+    settings: str
+    seconds: float
+    versions: dict[str, str]
+    task: str | None = None
+    method: str | None = None
+    metric: str | None = None
+    trained: int | None = None
+    frozen: int | None = None
+    parameters: int | None = None
+    steps: int | None = None
+    base: dict[str, Any] | None = None
+    learning_rate: list[float] = []
+    seed: list[int] = []
+    validation: list[float | None] = []
+    step: list[int] = []
+    test: list[float | None] = []
+    start: list[float | None] = []
 
 
 class CellFolder(RunFolder):
@@ -126,7 +152,7 @@ class CellFolder(RunFolder):
 
     def _first_score(self, metric: str, member: str) -> float:
         """A member's score on validation before the first step: the frozen base's, if the method starts as the identity."""
-        rows, name = read_json_lines(self.path / "members" / member / "metrics.jsonl"), f"validation/{metric}"
+        rows, name = read_json_lines(self.path / "members" / member / "metrics.jsonl", Metrics), f"validation/{metric}"
         return next(row[name] for row in rows if name in row)
 
 
@@ -156,8 +182,8 @@ def read_result(file: epath.Path) -> dict[str, Any]:
     Raises:
       UserError: if it is damaged.
     """
-    result = read_json(file)
-    if result is None or any(name not in result for name in REQUIRED):
+    result = read_state(file, _Result)
+    if result is None:
         raise UserError(f"{file} is damaged, or not a result of a study; delete it, and run the study again.")
     return result
 

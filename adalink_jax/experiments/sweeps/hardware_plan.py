@@ -14,7 +14,8 @@ from typing import Any
 from adalink_jax.configuration import GinFlags
 from adalink_jax.errors import UserError
 from adalink_jax.files.places import path_of
-from adalink_jax.files.whole_file import read_json, write_json
+from adalink_jax.files.typed_json import Form, read_state
+from adalink_jax.files.whole_file import write_json
 from adalink_jax.training.segments import versions
 
 # Beginnings of the names of settings that do not change a program.
@@ -24,6 +25,16 @@ IRRELEVANT = (
     "DatasetConfig.seed", "DatasetConfig.mixture_or_task_", "DatasetConfig.train_examples", "PublishedData.",
     "warmup_cosine.peak", "warmup_constant.peak", "check_environment.",
 )  # fmt: skip
+
+
+class _Plan(Form):
+    """What is read of `adalink plan --json`."""
+
+    fits: bool
+    hbm_bytes: int
+    eval_hbm_bytes: int | None
+    estimated_step_seconds: float | None
+    estimated_chip_hours: float | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +79,7 @@ def plan(
     out = []
     for digest, names in programs.items():
         path = path_of(folder) / f"{digest}.json"
-        result = read_json(path)
+        result = read_state(path, _Plan)
         if result is None:
             on_compile(names[0])
             result = _run_plan(names[0], runs[names[0]][0], topology)

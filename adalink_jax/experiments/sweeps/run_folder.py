@@ -21,7 +21,9 @@ from adalink_jax.errors import Preempted, Stopped, Taken, UserError
 from adalink_jax.files import locks
 from adalink_jax.files.json_lines import append_json, read_json_lines
 from adalink_jax.files.places import path_of
-from adalink_jax.files.whole_file import read_json, write_json
+from adalink_jax.files.run_files import Attempt, Metrics, Record, Summary
+from adalink_jax.files.typed_json import read_state
+from adalink_jax.files.whole_file import write_json
 
 SUMMARY = "summary.json"  # as in `training.outputs`, which would import JAX into every process that only watches
 RECORD, ATTEMPTS, LOG = "sweep.json", "attempts.jsonl", "log.txt"
@@ -59,7 +61,7 @@ class RunFolder:
         Raises:
           UserError: names one of them.
         """
-        record = read_json(self.path / RECORD)
+        record = read_state(self.path / RECORD, Record)
         recorded = self.settings if record is None else record["settings"]
         settings = self.settings if len(configuration.as_in_0_1_0(recorded)) < len(recorded) else self.settings_in_0_1_0
         for name in sorted(recorded.keys() | settings.keys()):
@@ -73,12 +75,12 @@ class RunFolder:
 
     def summary(self) -> dict | None:
         """The contents of `summary.json`; None until the run is finished."""
-        return read_json(self.path / SUMMARY)
+        return read_state(self.path / SUMMARY, Summary)
 
     def finished(self) -> bool:
         """Whether all steps are done and scored."""
         summary = self.summary()
-        return summary is not None and summary.get("total_steps", summary["steps"]) >= self.total_steps
+        return summary is not None and (summary.get("total_steps") or summary.get("steps") or 0) >= self.total_steps
 
     def taken(self) -> bool:
         """Whether some process trains it now."""
@@ -107,7 +109,7 @@ class RunFolder:
 
     def begin(self) -> None:
         """Records that this process, which holds the run, starts it."""
-        if read_json(self.path / RECORD) is None:
+        if read_state(self.path / RECORD, Record) is None:
             write_json(self.path / RECORD, {"bindings": self.bindings, "settings": self.settings})
         self._record(what="start", host=socket.gethostname(), pid=os.getpid())
 
@@ -155,7 +157,7 @@ def state_of(path: epath.Path) -> str:
     """The state of an unfinished run."""
     if locks.is_held(path / locks.LOCK):
         return RUNNING
-    attempts = read_json_lines(path / ATTEMPTS)
+    attempts = read_json_lines(path / ATTEMPTS, Attempt)
     if attempts and attempts[-1].get("status", 0) not in (0, *RESUMABLE):
         return FAILED
     return STOPPED if attempts else NEW
@@ -165,4 +167,4 @@ def last_step(path: epath.Path) -> int:
     """The last step in `metrics.jsonl`, of a pack's first member if it is a pack; 0 without any."""
     if (members := path / "members").is_dir():
         path = min(members.iterdir(), key=lambda member: member.name, default=path)
-    return max((row.get("step", 0) for row in read_json_lines(path / "metrics.jsonl")[-1:]), default=0)
+    return max((row.get("step", 0) for row in read_json_lines(path / "metrics.jsonl", Metrics)[-1:]), default=0)

@@ -91,6 +91,26 @@ def _mesh_axes(names: tuple[str | None, ...], rules: Any) -> PartitionSpec:
     return cast(PartitionSpec, logical_to_mesh_axes(names, rules))  # None for None only
 
 
+def over_shards(function: Callable[..., Tree], arguments: tuple[Any, ...], names: tuple[Any, ...], out: Any) -> Tree:
+    """Calls `function` on each device with its own parts of the arguments, where their logical axes are split over devices.
+
+    Args:
+      function: computes one array from the parts; it may use no collectives, and its parts must not depend on each other.
+      arguments: trees of arrays.
+      names: for each argument a tree with the logical axes in place of its arrays; an axis that does not divide is not split.
+      out: the result's axes.
+    """
+    mesh, rules = jax.sharding.get_abstract_mesh(), nn.get_logical_axis_rules()
+    if not rules or mesh.empty:
+        return function(*arguments)
+    leaves, treedef = jax.tree.flatten(arguments)
+    axes = treedef.flatten_up_to(names)
+    parts = lambda name: int(np.prod([mesh.shape[x] for x in as_tuple(_mesh_axes((name,), rules)[0])]))
+    uneven = {n for x, leaf in zip(axes, leaves) for n, size in zip(x, leaf.shape) if n is not None and size % parts(n)}
+    spec = lambda x: _mesh_axes(tuple(None if name in uneven else name for name in x), rules)
+    return jax.shard_map(function, in_specs=treedef.unflatten(map(spec, axes)), out_specs=spec(out))(*arguments)
+
+
 def by_shard(function: Callable[..., Tree], *trees: Any) -> Tree:
     """Maps `function` over axis 0 of `trees`, the shards of the batch, each on its own devices.
 

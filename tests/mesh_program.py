@@ -1,6 +1,6 @@
 """Run by test_mesh.py in a process of eight virtual devices: training on meshes against training on one device.
 
-python mesh_program.py METHOD STEPS MESH...          MESH: DATAxMODEL[,fsdp][,scanned], such as 2x4,fsdp,scanned
+python mesh_program.py METHOD STEPS MESH...          MESH: DATAxMODEL[,fsdp][,scanned][,blockwise], such as 2x4,fsdp,scanned
 """
 
 import sys
@@ -23,10 +23,11 @@ from adalink_jax.training.step import TrainState, make_train_step  # noqa: E402
 ROWS = 16
 
 
-def backbone(scanned):
+def backbone(scanned, attention="reference"):
     """pali_nano, as gin/models/pali_nano.gin has it."""
-    language = T5Config(264, 64, 8, 8, 128, 2, 2, scan_layers=scanned)
-    return PaLI(language, ViTConfig((8, 16), 4, 64, 8, 256, 2, channels=1, scan_layers=scanned))
+    settings = {"scan_layers": scanned, "attention": attention}
+    language = T5Config(264, 64, 8, 8, 128, 2, 2, **settings)
+    return PaLI(language, ViTConfig((8, 16), 4, 64, 8, 256, 2, channels=1, **settings))
 
 
 METHODS = {
@@ -51,10 +52,10 @@ def values(tree):
     return paths.unscan({name: np.asarray(leaf) for name, leaf in paths.flatten(tree).items()})
 
 
-def train(method, steps, shape, fsdp, scanned, weights):
+def train(method, steps, shape, fsdp, scanned, weights, attention="reference"):
     """Losses, the first step's gradients and the trainable leaves at the end, from the unscanned `weights`."""
     adapter, trainable, optimizer = (part() if callable(part) else part for part in METHODS[method])
-    model = AdaptedModel(backbone(scanned), adapter)
+    model = AdaptedModel(backbone(scanned, attention), adapter)
     devices = jax.devices()[: shape[0] * shape[1]]
     mesh, rules = parallel.make_mesh(*shape, devices=devices), parallel.logical_axis_rules(fsdp=fsdp)
     with parallel.use_mesh(mesh, rules):
@@ -102,7 +103,8 @@ def main(method, steps, *cases):
     for case in cases:
         shape, *flags = case.split(",")
         shape = tuple(map(int, shape.split("x")))
-        results = train(method, int(steps), shape, "fsdp" in flags, "scanned" in flags, weights)
+        attention = "blockwise" if "blockwise" in flags else "reference"
+        results = train(method, int(steps), shape, "fsdp" in flags, "scanned" in flags, weights, attention)
         np.testing.assert_allclose(results[0], losses, rtol=1e-5, err_msg=f"{case}: losses")
         compare_gradients(results[1], grads, case)
         worst = max(np.abs(results[2][name] - leaf).max() for name, leaf in leaves.items())

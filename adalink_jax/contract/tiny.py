@@ -21,7 +21,7 @@ def tiny_t5(**overrides: Any) -> T5Config:
 
 def tiny_pali(**overrides: Any) -> PaLI:
     """A PaLI of width 32 with images of 8 x 16 pixels, eight tokens each; `overrides` go to T5Config, shared ones to the ViT too."""
-    shared = {k: v for k, v in overrides.items() if k in ("scan_layers", "dtype", "remat", "dropout_rate")}
+    shared = {k: v for k, v in overrides.items() if k in ("scan_layers", "dtype", "remat", "dropout_rate", "attention")}
     return PaLI(tiny_t5(**overrides), ViTConfig((8, 16), 4, 32, 4, 64, 2, channels=1, **shared))
 
 

@@ -27,7 +27,7 @@ MASKED = -1e10  # added to the scores of keys that must not be seen; t5x's value
 _TILE = 2**18  # scores of one row and head that are computed together: 1 MB, which a core's cache holds
 _TILES = 2**24  # of all rows and heads
 _LEAST_QUERIES = 8  # of a block
-_WORTH = 2**14  # scores of a row and head; fewer are stored as fast
+_WORTH = 2**16  # scores of a row and head; fewer are stored as fast
 
 
 class Bias(Struct):
@@ -78,8 +78,12 @@ def attend(
     if kind == "reference":
         return _reference(query, key, value, bias, window, softcap)
     blocks, split = _Blocks(window, softcap, one_tile=on_cpu), ("batch", None, "heads", None)
-    names = (split, split, split, Bias(("heads", None), ("batch", None), ()))
-    return over_shards(functools.partial(_blockwise, blocks), (query, key, value, bias), names, split)
+    return over_shards(
+        lambda query, key, value, *parts: _blockwise(blocks, query, key, value, Bias(*parts)),
+        (query, key, value, bias.relative, bias.keys, bias.first),
+        (split, split, split, ("heads", None), ("batch", None), ()),
+        split,
+    )
 
 
 def _platform() -> str:
@@ -100,11 +104,9 @@ def _by_position(
     """The mask of queries `start`, `start + 1`, ... that depends on positions alone; None if there is none."""
     if bias.first is None and window is None:
         return None
-    distance = jnp.arange(keys) - (start + jnp.arange(queries))[:, None]
-    if bias.first is None:
-        return _masked(abs(distance) < window)
-    distance = distance - bias.first
-    return _masked(distance <= 0 if window is None else (distance <= 0) & (distance > -window))
+    distance = jnp.arange(keys) - (start + jnp.arange(queries))[:, None] - (0 if bias.first is None else bias.first)
+    allowed = jnp.ones_like(distance, bool) if bias.first is None else distance <= 0
+    return _masked(allowed if window is None else allowed & (abs(distance) < window))
 
 
 def _capped(products: Float[Array, "..."], softcap: float | None) -> Float[Array, "..."]:
@@ -259,7 +261,7 @@ def _forward_saving(blocks: _Blocks, *arguments: Any) -> tuple[Float[Array, "B Q
 def _backward(blocks: _Blocks, saved: Any, gradient: Any) -> tuple[Array, Array, Array, Bias]:
     query, key, value, bias, softmax, trained = saved
     if isinstance(gradient, jax.custom_derivatives.SymbolicZero):
-        gradient = jnp.zeros(gradient.shape, gradient.dtype)
+        gradient = jnp.zeros_like(query)
     queries, keys, dtype = query.shape[1], key.shape[1], query.dtype
     number, query, key, value, relative, masks = _parts(blocks, query, key, value, bias)
     block = -(-queries // number)

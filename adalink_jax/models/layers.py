@@ -17,8 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.ad_checkpoint import checkpoint_name
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 
+from adalink_jax.models.attention import Bias, attend
 from adalink_jax.models.structs import Struct
 from adalink_jax.parallel import constrain
 from adalink_jax.typed_values import one_of
@@ -154,7 +155,7 @@ class KeyValues(Struct):
 class Attention(nn.Module):
     """Multi-head attention with t5x's parameter names (Vaswani et al., 2017).
 
-        out = softmax(scale * q k^T + bias) v
+        out = softmax(scale * q k^T + bias) v          (`attention.attend`)
 
     It has two steps, so that a decoder can keep keys and values: `project(x)` computes `KeyValues`, `__call__(x, kv, bias)`
     attends to them. The softmax is in float32.
@@ -162,13 +163,14 @@ class Attention(nn.Module):
     Attributes:
       num_heads: H.
       head_dim: K.
-      dropout_rate: of the attention weights.
+      dropout_rate: of the attention weights; a key is dropped for all queries of a row.
       dtype: of everything but scores and softmax.
       deterministic: no dropout.
       features: output width D.
       scale: multiplies the query. T5 folds 1/sqrt(K) into the query's initialisation and uses 1.
       query_init: initialiser of the query's kernel.
       use_bias: whether the four projections have biases.
+      kind: how scores are computed, see `attention.attend`.
     """
 
     num_heads: int
@@ -177,6 +179,7 @@ class Attention(nn.Module):
     dtype: str
     deterministic: bool
     features: int
+    kind: str
     scale: float = 1.0
     query_init: Callable = fan_in
     use_bias: bool = False
@@ -196,22 +199,18 @@ class Attention(nn.Module):
         """Computes the keys and values of `x`."""
         return KeyValues(self._split_heads(self.key(x)), self._split_heads(self.value(x)))
 
-    def __call__(
-        self, x: Float[Array, "B Q D"], kv: KeyValues, bias: Float[Array, "#B #H #Q S"] | None = None
-    ) -> Float[Array, "B Q E"]:
-        """Lets `x` attend to `kv`; `bias` is added to the scores, and is large and negative where masked."""
+    def __call__(self, x: Float[Array, "B Q D"], kv: KeyValues, bias: Bias | None = None) -> Float[Array, "B Q E"]:
+        """Lets `x` attend to `kv`; `bias` is added to the scores."""
         query = self._split_heads(self.query(x)) * jnp.asarray(self.scale, self.dtype)
-        scores = jnp.einsum("bqhk,bshk->bhqs", query, kv.key, preferred_element_type=jnp.float32)
-        if bias is not None:
-            scores = scores + bias
-        weights = self.dropout(nn.softmax(scores).astype(self.dtype), deterministic=self.deterministic)
-        mixed = jnp.einsum("bhqs,bshk->bqhk", weights, kv.value)
+        value = kv.value
+        if (
+            self.dropout_rate and not self.deterministic
+        ):  # the weight of a dropped key is 0 for all queries, as its value is
+            rows, keys, heads, _ = value.shape
+            kept = self.dropout(jnp.ones((rows, heads, 1, keys), value.dtype), deterministic=False)
+            value = value * kept.transpose(0, 3, 1, 2)
+        mixed = attend(query, kv.key, value, bias or Bias(), self.kind)
         return checkpoint_name(self.out(mixed.reshape(*mixed.shape[:2], -1)), "attention_out")
-
-
-def mask_to_bias(mask: Bool[Array, "..."]) -> Float[Array, "..."]:
-    """Converts a mask (True: attend) to a float32 bias of the scores, 0 or -1e10."""
-    return jnp.where(mask, 0.0, -1e10).astype(jnp.float32)
 
 
 class RelativePositionBias(nn.Module):
@@ -223,12 +222,12 @@ class RelativePositionBias(nn.Module):
     max_distance: int
 
     @nn.compact
-    def __call__(self, query_positions: Int[Array, " Q"], key_positions: Int[Array, " S"]) -> Float[Array, "1 H Q S"]:
+    def __call__(self, distances: Int[Array, " distances"]) -> Float[Array, "H distances"]:
+        """The bias of each distance, key position - query position."""
         init = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
         table = param(self, "rel_embedding", init, (self.num_heads, self.num_buckets), ("heads", "relpos_buckets"))
-        distance = key_positions[None, :] - query_positions[:, None]
-        buckets = relative_position_bucket(distance, self.bidirectional, self.num_buckets, self.max_distance)
-        return jnp.take(table.astype(jnp.float32), buckets, axis=1)[None]
+        buckets = relative_position_bucket(distances, self.bidirectional, self.num_buckets, self.max_distance)
+        return jnp.take(table.astype(jnp.float32), buckets, axis=1)
 
 
 def relative_position_bucket(

@@ -17,6 +17,7 @@ from jax import Array
 from jaxtyping import Float, Int
 
 from adalink_jax.models import layers
+from adalink_jax.models.attention import Bias
 from adalink_jax.typed_values import DType, Fraction, NonNegativeInt, PositiveInt
 
 EPSILON = 1e-12  # BERT's, of all layer norms
@@ -35,6 +36,7 @@ class QFormerConfig:
       max_length: positions of the instruction.
       dropout_rate: as in T5Config.
       dtype: dtype of the arithmetic. BLIP-2 uses float32, regardless of the other parts' dtype.
+      attention: as in T5Config.
     """
 
     num_query_tokens: PositiveInt = 32
@@ -47,6 +49,7 @@ class QFormerConfig:
     max_length: PositiveInt = 512
     dropout_rate: Fraction = 0.0
     dtype: DType = "float32"
+    attention: AttentionKind = "auto"
 
 
 class QFormerLayer(nn.Module):
@@ -67,6 +70,7 @@ class QFormerLayer(nn.Module):
         attention = lambda: layers.Attention(
             cfg.num_heads, cfg.emb_dim // cfg.num_heads, cfg.dropout_rate, cfg.dtype, self.deterministic,
             scale=(cfg.emb_dim // cfg.num_heads) ** -0.5, use_bias=True, features=cfg.emb_dim,
+            kind=cfg.attention,
         )  # fmt: skip
         mlp = lambda: layers.MlpBlock(
             cfg.mlp_dim, ("gelu_exact",), cfg.dropout_rate, cfg.dtype, self.deterministic, use_bias=True
@@ -84,7 +88,7 @@ class QFormerLayer(nn.Module):
         self,
         x: Float[Array, "B sequence D"],
         image: Float[Array, "B tokens width"],
-        bias: Float[Array, "#B #H #sequence sequence"],
+        bias: Bias,
     ) -> Float[Array, "B sequence D"]:
         add = lambda x, y: x + self.dropout(y, deterministic=self.deterministic)
         attended = self.self_attention(x, self.self_attention.project(x), bias)
@@ -121,8 +125,7 @@ class QFormer(nn.Module):
             mask = jnp.concatenate([mask, words > 0], axis=1)
         x = layers.LayerNorm(cfg.dtype, EPSILON, name="embedding_layer_norm")(x)
         x = nn.Dropout(cfg.dropout_rate)(x, deterministic=not train)
-        bias = layers.mask_to_bias(mask)[:, None, None, :]
         for i in range(cfg.num_layers):
             cross = i % cfg.cross_attention_frequency == 0
-            x = QFormerLayer(cfg, cross, not train, name=f"layers_{i}")(x, image, bias)
+            x = QFormerLayer(cfg, cross, not train, name=f"layers_{i}")(x, image, Bias(keys=mask))
         return x[:, : cfg.num_query_tokens].astype(image.dtype)

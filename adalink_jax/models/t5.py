@@ -20,6 +20,7 @@ from jaxtyping import Bool, Float, Int
 
 from adalink_jax.errors import UserError
 from adalink_jax.models import layers
+from adalink_jax.models.attention import Bias
 from adalink_jax.models.backbone import Backbone, Batch
 from adalink_jax.models.layers import Activation
 from adalink_jax.models.seam import Encoded, Inputs
@@ -57,6 +58,7 @@ class T5Config(StackConfig):
       scan_layers: compile one layer for the whole stack, with parameters stacked on axis 0.
       remat: "none"; or "full", "dots", "save:...", which save fewer activations and recompute the others in the backward
         pass (`stack.remat_policy`).
+      attention: "auto", "reference" or "blockwise", see `attention.attend`.
     """
 
     vocab_size: PositiveInt
@@ -79,6 +81,7 @@ class T5Config(StackConfig):
     dtype: DType = "float32"
     scan_layers: bool = False
     remat: str = "none"
+    attention: str = "auto"
 
     def __post_init__(self) -> None:
         ids = (self.decoder_start_token_id, self.pad_token_id, self.eos_token_id)
@@ -93,19 +96,17 @@ def _attention(config: T5Config, deterministic: bool, name: str) -> layers.Atten
     return layers.Attention(
         config.num_heads, config.head_dim, config.dropout_rate, config.dtype, deterministic,
         query_init=nn.initializers.normal((config.emb_dim * config.head_dim) ** -0.5),
-        features=config.emb_dim, name=name,
+        features=config.emb_dim, kind=config.attention, name=name,
     )  # fmt: skip
 
 
-def _add_relative(
-    config: T5Config, bias: Array, positions: tuple[Array, Array], *, bidirectional: bool, per_layer: bool
-) -> Array:
+def _add_relative(config: T5Config, bias: Bias, distances: Array, *, bidirectional: bool, per_layer: bool) -> Bias:
     """Adds the relative position bias of a layer or of a whole stack, whichever has it, inside its compact method.
 
     Args:
       config: sizes, and whether layers have their own.
       bias: the bias so far.
-      positions: of queries and keys.
+      distances: of keys from queries, as `Bias.relative` has them.
       bidirectional: whether later keys are seen.
       per_layer: whether the caller is a layer.
     """
@@ -114,7 +115,7 @@ def _add_relative(
     relative = layers.RelativePositionBias(
         config.num_heads, bidirectional, config.relpos_num_buckets, config.relpos_max_distance, name="relpos_bias"
     )
-    return relative(*positions) + bias
+    return bias.replace(relative=relative(distances))
 
 
 class _Residual(nn.Module):
@@ -136,13 +137,13 @@ class _Residual(nn.Module):
 
 
 class EncoderLayer(_Residual):
-    """Self-attention and MLP; called as `stack.run_layers` requires. `bias` broadcasts to [B, H, S, S]."""
+    """Self-attention and MLP; called as `stack.run_layers` requires."""
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "B S D"], _: None, bias: Float[Array, "#B #H #S S"], positions: tuple[Array, Array]
+        self, x: Float[Array, "B S D"], _: None, bias: Bias, distances: Int[Array, " distances"]
     ) -> tuple[Float[Array, "B S D"], None]:
-        bias = _add_relative(self.config, bias, positions, bidirectional=True, per_layer=True)
+        bias = _add_relative(self.config, bias, distances, bidirectional=True, per_layer=True)
         y = layers.RMSNorm(self.config.dtype, name="pre_attention_layer_norm")(x)
         attention = _attention(self.config, self.deterministic, "attention")
         x = x + self.drop(attention(y, attention.project(y), bias))
@@ -162,12 +163,12 @@ class DecoderLayer(_Residual):
         x: Float[Array, "B T D"],
         cache: dict | None,
         encoded: Float[Array, "B S D"],
-        self_bias: Float[Array, "#B #H T keys"],
-        positions: tuple[Array, Array],
-        cross_bias: Float[Array, "#B #H #T S"],
+        self_bias: Bias,
+        distances: Int[Array, " distances"],
+        cross_bias: Bias,
         index: Int[Array, ""],
     ) -> tuple[Float[Array, "B T D"], dict | None]:
-        self_bias = _add_relative(self.config, self_bias, positions, bidirectional=False, per_layer=True)
+        self_bias = _add_relative(self.config, self_bias, distances, bidirectional=False, per_layer=True)
         y = layers.RMSNorm(self.config.dtype, name="pre_self_attention_layer_norm")(x)
         attention = _attention(self.config, self.deterministic, "self_attention")
         kv = attention.project(y)
@@ -197,13 +198,11 @@ class Encoder(nn.Module):
         self, x: Float[Array, "B S D"], mask: Bool[Array, "B S"], deterministic: bool
     ) -> Float[Array, "B S D"]:
         cfg = self.config
-        tokens = jnp.arange(x.shape[1])
-        positions = tokens, tokens
-        bias = layers.mask_to_bias(mask)[:, None, None, :]
-        bias = _add_relative(cfg, bias, positions, bidirectional=True, per_layer=False)
+        distances = jnp.arange(1 - x.shape[1], x.shape[1])
+        bias = _add_relative(cfg, Bias(keys=mask), distances, bidirectional=True, per_layer=False)
         x = nn.Dropout(cfg.dropout_rate, broadcast_dims=(-2,))(x, deterministic=deterministic)
         x, _ = run_layers(
-            EncoderLayer, cfg, x, None, bias, positions, num_layers=cfg.num_encoder_layers, deterministic=deterministic
+            EncoderLayer, cfg, x, None, bias, distances, num_layers=cfg.num_encoder_layers, deterministic=deterministic
         )
         x = layers.RMSNorm(cfg.dtype, name="encoder_norm")(x)
         return nn.Dropout(cfg.dropout_rate, broadcast_dims=(-2,))(x, deterministic=deterministic)
@@ -220,15 +219,13 @@ class Decoder(nn.Module):
     ) -> tuple[Float[Array, "B T out"], dict | None]:
         cfg = self.config
         index = jnp.zeros((), jnp.int32) if cache is None else cache["index"]
-        queries = jnp.arange(x.shape[1]) + index
-        keys = queries if cache is None else jnp.arange(cache["layers"]["self"].key.shape[2])
-        self_bias = layers.mask_to_bias(keys[None, :] <= queries[:, None])[None, None]
-        self_bias = _add_relative(cfg, self_bias, (queries, keys), bidirectional=False, per_layer=False)
-        cross_bias = layers.mask_to_bias(encoded.mask)[:, None, None, :]
+        keys = x.shape[1] if cache is None else cache["layers"]["self"].key.shape[2]
+        distances = jnp.arange(1 - x.shape[1], keys) - index
+        self_bias = _add_relative(cfg, Bias(first=index), distances, bidirectional=False, per_layer=False)
         x = nn.Dropout(cfg.dropout_rate, broadcast_dims=(-2,))(x, deterministic=deterministic)
         x, per_layer = run_layers(
             DecoderLayer, cfg, x, None if cache is None else cache["layers"],
-            encoded.states, self_bias, (queries, keys), cross_bias, index,
+            encoded.states, self_bias, distances, Bias(keys=encoded.mask), index,
             num_layers=cfg.num_decoder_layers, deterministic=deterministic,
         )  # fmt: skip
         x = layers.RMSNorm(cfg.dtype, name="decoder_norm")(x)

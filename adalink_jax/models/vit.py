@@ -46,7 +46,7 @@ class ViTConfig(StackConfig):
       keep_aspect: scale the shorter edge, and crop the centre (CLIP); False stretches both edges.
       crop_pct: the share of the scaled edges that the central crop keeps: 224 / 256 if edges of 256 are cropped to 224.
       background: the colour under transparent pixels, "white" or "black"; None shows the colours stored in them.
-      dropout_rate, dtype, scan_layers, remat: as in T5Config.
+      dropout_rate, dtype, scan_layers, remat, attention: as in T5Config.
     """
 
     image_size: tuple[PositiveInt, PositiveInt]
@@ -69,6 +69,7 @@ class ViTConfig(StackConfig):
     dtype: DType = "float32"
     scan_layers: bool = False
     remat: str = "none"
+    attention: str = "auto"
 
     def __post_init__(self) -> None:
         if (self.pixel_mean is None) != (self.pixel_std is None):
@@ -118,7 +119,7 @@ class ViTLayer(nn.Module):
         drop = lambda y: nn.Dropout(cfg.dropout_rate)(y, deterministic=self.deterministic)
         attention = layers.Attention(
             cfg.num_heads, head_dim, cfg.dropout_rate, cfg.dtype, self.deterministic,
-            scale=head_dim**-0.5, use_bias=True, features=cfg.emb_dim, name="attention",
+            scale=head_dim**-0.5, use_bias=True, features=cfg.emb_dim, kind=cfg.attention, name="attention",
         )  # fmt: skip
         y = layers.LayerNorm(cfg.dtype, cfg.layer_norm_epsilon, name="pre_attention_layer_norm")(x)
         x = x + drop(attention(y, attention.project(y)))

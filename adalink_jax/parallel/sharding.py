@@ -6,7 +6,7 @@ by default.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar, cast
 
 import flax.linen as nn
@@ -91,24 +91,30 @@ def _mesh_axes(names: tuple[str | None, ...], rules: Any) -> PartitionSpec:
     return cast(PartitionSpec, logical_to_mesh_axes(names, rules))  # None for None only
 
 
-def over_shards(function: Callable[..., Tree], arguments: tuple[Any, ...], names: tuple[Any, ...], out: Any) -> Tree:
+def over_shards(
+    function: Callable[..., jax.Array],
+    arguments: Sequence[jax.Array | None],
+    names: Sequence[tuple[str | None, ...]],
+    out: tuple[str | None, ...],
+) -> jax.Array:
     """Calls `function` on each device with its own parts of the arguments, where their logical axes are split over devices.
 
     Args:
-      function: computes one array from the parts; it may use no collectives, and its parts must not depend on each other.
-      arguments: trees of arrays.
-      names: for each argument a tree with the logical axes in place of its arrays; an axis that does not divide is not split.
+      function: computes one array from its parts, which must not depend on each other: it uses no collectives.
+      arguments: arrays, or None, which stays None.
+      names: the logical axes of each argument; an axis that does not divide over its devices is not split.
       out: the result's axes.
     """
     mesh, rules = jax.sharding.get_abstract_mesh(), nn.get_logical_axis_rules()
     if not rules or mesh.empty:
         return function(*arguments)
-    leaves, treedef = jax.tree.flatten(arguments)
-    axes = treedef.flatten_up_to(names)
-    parts = lambda name: int(np.prod([mesh.shape[x] for x in as_tuple(_mesh_axes((name,), rules)[0])]))
-    uneven = {n for x, leaf in zip(axes, leaves) for n, size in zip(x, leaf.shape) if n is not None and size % parts(n)}
-    spec = lambda x: _mesh_axes(tuple(None if name in uneven else name for name in x), rules)
-    return jax.shard_map(function, in_specs=treedef.unflatten(map(spec, axes)), out_specs=spec(out))(*arguments)
+    parts = lambda name: int(np.prod([mesh.shape[axis] for axis in as_tuple(_mesh_axes((name,), rules)[0])]))
+    sizes = {pair for axes, x in zip(names, arguments) if x is not None for pair in zip(axes, x.shape)}
+    uneven = {name for name, size in sizes if name is not None and size % parts(name)}
+    spec = lambda axes: _mesh_axes(tuple(None if name in uneven else name for name in axes), rules)
+    specs = tuple(None if x is None else spec(axes) for axes, x in zip(names, arguments))
+    # Without `check_vma`, gradients of what several devices hold are summed over them, and loops may begin with constants.
+    return jax.shard_map(function, in_specs=specs, out_specs=spec(out), check_vma=False)(*arguments)
 
 
 def by_shard(function: Callable[..., Tree], *trees: Any) -> Tree:

@@ -1,8 +1,8 @@
 """FLOPs of a program, counted from its trace: 2 for each multiply-add of a matrix product, nothing for the rest.
 
 The trace is of the real step, with any method, forward and backward, and the body of a loop counts as often as it runs (XLA's
-own analysis counts it once). *Model* FLOPs exclude recomputation (remat), the convention of an MFU; in adapter training they are
-about 4 per parameter and token, not 6, since no gradient of a frozen weight exists.
+own analysis counts it once). *Model* FLOPs exclude recomputation (remat, and scores that attention computes again), the convention of
+an MFU; in adapter training they are about 4 per parameter and token, not 6, since no gradient of a frozen weight exists.
 """
 
 import math
@@ -10,6 +10,9 @@ from collections.abc import Callable
 
 import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr  # pyright: ignore[reportPrivateImportUsage]  # one class since jax 0.12
+
+from adalink_jax.models.attention import recomputed_scores
+from adalink_jax.parallel.sharding import as_tuple
 
 
 def count_flops(function: Callable, *arguments) -> int:
@@ -32,7 +35,17 @@ def _of_equation(equation) -> int:
         kernel = equation.invars[1].aval.shape
         out_features = kernel[parameters["dimension_numbers"].rhs_spec[0]]
         return 2 * equation.outvars[0].aval.size * math.prod(kernel) // out_features
+    if parameters.get("name") == recomputed_scores.__name__:
+        return 0
     inner = [count_traced(x) for x in jax.tree.leaves(parameters) if isinstance(x, (ClosedJaxpr, Jaxpr))]
     if name == "cond":
         return max(inner)
-    return sum(inner) * (parameters["length"] if name == "scan" else 1)
+    times = {"scan": lambda: parameters["length"], "shard_map": lambda: _shards(equation)}.get(name, lambda: 1)()
+    return sum(inner) * times
+
+
+def _shards(equation) -> int:
+    """How many different parts of the work the devices of a `shard_map` do."""
+    mesh, specs = equation.params["mesh"], equation.params["out_specs"]
+    axes = {axis for spec in specs for entry in spec for axis in as_tuple(entry)}
+    return math.prod(mesh.shape[axis] for axis in axes)

@@ -37,11 +37,13 @@ class Bias(Struct):
       relative: float32, by distance: entry `s - q + Q - 1` is for key `s` and query `q`, counted from 0. None adds nothing.
       keys: which keys exist; None means all.
       first: position of the first query, where no query may see later keys; None lets every query see every key.
+      stored: what `relative` adds, in its place, where the reference is not to compute it in every layer (see `for_stack`).
     """
 
     relative: Float[Array, "H distances"] | None = None
     keys: Bool[Array, "B S"] | None = None
     first: Int[Array, ""] | None = None
+    stored: Float[Array, "#H Q S"] | None = None
 
 
 def attend(
@@ -70,20 +72,30 @@ def attend(
     Raises:
       UserError: for another kind.
     """
-    if kind not in KINDS:
-        raise UserError(f"ATTENTION is {kind!r}; it must be one of {', '.join(KINDS)}.")
-    on_cpu = _platform() == "cpu"
-    if kind == "auto":
-        kind = "blockwise" if on_cpu and query.shape[1] * key.shape[1] >= _WORTH else "reference"
-    if kind == "reference":
+    if _kind(kind, query.shape[1], key.shape[1]) == "reference":
         return _reference(query, key, value, bias, window, softcap)
-    blocks, split = _Blocks(window, softcap, one_tile=on_cpu), ("batch", None, "heads", None)
+    blocks, split = _Blocks(window, softcap, one_tile=_platform() == "cpu"), ("batch", None, "heads", None)
     return over_shards(
         lambda query, key, value, *parts: _blockwise(blocks, query, key, value, Bias(*parts)),
         (query, key, value, bias.relative, bias.keys, bias.first),
         (split, split, split, ("heads", None), ("batch", None), ()),
         split,
     )
+
+
+def for_stack(bias: Bias, kind: str, queries: int, keys: int) -> Bias:
+    """A bias that all layers of a stack share: for the reference, its relative part is computed once, [H, Q, S]."""
+    if bias.relative is None or _kind(kind, queries, keys) != "reference":
+        return bias
+    return bias.replace(relative=None, stored=_diagonals(bias.relative, 0, queries, keys))
+
+
+def _kind(kind: str, queries: int, keys: int) -> str:
+    if kind not in KINDS:
+        raise UserError(f"ATTENTION is {kind!r}; it must be one of {', '.join(KINDS)}.")
+    if kind != "auto":
+        return kind
+    return "blockwise" if _platform() == "cpu" and queries * keys >= _WORTH else "reference"
 
 
 def _platform() -> str:
@@ -98,15 +110,26 @@ def _masked(allowed: Bool[Array, "..."]) -> Float[Array, "..."]:
     return jnp.where(allowed, 0.0, MASKED)
 
 
-def _by_position(
+def _added(
     bias: Bias, start: Int[Array, ""] | int, queries: int, keys: int, window: int | None
-) -> Float[Array, "Q S"] | None:
-    """The mask of queries `start`, `start + 1`, ... that depends on positions alone; None if there is none."""
-    if bias.first is None and window is None:
-        return None
-    distance = jnp.arange(keys) - (start + jnp.arange(queries))[:, None] - (0 if bias.first is None else bias.first)
-    allowed = jnp.ones_like(distance, bool) if bias.first is None else distance <= 0
-    return _masked(allowed if window is None else allowed & (abs(distance) < window))
+) -> Float[Array, "#H queries S"] | None:
+    """What is added to the scores of queries `start`, `start + 1`, ... of all rows; None if nothing is."""
+    added = bias.stored if bias.relative is None else _diagonals(bias.relative, start, queries, keys)
+    if bias.first is not None or window is not None:
+        distance = jnp.arange(keys) - (start + jnp.arange(queries))[:, None] - (0 if bias.first is None else bias.first)
+        allowed = jnp.ones_like(distance, bool) if bias.first is None else distance <= 0
+        positions = _masked(allowed if window is None else allowed & (abs(distance) < window))[None]
+        added = positions if added is None else added + positions
+    return added
+
+
+def _diagonals(
+    relative: Float[Array, "H distances"], start: Int[Array, ""] | int, queries: int, keys: int
+) -> Float[Array, "H queries S"]:
+    """The relative bias of queries `start`, `start + 1`, ...: row after row, a window of `relative` that moves to the left."""
+    zero = relative.shape[1] - keys  # the entry of query 0 and key 0
+    row = lambda query: jax.lax.dynamic_slice_in_dim(relative, zero - query, keys, axis=1)
+    return jax.vmap(row, out_axes=1)(start + jnp.arange(queries))
 
 
 def _capped(products: Float[Array, "..."], softcap: float | None) -> Float[Array, "..."]:
@@ -119,11 +142,8 @@ def _reference(
     queries, keys = query.shape[1], key.shape[1]
     scores = jnp.einsum("bqhk,bshk->bhqs", query, key, preferred_element_type=jnp.float32)
     scores = _capped(scores, softcap)
-    if bias.relative is not None:
-        index = jnp.arange(keys) - jnp.arange(queries)[:, None] + queries - 1
-        scores = scores + jnp.take(bias.relative, index, axis=1)
-    if (positions := _by_position(bias, 0, queries, keys, window)) is not None:
-        scores = scores + positions
+    if (added := _added(bias, 0, queries, keys, window)) is not None:
+        scores = scores + added
     if bias.keys is not None:
         scores = scores + _masked(bias.keys)[:, None, None, :]
     return jnp.einsum("bhqs,bshk->bqhk", nn.softmax(scores).astype(value.dtype), value)
@@ -156,24 +176,6 @@ class _Blocks(NamedTuple):
         scores = key.shape[2] * (1 if self.one_tile else heads * rows)
         most = _TILE if self.one_tile else _TILES
         return -(-queries // max(most // scores, _LEAST_QUERIES))
-
-    def added(self, relative: Float[Array, " distances"], bias: Bias, start: Array, queries: int, keys: int) -> Array:
-        """What is added to the scores [queries, S] of all rows of one head, from query `start` on."""
-        if bias.relative is None:
-            tile = jnp.zeros((), jnp.float32)
-        else:
-            tile = _along_diagonals(relative, start, queries, keys)
-        positions = _by_position(bias, start, queries, keys, self.window)
-        return tile if positions is None else tile + positions
-
-
-def _along_diagonals(
-    relative: Float[Array, " distances"], start: Int[Array, ""] | int, queries: int, keys: int
-) -> Float[Array, "queries S"]:
-    """The relative bias of queries `start`, `start + 1`, ...: row after row, a window of `relative` that moves to the left."""
-    zero = relative.shape[0] - keys  # the entry of query 0 and key 0
-    row = lambda query: jax.lax.dynamic_slice(relative, (zero - query,), (keys,))
-    return jax.vmap(row)(start + jnp.arange(queries))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -213,6 +215,17 @@ def _parts(
     return blocks.number(query, key), query, key, value, relative, masks
 
 
+def _tile(blocks: _Blocks, bias: Bias, block: int, keys: int) -> Callable[[Array, Array], Array | float]:
+    """A function of one head's relative bias and a block's start: what is added to the scores [block, S]."""
+
+    def tile(relative: Array, start: Array) -> Array | float:
+        one_head = bias.replace(relative=None if bias.relative is None else relative[None])
+        added = _added(one_head, start, block, keys, blocks.window)
+        return 0.0 if added is None else added[0]
+
+    return tile
+
+
 def _forward(
     blocks: _Blocks, query: Array, key: Array, value: Array, bias: Bias
 ) -> tuple[Float[Array, "B Q H K"], tuple[Array, Array, Array]]:
@@ -220,11 +233,12 @@ def _forward(
     queries, keys = query.shape[1], key.shape[1]
     number, query, key, value, relative, masks = _parts(blocks, query, key, value, bias)
     block = -(-queries // number)
+    tile = _tile(blocks, bias, block, keys)
 
     def head(query: Array, key: Array, value: Array, relative: Array) -> Any:
         def step(_: None, part: tuple[Array, Array]) -> tuple[None, Any]:
             start, query = part
-            added = blocks.added(relative, bias, start, block, keys)
+            added = tile(relative, start)
 
             def row(query: Array, key: Array, value: Array, mask: Array) -> tuple[Array, Array, Array]:
                 products = jnp.dot(query, key.T, preferred_element_type=jnp.float32)
@@ -266,12 +280,13 @@ def _backward(blocks: _Blocks, saved: Any, gradient: Any) -> tuple[Array, Array,
     number, query, key, value, relative, masks = _parts(blocks, query, key, value, bias)
     block = -(-queries // number)
     gradient = _heads_first(gradient)
+    tile = _tile(blocks, bias, block, keys)
 
     def head(query: Array, softmax: Any, gradient: Array, key: Array, value: Array, relative: Array) -> Any:
         def step(sums: Any, part: Any) -> tuple[Any, Array]:
             start, query, (mixed, largest, inverse), gradient = part
-            added = blocks.added(relative, bias, start, block, keys)
-            diagonals = functools.partial(_along_diagonals, start=start, queries=block, keys=keys)
+            added = tile(relative, start)
+            diagonals = lambda relative: _diagonals(relative[None], start, block, keys)[0]
             onto_distances = None if trained is None else jax.linear_transpose(diagonals, relative)
 
             def row(*row: Array) -> tuple[Array, Array, Array, Array | None]:

@@ -20,7 +20,7 @@ from jaxtyping import Bool, Float, Int
 
 from adalink_jax.errors import UserError
 from adalink_jax.models import layers
-from adalink_jax.models.attention import Bias
+from adalink_jax.models.attention import Bias, for_stack
 from adalink_jax.models.backbone import Backbone, Batch
 from adalink_jax.models.layers import Activation
 from adalink_jax.models.seam import Encoded, Inputs
@@ -200,6 +200,7 @@ class Encoder(nn.Module):
         cfg = self.config
         distances = jnp.arange(1 - x.shape[1], x.shape[1])
         bias = _add_relative(cfg, Bias(keys=mask), distances, bidirectional=True, per_layer=False)
+        bias = for_stack(bias, cfg.attention, x.shape[1], x.shape[1])
         x = nn.Dropout(cfg.dropout_rate, broadcast_dims=(-2,))(x, deterministic=deterministic)
         x, _ = run_layers(
             EncoderLayer, cfg, x, None, bias, distances, num_layers=cfg.num_encoder_layers, deterministic=deterministic
@@ -222,6 +223,7 @@ class Decoder(nn.Module):
         keys = x.shape[1] if cache is None else cache["layers"]["self"].key.shape[2]
         distances = jnp.arange(1 - x.shape[1], keys) - index
         self_bias = _add_relative(cfg, Bias(first=index), distances, bidirectional=False, per_layer=False)
+        self_bias = for_stack(self_bias, cfg.attention, x.shape[1], keys)
         x = nn.Dropout(cfg.dropout_rate, broadcast_dims=(-2,))(x, deterministic=deterministic)
         x, per_layer = run_layers(
             DecoderLayer, cfg, x, None if cache is None else cache["layers"],

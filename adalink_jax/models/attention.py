@@ -10,7 +10,7 @@ Letters: B batch, Q queries, S keys, H heads, K head width.
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -21,8 +21,10 @@ from jaxtyping import Bool, Float, Int
 from adalink_jax.errors import UserError
 from adalink_jax.models.structs import Struct
 from adalink_jax.parallel import over_shards
+from adalink_jax.typed_values import one_of
 
 KINDS = ("auto", "reference", "blockwise")
+AttentionKind = Annotated[str, one_of(*KINDS)]
 MASKED = -1e10  # added to the scores of keys that must not be seen; t5x's value
 _TILE = 2**18  # scores of one row and head that are computed together: 1 MB, which a core's cache holds
 _TILES = 2**24  # of all rows and heads

@@ -17,7 +17,7 @@ from jax import Array
 from jaxtyping import Float, Int
 
 from adalink_jax.models import layers
-from adalink_jax.models.attention import Bias
+from adalink_jax.models.attention import AttentionKind, Bias
 from adalink_jax.typed_values import DType, Fraction, NonNegativeInt, PositiveInt
 
 EPSILON = 1e-12  # BERT's, of all layer norms

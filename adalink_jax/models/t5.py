@@ -20,7 +20,7 @@ from jaxtyping import Bool, Float, Int
 
 from adalink_jax.errors import UserError
 from adalink_jax.models import layers
-from adalink_jax.models.attention import Bias, for_stack
+from adalink_jax.models.attention import AttentionKind, Bias, for_stack
 from adalink_jax.models.backbone import Backbone, Batch
 from adalink_jax.models.layers import Activation
 from adalink_jax.models.seam import Encoded, Inputs
@@ -81,7 +81,7 @@ class T5Config(StackConfig):
     dtype: DType = "float32"
     scan_layers: bool = False
     remat: str = "none"
-    attention: str = "auto"
+    attention: AttentionKind = "auto"
 
     def __post_init__(self) -> None:
         ids = (self.decoder_start_token_id, self.pad_token_id, self.eos_token_id)

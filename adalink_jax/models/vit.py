@@ -17,6 +17,7 @@ from jaxtyping import Float
 
 from adalink_jax.errors import UserError
 from adalink_jax.models import layers
+from adalink_jax.models.attention import AttentionKind
 from adalink_jax.models.layers import Activation
 from adalink_jax.models.stack import StackConfig, run_layers
 from adalink_jax.parallel import constrain
@@ -69,7 +70,7 @@ class ViTConfig(StackConfig):
     dtype: DType = "float32"
     scan_layers: bool = False
     remat: str = "none"
-    attention: str = "auto"
+    attention: AttentionKind = "auto"
 
     def __post_init__(self) -> None:
         if (self.pixel_mean is None) != (self.pixel_std is None):

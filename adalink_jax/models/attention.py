@@ -166,7 +166,7 @@ class _Blocks(NamedTuple):
     softcap: float | None
     one_tile: bool
 
-    def each(self, function: Callable, *arguments: Any) -> Any:
+    def map(self, function: Callable, *arguments: Any) -> Any:
         """Maps a function over axis 0 of its arguments."""
         if self.one_tile:
             return jax.lax.scan(lambda _, x: (None, function(*x)), None, arguments)[1]
@@ -251,11 +251,11 @@ def _forward(
                 mixed = jnp.dot(weights.astype(value.dtype), value, preferred_element_type=jnp.float32)
                 return (mixed * inverse[:, None]).astype(value.dtype), largest, inverse
 
-            return None, blocks.each(row, query, key, value, masks)
+            return None, blocks.map(row, query, key, value, masks)
 
         return jax.lax.scan(step, None, (jnp.arange(number) * block, query))[1]
 
-    results = blocks.each(head, _cut(query, number), key, value, relative)
+    results = blocks.map(head, _cut(query, number), key, value, relative)
     mixed, largest, inverse = (_joined(x, queries) for x in results)
     return _rows_first(mixed), (mixed, largest, inverse)
 
@@ -308,7 +308,7 @@ def _backward(blocks: _Blocks, saved: Any, gradient: Any) -> tuple[Array, Array,
                 d_relative = onto_distances and onto_distances(d_scores)[0]
                 return dot(d_products, key).astype(dtype), d_key, d_value, d_relative
 
-            d_query, *d_rest = blocks.each(row, query, mixed, largest, inverse, gradient, key, value, masks)
+            d_query, *d_rest = blocks.map(row, query, mixed, largest, inverse, gradient, key, value, masks)
             return jax.tree.map(jnp.add, sums, d_rest), d_query
 
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), (key, value))
@@ -320,7 +320,7 @@ def _backward(blocks: _Blocks, saved: Any, gradient: Any) -> tuple[Array, Array,
     mixed, largest, inverse = softmax
     softmax = cut(mixed), cut(largest, filling=jnp.inf), cut(inverse)  # no query of the filling has a weight
     arguments = (cut(query), softmax, cut(gradient), key, value, relative)
-    (d_key, d_value, d_relative), d_query = blocks.each(head, *arguments)
+    (d_key, d_value, d_relative), d_query = blocks.map(head, *arguments)
     d_bias = Bias(None if trained is None else jnp.sum(d_relative, axis=1))
     d_query, d_key, d_value = _joined(d_query, queries), d_key.astype(dtype), d_value.astype(dtype)
     return _rows_first(d_query), _rows_first(d_key), _rows_first(d_value), d_bias

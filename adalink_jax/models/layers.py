@@ -207,8 +207,8 @@ class Attention(nn.Module):
             self.dropout_rate and not self.deterministic
         ):  # the weight of a dropped key is 0 for all queries, as its value is
             rows, keys, heads, _ = value.shape
-            kept = self.dropout(jnp.ones((rows, heads, 1, keys), value.dtype), deterministic=False)
-            value = value * kept.transpose(0, 3, 1, 2)
+            factors = self.dropout(jnp.ones((rows, heads, 1, keys), value.dtype), deterministic=False)
+            value = value * factors.transpose(0, 3, 1, 2)
         mixed = attend(query, kv.key, value, bias or Bias(), self.kind)
         return checkpoint_name(self.out(mixed.reshape(*mixed.shape[:2], -1)), "attention_out")
 

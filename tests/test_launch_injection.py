@@ -122,17 +122,22 @@ def test_settings_of_slurm_arrive_unchanged(tmp_path):
 
 
 def test_settings_of_a_tpu_arrive_unchanged(tmp_path):
-    settings = dataclasses.replace(SETTINGS["tpu"], create_flags=PAYLOADS)
+    flags = tuple(f"--note={text}" for text in PAYLOADS if text.isprintable())
+    settings = dataclasses.replace(SETTINGS["tpu"], create_flags=flags)
     found = ran(tmp_path, job(settings), settings)
     (created,) = [words for words in found.arguments("gcloud") if words[3] == "create"]
-    assert tuple(created[-len(PAYLOADS) :]) == PAYLOADS and found.arguments("adalink") == [["params"]]
-    # As gcloud does, the fake takes a flag that begins with --command for the command, and one that has a colon for a path on the host.
-    flags = tuple(text for text in PAYLOADS if not text.startswith("--command") and ":" not in text)
+    assert tuple(created[-len(flags) :]) == flags and found.arguments("adalink") == [["params"]]
     settings = dataclasses.replace(SETTINGS["tpu"], ssh_flags=flags)
     found = ran(tmp_path, job(settings), settings)
     sent = [words for words in found.arguments("gcloud") if words[3] == "ssh"]
     assert len(sent) == 3 and all(tuple(words[7 : 7 + len(flags)]) == flags for words in sent)
     assert not found.pwned
+    for name in (
+        "create_flags",
+        "ssh_flags",
+    ):  # gcloud takes a word with a colon for a path on the host, whose shell reads it
+        with pytest.raises(UserError, match=f"{name.upper()} .*it must be an option"):
+            dataclasses.replace(SETTINGS["tpu"], **{name: ("gs://$(touch PWN)",)})
 
 
 def test_files_of_gke_arrive_unchanged(tmp_path):

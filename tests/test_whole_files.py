@@ -3,6 +3,7 @@
 import ast
 import os
 import pathlib
+import stat
 import subprocess
 import sys
 import threading
@@ -13,7 +14,7 @@ from etils import epath
 from helpers import hold_in_another_process
 
 import adalink_jax
-from adalink_jax.errors import Taken
+from adalink_jax.errors import Taken, UserError
 from adalink_jax.files import locks
 from adalink_jax.files.typed_json import Form, read_state
 from adalink_jax.files.whole_file import write_json, write_text, writing, writing_folder
@@ -154,3 +155,12 @@ def test_a_heartbeat_keeps_others_away_and_its_silence_lets_them_in(tmp_path, wi
     write_text(folder / locks.LOCK, "another-machine 1 abc 7")
     with locks.hold_folder(folder):
         assert "another-machine" not in (tmp_path / locks.LOCK).read_text()
+
+
+def test_a_device_or_a_pipe_is_not_replaced_by_a_file(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("pipe")
+    for name in ("pipe", "link"):
+        with pytest.raises(UserError, match="pipe is not a regular file; move it away"):
+            write_text(epath.Path(tmp_path / name), "x")
+    assert stat.S_ISFIFO(os.stat(tmp_path / "link").st_mode)

@@ -15,6 +15,7 @@ from typing import IO, Any
 
 from etils import epath
 
+from adalink_jax.errors import UserError
 from adalink_jax.files import locks
 from adalink_jax.files.places import is_remote
 
@@ -23,13 +24,19 @@ PARTIAL = ".partial"
 
 @contextlib.contextmanager
 def writing(path: epath.Path) -> Iterator[IO[bytes]]:
-    """A file to write to, which replaces `path` at the end of the context, and is dropped if the context fails."""
+    """A file to write to, which replaces `path` at the end of the context, and is dropped if the context fails.
+
+    Raises:
+      UserError: if `path` is a pipe or a device, which a renamed file would replace, or a folder.
+    """
     if is_remote(path):
         with io.BytesIO() as file:
             yield file
             path.write_bytes(file.getvalue())
         return
     path = epath.Path(os.path.realpath(path))  # so that a link stays a link
+    if path.exists() and not os.path.isfile(path):
+        raise UserError(f"{path} is not a regular file; move it away, or write to another path.")
     new = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     try:
         with new.open("wb") as file:

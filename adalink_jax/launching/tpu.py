@@ -10,7 +10,7 @@ import gin
 
 from adalink_jax.errors import UserError
 from adalink_jax.launching import job_templates
-from adalink_jax.launching.alphabets import Label, Name, Path, Text, check_settings, require
+from adalink_jax.launching.alphabets import Label, Name, Option, Path, Text, check_settings, require
 from adalink_jax.launching.job import (
     ARRAY_INDEX,
     WRITING,
@@ -68,8 +68,8 @@ class Tpu:
     spot: bool = False
     reserved: bool = False
     setup: tuple[Text, ...] = ()
-    create_flags: tuple[Text, ...] = ()
-    ssh_flags: tuple[Text, ...] = ()
+    create_flags: tuple[Option, ...] = ()
+    ssh_flags: tuple[Option, ...] = ()
     tpu: Label | None = None
     per_host: bool = False
 

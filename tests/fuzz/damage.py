@@ -5,6 +5,7 @@ import os
 import pathlib
 import re
 import shutil
+import stat
 import struct
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -216,5 +217,8 @@ def _replace(path: pathlib.Path, change: Edit, folder: pathlib.Path) -> None:
             path.symlink_to(path.name)
         case "folder":
             path.mkdir()
-        case "device":
-            path.symlink_to("/dev/zero")
+        case "device":  # its own, since a command that writes there might replace it
+            try:
+                os.mknod(path, stat.S_IFCHR | 0o600, os.makedev(1, 5))
+            except PermissionError:
+                path.symlink_to("/dev/zero")

@@ -7,11 +7,9 @@ _CLOSED = "cannot be used ({}); make it readable and writable, or give another f
 _FULL = "could not be written ({}); make room there, and rerun the command"
 _ODD = "cannot be used ({}); move it away, or give another path"
 _BUCKET = "cannot be used ({}); check that the bucket exists, and that this machine may access it"
-_NAME = "cannot be used ({}); give a shorter one, without links that lead back to themselves"
 _REMEDIES = {
     errno.EACCES: _CLOSED, errno.EPERM: _CLOSED, errno.EROFS: _CLOSED, errno.ENOTDIR: _CLOSED,
-    errno.EEXIST: _CLOSED, errno.ENAMETOOLONG: _NAME, errno.ELOOP: _NAME,
-    errno.EISDIR: _ODD, errno.ELOOP: _ODD, errno.ENXIO: _ODD, errno.ENAMETOOLONG: _ODD,
+    errno.EEXIST: _CLOSED, errno.EISDIR: _ODD, errno.ELOOP: _ODD, errno.ENXIO: _ODD, errno.ENAMETOOLONG: _ODD,
     errno.ENOSPC: _FULL, errno.EDQUOT: _FULL, errno.EFBIG: _FULL,
 }  # fmt: skip
 _CALL_SITES = re.compile(r"\n\s*In call to configurable .*", re.DOTALL)

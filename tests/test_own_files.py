@@ -48,7 +48,7 @@ WHOLE = {
     "accuracy_of_several": ("a.jsonl", jsonl_text([{"text": f"t{i}", "label": ["a", "b"]} for i in range(60)]), {}, r"several references, and METRICS 'accuracy'; use"),
     "train_of_empty_targets": ("a.csv", "text,label\n" + "a,\n" * 9, {}, r"no examples in train"),
     "gz_cut_short": ("a.csv.gz", gzip.compress(csv_text().encode() * 500)[:-900], {}, r"a\.csv\.gz cannot be read"),
-    "unknown_input_column": ("a.csv", csv_text(), {"inputs": "{txt}"}, r"INPUTS names the column 'txt'; .*a\.csv has text, label"),
+    "unknown_input_column": ("a.csv", csv_text(), {"inputs": "{txt}"}, r"INPUTS names the column 'txt'; .*a\.csv has the columns text, label"),
     "unknown_target_column": ("a.csv", csv_text(), {"targets": "{y}"}, r"TARGETS names the column 'y'"),
     "brace_alone": ("a.csv", csv_text(), {"inputs": "{text"}, r"INPUTS is '\{text', with a brace alone"),
     "no_split_column": ("a.csv", csv_text(), {"split": "part"}, r"SPLIT is the column 'part'"),

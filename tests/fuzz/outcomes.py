@@ -27,7 +27,9 @@ _REMEDY = re.compile(
     r"[;:,.(] (?:\w+ )?(?:add|allow|ask|change|check|choose|close|compute|convert|copy|cut|delete|download|expected|free|fill|give|"
     r"install|keep|it (?:has|must)|launch|leave|lower|make|mark|mend|move|must|name|pass|quote|raise|read|remove|rename|repair|replace|rerun|"
     r"run|save|scale|see|set|shorten|start|state|there (?:are|is)|train|update|use|write)\b|did you mean|must be|such as|"
-    r"^There is no|is empty|is missing|, line \d+: |nothing refers to|needs quotes|it takes |lacks `|as a Python literal|only .* (?:is|are) supported"  # what to do is plain
+    # What to do is plain, or what there is instead is named.
+    r"^There is no|is empty|is missing|, line \d+: |nothing refers to|needs quotes|do not use|has the columns|it takes |lacks `|"
+    r"as a Python literal|only .* (?:is|are) supported"
 )
 
 

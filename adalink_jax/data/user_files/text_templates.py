@@ -41,7 +41,9 @@ class Template:
                 raise UserError(f"{setting} is {text!r}, with a brace alone; write {{{{ and }}}} for braces.")
             elif table is not None and part[1] not in table.columns:
                 columns = ", ".join(table.columns[:SHOWN]) + ", ..." * (len(table.columns) > SHOWN)
-                raise UserError(f"{setting} names the column {part[1]!r}; {table.path} has {columns}.")
+                raise UserError(
+                    f"{setting} names the column {part[1]!r}; {table.path} has the columns {columns or '(none)'}."
+                )
             else:
                 self._parts.append((plain, part[1]))
                 plain = ""

@@ -4,6 +4,7 @@ import gc
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -403,3 +404,13 @@ def test_bad_settings_get_one_sentence_and_nothing_is_written(tmp_path, capsys, 
         assert word in err
     assert err.count("\n") == 1
     assert not any(path.is_file() for path in model_dir.rglob("*"))
+
+
+def test_a_batch_beyond_the_data_is_refused_before_anything_is_allocated(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    flags = ["--gin_file=gin/runs/quickstart.gin", "--gin.MODEL_DIR='runs/x'", "--gin.BATCH_SIZE=100000"]
+    assert main(["train", *flags]) == 2
+    assert re.search(
+        r"BATCH_SIZE is 100000, and digits_\w+ has \d+ examples to train on; lower it", capfd.readouterr().err
+    )
+    assert not (tmp_path / "runs").exists()

@@ -6,6 +6,7 @@
 
 import contextlib
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
@@ -17,6 +18,7 @@ from adalink_jax import parallel
 from adalink_jax.adapters import AdaptedModel
 from adalink_jax.data import BatchIterator, FeatureConverter, Task, check_rows, get_tasks
 from adalink_jax.data.images import counting_transparent, transparency_note
+from adalink_jax.data.user_files.file_task import LoadedFileTask
 from adalink_jax.data.vocabularies import EOS
 from adalink_jax.errors import UserError
 from adalink_jax.files import locks
@@ -33,6 +35,9 @@ from adalink_jax.training.setup import Parameters, Setup, split_abstract
 from adalink_jax.training.step import TrainState, check_batch
 
 T = TypeVar("T")
+
+# Where the number of examples is not known, only those of a larger batch are counted: that reads them.
+_LARGE_BATCH = 1024
 
 
 @dataclasses.dataclass
@@ -218,6 +223,7 @@ def open_run(
     check_run_folder(model_dir)
     check_trainable(setup)
     with open_session(setup, microbatches, model_dir) as session:
+        _check_size(session.task, setup.data.batch_size)
         folder, identity = path_of(model_dir), identity_of(settings())
         newest = RunCheckpoints(folder / "checkpoints", checkpoints.keep, identity)
         best = RunCheckpoints(folder / "best", 1, identity)
@@ -243,6 +249,15 @@ def check_trainable(setup: Setup) -> None:
     if setup.data.in_context_examples:
         raise UserError("in_context_examples are for frozen models, with `adalink eval`; leave them out to train.")
     split_abstract(setup.model, setup.trainable)
+
+
+def _check_size(task: Task, batch_size: int) -> None:
+    """Refuses a batch that is larger than the data, before memory is asked for it; `train_batches` is exact."""
+    size = len(task.splits["train"]) if isinstance(task, LoadedFileTask) else None
+    if size is None and batch_size > _LARGE_BATCH:
+        size = sum(1 for _ in itertools.islice(task.examples("train"), batch_size))
+    if size is not None and size < batch_size:
+        raise UserError(f"BATCH_SIZE is {batch_size}, and {task.name} has {size} examples to train on; lower it.")
 
 
 def check_data(setup: Setup, microbatches: int, mesh: Mesh) -> tuple[Task, Sequence[Task]]:

@@ -27,7 +27,8 @@ def _init(*argv: str, names: tuple[str, ...], equal: bool, check: Any = None) ->
     def accepted(done: Run) -> Outcome:
         if not pathlib.Path(OUT).exists():
             return Outcome(CHANGED, "nothing is written", done.out)
-        return (check and check(done.out)) or Outcome(EQUAL if equal else UNPROTECTED)
+        written = REFUSED if done.status == 1 else EQUAL if equal else UNPROTECTED
+        return (check and check(done.out)) or Outcome(written, text=done.out)
 
     return judge(run("init", *argv, "--out", OUT), accepted, names, DATA_STATUSES)
 
@@ -288,7 +289,7 @@ def _archive_plans(originals: pathlib.Path) -> st.SearchStrategy[tuple[str, str,
 
 def _run_archive(plan: tuple[str, str, Any], originals: pathlib.Path) -> Outcome:
     how, name, value = plan
-    wanted = [f"pictures/p{i}.png" for i in range(24)]
+    wanted = [f"pictures/p{i % 24}.png" for i in range(240)]
     if how == "damaged":
         damage.damaged(originals / name, pathlib.Path("data"), value)
     else:
@@ -299,17 +300,9 @@ def _run_archive(plan: tuple[str, str, Any], originals: pathlib.Path) -> Outcome
     rows = [(f"text {i}", photo) for i, photo in enumerate(wanted)]
     labelled = [{"text": text, "photo": photo, "label": LABELS[i % 3]} for i, (text, photo) in enumerate(rows)]
     pathlib.Path("rows.jsonl").write_text(jsonl_text(labelled), encoding="utf-8")
-    argv = (
-        "rows.jsonl",
-        "--images",
-        f"data/{name}",
-        "--image",
-        "{photo}",
-        "--inputs",
-        "{text}",
-        "--targets",
-        "{label}",
-    )
+    # An absolute path, as a process opens the archive of a path once.
+    images = ("--images", str(pathlib.Path("data", name).absolute()), "--image", "{photo}")
+    argv = ("rows.jsonl", *images, "--inputs", "{text}", "--targets", "{label}")
     return _init(*argv, names=("data", name, "rows", "png"), equal=plan == ("damaged", name, []))
 
 

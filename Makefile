@@ -58,7 +58,7 @@ test-t5x:  ## the tests against t5x itself, with T5X_PYTHON=PATH, a Python that 
 # How many inputs, of which seed and kinds, e.g. FUZZ_ARGS='--seed 1 --kinds "tables,gin values"'.
 FUZZ_ARGS ?= --page docs/results/fuzz.md
 
-fuzz: $(DEV) $(INSTALLED)  ## run commands on thousands of bad inputs, and count what comes of them (20 minutes)
+fuzz: $(DEV) $(INSTALLED)  ## run commands on thousands of bad inputs, and count what comes of them (10 minutes)
 	PYTHONPATH=tests $(BIN)/python -m fuzz $(FUZZ_ARGS)
 
 # More for the soak: SOAK_ARGS="--kills 20 --commands train,infer --seed 1".

@@ -19,7 +19,7 @@ from fuzz.targets import TARGETS
 def parser() -> argparse.ArgumentParser:
     """The command's arguments."""
     out = argparse.ArgumentParser(prog="python -m fuzz", description=sys.modules["fuzz"].__doc__.split("\n")[0])
-    out.add_argument("--inputs", type=int, default=4000, help="number of inputs in all (4000)")
+    out.add_argument("--inputs", type=int, default=3100, help="number of inputs in all (3100)")
     out.add_argument("--seed", type=int, default=0, help="seed of the inputs (0)")
     out.add_argument("--kinds", help=f"some of: {', '.join(TARGETS)}")
     out.add_argument("--workers", type=int, default=2, help="processes that run inputs (2)")

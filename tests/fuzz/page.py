@@ -14,7 +14,7 @@ from fuzz.engine import Tally
 _PACKAGES = ("jax", "orbax-checkpoint", "numpy", "pyarrow", "pillow", "pydantic", "hypothesis")
 _TEXT = """# Bad input
 
-<!-- not run: a quarter of an hour -->
+<!-- not run: six minutes -->
 
     {command}
 
@@ -29,7 +29,7 @@ members and sizes, wrong values of gin settings, and shell payloads in every val
 |---|---|
 | accepted, equal | the values are those that were written, or the command does what it did with the sound input |
 | accepted, differs | nothing protects what was changed: no digest is stated, or it was made anew after the change |
-| refused in one sentence | exit status 2; the sentence names the file or the setting, and what to do |
+| refused in one sentence | exit status 2; the sentence names the file or the setting, and what to do. For `adalink init` also 1: the task is written, with what a run will refuse |
 | accepted though changed | a digest or a declared fact contradicts it, a row is lost, or a payload ran |
 | refused unclearly | several lines, control characters, no name of the thing, no remedy, or another exit status |
 | over its time, its memory | more than {seconds:g} s, more than {megabytes:,.0f} MB |

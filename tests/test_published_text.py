@@ -230,7 +230,7 @@ def test_what_is_missing_or_of_another_form_is_one_sentence(tmp_path):
         tasks_of("glue", "glue_rte", tmp_path, "tfds")
     gin.clear_config()
     with pytest.raises(UserError, match="DATA_DIR is not set"):
-        get_tasks(DatasetConfig("glue_rte", {}, 2, "adalink_jax.data.published.glue"))
+        get_tasks(DatasetConfig("glue_rte", {"inputs": 8, "targets": 4}, 2, "adalink_jax.data.published.glue"))
     with pytest.raises(UserError, match="SOURCE is 'web'"):
         PublishedData("here", "bytes", "web")
 

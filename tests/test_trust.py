@@ -64,7 +64,6 @@ OPENERS = {
     "infer a task": ["infer", "task:test", "out.csv", "--run=run"],
     "eval": ["eval", "--gin_file=run/config.gin"],
     "params": ["params", "--gin_file=run/config.gin"],
-    "plan": ["plan", "--gin_file=run/config.gin", "--topology=cpu:1"],
     "train": ["train", "--gin_file=run/config.gin", "--gin_file=gin/runs/finetune.gin"],
     "cache-vision": ["cache-vision", "--gin_file=./run/../run/config.gin"],
     "sweep": ["sweep", "--gin_file=run/config.gin", "--gin_file=gin/sweeps/digits_small.gin"],

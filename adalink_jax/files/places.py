@@ -90,9 +90,9 @@ def check_run_folder(folder: str) -> None:
     while not os.path.lexists(parent):
         parent = os.path.dirname(parent)
     if not os.path.isdir(parent):
-        raise UserError(f"MODEL_DIR cannot be {folder}: {parent} is not a folder; give another one.")
+        raise UserError(f"MODEL_DIR cannot be {folder}: {parent} is not a folder; give another folder.")
     if not os.access(parent, os.W_OK | os.X_OK):
-        raise UserError(f"MODEL_DIR cannot be {folder}: {parent} cannot be written to; give another one.")
+        raise UserError(f"MODEL_DIR cannot be {folder}: {parent} cannot be written to; give another folder.")
 
 
 def is_there(path: epath.Path) -> bool:

@@ -78,9 +78,9 @@ def test_pictures_given_as_pixels_and_scaled_ones_have_the_same_limit():
     zeros = np.zeros((13_400, 13_400), np.uint8)  # 179 million
     bar = Image.new("L", (1, 40_000))
     for image, preparation in (
-        (zeros, Preparation()), (Image.new("1", (10_000, 9_000)), Preparation()), (bar, Preparation(keep_aspect=True)),
+        (zeros, Preparation()), (Image.new("1", (12_000, 11_500)), Preparation()), (bar, Preparation(keep_aspect=True)),
     ):  # fmt: skip
-        with pytest.raises(UserError, match="Image 3 is too large .*89,478,485 are the limit.*; scale it down"):
+        with pytest.raises(UserError, match="Image 3 is too large .*134,217,728 are the limit.*; scale it down"):
             picture_array(image, (64, 64, 3), "Image 3", preparation)
     with pytest.raises(UserError, match="Image 3 is damaged, or not a picture"):
         picture_array(np.zeros((5, 5, 7), np.uint8), (8, 8, 3), "Image 3")

@@ -1,6 +1,7 @@
 """Every value that gin gives to a configurable has the type and the range of its annotation, or is refused in one sentence."""
 
 import dataclasses
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -78,6 +79,8 @@ def load(tmp_path):
 ])  # fmt: skip
 def test_loads(load, text):
     load(text)
+    bound = re.findall(r"^([\w/]+\.\w+) =", text, re.MULTILINE)
+    assert bound and set(bound) <= configuration.bindings().keys()
 
 
 @pytest.mark.parametrize("text, argv, sentence", [

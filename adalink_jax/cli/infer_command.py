@@ -3,6 +3,7 @@
 import argparse
 import concurrent.futures
 import itertools
+import json
 import pathlib
 import tempfile
 import time
@@ -14,7 +15,6 @@ from adalink_jax import configuration
 from adalink_jax.cli.arguments import add_seqio, gin_parser, option, parse, register, use_seqio
 from adalink_jax.configuration.requirements import MODEL
 from adalink_jax.errors import UserError
-from adalink_jax.files.json_lines import read_json_lines
 from adalink_jax.files.places import path_of
 
 if typing.TYPE_CHECKING:
@@ -217,7 +217,8 @@ def _converter(options: argparse.Namespace, source: "rows.Source", path: str) ->
         write(list(numbered(trial)), pathlib.Path(folder) / "trial", **settings)
 
     def convert(path: str) -> object:
-        return write(list(numbered(read_json_lines(path_of(path)))), output, **settings)
+        with path_of(path).open("rb") as file:
+            return write(list(numbered(map(json.loads, file))), output, **settings)
 
     return convert
 

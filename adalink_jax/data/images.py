@@ -14,7 +14,7 @@ from adalink_jax.files.places import regular_file
 
 ImageShape = tuple[int, int, int]  # height, width, channels (1 or 3)
 KEY_BYTES = 8
-MOST_PIXELS = 89_478_485  # from which Pillow warns of a decompression bomb
+MOST_PIXELS = 2**27  # 400 MB of pixels; the largest photographs of telephones have 108 million, and Pillow refuses 179
 MOST_BYTES = 2**28  # of a file
 _FAULTS = (
     UnidentifiedImageError,

@@ -10,8 +10,8 @@ from helpers import init, random_batch, tiny_pali, tiny_t5
 
 from adalink_jax import T5, AdaLinkAdapter, AdaptedModel
 from adalink_jax.errors import UserError
-from adalink_jax.models import attention, paths
-from adalink_jax.models.attention import Bias, attend
+from adalink_jax.models import paths
+from adalink_jax.models.attention import Bias, attend, blockwise, kinds
 from adalink_jax.training import partition
 from adalink_jax.training.flops import count_flops
 
@@ -20,23 +20,28 @@ pytestmark = pytest.mark.usefixtures("exact_matmuls")
 
 @pytest.fixture
 def small_blocks(monkeypatch):
-    monkeypatch.setattr(attention, "_TILE", 2**9)
+    monkeypatch.setattr(blockwise, "_TILE", 2**9)
 
 
 def arrays(rows, queries, keys, heads, width, dtype=jnp.float32):
     """Queries, keys, values, relative biases, and a mask that lets the last row see no key."""
     parts = jax.random.split(jax.random.key(queries + keys), 4)
-    normal = lambda part, *shape: jax.random.normal(part, shape)
-    query, value = normal(parts[0], rows, queries, heads, width), normal(parts[2], rows, keys, heads, width)
-    key = normal(parts[1], rows, keys, heads, width) * width**-0.5
+    normal = lambda part, length: jax.random.normal(part, (rows, length, heads, width)).swapaxes(1, 2)
+    query, key, value = normal(parts[0], queries), normal(parts[1], keys) * width**-0.5, normal(parts[2], keys)
     lengths = jnp.maximum(keys - 3 * jnp.arange(rows), 0).at[-1].set(0)
     mask = jnp.arange(keys)[None, :] < lengths[:, None]
-    relative = normal(parts[3], heads, queries + keys - 1)
+    relative = jax.random.normal(parts[3], (heads, queries + keys - 1))
     return query.astype(dtype), key.astype(dtype), value.astype(dtype), relative, mask
 
 
+def thirds(*of):
+    """Segments 0, 1 and 2 of each array's positions, which begin elsewhere in every row."""
+    starts = lambda x: jnp.arange(x.shape[2]) * 3 + jnp.arange(x.shape[0])[:, None]
+    return [jnp.minimum(starts(x) // x.shape[2], 2) for x in of]
+
+
 def results(kind, parts, uses, first=None, **how):
-    """The mixed values and the gradients of their weighted sum; `uses` has some of "relative" and "mask"."""
+    """The mixed values and the gradients of their weighted sum; `uses` has some of "relative", "mask", "segments"."""
     query, key, value, relative, mask = parts
     weights = jax.random.normal(jax.random.key(9), query.shape)
 
@@ -45,6 +50,7 @@ def results(kind, parts, uses, first=None, **how):
             relative if "relative" in uses else None,
             mask if "mask" in uses else None,
             None if first is None else jnp.int32(first),
+            *(thirds(query, key) if "segments" in uses else ()),
         )
         return attend(query, key, value, bias, kind, **how).astype(jnp.float32)
 
@@ -71,6 +77,8 @@ PATTERNS = {
     "causal window": {"uses": (), "first": 0, "window": 5},
     "softcap": {"uses": ("mask",), "softcap": 3.0},
     "cached": {"uses": ("relative",), "first": 7},
+    "segments": {"uses": ("relative", "segments")},
+    "causal segments": {"uses": ("mask", "segments"), "first": 0},
 }
 
 
@@ -82,8 +90,8 @@ def test_blocks_have_the_numbers_and_gradients_of_the_reference(pattern, shape, 
 
 
 def test_all_rows_and_heads_together_have_the_same(small_blocks, monkeypatch):
-    monkeypatch.setattr(attention, "_TILES", 2**9)
-    monkeypatch.setattr(attention, "_platform", lambda: "tpu")
+    monkeypatch.setattr(blockwise, "_TILES", 2**9)
+    monkeypatch.setattr(kinds, "_platform", lambda: "tpu")
     parts, how = arrays(2, 37, 23, 3, 8), PATTERNS["relative"]
     assert_equal(results("blockwise", parts, **how), results("reference", parts, **how), 1e-5)
 
@@ -101,16 +109,17 @@ def test_bfloat16_is_as_near_to_float32_as_the_reference_is(small_blocks):
 
 
 def test_8192_tokens():
-    parts = arrays(2, 40, 8192, 1, 4)
-    how = {"uses": ("relative", "mask")}
-    assert_equal(results("blockwise", parts, **how), results("reference", parts, **how), 1e-5)
+    """Norms are compared: of sums over 8,192 numbers, float32 has the smallest results to 1e-5 of the spread only."""
+    parts, how = arrays(2, 40, 8192, 1, 4), {"uses": ("relative", "mask")}
+    for one, other in zip(results("blockwise", parts, **how), results("reference", parts, **how), strict=True):
+        assert np.linalg.norm(one - other) <= 2e-6 * np.linalg.norm(other)
 
 
 def compiled(kind, queries, keys, trained):
     shape = lambda *sizes: jax.ShapeDtypeStruct(sizes, jnp.float32)
     total = lambda query, key, value, relative: jnp.sum(attend(query, key, value, Bias(relative), kind))
     gradient = jax.jit(jax.grad(total, (0, 1, 2, 3) if trained else (0, 1, 2)))
-    qkv = [shape(2, length, 3, 8) for length in (queries, keys, keys)]
+    qkv = [shape(2, 3, length, 8) for length in (queries, keys, keys)]
     return gradient.lower(*qkv, shape(3, queries + keys - 1)).compile().as_text()
 
 

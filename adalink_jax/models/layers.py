@@ -141,14 +141,14 @@ class MlpBlock(nn.Module):
 
 
 class KeyValues(Struct):
-    """Keys and values of one attention layer, [B, S, H, K]; those of a decoding cache are [layers, B, S, H, K]."""
+    """Keys and values of one attention layer, [B, H, S, K]; those of a decoding cache are [layers, B, H, S, K]."""
 
-    key: Float[Array, "... S H K"]
-    value: Float[Array, "... S H K"]
+    key: Float[Array, "... H S K"]
+    value: Float[Array, "... H S K"]
 
     def put(self, new: "KeyValues", index: Int[Array, ""]) -> "KeyValues":
-        """Returns a copy with `new`, [B, 1, H, K], written at position `index`."""
-        write = lambda cache, x: jax.lax.dynamic_update_slice_in_dim(cache, x.astype(cache.dtype), index, axis=1)
+        """Returns a copy with `new`, [B, H, 1, K], written at position `index`."""
+        write = lambda cache, x: jax.lax.dynamic_update_slice_in_dim(cache, x.astype(cache.dtype), index, axis=2)
         return KeyValues(write(self.key, new.key), write(self.value, new.value))
 
 
@@ -191,9 +191,9 @@ class Attention(nn.Module):
         self.out = Dense(self.features, ("joined_kv", "embed"), self.dtype, use_bias=self.use_bias)
         self.dropout = nn.Dropout(self.dropout_rate, broadcast_dims=(-2,))
 
-    def _split_heads(self, x: Float[Array, "B L joined"]) -> Float[Array, "B L H K"]:
-        x = x.reshape(*x.shape[:-1], self.num_heads, self.head_dim)
-        return checkpoint_name(constrain(x, "batch", "length", "heads", "kv"), "projections")
+    def _split_heads(self, x: Float[Array, "B L joined"]) -> Float[Array, "B H L K"]:
+        x = x.reshape(*x.shape[:-1], self.num_heads, self.head_dim).swapaxes(1, 2)
+        return checkpoint_name(constrain(x, "batch", "heads", "length", "kv"), "projections")
 
     def project(self, x: Float[Array, "B S D"]) -> KeyValues:
         """Computes the keys and values of `x`."""
@@ -203,13 +203,12 @@ class Attention(nn.Module):
         """Lets `x` attend to `kv`; `bias` is added to the scores."""
         query = self._split_heads(self.query(x)) * jnp.asarray(self.scale, self.dtype)
         value = kv.value
-        if (
-            self.dropout_rate and not self.deterministic
-        ):  # the weight of a dropped key is 0 for all queries, as its value is
-            rows, keys, heads, _ = value.shape
+        if self.dropout_rate and not self.deterministic:
+            # The weight of a dropped key is 0 for all queries, as its value is.
+            rows, heads, keys, _ = value.shape
             factors = self.dropout(jnp.ones((rows, heads, 1, keys), value.dtype), deterministic=False)
-            value = value * factors.transpose(0, 3, 1, 2)
-        mixed = attend(query, kv.key, value, bias or Bias(), self.kind)
+            value = value * factors.swapaxes(2, 3)
+        mixed = attend(query, kv.key, value, bias or Bias(), self.kind).swapaxes(1, 2)
         return checkpoint_name(self.out(mixed.reshape(*mixed.shape[:2], -1)), "attention_out")
 
 

@@ -220,7 +220,7 @@ class Decoder(nn.Module):
     ) -> tuple[Float[Array, "B T out"], dict | None]:
         cfg = self.config
         index = jnp.zeros((), jnp.int32) if cache is None else cache["index"]
-        keys = x.shape[1] if cache is None else cache["layers"]["self"].key.shape[2]
+        keys = x.shape[1] if cache is None else cache["layers"]["self"].key.shape[3]
         distances = jnp.arange(1 - x.shape[1], keys) - index
         self_bias = _add_relative(cfg, Bias(first=index), distances, bidirectional=False, per_layer=False)
         self_bias = for_stack(self_bias, cfg.attention, x.shape[1], keys)
@@ -292,9 +292,9 @@ class T5(Backbone):
         return constrain(x.astype(jnp.float32), "batch", "length", "vocab"), cache
 
     def empty_cache(self, batch_size: int, max_length: int) -> dict:
-        """Returns the cache before the first decoding step: self-attention [layers, B, max_length, H, K], all zeros."""
+        """Returns the cache before the first decoding step: self-attention [layers, B, H, max_length, K], all zeros."""
         cfg = self.config
-        shape = (cfg.num_decoder_layers, batch_size, max_length, cfg.num_heads, cfg.head_dim)
+        shape = (cfg.num_decoder_layers, batch_size, cfg.num_heads, max_length, cfg.head_dim)
         zeros = jnp.zeros(shape, cfg.dtype)
         return {
             "layers": {"self": layers.KeyValues(zeros, zeros), "cross": None},

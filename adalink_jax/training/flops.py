@@ -11,7 +11,7 @@ from collections.abc import Callable
 import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr  # pyright: ignore[reportPrivateImportUsage]  # one class since jax 0.12
 
-from adalink_jax.models.attention import recomputed_scores
+from adalink_jax.models.attention.blockwise import recomputed_scores
 from adalink_jax.parallel.sharding import as_tuple
 
 

@@ -1,0 +1,69 @@
+"""What is added to attention's scores, described by numbers of Q + S rather than Q * S.
+
+T5's relative bias is a function of the distance, so a block of scores needs a strip of Q + S - 1 numbers of each head.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Bool, Float, Int
+
+from adalink_jax.models.structs import Struct
+
+MASKED = -1e10  # added to the scores of keys that must not be seen; t5x's value
+
+
+class Bias(Struct):
+    """What is added to the scores.
+
+    Attributes:
+      relative: float32, by distance: entry `s - q + Q - 1` is for key `s` and query `q`, counted from 0. None adds nothing.
+      keys: which keys exist; None means all.
+      first: position of the first query, where no query may see later keys; None lets every query see every key.
+      query_segments, key_segments: a query sees keys of its own segment only; None, both, for one segment.
+      stored: what `relative` adds, in its place, where the reference is not to compute it in every layer (see `for_stack`).
+    """
+
+    relative: Float[Array, "H distances"] | None = None
+    keys: Bool[Array, "B S"] | None = None
+    first: Int[Array, ""] | None = None
+    query_segments: Int[Array, "B Q"] | None = None
+    key_segments: Int[Array, "B S"] | None = None
+    stored: Float[Array, "#H Q S"] | None = None
+
+
+def masked(allowed: Bool[Array, "..."]) -> Float[Array, "..."]:
+    """0 where a key may be seen, else `MASKED`."""
+    return jnp.where(allowed, 0.0, MASKED)
+
+
+def of_segments(queries: Int[Array, "... Q"], keys: Int[Array, "... S"]) -> Float[Array, "... Q S"]:
+    """What is added for the segments of queries and keys."""
+    return masked(queries[..., :, None] == keys[..., None, :])
+
+
+def of_rows(
+    bias: Bias, start: Int[Array, ""] | int, queries: int, keys: int, window: int | None
+) -> Float[Array, "#H queries S"] | None:
+    """What is added to the scores of queries `start`, `start + 1`, ... of all rows of a batch; None if nothing is."""
+    added = bias.stored if bias.relative is None else diagonals(bias.relative, start, queries, keys)
+    if bias.first is not None or window is not None:
+        distance = jnp.arange(keys) - (start + jnp.arange(queries))[:, None] - (0 if bias.first is None else bias.first)
+        allowed = jnp.ones_like(distance, bool) if bias.first is None else distance <= 0
+        positions = masked(allowed if window is None else allowed & (abs(distance) < window))[None]
+        added = positions if added is None else added + positions
+    return added
+
+
+def diagonals(
+    relative: Float[Array, "H distances"], start: Int[Array, ""] | int, queries: int, keys: int
+) -> Float[Array, "H queries S"]:
+    """The relative bias of queries `start`, `start + 1`, ...: row after row, a window of `relative` that moves to the left."""
+    zero = relative.shape[1] - keys  # the entry of query 0 and key 0
+    row = lambda query: jax.lax.dynamic_slice_in_dim(relative, zero - query, keys, axis=1)
+    return jax.vmap(row, out_axes=1)(start + jnp.arange(queries))
+
+
+def capped(products: Float[Array, "..."], softcap: float | None) -> Float[Array, "..."]:
+    """`softcap * tanh(products / softcap)`; None leaves the products as they are."""
+    return products if softcap is None else softcap * jnp.tanh(products / softcap)

@@ -19,13 +19,14 @@ from adalink_jax.checkpoints.architecture import (
     sizes_of,
     stated_settings,
 )
-from adalink_jax.checkpoints.convert import FORMATS, PASSES, check_destination, convert
+from adalink_jax.checkpoints.convert import PASSES, check_destination, convert
 from adalink_jax.checkpoints.digests import digests, fingerprint, fingerprint_of_source
 from adalink_jax.checkpoints.formats import folder_of, open_source
 from adalink_jax.checkpoints.load_base import Base, load_base
 from adalink_jax.checkpoints.native import save_base
 from adalink_jax.checkpoints.source import Source, counted
 from adalink_jax.checkpoints.t5x_run import extract_adapter, open_t5x_run
+from adalink_jax.files.base_formats import FORMATS
 
 t5_sizes, t5_fields = sizes_of, config_fields  # names of earlier versions
 

@@ -17,11 +17,6 @@ from adalink_jax.errors import CheckpointError
 from adalink_jax.files.places import path_of
 from adalink_jax.files.whole_file import is_partial, writing_folder
 
-FORMATS = {
-    "native": "model.safetensors and base_config.json",
-    "hf": "a Hugging Face folder, as transformers loads it",
-    "t5x": "a checkpoint_N of msgpack and zarr, as t5x restores it",
-}
 LAST = (native.CONFIG, hugging_face.CONFIG, t5x_format.FILE)
 PASSES = 3  # over the values: the source's fingerprint, the writing, the fingerprint of what was written
 
@@ -57,7 +52,7 @@ def convert(
     Args:
       source: a base model; for `hf` its settings must state every deciding field of its family.
       folder: a new or an empty folder.
-      to: one of `FORMATS`.
+      to: one of `base_formats.FORMATS`.
       dtype: "float32" or "bfloat16"; None keeps the source's.
       on_bytes: called with the number of bytes of each read; they add up to `PASSES` times the source's if `dtype` is None.
 

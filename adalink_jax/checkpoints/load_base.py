@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from adalink_jax import parallel
+from adalink_jax import parallel, timings
 from adalink_jax.checkpoints import native
 from adalink_jax.checkpoints.adapter_facts import BaseReference
 from adalink_jax.checkpoints.architecture import check_fit, check_settings
@@ -57,6 +57,7 @@ class Base:
         return paths.unflatten(self.leaves)
 
 
+@timings.phase("base model")
 def load_base(
     path: str | os.PathLike[str] | Mapping[str, str | None],
     abstract: Mapping[str, Any],

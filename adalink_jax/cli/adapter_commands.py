@@ -4,12 +4,15 @@ import dataclasses
 import json
 import math
 import sys
+from typing import TYPE_CHECKING
 
-from adalink_jax import checkpoints, configuration
+from adalink_jax import configuration
 from adalink_jax.cli.arguments import bytes_bar, gin_parser, option, parse, plain_parser, register
 from adalink_jax.cli.checkpoint_commands import print_facts
 from adalink_jax.errors import UserError
-from adalink_jax.serving import shipped
+
+if TYPE_CHECKING:
+    from adalink_jax import checkpoints
 
 _TOLERANCE = 1e-4  # of the spread of the logits, between the adapter and what it was folded into
 
@@ -43,6 +46,8 @@ def show(argv: list[str]) -> int:
     )
     options = parser.parse_args(argv)
     register()
+    from adalink_jax import checkpoints
+
     leaves, facts = checkpoints.open_adapter(options.path)
     shapes = {name: list(leaf.shape) for name, leaf in sorted(leaves.items())}
     count = sum(math.prod(leaf.shape) for leaf in leaves.values())
@@ -67,6 +72,7 @@ def verify(argv: list[str]) -> int:
     )
     options = parser.parse_args(argv)
     register()
+    from adalink_jax import checkpoints
     from adalink_jax.adapters import make_adapter
 
     leaves, facts = checkpoints.read_adapter(options.path)
@@ -98,6 +104,7 @@ def fold(argv: list[str]) -> int:
     if not flags.files:
         parser.error("add the model's file, such as --gin_file=gin/models/pali_nano.gin")
     register()
+    from adalink_jax.serving import shipped
     from adalink_jax.training.fold import fold_base
 
     backbone = shipped.configured_backbone(flags)
@@ -136,6 +143,8 @@ def extract(argv: list[str]) -> int:
     )
     options = parser.parse_args(argv)
     register()
+    from adalink_jax import checkpoints
+
     run = checkpoints.open_t5x_run(options.path)
     with bytes_bar("fingerprint", run.base.nbytes) as on_bytes:
         run = dataclasses.replace(run, base=checkpoints.counted(run.base, on_bytes))
@@ -145,8 +154,10 @@ def extract(argv: list[str]) -> int:
     return 0
 
 
-def _rows(facts: checkpoints.AdapterFacts) -> list[tuple[str, str]]:
+def _rows(facts: "checkpoints.AdapterFacts") -> list[tuple[str, str]]:
     """The facts that people look for, as `print_facts` takes them."""
+    from adalink_jax import checkpoints
+
     mark = facts.base.fingerprint
     rows = {
         "method": facts.summary,
@@ -160,8 +171,10 @@ def _rows(facts: checkpoints.AdapterFacts) -> list[tuple[str, str]]:
     return [(label, str(value)) for label, value in rows.items() if value is not None]
 
 
-def _compare(path: str, facts: checkpoints.AdapterFacts, base: str) -> str:
+def _compare(path: str, facts: "checkpoints.AdapterFacts", base: str) -> str:
     """Refuses another base than the adapter's; returns the row that `verify` prints."""
+    from adalink_jax import checkpoints
+
     source = checkpoints.open_source(base)
     with bytes_bar("fingerprint", source.nbytes) as on_bytes:
         mark = checkpoints.fingerprint_of_source(checkpoints.counted(source, on_bytes))

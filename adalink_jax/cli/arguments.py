@@ -2,11 +2,14 @@
 
 import argparse
 import contextlib
+import functools
 import logging
 import sys
 import warnings
 from collections.abc import Callable, Collection, Iterator
 from typing import TYPE_CHECKING, Any
+
+from adalink_jax import timings
 
 if TYPE_CHECKING:
     from rich.console import Console, OverflowMethod
@@ -38,7 +41,13 @@ def plain_parser(name: str, text: str, example: str, *options: Option) -> argpar
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    add_options(parser, *options)
+    # `main` takes it from the arguments before they are parsed.
+    phases = option(
+        "--timings",
+        action="store_true",
+        help="print the seconds of each phase; --timings=FILE also writes them as JSON",
+    )
+    add_options(parser, phases, *options)
     return parser
 
 
@@ -159,6 +168,19 @@ def processes(options: argparse.Namespace) -> Iterator[None]:
 
 def register() -> None:
     """Imports every module with configurables, so that gin knows them before it parses files."""
+    with timings.phase("imports"):
+        _register()
+        _listen()
+
+
+@functools.cache
+def _listen() -> None:
+    import jax.monitoring
+
+    jax.monitoring.register_event_duration_secs_listener(timings.compilation_listener())
+
+
+def _register() -> None:
     from absl import logging as absl_logging
 
     from adalink_jax import adapters, data, launching, models, parallel  # noqa: F401

@@ -6,14 +6,15 @@ import re
 import shlex
 from typing import TYPE_CHECKING
 
-from adalink_jax import checkpoints, configuration
+from adalink_jax import configuration
 from adalink_jax.cli.arguments import bytes_bar, gin_parser, option, parse, plain_parser, register, table, table_console
 from adalink_jax.errors import CheckpointError, UserError
+from adalink_jax.files.base_formats import FORMATS
 from adalink_jax.files.places import path_of
 from adalink_jax.files.whole_file import write_text
-from adalink_jax.serving import shipped
 
 if TYPE_CHECKING:
+    from adalink_jax import checkpoints
     from adalink_jax.interop import Comparison
 
 WIDTH = 120  # of the output if it is no terminal: enough for the names of leaves
@@ -32,6 +33,9 @@ def inspect(argv: list[str]) -> int:
     )
     options = parser.parse_args(argv)
     register()
+    from adalink_jax import checkpoints
+    from adalink_jax.serving import shipped
+
     source = checkpoints.open_source(options.path)
     mark = None
     if not options.no_fingerprint:
@@ -81,15 +85,18 @@ def convert(argv: list[str]) -> int:
     parser = gin_parser(
         "convert",
         "Write a base model in another format, leaf by leaf, and check that it reads back with the same values.\n"
-        + "\n".join(f"  {name:<7} {text}" for name, text in checkpoints.FORMATS.items()),
+        + "\n".join(f"  {name:<7} {text}" for name, text in FORMATS.items()),
         "adalink convert hf://google/flan-t5-small bases/flan_t5_small --to native --dtype bfloat16",
         option("source", help="a folder (native, Hugging Face, t5x), hf://OWNER/NAME or bundled:NAME"),
         option("destination", help="a new folder; for t5x name it checkpoint_N, N being the step"),
-        option("--to", required=True, choices=tuple(checkpoints.FORMATS)),
+        option("--to", required=True, choices=tuple(FORMATS)),
         option("--dtype", choices=("float32", "bfloat16"), help="dtype of the values; by default the source's"),
     )
     flags, options = _parse(parser, argv)
     register()
+    from adalink_jax import checkpoints
+    from adalink_jax.serving import shipped
+
     source = checkpoints.open_source(options.source)
     if flags.files or options.to == "hf":
         source = shipped.completed_source(source, flags)
@@ -97,7 +104,7 @@ def convert(argv: list[str]) -> int:
     with bytes_bar(f"to {options.to}", checkpoints.PASSES * source.nbytes) as on_bytes:
         mark = checkpoints.convert(source, options.destination, options.to, options.dtype, on_bytes)
     print_facts(
-        ("wrote", f"{options.destination}: {checkpoints.FORMATS[options.to]}"),
+        ("wrote", f"{options.destination}: {FORMATS[options.to]}"),
         ("from", f"{options.source}: {source.kind}"),
         ("parameters", f"{source.parameters:,}"),
         ("fingerprint", mark),
@@ -130,9 +137,9 @@ def verify_base(argv: list[str]) -> int:
     if options.report is not None and not options.report.endswith(".html"):
         raise UserError(f"{options.report!r} must end in .html.")
     register()
-
-    from adalink_jax import interop
+    from adalink_jax import checkpoints, interop
     from adalink_jax.data import load_vocabulary
+    from adalink_jax.serving import shipped
 
     if options.report is not None:
         # Now, rather than after the comparison.
@@ -193,7 +200,8 @@ def export(argv: list[str]) -> int:
     if (options.to == "hf") != (options.base is not None) or (options.to == "torch" and (options.dtype or flags.files)):
         parser.error("--to hf needs --base; --to torch takes neither --base nor --dtype nor gin files")
     register()
-    from adalink_jax import interop
+    from adalink_jax import checkpoints, interop
+    from adalink_jax.serving import shipped
 
     if options.to == "torch":
         interop.export_hook(options.adapter, options.destination)
@@ -248,7 +256,7 @@ def print_facts(*rows: tuple[str, str]) -> None:
     table_console(WIDTH).print(facts)
 
 
-def _print_leaves(source: checkpoints.Source) -> None:
+def _print_leaves(source: "checkpoints.Source") -> None:
     """Prints every leaf; equal leaves of several layers share a line."""
     from rich import box
 

@@ -124,13 +124,16 @@ def _run(argv: list[str]) -> int:
     # TensorFlow is used only to read data, and is noisy when imported.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-    from adalink_jax import preemption
+    from adalink_jax import preemption, timings
+    from adalink_jax.cli import phases
     from adalink_jax.errors import Stopped, UserError, disk_error, sentence
 
     several = any(text.startswith(_SEVERAL_PROCESSES) for text in rest)
     try:
-        with preemption.exiting_on_notice(several):
-            module = importlib.import_module(f"adalink_jax.cli.{COMMANDS[name].module}")
+        timings_file, rest = phases.split(rest)
+        with preemption.exiting_on_notice(several), phases.reporting(timings_file):
+            with timings.phase("imports"):
+                module = importlib.import_module(f"adalink_jax.cli.{COMMANDS[name].module}")
             status = getattr(module, name.replace("-", "_"))(rest)
             sys.stdout.flush()  # a full disk is reported below
             return status

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from adalink_jax.cli.arguments import SAME_BITS, gin_parser, option, parse_gin, register, table, table_console
 from adalink_jax.cli.main import main
-from adalink_jax.launching.job import ARRAY_INDEX
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -45,7 +44,7 @@ def sweep(argv: list[str]) -> int:
             nargs="?",
             const="",
             metavar="I",
-            help=f"make only the run with number or name I, in this process; the default number is {ARRAY_INDEX}",
+            help="make only the run with number or name I, in this process; the default number is ADALINK_ARRAY_INDEX",
         ),
         option("--plan", action="store_true", help="report whether each run fits, and what all need, without running"),
         option("--topology", metavar="CHIP:SHAPE", help="for --plan, as for `adalink plan`: v5e:4x8, h100:8"),

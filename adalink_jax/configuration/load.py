@@ -10,11 +10,13 @@ from collections.abc import Iterator, Mapping, Sequence
 import gin
 from gin import config as gin_config
 
+from adalink_jax import timings
 from adalink_jax.configuration import gin_checks, gin_sources, modules, moved_selectors, value_types
 from adalink_jax.configuration.flags import TRUST_MODULES, GinFlags
 from adalink_jax.errors import UserError
 
 
+@timings.phase("configuration")
 def load(flags: GinFlags, extra_files: Sequence[str] = (), require_all: bool = True) -> None:
     """Replaces gin's configuration with that of the files and flags, checks it and locks it.
 

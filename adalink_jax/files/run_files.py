@@ -18,6 +18,7 @@ class _Scored(Form):
     seconds: float | None = None
     step_seconds: float | None = None
     step_flops: float | None = None
+    input_wait: float | None = None
     learning_rate: float | None = None
     seed: int | None = None
     rank: int | None = None

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from PIL import Image
 
-from adalink_jax import checkpoints, parallel
+from adalink_jax import checkpoints, parallel, timings
 from adalink_jax.adapters import NONE, AdaptedModel, abstract_params, make_adapter, stack_adapters
 from adalink_jax.data import check_rows, load_vocabulary
 from adalink_jax.data.images import ImageShape, Preparation, decode_image, load_image, picture_array
@@ -70,6 +70,7 @@ class Predictor:
       UserError, CheckpointError: for a run that needs `trust_modules`, files that do not fit each other, and adapters that cannot share a bank.
     """
 
+    @timings.phase("model")
     def __init__(
         self,
         model: "str | os.PathLike | Setup",
@@ -212,7 +213,9 @@ class Predictor:
                 if self.names:
                     batch["adapter_index"] = np.pad(index[start : start + size], (0, size - len(chunk)))
                 batch = parallel.put_batch({name: x[local_rows] for name, x in batch.items()}, self._mesh)
-                yield from parallel.to_host(parallel.settle(program(self._params, batch)))[: len(chunk)]
+                with timings.phase("predicting"):
+                    results = parallel.to_host(parallel.settle(program(self._params, batch)))[: len(chunk)]
+                yield from results
 
     def _likelihoods(self, rows: Sequence[dict], index: np.ndarray) -> list[float]:
         return [float(x) for x in self._run(self._score, rows, index, targets=True)]

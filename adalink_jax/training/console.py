@@ -200,6 +200,8 @@ class Console(contextlib.AbstractContextManager["Console"]):
         self._out.print(
             f"{summary['trainable']:,} trained, {summary['frozen']:,} frozen parameters; {written_step}; {summary['seconds']:.0f} s"
         )
+        if summary["input_wait"] is not None:
+            self._out.print(f"{summary['input_wait']:.1%} of the steps' time was spent waiting for data (input_wait)")
         files = Table(title=f"Written to {self._model_dir}", title_justify="left", show_header=False, box=None)
         for row in written:
             files.add_row(*row)

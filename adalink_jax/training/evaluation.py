@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from adalink_jax import parallel
+from adalink_jax import parallel, timings
 from adalink_jax.adapters import AdaptedModel
 from adalink_jax.data import FeatureConverter, Task, has_image, padded_batches, text_of
 from adalink_jax.errors import UserError
@@ -149,6 +149,7 @@ class Evaluator:
         generate = lambda batch: self._generate_packed((trainable, padding), frozen, batch)
         return self._score(generate, split, step, num_samples, between)
 
+    @timings.phase("evaluation")
     def _score(
         self, generate: Callable, split: str, step: int, num_samples: int, between: Callable[[], None]
     ) -> list[Result]:
@@ -167,8 +168,9 @@ class Evaluator:
                 batch.pop("decoder_input_tokens")  # decoding sees the inputs only
                 numbers = [(step, task_number, len(examples) + row) for row in local_rows]
                 batch["sampling_ids"] = np.array(numbers, np.int32)
-                ids = parallel.settle(generate(parallel.put_batch(batch, self._mesh)))
-                ids = parallel.to_host(ids)[:, : len(rows)]
+                with timings.phase("decoding"):
+                    ids = parallel.settle(generate(parallel.put_batch(batch, self._mesh)))
+                    ids = parallel.to_host(ids)[:, : len(rows)]
                 predictions.append([[self._text(task, row) for row in member] for member in ids])
                 first += [_sample(example, converter) for example in rows[: share - len(first)]]
                 examples += [{name: x for name, x in row.items() if name != "image"} for row in rows]

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from adalink_jax import parallel
+from adalink_jax import parallel, timings
 from adalink_jax.data import BatchIterator
 from adalink_jax.errors import NotFinite
 from adalink_jax.training.partition import Leaves
@@ -54,6 +54,9 @@ def run_loop(
     The device works one step ahead: a step's metrics are read after the next step was dispatched. They are always read before
     any action of `after_steps`, so nothing is saved after a loss that is not finite.
 
+    To each step's metrics the loop adds `input_wait`, the share of its time in which the loop waited for a batch: an upper bound of
+    what the step lost by it, as the device may be busy with the step before meanwhile.
+
     Args:
       train_step: compiled `(state, frozen, batch) -> (state, metrics)`; the state is donated.
       state: the state to start from, on the mesh.
@@ -75,10 +78,10 @@ def run_loop(
       JaxRuntimeError: for a step that transfers data implicitly.
     """
     step = int(state.step)
-    pending, mark = None, time.perf_counter()
+    pending, mark, waited = None, time.perf_counter(), 0.0
 
     def read_pending() -> None:
-        nonlocal pending, mark
+        nonlocal pending, mark, waited
         if pending is None:
             return
         pending_step, rows, metrics = pending
@@ -87,17 +90,21 @@ def run_loop(
         if not np.isfinite(metrics["loss"]).any():
             raise NotFinite(f"The loss of step {pending_step} is {metrics['loss']}.")
         now = time.perf_counter()
-        on_metrics(pending_step, metrics, rows / (now - mark))
-        mark = now
+        on_metrics(pending_step, metrics | {"input_wait": waited / (now - mark)}, rows / (now - mark))
+        mark, waited = now, 0.0
 
     first_traced, last_traced = profile or (0, 0)
     with contextlib.ExitStack() as trace:  # at the latest it ends with the loop
         while step < total_steps and not stop():
             if step + 1 == first_traced:
                 trace.enter_context(jax.profiler.trace(profile_dir))
-            batch = parallel.put_batch(next(batches), mesh)
+            asked = time.perf_counter()
+            with timings.phase("batch"):
+                batch = next(batches)
+            waited += time.perf_counter() - asked
+            batch = parallel.put_batch(batch, mesh)
             rows = len(next(iter(batch.values())))
-            with jax.transfer_guard("disallow"):  # in this thread only: data workers and checkpoints have theirs
+            with jax.transfer_guard("disallow"), timings.phase("step"):  # of this thread; others have their own guard
                 state, metrics = parallel.settle(train_step(state, frozen, batch))
                 step += 1
                 read_pending()

@@ -11,7 +11,7 @@ from typing import Any
 
 from etils import epath
 
-from adalink_jax import checkpoints, parallel
+from adalink_jax import checkpoints, parallel, timings
 from adalink_jax.adapters import describe_adapter
 from adalink_jax.errors import UserError, disk_error
 from adalink_jax.files import locks
@@ -162,6 +162,7 @@ def write_samples(writer: MetricWriter, step: int, split: str, result: Result) -
     writer.write_picture(step, split, picture)
 
 
+@timings.phase("results")
 def write_end(
     folder: epath.Path,
     setup: Setup,

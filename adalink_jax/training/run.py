@@ -118,6 +118,7 @@ class Run:
     writer: MetricWriter
     metric: str | None
     step_seconds: list[float] = dataclasses.field(default_factory=list)
+    input_seconds: list[float] = dataclasses.field(default_factory=list)
     step_flops: int | None = None
 
     def train(
@@ -141,13 +142,14 @@ class Run:
             return step(*arguments)
 
         try:
-            state = run_loop(
-                counted_step, self.start.state, self.params.frozen, self.start.batches, mesh=session.mesh,
-                total_steps=total_steps,
-                on_metrics=session.console.progress(self.start.step, total_steps, self._log_every(log_period)),
-                after_steps=[Period(session.checkpoint_period, self.save), Period(eval_period, self.evaluate)],
-                stop=session.stop.before_step, profile=profile_steps, profile_dir=str(session.folder / "profile"),
-            )  # fmt: skip
+            with self.start.batches as batches:
+                state = run_loop(
+                    counted_step, self.start.state, self.params.frozen, batches, mesh=session.mesh,
+                    total_steps=total_steps,
+                    on_metrics=session.console.progress(self.start.step, total_steps, self._log_every(log_period)),
+                    after_steps=[Period(session.checkpoint_period, self.save), Period(eval_period, self.evaluate)],
+                    stop=session.stop.before_step, profile=profile_steps, profile_dir=str(session.folder / "profile"),
+                )  # fmt: skip
         except NotFinite as e:
             session.newest.wait()
             newest_step = session.newest.latest_step()
@@ -248,6 +250,7 @@ class Run:
             "validation": session.best.facts()["score"] if after else None,
             "step_seconds": statistics.median(self.step_seconds) if self.step_seconds else None,
             "step_flops": self.step_flops,
+            "input_wait": self.input_wait,
             "settings": session.identity,
             "versions": outputs.versions(),
             "segments": self.start.segments(int(last.step)),
@@ -258,11 +261,19 @@ class Run:
         session.console.finished(summary, before, after, written)
         return summary
 
+    @property
+    def input_wait(self) -> float | None:
+        """The share of the steps' time in which they waited for batches, in this process and without its first step, which compiles;
+        None if there is no other."""
+        steps, waits = self.step_seconds[1:], self.input_seconds[1:]
+        return round(sum(waits) / sum(steps), 4) if steps else None
+
     def _log_every(self, period: int) -> Callable[[int, dict, float], None]:
         """Writes the training metrics of every step that is a multiple of `period`."""
 
         def log(step: int, metrics: dict, examples_per_second: float) -> None:
             self.step_seconds.append(self.session.setup.data.batch_size / examples_per_second)
+            self.input_seconds.append(metrics["input_wait"] * self.step_seconds[-1])
             if step % period == 0:
                 values = {f"train/{name}": value for name, value in metrics.items()}
                 self.writer.write(step, values | {"train/examples_per_second": examples_per_second})

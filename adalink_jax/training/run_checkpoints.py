@@ -22,7 +22,7 @@ import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
-from adalink_jax import configuration, parallel
+from adalink_jax import configuration, parallel, timings
 from adalink_jax.checkpoints import digests
 from adalink_jax.errors import CheckpointError
 from adalink_jax.files.places import path_of
@@ -134,6 +134,7 @@ class RunCheckpoints(contextlib.AbstractContextManager["RunCheckpoints"]):
         """The newest step that was written completely; None if no checkpoint exists."""
         return self._manager.latest_step() if parallel.once(self.folder.exists) else None
 
+    @timings.phase("checkpoint")
     def save(self, state: TrainState, **facts) -> None:
         """Writes the state in the background, with JSON-able `facts` (`data_position`, `segments`, `score`).
 
@@ -201,6 +202,7 @@ class RunCheckpoints(contextlib.AbstractContextManager["RunCheckpoints"]):
             ) from e
         return paths.flatten(tree["trainable"])
 
+    @timings.phase("restore")
     def restore(self, like: TrainState) -> tuple[TrainState, dict]:
         """The newest good state, and its facts. Damaged checkpoints are skipped, and recorded in `damaged`.
 
@@ -286,6 +288,7 @@ class RunCheckpoints(contextlib.AbstractContextManager["RunCheckpoints"]):
                 f"{self.folder.parent} holds a run of another configuration ({'; '.join(changed[:5])}); {remedy}."
             )
 
+    @timings.phase("checkpoint")
     def wait(self) -> None:
         """Returns once everything saved is on disk."""
         if "_manager" in vars(self):

@@ -14,10 +14,12 @@ import jax
 from etils import epath
 from jax.sharding import Mesh
 
-from adalink_jax import parallel
+from adalink_jax import parallel, timings
 from adalink_jax.adapters import AdaptedModel
-from adalink_jax.data import BatchIterator, FeatureConverter, Task, check_rows, get_tasks
+from adalink_jax.data import FeatureConverter, Task, check_rows, get_tasks
+from adalink_jax.data.batch_order import BatchIterator
 from adalink_jax.data.images import counting_transparent, transparency_note
+from adalink_jax.data.prefetch import Prefetched
 from adalink_jax.data.user_files.file_task import LoadedFileTask
 from adalink_jax.data.vocabularies import EOS
 from adalink_jax.errors import UserError
@@ -90,14 +92,14 @@ class Start:
       state: the initial state, or the newest checkpoint's.
       step: its step.
       facts: the checkpoint's facts; {} for a fresh run.
-      batches: at the position that belongs to `state`.
+      batches: at the position that belongs to `state`; they are made ahead, and closing them ends their thread.
       converter: makes the features, for evaluation too.
     """
 
     state: TrainState
     step: int
     facts: dict
-    batches: BatchIterator
+    batches: Prefetched
     converter: FeatureConverter
 
     def segments(self, step: int) -> list[dict]:
@@ -115,7 +117,8 @@ class RunSession(Session):
       identity: the settings that must not change when the run is resumed.
       newest, best: the newest checkpoints, and the one with the best validation score.
       checkpoint_period: steps between checkpoints.
-      at_end: releases the folder's lock.
+      total_steps: the last step.
+      at_end: releases the folder's lock, and ends the thread that makes batches.
       facts: of the newest checkpoint; {} if there is no checkpoint.
       summary: of a run that is finished already; None otherwise.
     """
@@ -125,6 +128,7 @@ class RunSession(Session):
     newest: RunCheckpoints
     best: RunCheckpoints
     checkpoint_period: int
+    total_steps: int
     at_end: contextlib.ExitStack
     facts: dict = dataclasses.field(default_factory=dict)
     summary: dict | None = None
@@ -136,7 +140,8 @@ class RunSession(Session):
         make_batches: Callable[[FeatureConverter], BatchIterator],
         config_text: Callable[[], str],
     ) -> Start:
-        """Prints what is trained, restores the newest checkpoint if there is one, and writes the run's first files.
+        """Prints what is trained, restores the newest checkpoint if there is one, writes the run's first files, and has the first
+        batches made.
 
         Args:
           params: the model's parameters.
@@ -154,7 +159,9 @@ class RunSession(Session):
             batches.set_state(facts["data_position"])
             self.console.resumed(int(state.step), self.newest)
         parallel.once(outputs.write_start, self.folder, params, config_text())
-        return Start(state, int(state.step), facts, batches, converter)
+        step = int(state.step)
+        ahead = self.at_end.enter_context(Prefetched(batches, self.total_steps - step))
+        return Start(state, step, facts, ahead, converter)
 
     def end_if_stopped(self, save: Callable[[], None]) -> None:
         """If a stop was requested, saves and raises `Stopped`."""
@@ -168,13 +175,13 @@ class RunSession(Session):
         """Locks the run's folder until the process leaves it."""
         self.at_end.enter_context(locks.hold_folder(self.folder))
 
-    def _check(self, total_steps: int) -> None:
+    def _check(self) -> None:
         """Reads what the folder holds: a finished run, or one to resume, under these settings and perhaps elsewhere."""
         self.facts = self.newest.facts()
         self.best.facts()  # refuses a run with other settings that was killed before its first checkpoint
         newest_step = self.newest.latest_step() or 0
         summary = parallel.once(read_state, self.folder / outputs.SUMMARY, Summary)
-        if summary and (summary.get("total_steps") or newest_step) >= total_steps:
+        if summary and (summary.get("total_steps") or newest_step) >= self.total_steps:
             self.summary = summary
             self.console.already_done(summary)
             return
@@ -183,6 +190,9 @@ class RunSession(Session):
             self.console.warning(warning)
         if jax.config.values["jax_compilation_cache_dir"] is None:  # a resumed run then compiles nothing again
             jax.config.update("jax_compilation_cache_dir", str(self.folder / "compilation_cache"))
+            jax.config.update(
+                "jax_persistent_cache_min_compile_time_secs", 0.0
+            )  # at its start a run compiles 70 small ones
 
 
 @contextlib.contextmanager
@@ -229,10 +239,10 @@ def open_run(
         best = RunCheckpoints(folder / "best", 1, identity)
         with outputs.naming(folder), contextlib.ExitStack() as at_end, newest, best:
             run = RunSession(**vars(session), folder=folder, identity=identity, newest=newest, best=best,
-                             checkpoint_period=checkpoints.period, at_end=at_end)  # fmt: skip
+                             checkpoint_period=checkpoints.period, total_steps=total_steps, at_end=at_end)  # fmt: skip
             if not parallel.once((folder / outputs.SUMMARY).exists):
                 parallel.once(run._claim)  # before it reads what another process may be writing
-            run._check(total_steps)
+            run._check()
             if run.summary is None:
                 parallel.once(run._claim)
             yield run
@@ -260,6 +270,7 @@ def _check_size(task: Task, batch_size: int) -> None:
         raise UserError(f"BATCH_SIZE is {batch_size}, and {task.name} has {size} examples to train on; lower it.")
 
 
+@timings.phase("data")
 def check_data(setup: Setup, microbatches: int, mesh: Mesh) -> tuple[Task, Sequence[Task]]:
     """The task to train on and the tasks to score.
 

@@ -12,7 +12,7 @@ import gin
 import jax
 from jax.sharding import Mesh
 
-from adalink_jax import checkpoints, parallel
+from adalink_jax import checkpoints, parallel, timings
 from adalink_jax.adapters import AdaptedModel, abstract_params, describe_adapter, fresh_params
 from adalink_jax.data import INSTRUCTION, DatasetConfig, FeatureConverter, VisionCache, WordPieceVocabulary, check_rows
 from adalink_jax.data.images import Preparation
@@ -143,6 +143,7 @@ class Parameters:
         return partition.merge(self.trainable, self.frozen)
 
 
+@timings.phase("parameters")
 def load_parameters(setup: Setup, mesh: Mesh, rules: parallel.LogicalRules) -> Parameters:
     """Loads or initialises every leaf of `setup.model` on `mesh`.
 
@@ -225,6 +226,7 @@ def apply_adapter_start(setup: Setup, adapter: Leaves, leaves: Leaves) -> Leaves
     return setup.adapter_start(adapter, table, jax.random.key(setup.random_seed))
 
 
+@timings.phase("initialisation")
 def _initialise(setup: Setup, wanted: Shapes) -> dict[str, jax.Array]:
     """Random values of `wanted` only; the compiler drops the rest of the model's initialisation."""
     if not wanted:

@@ -18,7 +18,15 @@ TRACES = ("lock", "log.txt", "attempts.jsonl", "tensorboard", "checkpoints", "be
 # What killed processes may leave beside files that were being written, and what belongs to this machine alone.
 HIDDEN = re.compile(r"\.(.+\.)?(partial|lock|[0-9a-f]{8})|\.compilation_cache")
 # Values that are measured, or the segments of a resumed run. A process that makes no step measures none.
-MEASURED = ("seconds", "step_seconds", "step_flops", "segments", "train/examples_per_second")
+MEASURED = (
+    "seconds",
+    "step_seconds",
+    "step_flops",
+    "segments",
+    "input_wait",
+    "train/examples_per_second",
+    "train/input_wait",
+)
 
 Contents = Mapping[str, Any]
 

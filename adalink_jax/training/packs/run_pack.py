@@ -171,13 +171,14 @@ class PackRun:
         if not first or (eval_period and first % eval_period == 0):
             self.evaluate(self.start.state)  # also where the run was stopped before an evaluation
         try:
-            state = run_loop(
-                lambda state, frozen, batch: step(state, self.pack.members, frozen, batch),
-                self.start.state, self.pack.params.frozen, self.start.batches, mesh=session.mesh, total_steps=total_steps,
-                on_metrics=self._log_every(log_period, session.console.progress(first, total_steps, lambda *_: None)),
-                after_steps=[Period(eval_period, self.evaluate), Period(session.checkpoint_period, self.save)],
-                stop=lambda: session.stop.before_step() or self.at_plateau(),
-            )  # fmt: skip
+            with self.start.batches as batches:
+                state = run_loop(
+                    lambda state, frozen, batch: step(state, self.pack.members, frozen, batch),
+                    self.start.state, self.pack.params.frozen, batches, mesh=session.mesh, total_steps=total_steps,
+                    on_metrics=self._log_every(log_period, session.console.progress(first, total_steps, lambda *_: None)),
+                    after_steps=[Period(eval_period, self.evaluate), Period(session.checkpoint_period, self.save)],
+                    stop=lambda: session.stop.before_step() or self.at_plateau(),
+                )  # fmt: skip
         except NotFinite as e:
             raise NotFinite(f"{e} Training stopped; lower LEARNING_RATES, or clip gradients.") from e
         self.evaluate(state)
@@ -257,8 +258,9 @@ class PackRun:
         def log(step: int, metrics: dict, examples_per_second: float) -> None:
             bar(step, {"loss": float(np.nanmin(metrics["loss"]))}, examples_per_second)
             if step % period == 0:
+                by_member = {name: np.broadcast_to(value, len(self.writers)) for name, value in metrics.items()}
                 for i, writer in enumerate(self.writers):
-                    writer.write(step, {f"train/{name}": value[i] for name, value in metrics.items()})
+                    writer.write(step, {f"train/{name}": values[i] for name, values in by_member.items()})
 
         return log
 

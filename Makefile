@@ -22,7 +22,7 @@ DEV       := $(VENV)/.installed-dev
 PYTEST    := JAX_PLATFORMS=cpu TF_CPP_MIN_LOG_LEVEL=3 $(BIN)/python -m pytest $(PYTEST_ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart lint test test-short test-slow test-t5x fuzz soak plan-matrix study docs wheel clean
+.PHONY: help quickstart lint test test-short test-slow test-t5x fuzz soak speed plan-matrix study docs wheel clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -66,6 +66,12 @@ SOAK_ARGS ?=
 
 soak: $(INSTALLED)  ## kill every command that writes, 110 times in all, and compare with undisturbed runs (30 minutes; resumes; runs/soak)
 	JAX_PLATFORMS=cpu $(BIN)/python -m benchmarks.soak $(SOAK_ARGS)
+
+# More for the benchmark: SPEED_ARGS="--parts table --rows step-128".
+SPEED_ARGS ?=
+
+speed: $(VENV)/.installed-parity $(VENV)/.installed-plan  ## time steps and decoding beside PyTorch and PEFT (an hour; a quiet machine; resumes; runs/speed)
+	$(BIN)/python -m benchmarks.speed --page docs/results/speed.md $(SPEED_ARGS)
 
 plan-matrix: $(VENV)/.installed-plan  ## compile plans of large models for TPU slices on this machine (hours; resumes; runs/plan_matrix)
 	$(BIN)/python benchmarks/plan_matrix.py

@@ -20,11 +20,11 @@ OPTION = "--timings"
 
 def split(argv: Sequence[str]) -> tuple[str | None, list[str]]:
     """The file of `--timings=FILE`, "" for the option alone and None without it; and the other arguments."""
-    given = [text for text in argv if text.partition("=")[0] == OPTION]
-    if any(text == f"{OPTION}=" for text in given):
+    options = [text for text in argv if text.partition("=")[0] == OPTION]
+    if any(text == f"{OPTION}=" for text in options):
         raise UserError(f"{OPTION}= names no file; write {OPTION}=FILE, or {OPTION} alone.")
-    rest = [text for text in argv if text not in given]
-    return (given[-1].partition("=")[2] if given else None), rest
+    rest = [text for text in argv if text not in options]
+    return (options[-1].partition("=")[2] if options else None), rest
 
 
 @contextlib.contextmanager

@@ -31,7 +31,7 @@ def device() -> str | None:
     return jax.devices()[0].device_kind if jax.default_backend() == "gpu" else None
 
 
-def _ours(model: Model, method: str, rows: int, dtype: str) -> tuple[Callable[[], Any], dict[str, Any]]:
+def _jax_program(model: Model, method: str, rows: int, dtype: str) -> tuple[Callable[[], Any], dict[str, Any]]:
     from adalink_jax import AdaLinkAdapter, AdaptedModel, LoRA
     from benchmarks.speed_parts import ours
 
@@ -40,7 +40,7 @@ def _ours(model: Model, method: str, rows: int, dtype: str) -> tuple[Callable[[]
     return ours.random_step(adapted, ours.random_batch(model.vocab_size, rows, INPUTS, TARGETS), dtype)
 
 
-def _theirs(model: Model, method: str, rows: int, dtype: str) -> tuple[Callable[[], Any], dict[str, Any]]:
+def _torch_program(model: Model, method: str, rows: int, dtype: str) -> tuple[Callable[[], Any], dict[str, Any]]:
     import torch
     import transformers
 
@@ -65,7 +65,7 @@ def measure(name: str, model: Model, method: str, most: int, dtype: str) -> dict
       most: the largest batch that is tried.
       dtype: of frozen weights and activations.
     """
-    prepare, rows = (_ours if method.startswith("ours") else _theirs), most
+    prepare, rows = (_jax_program if method.startswith("ours") else _torch_program), most
     while rows:
         try:
             run, facts = prepare(model, method, rows, dtype)

@@ -221,7 +221,7 @@ def gpu_table(cells: dict[str, Cell]) -> str:
         "rows",
         "sequences/s",
         "MFU",
-        "wanted of ours (one H100)",
+        "wanted (one H100)",
         "published full pre-training (H100, fp8)",
     ]
     devices = ", ".join(sorted({str(cell.get("device")) for cell in measured if "rate" in cell}))

@@ -1,12 +1,13 @@
 """The smallest TPU slices on which large models fit, for AdaLink and for full fine-tuning: `adalink plan`, without a TPU.
 
-    python benchmarks/plan_matrix.py [--out runs/plan_matrix] [--only NAME ...]
+    python benchmarks/plan_matrix.py [--out runs/plan_matrix] [--only NAME ...] [--long]
 
 For each model, method and chip: the smallest slice on which the step and an evaluation fit, and the smallest with at least four times
 as many chips. Fully sharded (gin/meshes/fsdp.gin; over half of the chips and tensor parallel over 2, or a quarter and 4, if a size does
 not divide), frozen weights in bfloat16, REMAT full, AdamW, one row per chip and at least 128 rows. Compiled with `adalink plan --quick`;
 a slice that misses by less than a fifth is compiled again without it, which takes ten times as long. Each cell has a file, so rerunning
-the command resumes it; a few hours on two cores. Writes table.md to --out.
+the command resumes it; a few hours on two cores. Writes table.md to --out. With --long: AdaLink with long inputs, by compiler flags and
+attention, in long.md.
 """
 
 import argparse
@@ -17,6 +18,7 @@ import sys
 
 from rich.progress import Progress
 
+from adalink_jax.models.attention import KINDS
 from adalink_jax.parallel.accelerators import ACCELERATORS, parse_topology
 
 # Model -> image size in pixels, or None; tokens in and out.
@@ -29,16 +31,33 @@ MODELS = {
     "ul2_20b": (None, 512, 128),
     "pali_x_55b": (756, 64, 64),
 }
+# Long inputs, of --long: model -> image size, tokens in and out; the slice.
+LONG = (
+    ("t5_1_1_xl", (None, 512, 128), "v5e:4x8"),
+    ("t5_1_1_xl", (None, 2048, 128), "v5e:4x8"),
+    ("pali_x_55b", (756, 64, 64), "v6e:4x8"),
+    ("pali_3_5b", (1064, 64, 64), "v5p:2x2x2"),
+)
+# What --long compares: the settings of a column.
+COMPARED = (
+    ("COMPILER_FLAGS 'none', ATTENTION 'reference'", ("--gin.COMPILER_FLAGS='none'", "--gin.ATTENTION='reference'")),
+    *(
+        (f"ATTENTION {kind!r}", (f"--gin.ATTENTION={kind!r}",))
+        for kind in KINDS
+        if kind in ("reference", "blockwise", "pallas")
+    ),
+)
 METHODS = ("adalink", "full")
 CHIPS = ("v5e", "v5p", "v6e")
 NEARLY = 1.2  # times a chip's memory: --quick programs need more than others
 
 
-def plan(model: str, method: str, topology: str, quick: bool, folder: pathlib.Path) -> dict:
-    """The plan of one cell, from its file or by `adalink plan`."""
-    file = folder / f"{model}.{method}.{topology.replace(':', '.')}{'.quick' if quick else ''}.json"
+def plan(
+    file: pathlib.Path, model: str, method: str, topology: str, work: tuple[int | None, int, int], *flags: str
+) -> dict:
+    """The plan of one cell, from its file or by `adalink plan` with additional flags."""
     if not file.exists():
-        size, inputs, targets = MODELS[model]
+        size, inputs, targets = work
         image = [f"--gin.IMAGE_SIZE=({size}, {size})"] if size else []
         batch = max(128, parse_topology(topology).chips)
         command = [
@@ -46,7 +65,7 @@ def plan(model: str, method: str, topology: str, quick: bool, folder: pathlib.Pa
             f"--gin_file=gin/adapters/{method}.gin", "--gin_file=gin/meshes/fsdp.gin", "--gin.FROZEN_DTYPE='bfloat16'",
             "--gin.REMAT='full'", f"--gin.BATCH_SIZE={batch}", *image,
             f"--gin.TASK_FEATURE_LENGTHS={{'inputs': {inputs}, 'targets': {targets}}}", "--topology", topology, "--json",
-            *(["--quick"] if quick else []),
+            *flags,
         ]  # fmt: skip
         for model_devices in (1, 2, 4):
             mesh = [f"--gin.MODEL_DEVICES={model_devices}"]
@@ -55,9 +74,15 @@ def plan(model: str, method: str, topology: str, quick: bool, folder: pathlib.Pa
                 break
         if not done.stdout.startswith("{"):
             sys.exit(f"{' '.join(command)}\n{done.stdout[-1000:]}{done.stderr[-3000:]}")
-        folder.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps({"batch": batch, **json.loads(done.stdout)}, indent=1) + "\n")
-    return json.loads(file.read_text())
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps({"batch": batch, **json.loads(done.stdout)}, indent=1) + "\n", encoding="utf-8")
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+def cell_of(model: str, method: str, topology: str, quick: bool, folder: pathlib.Path) -> dict:
+    """The plan of one cell of the matrix."""
+    file = folder / f"{model}.{method}.{topology.replace(':', '.')}{'.quick' if quick else ''}.json"
+    return plan(file, model, method, topology, MODELS[model], *(["--quick"] if quick else []))
 
 
 def missed_by_little(cell: dict) -> bool:
@@ -73,14 +98,40 @@ def smallest(model: str, method: str, chip: str, folder: pathlib.Path) -> list[d
         chips = parse_topology(f"{chip}:{shape}").chips
         if fitting and chips < 4 * fitting[0]["chips"]:
             continue
-        cell = plan(model, method, f"{chip}:{shape}", True, folder)
+        cell = cell_of(model, method, f"{chip}:{shape}", True, folder)
         if missed_by_little(cell):
-            cell = plan(model, method, f"{chip}:{shape}", False, folder)
+            cell = cell_of(model, method, f"{chip}:{shape}", False, folder)
         if fitting or cell["fits"]:
             fitting.append(cell)
         if len(fitting) == 2:
             break
     return fitting
+
+
+def bound(cell: dict) -> str:
+    """What takes longest in a step."""
+    return max(
+        ("compute", "memory", "collectives"), key=lambda part: cell[f"estimated_{part.removesuffix('s')}_seconds"]
+    )
+
+
+def long_table(folder: pathlib.Path) -> list[str]:
+    """Lines of a table: AdaLink with long inputs, by compiler flags and attention."""
+    columns = ("step at best, s", "compute, s", "memory, s", "collectives, s", "MFU at most", "temporaries, GB")
+    lines = [f"| model | in | slice | settings | {' | '.join(columns)} |", f"|---|---|---|---|{'---:|' * len(columns)}"]
+    for model, work, topology in LONG:
+        size, inputs, _ = work
+        for number, (settings, flags) in enumerate(COMPARED):
+            name = f"{model}.{size or inputs}.{topology.replace(':', '.')}.{number}.json"
+            cell = plan(folder / "long" / name, model, "adalink", topology, work, *flags, "--quick")
+            times = (f"{cell[f'estimated_{part}_seconds']:.3f}" for part in ("step", "compute", "memory", "collective"))
+            cells = (
+                model, f"{size} px" if size else f"{inputs} tokens", topology, settings, *times, f"{cell['estimated_mfu']:.0%}",
+                f"{cell['temp_bytes'] / 1e9:.1f}",
+            )  # fmt: skip
+            lines.append(f"| {' | '.join(cells)} |")
+            print(lines[-1], flush=True)
+    return lines
 
 
 def row(model: str, method: str, cell: dict) -> str:
@@ -92,7 +143,8 @@ def row(model: str, method: str, cell: dict) -> str:
     cells = (
         model, method, cell["topology"], f"{cell['mesh']['data']} x {cell['mesh']['model']}", cell["batch"], f"{parameters:.2f}",
         *(f"{cell[name] / 1e9:.2f}" for name in ("temp_bytes", "hbm_bytes", "eval_hbm_bytes", "hbm_limit_bytes")), sent,
-        f"{cell['estimated_step_seconds']:.3f}", f"{cell['estimated_mfu']:.0%}",
+        f"{cell['estimated_step_seconds']:.3f}", bound(cell), f"{cell['estimated_mfu']:.0%}",
+        f"{cell['estimated_evaluation_seconds']:.1f}",
         f"{cell['compile_seconds']:.0f}{'' if cell['quick'] else ', without --quick'}",
     )  # fmt: skip
     return "| " + " | ".join(map(str, cells)) + " |"
@@ -100,9 +152,9 @@ def row(model: str, method: str, cell: dict) -> str:
 
 HEADINGS = (
     "model", "method", "slice", "data x model", "rows", "parameters and optimizer, GB", "temporaries, GB", "a step needs, GB",
-    "an evaluation needs, GB", "a chip has, GB", "collectives, GB", "step at best, s", "MFU at most", "compiled in, s",
+    "an evaluation needs, GB", "a chip has, GB", "collectives, GB", "step at best, s", "bound by", "MFU at most", "evaluation at best, s", "compiled in, s",
 )  # fmt: skip
-HEAD = f"| {' | '.join(HEADINGS)} |\n|{'---|' * 3}{'---:|' * 7}---|{'---:|' * 3}"
+HEAD = f"| {' | '.join(HEADINGS)} |\n|{'---|' * 3}{'---:|' * 7}---|---:|---|{'---:|' * 3}"
 
 
 def main() -> None:
@@ -110,7 +162,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("runs/plan_matrix"))
     parser.add_argument("--only", nargs="*", default=list(MODELS), choices=list(MODELS), help="models")
+    parser.add_argument("--long", action="store_true", help="compare compiler flags and attention with long inputs")
     options = parser.parse_args()
+    if options.long:
+        (options.out / "long.md").write_text("\n".join(long_table(options.out)) + "\n")
+        return
     cells = [(model, method, chip) for model in options.only for method in METHODS for chip in CHIPS]
     lines = [HEAD]
     with Progress() as bar:

@@ -53,10 +53,11 @@ done
 """,
     "sbatch": 'SLURM_JOB_ID=1 bash "${@: -1}"',
     "srun": 'while [[ $1 == --* ]]; do shift; done; "$@"',
+    "adalink": """[ -z "${PAYLOAD+x}" ] || printf '%s\\0' 1 environment "$PAYLOAD" >>"$FAKE_CALLS\"""",
     "curl": "echo 0",
     "squeue": "echo 1 RUNNING",
 }
-_PROGRAMS = (*_BODIES, "adalink", "kubectl", "module", "python3", "sacct", "scancel", "scontrol", "sleep")
+_PROGRAMS = (*_BODIES, "kubectl", "module", "python3", "sacct", "scancel", "scontrol", "sleep")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,5 +150,8 @@ def _read(text: str, name: str) -> list[list[str]]:
         *_, jobset = yaml.safe_load_all(text)
         pod = jobset["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]
         # Kubernetes takes $$ for $, and $(NAME) for a variable; an unknown one stays.
-        return [[re.sub(r"\$\$", "$", word) for word in pod["containers"][0]["command"]]]
+        seen = lambda words: [re.sub(r"\$\$", "$", word) for word in words]
+        container = pod["containers"][0]
+        variables = [variable["value"] for variable in container.get("env", ()) if variable["name"] == "PAYLOAD"]
+        return [seen(container["command"]), *(["environment", *seen([value])] for value in variables)]
     return []

@@ -13,7 +13,7 @@ from shell_payloads import PAYLOADS, ran
 from adalink_jax import launching
 from adalink_jax.cli.main import main
 from adalink_jax.errors import UserError
-from adalink_jax.launching import alphabets, job_templates
+from adalink_jax.launching import alphabets, job_templates, variables
 from adalink_jax.launching.job import Job
 from adalink_jax.parallel.accelerators import parse_topology
 
@@ -106,6 +106,27 @@ def test_arguments_arrive_unchanged(tmp_path, settings):
     found = ran(tmp_path, job(settings, *words), settings)
     assert found.arguments("adalink") == [list(words)], found.errors
     assert not found.pwned and found.status == 0
+
+
+@pytest.mark.parametrize("settings", [*SETTINGS.values(), PER_HOST], ids=[*SETTINGS, "tpu_per_host"])
+def test_variables_arrive_unchanged(tmp_path, settings):
+    text = "".join(PAYLOADS)
+    settings = dataclasses.replace(settings, env={"EMPTY": "", "PAYLOAD": text})
+    found = ran(tmp_path, job(settings), settings)
+    assert found.arguments("environment") == [[text]], found.errors
+    assert found.arguments("adalink") == [["params"]] and not found.pwned and found.status == 0
+
+
+@pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
+def test_names_of_variables_are_checked(settings):
+    for name in (*PAYLOADS, "1A", "é", "A-B"):
+        with pytest.raises(UserError, match="(?s)^ENV .*a variable's name"):
+            dataclasses.replace(settings, env={name: "x"})
+    with pytest.raises(UserError, match="^ENV "):
+        dataclasses.replace(settings, env={"A": 1})
+    for name in variables.RESERVED[type(settings).__name__.lower()]:
+        with pytest.raises(UserError, match=f"^ENV sets {name}, which"):
+            dataclasses.replace(settings, env={name: "x"})
 
 
 def test_settings_of_slurm_arrive_unchanged(tmp_path):

@@ -282,6 +282,24 @@ def test_a_job_that_does_not_fit_in_a_quick_plan_is_planned_again(place, capsys,
     assert ["--quick" in line for line in python.read_text().splitlines()] == [True, False]
 
 
+def test_flags_of_the_user_reach_the_plan_and_win(place, capsys, monkeypatch):
+    fake(place / "fakes", "kubectl", "")
+    python = fake(
+        place / "fakes",
+        "python",
+        """echo "{\\"fits\\": true, \\"flags\\": \\"$LIBTPU_INIT_ARGS\\"}" | tee -a "$0.env\"""",
+    )
+    monkeypatch.setattr(sys, "executable", str(place / "fakes" / "python"))
+    launcher, options, command = CASES["gke_one_host"]
+    flags = "--gin.ENV={'LIBTPU_INIT_ARGS': '--xla_a=1', 'TOKEN': 'x'}"
+    assert main(["launch", launcher, *options, flags, "--submit", "--", *command]) == 0
+    assert capsys.readouterr().err == "ENV sets LIBTPU_INIT_ARGS: its flags win over those of COMPILER_FLAGS.\n"
+    assert '"flags": "--xla_a=1"' in (place / "fakes" / "python.env").read_text() and python
+    *_, jobset = yaml.safe_load_all((folder_of("gke_one_host") / "jobset.yaml").read_text())
+    container = jobset["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]["containers"][0]
+    assert container["env"] == [{"name": "LIBTPU_INIT_ARGS", "value": "--xla_a=1"}, {"name": "TOKEN", "value": "x"}]
+
+
 @pytest.mark.slow
 def test_a_real_plan_refuses_a_job_that_is_too_large(place, capsys):
     big = ["train", "--gin_file=gin/models/t5_1_1_xxl.gin", "--gin_file=gin/adapters/adalink.gin", TRAIN[-1]]

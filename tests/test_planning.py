@@ -263,6 +263,35 @@ def test_a_quick_plan_has_the_counts_of_a_plan(capsys):
     assert quick["collectives"]["all-reduce"]["bytes"] == usual["collectives"]["all-reduce"]["bytes"]
 
 
+def test_weights_of_a_decoder_are_gathered_once_or_for_each_token(capsys):
+    """Under FSDP. With them sharded, every token gathers all matrices of the decoder, bfloat16, and the activations are small."""
+    model = [
+        "--gin_file=gin/models/t5_1_1_small.gin",
+        "--gin_file=gin/adapters/adalink.gin",
+        "--gin_file=gin/meshes/fsdp.gin",
+    ]
+    flags = [
+        "plan",
+        *model,
+        "--gin.FROZEN_DTYPE='bfloat16'",
+        "--gin.BATCH_SIZE=8",
+        "--topology",
+        "v5e:2x2",
+        "--quick",
+        "--json",
+    ]
+    plans = {}
+    for kind in ("sharded", "gathered", "auto"):
+        assert main([*flags, f"--gin.DECODER_WEIGHTS='{kind}'"]) == 0
+        plans[kind] = json.loads(capsys.readouterr().out)
+    matrices = 2 * (8 * (2 * 4 * 512 * 384 + 3 * 512 * 1024) + 32128 * 512)
+    assert matrices < plans["sharded"]["token_collective_bytes"] < 1.1 * matrices
+    assert plans["gathered"]["token_collective_bytes"] < 0.01 * matrices
+    assert plans["auto"]["eval_collectives"] == plans["gathered"]["eval_collectives"]
+    seconds = lambda kind: plans[kind]["estimated_evaluation_seconds"]
+    assert seconds("gathered") < 0.5 * seconds("sharded")
+
+
 def test_a_mesh_splits_an_axis_of_the_slice_if_it_must():
     """No product of whole axes of 16x16 is 128 x 2."""
     mesh = parallel.make_mesh(model=2, devices=devices_of(parse_topology("v6e:16x16")))

@@ -36,7 +36,10 @@ def infer(argv: list[str]) -> int:
         configuration.load(flags, extra_files=("gin/runs/infer.gin",))
         configuration.require(MODEL)
         configuration.check_reachable(flags, "Predictor")
+    from adalink_jax.parallel import compiler_settings
     from adalink_jax.serving import Predictor, rows
+
+    compiler_settings.set_environment()
 
     source = _source(options, flags.trust_modules)
     _check_adapters(source, adapters, options)

@@ -1,6 +1,7 @@
 """`adalink launch`: jobs on other machines, and jobs of several processes on this machine."""
 
 import argparse
+import sys
 import typing
 
 from adalink_jax import configuration
@@ -103,15 +104,17 @@ def _launch(part: str, argv: list[str]) -> int:
     job = _job(options, settings, tuple(argv[cut + 1 :]))
 
     from adalink_jax import launching
-    from adalink_jax.launching import record, submit
+    from adalink_jax.launching import record, submit, variables
     from adalink_jax.launching.job_templates import line
 
     staged = record.stage(job.flags)
     rendered = getattr(launching, part).render(job, settings, staged)
+    if note := variables.note(settings.env):
+        print(note, file=sys.stderr)
     written = record.write(job, part, settings, rendered, staged, line(["adalink", "launch", part, *argv]))
     if options.submit:
         if not options.no_plan:
-            submit.check_fits(job)
+            submit.check_fits(job, settings)
         return submit.submit(job, settings, rendered.submit)
     print(rendered.files[rendered.main])
     print(f"Written to {job.folder}: {', '.join(written)}")

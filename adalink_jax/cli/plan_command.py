@@ -37,7 +37,7 @@ def plan(argv: list[str]) -> int:
         option(
             "--search",
             action="store_true",
-            help="if the job does not fit, try settings and larger slices until it does",
+            help="if the job does not fit, try settings and larger slices until it does; then try the sets of compiler flags",
         ),
         option(
             "--eval_examples", type=int, default=1000, metavar="N", help="examples that an evaluation decodes (1000)"
@@ -74,14 +74,19 @@ def plan(argv: list[str]) -> int:
         return job_plan, job, fsdp
 
     first, job, fsdp = attempt({}, options.topology)
-    candidates = []
     if not options.json:
         _print_plan(first, job, options.search)
-    if options.search and not first.fits:
-        for settings, where, candidate in search.search(first, job, fsdp, lambda s, w: attempt(s, w)[0]):
-            candidates.append({"settings": dict(settings), "topology": where, **candidate.to_json()})
+    tried: list[tuple[search.Settings, str, Plan]] = [({}, options.topology, first)]
+    if options.search:
+        for candidate in search.search(first, job, fsdp, lambda settings, where: attempt(settings, where)[0]):
+            tried.append(candidate)
             if not options.json:
-                _print_candidate(settings, where, candidate)
+                _print_candidate(*candidate)
+        if not options.json:
+            _print_fastest(tried)
+    candidates = [
+        {"settings": {**settings}, "topology": where, **plan.to_json()} for settings, where, plan in tried[1:]
+    ]
     if options.json:
         print(
             json.dumps(first.to_json() | {"quick": options.quick} | ({"search": candidates} if options.search else {}))
@@ -196,16 +201,43 @@ def _table(plan: "Plan", job: "Job") -> "Table":
         row("step, at best", f"{milliseconds(e.step_seconds)} ms", f"bound by {e.bound}; compute {milliseconds(e.compute_seconds)}, "
             f"memory {milliseconds(e.memory_seconds)}, collectives {milliseconds(e.collective_seconds)} ms")  # fmt: skip
         row("MFU, at most", f"{e.mfu:.1%}", "model FLOPs / the chips' bfloat16 peak")
-        hours = f"{e.chip_hours:,.1f} chip-hours; {job.total_steps:,} steps, with evaluations"
-        row("whole job, at best", f"{e.job_hours:,.2f} h", hours)
+        if e.evaluation_seconds is not None:
+            gathered = f"collectives {gigabytes(plan.token_collective_bytes)} per token of an output, on each chip"
+            row("evaluation, at best", f"{e.evaluation_seconds:,.2f} s", gathered)
+            hours = f"{e.chip_hours:,.1f} chip-hours; {job.total_steps:,} steps, with evaluations"
+            row("whole job, at best", f"{e.job_hours:,.2f} h", hours)
     table.add_section()
     evaluation = f"the step; an evaluation's decoding in {plan.eval_compile_seconds} s" if plan.eval_hbm_bytes else ""
     row("compiled in", f"{plan.compile_seconds} s", evaluation)
+    row(
+        "compiler flags",
+        plan.compiler_flags,
+        " ".join(f"--{name}={text}" for name, text in plan.compiler_options.items()),
+    )
     return table
 
 
 def _print_candidate(settings: Mapping[str, str], where: str, candidate: "Plan") -> None:
-    flags = " ".join(f'--gin.{name}="{text}"' for name, text in settings.items())
     fits = "fits" if candidate.fits else "does not fit"
     needed = max(candidate.hbm_bytes, candidate.eval_hbm_bytes or 0)
-    print(f"{fits}: {needed / GB:,.1f} GB per chip with --topology {where} {flags}", flush=True)
+    seconds = candidate.estimate and candidate.estimate.step_seconds
+    step = f", {seconds * 1e3:,.2f} ms per step at best" if seconds else ""
+    print(f"{fits}: {needed / GB:,.1f} GB per chip{step} with --topology {where} {_flags(settings)}", flush=True)
+
+
+def _print_fastest(tried: "list[tuple[Mapping[str, str], str, Plan]]") -> None:
+    """Names the settings with which a step is fastest, of those that fit the topology that fits."""
+    times = [
+        (plan.estimate.step_seconds, len(settings), where, settings)
+        for settings, where, plan in tried
+        if plan.fits and plan.estimate and plan.estimate.step_seconds
+    ]
+    if len(times) > 1:
+        seconds, _, where, settings = min(times, key=lambda row: row[:2])
+        print(
+            f"fastest: {seconds * 1e3:,.2f} ms per step at best with --topology {where} {_flags(settings) or 'as typed'}"
+        )
+
+
+def _flags(settings: Mapping[str, str]) -> str:
+    return " ".join(f'--gin.{name}="{text}"' for name, text in settings.items())

@@ -36,11 +36,14 @@ def _configured(
 ) -> Iterator[None]:
     """Joins the job's processes and loads the configuration, which must bind the `needed` parameters."""
     with processes(options):
+        from adalink_jax.parallel import compiler_settings
+
         register()
         use_seqio(options)
         configuration.load(flags, extra_files=files, **how)
         configuration.require(dict(needed))
         configuration.check_reachable(flags, *(["train"] if needed.keys() >= RUN.keys() else []))
+        compiler_settings.set_environment()
         yield
 
 

@@ -7,6 +7,7 @@ from adalink_jax import configuration
 from adalink_jax.configuration import GinFlags
 from adalink_jax.configuration.requirements import DATA, MODEL, PACK, RUN
 from adalink_jax.errors import UserError, sentence
+from adalink_jax.parallel import compiler_settings
 
 PEAK = "warmup_cosine.peak"
 
@@ -30,6 +31,7 @@ def load_pack(flags: GinFlags, name: str) -> GinFlags:
         flags = flags.binding(PEAK, "1.0")
         configuration.load(flags, extra_files=files)
     configuration.check_reachable(flags, "train_pack")
+    compiler_settings.set_environment()
     return flags
 
 

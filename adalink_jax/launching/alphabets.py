@@ -40,6 +40,7 @@ PATH = Alphabet(
 TIME = Alphabet(r"\d+(-\d+)?(:\d+){0,2}|UNLIMITED", "a time of Slurm's, such as '24:00:00', '2-12:00' or 'UNLIMITED'")
 OPTION = Alphabet(r"-[^\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]+", "an option in one line that begins with -")
 NUMBER = Alphabet(r"\d{1,10}", "the number of a job")
+VARIABLE = Alphabet(r"[A-Za-z_][A-Za-z0-9_]*", "a variable's name: letters, digits and _, the first not a digit")
 TEXT = Alphabet(r"[^\x00\ud800-\udfff]*", "a text of Unicode characters without NUL")
 
 Label = Annotated[str, pydantic.AfterValidator(LABEL)]
@@ -49,6 +50,7 @@ Time = Annotated[str, pydantic.AfterValidator(TIME)]
 Option = Annotated[str, pydantic.AfterValidator(OPTION)]
 Number = Annotated[str, pydantic.AfterValidator(NUMBER)]
 Text = Annotated[str, pydantic.AfterValidator(TEXT)]
+Env = dict[Annotated[str, pydantic.AfterValidator(VARIABLE)], Text]
 Count = Annotated[int, pydantic.Field(ge=1)]
 CountOrZero = Annotated[int, pydantic.Field(ge=0)]
 

@@ -11,7 +11,7 @@ import gin
 
 from adalink_jax.errors import UserError
 from adalink_jax.launching import job_templates
-from adalink_jax.launching.alphabets import CountOrZero, Name, check_settings
+from adalink_jax.launching.alphabets import CountOrZero, Env, Name, check_settings
 from adalink_jax.launching.job import (
     Commands,
     Job,
@@ -21,6 +21,7 @@ from adalink_jax.launching.job import (
     check_shared_model_dir,
     check_under_current_folder,
 )
+from adalink_jax.launching.variables import GPU_MEMORY, check_reserved
 from adalink_jax.parallel.accelerators import Topology
 
 MANIFEST = "jobset.yaml"
@@ -57,6 +58,7 @@ class Gke:
       service_account: Kubernetes service account with access to the buckets; None for the namespace's default.
       max_restarts: the most restarts of the job.
       grace_seconds: seconds to save after SIGTERM; a Spot node grants less.
+      env: environment variables of the processes.
 
     Raises:
       UserError: for other values.
@@ -72,9 +74,11 @@ class Gke:
     service_account: Name | None = None
     max_restarts: CountOrZero = 10
     grace_seconds: CountOrZero = 120
+    env: Env = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
         check_settings(self)
+        check_reserved(self.env, "gke")
 
 
 def render(job: Job, settings: Gke, staged: dict[str, str]) -> Rendered:
@@ -108,10 +112,8 @@ def render(job: Job, settings: Gke, staged: dict[str, str]) -> Rendered:
         f"--process_count={hosts}",
         "--process_index=$(JOB_COMPLETION_INDEX)",
     )  # fmt: skip
-    words = [
-        word if word in coordination else word.replace("$", "$$")  # Kubernetes expands $(NAME), and $$ to $
-        for word in job.words(topology.hosts, *coordination)
-    ]
+    literal = lambda text: text.replace("$", "$$")  # Kubernetes expands $(NAME), and $$ to $
+    words = [word if word in coordination else literal(word) for word in job.words(topology.hosts, *coordination)]
     values = {
         "job": job,
         "settings": settings,
@@ -122,6 +124,7 @@ def render(job: Job, settings: Gke, staged: dict[str, str]) -> Rendered:
         "tpu": tpu,
         "accelerator": settings.accelerator or NODES[topology.accelerator.name],
         "words": words,
+        "env": [(name, literal(text)) for name, text in (({} if tpu else GPU_MEMORY) | settings.env).items()],
         "failed": FAILED,
         "staged": {f"file-{i}": (name, staged[name]) for i, name in enumerate(sorted(staged))},
     }

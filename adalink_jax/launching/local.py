@@ -7,8 +7,9 @@ from typing import Literal
 import gin
 
 from adalink_jax.launching import job_templates
-from adalink_jax.launching.alphabets import Count, CountOrZero, check_settings
+from adalink_jax.launching.alphabets import Count, CountOrZero, Env, check_settings
 from adalink_jax.launching.job import Commands, Job, Rendered
+from adalink_jax.launching.variables import check_reserved
 from adalink_jax.parallel.accelerators import Topology
 
 
@@ -22,6 +23,7 @@ class Local:
       devices: number of devices per process.
       platform: "cpu" for virtual devices, "gpu" for NVIDIA GPUs, of which each process sees only its own.
       grace_seconds: seconds between SIGTERM, to save and exit, and SIGKILL.
+      env: environment variables of the processes.
 
     Raises:
       UserError: for other values.
@@ -31,9 +33,11 @@ class Local:
     devices: Count = 1
     platform: Literal["cpu", "gpu"] = "cpu"
     grace_seconds: CountOrZero = 60
+    env: Env = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
         check_settings(self)
+        check_reserved(self.env, "local")
 
     @property
     def topology(self) -> str:
@@ -43,9 +47,11 @@ class Local:
     def environment(self, index: int) -> dict[str, str]:
         """The environment variables that are set for one process."""
         if self.platform == "cpu":
-            return {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"--xla_force_host_platform_device_count={self.devices}"}
+            count = f"--xla_force_host_platform_device_count={self.devices}"
+            flags = " ".join(filter(None, (self.env.get("XLA_FLAGS"), count)))
+            return {**self.env, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
         devices = range(index * self.devices, (index + 1) * self.devices)
-        return {"CUDA_VISIBLE_DEVICES": ",".join(map(str, devices))}
+        return {**self.env, "CUDA_VISIBLE_DEVICES": ",".join(map(str, devices))}
 
 
 def no_proxy(environment: Mapping[str, str]) -> dict[str, str]:
@@ -68,7 +74,9 @@ def render(job: Job, settings: Local, staged: dict[str, str]) -> Rendered:
     """
     lines = []
     for index in range(settings.processes):
-        variables = " ".join(f"{name}={value}" for name, value in settings.environment(index).items())
+        variables = " ".join(
+            f"{name}={job_templates.quote(value)}" for name, value in settings.environment(index).items()
+        )
         lines.append(f"{variables} {job_templates.line(process_words(job, settings, index, 'localhost:PORT'))}\n")
     return Rendered(
         files={"processes.txt": "".join(lines)},

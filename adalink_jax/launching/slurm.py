@@ -11,6 +11,7 @@ from adalink_jax.launching import job_templates
 from adalink_jax.launching.alphabets import (
     Count,
     CountOrZero,
+    Env,
     Name,
     Number,
     Option,
@@ -20,6 +21,7 @@ from adalink_jax.launching.alphabets import (
     require,
 )
 from adalink_jax.launching.job import SEVERAL, Commands, Job, Rendered
+from adalink_jax.launching.variables import GPU_MEMORY, check_reserved
 from adalink_jax.parallel.accelerators import Topology
 
 SCRIPT = "job.sbatch"
@@ -43,6 +45,7 @@ class Slurm:
       container_image: image, for clusters with Pyxis; None without a container.
       container_mounts: `FROM:TO` each.
       sbatch: additional options, such as `--mem=0`.
+      env: environment variables of the processes.
 
     Raises:
       UserError: for other values.
@@ -62,9 +65,11 @@ class Slurm:
     container_image: Text | None = None
     container_mounts: tuple[Text, ...] = ()
     sbatch: tuple[Option, ...] = ()
+    env: Env = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
         check_settings(self)
+        check_reserved(self.env, "slurm")
 
 
 def render(job: Job, settings: Slurm, staged: dict[str, str]) -> Rendered:
@@ -97,6 +102,7 @@ def render(job: Job, settings: Slurm, staged: dict[str, str]) -> Rendered:
         nodes=nodes,
         tasks_per_node=processes // nodes,
         gpus_per_node=per_node if topology.platform == "gpu" else None,
+        env=list(((GPU_MEMORY if topology.platform == "gpu" else {}) | settings.env).items()),
         # Not quoted: lines of shell, and options in comments, which `sbatch` reads.
         setup=[job_templates.Shell(command) for command in settings.setup],
         options=[job_templates.Shell(option) for option in settings.sbatch],

@@ -15,6 +15,7 @@ from adalink_jax.errors import UserError
 from adalink_jax.launching import Settings, local, record, slurm, supervisor, tpu
 from adalink_jax.launching.job import Job
 from adalink_jax.launching.job_templates import line
+from adalink_jax.launching.variables import compiler_variables
 
 PLANNED = ("train", "quickstart")
 
@@ -29,8 +30,12 @@ def plan_words(job: Job) -> list[str] | None:
     return ["adalink", "plan", *words, "--topology", job.topology.text, "--quick", "--json"]
 
 
-def check_fits(job: Job) -> None:
+def check_fits(job: Job, settings: Settings) -> None:
     """Plans a training job with the compiler's least effort, and again with the usual effort if that needs too much memory.
+
+    Args:
+      job: the job.
+      settings: of its launcher.
 
     Raises:
       UserError: for a job that does not fit, has an invalid configuration, or cannot be planned on this machine.
@@ -38,10 +43,11 @@ def check_fits(job: Job) -> None:
     words = plan_words(job)
     if words is None:
         return
-    plan = _run_plan(words)
+    flags = compiler_variables(settings.env)
+    plan = _run_plan(words, flags)
     if not plan["fits"]:
         words = [word for word in words if word != "--quick"]
-        plan = _run_plan(words)
+        plan = _run_plan(words, flags)
     if not plan["fits"]:
         needed = max(plan["hbm_bytes"], plan["eval_hbm_bytes"] or 0)
         raise UserError(
@@ -50,13 +56,13 @@ def check_fits(job: Job) -> None:
         )
 
 
-def _run_plan(words: list[str]) -> dict[str, Any]:
+def _run_plan(words: list[str], flags: dict[str, str]) -> dict[str, Any]:
     done = subprocess.run(
         [sys.executable, "-m", "adalink_jax", *words[1:]],
         capture_output=True,
         encoding="utf-8",
         errors="replace",
-        env=_environment(),
+        env=_environment() | flags,
     )
     error = next((text for text in done.stderr.splitlines() if text.startswith("error: ")), None)
     if error is not None:

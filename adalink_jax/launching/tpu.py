@@ -10,7 +10,7 @@ import gin
 
 from adalink_jax.errors import UserError
 from adalink_jax.launching import job_templates
-from adalink_jax.launching.alphabets import Label, Name, Option, Path, Text, check_settings, require
+from adalink_jax.launching.alphabets import Env, Label, Name, Option, Path, Text, check_settings, require
 from adalink_jax.launching.job import (
     ARRAY_INDEX,
     WRITING,
@@ -20,6 +20,7 @@ from adalink_jax.launching.job import (
     check_shared_model_dir,
     check_under_current_folder,
 )
+from adalink_jax.launching.variables import check_reserved
 from adalink_jax.parallel.accelerators import Accelerator, Topology
 
 SCRIPT, WORKER = "job.sh", "worker.sh"
@@ -54,6 +55,7 @@ class Tpu:
       ssh_flags: additional flags of its `ssh` and `scp`, such as `--tunnel-through-iap`.
       tpu: an existing slice; None creates one.
       per_host: run the elements of an array independently, one at a time per host.
+      env: environment variables of the processes.
 
     Raises:
       UserError: for other values.
@@ -72,9 +74,11 @@ class Tpu:
     ssh_flags: tuple[Option, ...] = ()
     tpu: Label | None = None
     per_host: bool = False
+    env: Env = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
         check_settings(self)
+        check_reserved(self.env, "tpu")
 
 
 def render(job: Job, settings: Tpu, staged: dict[str, str]) -> Rendered:
@@ -120,6 +124,7 @@ def render(job: Job, settings: Tpu, staged: dict[str, str]) -> Rendered:
         "wheel": os.path.basename(settings.wheel),
         "constraints": settings.constraints and os.path.basename(settings.constraints),
         "words": ["adalink", *job.arguments] if settings.per_host else job.words(topology.hosts),
+        "env": list(settings.env.items()),
         "hosts": topology.hosts,
         "elements": (job.array or topology.hosts) if settings.per_host else None,
         "bounds": _BOUNDS[topology.chips_per_host],

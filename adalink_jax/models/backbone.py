@@ -47,6 +47,11 @@ class Backbone(nn.Module, abc.ABC):
     config: LanguageConfig
 
     @property
+    def encoder_parts(self) -> tuple[str, ...]:
+        """Names of the submodules that decoding does not call, once the inputs are encoded."""
+        return ("encoder",)
+
+    @property
     def token_ids(self) -> TokenIds:
         """The language model's special ids; T5's, unless a family has others."""
         return T5_IDS

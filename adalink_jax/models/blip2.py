@@ -26,6 +26,11 @@ class BLIP2(PaLI):
 
     qformer_config: QFormerConfig  # pyright: ignore[reportGeneralTypeIssues]  # `features_dtype` before it is keyword-only
 
+    @property
+    def encoder_parts(self) -> tuple[str, ...]:
+        """PaLI's and the Q-Former."""
+        return (*super().encoder_parts, "qformer")
+
     def setup(self) -> None:
         super().setup()
         self.qformer = QFormer(self.qformer_config)

@@ -37,6 +37,11 @@ class PaLI(T5):
     vision_config: ViTConfig
     features_dtype: DType | None = dataclasses.field(default=None, kw_only=True)
 
+    @property
+    def encoder_parts(self) -> tuple[str, ...]:
+        """T5's, the tower and the projection."""
+        return (*super().encoder_parts, "vision", "projection")
+
     def setup(self) -> None:
         super().setup()
         self.vision = ViT(self.vision_config)

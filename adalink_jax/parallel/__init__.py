@@ -1,7 +1,7 @@
 """Processes, meshes and logical axis rules: which device holds which part of every array. Imports no other layer."""
 
 from adalink_jax.parallel.distributed import Agreement, all_agree, expect_devices, initialize, is_first, leave, once
-from adalink_jax.parallel.mesh import data_axis_size, make_mesh
+from adalink_jax.parallel.mesh import MODEL, data_axis_size, make_mesh
 from adalink_jax.parallel.read_once import Readers, host_zeros
 from adalink_jax.parallel.sharding import (
     LogicalRules,
@@ -9,6 +9,7 @@ from adalink_jax.parallel.sharding import (
     by_shard,
     constrain,
     constrain_shards,
+    gather,
     local_rows,
     logical_axis_rules,
     on_mesh,
@@ -18,12 +19,14 @@ from adalink_jax.parallel.sharding import (
     replicated,
     settle,
     shards_of,
+    splits_parameters,
     to_host,
     unbox,
     use_mesh,
 )
 
 __all__ = [
+    "MODEL",
     "Agreement",
     "LogicalRules",
     "Readers",
@@ -34,6 +37,7 @@ __all__ = [
     "constrain_shards",
     "data_axis_size",
     "expect_devices",
+    "gather",
     "host_zeros",
     "initialize",
     "is_first",
@@ -49,6 +53,7 @@ __all__ = [
     "replicated",
     "settle",
     "shards_of",
+    "splits_parameters",
     "to_host",
     "unbox",
     "use_mesh",

@@ -61,6 +61,15 @@ ACCELERATORS = {
     )
 }
 CPU = "cpu"
+_TPU_KINDS = {"TPU v4": "v4", "TPU v5 lite": "v5e", "TPU v5": "v5p", "TPU v5p": "v5p", "TPU v6 lite": "v6e"}
+
+
+def accelerator_of(device_kind: str) -> Accelerator | None:
+    """The chip that JAX calls `device_kind`, such as "TPU v5 lite" or "NVIDIA H100 80GB HBM3"; None if the table has none."""
+    words = re.findall(r"\w+", device_kind.lower())
+    return ACCELERATORS.get(_TPU_KINDS.get(device_kind, "")) or next(
+        (chip for name, chip in ACCELERATORS.items() if chip.platform == "gpu" and name in words), None
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -82,6 +82,18 @@ def constrain(x: jax.Array, *names: str | None) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, _mesh_axes(names, rules))
 
 
+def splits_parameters() -> bool:
+    """Whether the rules in use split parameters over `data` (FSDP)."""
+    return dict(nn.get_logical_axis_rules()).get("embed") == DATA
+
+
+def gather(x: jax.Array, names: Sequence[str | None]) -> jax.Array:
+    """Gathers the parameter `x` with the logical axes `names` over `data`; other axes stay split."""
+    whole = lambda axes: tuple(axis for axis in as_tuple(axes) if axis != DATA) or None
+    rules = [(name, whole(axes)) for name, axes in nn.get_logical_axis_rules()]
+    return jax.lax.with_sharding_constraint(x, _mesh_axes(tuple(names), rules))
+
+
 def as_tuple(axes: str | tuple[str, ...] | None) -> tuple[str, ...]:
     """Returns the mesh axes of one entry of a rule or a `PartitionSpec`."""
     return (axes,) if isinstance(axes, str) else axes or ()

@@ -83,12 +83,17 @@ class Instruction:
 class Program:
     """The text of `compiled.as_text()`, parsed.
 
+    Args:
+      text: the text.
+      open_trips: trip count of loops that end by their data, such as the one over the tokens of an output; None refuses them.
+
     Attributes:
       computations: computation -> instruction's name -> instruction, in the program's order.
       entry: name of the entry computation.
     """
 
-    def __init__(self, text: str):
+    def __init__(self, text: str, open_trips: int | None = None):
+        self._open_trips = open_trips
         self.computations: dict[str, dict[str, Instruction]] = {}
         current: dict[str, Instruction] = {}
         for line in text.splitlines():
@@ -128,6 +133,8 @@ class Program:
             stride = self._stride(condition[test.operands[0]], loop)
             if start is not None and limit is not None and stride is not None:
                 return max(0, -(-(limit - start) // stride))
+        if self._open_trips is not None:
+            return self._open_trips
         raise ValueError(f"The trip count of the loop {loop.name} cannot be derived from the compiled program.")
 
     def _value(

@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 from adalink_jax import parallel
 from adalink_jax.adapters import AdaptedModel
 from adalink_jax.errors import UserError
+from adalink_jax.parallel import compiler_settings
 from adalink_jax.parallel.accelerators import Topology
 from adalink_jax.planning import roofline
 from adalink_jax.planning.collectives import by_kind, collectives
@@ -66,9 +67,13 @@ class Plan:
       frozen_bytes, trainable_bytes, optimizer_bytes, batch_bytes: the arguments.
       temp_bytes: the compiler's temporaries; None if it refused the program or did not run.
       compiler: platform of the compiler ("tpu", "gpu", "cpu").
+      compiler_flags: name of the job's set of flags, see `parallel.compiler_settings`.
+      compiler_options: the flags that the compiler was given here; none if it is not the job's.
       model_flops: FLOPs of the step on all chips, without recomputation.
       flops: the same with recomputation.
       collectives: kind -> `count`, `bytes`.
+      eval_collectives: the same of the decoding of one evaluation batch, with outputs of full length.
+      token_collective_bytes: bytes among them for each token of an output.
       bytes_moved: bytes read from and written to a chip's memory.
       estimate: seconds by the roofline model; None for CPUs.
       compile_seconds, eval_compile_seconds: to trace and compile the step and the decoding.
@@ -89,9 +94,13 @@ class Plan:
     batch_bytes: int
     temp_bytes: int | None
     compiler: str
+    compiler_flags: str
+    compiler_options: dict[str, str]
     model_flops: int
     flops: int
     collectives: dict[str, dict[str, float]] | None
+    eval_collectives: dict[str, dict[str, float]] | None
+    token_collective_bytes: float | None
     bytes_moved: int | None
     estimate: roofline.Estimate | None
     compile_seconds: float
@@ -150,6 +159,9 @@ def make_plan(job: Job, topology: Topology, eval_examples: int) -> Plan:
     check_batch(job.setup.data.batch_size, job.microbatches, parallel.data_axis_size(mesh))
     chip = topology.accelerator
     limit = chip.memory if chip else None
+    compiler = mesh.devices.flat[0].platform
+    (flag_set,) = compiler_settings.compiler_flags([topology.platform])
+    options = compiler_settings.effective(flag_set) if compiler == topology.platform else {}
     with parallel.use_mesh(mesh, rules):
         model, arguments, decoding_arguments = _arguments(job, mesh, rules)
         state, *_, frozen, batch = arguments
@@ -163,9 +175,9 @@ def make_plan(job: Job, topology: Topology, eval_examples: int) -> Plan:
         step = _step(job, model, parallel.shards_of(state.trainable, mesh), at_once)
         step_program = _Compiled(None, sum(sizes.values()), None, 0.0)
         if limit is None or step_program.needed <= limit:
-            step_program = _compile(jax.jit(step, donate_argnums=0), *arguments)
+            step_program = _compile(jax.jit(step, donate_argnums=0), options, *arguments)
         eval_program = (
-            _compile(_generate(job, model, at_once), *decoding_arguments) if step_program.executable else None
+            _compile(_generate(job, model, at_once), options, *decoding_arguments) if step_program.executable else None
         )
         flops = count_flops(step, *arguments)
         model_flops = count_flops(_step(job, without_remat(model), 1, at_once), *arguments)
@@ -173,22 +185,25 @@ def make_plan(job: Job, topology: Topology, eval_examples: int) -> Plan:
     if eval_program:
         eval_needed = eval_program.needed + sizes["optimizer_bytes"]
         fits = eval_program.executable is not None and (limit is None or max(needed, eval_needed) <= limit)
-    sent, moved, estimate = None, None, None
+    sent, moved, estimate, decoding = None, None, None, None
+    if eval_program and eval_program.executable:
+        decoding = _decoding(job, topology, eval_program.executable, eval_examples)
     if step_program.executable:
         program = Program(step_program.executable.as_text() or "")
         sent, moved = collectives(program, topology.chips, topology.num_slices), bytes_moved(program)
         if chip:
             estimate = roofline.estimate(
                 chip, topology, flops=flops, model_flops=model_flops, moved=moved, sent=sent,
-                decoding=_decoding(job, eval_examples, sizes["frozen_bytes"]), total_steps=job.total_steps,
-                evaluations=_evaluations(job),
+                decoding=decoding and decoding.work, total_steps=job.total_steps, evaluations=_evaluations(job),
             )  # fmt: skip
     return Plan(
         topology=topology.text, chips=topology.chips, mesh=dict(mesh.shape), members=len(job.members) or 1,
         fits=fits, hbm_bytes=needed, eval_hbm_bytes=eval_needed, hbm_limit_bytes=limit,
         **sizes, temp_bytes=step_program.temporaries,
-        compiler=mesh.devices.flat[0].platform, model_flops=model_flops, flops=flops,
-        collectives=None if sent is None else by_kind(sent), bytes_moved=moved, estimate=estimate,
+        compiler=compiler, compiler_flags=flag_set.name, compiler_options=options, model_flops=model_flops, flops=flops,
+        collectives=None if sent is None else by_kind(sent),
+        eval_collectives=decoding and by_kind(decoding.work.sent),
+        token_collective_bytes=decoding and decoding.token_bytes, bytes_moved=moved, estimate=estimate,
         compile_seconds=step_program.seconds, eval_compile_seconds=eval_program.seconds if eval_program else None,
         remedies=[],
     )  # fmt: skip
@@ -262,11 +277,11 @@ class _Compiled:
     seconds: float
 
 
-def _compile(program: jax.stages.Wrapped, *arguments: Any) -> _Compiled:
+def _compile(program: jax.stages.Wrapped, options: dict[str, str], *arguments: Any) -> _Compiled:
     started = time.perf_counter()
     elapsed = lambda: round(time.perf_counter() - started, 1)
     try:
-        compiled = program.lower(*arguments).compile()
+        compiled = program.lower(*arguments).compile(compiler_options=dict(options) or None)
     except jax.errors.JaxRuntimeError as e:
         if "RESOURCE_EXHAUSTED" not in str(e):
             raise
@@ -294,10 +309,30 @@ def _evaluations(job: Job) -> int:
     return (2 if job.members else 3) + (job.total_steps // job.eval_period if job.eval_period else 1)
 
 
-def _decoding(job: Job, examples: int, frozen_bytes: int) -> roofline.Decoding:
-    """The work of one evaluation."""
+@dataclasses.dataclass(frozen=True)
+class _Evaluation:
+    """The decoding of an evaluation.
+
+    Attributes:
+      work: of all its batches.
+      token_bytes: bytes of the collectives for one more token of an output.
+    """
+
+    work: roofline.Decoding
+    token_bytes: float
+
+
+def _decoding(job: Job, topology: Topology, program: jax.stages.Compiled, examples: int) -> _Evaluation:
+    """Reads the work of an evaluation off its compiled program, whose loop over tokens is taken to run to the end."""
     lengths, rows = job.setup.data.task_feature_lengths, job.setup.data.batch_size
     shapes = job.setup.model.backbone.abstract_batch(rows, lengths["inputs"], lengths["targets"])
     params = parallel.unbox(abstract.abstract_params(job.setup.model))
     forward = count_flops(lambda params, batch: job.setup.model.apply({"params": params}, batch), params, shapes)
-    return roofline.Decoding(-(-examples // rows), forward * (len(job.members) or 1), lengths["targets"], frozen_bytes)
+    forward *= len(job.members) or 1
+    text, tokens = program.as_text() or "", lengths["targets"]
+    # The first token is decoded before the loop.
+    whole, shorter = (Program(text, open_trips) for open_trips in (max(tokens - 1, 0), max(tokens - 2, 0)))
+    sent, less = (collectives(read, topology.chips, topology.num_slices) for read in (whole, shorter))
+    total = lambda sent: sum(one.times * one.nbytes for one in sent)
+    work = roofline.Decoding(-(-examples // rows), forward, bytes_moved(whole), sent)
+    return _Evaluation(work, total(sent) - total(less))

@@ -15,15 +15,15 @@ class Decoding:
 
     Attributes:
       batches: number of batches.
-      forward_flops: FLOPs of a forward pass of one batch.
-      tokens: tokens of an output.
-      weight_bytes: bytes of weights that are read for each token.
+      flops: FLOPs of one batch on all chips.
+      moved: bytes read from and written to one chip's memory in one batch.
+      sent: one batch's collectives.
     """
 
     batches: int
-    forward_flops: int
-    tokens: int
-    weight_bytes: int
+    flops: int
+    moved: int
+    sent: list[Collective]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +33,7 @@ class Estimate:
     Attributes:
       step_seconds: the largest of the next three.
       compute_seconds, memory_seconds, collective_seconds: of one step.
+      evaluation_seconds: of one evaluation, as long as its outputs can be.
       mfu: model FLOPs divided by the chips' peak FLOPs in `step_seconds`.
       job_hours: hours of all steps and evaluations, without compiling, loading and saving.
       chip_hours: `job_hours` times the number of chips.
@@ -42,6 +43,7 @@ class Estimate:
     compute_seconds: float | None = None
     memory_seconds: float | None = None
     collective_seconds: float | None = None
+    evaluation_seconds: float | None = None
     mfu: float | None = None
     job_hours: float | None = None
     chip_hours: float | None = None
@@ -72,7 +74,7 @@ def estimate(
     model_flops: int,
     moved: int,
     sent: list[Collective],
-    decoding: Decoding,
+    decoding: Decoding | None,
     total_steps: int,
     evaluations: int,
 ) -> Estimate:
@@ -85,19 +87,27 @@ def estimate(
       model_flops: the same without recomputation.
       moved: bytes read from and written to one chip's memory.
       sent: the step's collectives.
-      decoding: the work of one evaluation.
+      decoding: the work of one evaluation; None if its program was not compiled, and the job's hours are then not estimated.
       total_steps: number of steps of the job.
       evaluations: number of evaluations of the job.
     """
-    compute = flops / topology.chips / chip.peak_flops
-    memory = moved / chip.memory_bandwidth
-    collective = sum(c.times * c.sent_bytes / _bandwidth(chip, topology, c) for c in sent)
-    step = max(compute, memory, collective)
-    forward = decoding.forward_flops / topology.chips / chip.peak_flops
-    evaluation = decoding.batches * (forward + decoding.tokens * decoding.weight_bytes / chip.memory_bandwidth)
-    hours = (total_steps * step + evaluations * evaluation) / 3600
+    compute, memory, collective = parts = _seconds(chip, topology, flops, moved, sent)
+    step = max(parts)
     mfu = model_flops / topology.chips / chip.peak_flops / step
-    return Estimate(step, compute, memory, collective, mfu, hours, hours * topology.chips)
+    out = Estimate(step, compute, memory, collective, mfu=mfu)
+    if decoding is None:
+        return out
+    evaluation = decoding.batches * max(_seconds(chip, topology, decoding.flops, decoding.moved, decoding.sent))
+    hours = (total_steps * step + evaluations * evaluation) / 3600
+    return dataclasses.replace(out, evaluation_seconds=evaluation, job_hours=hours, chip_hours=hours * topology.chips)
+
+
+def _seconds(
+    chip: Accelerator, topology: Topology, flops: int, moved: int, sent: list[Collective]
+) -> tuple[float, float, float]:
+    """Seconds of a program's compute, of its memory traffic and of its collectives."""
+    collective = sum(c.times * c.sent_bytes / _bandwidth(chip, topology, c) for c in sent)
+    return flops / topology.chips / chip.peak_flops, moved / chip.memory_bandwidth, collective
 
 
 def _bandwidth(chip: Accelerator, topology: Topology, collective: Collective) -> float:

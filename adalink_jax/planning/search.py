@@ -1,9 +1,11 @@
-"""Settings that make a job fit: what each would save, and a search that compiles the job with them."""
+"""Settings that make a job fit or faster: what each would save, and searches that compile the job with them."""
 
 from collections.abc import Callable, Iterator, Mapping
 
 from adalink_jax.parallel.accelerators import parse_topology
+from adalink_jax.parallel.compiler_settings import sets_of
 from adalink_jax.planning.plan import Job, Plan
+from adalink_jax.training.decoder_weights import decoder_weights
 
 Settings = Mapping[str, str]  # macro or parameter -> text of the value, as typed after --gin.
 
@@ -38,10 +40,14 @@ def remedies(plan: Plan, job: Job, fsdp: bool) -> list[str]:
         out.append(
             f"--gin.MICROBATCHES={2 * job.microbatches} (up to {largest}): temporaries{size} shrink about in proportion"
         )
-    if plan.eval_hbm_bytes and plan.eval_hbm_bytes > (plan.hbm_limit_bytes or plan.eval_hbm_bytes):
+    if _evaluation_is_too_large(plan):
+        if fsdp and decoder_weights() != "sharded":
+            out.append(
+                "--gin.DECODER_WEIGHTS=\"'sharded'\": evaluations gather a layer's weights for each token, not all of them once"
+            )
         out.append(
             f"--gin.BATCH_SIZE: an evaluation decodes a whole batch of {job.setup.data.batch_size} rows at once; fewer rows need "
-            f"less than {plan.eval_hbm_bytes / GB:.1f} GB per chip"
+            f"less than {(plan.eval_hbm_bytes or 0) / GB:.1f} GB per chip"
         )
     larger = parse_topology(plan.topology).larger()
     if larger:
@@ -49,9 +55,16 @@ def remedies(plan: Plan, job: Job, fsdp: bool) -> list[str]:
     return out
 
 
+def _evaluation_is_too_large(plan: Plan) -> bool:
+    return bool(plan.eval_hbm_bytes and plan.hbm_limit_bytes and plan.eval_hbm_bytes > plan.hbm_limit_bytes)
+
+
 def candidates(plan: Plan, job: Job, fsdp: bool) -> Iterator[tuple[dict[str, str], str]]:
     """`(settings, topology)` to try, the cheapest change first; each candidate keeps the settings of earlier ones."""
     settings: dict[str, str] = {}
+    if fsdp and _evaluation_is_too_large(plan) and decoder_weights() != "sharded":
+        settings = {"DECODER_WEIGHTS": "'sharded'"}
+        yield settings, plan.topology
     rows = job.setup.data.batch_size
     if job.setup.frozen_dtype == "float32" and plan.frozen_bytes:
         settings = settings | {"FROZEN_DTYPE": "'bfloat16'"}
@@ -76,10 +89,10 @@ def candidates(plan: Plan, job: Job, fsdp: bool) -> Iterator[tuple[dict[str, str
 def search(
     plan: Plan, job: Job, fsdp: bool, attempt: Callable[[Settings, str], Plan], limit: int = 24
 ) -> Iterator[tuple[Settings, str, Plan]]:
-    """Plans `candidates` until one fits.
+    """Plans `candidates` until one fits, and what fits with the other sets of compiler flags of its chips.
 
     Args:
-      plan: the plan of the job as typed, which does not fit.
+      plan: the plan of the job as typed.
       job: that job.
       fsdp: whether its parameters are sharded over `data`.
       attempt: `(settings, topology) -> plan`.
@@ -88,8 +101,16 @@ def search(
     Yields:
       `(settings, topology, plan)` of each candidate.
     """
-    for _, (settings, topology) in zip(range(limit), candidates(plan, job, fsdp)):
-        tried = attempt(settings, topology)
-        yield settings, topology, tried
-        if tried.fits:
-            return
+    settings: Settings = {}
+    if not plan.fits:
+        for _, (settings, topology) in zip(range(limit), candidates(plan, job, fsdp)):
+            plan = attempt(settings, topology)
+            yield settings, topology, plan
+            if plan.fits:
+                break
+    platform = parse_topology(plan.topology).platform
+    if plan.fits and plan.compiler == platform:
+        for flag_set in sets_of(platform):
+            if flag_set.name != plan.compiler_flags:
+                other = {**settings, "COMPILER_FLAGS": repr(flag_set.name)}
+                yield other, plan.topology, attempt(other, plan.topology)

@@ -13,8 +13,9 @@ from adalink_jax import parallel, timings
 from adalink_jax.adapters import AdaptedModel
 from adalink_jax.data import FeatureConverter, Task, has_image, padded_batches, text_of
 from adalink_jax.errors import UserError
+from adalink_jax.models import paths
 from adalink_jax.models.decoding import Decoded, Decoding, sampling_keys
-from adalink_jax.training import partition
+from adalink_jax.training.decoder_weights import decoder_weights, placed
 from adalink_jax.training.packs.pack import map_members
 from adalink_jax.training.partition import Leaves
 
@@ -60,9 +61,11 @@ def make_generate(model: AdaptedModel, length: int, decoding: Decoding) -> Calla
       length: T, the largest number of tokens of an output.
       decoding: how outputs are decoded.
     """
+    kind = decoder_weights()
 
     def generate(trainable, frozen, batch, **constants):
-        variables = {"params": partition.merge(trainable, frozen), **constants}
+        leaves = placed(model, {**trainable, **frozen}, kind)
+        variables = {"params": paths.unflatten(leaves), **constants}
         keys = sampling_keys(0, batch["sampling_ids"])
         decoded = cast(Decoded, model.apply(variables, batch, length, decoding, keys, method="generate"))
         return decoded.ids[:, 0]

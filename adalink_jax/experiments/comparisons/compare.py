@@ -24,6 +24,7 @@ from adalink_jax.experiments.descriptions import check_names, check_seeds, slug,
 from adalink_jax.files.places import RunFolder, path_of
 from adalink_jax.files.typed_json import Form, read_state
 from adalink_jax.files.whole_file import write_json
+from adalink_jax.parallel import compiler_settings
 from adalink_jax.training.packs.run_pack import train_pack
 from adalink_jax.typed_values import PositiveInt, Seed
 
@@ -123,6 +124,7 @@ def read_comparison(flags: GinFlags) -> Comparison:
     """
     configuration.load(flags, extra_files=(PACK,), require_all=False)
     configuration.require(MODEL | DATA | COMPARISON)
+    compiler_settings.set_environment()
     return Comparison()  # pyright: ignore[reportCallIssue]  gin gives the arguments
 
 

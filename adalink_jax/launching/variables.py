@@ -1,0 +1,42 @@
+"""Environment variables of a job's processes: the launcher's own and the user's, ENV.
+
+XLA's flags are not among them: each command adds those of COMPILER_FLAGS to what it finds (`parallel.compiler_settings`).
+"""
+
+from collections.abc import Collection, Mapping
+
+from adalink_jax.errors import UserError
+from adalink_jax.launching.job import ARRAY_INDEX
+from adalink_jax.parallel.compiler_settings import VARIABLES
+
+Variables = dict[str, str]
+# By launcher: the variables by which its processes are told apart.
+RESERVED = {
+    "local": ("JAX_PLATFORMS", "CUDA_VISIBLE_DEVICES"),
+    "slurm": (ARRAY_INDEX,),
+    "tpu": (ARRAY_INDEX, "TPU_CHIPS_PER_PROCESS_BOUNDS", "TPU_PROCESS_BOUNDS", "TPU_VISIBLE_DEVICES"),
+    "gke": (),
+}
+GPU_MEMORY = {"XLA_PYTHON_CLIENT_MEM_FRACTION": ".92"}  # as the table of accelerators assumes
+
+
+def check_reserved(names: Collection[str], launcher: str) -> None:
+    """Checks that ENV leaves the launcher's variables alone.
+
+    Raises:
+      UserError: for the first that it sets.
+    """
+    for name in names:
+        if name in RESERVED[launcher]:
+            raise UserError(f"ENV sets {name}, which `adalink launch {launcher}` sets itself; leave it out.")
+
+
+def compiler_variables(env: Mapping[str, str]) -> Variables:
+    """The variables of ENV from which compilers read flags; `adalink plan` of the job needs them too."""
+    return {name: text for name, text in env.items() if name in VARIABLES.values()}
+
+
+def note(env: Mapping[str, str]) -> str | None:
+    """A sentence about flags of ENV that win over those of the table; None if there are none."""
+    names = sorted(compiler_variables(env))
+    return f"ENV sets {' and '.join(names)}: its flags win over those of COMPILER_FLAGS." if names else None

@@ -91,6 +91,27 @@ def test_traffic_of_a_loop_is_that_of_its_iterations(iterations):
     assert weights < moved < 3.5 * weights  # XLA's CPU program copies the slice before it multiplies
 
 
+def test_traffic_of_slices_within_fusions_of_fusions_is_that_of_the_slices():
+    """As TPU programs have them: each iteration reads one matrix of a stack, and reads and writes one row of another array."""
+    place = jax.sharding.SingleDeviceSharding(devices_of(parse_topology("v5e:1x1"))[0])
+    array = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=place)
+
+    def run(x, stack, cache):
+        def layer(carry, number):
+            x, cache = carry
+            x = jnp.tanh(x @ stack[number].T) @ stack[number]
+            row = jax.lax.dynamic_index_in_dim(cache, number, keepdims=False) + x.mean()
+            return (x, jax.lax.dynamic_update_index_in_dim(cache, row, number, 0)), None
+
+        return jax.lax.scan(layer, (x, cache), jnp.arange(24))[0]
+
+    program = (
+        jax.jit(run, donate_argnums=2).lower(array(8, 1024), array(24, 2048, 1024), array(24, 1024, 1024)).compile()
+    )
+    once = 2 * (24 * 2048 * 1024 + 2 * 24 * 1024 * 1024)
+    assert once < bytes_moved(Program(program.as_text())) < 2.5 * once
+
+
 def test_axes_of_a_slice_may_be_split():
     for model in (1, 2, 8):
         mesh = parallel.make_mesh(slices=2, model=model, devices=devices_of(parse_topology("v5e:4x4*2")))

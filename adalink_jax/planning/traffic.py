@@ -31,7 +31,7 @@ def _moved(program: Program, instruction: Instruction, home: dict[str, Instructi
         return 2 * _in_memory(inputs[1])
     if instruction.opcode == "fusion":
         body = program.computations[instruction.called["calls"][0]]
-        return _read_by_fusion(body, inputs) + _written_by_fusion(body, instruction)
+        return _read_by_fusion(program, body, inputs) + _written_by_fusion(body, instruction)
     return sum(map(_in_memory, inputs)) + _in_memory(instruction)
 
 
@@ -39,18 +39,27 @@ def _in_memory(instruction: Instruction) -> int:
     return sum(array.nbytes for array in instruction.arrays if not array.on_chip)
 
 
-def _read_by_fusion(body: dict[str, Instruction], inputs: list[Instruction]) -> int:
+def _read_by_fusion(program: Program, body: dict[str, Instruction], inputs: list[Instruction]) -> int:
+    parameters = (i for i in body.values() if i.opcode == "parameter")
+    return sum(
+        _read(program, body, parameter.name, _in_memory(inputs[int(parameter.value)])) for parameter in parameters
+    )
+
+
+def _read(program: Program, body: dict[str, Instruction], name: str, size: int) -> int:
+    """Bytes that a fusion reads of an array of `size` bytes: of slices of it alone, where it uses nothing else."""
     total = 0
-    for parameter in (i for i in body.values() if i.opcode == "parameter"):
-        read = _in_memory(inputs[int(parameter.value)])
-        users = _users(body, parameter.name)
-        if read == 0:
-            continue
-        if users and all(user.opcode in _SLICES and user.operands[0] == name for user, name in users):
-            total += sum(user.nbytes for user, _ in users)
-        elif not all(user.opcode == "dynamic-update-slice" and user.operands[0] == name for user, name in users):
-            total += read
-    return total
+    for user, operand in _users(body, name):
+        if user.opcode in _SLICES and user.operands[0] == operand:
+            total += user.nbytes
+        elif user.opcode == "fusion":
+            inner = program.computations[user.called["calls"][0]]
+            numbers = [str(number) for number, input in enumerate(user.operands) if input == operand]
+            names = [i.name for i in inner.values() if i.opcode == "parameter" and i.value in numbers]
+            total += sum(_read(program, inner, inner_name, size) for inner_name in names)
+        elif user.opcode != "dynamic-update-slice" or user.operands[0] != operand:
+            return size
+    return min(total, size)
 
 
 def _users(body: dict[str, Instruction], name: str) -> list[tuple[Instruction, str]]:

@@ -10,7 +10,7 @@ from adalink_jax.launching.job import ARRAY_INDEX
 from adalink_jax.parallel.compiler_settings import VARIABLES
 
 Variables = dict[str, str]
-# By launcher: the variables by which its processes are told apart.
+# By launcher: the variables that distinguish its processes.
 RESERVED = {
     "local": ("JAX_PLATFORMS", "CUDA_VISIBLE_DEVICES"),
     "slurm": (ARRAY_INDEX,),
@@ -37,6 +37,6 @@ def compiler_variables(env: Mapping[str, str]) -> Variables:
 
 
 def note(env: Mapping[str, str]) -> str | None:
-    """A sentence about flags of ENV that win over those of the table; None if there are none."""
+    """A sentence about flags of ENV that win over those of the table; None without any."""
     names = sorted(compiler_variables(env))
     return f"ENV sets {' and '.join(names)}: its flags win over those of COMPILER_FLAGS." if names else None

@@ -1,0 +1,71 @@
+"""Evaluation under FSDP decodes with the decoder's weights gathered once, on four virtual devices in a separate process."""
+
+import os
+import subprocess
+import sys
+
+import jax
+import pytest
+
+from adalink_jax.parallel.accelerators import ACCELERATORS, accelerator_of
+
+PROGRAM = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import gin
+import jax
+import numpy as np
+from helpers import random_batch, tiny_t5
+
+from adalink_jax import T5, AdaLinkAdapter, AdaptedModel, parallel
+from adalink_jax.models.decoding import Sampling
+from adalink_jax.planning.collectives import collectives
+from adalink_jax.planning.hlo import Program
+from adalink_jax.training import setup
+from adalink_jax.training.evaluation import make_generate
+
+model = AdaptedModel(T5(tiny_t5()), AdaLinkAdapter(rank=4))
+batch = random_batch(model.backbone, 4, 6, 4, seed=0)
+batch = {"encoder_input_tokens": batch["encoder_input_tokens"], "sampling_ids": np.zeros((4, 3), np.int32)}
+config = setup.Setup(model, trainable=("adapter/.*",))
+
+
+def evaluate(kind):
+    mesh, rules = parallel.make_mesh(4), parallel.logical_axis_rules(fsdp=True)
+    gin.bind_parameter("decoder_weights.kind", kind)
+    with parallel.use_mesh(mesh, rules):
+        params = setup.load_parameters(config, mesh, rules)
+        arguments = params.trainable, params.frozen, parallel.put_batch(batch, mesh)
+        program = jax.jit(make_generate(model, 4, Sampling())).lower(*arguments).compile()
+        each_token = [
+            sum(one.times * one.nbytes for one in collectives(Program(program.as_text(), trips), 4)) for trips in (0, 1)
+        ]
+        return np.asarray(parallel.settle(program(*arguments))), each_token[1] - each_token[0]
+
+
+(ids, bytes_sharded), (ids_gathered, bytes_gathered), (_, bytes_auto) = map(evaluate, ("sharded", "gathered", "auto"))
+np.testing.assert_array_equal(ids_gathered, ids)
+assert bytes_auto == bytes_gathered < 0.1 * bytes_sharded, (bytes_sharded, bytes_gathered, bytes_auto)
+print("equal")
+"""
+
+
+def test_outputs_are_equal_and_no_weight_is_gathered_for_a_token():
+    env = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, os.path.dirname(__file__)], capture_output=True, text=True, env=env
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout == "equal\n"
+
+
+@pytest.mark.parametrize("kind, name", [
+    ("TPU v4", "v4"), ("TPU v5 lite", "v5e"), ("TPU v5", "v5p"), ("TPU v6 lite", "v6e"), ("NVIDIA A100-SXM4-80GB", "a100"),
+    ("NVIDIA H100 80GB HBM3", "h100"), ("NVIDIA H200", "h200"), ("NVIDIA B200", "b200"),
+])  # fmt: skip
+def test_a_device_s_kind_names_its_chip(kind, name):
+    assert accelerator_of(kind) is ACCELERATORS[name]
+
+
+def test_a_cpu_is_no_chip_of_the_table():
+    assert accelerator_of(jax.devices()[0].device_kind) is None

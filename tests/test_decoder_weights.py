@@ -27,7 +27,7 @@ from adalink_jax.training.evaluation import make_generate
 model = AdaptedModel(T5(tiny_t5()), AdaLinkAdapter(rank=4))
 batch = random_batch(model.backbone, 4, 6, 4, seed=0)
 batch = {"encoder_input_tokens": batch["encoder_input_tokens"], "sampling_ids": np.zeros((4, 3), np.int32)}
-config = setup.Setup(model, trainable=("adapter/.*",))
+config = setup.Setup(model, trainable=("adapter/.*", "backbone/.*"))
 
 
 def evaluate(kind):

@@ -172,7 +172,7 @@ def _table(plan: "Plan", job: "Job") -> "Table":
     table = Table(
         Column(),
         Column(justify="right"),
-        Column(),
+        Column(overflow="fold"),
         title=f"{plan.topology}: {plan.chips} chips, mesh {mesh}{pack}",
         title_justify="left",
         box=box.SIMPLE,

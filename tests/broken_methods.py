@@ -73,6 +73,16 @@ class FoldsWrongly(Shift):
         return super().shifted(x) + x.mean(axis=-2, keepdims=True)
 
 
+class MixesARow(Shift):
+    """Declares that it heeds the segments of a row, but uses its mean."""
+
+    per_token: ClassVar[bool] = False
+    per_segment: ClassVar[bool] = True
+
+    def shifted(self, x):
+        return super().shifted(x) + x.mean(axis=-2, keepdims=True)
+
+
 class DecodesOtherwise(Shift):
     """Adapts the decoder's input by position, but each decoding step starts at position 0."""
 

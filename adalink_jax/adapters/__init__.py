@@ -14,6 +14,7 @@ from adalink_jax.adapters.layer_adapter import LayerAdapter
 from adalink_jax.adapters.lora import LoRA
 from adalink_jax.adapters.named import NamedAdapters
 from adalink_jax.adapters.norm_tuning import NormTuning
+from adalink_jax.adapters.packable import check_packable
 from adalink_jax.adapters.position_offsets import PositionOffsets
 from adalink_jax.adapters.prompt_tuning import PromptTuning
 from adalink_jax.adapters.registry import describe_adapter, make_adapter
@@ -33,6 +34,7 @@ __all__ = [
     "PromptTuning",
     "abstract_params",
     "align",
+    "check_packable",
     "describe_adapter",
     "fold_adapter",
     "fold_image",

@@ -17,6 +17,7 @@ from jax import Array
 from jaxtyping import Float, Int
 
 from adalink_jax.adapters.layer_adapter import LayerAdapter
+from adalink_jax.adapters.packable import check_packable
 from adalink_jax.errors import UserError
 from adalink_jax.models.backbone import Backbone, Batch
 from adalink_jax.models.decoding import Decoded, Decoding, Sampling
@@ -46,8 +47,14 @@ class AdaptedModel(nn.Module):
         return inputs
 
     def encode(self, batch: Batch, train: bool = False) -> Encoded:
-        """Encodes the batch's features: `encoder_input_tokens`, `images`; for a bank also `adapter_index`."""
+        """Encodes the batch's features: `encoder_input_tokens`, `images`; for a bank also `adapter_index`.
+
+        Raises:
+          UserError: for an `adapter_index` without a bank, and for packed examples that the adapter would mix.
+        """
         index = batch.get("adapter_index")
+        if "encoder_segment_ids" in batch:
+            check_packable(self.backbone, self.adapter)
         if index is not None and not getattr(self.adapter, "by_index", False):
             raise UserError(
                 f"The batch has `adapter_index`, but {type(self.adapter).__name__} is not a bank of adapters."
@@ -64,16 +71,23 @@ class AdaptedModel(nn.Module):
         return encoded.replace(adapter_index=index)
 
     def decode(
-        self, encoded: Encoded, tokens: Int[Array | np.ndarray, "B T"], cache: Cache = None, train: bool = False
+        self,
+        encoded: Encoded,
+        tokens: Int[Array | np.ndarray, "B T"],
+        cache: Cache = None,
+        train: bool = False,
+        segments: Int[Array | np.ndarray, "B T"] | None = None,
     ) -> tuple[Float[Array, "B T V"], Cache]:
-        """Decodes input ids to float32 logits, and returns them with the cache after this step."""
+        """Decodes input ids to float32 logits, and returns them with the cache after this step; `segments`: see `Backbone.decode`."""
         index = encoded.adapter_index
         target = Inputs(target=self._run("embed_target", tokens, index=index), adapter_index=index)
-        return self._run("decode", encoded, self.adapt(target).target, cache, train, index=index)
+        packed = () if segments is None else (segments,)
+        return self._run("decode", encoded, self.adapt(target).target, cache, train, *packed, index=index)
 
     def __call__(self, batch: Batch, train: bool = False) -> Float[Array, "B T V"]:
         """Runs the model with teacher forcing on the batch's features and `decoder_input_tokens`; float32 logits."""
-        logits = self.decode(self.encode(batch, train), batch["decoder_input_tokens"], train=train)[0]
+        encoded, segments = self.encode(batch, train), batch.get("decoder_segment_ids")
+        logits = self.decode(encoded, batch["decoder_input_tokens"], train=train, segments=segments)[0]
         if self.is_initializing() and isinstance(self.adapter, LayerAdapter):
             self.adapter(nn.meta.unbox(dict(self.backbone.variables["params"])))  # declares its parameters
         return logits

@@ -10,6 +10,7 @@ import flax.linen as nn
 import gin
 
 from adalink_jax.adapters.layer_adapter import LayerAdapter
+from adalink_jax.adapters.packable import keeps_examples_apart
 from adalink_jax.errors import UserError
 from adalink_jax.models.seam import Inputs
 
@@ -28,6 +29,11 @@ class Chain(nn.Module):
     def identity_at_start(self) -> bool:
         """Whether all adapters start as the identity."""
         return all(getattr(adapter, "identity_at_start", False) for adapter in self.adapters)
+
+    @property
+    def per_segment(self) -> bool:
+        """Whether all adapters keep packed examples apart."""
+        return all(map(keeps_examples_apart, self.adapters))
 
     @nn.compact
     def __call__(self, inputs: Inputs) -> Inputs:

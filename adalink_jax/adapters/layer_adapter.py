@@ -30,10 +30,12 @@ class LayerAdapter(nn.Module, abc.ABC):
 
     Attributes:
       identity_at_start: whether a fresh adapter gives the base's outputs, to the bit.
+      per_segment: whether it keeps packed examples apart, as a method does that changes weights, or outputs token by token.
       per_row: whether its collection may have one entry per row of the batch, so that a bank can serve it.
     """
 
     identity_at_start: ClassVar[bool] = False
+    per_segment: ClassVar[bool] = False
     per_row: ClassVar[bool] = False
 
     @abc.abstractmethod

@@ -46,6 +46,7 @@ class LoRA(LayerAdapter):
     alpha: FiniteFloat = 8.0
     projections: tuple[str, ...] = (r"(encoder|decoder)/.*/(query|value)",)
     identity_at_start: ClassVar[bool] = True
+    per_segment: ClassVar[bool] = True
     per_row: ClassVar[bool] = True
 
     def __post_init__(self):

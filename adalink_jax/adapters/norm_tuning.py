@@ -29,6 +29,7 @@ class NormTuning(LayerAdapter):
 
     scales: tuple[str, ...] = (r"(encoder|decoder)/.*norm/scale",)
     identity_at_start: ClassVar[bool] = True
+    per_segment: ClassVar[bool] = True
 
     @nn.compact
     def __call__(self, backbone: Params) -> dict[str, Any]:

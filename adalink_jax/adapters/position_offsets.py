@@ -3,7 +3,7 @@
     y[l] = x[l] + (down @ up)[l]          x, y [L, D], down [length, R], up [R, D]
 
 (length + D) * R parameters. `up` starts at zero, so fresh offsets are the identity. In a `Chain` with a short prompt they
-are DePT.
+are DePT. Positions are counted from the start of each example of a packed row.
 """
 
 from typing import ClassVar
@@ -33,6 +33,7 @@ class PositionOffsets(nn.Module):
     length: PositiveInt = 256
     rank: PositiveInt = 8
     identity_at_start: ClassVar[bool] = True
+    per_segment: ClassVar[bool] = True
 
     def __post_init__(self):
         if self.length < 1 or self.rank < 1:
@@ -50,5 +51,8 @@ class PositionOffsets(nn.Module):
         init = nn.initializers.normal(self.rank**-0.5)
         down = param(self, "down", init, (self.length, self.rank), ("adapter_position", "adapter_rank"))
         up = param(self, "up", nn.initializers.zeros, (self.rank, width), ("adapter_rank", "adapter_embed"))
-        text = inputs.text.astype(jnp.float32) + down[:size] @ up
+        offsets = down[:size] @ up
+        if inputs.text_positions is not None:
+            offsets = jnp.take(offsets, inputs.text_positions, axis=0)
+        text = inputs.text.astype(jnp.float32) + offsets
         return inputs.replace(text=text.astype(inputs.text.dtype))

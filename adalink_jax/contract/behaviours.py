@@ -17,6 +17,7 @@ from adalink_jax.adapters import (
     AdaptedModel,
     LayerAdapter,
     abstract_params,
+    check_packable,
     describe_adapter,
     fold_adapter,
     make_adapter,
@@ -153,6 +154,15 @@ def scans_like_unrolled_layers(case: Case) -> None:
     _near(case.unrolled, case.outputs, "with unrolled layers")
 
 
+def keeps_packed_examples_apart(case: Case) -> None:
+    """Examples that share a row have the logits that they have alone, if the method declares `per_token` or `per_segment`."""
+    try:
+        check_packable(case.base.backbone, case.adapter)
+    except UserError as e:
+        raise DoesNotApply(str(e)) from e
+    _near(*case.packed, "in a row with another example")
+
+
 def decodes_like_teacher_forcing(case: Case) -> None:
     """Greedy decoding gives the most likely tokens under teacher forcing."""
     ids = case.greedy[:, : case.batch["decoder_input_tokens"].shape[1]]
@@ -193,6 +203,7 @@ BEHAVIOURS: tuple[Callable[[Case], str | None], ...] = (
     is_deleted,
     is_merged_or_folded,
     scans_like_unrolled_layers,
+    keeps_packed_examples_apart,
     decodes_like_teacher_forcing,
     trains_alike_on_several_devices,
 )

@@ -11,6 +11,7 @@ import optax
 
 from adalink_jax.adapters import AdaptedModel, NamedAdapters, fresh_params
 from adalink_jax.contract.tiny import BACKBONES, init, random_batch
+from adalink_jax.data import FeatureConverter
 from adalink_jax.models import paths
 from adalink_jax.parallel import unbox
 from adalink_jax.training import partition
@@ -20,6 +21,7 @@ ROWS, INPUTS, TARGETS = 4, 6, 5
 # For programs whose results are compared with a tolerance; those compared bit for bit are compiled as usual.
 _QUICKLY = {"xla_backend_optimization_level": 0}
 _OPTIMIZER = optax.sgd(1.0)
+_SIDES = {"inputs": "encoder_input_tokens", "targets": "decoder_target_tokens"}
 
 
 class Base:
@@ -120,6 +122,20 @@ class Case:
         model = AdaptedModel(BACKBONES[self.name](scan_layers=False), self.adapter)
         params = paths.unflatten(paths.unscan(paths.flatten(self.params())))
         return np.asarray(jax.jit(model.apply, compiler_options=_QUICKLY)({"params": params}, self.batch))
+
+    @functools.cached_property
+    def packed(self) -> tuple[np.ndarray, np.ndarray]:
+        """Logits of all target tokens [tokens, V] where two rows of the batch share one row, and where they do not."""
+        rows = [{side: self._ids(name, row) for side, name in _SIDES.items()} for row in range(ROWS)]
+        converter = FeatureConverter({"inputs": 2 * INPUTS, "targets": 2 * TARGETS})
+        batch = converter.packed(list(zip(rows[::2], rows[1::2])))
+        together = np.asarray(jax.jit(self.model.apply, compiler_options=_QUICKLY)({"params": self.params()}, batch))
+        weights = [x["decoder_loss_weights"] > 0 for x in (batch, self.batch)]
+        return together[weights[0]], self.outputs[weights[1]]
+
+    def _ids(self, feature: str, row: int) -> np.ndarray:
+        ids = self.batch[feature][row]
+        return ids[ids > 0]
 
     @functools.cached_property
     def train_step(self) -> Callable:

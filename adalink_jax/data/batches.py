@@ -7,8 +7,9 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
-from adalink_jax.data.batch_order import EpochIterator, ExamplesOfEpoch
+from adalink_jax.data.batch_order import BatchIterator, EpochIterator, ExamplesOfEpoch
 from adalink_jax.data.feature_converter import Batch, FeatureConverter
+from adalink_jax.data.packed_examples import PackedIterator
 from adalink_jax.data.task_protocol import Example, Task
 from adalink_jax.data.tasks import DatasetConfig
 from adalink_jax.data.user_files.file_task import LoadedFileTask
@@ -18,19 +19,20 @@ from adalink_jax.errors import UserError
 
 def train_batches(
     task: Task, dataset: DatasetConfig, converter: FeatureConverter, rows: Sequence[int] | None = None
-) -> EpochIterator:
+) -> BatchIterator:
     """Returns the batches of the training split, in the order of `dataset.seed`; of each batch only `rows`, if given.
 
     Raises:
-      UserError: from `next`, if the split has fewer examples than a batch or than `dataset.train_examples`.
+      UserError: from `next`, if the split has fewer examples than a batch (packed: none) or than `dataset.train_examples`.
     """
     converter = dataclasses.replace(converter, task_name=task.name)
-    if dataset.train_examples is None and isinstance(task, LoadedFileTask) and task.workers:
+    if not dataset.pack and dataset.train_examples is None and isinstance(task, LoadedFileTask) and task.workers:
         return WorkerIterator(task, converter, dataset.batch_size, dataset.seed, rows)
     examples: ExamplesOfEpoch = lambda seed, start: task.examples("train", seed, start)
     if dataset.train_examples is not None:
         examples = _few(examples, dataset.train_examples, dataset.seed)
-    return EpochIterator(examples, converter, dataset.batch_size, dataset.seed, rows)
+    iterator = PackedIterator if dataset.pack else EpochIterator
+    return iterator(examples, converter, dataset.batch_size, dataset.seed, rows)
 
 
 def _few(examples: ExamplesOfEpoch, count: int, seed: int) -> ExamplesOfEpoch:

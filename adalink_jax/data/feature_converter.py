@@ -5,6 +5,9 @@ Feature names are t5x's: `encoder_input_tokens` [B, L], `decoder_target_tokens`,
 if rows may lack one. Instead of `images` there may be the cached outputs of a frozen vision tower, `image_features`
 [B, N, width]. `qformer_input_tokens` [B, L] is the instruction in the vocabulary of the Q-Former.
 
+Rows of packed examples have t5x's `encoder_segment_ids`, `encoder_positions` [B, L], `decoder_segment_ids`, `decoder_positions` [B, T]
+as well, int32: the number of a token's example in its row, from 1, and the token's position in that example; both 0 for padding.
+
 An image stays an encoded file until the process that needs its row converts it.
 """
 
@@ -89,6 +92,35 @@ class FeatureConverter:
             batch["image_present"] = np.array([not _absent(example) for example in examples] + [False] * padding)
         return batch
 
+    def packed(self, rows: Sequence[Sequence[Example]]) -> Batch:
+        """Returns the features of rows that hold several examples each, which must fit.
+
+        Raises:
+          UserError: for examples with images, and for text with an id that the model masks.
+        """
+        examples, ids = [example for row in rows for example in row], self.token_ids
+        if any(map(has_image, examples)):
+            raise UserError(f"{self.task_name} has images, and only text can be packed; set PACK_EXAMPLES to False.")
+        if ids.pad != PAD:
+            self._refuse_masked(examples)
+        encoder, decoder = (
+            [_joined([example[side] for example in row], self.task_feature_lengths[side], ids.pad) for row in rows]
+            for side in ("inputs", "targets")
+        )
+        inputs, encoder_segments, encoder_positions = map(np.stack, zip(*encoder))
+        targets, decoder_segments, decoder_positions = map(np.stack, zip(*decoder))
+        before = np.where(decoder_positions > 0, np.roll(targets, 1, axis=1), ids.start)
+        return {
+            "encoder_input_tokens": inputs,
+            "encoder_segment_ids": encoder_segments,
+            "encoder_positions": encoder_positions,
+            "decoder_target_tokens": targets,
+            "decoder_input_tokens": np.where(decoder_segments > 0, before, ids.pad),
+            "decoder_loss_weights": (targets != ids.pad).astype(np.float32),
+            "decoder_segment_ids": decoder_segments,
+            "decoder_positions": decoder_positions,
+        }
+
     def _refuse_masked(self, examples: Sequence[Example]) -> None:
         """Vocabularies pad with 0; where the model pads with another id, that may be a piece of text."""
         for side, length in self.task_feature_lengths.items():
@@ -169,6 +201,17 @@ def _stack(sequences: Sequence[Sequence[int]], rows: int, length: int, pad: int)
         ids = np.asarray(sequence)[:length]
         row[: len(ids)] = ids
     return out
+
+
+def _joined(sequences: Sequence[Sequence[int]], length: int, pad: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """A row [length] of token ids, the number of each token's sequence, from 1, and its position there; int32."""
+    tokens, segments, positions = np.full(length, pad, np.int32), np.zeros(length, np.int32), np.zeros(length, np.int32)
+    start = 0
+    for number, sequence in enumerate(sequences, 1):
+        ids = np.asarray(sequence)[:length]
+        part = slice(start, start := start + len(ids))
+        tokens[part], segments[part], positions[part] = ids, number, np.arange(len(ids))
+    return tokens, segments, positions
 
 
 def has_image(example: Container[str]) -> bool:

@@ -33,10 +33,11 @@ class DatasetConfig:
       in_context_examples: number of solved examples to put before each input in evaluation of a frozen base; `seed` draws
         them from the training split. Training with them is refused.
       use_cached: read the task from seqio's cache (`seqio_cache_tasks`), and refuse if it is not cached.
+      pack: train on rows that hold several examples each (`packed_examples`); evaluation stays one example per row.
       train_examples: k-shot: train on this many examples, which `seed` draws from the training split; None for all.
 
     Raises:
-      UserError: if `train_examples` are fewer than a batch; if `own_files` come with a module of seqio tasks or with
+      UserError: if `train_examples` are fewer than a batch; for `pack` with files that worker processes read; if `own_files` come with a module of seqio tasks or with
         `use_cached`.
     """
 
@@ -49,6 +50,7 @@ class DatasetConfig:
     own_files: FileTask | None = None
     use_cached: bool = False
     in_context_examples: NonNegativeInt = 0
+    pack: bool = False
 
     def __post_init__(self):
         missing = next((side for side in ("inputs", "targets") if side not in self.task_feature_lengths), None)
@@ -62,6 +64,11 @@ class DatasetConfig:
             )
         if self.own_files is not None and self.use_cached:
             raise UserError("USE_CACHED_TASKS is True, but your own files are not a seqio task; set it to False.")
+        if self.pack and self.own_files is not None and self.own_files.workers:
+            raise UserError(
+                f"PACK_EXAMPLES is True and WORKERS {self.own_files.workers}, but worker processes make rows of one example; set "
+                f"WORKERS to 0."
+            )
         if self.train_examples is not None and self.train_examples < self.batch_size:
             raise UserError(
                 f"TRAIN_EXAMPLES is {self.train_examples} and BATCH_SIZE {self.batch_size}; an epoch needs a whole batch: "

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 from jaxtyping import Float, Int
 
+from adalink_jax.errors import UserError
 from adalink_jax.models.seam import Cache, Encoded, Inputs
 from adalink_jax.token_ids import T5_IDS, TokenIds
 
@@ -60,6 +61,14 @@ class Backbone(nn.Module, abc.ABC):
     def abstract_batch(self, batch_size: int, inputs: int, targets: int) -> dict[str, jax.ShapeDtypeStruct]:
         """Shapes of the features that this backbone reads, for L = `inputs` and T = `targets` tokens."""
 
+    def abstract_packed_batch(self, batch_size: int, inputs: int, targets: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shapes of the features of packed examples: those of `abstract_batch`, and t5x's segment ids and positions.
+
+        Raises:
+          UserError: unless the family overrides this, or for a model that reads images.
+        """
+        raise UserError(f"{type(self).__name__} takes one example per row; set PACK_EXAMPLES to False.")
+
     @abc.abstractmethod
     def embed(self, batch: Batch, train: bool = False) -> Inputs:
         """Embeds the encoder's features: image [B, N, D] and text [B, L, D], where present, and their masks."""
@@ -74,7 +83,12 @@ class Backbone(nn.Module, abc.ABC):
 
     @abc.abstractmethod
     def decode(
-        self, encoded: Encoded, target: Float[jax.Array, "B T D"], cache: Cache = None, train: bool = False
+        self,
+        encoded: Encoded,
+        target: Float[jax.Array, "B T D"],
+        cache: Cache = None,
+        train: bool = False,
+        segments: Int[jax.Array | np.ndarray, "B T"] | None = None,
     ) -> tuple[Float[jax.Array, "B T V"], Cache]:
         """Runs the decoder on target embeddings.
 
@@ -83,6 +97,8 @@ class Backbone(nn.Module, abc.ABC):
           target: embeddings [B, T, D]; T is 1 with a cache.
           cache: keys and values of the steps before, from `empty_cache`; None decodes all T positions at once.
           train: whether dropout is applied.
+          segments: with packed examples, the numbers of the target's examples in their row; each attends to itself and to the
+            states of its number. Only families with an `abstract_packed_batch` get them.
 
         Returns:
           float32 logits [B, T, V], and the cache after this step (None without one).

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
 
+from adalink_jax.errors import UserError
 from adalink_jax.models import layers
 from adalink_jax.models.backbone import Batch
 from adalink_jax.models.seam import Inputs
@@ -52,6 +53,12 @@ class PaLI(T5):
         shape = (batch_size, *self.vision_config.image_size, self.vision_config.channels)
         images = {"images": jax.ShapeDtypeStruct(shape, jnp.float32)}
         return super().abstract_batch(batch_size, inputs, targets) | images
+
+    def abstract_packed_batch(self, batch_size: int, inputs: int, targets: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """Raises:
+        UserError: always; rows with images hold one example.
+        """
+        raise UserError(f"{type(self).__name__} reads images, and only text can be packed; set PACK_EXAMPLES to False.")
 
     def image_features(self, batch: Batch, train: bool = False) -> Float[Array, "B N width"]:
         """Maps `images`, float32 [B, height, width, channels] in [-1, 1], to the projection's inputs."""

@@ -33,6 +33,8 @@ class Inputs(Struct):
       image_mask: bool [B, N], True where there is a token.
       text: embedded input tokens [B, L, D].
       text_mask: bool [B, L].
+      text_segments: int32 [B, L], with packed examples: the number of a token's example in its row, from 1; 0 for padding.
+      text_positions: int32 [B, L], with packed examples: a token's position in its example.
       target: embedded decoder inputs [B, T, D]. They pass the seam alone, in training and at each decoding step.
       adapter_index: int32 [B], for a bank of adapters: the adapter that serves each row.
     """
@@ -43,6 +45,8 @@ class Inputs(Struct):
     image_mask: Bool[Array | np.ndarray, "B N"] | None = None
     text: Float[Array, "B L D"] | None = None
     text_mask: Bool[Array | np.ndarray, "B L"] | None = None
+    text_segments: Int[Array | np.ndarray, "B L"] | None = None
+    text_positions: Int[Array | np.ndarray, "B L"] | None = None
     target: Float[Array, "B T D"] | None = None
     adapter_index: Int[Array | np.ndarray, " B"] | None = None
 
@@ -54,8 +58,10 @@ class Encoded(Struct):
       states: encoder states [B, S, D].
       mask: bool [B, S], True where there is a token.
       adapter_index: int32 [B], the adapter of each row; None without a bank.
+      segments: int32 [B, S], with packed examples: the number of the example in its row that each state is of; 0 for padding.
     """
 
     states: Float[Array, "B S D"]
     mask: Bool[Array, "B S"]
     adapter_index: Int[Array | np.ndarray, " B"] | None = None
+    segments: Int[Array, "B S"] | None = None

@@ -195,11 +195,16 @@ class Encoder(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "B S D"], mask: Bool[Array, "B S"], deterministic: bool
+        self,
+        x: Float[Array, "B S D"],
+        mask: Bool[Array, "B S"],
+        segments: Int[Array, "B S"] | None,
+        deterministic: bool,
     ) -> Float[Array, "B S D"]:
         cfg = self.config
         distances = jnp.arange(1 - x.shape[1], x.shape[1])
-        bias = _add_relative(cfg, Bias(keys=mask), distances, bidirectional=True, per_layer=False)
+        bias = Bias(keys=mask, query_segments=segments, key_segments=segments)
+        bias = _add_relative(cfg, bias, distances, bidirectional=True, per_layer=False)
         bias = for_stack(bias, cfg.attention, x.shape[1], x.shape[1])
         x = nn.Dropout(cfg.dropout_rate, broadcast_dims=(-2,))(x, deterministic=deterministic)
         x, _ = run_layers(
@@ -216,18 +221,25 @@ class Decoder(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "B T D"], encoded: Encoded, cache: dict | None, deterministic: bool
+        self,
+        x: Float[Array, "B T D"],
+        encoded: Encoded,
+        segments: Int[Array, "B T"] | None,
+        cache: dict | None,
+        deterministic: bool,
     ) -> tuple[Float[Array, "B T out"], dict | None]:
         cfg = self.config
         index = jnp.zeros((), jnp.int32) if cache is None else cache["index"]
         keys = x.shape[1] if cache is None else cache["layers"]["self"].key.shape[3]
         distances = jnp.arange(1 - x.shape[1], keys) - index
-        self_bias = _add_relative(cfg, Bias(first=index), distances, bidirectional=False, per_layer=False)
+        self_bias = Bias(first=index, query_segments=segments, key_segments=segments)
+        self_bias = _add_relative(cfg, self_bias, distances, bidirectional=False, per_layer=False)
         self_bias = for_stack(self_bias, cfg.attention, x.shape[1], keys)
+        cross_bias = Bias(keys=encoded.mask, query_segments=segments, key_segments=encoded.segments)
         x = nn.Dropout(cfg.dropout_rate, broadcast_dims=(-2,))(x, deterministic=deterministic)
         x, per_layer = run_layers(
             DecoderLayer, cfg, x, None if cache is None else cache["layers"],
-            encoded.states, self_bias, distances, Bias(keys=encoded.mask), index,
+            encoded.states, self_bias, distances, cross_bias, index,
             num_layers=cfg.num_decoder_layers, deterministic=deterministic,
         )  # fmt: skip
         x = layers.RMSNorm(cfg.dtype, name="decoder_norm")(x)
@@ -265,28 +277,54 @@ class T5(Backbone):
             "decoder_loss_weights": jax.ShapeDtypeStruct((batch_size, targets), jnp.float32),
         }
 
+    def abstract_packed_batch(self, batch_size: int, inputs: int, targets: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """Returns the shapes of t5x's features of packed examples."""
+        batch = self.abstract_batch(batch_size, inputs, targets)
+        sides = {"encoder": batch["encoder_input_tokens"], "decoder": batch["decoder_input_tokens"]}
+        more = {f"{side}_{name}": ids for side, ids in sides.items() for name in ("segment_ids", "positions")}
+        return batch | more
+
     def embed(self, batch: Batch, train: bool = False) -> Inputs:
         """Embeds `encoder_input_tokens`, int32 [B, L] padded with `pad_token_id`, as text [B, L, D]."""
         tokens = batch["encoder_input_tokens"]
         embed = self.encoder.token_embedder if self.config.encoder_embedding else self.token_embedder
-        return Inputs(text=embed(tokens), text_mask=tokens != self.config.pad_token_id)
+        return Inputs(
+            text=embed(tokens),
+            text_mask=tokens != self.config.pad_token_id,
+            text_segments=batch.get("encoder_segment_ids"),
+            text_positions=batch.get("encoder_positions"),
+        )
 
     def embed_target(self, tokens: Int[Array | np.ndarray, "B T"]) -> Float[Array, "B T D"]:
         """Embeds decoder input ids."""
         return self.token_embedder(tokens)
 
     def encode(self, inputs: Inputs, train: bool = False) -> Encoded:
-        """Runs the encoder on [prompt ; image ; text]."""
+        """Runs the encoder on [prompt ; image ; text].
+
+        Raises:
+          UserError: for a prompt or an image before packed examples.
+        """
+        segments = None if inputs.text_segments is None else jnp.asarray(inputs.text_segments)
         embeddings = [x for x in (inputs.prompt, inputs.image, inputs.text) if x is not None]
         masks = [x for x in (inputs.prompt_mask, inputs.image_mask, inputs.text_mask) if x is not None]
         mask = jnp.concatenate(masks, axis=1)
-        return Encoded(self.encoder(jnp.concatenate(embeddings, axis=1), mask, deterministic=not train), mask)
+        if segments is not None and len(embeddings) > 1:
+            raise UserError("A prompt or an image would precede a row of packed examples; set PACK_EXAMPLES to False.")
+        states = self.encoder(jnp.concatenate(embeddings, axis=1), mask, segments, deterministic=not train)
+        return Encoded(states, mask, segments=segments)
 
     def decode(
-        self, encoded: Encoded, target: Float[Array, "B T D"], cache: dict | None = None, train: bool = False
+        self,
+        encoded: Encoded,
+        target: Float[Array, "B T D"],
+        cache: dict | None = None,
+        train: bool = False,
+        segments: Int[Array | np.ndarray, "B T"] | None = None,
     ) -> tuple[Float[Array, "B T V"], dict | None]:
         """Returns float32 logits, and the cache after this step; see `Backbone.decode`."""
-        x, cache = self.decoder(target, encoded, cache, deterministic=not train)
+        segments = None if segments is None else jnp.asarray(segments)
+        x, cache = self.decoder(target, encoded, segments, cache, deterministic=not train)
         if self.config.logits_via_embedding:
             x = self.token_embedder.attend(x * self.config.emb_dim**-0.5)
         return constrain(x.astype(jnp.float32), "batch", "length", "vocab"), cache

@@ -214,20 +214,21 @@ def _arguments(job: Job, mesh: Mesh, rules: parallel.LogicalRules) -> tuple[Adap
     setup, lengths = job.setup, job.setup.data.task_feature_lengths
     place = parallel.batch_sharding(mesh)
 
-    def batch(*members: int) -> dict[str, jax.ShapeDtypeStruct]:
-        shapes = setup.model.backbone.abstract_batch(job.setup.data.batch_size, lengths["inputs"], lengths["targets"])
+    def batch(*members: int, packed: bool = False) -> dict[str, jax.ShapeDtypeStruct]:
+        features = setup.model.backbone.abstract_packed_batch if packed else setup.model.backbone.abstract_batch
+        shapes = features(job.setup.data.batch_size, lengths["inputs"], lengths["targets"])
         shape = lambda x: (x.shape[0], *members, *x.shape[1:])
         return {name: jax.ShapeDtypeStruct(shape(x), x.dtype, sharding=place) for name, x in shapes.items()}
 
     ids = jax.ShapeDtypeStruct((job.setup.data.batch_size, 3), np.int32, sharding=place)
-    decoded = batch() | {"sampling_ids": ids}
+    decoded, packed = batch() | {"sampling_ids": ids}, setup.data.pack
     if not job.members:
         state, frozen = abstract.abstract_state(
             setup.model, setup.trainable, setup.frozen_dtype, job.optimizer, mesh, rules
         )  # fmt: skip
-        return setup.model, (state, frozen, batch()), (state.trainable, frozen, decoded)
+        return setup.model, (state, frozen, batch(packed=packed)), (state.trainable, frozen, decoded)
     model, state, members, frozen = abstract_pack(setup, job.members, job.optimizer, mesh, rules)
-    rows = batch(len(job.members)) if own_batches(job.members) else batch()
+    rows = batch(*([len(job.members)] if own_batches(job.members) else []), packed=packed)
     return model, (state, members, frozen, rows), ((state.trainable, members.padding), frozen, decoded)
 
 

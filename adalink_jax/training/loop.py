@@ -90,7 +90,8 @@ def run_loop(
         if not np.isfinite(metrics["loss"]).any():
             raise NotFinite(f"The loss of step {pending_step} is {metrics['loss']}.")
         now = time.perf_counter()
-        on_metrics(pending_step, metrics | {"input_wait": waited / (now - mark)}, rows / (now - mark))
+        seconds, examples = now - mark, float(np.max(metrics.get("examples", rows)))
+        on_metrics(pending_step, metrics | {"input_wait": waited / seconds}, examples / seconds)
         mark, waited = now, 0.0
 
     first_traced, last_traced = profile or (0, 0)

@@ -272,7 +272,8 @@ class Run:
         """Writes the training metrics of every step that is a multiple of `period`."""
 
         def log(step: int, metrics: dict, examples_per_second: float) -> None:
-            self.step_seconds.append(self.session.setup.data.batch_size / examples_per_second)
+            examples = metrics.get("examples", self.session.setup.data.batch_size)
+            self.step_seconds.append(examples / examples_per_second)
             self.input_seconds.append(metrics["input_wait"] * self.step_seconds[-1])
             if step % period == 0:
                 values = {f"train/{name}": value for name, value in metrics.items()}

@@ -15,7 +15,7 @@ from etils import epath
 from jax.sharding import Mesh
 
 from adalink_jax import parallel, timings
-from adalink_jax.adapters import AdaptedModel
+from adalink_jax.adapters import AdaptedModel, check_packable
 from adalink_jax.data import FeatureConverter, Task, check_rows, get_tasks
 from adalink_jax.data.batch_order import BatchIterator
 from adalink_jax.data.images import counting_transparent, transparency_note
@@ -258,6 +258,8 @@ def check_trainable(setup: Setup) -> None:
         raise UserError("Nothing is trainable: add --gin_file=gin/adapters/adalink.gin, or set TRAINABLE.")
     if setup.data.in_context_examples:
         raise UserError("in_context_examples are for frozen models, with `adalink eval`; leave them out to train.")
+    if setup.data.pack:
+        check_packable(setup.model.backbone, setup.model.adapter)
     split_abstract(setup.model, setup.trainable)
 
 

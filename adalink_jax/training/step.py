@@ -4,6 +4,7 @@ Parameters are flat mappings `{name: array}`; the step nests them only for `mode
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
@@ -94,8 +95,8 @@ def make_train_step(
       constants: collections of the model other than its parameters (the padding of an adapter in a pack).
 
     Returns:
-      The step. Its metrics are float32 scalars: `loss`, `grad_norm` (of the trainable leaves), `tokens` (sum of weights) and
-      learning rates.
+      The step. Its metrics are float32 scalars: `loss`, `grad_norm` (of the trainable leaves), `tokens` (sum of weights),
+      learning rates and, with packed examples, those of `packing_metrics`.
     """
 
     def loss_fn(trainable, frozen, batch, rng):
@@ -138,11 +139,31 @@ def make_train_step(
             "grad_norm": optax.tree.norm(grads),
             "tokens": tokens,
             **optimizers.learning_rates(opt_state),
+            **packing_metrics(batch),
         }
         trainable = optax.apply_updates(state.trainable, updates)
         return TrainState(state.step + 1, cast(Leaves, trainable), opt_state), metrics
 
     return train_step
+
+
+def packing_metrics(batch: Leaves) -> dict[str, jax.Array]:
+    """How packed examples fill their rows; empty for rows of one example.
+
+    Returns:
+      `examples`, their number; `examples_per_row`; `non_padding_fraction`, the share of the encoder's and decoder's positions that hold
+      a token.
+    """
+    if "encoder_segment_ids" not in batch:
+        return {}
+    segments = [batch[f"{side}_segment_ids"] for side in ("encoder", "decoder")]
+    examples = functools.reduce(jnp.maximum, [jnp.max(side, axis=-1) for side in segments]).astype(jnp.float32)
+    tokens = jnp.array([jnp.count_nonzero(side) for side in segments])
+    return {
+        "examples": jnp.sum(examples),
+        "examples_per_row": jnp.mean(examples),
+        "non_padding_fraction": jnp.sum(tokens) / sum(side.size for side in segments),
+    }
 
 
 def check_batch(batch_size: int, microbatches: int, data_devices: int) -> None:

@@ -33,7 +33,9 @@ def step_cost(setup: Setup, optimizer: optax.GradientTransformation) -> dict[str
         raise UserError("Setup.dataset is not set; add a task's file, such as --gin_file=gin/tasks/digits.gin.")
     mesh, rules = parallel.make_mesh(), parallel.logical_axis_rules()
     lengths, rows = setup.dataset.task_feature_lengths, setup.dataset.batch_size
-    shapes = setup.model.backbone.abstract_batch(rows, lengths["inputs"], lengths["targets"])
+    backbone = setup.model.backbone
+    features = backbone.abstract_packed_batch if setup.dataset.pack else backbone.abstract_batch
+    shapes = features(rows, lengths["inputs"], lengths["targets"])
     batch = {name: np.ones(leaf.shape, leaf.dtype) for name, leaf in shapes.items()}
     with parallel.use_mesh(mesh, rules):
         params = load_parameters(setup, mesh, rules)

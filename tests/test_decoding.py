@@ -13,6 +13,7 @@ from adalink_jax import AdaLinkAdapter, AdaptedModel
 from adalink_jax.data.vocabularies import ByteVocabulary
 from adalink_jax.errors import UserError
 from adalink_jax.models.decoding import BeamSearch, Sampling, filter_logits, sampling_keys
+from adalink_jax.models.seam import Cache
 from adalink_jax.models.stopping import StopStrings
 
 V, T, STATES = 12, 9, 97
@@ -28,11 +29,11 @@ class RandomModel:
         self.start = rng.integers(0, STATES, rows)
 
     def step(self, tokens, cache):
-        state = (cache["state"] * 31 + tokens[:, 0] * 7 + 3) % STATES
-        return jnp.asarray(self.table)[state[0]][:, None], {"state": state, "index": cache["index"] + 1}
+        state = (cache.tokens * 31 + tokens[:, 0] * 7 + 3) % STATES
+        return jnp.asarray(self.table)[state[0]][:, None], Cache(state, None, cache.index + 1)
 
     def decode(self, decoding, max_length=T, key=None):
-        cache = {"state": jnp.asarray(self.start, jnp.int32)[None], "index": jnp.int32(0)}
+        cache = Cache(jnp.asarray(self.start, jnp.int32)[None], None, jnp.int32(0))
         keys = None if key is None else jax.random.split(key, len(self.start))
         return jax.jit(lambda: decoding(self.step, cache, len(self.start), max_length, keys))()
 
@@ -127,7 +128,7 @@ def test_samples_come_sorted_with_their_likelihoods_and_depend_on_the_key_alone(
 def test_a_row_s_samples_do_not_depend_on_its_batch():
     model = RandomModel(rows=6, seed=4)
     decoding, numbers = Sampling(1.0, num_decodes=2), jnp.array([[3, row] for row in range(6)])
-    cache = lambda rows: {"state": jnp.asarray(model.start[rows], jnp.int32)[None], "index": jnp.int32(0)}
+    cache = lambda rows: Cache(jnp.asarray(model.start[rows], jnp.int32)[None], None, jnp.int32(0))
     draw = lambda rows, seed: decoding(model.step, cache(rows), len(rows), T, sampling_keys(seed, numbers[rows])).ids
     together = draw(np.arange(6), 0)
     np.testing.assert_array_equal(draw(np.array([4, 1]), 0), together[jnp.array([4, 1])])

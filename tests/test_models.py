@@ -14,6 +14,7 @@ from adalink_jax import T5, AdaptedModel, PaLI, T5Config, ViTConfig
 from adalink_jax.adapters import abstract_params
 from adalink_jax.errors import UserError
 from adalink_jax.models import Inputs, paths
+from adalink_jax.models.seam import Cache
 from adalink_jax.parallel import logical_axis_rules
 
 BACKBONES = {"T5": lambda **kw: T5(tiny_t5(**kw)), "PaLI": lambda **kw: tiny_pali(**kw)}
@@ -122,10 +123,10 @@ def test_nothing_follows_the_end_of_a_row():
 
     script = jnp.array([[5, 1, 7, 7], [4, 6, 8, 9], [1, 3, 3, 3]])
 
-    def step(tokens, index):
-        return jax.nn.one_hot(script[:, index], 10)[:, None], index + 1
+    def step(tokens, cache):
+        return jax.nn.one_hot(script[:, cache.index], 10)[:, None], cache.replace(index=cache.index + 1)
 
-    ids = decoding.Sampling()(step, jnp.int32(0), 3, 4).ids[:, 0]
+    ids = decoding.Sampling()(step, Cache(None, None, jnp.int32(0)), 3, 4).ids[:, 0]
     np.testing.assert_array_equal(ids, [[5, 1, 0, 0], [4, 6, 8, 9], [1, 0, 0, 0]])
 
 

@@ -6,7 +6,7 @@
 Layer adapters do not pass the seam; they supply the backbone's variables and intercept its layer calls.
 """
 
-from typing import Any
+from typing import Any, cast
 
 import flax.linen as nn
 import gin
@@ -74,10 +74,10 @@ class AdaptedModel(nn.Module):
         self,
         encoded: Encoded,
         tokens: Int[Array | np.ndarray, "B T"],
-        cache: Cache = None,
+        cache: Cache | None = None,
         train: bool = False,
         segments: Int[Array | np.ndarray, "B T"] | None = None,
-    ) -> tuple[Float[Array, "B T V"], Cache]:
+    ) -> tuple[Float[Array, "B T V"], Cache | None]:
         """Decodes input ids to float32 logits, and returns them with the cache after this step; `segments`: see `Backbone.decode`."""
         index = encoded.adapter_index
         target = Inputs(target=self._run("embed_target", tokens, index=index), adapter_index=index)
@@ -114,9 +114,9 @@ class AdaptedModel(nn.Module):
         size = encoded.mask.shape[0]
 
         def step(ids, cache):
-            # The states too, so that all rows agree; from the second step on they are unused, and compiled away.
-            decodes = jax.tree.map(lambda x: jnp.repeat(x, ids.shape[0] // size, axis=0), encoded)
-            return self.decode(decodes, ids, cache)
+            index = encoded.adapter_index
+            index = None if index is None else jnp.repeat(index, ids.shape[0] // size)
+            return cast(tuple[Array, Cache], self.decode(encoded.replace(adapter_index=index), ids, cache))
 
         cache = self.backbone.empty_cache(size, max_length)
         return decoding(step, cache, size, max_length, keys, self.backbone.token_ids)

@@ -86,14 +86,15 @@ class Backbone(nn.Module, abc.ABC):
         self,
         encoded: Encoded,
         target: Float[jax.Array, "B T D"],
-        cache: Cache = None,
+        cache: Cache | None = None,
         train: bool = False,
         segments: Int[jax.Array | np.ndarray, "B T"] | None = None,
-    ) -> tuple[Float[jax.Array, "B T V"], Cache]:
+    ) -> tuple[Float[jax.Array, "B T V"], Cache | None]:
         """Runs the decoder on target embeddings.
 
         Args:
-          encoded: what `encode` returned, with the rows of `target`.
+          encoded: what `encode` returned, with the rows of `target`; once a cache has its `inputs`, those of one row may be
+            several decodes of it, side by side.
           target: embeddings [B, T, D]; T is 1 with a cache.
           cache: keys and values of the steps before, from `empty_cache`; None decodes all T positions at once.
           train: whether dropout is applied.

@@ -8,6 +8,7 @@ import abc
 import dataclasses
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import gin
 import jax
@@ -61,11 +62,9 @@ class Decoding(abc.ABC):
         """Decodes.
 
         Args:
-          step: `(tokens [rows, 1], cache) -> (logits float32 [rows, 1, V], cache)`. The first call has B rows, and only it
-            may change the cache's structure (it fills in the cross-attention's keys and values). Later calls have B * N
-            rows, those of one input together.
-          cache: the empty cache of B rows, with at least `max_length` positions. Its arrays have the rows on axis 1, or are
-            scalars; arrays under a key `cross` are the same for all decodes of an input.
+          step: `(tokens [rows, 1], cache) -> (logits float32 [rows, 1, V], cache)`. The first call has B rows and fills in
+            `cache.inputs`. Later calls have B * N rows, those of one input together.
+          cache: the empty cache of B rows, with at least `max_length` positions.
           batch_size: B.
           max_length: T.
           keys: random keys [B], one for each input (see `row_keys`); None if nothing is drawn.
@@ -91,15 +90,29 @@ def sampling_keys(seed: int, ids: Int[Array, "B N"]) -> Array:
 
 
 def _repeat(cache: Cache, times: int) -> Cache:
-    """Repeats each row of the cache `times` times."""
-    return jax.tree.map(lambda x: jnp.repeat(x, times, axis=1) if jnp.ndim(x) else x, cache)
+    """Repeats each row of the tokens `times` times."""
+    return cache.replace(tokens=jax.tree.map(lambda x: jnp.repeat(x, times, axis=1), cache.tokens))
 
 
 def _reorder(cache: Cache, index: Int[Array, " rows"]) -> Cache:
-    """Selects rows of the cache. Rows move only among the decodes of one input, so what these share stays."""
-    shared = lambda path, x: jnp.ndim(x) == 0 or any(getattr(key, "key", None) == "cross" for key in path)
-    rows = lambda path, x: x if shared(path, x) else jnp.take(x, index, axis=1)
-    return jax.tree_util.tree_map_with_path(rows, cache)
+    """Selects rows of the tokens. They move only among the decodes of one input."""
+    return cache.replace(tokens=jax.tree.map(lambda x: jnp.take(x, index, axis=1), cache.tokens))
+
+
+def _loop(
+    body: Callable[[Any, Cache], tuple[Any, Cache]], again: Callable[[Any], Array], state: Any, cache: Cache
+) -> Any:
+    """Repeats `state, cache = body(state, cache)` while `again(state)`, and returns the state.
+
+    What is constant in the cache stays out of the loop's carry.
+    """
+    inputs = cache.inputs
+
+    def step(carry: tuple[Any, Cache]) -> tuple[Any, Cache]:
+        state, cache = body(carry[0], carry[1].replace(inputs=inputs))
+        return state, cache.replace(inputs=None)
+
+    return jax.lax.while_loop(lambda carry: again(carry[0]), step, (state, cache.replace(inputs=None)))[0]
 
 
 def _ends(stop: StopStrings | None, state: Int[Array, "..."], vocab_size: int, eos: int) -> Bool[Array, "... V"]:
@@ -164,9 +177,10 @@ class Sampling(Decoding):
             """Returns per row: the next token, the automaton's state, whether the row has ended, its score."""
             log_p = jax.nn.log_softmax(logits)
             ends = _ends(self.stop, state, logits.shape[-1], token_ids.eos)
-            logits = jnp.where(ends & (i < self.min_length), NEGATIVE, logits)
+            if self.min_length:
+                logits = jnp.where(ends & (i < self.min_length), NEGATIVE, logits)
             if draws is None:
-                new = jnp.argmax(logits, axis=-1)
+                new = jax.lax.top_k(logits, 1)[1][:, 0]  # on a CPU in half of argmax's time
             else:
                 logits = filter_logits(logits, self.temperature, self.top_k, self.top_p)
                 new = jax.vmap(jax.random.categorical)(row_keys(draws, jnp.full(rows, i)), logits)
@@ -175,21 +189,24 @@ class Sampling(Decoding):
             total = total + jnp.where(ended, 0.0, picked(log_p))
             return new, _advance(self.stop, state, new), ended | picked(ends), total
 
-        def body(carry):
-            i, out, last, state, ended, total, cache = carry
+        def body(carry, cache):
+            i, out, last, state, ended, total = carry
             logits, cache = step(last[:, None], cache)
             new, state, ended, total = choose(logits[:, -1], i, state, ended, total)
-            return i + 1, out.at[:, i].set(new), new, state, ended, total, cache
+            return (i + 1, out.at[:, i].set(new), new, state, ended, total), cache
 
         logits, cache = step(jnp.full((batch_size, 1), token_ids.start, jnp.int32), cache)
         logits, cache = jnp.repeat(logits[:, -1], self.num_decodes, axis=0), _repeat(cache, self.num_decodes)
         zeros = jnp.zeros(rows, jnp.int32)
         new, state, ended, total = choose(logits, 0, zeros, zeros > 0, zeros.astype(jnp.float32))
         out = jnp.full((rows, max_length), token_ids.pad, jnp.int32).at[:, 0].set(new)
-        carry = (jnp.int32(1), out, new, state, ended, total, cache)
-        carry = jax.lax.while_loop(lambda c: (c[0] < max_length) & ~jnp.all(c[4]), body, carry)
+        carry = (jnp.int32(1), out, new, state, ended, total)
+        carry = _loop(body, lambda carry: (carry[0] < max_length) & ~jnp.all(carry[4]), carry, cache)
         ids = carry[1].reshape(batch_size, self.num_decodes, max_length)
-        scores, order = jax.lax.top_k(carry[5].reshape(batch_size, -1), self.num_decodes)
+        scores = carry[5].reshape(batch_size, -1)
+        if self.num_decodes == 1:  # the ids do not depend on the scores, which are not computed where nobody reads them
+            return Decoded(ids, scores)
+        scores, order = jax.lax.top_k(scores, self.num_decodes)
         return Decoded(jnp.take_along_axis(ids, order[..., None], axis=1), scores)
 
 
@@ -297,17 +314,14 @@ class BeamSearch(Decoding):
             new = _Beams(length, at(ids, chosen), live_log_p, automaton, done_ids, scores, finished, still_open)
             return new, cache
 
-        def body(carry):
-            s, cache = carry
+        def body(s, cache):
             last = jax.lax.dynamic_index_in_dim(s.live_ids, s.length - 1, axis=2)
             logits, cache = step(last.reshape(-1, 1), cache)
             return search(logits.reshape(batch_size, beams, -1), s, cache)
 
         start = _Beams.start(batch_size, beams, max_length, token_ids.pad)
         logits, cache = step(jnp.full((batch_size, 1), token_ids.start, jnp.int32), cache)
-        carry = search(logits, start, cache)
-        keep_going = lambda carry: (carry[0].length < max_length) & jnp.any(carry[0].open)
-        s, _ = jax.lax.while_loop(keep_going, body, carry)
+        s = _loop(body, lambda s: (s.length < max_length) & jnp.any(s.open), *search(logits, start, cache))
         any_finished = jnp.any(s.finished, axis=1, keepdims=True)
         ids = jnp.where(any_finished[..., None], s.ids, s.live_ids)
         return Decoded(ids, jnp.where(any_finished, s.scores, s.live_log_p))

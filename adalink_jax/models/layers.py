@@ -141,15 +141,29 @@ class MlpBlock(nn.Module):
 
 
 class KeyValues(Struct):
-    """Keys and values of one attention layer, [B, H, S, K]; those of a decoding cache are [layers, B, H, S, K]."""
+    """Keys and values of one attention layer, [B, H, S, K]."""
 
-    key: Float[Array, "... H S K"]
-    value: Float[Array, "... H S K"]
+    key: Float[Array, "B H S K"]
+    value: Float[Array, "B H S K"]
 
-    def put(self, new: "KeyValues", index: Int[Array, ""]) -> "KeyValues":
-        """Returns a copy with `new`, [B, H, 1, K], written at position `index`."""
-        write = lambda cache, x: jax.lax.dynamic_update_slice_in_dim(cache, x.astype(cache.dtype), index, axis=2)
-        return KeyValues(write(self.key, new.key), write(self.value, new.value))
+
+class CachedKeyValues(Struct):
+    """Keys and values of the tokens so far, in all layers of a stack, which `put` changes in their place."""
+
+    key: Float[Array, "layers B H S K"]
+    value: Float[Array, "layers B H S K"]
+
+    def put(self, new: KeyValues, layer: Int[Array, ""], index: Int[Array, ""]) -> "CachedKeyValues":
+        """Writes the keys and values of one token, [B, H, 1, K], at position `index` of a layer."""
+        write = lambda cache, x: jax.lax.dynamic_update_slice(
+            cache, x[None].astype(cache.dtype), (layer, 0, 0, index, 0)
+        )
+        return CachedKeyValues(write(self.key, new.key), write(self.value, new.value))
+
+    def of(self, layer: Int[Array, ""]) -> KeyValues:
+        """Those of one layer."""
+        read = lambda cache: jax.lax.dynamic_index_in_dim(cache, layer, keepdims=False)
+        return KeyValues(read(self.key), read(self.value))
 
 
 class Attention(nn.Module):
@@ -158,7 +172,8 @@ class Attention(nn.Module):
         out = softmax(scale * q k^T + bias) v          (`attention.attend`)
 
     It has two steps, so that a decoder can keep keys and values: `project(x)` computes `KeyValues`, `__call__(x, kv, bias)`
-    attends to them. The softmax is in float32.
+    attends to them. Where `x` has several rows for each of `kv`, side by side, these are one row's queries: `bias` has the
+    rows of `kv`, and nothing for single queries. The softmax is in float32.
 
     Attributes:
       num_heads: H.
@@ -208,8 +223,12 @@ class Attention(nn.Module):
             rows, heads, keys, _ = value.shape
             factors = self.dropout(jnp.ones((rows, heads, 1, keys), value.dtype), deterministic=False)
             value = value * factors.swapaxes(2, 3)
-        mixed = attend(query, kv.key, value, bias or Bias(), self.kind).swapaxes(1, 2)
-        return checkpoint_name(self.out(mixed.reshape(*mixed.shape[:2], -1)), "attention_out")
+        rows, heads, queries, width = query.shape
+        together = value.shape[0], rows // value.shape[0], heads, queries, width
+        query = query.reshape(together).swapaxes(1, 2).reshape(value.shape[0], heads, -1, width)
+        mixed = attend(query, kv.key, value, bias or Bias(), self.kind)
+        mixed = mixed.reshape(*together[:1], heads, -1, queries, width).transpose(0, 2, 3, 1, 4)
+        return checkpoint_name(self.out(mixed.reshape(rows, queries, -1)), "attention_out")
 
 
 class RelativePositionBias(nn.Module):

@@ -4,7 +4,7 @@
     inputs  = input_adapter(inputs)                        # AdaLink, a soft prompt, a chain of them, or nothing
     encoded = backbone.encode(inputs)                      # Encoded: states [B, S, D] and their mask
     target  = backbone.embed_target(tokens)                # [B, T, D]; passes the adapter as Inputs(target=...)
-    logits, cache = backbone.decode(encoded, target, cache)  # [B, T, V]
+    logits, cache = backbone.decode(encoded, target, cache)  # [B, T, V], Cache | None
 
 Letters: B batch, P prompt length, N visual tokens, L text length, S encoder length (P + N + L), T target length, D model
 width, V vocabulary. `models/backbone.py` declares the backbone's methods.
@@ -20,7 +20,21 @@ from adalink_jax.models.structs import Struct
 
 ENCODER_KINDS = ("image", "text")
 KINDS = ENCODER_KINDS + ("target",)
-Cache = Any  # the decoder's keys and values: a pytree of the family's own, with the axes that `Decoding` requires
+
+
+class Cache(Struct):
+    """What the decoder keeps from one step to the next.
+
+    Attributes:
+      tokens: pytree of the family's own, of the tokens so far: every step changes it. Rows are on axis 1 of its arrays.
+      inputs: pytree of the family's own, of the encoder's states: the first step fills it in, and it is the same ever after,
+        for all decodes of an input. None before.
+      index: int32, how many tokens there are.
+    """
+
+    tokens: Any
+    inputs: Any
+    index: Int[Array, ""]
 
 
 class Inputs(Struct):
@@ -57,11 +71,11 @@ class Encoded(Struct):
     Attributes:
       states: encoder states [B, S, D].
       mask: bool [B, S], True where there is a token.
-      adapter_index: int32 [B], the adapter of each row; None without a bank.
+      adapter_index: int32 [B], or [B * N] where each row has N decodes: the adapter of each; None without a bank.
       segments: int32 [B, S], with packed examples: the number of the example in its row that each state is of; 0 for padding.
     """
 
     states: Float[Array, "B S D"]
     mask: Bool[Array, "B S"]
-    adapter_index: Int[Array | np.ndarray, " B"] | None = None
+    adapter_index: Int[Array | np.ndarray, " decodes"] | None = None
     segments: Int[Array, "B S"] | None = None

@@ -1,7 +1,7 @@
 """Runs a stack of equal layers, scanned or unrolled, with optional rematerialisation.
 
-A layer is a module called as `(x, per_layer, *shared) -> (x, per_layer)`: `x` flows through the stack, `per_layer` has one
-slice per layer (the decoding cache, or None), and `shared` is the same for all layers. Unrolled, parameters are under
+A layer is a module called as `(x, per_layer, *shared) -> (x, per_layer)`: `x` flows through the stack (an array, or a pytree
+with the decoding cache), `per_layer` has one slice per layer, and `shared` is the same for all layers. Unrolled, parameters are under
 `layers_0`, `layers_1`, ...; scanned, they are stacked on axis 0 under `layers`. `adalink_jax.models.paths` translates the names.
 """
 
@@ -50,18 +50,18 @@ def remat_policy(remat: str) -> Callable[..., Any] | None:
 def run_layers(
     layer_type: type[nn.Module],
     config: StackConfig,
-    x: jax.Array,
+    x: Any,
     per_layer: Any,
     *shared: Any,
     num_layers: int,
     deterministic: bool,
-) -> tuple[jax.Array, Any]:
+) -> tuple[Any, Any]:
     """Runs `num_layers` of `layer_type(config, deterministic)`. Call it inside a compact method.
 
     Args:
       layer_type: the layer's class.
       config: passed to each layer; its `scan_layers` and `remat` ("none", or see `remat_policy`) are read here.
-      x: the carry, [B, length, D].
+      x: the carry: [B, length, D], or a pytree.
       per_layer: a pytree whose leaves have `num_layers` on axis 0, or None.
       *shared: arguments that every layer gets.
       num_layers: depth of the stack.

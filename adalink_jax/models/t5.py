@@ -23,7 +23,7 @@ from adalink_jax.models import layers
 from adalink_jax.models.attention import AttentionKind, Bias, for_stack
 from adalink_jax.models.backbone import Backbone, Batch
 from adalink_jax.models.layers import Activation
-from adalink_jax.models.seam import Encoded, Inputs
+from adalink_jax.models.seam import Cache, Encoded, Inputs
 from adalink_jax.models.stack import StackConfig, run_layers
 from adalink_jax.parallel import constrain
 from adalink_jax.token_ids import TokenIds
@@ -153,34 +153,38 @@ class EncoderLayer(_Residual):
 class DecoderLayer(_Residual):
     """Causal self-attention, attention to the encoder, MLP; called as `stack.run_layers` requires.
 
-    `cache` is None, or one layer's `{"self": KeyValues, "cross": KeyValues | None}` with T = 1. The first cached step finds
-    `cross` None and fills it: the encoder's keys and values are computed once per example.
+    Without a cache, both parts of the carry but `x` and both of `per_layer` are None. With one, T = 1, the layers carry its
+    `CachedKeyValues`, and a layer has its number and the keys and values of the encoder's states: None in the first step,
+    which returns them. Then a row of them may serve several rows of `x`, decodes of one input.
     """
 
     @nn.compact
     def __call__(
         self,
-        x: Float[Array, "B T D"],
-        cache: dict | None,
-        encoded: Float[Array, "B S D"],
+        carry: tuple[Float[Array, "B T D"], layers.CachedKeyValues | None],
+        per_layer: tuple[Int[Array, ""], layers.KeyValues | None] | None,
+        encoded: Float[Array, "inputs S D"],
         self_bias: Bias,
         distances: Int[Array, " distances"],
         cross_bias: Bias,
         index: Int[Array, ""],
-    ) -> tuple[Float[Array, "B T D"], dict | None]:
+    ) -> tuple[tuple[Float[Array, "B T D"], layers.CachedKeyValues | None], layers.KeyValues | None]:
+        (x, cached), (layer, cross) = carry, per_layer or (None, None)
         self_bias = _add_relative(self.config, self_bias, distances, bidirectional=False, per_layer=True)
         y = layers.RMSNorm(self.config.dtype, name="pre_self_attention_layer_norm")(x)
         attention = _attention(self.config, self.deterministic, "self_attention")
         kv = attention.project(y)
-        if cache is not None:
-            kv = cache["self"].put(kv, index)
+        if cached is not None and layer is not None:
+            cached = cached.put(kv, layer, index)
+            kv = cached.of(layer)
         x = x + self.drop(attention(y, kv, self_bias))
 
         y = layers.RMSNorm(self.config.dtype, name="pre_cross_attention_layer_norm")(x)
         attention = _attention(self.config, self.deterministic, "encoder_decoder_attention")
-        cross = cache["cross"] if cache is not None and cache["cross"] is not None else attention.project(encoded)
+        known = cross is not None
+        cross = cross if known else attention.project(encoded)
         x = x + self.drop(attention(y, cross, cross_bias))
-        return self.mlp(x), None if cache is None else {"self": kv, "cross": cross}
+        return (self.mlp(x), cached), None if cached is None or known else cross
 
 
 class Encoder(nn.Module):
@@ -225,20 +229,22 @@ class Decoder(nn.Module):
         x: Float[Array, "B T D"],
         encoded: Encoded,
         segments: Int[Array, "B T"] | None,
-        cache: dict | None,
+        cache: Cache | None,
         deterministic: bool,
-    ) -> tuple[Float[Array, "B T out"], dict | None]:
+    ) -> tuple[Float[Array, "B T out"], Cache | None]:
         cfg = self.config
-        index = jnp.zeros((), jnp.int32) if cache is None else cache["index"]
-        keys = x.shape[1] if cache is None else cache["layers"]["self"].key.shape[3]
+        index = jnp.zeros((), jnp.int32) if cache is None else cache.index
+        keys = x.shape[1] if cache is None else cache.tokens.key.shape[3]
         distances = jnp.arange(1 - x.shape[1], keys) - index
         self_bias = Bias(first=index, query_segments=segments, key_segments=segments)
         self_bias = _add_relative(cfg, self_bias, distances, bidirectional=False, per_layer=False)
         self_bias = for_stack(self_bias, cfg.attention, x.shape[1], keys)
         cross_bias = Bias(keys=encoded.mask, query_segments=segments, key_segments=encoded.segments)
         x = nn.Dropout(cfg.dropout_rate, broadcast_dims=(-2,))(x, deterministic=deterministic)
-        x, per_layer = run_layers(
-            DecoderLayer, cfg, x, None if cache is None else cache["layers"],
+        (x, tokens), cross = run_layers(
+            DecoderLayer, cfg,
+            (x, None if cache is None else cache.tokens),
+            None if cache is None else (jnp.arange(cfg.num_decoder_layers), cache.inputs),
             encoded.states, self_bias, distances, cross_bias, index,
             num_layers=cfg.num_decoder_layers, deterministic=deterministic,
         )  # fmt: skip
@@ -246,7 +252,9 @@ class Decoder(nn.Module):
         x = nn.Dropout(cfg.dropout_rate, broadcast_dims=(-2,))(x, deterministic=deterministic)
         if not cfg.logits_via_embedding:
             x = layers.Dense(cfg.vocab_size, ("embed", "vocab"), cfg.dtype, name="logits_dense")(x)
-        return x, None if cache is None else {"layers": per_layer, "index": index + x.shape[1]}
+        if cache is not None:
+            cache = Cache(tokens, cross if cache.inputs is None else cache.inputs, index + 1)
+        return x, cache
 
 
 @gin.configurable
@@ -318,10 +326,10 @@ class T5(Backbone):
         self,
         encoded: Encoded,
         target: Float[Array, "B T D"],
-        cache: dict | None = None,
+        cache: Cache | None = None,
         train: bool = False,
         segments: Int[Array | np.ndarray, "B T"] | None = None,
-    ) -> tuple[Float[Array, "B T V"], dict | None]:
+    ) -> tuple[Float[Array, "B T V"], Cache | None]:
         """Returns float32 logits, and the cache after this step; see `Backbone.decode`."""
         segments = None if segments is None else jnp.asarray(segments)
         x, cache = self.decoder(target, encoded, segments, cache, deterministic=not train)
@@ -329,12 +337,9 @@ class T5(Backbone):
             x = self.token_embedder.attend(x * self.config.emb_dim**-0.5)
         return constrain(x.astype(jnp.float32), "batch", "length", "vocab"), cache
 
-    def empty_cache(self, batch_size: int, max_length: int) -> dict:
+    def empty_cache(self, batch_size: int, max_length: int) -> Cache:
         """Returns the cache before the first decoding step: self-attention [layers, B, H, max_length, K], all zeros."""
         cfg = self.config
         shape = (cfg.num_decoder_layers, batch_size, cfg.num_heads, max_length, cfg.head_dim)
         zeros = jnp.zeros(shape, cfg.dtype)
-        return {
-            "layers": {"self": layers.KeyValues(zeros, zeros), "cross": None},
-            "index": jnp.zeros((), jnp.int32),
-        }
+        return Cache(layers.CachedKeyValues(zeros, zeros), None, jnp.zeros((), jnp.int32))

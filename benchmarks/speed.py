@@ -1,9 +1,10 @@
 """Speed, side by side with PyTorch, PEFT, transformers and t5x; its growth with rank, length, bank, depth and chips; and one GPU.
 
-    python -m benchmarks.speed [--parts table rank length bank depth chips gpu] [--out runs/speed] [--page docs/results/speed.md]
+    python -m benchmarks.speed [--parts table startup rank length bank depth chips gpu] [--out runs/speed] [--page docs/results/speed.md]
 
 `table`: T5 1.1 small (77 M) in float32. All contenders of a row have the same weights and take turns, each in a process of its own; a matrix
-product of the same process count takes turns too, and gives the limit of the row. The curves take a point after the other. `gpu` needs one, ten
+product of the same process count takes turns too, and gives the limit of the row. `startup`: seconds by phase of `adalink` itself, on a warm compilation cache. The curves take a point after the other, in CPU seconds,
+which other work on the machine hardly changes. `gpu` needs one, ten
 minutes. Every row and point has a file in --out: a rerun resumes, and one that is deleted is measured anew. --page rewrites what stands between
 the page's marks, from the files. A part that was not measured stays as it is on the page.
 """
@@ -23,7 +24,7 @@ from benchmarks.speed_parts.work import MATMUL, ROWS, SMALL, TINY, Model, Work
 from benchmarks.speed_parts.worker import Contender
 
 CURVES = ("rank", "length", "bank", "depth", "chips")
-PARTS = ("table", *CURVES, "gpu")
+PARTS = ("table", "startup", *CURVES, "gpu")
 POINT_RUNS = 3
 
 
@@ -54,6 +55,14 @@ class Run:
             for work in ROWS:
                 if work.name in self.rows:
                     yield work.name, lambda work=work: self.row(work.shrunk() if self.tiny else work)
+        elif part == "startup":
+            from benchmarks.speed_parts import startup
+
+            for name in startup.COMMANDS if not self.tiny else ("help",):
+                yield (
+                    f"startup-{name}".replace(" ", "_"),
+                    lambda name=name: startup.measure(name, self.out) | page.here(),
+                )
         elif part == "gpu":
             from benchmarks.speed_parts import gpu
 
@@ -75,7 +84,7 @@ class Run:
 
             write_base(self.model, base)
         task = {"work": dataclasses.asdict(work), "model": dataclasses.asdict(self.model), "base": str(base)}
-        contenders, seconds, facts = {}, {}, {}
+        contenders, seconds, cpu, facts = {}, {}, {}, {}
         try:
             for name in (MATMUL, *work.contenders):
                 try:
@@ -85,6 +94,7 @@ class Run:
             for _ in range(self.turns):
                 for name, contender in contenders.items():
                     answer = contender.run()
+                    cpu.setdefault(name, []).append(answer["cpu"])
                     seconds.setdefault(name, []).append(answer["seconds"])
                     facts[name] = contender.facts | {"peak": answer["peak"]}
         finally:
@@ -94,13 +104,14 @@ class Run:
         return {
             "work": dataclasses.asdict(work),
             "seconds": seconds,
+            "cpu": cpu,
             "facts": facts,
             "matmul_rate": rate,
             **page.here(),
         }
 
     def point(self, curve: str, point: int) -> dict[str, Any]:
-        """One point of a curve: its seconds, and bytes."""
+        """One point of a curve: `seconds` (of the CPU, or planned for chips), and `bytes`."""
         from benchmarks.speed_parts import growth
 
         if curve == "chips":
@@ -114,12 +125,13 @@ class Run:
             }
         contender = Contender(curve=curve, point=point, model=dataclasses.asdict(self.model))
         try:
-            seconds = [contender.run()["seconds"] for _ in range(POINT_RUNS)]
+            answers = [contender.run() for _ in range(POINT_RUNS)]
         finally:
             contender.end()
         return {
             "point": point,
-            "seconds": statistics.median(seconds),
+            "seconds": statistics.median(answer["cpu"] for answer in answers),
+            "wall": statistics.median(answer["seconds"] for answer in answers),
             "bytes": contender.facts["temporaries"],
             **page.here(),
         }

@@ -1,13 +1,9 @@
-"""Contact sheets: sample images with the model's inputs and predictions."""
+"""Contact sheets: sample images with the model's inputs and predictions. Matplotlib is imported when one is drawn."""
 
 import io
 import textwrap
 import warnings
 from collections.abc import Sequence
-
-import matplotlib
-from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from adalink_jax.training.evaluation import printable
 
@@ -24,12 +20,17 @@ def contact_sheet(samples: Sequence[dict], title: str, before: Sequence[str] | N
       title: one line above the images.
       before: for each sample the prediction before training.
     """
+    import matplotlib
+
     with matplotlib.rc_context({"text.parse_math": False}), warnings.catch_warnings():  # a $ is a dollar
         warnings.filterwarnings("ignore", "Glyph .* missing")  # it is drawn as a box
         return _draw(samples, title, before)
 
 
 def _draw(samples: Sequence[dict], title: str, before: Sequence[str] | None) -> bytes:
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
     rows = -(-len(samples) // COLUMNS)
     below = [_below(sample, None if before is None else before[i]) for i, sample in enumerate(samples)]
     longest = max(sum(text.count("\n") + 1 for text, _ in lines) for lines in below)

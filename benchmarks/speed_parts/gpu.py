@@ -19,7 +19,7 @@ MODELS = {
     "T5 XL": Model(emb_dim=2048, num_heads=32, mlp_dim=5120, layers=24),
 }
 METHODS = ("ours adalink", "ours lora", "torch adalink", "peft lora")
-# NVIDIA's published full pre-training, sequences per second on one H100 (fp8); wanted of adapters: the goals.
+# Sequences per second on one H100: NVIDIA's published full pre-training (fp8), and the goals for adapters.
 PUBLISHED = {"T5 large": 158.7, "T5 XL": 50.4}
 WANTED = {"T5 large": 303, "T5 XL": 83}
 

@@ -36,6 +36,7 @@ class Curve:
       points: values of x.
       tiny: the same for `--tiny`.
       memory: what the memory is.
+      time: what the seconds are.
       power: whether the sentence gives an exponent, rather than an increase per unit.
     """
 
@@ -44,6 +45,7 @@ class Curve:
     points: tuple[int, ...]
     tiny: tuple[int, ...]
     memory: str = "temporaries of the step"
+    time: str = "CPU seconds"
     power: bool = False
 
 
@@ -57,7 +59,7 @@ CURVES = {
     "depth": Curve("layers per stack", "training step, 8 x 128/32", (2, 4, 8, 16, 32), (1, 2, 4)),
     "chips": Curve(
         "chips", f"T5 XL on {CHIP}, 512/128, AdaLink, FSDP, {ROWS_PER_CHIP} rows per chip: the step at best, compiled and not run",
-        tuple(CHIPS), (8, 16), "memory that a step needs per chip", power=True,
+        tuple(CHIPS), (8, 16), "memory that a step needs per chip", "seconds of a step at best", power=True,
     ),
 }  # fmt: skip
 

@@ -8,6 +8,7 @@ import pathlib
 import platform
 import re
 import statistics
+import subprocess
 from collections.abc import Callable
 from typing import Any
 
@@ -37,7 +38,11 @@ def here() -> dict[str, Any]:
         (x.split(":")[1].strip() for x in _lines("/proc/cpuinfo") if x.startswith("model name")), platform.machine()
     )
     versions = {"python": platform.python_version(), **installed()}
-    return {"cpu": model, "cores": os.cpu_count(), "versions": versions, "day": datetime.date.today().isoformat()}
+    described = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
+    return {
+        "machine": model, "cores": os.cpu_count(), "versions": versions, "revision": described.stdout.strip(),
+        "day": datetime.date.today().isoformat(),
+    }  # fmt: skip
 
 
 def installed() -> dict[str, str]:
@@ -66,7 +71,7 @@ def _environment(cells: list[Cell]) -> str:
     """One line: day, machine, versions; all that occur."""
     seen = lambda value: ", ".join(dict.fromkeys(str(value(cell)) for cell in cells))
     versions = seen(lambda cell: ", ".join(f"{name} {version}" for name, version in cell["versions"].items()))
-    return f"{seen(lambda cell: cell['day'])}; {seen(lambda cell: cell['cpu'])}, {seen(lambda cell: cell['cores'])} cores; {versions}."
+    return f"{seen(lambda cell: cell['day'])}; {seen(lambda cell: cell['machine'])}, {seen(lambda cell: cell['cores'])} cores; {versions}; revision {seen(lambda cell: cell['revision'])}."
 
 
 def _table(heads: list[str], rows: list[list[str]], left: int = 1) -> str:
@@ -164,7 +169,7 @@ def curves(cells: dict[str, Cell]) -> str:
 def sentence(curve: growth.Curve, points: list[Cell]) -> str:
     """From the first to the last point, with the fitted slope of time and memory."""
     x, seconds, size = ([cell[name] for cell in points] for name in ("point", "seconds", "bytes"))
-    ends = f"from {x[0]:,} to {x[-1]:,} {curve.title} the time goes from {_seconds(seconds[0])} to {_seconds(seconds[-1])} s"
+    ends = f"from {x[0]:,} to {x[-1]:,} {curve.title} {curve.time} go from {_seconds(seconds[0])} to {_seconds(seconds[-1])} s"
     memory = f"{curve.memory} from {size[0] / 1e9:.3g} to {size[-1] / 1e9:.3g} GB"
     if curve.power:
         slopes = f"exponents {growth.power(x, seconds):.2f} and {growth.power(x, size):.2f}"
@@ -228,7 +233,36 @@ def gpu_table(cells: dict[str, Cell]) -> str:
     return _table(heads, rows, 2) + f"\n\nbfloat16, {gpu.INPUTS}/{gpu.TARGETS}, on {devices}. {_environment(measured)}"
 
 
-SECTIONS: dict[str, Callable[[dict[str, Cell]], str]] = {"table": table, "curves": curves, "gpu": gpu_table}
+PHASES = ("imports", "configuration", "data", "parameters", "evaluation", "batch", "step", "checkpoint", "results")
+
+
+def startup(cells: dict[str, Cell]) -> str:
+    """Seconds by phase of whole commands."""
+    measured = [cell for key, cell in cells.items() if key.startswith("startup-")]
+    rows = []
+    for cell in measured:
+        phases = {row["phase"]: row for row in cell.get("phases", ())}
+        value = lambda name, key, phases=phases: f"{phases[name][key]:.2f}" if name in phases else "-"
+        wait = f"{cell['input_wait']:.2%}" if "input_wait" in cell else "-"
+        rows.append(
+            [
+                cell["command"],
+                f"{cell['seconds']:.2f}",
+                *(value(name, "seconds") for name in PHASES),
+                value("step", "first"),
+                wait,
+            ]
+        )
+    heads = ["command", "process", *PHASES, "first step", "steps wait for data"]
+    return f"{_table(heads, rows)}\n\nSeconds. {_environment(measured)}" if rows else ""
+
+
+SECTIONS: dict[str, Callable[[dict[str, Cell]], str]] = {
+    "table": table,
+    "startup": startup,
+    "curves": curves,
+    "gpu": gpu_table,
+}
 
 
 def text(out: pathlib.Path) -> str:

@@ -128,9 +128,9 @@ def decode(work: Work, model: Model, base: str) -> Program:
 
 def t5x_step(work: Work, model: Model) -> Program:
     """Full training of t5x's own network, with its initial weights and optax's AdamW."""
+    from t5x.examples.t5 import network  # first: it may be missing  # isort: skip
     import jax
     import optax
-    from t5x.examples.t5 import network  # only where t5x is installed
 
     from benchmarks.speed_parts.ours import random_batch
 

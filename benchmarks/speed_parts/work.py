@@ -64,7 +64,7 @@ TRAINING = ("torch adalink", "peft lora", "peft prompt", *OURS, "t5x full")
 DECODING = ("transformers", "ours decoding")
 ROWS = (
     Work("step-128", "step, 8 x 128/32", "step", 8, 128, 32, TRAINING),
-    Work("step-512", "step, 4 x 512/128", "step", 4, 512, 128, TRAINING),
+    Work("step-512", "step, 4 x 512/128", "step", 4, 512, 128, ("torch adalink", "peft lora", *OURS)),
     Work("greedy-32", "greedy, batch 32, 64 in, 32 out", "decode", 32, 64, 32, DECODING),
     Work("greedy-1", "greedy, batch 1, 64 in, 32 out", "decode", 1, 64, 32, DECODING),
     Work("beams-4", "4 beams, batch 8, 64 in, 32 out", "decode", 8, 64, 32, DECODING, beams=4),

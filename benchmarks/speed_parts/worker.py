@@ -4,6 +4,7 @@ Reads its task as JSON from the first line of stdin. Answers with one JSON objec
 with its first result as `first`; and `{"seconds", "cpu", "peak"}` for each further line. `Contender` is the other side.
 """
 
+import contextlib
 import json
 import os
 import resource
@@ -50,9 +51,12 @@ class Contender:
 
     def end(self) -> None:
         """Ends the process."""
-        if self._process.stdin:
+        assert self._process.stdin and self._process.stdout
+        with contextlib.suppress(BrokenPipeError):  # it has ended
             self._process.stdin.close()
         self._process.wait()
+        self._process.stdout.close()
+        self._log.close()
 
     def _ask(self, line: str) -> dict[str, Any]:
         assert self._process.stdin and self._process.stdout

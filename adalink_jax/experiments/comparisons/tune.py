@@ -5,7 +5,6 @@ import io
 from collections.abc import Callable
 
 from etils import epath
-from matplotlib.figure import Figure
 
 from adalink_jax.experiments.comparisons.learning_rate import TUNED, Tuned, choose
 from adalink_jax.files.places import path_of
@@ -47,6 +46,8 @@ def tune(model_dir: str, settings: Callable[[], dict[str, str]], config_text: Ca
 
 def draw_curve(path: epath.Path, tuned: Tuned, metric: str) -> None:
     """Draws the score against the learning rate: the mean, each seed, and the choice."""
+    from matplotlib.figure import Figure  # only where a figure is drawn
+
     figure = Figure(figsize=(6, 3.6), layout="constrained", dpi=110)
     axis = figure.subplots()
     rates = [trial.learning_rate for trial in tuned.trials]

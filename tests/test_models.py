@@ -68,7 +68,7 @@ def test_the_unscanned_names_of_a_scanned_model_are_those_of_the_unrolled():
 
 
 @pytest.mark.parametrize("scan_layers", [False, True])
-@pytest.mark.parametrize("remat", ["full", "dots", "save:attention_out,mlp_out"])
+@pytest.mark.parametrize("remat", ["full", "frozen", "dots", "save:attention_out,mlp_out"])
 def test_remat_changes_no_gradient(remat, scan_layers):
     model, params, batch = make(scan_layers=scan_layers)
     recomputed = AdaptedModel(tiny_pali(remat=remat, scan_layers=scan_layers))
@@ -81,7 +81,10 @@ def test_remat_changes_no_gradient(remat, scan_layers):
 
 def test_an_unknown_remat_policy_is_named():
     for remat in ("most", "save:", "save:attention_out,mlp"):
-        with pytest.raises(UserError, match=f"REMAT is '{remat}'.* projections,attention_out,mlp_hidden,mlp_out"):
+        with pytest.raises(
+            UserError,
+            match=f"REMAT is '{remat}'.* projections,attention_softmax,attention_out,mlp_in,mlp_hidden,mlp_out",
+        ):
             abstract_params(AdaptedModel(tiny_pali(remat=remat)))
 
 
@@ -222,7 +225,7 @@ def test_a_wrong_shape_at_the_seam_is_reported_by_name():
     model, params, batch = make("T5")
     with pytest.raises(jaxtyping.TypeCheckError, match=r"(?s)seam\.Inputs\..*'text'.*f32\[7,32\].*B L D"):
         AdaptedModel(model.backbone, DropsTheBatch()).apply({"params": params}, batch)
-    with pytest.raises(jaxtyping.TypeCheckError, match=r"(?s)AdaptedModel\.decode.*'tokens'.*B T"):
+    with pytest.raises(jaxtyping.TypeCheckError, match=r"(?s)AdaptedModel\.decode_states.*'tokens'.*B T"):
         model.apply({"params": params}, {**batch, "decoder_input_tokens": batch["decoder_input_tokens"][0]})
 
 

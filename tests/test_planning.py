@@ -210,6 +210,10 @@ def test_the_compiler_knows_every_slice_of_the_table(name):
 def test_a_plan_of_the_bundled_model(capsys):
     assert main(["plan", *NANO, "--topology", "v5e:2x4", "--json"]) == 0
     plan = json.loads(capsys.readouterr().out)
+    saved = plan["saved"]
+    assert saved["encoder"]["layers"] == saved["decoder"]["layers"] == 2
+    assert {"projections", "mlp_in"} <= saved["encoder"]["layer"].keys()
+    assert saved["encoder"]["bytes"] == pytest.approx(2 * sum(saved["encoder"]["layer"].values()), rel=1e-3)
     assert KEYS <= plan.keys()
     assert plan["fits"] and plan["chips"] == 8 and plan["mesh"] == {"slice": 1, "data": 8, "model": 1}
     assert plan["frozen_bytes"] == 337_536 * 4

@@ -70,6 +70,26 @@ class AdaptedModel(nn.Module):
         encoded = self._run("encode", self.adapt(inputs.replace(adapter_index=index)), train, index=index)
         return encoded.replace(adapter_index=index)
 
+    def decode_states(
+        self,
+        encoded: Encoded,
+        tokens: Int[Array | np.ndarray, "B T"],
+        cache: Cache | None = None,
+        train: bool = False,
+        segments: Int[Array | np.ndarray, "B T"] | None = None,
+    ) -> tuple[Float[Array, "B T D"], Cache | None]:
+        """Decodes input ids up to the head; `segments`: see `Backbone.decode_states`. Returns states, and the cache after this step."""
+        index = encoded.adapter_index
+        target = Inputs(target=self._run("embed_target", tokens, index=index), adapter_index=index)
+        packed = () if segments is None else (segments,)
+        return self._run("decode_states", encoded, self.adapt(target).target, cache, train, *packed, index=index)
+
+    def logits(
+        self, states: Float[Array, "B T D"], adapter_index: Int[Array | np.ndarray, " B"] | None = None
+    ) -> Float[Array, "B T V"]:
+        """Computes float32 logits from decoder states; `adapter_index` is a bank's."""
+        return self._run("logits", states, index=adapter_index)
+
     def decode(
         self,
         encoded: Encoded,
@@ -78,16 +98,18 @@ class AdaptedModel(nn.Module):
         train: bool = False,
         segments: Int[Array | np.ndarray, "B T"] | None = None,
     ) -> tuple[Float[Array, "B T V"], Cache | None]:
-        """Decodes input ids to float32 logits, and returns them with the cache after this step; `segments`: see `Backbone.decode`."""
-        index = encoded.adapter_index
-        target = Inputs(target=self._run("embed_target", tokens, index=index), adapter_index=index)
-        packed = () if segments is None else (segments,)
-        return self._run("decode", encoded, self.adapt(target).target, cache, train, *packed, index=index)
+        """`decode_states` and `logits`: float32 logits, and the cache after this step."""
+        states, cache = self.decode_states(encoded, tokens, cache, train, segments)
+        return self.logits(states, encoded.adapter_index), cache
+
+    def states(self, batch: Batch, train: bool = False) -> Float[Array, "B T D"]:
+        """Runs the model up to the head, with teacher forcing; see `__call__`."""
+        encoded, segments = self.encode(batch, train), batch.get("decoder_segment_ids")
+        return self.decode_states(encoded, batch["decoder_input_tokens"], train=train, segments=segments)[0]
 
     def __call__(self, batch: Batch, train: bool = False) -> Float[Array, "B T V"]:
         """Runs the model with teacher forcing on the batch's features and `decoder_input_tokens`; float32 logits."""
-        encoded, segments = self.encode(batch, train), batch.get("decoder_segment_ids")
-        logits = self.decode(encoded, batch["decoder_input_tokens"], train=train, segments=segments)[0]
+        logits = self.logits(self.states(batch, train), batch.get("adapter_index"))
         if self.is_initializing() and isinstance(self.adapter, LayerAdapter):
             self.adapter(nn.meta.unbox(dict(self.backbone.variables["params"])))  # declares its parameters
         return logits

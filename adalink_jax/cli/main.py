@@ -10,27 +10,34 @@ from typing import NamedTuple
 
 
 class Command(NamedTuple):
-    """A subcommand: the module of `adalink_jax.cli` that has its function, and its line in `adalink --help`."""
+    """A subcommand.
+
+    Attributes:
+      module: the module of `adalink_jax.cli` that has its function.
+      help: its line in `adalink --help`.
+      computes: whether it runs a model over data, again and again.
+    """
 
     module: str
     help: str
+    computes: bool = False
 
 
 COMMANDS = {
-    "quickstart": Command("run_commands", "adapt the bundled frozen model to a task that it cannot do; needs only this package"),
+    "quickstart": Command("run_commands", "adapt the bundled frozen model to a task that it cannot do; needs only this package", computes=True),
     "init": Command("init_command", "inspect your own data, a table or a folder of images, and write a task file for it"),
-    "train": Command("run_commands", "train an adapter (or a model), or resume a run: --gin_file=... --gin.NAME=value"),
-    "pack": Command("comparison_commands", "train several adapters in one program: all learning rates x seeds x ranks"),
-    "tune": Command("comparison_commands", "choose a method's learning rate on validation, with one pack"),
-    "compare": Command("comparison_commands", "compare methods on one task: each tuned, over the same seeds, in one table"),
+    "train": Command("run_commands", "train an adapter (or a model), or resume a run: --gin_file=... --gin.NAME=value", computes=True),
+    "pack": Command("comparison_commands", "train several adapters in one program: all learning rates x seeds x ranks", computes=True),
+    "tune": Command("comparison_commands", "choose a method's learning rate on validation, with one pack", computes=True),
+    "compare": Command("comparison_commands", "compare methods on one task: each tuned, over the same seeds, in one table", computes=True),
     "sweep": Command("sweep_command", "show, plan and run a sweep: products, zips and lists of settings"),
     "study": Command("study_command", "scaling study, size x base x task x method: bases, tuning, runs"),
     "results": Command("results_command", "collect all runs below a folder into one table: settings, scores, counts, times"),
     "report": Command("report_command", "report on a study or a folder of runs as one HTML page, Markdown, LaTeX, figures"),
     "vocabulary": Command("vocabulary_command", "train a SentencePiece vocabulary on text, for models trained from scratch"),
-    "cache-vision": Command("run_commands", "compute a frozen vision tower's outputs once per image of a task (VISION_CACHE)"),
-    "eval": Command("run_commands", "score a base model, with or without an adapter"),
-    "infer": Command("infer_command", "predict for a file, a folder of images or a task; each row may name its adapter"),
+    "cache-vision": Command("run_commands", "compute a frozen vision tower's outputs once per image of a task (VISION_CACHE)", computes=True),
+    "eval": Command("run_commands", "score a base model, with or without an adapter", computes=True),
+    "infer": Command("infer_command", "predict for a file, a folder of images or a task; each row may name its adapter", computes=True),
     "plan": Command("plan_command", "check whether a job fits hardware that is not here, and how fast it can be"),
     "launch": Command("launch_command", "write a job for Slurm, Cloud TPU, GKE or local processes; submit, query or stop it"),
     "params": Command("run_commands", "count trainable and frozen parameters of any configuration, without allocating them"),
@@ -125,9 +132,11 @@ def _run(argv: list[str]) -> int:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
     from adalink_jax import preemption, timings
-    from adalink_jax.cli import phases
+    from adalink_jax.cli import host_memory, phases
     from adalink_jax.errors import Stopped, UserError, disk_error, sentence
 
+    if COMMANDS[name].computes:
+        host_memory.keep_freed_pages()
     several = any(text.startswith(_SEVERAL_PROCESSES) for text in rest)
     try:
         timings_file, rest = phases.split(rest)

@@ -18,6 +18,8 @@ GB = 1e9
 # Without these the TPU compiler queries the machine's metadata, and warns on machines without a TPU.
 NO_TPU_HERE = {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "TPU_ACCELERATOR_TYPE": "v5litepod-8"}
 
+_SHOWN_KINDS = 6  # of what a layer saves, the largest
+
 
 def plan(argv: list[str]) -> int:
     """`adalink plan`; exit status 1 if the job does not fit."""
@@ -186,6 +188,14 @@ def _table(plan: "Plan", job: "Job") -> "Table":
     row("trainable parameters", gigabytes(plan.trainable_bytes), "per chip, float32")
     row("optimizer state", gigabytes(plan.optimizer_bytes), "per chip")
     row("batch", gigabytes(plan.batch_bytes), f"per chip; {rows}")
+    for stack, sums in plan.saved.items():
+        kinds = ", ".join(f"{kind} {size / 1e6:,.2f}" for kind, size in list(sums["layer"].items())[:_SHOWN_KINDS])
+        layers = (
+            f"per chip; MB in each of {sums['layers']} layers: {kinds}"
+            if sums["layers"] > 1
+            else f"per chip; MB: {kinds}"
+        )
+        row(f"saved, {stack}", gigabytes(sums["bytes"]), layers)
     row("temporaries", gigabytes(plan.temp_bytes), f"per chip, by the {plan.compiler} compiler")
     row("needed", gigabytes(plan.hbm_bytes), f"per chip, {limit}")
     row("needed in evaluations", gigabytes(plan.eval_hbm_bytes), "per chip, with the optimizer state")

@@ -82,15 +82,15 @@ class Backbone(nn.Module, abc.ABC):
         """Runs the encoder on embeddings: [prompt ; image ; text] -> states [B, S, D]."""
 
     @abc.abstractmethod
-    def decode(
+    def decode_states(
         self,
         encoded: Encoded,
         target: Float[jax.Array, "B T D"],
         cache: Cache | None = None,
         train: bool = False,
         segments: Int[jax.Array | np.ndarray, "B T"] | None = None,
-    ) -> tuple[Float[jax.Array, "B T V"], Cache | None]:
-        """Runs the decoder on target embeddings.
+    ) -> tuple[Float[jax.Array, "B T D"], Cache | None]:
+        """Runs the decoder on target embeddings, up to the head.
 
         Args:
           encoded: what `encode` returned, with the rows of `target`; once a cache has its `inputs`, those of one row may be
@@ -102,8 +102,25 @@ class Backbone(nn.Module, abc.ABC):
             states of its number. Only families with an `abstract_packed_batch` get them.
 
         Returns:
-          float32 logits [B, T, V], and the cache after this step (None without one).
+          The states that `logits` reads, and the cache after this step (None without one).
         """
+
+    @abc.abstractmethod
+    def logits(self, states: Float[jax.Array, "B T D"]) -> Float[jax.Array, "B T V"]:
+        """Computes float32 logits from decoder states; those of a position depend on its state alone."""
+
+    def decode(
+        self,
+        encoded: Encoded,
+        target: Float[jax.Array, "B T D"],
+        cache: Cache | None = None,
+        train: bool = False,
+        segments: Int[jax.Array | np.ndarray, "B T"] | None = None,
+    ) -> tuple[Float[jax.Array, "B T V"], Cache | None]:
+        """Runs `decode_states`, whose arguments it has, and `logits`. Returns the logits and the cache after this step."""
+        packed = () if segments is None else (segments,)
+        states, cache = self.decode_states(encoded, target, cache, train, *packed)
+        return self.logits(states), cache
 
     @abc.abstractmethod
     def empty_cache(self, batch_size: int, max_length: int) -> Cache:

@@ -132,6 +132,7 @@ class MlpBlock(nn.Module):
         for i, activation in enumerate(self.activations):
             name = "wi" if len(self.activations) == 1 else f"wi_{i}"
             branch = Dense(self.mlp_dim, ("embed", "mlp"), self.dtype, use_bias=self.use_bias, name=name)(x)
+            branch = checkpoint_name(constrain(branch, "batch", "length", "mlp"), "mlp_in")
             branches.append(ACTIVATIONS[activation](branch))
         hidden = functools.reduce(operator.mul, branches)
         hidden = nn.Dropout(self.dropout_rate, broadcast_dims=(-2,))(hidden, deterministic=self.deterministic)

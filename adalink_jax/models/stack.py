@@ -15,7 +15,10 @@ import jax.numpy as jnp
 from adalink_jax.errors import UserError
 
 SAVE = "save:"
-NAMED = ("projections", "attention_out", "mlp_hidden", "mlp_out")  # `checkpoint_name`s in layers.py
+# `checkpoint_name`s in layers.py, and of attention's softmax in attention/blockwise.py.
+NAMED = ("projections", "attention_softmax", "attention_out", "mlp_in", "mlp_hidden", "mlp_out")
+# Products that a layer's norms, activations and softmax read: all else is elementwise on these and the layer's input.
+FROZEN = ("projections", "attention_softmax", "attention_out", "mlp_in")
 
 
 class StackConfig:
@@ -29,8 +32,9 @@ def remat_policy(remat: str) -> Callable[..., Any] | None:
     """Returns which activations the forward pass saves for the backward pass, as `jax.checkpoint` takes it.
 
     Args:
-      remat: "full" saves none, "dots" saves products without a batch axis, and "save:attention_out,mlp_out" saves the
-        named tensors.
+      remat: "full" saves none, "frozen" saves the products that norms, activations and the softmax read (no product of a
+        kernel is computed again; with frozen kernels nothing else is needed), "dots" saves products without a batch axis, and
+        "save:attention_out,mlp_out" saves the named tensors.
 
     Raises:
       UserError: for any other value.
@@ -39,10 +43,12 @@ def remat_policy(remat: str) -> Callable[..., Any] | None:
         return None
     if remat == "dots":
         return jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+    if remat == "frozen":
+        return jax.checkpoint_policies.save_only_these_names(*FROZEN)
     names = remat.removeprefix(SAVE).split(",")
     if not remat.startswith(SAVE) or not set(names) <= set(NAMED):
         raise UserError(
-            f"REMAT is {remat!r}; it must be 'none', 'full', 'dots', or '{SAVE}' and some of {','.join(NAMED)}."
+            f"REMAT is {remat!r}; it must be 'none', 'frozen', 'dots', 'full', or '{SAVE}' and some of {','.join(NAMED)}."
         )
     return jax.checkpoint_policies.save_only_these_names(*names)
 

@@ -56,7 +56,7 @@ class T5Config(StackConfig):
       dropout_rate: dropout of attention weights, hidden units and residual branches while training.
       dtype: dtype of the activations, "float32" or "bfloat16"; parameters are float32.
       scan_layers: compile one layer for the whole stack, with parameters stacked on axis 0.
-      remat: "none"; or "full", "dots", "save:...", which save fewer activations and recompute the others in the backward
+      remat: "none"; or "frozen", "dots", "full", "save:...", which save fewer activations and recompute the others in the backward
         pass (`stack.remat_policy`).
       attention: "auto", "reference" or "blockwise", see `attention.attend`.
     """
@@ -219,9 +219,14 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """The stack of decoder layers; with a cache T is 1. Returns states, or logits [B, T, V] where they are not tied."""
+    """The stack of decoder layers, and the head of the logits where they are not tied. With a cache T is 1."""
 
     config: T5Config
+
+    def setup(self) -> None:
+        cfg = self.config
+        if not cfg.logits_via_embedding:
+            self.logits_dense = layers.Dense(cfg.vocab_size, ("embed", "vocab"), cfg.dtype)
 
     @nn.compact
     def __call__(
@@ -231,7 +236,7 @@ class Decoder(nn.Module):
         segments: Int[Array, "B T"] | None,
         cache: Cache | None,
         deterministic: bool,
-    ) -> tuple[Float[Array, "B T out"], Cache | None]:
+    ) -> tuple[Float[Array, "B T D"], Cache | None]:
         cfg = self.config
         index = jnp.zeros((), jnp.int32) if cache is None else cache.index
         keys = x.shape[1] if cache is None else cache.tokens.key.shape[3]
@@ -250,8 +255,6 @@ class Decoder(nn.Module):
         )  # fmt: skip
         x = layers.RMSNorm(cfg.dtype, name="decoder_norm")(x)
         x = nn.Dropout(cfg.dropout_rate, broadcast_dims=(-2,))(x, deterministic=deterministic)
-        if not cfg.logits_via_embedding:
-            x = layers.Dense(cfg.vocab_size, ("embed", "vocab"), cfg.dtype, name="logits_dense")(x)
         if cache is not None:
             cache = Cache(tokens, cross if cache.inputs is None else cache.inputs, index + 1)
         return x, cache
@@ -322,20 +325,25 @@ class T5(Backbone):
         states = self.encoder(jnp.concatenate(embeddings, axis=1), mask, segments, deterministic=not train)
         return Encoded(states, mask, segments=segments)
 
-    def decode(
+    def decode_states(
         self,
         encoded: Encoded,
         target: Float[Array, "B T D"],
         cache: Cache | None = None,
         train: bool = False,
         segments: Int[Array | np.ndarray, "B T"] | None = None,
-    ) -> tuple[Float[Array, "B T V"], Cache | None]:
-        """Returns float32 logits, and the cache after this step; see `Backbone.decode`."""
+    ) -> tuple[Float[Array, "B T D"], Cache | None]:
+        """Runs the decoder; see `Backbone.decode_states`."""
         segments = None if segments is None else jnp.asarray(segments)
-        x, cache = self.decoder(target, encoded, segments, cache, deterministic=not train)
+        return self.decoder(target, encoded, segments, cache, deterministic=not train)
+
+    def logits(self, states: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
+        """Scores every token, by the head or by the embedding table."""
         if self.config.logits_via_embedding:
-            x = self.token_embedder.attend(x * self.config.emb_dim**-0.5)
-        return constrain(x.astype(jnp.float32), "batch", "length", "vocab"), cache
+            logits = self.token_embedder.attend(states * self.config.emb_dim**-0.5)
+        else:
+            logits = self.decoder.logits_dense(states)
+        return constrain(logits.astype(jnp.float32), "batch", "length", "vocab")
 
     def empty_cache(self, batch_size: int, max_length: int) -> Cache:
         """Returns the cache before the first decoding step: self-attention [layers, B, H, max_length, K], all zeros."""

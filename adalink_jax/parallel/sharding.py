@@ -103,6 +103,19 @@ def _mesh_axes(names: tuple[str | None, ...], rules: Any) -> PartitionSpec:
     return cast(PartitionSpec, logical_to_mesh_axes(names, rules))  # None for None only
 
 
+def _parts(name: str | None) -> int:
+    """How many devices a logical axis is split over, by the rules and the mesh in use."""
+    mesh, rules = jax.sharding.get_abstract_mesh(), nn.get_logical_axis_rules()
+    if not rules or mesh.empty:
+        return 1
+    return int(np.prod([mesh.shape[axis] for axis in as_tuple(_mesh_axes((name,), rules)[0])]))
+
+
+def elements_per_device(x: jax.ShapeDtypeStruct, *names: str | None) -> int:
+    """Returns how many elements of an activation with the logical axes `names` a device holds."""
+    return int(np.prod([-(-size // _parts(name)) for size, name in zip(x.shape, names)]))
+
+
 def over_shards(
     function: Callable[..., jax.Array],
     arguments: Sequence[jax.Array | None],
@@ -120,9 +133,8 @@ def over_shards(
     mesh, rules = jax.sharding.get_abstract_mesh(), nn.get_logical_axis_rules()
     if not rules or mesh.empty:
         return function(*arguments)
-    parts = lambda name: int(np.prod([mesh.shape[axis] for axis in as_tuple(_mesh_axes((name,), rules)[0])]))
     sizes = {pair for axes, x in zip(names, arguments) if x is not None for pair in zip(axes, x.shape)}
-    uneven = {name for name, size in sizes if name is not None and size % parts(name)}
+    uneven = {name for name, size in sizes if name is not None and size % _parts(name)}
     spec = lambda axes: _mesh_axes(tuple(None if name in uneven else name for name in axes), rules)
     specs = tuple(None if x is None else spec(axes) for axes, x in zip(names, arguments))
     # Without `check_vma`, gradients of what several devices hold are summed over them, and loops may begin with constants.

@@ -20,6 +20,7 @@ from adalink_jax.parallel.accelerators import Topology
 from adalink_jax.planning import roofline
 from adalink_jax.planning.collectives import by_kind, collectives
 from adalink_jax.planning.hlo import Program
+from adalink_jax.planning.saved import saved_on_chip
 from adalink_jax.planning.traffic import bytes_moved
 from adalink_jax.training import abstract
 from adalink_jax.training.evaluation import make_generate, make_generate_packed
@@ -65,6 +66,8 @@ class Plan:
         on the chip; None if the step does not fit, since decoding is not compiled then.
       hbm_limit_bytes: memory that a program may use; None for CPUs.
       frozen_bytes, trainable_bytes, optimizer_bytes, batch_bytes: the arguments.
+      saved: what the forward pass saves for the backward pass, per stack of layers and kind (`saved.saved_on_chip`): bytes per chip for one
+        microbatch (and one member of a pack), before a `model` axis divides some of it. It is the largest part of the temporaries.
       temp_bytes: the compiler's temporaries; None if it refused the program or did not run.
       compiler: platform of the compiler ("tpu", "gpu", "cpu").
       compiler_flags: name of the job's set of flags, see `parallel.compiler_settings`.
@@ -92,6 +95,7 @@ class Plan:
     trainable_bytes: int
     optimizer_bytes: int
     batch_bytes: int
+    saved: dict[str, dict[str, Any]]
     temp_bytes: int | None
     compiler: str
     compiler_flags: str
@@ -180,6 +184,7 @@ def make_plan(job: Job, topology: Topology, eval_examples: int) -> Plan:
             _compile(_generate(job, model, at_once), options, *decoding_arguments) if step_program.executable else None
         )
         flops = count_flops(step, *arguments)
+        saved = saved_on_chip(job.setup, job.loss, job.microbatches, mesh, rules)
         model_flops = count_flops(_step(job, without_remat(model), 1, at_once), *arguments)
     needed, eval_needed, fits = step_program.needed, None, False
     if eval_program:
@@ -199,7 +204,7 @@ def make_plan(job: Job, topology: Topology, eval_examples: int) -> Plan:
     return Plan(
         topology=topology.text, chips=topology.chips, mesh=dict(mesh.shape), members=len(job.members) or 1,
         fits=fits, hbm_bytes=needed, eval_hbm_bytes=eval_needed, hbm_limit_bytes=limit,
-        **sizes, temp_bytes=step_program.temporaries,
+        **sizes, saved=saved, temp_bytes=step_program.temporaries,
         compiler=compiler, compiler_flags=flag_set.name, compiler_options=options, model_flops=model_flops, flops=flops,
         collectives=None if sent is None else by_kind(sent),
         eval_collectives=decoding and by_kind(decoding.work.sent),

@@ -23,6 +23,7 @@ from adalink_jax import parallel
 from adalink_jax.errors import UserError
 from adalink_jax.training import optimizers, partition
 from adalink_jax.training.partition import Leaves
+from adalink_jax.training.token_losses import token_losses
 from adalink_jax.typed_values import Fraction, NonNegativeFloat
 
 
@@ -38,7 +39,7 @@ class TrainState:
 @gin.configurable
 @dataclasses.dataclass(frozen=True)
 class CrossEntropy:
-    """Sum of weighted cross-entropies, and the sum of weights (t5x's definition).
+    """The cross-entropy of each token (t5x's definition).
 
     Attributes:
       z_loss: factor of log(Z)^2, added to each token's loss.
@@ -49,12 +50,9 @@ class CrossEntropy:
     label_smoothing: Fraction = 0.0
 
     def __call__(
-        self,
-        logits: Float[jax.Array, "B T V"],
-        targets: Int[jax.Array | np.ndarray, "B T"],
-        weights: Float[jax.Array | np.ndarray, "B T"],
-    ) -> tuple[Float[jax.Array, ""], Float[jax.Array, ""]]:
-        """Returns the sum of weighted losses and the sum of weights, float32."""
+        self, logits: Float[jax.Array, "B T V"], targets: Int[jax.Array | np.ndarray, "B T"]
+    ) -> Float[jax.Array, "B T"]:
+        """Returns each token's loss, float32."""
         log_z = jax.nn.logsumexp(logits, axis=-1)
         loss = log_z - jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
         if self.label_smoothing:
@@ -63,8 +61,26 @@ class CrossEntropy:
             wrong = logits.shape[-1] * log_z - logits.sum(-1) - loss  # summed over all tokens but the target
             floor = -(high * math.log(high) + rest * low * math.log(low))
             loss = high * loss + low * wrong - floor
-        loss = loss + self.z_loss * jnp.square(log_z)
-        return jnp.sum(loss * weights), jnp.sum(weights)
+        return loss + self.z_loss * jnp.square(log_z)
+
+
+def make_loss(
+    model: nn.Module, loss: Callable = CrossEntropy(), constants: Mapping[str, Any] = MappingProxyType({})
+) -> Callable[[Leaves, Leaves, Leaves, jax.Array], tuple[jax.Array, jax.Array]]:
+    """`(trainable, frozen, batch, key of dropout) -> (sum of weighted losses, sum of weights)`, which a step differentiates.
+
+    The arguments are those of `make_train_step`.
+    """
+
+    def summed_loss(trainable, frozen, batch, rng):
+        variables = {"params": partition.merge(trainable, frozen), **constants}
+        states: Any = model.apply(variables, batch, train=True, rngs={"dropout": rng}, method="states")
+        head: Any = lambda states: model.apply(variables, states, batch.get("adapter_index"), method="logits")
+        losses = token_losses(loss, head, states, batch["decoder_target_tokens"])
+        weights = batch["decoder_loss_weights"]
+        return jnp.sum(losses * weights), jnp.sum(weights)
+
+    return summed_loss
 
 
 def make_train_step(
@@ -84,9 +100,10 @@ def make_train_step(
     of the batch sums its own (left to the compiler, some backends would reduce them after every microbatch).
 
     Args:
-      model: `model.apply({"params": ...}, batch, train=True, rngs=...)` -> logits float32 [B, T, V].
+      model: has the methods `states(batch, train)` -> decoder states [B, T, D] and `logits(states, adapter_index)` -> float32
+        [B, T, V] of an `AdaptedModel`.
       optimizer: for the trainable leaves.
-      loss: `(logits, targets, weights) -> (sum of losses, sum of weights)`.
+      loss: `(logits [B, T, V], targets [B, T]) -> losses [B, T]`; a token's loss depends on its own logits only.
       seed: of dropout, an int or a traced int32; the step's number is folded in. The dropout masks are the same on every mesh,
         except with microbatches on several shards.
       microbatches: parts that the batch's rows are divided into, computed one after the other; it must divide B.
@@ -99,12 +116,7 @@ def make_train_step(
       learning rates and, with packed examples, those of `packing_metrics`.
     """
 
-    def loss_fn(trainable, frozen, batch, rng):
-        params = partition.merge(trainable, frozen)
-        logits = model.apply({"params": params, **constants}, batch, train=True, rngs={"dropout": rng})
-        return loss(logits, batch["decoder_target_tokens"], batch["decoder_loss_weights"])
-
-    summed_grads = jax.value_and_grad(loss_fn, has_aux=True)
+    summed_grads = jax.value_and_grad(make_loss(model, loss, constants), has_aux=True)
 
     def accumulate(state, frozen, batch, rng):
         if microbatches == 1:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Float, Int, Shaped
 
 from adalink_jax.models.attention.bias import Bias, capped, diagonals, masked, of_rows, of_segments
@@ -153,8 +154,8 @@ def _forward_saving(blocks: Blocks, *arguments: Any) -> tuple[Float[Array, "B H 
     query, key, value, bias = jax.tree.map(lambda x: x.value, arguments, is_leaf=is_primal)
     relative = arguments[3].relative
     trained = () if relative is not None and relative.perturbed else None  # in the structure, which is static
-    mixed, softmax = _forward(blocks, query, key, value, bias)
-    return mixed, (query, key, value, bias, softmax, trained)
+    softmax = checkpoint_name(_forward(blocks, query, key, value, bias)[1], "attention_softmax")
+    return softmax[0].swapaxes(0, 1), (query, key, value, bias, softmax, trained)
 
 
 def _backward(blocks: Blocks, saved: Any, gradient: Any) -> tuple[Array, Array, Array, Bias]:

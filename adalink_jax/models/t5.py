@@ -20,7 +20,7 @@ from jaxtyping import Bool, Float, Int
 
 from adalink_jax.errors import UserError
 from adalink_jax.models import layers
-from adalink_jax.models.attention import AttentionKind, Bias, for_stack
+from adalink_jax.models.attention import AttentionKind, Bias, Scores, for_stack
 from adalink_jax.models.backbone import Backbone, Batch
 from adalink_jax.models.layers import Activation
 from adalink_jax.models.seam import Cache, Encoded, Inputs
@@ -58,7 +58,7 @@ class T5Config(StackConfig):
       scan_layers: compile one layer for the whole stack, with parameters stacked on axis 0.
       remat: "none"; or "frozen", "dots", "full", "save:...", which save fewer activations and recompute the others in the backward
         pass (`stack.remat_policy`).
-      attention: "auto", "reference" or "blockwise", see `attention.attend`.
+      attention: "auto", "reference", "blockwise", "pallas" or "cudnn", see `attention.attend`.
     """
 
     vocab_size: PositiveInt
@@ -209,7 +209,7 @@ class Encoder(nn.Module):
         distances = jnp.arange(1 - x.shape[1], x.shape[1])
         bias = Bias(keys=mask, query_segments=segments, key_segments=segments)
         bias = _add_relative(cfg, bias, distances, bidirectional=True, per_layer=False)
-        bias = for_stack(bias, cfg.attention, x.shape[1], x.shape[1])
+        bias = for_stack(bias, cfg.attention, Scores(x.shape[1], x.shape[1], cfg.head_dim, cfg.dtype))
         x = nn.Dropout(cfg.dropout_rate, broadcast_dims=(-2,))(x, deterministic=deterministic)
         x, _ = run_layers(
             EncoderLayer, cfg, x, None, bias, distances, num_layers=cfg.num_encoder_layers, deterministic=deterministic
@@ -243,7 +243,7 @@ class Decoder(nn.Module):
         distances = jnp.arange(1 - x.shape[1], keys) - index
         self_bias = Bias(first=index, query_segments=segments, key_segments=segments)
         self_bias = _add_relative(cfg, self_bias, distances, bidirectional=False, per_layer=False)
-        self_bias = for_stack(self_bias, cfg.attention, x.shape[1], keys)
+        self_bias = for_stack(self_bias, cfg.attention, Scores(x.shape[1], keys, cfg.head_dim, cfg.dtype))
         cross_bias = Bias(keys=encoded.mask, query_segments=segments, key_segments=encoded.segments)
         x = nn.Dropout(cfg.dropout_rate, broadcast_dims=(-2,))(x, deterministic=deterministic)
         (x, tokens), cross = run_layers(

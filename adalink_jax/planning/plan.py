@@ -192,7 +192,8 @@ def make_plan(job: Job, topology: Topology, eval_examples: int) -> Plan:
         fits = eval_program.executable is not None and (limit is None or max(needed, eval_needed) <= limit)
     sent, moved, estimate, decoding = None, None, None, None
     if eval_program and eval_program.executable:
-        decoding = _decoding(job, topology, eval_program.executable, eval_examples)
+        with parallel.use_mesh(mesh, rules):
+            decoding = _decoding(job, topology, eval_program.executable, eval_examples)
     if step_program.executable:
         program = Program(step_program.executable.as_text() or "")
         sent, moved = collectives(program, topology.chips, topology.num_slices), bytes_moved(program)

@@ -1,7 +1,7 @@
 """FLOPs of a program, counted from its trace: 2 for each multiply-add of a matrix product, nothing for the rest.
 
-The trace is of the real step, with any method, forward and backward, and the body of a loop counts as often as it runs (XLA's
-own analysis counts it once). *Model* FLOPs exclude recomputation (remat, and scores that attention computes again), the convention of
+The trace is of the real step, with any method, forward and backward, and the body of a loop or of a Pallas kernel counts as often as it
+runs (XLA's own analysis counts it once). *Model* FLOPs exclude recomputation (remat, and scores that attention computes again), the convention of
 an MFU; in adapter training they are about 4 per parameter and token, not 6, since no gradient of a frozen weight exists.
 """
 
@@ -13,6 +13,9 @@ from jax.extend.core import ClosedJaxpr, Jaxpr  # pyright: ignore[reportPrivateI
 
 from adalink_jax.models.attention.blockwise import recomputed_scores
 from adalink_jax.parallel.sharding import as_tuple
+
+# Matrix products of the primitives of `jax.nn.dot_product_attention(implementation="cudnn")`, without recomputed scores.
+_CUDNN = {"dot_product_attention_fwd_wrapper": 2, "dot_product_attention_bwd_wrapper": 4}
 
 
 def count_flops(function: Callable, *arguments) -> int:
@@ -35,13 +38,24 @@ def _of_equation(equation) -> int:
         kernel = equation.invars[1].aval.shape
         out_features = kernel[parameters["dimension_numbers"].rhs_spec[0]]
         return 2 * equation.outvars[0].aval.size * math.prod(kernel) // out_features
+    if name in _CUDNN:
+        query, key = (x.aval.shape for x in equation.invars[:2])  # [B, Q, H, K], [B, S, H, K]
+        return 2 * _CUDNN[name] * math.prod(query) * key[1]
     if parameters.get("name") == recomputed_scores.__name__:
         return 0
     inner = [count_traced(x) for x in jax.tree.leaves(parameters) if isinstance(x, (ClosedJaxpr, Jaxpr))]
     if name == "cond":
         return max(inner)
-    times = {"scan": lambda: parameters["length"], "shard_map": lambda: _shards(equation)}.get(name, lambda: 1)()
-    return sum(inner) * times
+    return sum(inner) * _times(name, equation)
+
+
+def _times(name: str, equation) -> int:
+    """How often an equation's inner programs run."""
+    if name == "scan":
+        return equation.params["length"]
+    if name == "pallas_call":
+        return math.prod(equation.params["grid_mapping"].grid)
+    return _shards(equation) if name == "shard_map" else 1
 
 
 def _shards(equation) -> int:

@@ -7,6 +7,6 @@ Letters: B batch, H heads, Q queries, S keys, K head width.
 """
 
 from adalink_jax.models.attention.bias import MASKED, Bias
-from adalink_jax.models.attention.kinds import KINDS, AttentionKind, attend, for_stack
+from adalink_jax.models.attention.kinds import KINDS, AttentionKind, Scores, attend, for_stack
 
-__all__ = ["KINDS", "MASKED", "AttentionKind", "Bias", "attend", "for_stack"]
+__all__ = ["KINDS", "MASKED", "AttentionKind", "Bias", "Scores", "attend", "for_stack"]

@@ -3,6 +3,9 @@
 T5's relative bias is a function of the distance, so a block of scores needs a strip of Q + S - 1 numbers of each head.
 """
 
+from collections.abc import Sequence
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax import Array
@@ -11,6 +14,7 @@ from jaxtyping import Bool, Float, Int
 from adalink_jax.models.structs import Struct
 
 MASKED = -1e10  # added to the scores of keys that must not be seen; t5x's value
+FILLING = -1e30  # of keys that fill up a length: less than any sum of masks, so their weight is 0 in every row
 
 
 class Bias(Struct):
@@ -67,3 +71,15 @@ def diagonals(
 def capped(products: Float[Array, "..."], softcap: float | None) -> Float[Array, "..."]:
     """`softcap * tanh(products / softcap)`; None leaves the products as they are."""
     return products if softcap is None else softcap * jnp.tanh(products / softcap)
+
+
+def without_symbols(arguments: Sequence[Any]) -> tuple[Any, tuple[()] | None]:
+    """What the forward function of a `custom_vjp` with `symbolic_zeros` is called with: query, key, value, and bias.
+
+    Returns:
+      The values, and whether the relative bias is trained, in a form that is saved in the structure, which is static: `()`, or None.
+    """
+    is_primal = lambda x: isinstance(x, jax.custom_derivatives.CustomVJPPrimal)
+    relative = arguments[3].relative
+    values = jax.tree.map(lambda x: x.value, arguments, is_leaf=is_primal)
+    return values, () if relative is not None and relative.perturbed else None

@@ -16,7 +16,7 @@ from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Float, Int, Shaped
 
-from adalink_jax.models.attention.bias import Bias, capped, diagonals, masked, of_rows, of_segments
+from adalink_jax.models.attention.bias import Bias, capped, diagonals, masked, of_rows, of_segments, without_symbols
 
 _TILE = 2**18  # scores of one row and head that are computed together: 1 MB, which a core's cache holds
 _TILES = 2**24  # of all rows and heads
@@ -61,9 +61,18 @@ def blockwise(
     return _forward(blocks, query, key, value, bias)[0]
 
 
+def product(
+    x: Float[Array, "n m"], y: Float[Array, "k l"], contracted: tuple[int, int]
+) -> Float[Array, "rows columns"]:
+    """The float32 product of two matrices over an axis of each. Mosaic refuses a precision for bfloat16, whose products are exact."""
+    axes = (contracted[:1], contracted[1:])
+    precision = None if x.dtype == jnp.float32 else jax.lax.Precision.DEFAULT
+    return jax.lax.dot_general(x, y, (axes, ((), ())), precision=precision, preferred_element_type=jnp.float32)
+
+
 def recomputed_scores(query: Float[Array, "Q K"], key: Float[Array, "S K"]) -> Float[Array, "Q S"]:
     """Products that the forward pass has computed already; `training.flops` does not count a function of this name."""
-    return jnp.dot(query, key.T, preferred_element_type=jnp.float32)
+    return product(query, key, (1, 1))
 
 
 class _Parts(NamedTuple):
@@ -150,10 +159,7 @@ def _forward(
 
 
 def _forward_saving(blocks: Blocks, *arguments: Any) -> tuple[Float[Array, "B H Q K"], Any]:
-    is_primal = lambda x: isinstance(x, jax.custom_derivatives.CustomVJPPrimal)
-    query, key, value, bias = jax.tree.map(lambda x: x.value, arguments, is_leaf=is_primal)
-    relative = arguments[3].relative
-    trained = () if relative is not None and relative.perturbed else None  # in the structure, which is static
+    (query, key, value, bias), trained = without_symbols(arguments)
     softmax = checkpoint_name(_forward(blocks, query, key, value, bias)[1], "attention_softmax")
     return softmax[0].swapaxes(0, 1), (query, key, value, bias, softmax, trained)
 
@@ -180,8 +186,8 @@ def _backward(blocks: Blocks, saved: Any, gradient: Any) -> tuple[Array, Array, 
                 scores = capped(products, blocks.softcap) + added + _of_row(segments, of_row)
                 weights = jnp.exp(scores - largest[:, None]) * inverse[:, None]
                 d_weights = jnp.dot(gradient, value.T, preferred_element_type=jnp.float32)
-                product = lambda x, y: jnp.sum(x.astype(jnp.float32) * y.astype(jnp.float32), axis=-1, keepdims=True)
-                d_scores = weights * (d_weights - product(gradient, mixed))
+                dots = lambda x, y: jnp.sum(x.astype(jnp.float32) * y.astype(jnp.float32), axis=-1, keepdims=True)
+                d_scores = weights * (d_weights - dots(gradient, mixed))
                 d_products = d_scores
                 if blocks.softcap is not None:
                     d_products = d_scores * (1 - jnp.square(jnp.tanh(products / blocks.softcap)))

@@ -1,22 +1,47 @@
 """The one interface of attention, and the choice among its kinds."""
 
-from typing import Annotated
+import functools
+from collections.abc import Callable
+from typing import Annotated, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.typing import DTypeLike
 from jaxtyping import Float
 
 from adalink_jax.errors import UserError
 from adalink_jax.models.attention.bias import Bias, capped, diagonals, masked, of_rows, of_segments
 from adalink_jax.models.attention.blockwise import Blocks, blockwise
+from adalink_jax.models.attention.cudnn import filled_width, fused
 from adalink_jax.parallel import over_shards
 from adalink_jax.typed_values import one_of
 
-KINDS = ("auto", "reference", "blockwise")
+KINDS = ("auto", "reference", "blockwise", "cudnn", "pallas")
 AttentionKind = Annotated[str, one_of(*KINDS)]
+_KERNELS = {"gpu": "cudnn", "tpu": "pallas"}  # the kernel of a platform
 _WORTH = 2**16  # scores of a row and head; fewer are stored as fast
+_WIDEST = 256  # head of a kernel; half of it for cuDNN before Hopper
+_HOPPER = 9.0  # compute capability
+_OLD_TPUS = "TPU v2", "TPU v3", "TPU v4"  # cannot roll with a stride, as the TPU kernel does
+_LONGEST = 8192  # queries or keys of the TPU kernel, which holds a row and head of them on the chip
+
+
+class Scores(NamedTuple):
+    """What the choice of a kind depends on, beside the platform.
+
+    Attributes:
+      queries, keys, width: Q, S, and K.
+      dtype: of queries, keys and values.
+      softcap: see `attend`.
+    """
+
+    queries: int
+    keys: int
+    width: int
+    dtype: DTypeLike
+    softcap: float | None = None
 
 
 def attend(
@@ -35,7 +60,9 @@ def attend(
       key: keys.
       value: values.
       bias: what is added to the scores.
-      kind: "reference", "blockwise", or "auto": blockwise on a CPU for all but short inputs, else the reference.
+      kind: "reference"; "blockwise", in plain JAX; the kernels "pallas" (TPU) and "cudnn" (GPU), which leave single queries, of
+        decoding, to the reference; or "auto". That is the reference for short inputs; for others it is blockwise on a CPU, and
+        elsewhere the platform's kernel where it can compute this, otherwise the reference.
       window: a query sees only keys that are nearer than this; None means all.
       softcap: caps the products: `softcap * tanh(q k^T / softcap)`, before the bias. None means no cap.
 
@@ -43,24 +70,37 @@ def attend(
       The mixed values, in their dtype.
 
     Raises:
-      UserError: for another kind.
+      UserError: for another kind, and for a kernel that cannot compute this.
     """
-    if _kind(kind, query.shape[2], key.shape[2]) == "reference":
+    name = _kind(kind, Scores(query.shape[2], key.shape[2], query.shape[3], query.dtype, softcap), bias)
+    if name == "reference":
         return reference(query, key, value, bias, window, softcap)
-    blocks, split, rows = Blocks(window, softcap, one_tile=_platform() == "cpu"), ("batch", "heads"), ("batch",)
+    function = _without_scores(name, window, softcap)
+    split, rows = ("batch", "heads"), ("batch",)
     return over_shards(
-        lambda query, key, value, *parts: blockwise(blocks, query, key, value, Bias(*parts)),
+        lambda query, key, value, *parts: function(query, key, value, Bias(*parts)),
         (query, key, value, bias.relative, bias.keys, bias.first, bias.query_segments, bias.key_segments),
         (split, split, split, ("heads",), rows, (), rows, rows),
         split,
     )
 
 
-def for_stack(bias: Bias, kind: str, queries: int, keys: int) -> Bias:
+def _without_scores(kind: str, window: int | None, softcap: float | None) -> Callable[..., Array]:
+    """A function of queries, keys, values, and bias. Pallas is imported where it runs, which takes half a second."""
+    if kind == "pallas":
+        from adalink_jax.models.attention.pallas import Kernel, flash
+
+        return functools.partial(flash, Kernel(window, softcap))
+    if kind == "cudnn":
+        return functools.partial(fused, window=window)
+    return functools.partial(blockwise, Blocks(window, softcap, one_tile=_platform() == "cpu"))
+
+
+def for_stack(bias: Bias, kind: str, scores: Scores) -> Bias:
     """A bias that all layers of a stack share: for the reference, its relative part is computed once, [H, Q, S]."""
-    if bias.relative is None or _kind(kind, queries, keys) != "reference":
+    if bias.relative is None or _kind(kind, scores, bias) != "reference":
         return bias
-    return bias.replace(relative=None, stored=diagonals(bias.relative, 0, queries, keys))
+    return bias.replace(relative=None, stored=diagonals(bias.relative, 0, scores.queries, scores.keys))
 
 
 def reference(
@@ -83,12 +123,54 @@ def reference(
     return jnp.einsum("bhqs,bhsk->bhqk", nn.softmax(scores).astype(value.dtype), value)
 
 
-def _kind(kind: str, queries: int, keys: int) -> str:
+def _kind(kind: str, scores: Scores, bias: Bias) -> str:
     if kind not in KINDS:
         raise UserError(f"ATTENTION is {kind!r}; it must be one of {', '.join(KINDS)}.")
-    if kind != "auto":
-        return kind
-    return "blockwise" if _platform() == "cpu" and queries * keys >= _WORTH else "reference"
+    platform = _platform()
+    if kind == "auto":
+        kernel = _KERNELS.get(platform, "blockwise")
+        able = kernel == "blockwise" or _obstacle(kernel, platform, scores, bias) is None
+        return kernel if able and scores.queries * scores.keys >= _WORTH else "reference"
+    if kind in _KERNELS.values():
+        if obstacle := _obstacle(kind, platform, scores, bias):
+            raise UserError(f"ATTENTION = {kind!r} {obstacle}; set ATTENTION = 'auto'.")
+        return "reference" if scores.queries == 1 else kind
+    return kind
+
+
+def _obstacle(kernel: str, platform: str, scores: Scores, bias: Bias) -> str | None:
+    """Why a kernel cannot compute this, as a sentence's predicate; None if it can."""
+    dtypes = {"cudnn": ("bfloat16",), "pallas": ("bfloat16", "float32")}[kernel]
+    if _KERNELS.get(platform) != kernel:
+        return f"does not run on a {platform.upper()}"
+    if kernel == "pallas" and _device_kind().startswith(_OLD_TPUS):
+        return f"needs a TPU v5 or newer, not a {_device_kind()}"
+    if jnp.dtype(scores.dtype).name not in dtypes:
+        return f"needs activations of {' or '.join(dtypes)}, not {jnp.dtype(scores.dtype).name}"
+    width, widest = scores.width, _WIDEST
+    if kernel == "cudnn":
+        width = filled_width(width, masks=bias.keys is not None or scores.keys % 2 == 1)
+        widest = _WIDEST if _gpu_capability() >= _HOPPER else _WIDEST // 2
+    if width > widest:
+        return f"takes heads of at most {widest} numbers here, not {width}"
+    if kernel == "cudnn" and scores.softcap is not None:
+        return "has no softcap"
+    if kernel == "cudnn" and bias.query_segments is not None:
+        return "has no segments for packed examples"
+    longest = max(scores.queries, scores.keys)
+    if kernel == "pallas" and longest > _LONGEST:
+        return f"takes at most {_LONGEST:,} positions, not {longest:,}"
+    return None
+
+
+def _gpu_capability() -> float:
+    """The compute capability of this process' GPUs."""
+    return float(getattr(jax.local_devices()[0], "compute_capability", 0))
+
+
+def _device_kind() -> str:
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return (jax.local_devices()[0] if device is None else device).device_kind
 
 
 def _platform() -> str:

@@ -124,10 +124,15 @@ def long_table(folder: pathlib.Path) -> list[str]:
         for number, (settings, flags) in enumerate(COMPARED):
             name = f"{model}.{size or inputs}.{topology.replace(':', '.')}.{number}.json"
             cell = plan(folder / "long" / name, model, "adalink", topology, work, *flags, "--quick")
-            times = (f"{cell[f'estimated_{part}_seconds']:.3f}" for part in ("step", "compute", "memory", "collective"))
+            compiled = cell["temp_bytes"] is not None
+            times = (
+                f"{cell[f'estimated_{part}_seconds']:.3f}" if compiled else "-"
+                for part in ("step", "compute", "memory", "collective")
+            )  # fmt: skip
             cells = (
-                model, f"{size} px" if size else f"{inputs} tokens", topology, settings, *times, f"{cell['estimated_mfu']:.0%}",
-                f"{cell['temp_bytes'] / 1e9:.1f}",
+                model, f"{size} px" if size else f"{inputs} tokens", topology, settings, *times,
+                f"{cell['estimated_mfu']:.0%}" if compiled else "-",
+                f"{cell['temp_bytes'] / 1e9:.1f}" if compiled else f"does not fit: needs {cell['hbm_bytes'] / 1e9:.0f}",
             )  # fmt: skip
             lines.append(f"| {' | '.join(cells)} |")
             print(lines[-1], flush=True)

@@ -24,7 +24,7 @@ from adalink_jax.planning.hlo import Program
 from adalink_jax.training import setup
 from adalink_jax.training.evaluation import make_generate
 
-model = AdaptedModel(T5(tiny_t5()), AdaLinkAdapter(rank=4))
+model = AdaptedModel(T5(tiny_t5(scan_layers=True)), AdaLinkAdapter(rank=4))
 batch = random_batch(model.backbone, 4, 6, 4, seed=0)
 batch = {"encoder_input_tokens": batch["encoder_input_tokens"], "sampling_ids": np.zeros((4, 3), np.int32)}
 config = setup.Setup(model, trainable=("adapter/.*", "backbone/.*"))

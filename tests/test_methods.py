@@ -61,6 +61,8 @@ both = pytest.mark.parametrize("backbone", BACKBONES)
 each = pytest.mark.parametrize("method", CASES)
 NO_BANK = "NormTuning cannot be served from a bank: its changes to the layers cannot differ between rows."
 NOT_PER_TOKEN = "{} cannot be folded: it does more than map each token's embedding."
+NOT_APART = "{} does not keep the examples of a packed row apart; set PACK_EXAMPLES to False."
+NO_IMAGES = "PaLI reads images, and only text can be packed; set PACK_EXAMPLES to False."
 
 
 @functools.cache
@@ -77,6 +79,10 @@ def expected(behaviour, method, backbone):
         return Result(PASS) if method == "adalink" else Result(DOES_NOT_APPLY, NOT_PER_TOKEN.format(name))
     if method == "norm_tuning" and behaviour in ("is_disabled", "is_deleted"):
         return Result(PASS if behaviour == "is_disabled" else DOES_NOT_APPLY, NO_BANK)
+    if behaviour == "keeps_packed_examples_apart" and backbone == "PaLI":
+        return Result(DOES_NOT_APPLY, NO_IMAGES)
+    if behaviour == "keeps_packed_examples_apart" and method in ("prompt_tuning", "adept", "dept"):  # have a prompt
+        return Result(DOES_NOT_APPLY, NOT_APART.format(name))
     if behaviour == "trains_alike_on_several_devices":
         return Result(DOES_NOT_APPLY, "there is only one device")  # here; see the test in a process of its own
     return Result(PASS)

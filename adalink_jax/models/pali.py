@@ -55,8 +55,10 @@ class PaLI(T5):
         return super().abstract_batch(batch_size, inputs, targets) | images
 
     def abstract_packed_batch(self, batch_size: int, inputs: int, targets: int) -> dict[str, jax.ShapeDtypeStruct]:
-        """Raises:
-        UserError: always; rows with images hold one example.
+        """Refuses packed examples: rows with images hold one example.
+
+        Raises:
+          UserError: always.
         """
         raise UserError(f"{type(self).__name__} reads images, and only text can be packed; set PACK_EXAMPLES to False.")
 

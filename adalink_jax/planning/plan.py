@@ -220,22 +220,22 @@ def _arguments(job: Job, mesh: Mesh, rules: parallel.LogicalRules) -> tuple[Adap
     setup, lengths = job.setup, job.setup.data.task_feature_lengths
     place = parallel.batch_sharding(mesh)
 
-    def batch(*members: int, packed: bool = False) -> dict[str, jax.ShapeDtypeStruct]:
-        features = setup.model.backbone.abstract_packed_batch if packed else setup.model.backbone.abstract_batch
-        shapes = features(job.setup.data.batch_size, lengths["inputs"], lengths["targets"])
+    def batch(shapes: dict[str, jax.ShapeDtypeStruct], *members: int) -> dict[str, jax.ShapeDtypeStruct]:
         shape = lambda x: (x.shape[0], *members, *x.shape[1:])
         return {name: jax.ShapeDtypeStruct(shape(x), x.dtype, sharding=place) for name, x in shapes.items()}
 
-    ids = jax.ShapeDtypeStruct((job.setup.data.batch_size, 3), np.int32, sharding=place)
-    decoded, packed = batch() | {"sampling_ids": ids}, setup.data.pack
+    rows = setup.data.batch_size
+    trained = setup.train_batch(rows)
+    decoded = batch(setup.model.backbone.abstract_batch(rows, lengths["inputs"], lengths["targets"]))
+    decoded["sampling_ids"] = jax.ShapeDtypeStruct((rows, 3), np.int32, sharding=place)
     if not job.members:
         state, frozen = abstract.abstract_state(
             setup.model, setup.trainable, setup.frozen_dtype, job.optimizer, mesh, rules
         )  # fmt: skip
-        return setup.model, (state, frozen, batch(packed=packed)), (state.trainable, frozen, decoded)
+        return setup.model, (state, frozen, batch(trained)), (state.trainable, frozen, decoded)
     model, state, members, frozen = abstract_pack(setup, job.members, job.optimizer, mesh, rules)
-    rows = batch(*([len(job.members)] if own_batches(job.members) else []), packed=packed)
-    return model, (state, members, frozen, rows), ((state.trainable, members.padding), frozen, decoded)
+    trained = batch(trained, *([len(job.members)] if own_batches(job.members) else []))
+    return model, (state, members, frozen, trained), ((state.trainable, members.padding), frozen, decoded)
 
 
 def _step(job: Job, model: AdaptedModel, shards: int, at_once: int | None) -> Callable:

@@ -46,11 +46,10 @@ def saved_on_chip(
     setup: Setup, loss: Callable, microbatches: int, mesh: Mesh, rules: parallel.LogicalRules
 ) -> dict[str, dict[str, Any]]:
     """What a step saves, as `by_stack`: bytes per chip for one microbatch, before a `model` axis divides some of it."""
-    lengths, parts = setup.data.task_feature_lengths, parallel.data_axis_size(mesh)
+    parts = parallel.data_axis_size(mesh)
     rows = max(1, setup.data.batch_size // microbatches // parts) * parts
-    batch = setup.model.backbone.abstract_batch(rows, lengths["inputs"], lengths["targets"])
     leaves = partition.split(abstract.abstract_leaves(setup.model, mesh, rules), setup.trainable)
-    arrays = saved_arrays(make_loss(setup.model, loss), *leaves, batch)
+    arrays = saved_arrays(make_loss(setup.model, loss), *leaves, setup.train_batch(rows))
     return by_stack([dataclasses.replace(array, nbytes=-(-array.nbytes // parts)) for array in arrays])
 
 

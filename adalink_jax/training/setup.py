@@ -77,6 +77,12 @@ class Setup:
             raise UserError("Setup.dataset is not set; add a task's file, such as --gin_file=gin/tasks/digits.gin.")
         return self.dataset
 
+    def train_batch(self, rows: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shapes of the features of `rows` training rows, of packed examples where the data say so (PACK_EXAMPLES)."""
+        backbone, lengths = self.model.backbone, self.data.task_feature_lengths
+        features = backbone.abstract_packed_batch if self.data.pack else backbone.abstract_batch
+        return features(rows, lengths["inputs"], lengths["targets"])
+
     @property
     def image_shape(self) -> tuple[int, int, int] | None:
         """(height, width, channels) of the model's images; None if it takes none."""

@@ -29,13 +29,8 @@ def step_cost(setup: Setup, optimizer: optax.GradientTransformation) -> dict[str
       `step_seconds`, the median of `TIMED` steps; `peak_bytes`, the arguments, outputs and temporaries of the compiled step, less
       what it updates in place.
     """
-    if setup.dataset is None:
-        raise UserError("Setup.dataset is not set; add a task's file, such as --gin_file=gin/tasks/digits.gin.")
+    shapes = setup.train_batch(setup.data.batch_size)
     mesh, rules = parallel.make_mesh(), parallel.logical_axis_rules()
-    lengths, rows = setup.dataset.task_feature_lengths, setup.dataset.batch_size
-    backbone = setup.model.backbone
-    features = backbone.abstract_packed_batch if setup.dataset.pack else backbone.abstract_batch
-    shapes = features(rows, lengths["inputs"], lengths["targets"])
     batch = {name: np.ones(leaf.shape, leaf.dtype) for name, leaf in shapes.items()}
     with parallel.use_mesh(mesh, rules):
         params = load_parameters(setup, mesh, rules)

@@ -42,7 +42,9 @@ def reporting(file: str | None) -> Iterator[None]:
             rows = timings.report()
             _print(rows)
             if path is not None:
-                path.write_text(json.dumps(rows, indent=1) + "\n")
+                from adalink_jax.files.whole_file import write_text
+
+                write_text(path, json.dumps(rows, indent=1) + "\n")
 
 
 def _path(file: str) -> "epath.Path":

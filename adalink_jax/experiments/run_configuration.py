@@ -7,7 +7,6 @@ from adalink_jax import configuration
 from adalink_jax.configuration import GinFlags
 from adalink_jax.configuration.requirements import DATA, MODEL, PACK, RUN
 from adalink_jax.errors import UserError, sentence
-from adalink_jax.parallel import compiler_settings
 
 PEAK = "warmup_cosine.peak"
 
@@ -31,6 +30,8 @@ def load_pack(flags: GinFlags, name: str) -> GinFlags:
         flags = flags.binding(PEAK, "1.0")
         configuration.load(flags, extra_files=files)
     configuration.check_reachable(flags, "train_pack")
+    from adalink_jax.parallel import compiler_settings  # imports JAX
+
     compiler_settings.set_environment()
     return flags
 

@@ -70,7 +70,6 @@ class Predictor:
       UserError, CheckpointError: for a run that needs `trust_modules`, files that do not fit each other, and adapters that cannot share a bank.
     """
 
-    @timings.phase("model")
     def __init__(
         self,
         model: "str | os.PathLike | Setup",
@@ -104,15 +103,7 @@ class Predictor:
         self.image_shape, self.preparation = setup.image_shape, setup.preparation
         self._setup = setup
         self._mesh, self._rules = parallel.make_mesh(), parallel.logical_axis_rules()
-        plain = dataclasses.replace(setup, model=AdaptedModel(backbone), trainable=())
-        with parallel.use_mesh(self._mesh, self._rules):
-            loaded = load_parameters(plain, self._mesh, self._rules)
-            self._params, self._model = loaded.tree(), plain.model
-            if adapters:
-                base: Any = loaded.base  # not None: all parameters are frozen, so they come from a checkpoint
-                members = [self._member(setup, folder, base.fingerprint) for folder in adapters.values()]
-                bank, stacked = stack_adapters(backbone, members)
-                self._model, self._params = AdaptedModel(backbone, bank), {**self._params, "adapter": stacked}
+        self._model, self._params = self._load(setup, adapters)
         self.inputs_cut = 0  # rows whose text was longer than the model reads
         self.rows_sampled, target_length = 0, self.task_feature_lengths["targets"]
         random_seed = setup.random_seed if seed is None else seed
@@ -123,6 +114,19 @@ class Predictor:
 
         self._generate = jax.jit(lambda params, batch: cast(Decoded, decode(params, batch)).ids[:, 0])
         self._score = jax.jit(lambda params, batch: self._model.apply({"params": params}, batch, method="score"))
+
+    @timings.phase("model")
+    def _load(self, setup: Setup, adapters: Mapping[str, str]) -> tuple[AdaptedModel, dict[str, Any]]:
+        """The base model, with the bank of `adapters` if there are any, and its parameters."""
+        plain = dataclasses.replace(setup, model=AdaptedModel(setup.model.backbone), trainable=())
+        with parallel.use_mesh(self._mesh, self._rules):
+            loaded = load_parameters(plain, self._mesh, self._rules)
+            if not adapters:
+                return plain.model, loaded.tree()
+            base: Any = loaded.base  # not None: all parameters are frozen, so they come from a checkpoint
+            members = [self._member(setup, folder, base.fingerprint) for folder in adapters.values()]
+            bank, stacked = stack_adapters(setup.model.backbone, members)
+            return AdaptedModel(setup.model.backbone, bank), {**loaded.tree(), "adapter": stacked}
 
     def _member(self, setup: Setup, folder: str, fingerprint: str) -> tuple[nn.Module, dict[str, Any]]:
         _, facts = checkpoints.open_adapter(folder)

@@ -4,19 +4,25 @@ The TPU kernels run in Pallas' interpreter, with small blocks. In cuDNN's place 
 """
 
 import functools
+import os
 import re
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.experimental import pallas as pl
+from attention_kinds import interpret_kernels
+from helpers import init, random_batch, tiny_t5
 from jax.experimental.compilation_cache import compilation_cache
 from jax.extend.core import Primitive
 from test_attention import PATTERNS, arrays, assert_equal, results
 
+from adalink_jax import T5, AdaptedModel
 from adalink_jax.errors import UserError
-from adalink_jax.models.attention import Bias, Scores, attend, for_stack, kinds, pallas_blocks
+from adalink_jax.models import paths
+from adalink_jax.models.attention import Bias, Scores, attend, for_stack, kinds
 from adalink_jax.parallel.accelerators import parse_topology
 from adalink_jax.planning.hlo import Program
 from adalink_jax.planning.plan import devices_of
@@ -39,10 +45,7 @@ def nothing_cached():
 @pytest.fixture
 def on_tpu(monkeypatch):
     """The kernels are interpreted on the CPU."""
-    monkeypatch.setattr(kinds, "_platform", lambda: "tpu")
-    monkeypatch.setattr(pl, "pallas_call", functools.partial(pl.pallas_call, interpret=True))
-    monkeypatch.setattr(pallas_blocks, "_BLOCK", 128)
-    monkeypatch.setattr(pallas_blocks, "_ROLLED", 8)
+    interpret_kernels(monkeypatch)
 
 
 @pytest.fixture
@@ -69,6 +72,89 @@ def test_the_tpu_kernel_has_the_numbers_and_gradients_of_the_reference(pattern, 
 def test_the_tpu_kernel_has_them_for_several_heads(on_tpu):
     parts, how = arrays(2, 9, 260, 3, 24), {"uses": ("relative",), "first": 40, "window": 50, "softcap": 2.0}
     assert_equal(results("pallas", parts, **how), results("reference", parts, **how), 3e-5)
+
+
+@pytest.mark.parametrize("shared_bias", [True, False])
+@pytest.mark.parametrize("pattern", ["relative", "cached", "causal segments"])
+def test_the_tpu_kernel_under_vmap_has_the_numbers_and_gradients_of_each_member(pattern, shared_bias, on_tpu):
+    """As members of a pack have them; the relative bias is one for all members, or each has its own."""
+    how, parts = PATTERNS[pattern], arrays(6, 20, 140, 1, 8)
+    query, key, value, mask = (x.reshape(3, 2, *x.shape[1:]) for x in (*parts[:3], parts[4]))
+    relative = parts[3] if shared_bias else jnp.stack([parts[3], -parts[3], 2 * parts[3]])
+    members = jax.vmap(lambda *parts: results("pallas", parts, **how), (0, 0, 0, None if shared_bias else 0, 0))
+    actual = members(query, key, value, relative, mask)
+    for i in range(3):
+        member = (query[i], key[i], value[i], relative if shared_bias else relative[i], mask[i])
+        assert_equal([x[i] for x in actual], results("reference", member, **how), 3e-5)
+
+
+SHARDED = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import jax
+import pytest
+from attention_kinds import interpret_kernels
+from test_attention import PATTERNS, arrays, assert_equal, results
+
+from adalink_jax import parallel
+
+assert jax.device_count() == 8
+jax.config.update("jax_default_matmul_precision", "highest")
+interpret_kernels(pytest.MonkeyPatch())
+parts, how = arrays(4, 9, 140, 4, 8), PATTERNS["relative"]
+expected = results("reference", parts, **how)
+mesh = parallel.make_mesh(2, 4)
+with parallel.use_mesh(mesh, parallel.logical_axis_rules()):
+    actual = parallel.settle(results("pallas", parts, **how))
+assert [x.addressable_shards[0].data.shape for x in actual[:2]] == [(2, 1, 9, 8)] * 2
+assert_equal(actual, expected, 3e-5)
+print("as one device")
+"""
+
+
+def test_the_tpu_kernel_sharded_over_rows_and_heads_has_the_numbers_and_gradients_of_one_device():
+    """On a mesh of 2 x 4 virtual devices. The trained bias' gradient is summed over the rows' devices."""
+    env = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    command = [sys.executable, "-c", SHARDED, os.path.dirname(__file__)]
+    done = subprocess.run(command, capture_output=True, text=True, env=env)
+    assert done.stdout == "as one device\n", done.stderr[-3000:]
+
+
+def encoder_step(attention, remat, scanned=False):
+    """A function of parameters, the loss and gradients of a T5 encoder of one layer, and parameters."""
+    sizes = {"num_encoder_layers": 1, "num_decoder_layers": 1, "scan_layers": scanned}
+    model, other = (T5(tiny_t5(attention=kind, remat=remat, **sizes)) for kind in (attention, "reference"))
+    batch = random_batch(model, 2, 9, 5, seed=0)
+    params = jax.tree.map(lambda x: x + 0.1, init(AdaptedModel(other), batch)["backbone"])
+
+    def loss(params):
+        apply = functools.partial(model.apply, {"params": params})
+        states = apply(apply(batch, method="embed"), method="encode").states
+        return jnp.sum(states * jax.random.normal(jax.random.key(1), states.shape))
+
+    return jax.value_and_grad(loss), params
+
+
+@pytest.mark.parametrize("remat, scanned", [("frozen", True), ("full", False)])
+def test_the_tpu_kernel_with_remat_has_the_gradients_of_the_reference(remat, scanned, on_tpu):
+    function, params = encoder_step("pallas", remat, scanned)
+    value, gradient = jax.jit(function)(params)
+    expected, expected_gradient = jax.jit(encoder_step("reference", remat, scanned)[0])(params)
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
+    gradient, expected_gradient = (paths.flatten(x) for x in (gradient, expected_gradient))
+    spread = np.std(np.concatenate([np.ravel(x) for x in expected_gradient.values()]))
+    for name, leaf in expected_gradient.items():
+        np.testing.assert_allclose(gradient[name], leaf, rtol=1e-4, atol=3e-5 * spread, err_msg=name)
+
+
+@pytest.mark.parametrize("remat, calls", [("frozen", 2), ("full", 3)])
+def test_remat_frozen_does_not_run_the_forward_kernel_again(remat, calls, nothing_cached, monkeypatch):
+    """Kernels in the program for a TPU."""
+    function, params = encoder_step("pallas", remat)
+    monkeypatch.setattr(kinds, "_platform", lambda: "tpu")
+    place = jax.sharding.SingleDeviceSharding(devices_of(parse_topology("v5e:1x1"))[0])
+    leaves = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), params)
+    assert jax.jit(function).lower(leaves).compile().as_text().count("tpu_custom_call") == calls
 
 
 def distance(x, y):

@@ -19,7 +19,7 @@ from adalink_jax.errors import UserError
 from adalink_jax.models import paths
 from adalink_jax.parallel.accelerators import ACCELERATORS, parse_topology
 from adalink_jax.planning.collectives import collectives
-from adalink_jax.planning.hlo import Program
+from adalink_jax.planning.hlo import Array, Program
 from adalink_jax.planning.plan import devices_of, without_remat
 from adalink_jax.planning.traffic import bytes_moved
 from adalink_jax.training import abstract, optimizers
@@ -89,6 +89,16 @@ def test_traffic_of_a_loop_is_that_of_its_iterations(iterations):
     moved = bytes_moved(Program(jax.jit(run).lower(x, stack).compile().as_text()))
     weights = iterations * 256 * 256 * 4
     assert weights < moved < 3.5 * weights  # XLA's CPU program copies the slice before it multiplies
+
+
+@pytest.mark.parametrize("array, stored", [
+    (Array("bf16", (4, 9, 64), "{2,1,0:T(8,128)(2,1)}"), 4 * 16 * 128 * 2),
+    (Array("bf16", (4, 64, 9), "{1,2,0:T(8,128)(2,1)}"), 4 * 16 * 128 * 2),
+    (Array("f32", (300,), "{0:T(256)}"), 512 * 4),
+    (Array("f32", (9, 64), "{1,0}"), 9 * 64 * 4),
+])  # fmt: skip
+def test_a_tpu_s_memory_holds_whole_tiles(array, stored):
+    assert array.stored_bytes == stored
 
 
 def test_traffic_of_slices_within_fusions_of_fusions_is_that_of_the_slices():

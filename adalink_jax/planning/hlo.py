@@ -15,6 +15,7 @@ _BITS = {"pred": 8, "token": 0, "opaque": 0} | {
                                               ("f", (16, 32, 64)), ("bf", (16,)), ("c", (64, 128))) for bits in sizes
 }  # fmt: skip
 _ARRAY = re.compile(r"\b([a-z]+[0-9]*[a-z0-9]*)\[([0-9,<=]*)\](\{[^{}]*\})?")
+_TILED = re.compile(r"^\{([\d,]+):T\(([\d,]+)\)")
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.-]+) \(.*\) -> .* \{$")
 _INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([\w.-]+) = (.*)$")
 _CALLED = re.compile(
@@ -35,6 +36,18 @@ class Array:
     def nbytes(self) -> int:
         """Its size in bytes; every unknown dtype is taken for an 8-bit one."""
         return _BITS.get(self.dtype, 8) * math.prod(self.dims) // 8
+
+    @property
+    def stored_bytes(self) -> int:
+        """Its size in a TPU's memory, where the layout's tile fills up the last dimensions: `{1,0:T(8,128)}` of [9, 64] takes [16, 128]."""
+        layout = _TILED.search(self.layout)
+        if layout is None or not self.dims:
+            return self.nbytes
+        order, tile = ([int(n) for n in text.split(",")] for text in layout.groups())
+        dims = list(self.dims)
+        for dim, size in zip(order, reversed(tile)):
+            dims[dim] = -(-dims[dim] // size) * size
+        return _BITS.get(self.dtype, 8) * math.prod(dims) // 8
 
     @property
     def on_chip(self) -> bool:
@@ -68,6 +81,11 @@ class Instruction:
     def nbytes(self) -> int:
         """Size of the result in bytes."""
         return sum(array.nbytes for array in self.arrays)
+
+    @property
+    def stored_bytes(self) -> int:
+        """Size of the result in a TPU's memory."""
+        return sum(array.stored_bytes for array in self.arrays)
 
     @property
     def called(self) -> dict[str, list[str]]:

@@ -68,7 +68,8 @@ class Plan:
       frozen_bytes, trainable_bytes, optimizer_bytes, batch_bytes: the arguments.
       saved: what the forward pass saves for the backward pass, per stack of layers and kind (`saved.saved_on_chip`): bytes per chip for one
         microbatch (and one member of a pack), before a `model` axis divides some of it. It is the largest part of the temporaries.
-      temp_bytes: the compiler's temporaries; None if it refused the program or did not run.
+      temp_bytes: the compiler's temporaries at the step's peak, on TPUs without the gaps between them; None if it refused the program or
+        did not run.
       compiler: platform of the compiler ("tpu", "gpu", "cpu").
       compiler_flags: name of the job's set of flags, see `parallel.compiler_settings`.
       compiler_options: the flags that the compiler was given here; none if it is not the job's.
@@ -295,11 +296,17 @@ def _compile(program: jax.stages.Wrapped, options: dict[str, str], *arguments: A
         return _Compiled(None, _needed(str(e)), None, elapsed())
     seconds = elapsed()
     memory: Any = compiled.memory_analysis()
-    needed = (
-        memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
-        + memory.temp_size_in_bytes + memory.generated_code_size_in_bytes
-    )  # fmt: skip
-    return _Compiled(compiled, needed, memory.temp_size_in_bytes, seconds)
+    held = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+    temporaries = memory.temp_size_in_bytes
+    if _platform_of(compiled) == "tpu" and memory.peak_memory_in_bytes:
+        # The TPU compiler's sum of temporaries is more than it allocates: it may exceed the memory of a chip that the program fits.
+        temporaries = memory.peak_memory_in_bytes - held
+    return _Compiled(compiled, held + temporaries + memory.generated_code_size_in_bytes, temporaries, seconds)
+
+
+def _platform_of(compiled: jax.stages.Compiled) -> str:
+    sharding = jax.tree.leaves(compiled.output_shardings)[0]
+    return next(iter(sharding.device_set)).platform
 
 
 def _needed(refusal: str) -> int:

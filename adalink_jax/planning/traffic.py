@@ -36,7 +36,7 @@ def _moved(program: Program, instruction: Instruction, home: dict[str, Instructi
 
 
 def _in_memory(instruction: Instruction) -> int:
-    return sum(array.nbytes for array in instruction.arrays if not array.on_chip)
+    return sum(array.stored_bytes for array in instruction.arrays if not array.on_chip)
 
 
 def _read_by_fusion(program: Program, body: dict[str, Instruction], inputs: list[Instruction]) -> int:
@@ -51,7 +51,7 @@ def _read(program: Program, body: dict[str, Instruction], name: str, size: int) 
     total = 0
     for user, operand in _users(body, name):
         if user.opcode in _SLICES and user.operands[0] == operand:
-            total += user.nbytes
+            total += user.stored_bytes
         elif user.opcode == "fusion":
             inner = program.computations[user.called["calls"][0]]
             numbers = [str(number) for number, input in enumerate(user.operands) if input == operand]
@@ -81,5 +81,5 @@ def _written_by_fusion(body: dict[str, Instruction], fusion: Instruction) -> int
         while result.opcode == "bitcast":
             result = body[result.operands[0]]
         updated = result.opcode == "dynamic-update-slice"
-        total += body[result.operands[1]].nbytes if updated else result.nbytes
+        total += body[result.operands[1]].stored_bytes if updated else result.stored_bytes
     return total

@@ -22,10 +22,10 @@ DEV       := $(VENV)/.installed-dev
 PYTEST    := JAX_PLATFORMS=cpu TF_CPP_MIN_LOG_LEVEL=3 $(BIN)/python -m pytest $(PYTEST_ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart lint test test-short test-slow test-t5x fuzz soak speed plan-matrix study docs wheel clean
+.PHONY: help quickstart lint test test-short test-attention test-slow test-t5x fuzz soak speed plan-matrix study docs wheel clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 quickstart: $(INSTALLED)  ## install, then adapt the bundled frozen model to a task that it cannot do (runs/quickstart)
 	$(BIN)/adalink quickstart
@@ -45,6 +45,16 @@ SHORT := adalink bank checkpoints cli configuration contract data decoding foldi
 
 test-short: $(DEV) $(INSTALLED)  ## a third of the tests: models, adapters, checkpoints, whole runs (10 minutes)
 	$(PYTEST) -m "not slow and not t5x" $(SHORT:%=tests/test_%.py)
+
+# Whatever runs a model; with pallas, in its interpreter, what takes minutes rather than hours.
+ATTENTION       := bank behaviours contract decoding decoding_program families folding mesh methods models pack packed_examples saved \
+	segments step t5_parity token_losses vision_parity
+ATTENTION_SMALL := models segments
+
+test-attention: $(DEV) $(INSTALLED)  ## the tests of models with each kind of attention that runs on a CPU in place of 'auto'
+	$(PYTEST) -m "not slow and not t5x" --attention=reference $(ATTENTION:%=tests/test_%.py)
+	$(PYTEST) -m "not slow and not t5x" --attention=blockwise $(ATTENTION:%=tests/test_%.py)
+	$(PYTEST) -m "not slow and not t5x" --attention=pallas $(ATTENTION_SMALL:%=tests/test_%.py)
 
 test-slow: $(DEV) $(INSTALLED)  ## the slow tests only
 	JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(PYTEST) -m "slow and not t5x"

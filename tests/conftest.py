@@ -32,6 +32,20 @@ import pytest  # noqa: E402
 from launch_cases import fake, make_files, path_with  # noqa: E402
 
 
+def pytest_addoption(parser):
+    """Adds --attention."""
+    words = "what ATTENTION = 'auto' means in the tests; processes that they start keep auto"
+    parser.addoption("--attention", choices=("reference", "blockwise", "pallas"), help=words)
+
+
+def pytest_configure(config):
+    """Applies --attention."""
+    if kind := config.getoption("--attention"):
+        from attention_kinds import let_auto_be
+
+        let_auto_be(kind, pytest.MonkeyPatch())
+
+
 @pytest.fixture(autouse=True)
 def no_settings_of_other_tests():
     """Clears gin's bindings: those of a command would be defaults in later tests."""

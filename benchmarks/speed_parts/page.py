@@ -182,9 +182,7 @@ def sentence(curve: growth.Curve, points: list[Cell]) -> str:
 
 
 def figure(cells: dict[str, Cell], file: pathlib.Path) -> None:
-    """Draws the curves: a row for time and one for memory."""
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-
+    """Draws each curve's time and memory; in `file`'s format."""
     from adalink_jax.reports import style
 
     drawn = {name: sorted((cell for key, cell in cells.items() if key.startswith(f"{name}-")), key=lambda cell: cell["point"])
@@ -193,15 +191,21 @@ def figure(cells: dict[str, Cell], file: pathlib.Path) -> None:
     if not drawn:
         return
     with style.applied():
-        drawing, axes = style.panels(2 * len(drawn), len(drawn), height=1.5)
-        for i, (name, points) in enumerate(drawn.items()):
-            for row, key, scale, label in ((0, "seconds", 1, "seconds"), (1, "bytes", 1e-9, "GB")):
-                axis = axes[row * len(drawn) + i]
-                axis.plot([cell["point"] for cell in points], [cell[key] * scale for cell in points], marker="o")
-                axis.set(xscale="log", yscale="log", xlabel=growth.CURVES[name].title)
-                if not i:
-                    axis.set_ylabel(label)
-        FigureCanvasSVG(drawing).print_svg(file, metadata={"Date": None})
+        drawing, axes = style.panels(2 * len(drawn), 2, height=1.5)
+        panels = iter(axes)
+        for name, points in drawn.items():
+            curve, x = growth.CURVES[name], [cell["point"] for cell in points]
+            for key, scale, what, unit in (("seconds", 1, curve.time, "s"), ("bytes", 1e-9, curve.memory, "GB")):
+                axis, y = next(panels), [cell[key] * scale for cell in points]
+                axis.plot(x, y, marker="o")
+                axis.set(title=what, xlabel=curve.title, ylabel=unit, xscale="log")
+                axis.set_xticks(x, [f"{point:,}" for point in x])
+                axis.set_xticks([], minor=True)
+                if max(y) > 20 * min(y):
+                    axis.set_yscale("log")
+                else:
+                    axis.set_ylim(0, 1.1 * max(y))
+        drawing.savefig(file, metadata={"Date": None} if file.suffix == ".svg" else None)
 
 
 def gpu_table(cells: dict[str, Cell]) -> str:

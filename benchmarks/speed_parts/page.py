@@ -201,7 +201,7 @@ def figure(cells: dict[str, Cell], file: pathlib.Path) -> None:
                 axis.set(title=what, xlabel=curve.title, ylabel=unit, xscale="log")
                 axis.set_xticks(x, [f"{point:,}" for point in x])
                 axis.set_xticks([], minor=True)
-                if max(y) > 20 * min(y):
+                if max(y) > 100 * min(y):
                     axis.set_yscale("log")
                 else:
                     axis.set_ylim(0, 1.1 * max(y))

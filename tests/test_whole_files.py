@@ -15,9 +15,9 @@ from helpers import hold_in_another_process
 
 import adalink_jax
 from adalink_jax.errors import Taken, UserError
-from adalink_jax.files import locks
+from adalink_jax.files import locks, whole_file
 from adalink_jax.files.typed_json import Form, read_state
-from adalink_jax.files.whole_file import write_json, write_text, writing, writing_folder
+from adalink_jax.files.whole_file import is_partial, write_json, write_text, writing, writing_folder
 
 PACKAGE = pathlib.Path(adalink_jax.__file__).parent
 # What appends, or writes within a folder that gets its name at the end.
@@ -78,6 +78,28 @@ def test_what_a_killed_process_left_is_removed(tmp_path):
     with writing_folder(epath.Path(tmp_path) / "base") as new:
         assert not list(new.iterdir())
     assert os.listdir(tmp_path) == ["base"]
+
+
+def test_a_folder_whose_files_were_moved_in_part_stays_marked_until_it_is_written_again(tmp_path, monkeypatch):
+    folder, stopped = epath.Path(tmp_path), []
+
+    def stop(source, destination):
+        if stopped:
+            raise KeyboardInterrupt
+        stopped.append(source.replace(destination))
+
+    def write():
+        with writing_folder(folder) as new:
+            for name in ("a", "b"):
+                (new / name).write_text(name)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(whole_file, "_move", stop)
+        with pytest.raises(KeyboardInterrupt):
+            write()
+    assert is_partial(folder)
+    write()
+    assert sorted(os.listdir(tmp_path)) == ["a", "b"]
 
 
 def test_nothing_else_writes_in_place():

@@ -82,19 +82,25 @@ def writing_folder(path: epath.Path, last: Sequence[str] = ()) -> Iterator[epath
     aside = path / PARTIAL if exists else path.parent / f".{path.name}{PARTIAL}"
     aside.mkdir(parents=True, exist_ok=True)
     with locks.hold_folder(aside):
+        complete = True
         try:
             new = aside / (path.name or "new")
             shutil.rmtree(new, ignore_errors=True)
             new.mkdir()
             yield new
             if exists:
+                complete = (
+                    False  # stopped in between, `path` stays marked as partial, so that the next start replaces it
+                )
                 # What states digests, and what makes it a checkpoint, after the values.
                 for file in sorted(new.iterdir(), key=lambda file: (file.name in last, file.suffix == ".json")):
                     _move(file, path / file.name)
+                complete = True
             else:
                 new.replace(path)
         finally:
-            shutil.rmtree(aside, ignore_errors=True)
+            if complete:
+                shutil.rmtree(aside, ignore_errors=True)
 
 
 def _move(source: epath.Path, destination: epath.Path) -> None:

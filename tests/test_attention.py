@@ -40,7 +40,7 @@ def thirds(*of):
     return [jnp.minimum(starts(x) // x.shape[2], 2) for x in of]
 
 
-def results(kind, parts, uses, first=None, **how):
+def results(kind, parts, uses, first=None, window=None, **how):
     """The mixed values and the gradients of their weighted sum; `uses` has some of "relative", "mask", "segments"."""
     query, key, value, relative, mask = parts
     weights = jax.random.normal(jax.random.key(9), query.shape)
@@ -50,6 +50,7 @@ def results(kind, parts, uses, first=None, **how):
             relative if "relative" in uses else None,
             mask if "mask" in uses else None,
             None if first is None else jnp.int32(first),
+            None if window is None else jnp.array(window),
             *(thirds(query, key) if "segments" in uses else ()),
         )
         return attend(query, key, value, bias, kind, **how).astype(jnp.float32)
@@ -73,8 +74,8 @@ PATTERNS = {
     "padding": {"uses": ("mask",)},
     "relative": {"uses": ("relative", "mask")},
     "causal": {"uses": ("relative",), "first": 0},
-    "window": {"uses": ("mask",), "window": 5},
-    "causal window": {"uses": (), "first": 0, "window": 5},
+    "window": {"uses": ("mask",), "window": (3, 5)},
+    "causal window": {"uses": (), "first": 0, "window": (4, 0)},
     "softcap": {"uses": ("mask",), "softcap": 3.0},
     "cached": {"uses": ("relative",), "first": 7},
     "segments": {"uses": ("relative", "segments")},

@@ -24,6 +24,7 @@ class Bias(Struct):
       relative: float32, by distance: entry `s - q + Q - 1` is for key `s` and query `q`, counted from 0. None adds nothing.
       keys: which keys exist; None means all.
       first: position of the first query, where no query may see later keys; None lets every query see every key.
+      window: how many positions before and after its own a query sees; None means all. Layers of one stack may differ in it.
       query_segments, key_segments: a query sees keys of its own segment only; None, both, for one segment.
       stored: what `relative` adds, in its place, where the reference is not to compute it in every layer (see `for_stack`).
     """
@@ -31,9 +32,15 @@ class Bias(Struct):
     relative: Float[Array, "H distances"] | None = None
     keys: Bool[Array, "B S"] | None = None
     first: Int[Array, ""] | None = None
+    window: Int[Array, "2"] | None = None
     query_segments: Int[Array, "B Q"] | None = None
     key_segments: Int[Array, "B S"] | None = None
     stored: Float[Array, "#H Q S"] | None = None
+
+    @property
+    def same_for_queries(self) -> bool:
+        """Whether the queries of a row all get the same added."""
+        return all(x is None for x in (self.relative, self.first, self.window, self.query_segments, self.stored))
 
 
 def masked(allowed: Bool[Array, "..."]) -> Float[Array, "..."]:
@@ -46,17 +53,20 @@ def of_segments(queries: Int[Array, "... Q"], keys: Int[Array, "... S"]) -> Floa
     return masked(queries[..., :, None] == keys[..., None, :])
 
 
-def of_rows(
-    bias: Bias, start: Int[Array, ""] | int, queries: int, keys: int, window: int | None
-) -> Float[Array, "#H queries S"] | None:
+def of_rows(bias: Bias, start: Int[Array, ""] | int, queries: int, keys: int) -> Float[Array, "#H queries S"] | None:
     """What is added to the scores of queries `start`, `start + 1`, ... of all rows of a batch; None if nothing is."""
     added = bias.stored if bias.relative is None else diagonals(bias.relative, start, queries, keys)
-    if bias.first is not None or window is not None:
+    if bias.first is not None or bias.window is not None:
         distance = jnp.arange(keys) - (start + jnp.arange(queries))[:, None] - (0 if bias.first is None else bias.first)
-        allowed = jnp.ones_like(distance, bool) if bias.first is None else distance <= 0
-        positions = masked(allowed if window is None else allowed & (abs(distance) < window))[None]
+        positions = masked(sees(distance, bias.first is not None, bias.window))[None]
         added = positions if added is None else added + positions
     return added
+
+
+def sees(distance: Int[Array, "..."], causal: bool, window: Any) -> Bool[Array, "..."]:
+    """Whether a query sees a key at these distances, key position - query position; `window` has two numbers, or is None."""
+    allowed = distance <= 0 if causal else jnp.ones_like(distance, bool)
+    return allowed if window is None else allowed & (distance >= -window[0]) & (distance <= window[1])
 
 
 def diagonals(

@@ -27,11 +27,10 @@ class Blocks(NamedTuple):
     """How `blockwise` computes.
 
     Attributes:
-      window, softcap: see `attend`.
+      softcap: see `attend`.
       one_tile: compute the scores of one row and head at a time, which is best on a CPU; else those of all rows and heads.
     """
 
-    window: int | None
     softcap: float | None
     one_tile: bool
 
@@ -97,12 +96,12 @@ class _Parts(NamedTuple):
         starts = jnp.arange(number) * query.shape[3]
         return cls(query, key, value, relative, starts, segments, (masks, bias.key_segments))
 
-    def tile(self, blocks: Blocks, bias: Bias) -> Callable[[Array, Array], Array | float]:
+    def tile(self, bias: Bias) -> Callable[[Array, Array], Array | float]:
         """A function of one head's relative bias and a block's start: what is added to the scores [block, S]."""
 
         def tile(relative: Array, start: Array) -> Array | float:
             one_head = bias.replace(relative=None if bias.relative is None else relative[None])
-            added = of_rows(one_head, start, self.query.shape[3], self.key.shape[2], blocks.window)
+            added = of_rows(one_head, start, self.query.shape[3], self.key.shape[2])
             return 0.0 if added is None else added[0]
 
         return tile
@@ -133,7 +132,7 @@ def _forward(
 ) -> tuple[Float[Array, "B H Q K"], tuple[Array, Array, Array]]:
     """The mixed values, and what the backward pass needs of the softmax: them, each query's maximum, one over its sum."""
     parts = _Parts.of(blocks, query, key, value, bias)
-    tile = parts.tile(blocks, bias)
+    tile = parts.tile(bias)
 
     def head(query: Array, key: Array, value: Array, relative: Array) -> Any:
         def step(_: None, part: Any) -> tuple[None, Any]:
@@ -170,7 +169,7 @@ def _backward(blocks: Blocks, saved: Any, gradient: Any) -> tuple[Array, Array, 
         gradient = jnp.zeros_like(query)
     dtype = query.dtype
     parts = _Parts.of(blocks, query, key, value, bias)
-    tile = parts.tile(blocks, bias)
+    tile = parts.tile(bias)
     block, keys = parts.query.shape[3], parts.key.shape[2]
 
     def head(query: Array, softmax: Any, gradient: Array, key: Array, value: Array, relative: Array) -> Any:

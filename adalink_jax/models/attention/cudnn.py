@@ -25,12 +25,11 @@ def fused(
     key: Float[Array, "B H S K"],
     value: Float[Array, "B H S K"],
     bias: Bias,
-    window: int | None,
 ) -> Float[Array, "B H Q K"]:
     """`attend` for bfloat16, without softcap and segments; `bias.stored` is None. Lengths and widths are filled up as cuDNN needs."""
     rows, _, queries, width = query.shape
     keys = key.shape[2]
-    added = of_rows(bias, 0, queries, keys, window)
+    added = of_rows(bias, 0, queries, keys)
     odd_query, odd_key = (0, 0) if added is None else (queries % 2, keys % 2)
     masks = None
     if bias.keys is not None or odd_key:

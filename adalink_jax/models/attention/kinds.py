@@ -50,7 +50,6 @@ def attend(
     value: Float[Array, "B H S K"],
     bias: Bias,
     kind: str = "auto",
-    window: int | None = None,
     softcap: float | None = None,
 ) -> Float[Array, "B H Q K"]:
     """Attends. Scores and softmax are float32; a query that may see no key gets the mean of all values.
@@ -63,7 +62,6 @@ def attend(
       kind: "reference"; "blockwise", in plain JAX; the kernels "pallas" (TPU) and "cudnn" (GPU), which leave single queries, of
         decoding, to the reference; or "auto". That is the reference for short inputs; for others it is blockwise on a CPU, and
         elsewhere the platform's kernel where it can compute this, otherwise the reference.
-      window: a query sees only keys that are nearer than this; None means all.
       softcap: caps the products: `softcap * tanh(q k^T / softcap)`, before the bias. None means no cap.
 
     Returns:
@@ -74,26 +72,26 @@ def attend(
     """
     name = _kind(kind, Scores(query.shape[2], key.shape[2], query.shape[3], query.dtype, softcap), bias)
     if name == "reference":
-        return reference(query, key, value, bias, window, softcap)
-    function = _without_scores(name, window, softcap)
+        return reference(query, key, value, bias, softcap)
+    function = _without_scores(name, softcap)
     split, rows = ("batch", "heads"), ("batch",)
     return over_shards(
         lambda query, key, value, *parts: function(query, key, value, Bias(*parts)),
-        (query, key, value, bias.relative, bias.keys, bias.first, bias.query_segments, bias.key_segments),
-        (split, split, split, ("heads",), rows, (), rows, rows),
+        (query, key, value, bias.relative, bias.keys, bias.first, bias.window, bias.query_segments, bias.key_segments),
+        (split, split, split, ("heads",), rows, (), (), rows, rows),
         split,
     )
 
 
-def _without_scores(kind: str, window: int | None, softcap: float | None) -> Callable[..., Array]:
+def _without_scores(kind: str, softcap: float | None) -> Callable[..., Array]:
     """A function of queries, keys, values, and bias. Pallas is imported where it runs, which takes half a second."""
     if kind == "pallas":
         from adalink_jax.models.attention.pallas import Kernel, flash
 
-        return functools.partial(flash, Kernel(window, softcap))
+        return functools.partial(flash, Kernel(softcap))
     if kind == "cudnn":
-        return functools.partial(fused, window=window)
-    return functools.partial(blockwise, Blocks(window, softcap, one_tile=_platform() == "cpu"))
+        return fused
+    return functools.partial(blockwise, Blocks(softcap, one_tile=_platform() == "cpu"))
 
 
 def for_stack(bias: Bias, kind: str, scores: Scores) -> Bias:
@@ -108,13 +106,12 @@ def reference(
     key: Float[Array, "B H S K"],
     value: Float[Array, "B H S K"],
     bias: Bias,
-    window: int | None = None,
     softcap: float | None = None,
 ) -> Float[Array, "B H Q K"]:
     """`attend` as its formula has it, with all scores in memory."""
     scores = jnp.einsum("bhqk,bhsk->bhqs", query, key, preferred_element_type=jnp.float32)
     scores = capped(scores, softcap)
-    if (added := of_rows(bias, 0, query.shape[2], key.shape[2], window)) is not None:
+    if (added := of_rows(bias, 0, query.shape[2], key.shape[2])) is not None:
         scores = scores + added
     if bias.keys is not None:
         scores = scores + masked(bias.keys)[:, None, None, :]

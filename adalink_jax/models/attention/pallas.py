@@ -50,7 +50,7 @@ def _forward_kernel(kernel: Kernel, sizes: Sizes, structure: Any, *references: A
         part = pl.ds(start, sizes.key_block)
         products = product(key[0, 0, part], queries, (1, 1))
         scores = capped(products, kernel.softcap)
-        scores += added.to_scores(kernel, sizes, rolled, (start, first_query), part, slice(None))
+        scores += added.to_scores(sizes, rolled, (start, first_query), part, slice(None))
         old = top[...]
         new = jnp.maximum(old, jnp.max(scores, axis=0, keepdims=True))
         weights, factor = jnp.exp(scores - new), jnp.exp(old - new)
@@ -87,7 +87,7 @@ def _backward_kernel(kernel: Kernel, sizes: Sizes, structure: Any, trained: bool
         queries, gradients = query[0, 0, part], gradient[0, 0, part]
         products = jax.jit(recomputed_scores)(keys, queries)
         scores = capped(products, kernel.softcap)
-        scores += added.to_scores(kernel, sizes, rolled, (first_key, start), slice(None), part)
+        scores += added.to_scores(sizes, rolled, (first_key, start), slice(None), part)
         weights = jnp.exp(scores - largest[0, 0, :, part]) * inverse[0, 0, :, part]
         d_values[...] += product(weights.astype(values.dtype), gradients, (1, 0))
         d_scores = weights * (product(values, gradients, (1, 1)) - dots[0, 0, :, part])

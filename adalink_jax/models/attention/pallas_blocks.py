@@ -12,7 +12,7 @@ from jax import Array
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from adalink_jax.models.attention.bias import FILLING, Bias, masked
+from adalink_jax.models.attention.bias import FILLING, Bias, masked, sees
 
 LANES = 128
 _BLOCK = 512  # queries or keys
@@ -23,7 +23,6 @@ _ROLLED = 32  # of its rows that are written together
 class Kernel(NamedTuple):
     """How the kernels compute; see `attend`."""
 
-    window: int | None
     softcap: float | None
 
 
@@ -93,13 +92,14 @@ class Added(NamedTuple):
     """What is added to the scores, as the kernels take it (in them, references to blocks of it); None adds nothing.
 
     Attributes:
-      first: [1], see `Bias`.
+      first, window: [1] and [2], see `Bias`.
       strip: [H, 1, queries + keys], the relative bias: entry `q - s + keys - 1` is for query `q` and key `s`.
       masks: [B, 1, keys], or [1, 1, keys] for filled keys only.
       query_segments, key_segments: [B, 1, queries], [B, 1, keys].
     """
 
     first: Any
+    window: Any
     strip: Any
     masks: Any
     query_segments: Any
@@ -116,17 +116,18 @@ class Added(NamedTuple):
             masks = fill(masks[:, None], sizes.keys, filling=FILLING)
         if of_queries is not None and of_keys is not None:
             of_queries, of_keys = fill(of_queries[:, None], sizes.queries), fill(of_keys[:, None], sizes.keys)
-        return cls(None if bias.first is None else bias.first[None], strip, masks, of_queries, of_keys)
+        first = None if bias.first is None else bias.first[None]
+        return cls(first, bias.window, strip, masks, of_queries, of_keys)
 
     def specs(self, queries: Side, keys: Side) -> list[pl.BlockSpec]:
         """The blocks of the arrays that are there."""
-        first = None if self.first is None else pl.BlockSpec(memory_space=pltpu.SMEM)
+        numbers = [None if x is None else pl.BlockSpec(memory_space=pltpu.SMEM) for x in (self.first, self.window)]
         strip = None if self.strip is None else pl.BlockSpec((1, 1, self.strip.shape[2]), lambda h, b, i: (h, 0, 0))
         rows = keys.of_rows(self.masks), queries.of_rows(self.query_segments), keys.of_rows(self.key_segments)
-        return [spec for spec in (first, strip, *rows) if spec is not None]
+        return [spec for spec in (*numbers, strip, *rows) if spec is not None]
 
     def to_scores(
-        self, kernel: Kernel, sizes: Sizes, rolled: Any, start: tuple[Any, Any], key_part: Any, query_part: Any
+        self, sizes: Sizes, rolled: Any, start: tuple[Any, Any], key_part: Any, query_part: Any
     ) -> Array | float:
         """What is added to the block of scores that starts at `start`, a key and a query; the parts are of the references."""
         key, query = start
@@ -134,14 +135,11 @@ class Added(NamedTuple):
         if rolled is not None:
             column = pl.multiple_of(query - key + sizes.keys - sizes.key_block, LANES)
             added = rolled[:, pl.ds(column, sizes.query_block)]
-        if self.first is not None or kernel.window is not None:
+        if self.first is not None or self.window is not None:
             shape = sizes.key_block, sizes.query_block
             position = lambda axis: jax.lax.broadcasted_iota(jnp.int32, shape, axis)
             distance = position(0) - position(1) + (key - query - (0 if self.first is None else self.first[0]))
-            allowed = distance < (sizes.keys if self.first is None else 1)
-            if kernel.window is not None:
-                allowed = allowed & (abs(distance) < kernel.window)
-            added = added + masked(allowed)
+            added = added + masked(sees(distance, self.first is not None, self.window))
         if self.masks is not None:
             added = added + self.masks[0, :, key_part].reshape(-1, 1)
         if self.query_segments is not None:

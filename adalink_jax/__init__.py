@@ -27,6 +27,8 @@ _HOMES = {
     "QFormerConfig": "models",
     "T5": "models",
     "T5Config": "models",
+    "T5Gemma": "models",
+    "T5GemmaConfig": "models",
     "ViTConfig": "models",
 }
 

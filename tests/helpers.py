@@ -3,9 +3,9 @@
 import subprocess
 import sys
 
-from adalink_jax.contract.tiny import VOCAB, init, random_batch, tiny_pali, tiny_t5
+from adalink_jax.contract.tiny import VOCAB, init, random_batch, tiny_pali, tiny_t5, tiny_t5gemma
 
-__all__ = ["VOCAB", "hold_in_another_process", "init", "random_batch", "tiny_pali", "tiny_t5"]
+__all__ = ["VOCAB", "hold_in_another_process", "init", "random_batch", "tiny_pali", "tiny_t5", "tiny_t5gemma"]
 
 
 def hold_in_another_process(folder):

@@ -1,6 +1,6 @@
 """Run by test_mesh.py in a process of eight virtual devices: training on meshes against training on one device.
 
-python mesh_program.py METHOD STEPS MESH...          MESH: DATAxMODEL[,fsdp][,scanned][,blockwise], such as 2x4,fsdp,scanned
+python mesh_program.py METHOD[@T5Gemma] STEPS MESH...          MESH: DATAxMODEL[,fsdp][,scanned][,blockwise], such as 2x4,fsdp,scanned
 """
 
 import sys
@@ -16,16 +16,30 @@ import optax  # noqa: E402
 
 from adalink_jax import AdaLinkAdapter, AdaptedModel, PaLI, T5Config, ViTConfig, parallel  # noqa: E402
 from adalink_jax.adapters import LoRA  # noqa: E402
-from adalink_jax.models import paths  # noqa: E402
+from adalink_jax.models import (  # noqa: E402
+    T5Gemma,
+    T5GemmaConfig,
+    paths,  # noqa: E402
+)
 from adalink_jax.training import optimizers, partition, setup  # noqa: E402
 from adalink_jax.training.step import TrainState, make_train_step  # noqa: E402
 
 ROWS = 16
 
 
-def backbone(scanned, attention="reference"):
-    """pali_nano, as gin/models/pali_nano.gin has it."""
+def backbone(scanned, attention="reference", name="PaLI"):
+    """pali_nano, as gin/models/pali_nano.gin has it; or a T5Gemma with fewer heads of keys and values than devices."""
     settings = {"scan_layers": scanned, "attention": attention}
+    if name == "T5Gemma":
+        heads = {
+            "num_heads": 8,
+            "num_kv_heads": 2,
+            "decoder_num_kv_heads": 1,
+            "head_dim": 8,
+            "query_pre_attn_scalar": 8,
+        }
+        sizes = {"vocab_size": 264, "emb_dim": 64, "mlp_dim": 128, "num_encoder_layers": 2, "num_decoder_layers": 2}
+        return T5Gemma(T5GemmaConfig(**sizes, **heads, sliding_window=6, **settings))
     language = T5Config(264, 64, 8, 8, 128, 2, 2, **settings)
     return PaLI(language, ViTConfig((8, 16), 4, 64, 8, 256, 2, channels=1, **settings))
 
@@ -42,7 +56,8 @@ def batches(model, steps):
     shapes = model.backbone.abstract_batch(ROWS, 24, 4)
     for _ in range(steps):
         batch = {k: rng.integers(1, 260, x.shape).astype(np.int32) for k, x in shapes.items() if x.dtype == np.int32}
-        batch["images"] = rng.uniform(-1, 1, shapes["images"].shape).astype(np.float32)
+        if "images" in shapes:
+            batch["images"] = rng.uniform(-1, 1, shapes["images"].shape).astype(np.float32)
         batch["decoder_loss_weights"] = rng.integers(0, 2, shapes["decoder_loss_weights"].shape).astype(np.float32)
         yield batch
 
@@ -52,10 +67,10 @@ def values(tree):
     return paths.unscan({name: np.asarray(leaf) for name, leaf in paths.flatten(tree).items()})
 
 
-def train(method, steps, shape, fsdp, scanned, weights, attention="reference"):
+def train(method, steps, shape, fsdp, scanned, weights, attention="reference", name="PaLI"):
     """Losses, the first step's gradients and the trainable leaves at the end, from the unscanned `weights`."""
     adapter, trainable, optimizer = (part() if callable(part) else part for part in METHODS[method])
-    model = AdaptedModel(backbone(scanned, attention), adapter)
+    model = AdaptedModel(backbone(scanned, attention, name), adapter)
     devices = jax.devices()[: shape[0] * shape[1]]
     mesh, rules = parallel.make_mesh(*shape, devices=devices), parallel.logical_axis_rules(fsdp=fsdp)
     with parallel.use_mesh(mesh, rules):
@@ -92,19 +107,21 @@ def compare_gradients(actual, expected, what):
 
 
 def main(method, steps, *cases):
+    method, _, name = method.partition("@")
+    name = name or "PaLI"
     jax.config.update("jax_default_matmul_precision", "highest")
     mesh, rules = parallel.make_mesh(1, 1, devices=jax.devices()[:1]), parallel.logical_axis_rules()
     adapter, _, _ = METHODS[method]
-    model = AdaptedModel(backbone(False), adapter())
+    model = AdaptedModel(backbone(False, name=name), adapter())
     with parallel.use_mesh(mesh, rules):
         config = setup.Setup(model, trainable=("adapter/.*", "backbone/.*") if adapter() else ("backbone/.*",))
         weights = values(setup.load_parameters(config, mesh, rules).trainable)
-    losses, grads, leaves = train(method, int(steps), (1, 1), False, False, weights)
+    losses, grads, leaves = train(method, int(steps), (1, 1), False, False, weights, name=name)
     for case in cases:
         shape, *flags = case.split(",")
         shape = tuple(map(int, shape.split("x")))
         attention = "blockwise" if "blockwise" in flags else "reference"
-        results = train(method, int(steps), shape, "fsdp" in flags, "scanned" in flags, weights, attention)
+        results = train(method, int(steps), shape, "fsdp" in flags, "scanned" in flags, weights, attention, name)
         np.testing.assert_allclose(results[0], losses, rtol=1e-5, err_msg=f"{case}: losses")
         compare_gradients(results[1], grads, case)
         worst = max(np.abs(results[2][name] - leaf).max() for name, leaf in leaves.items())

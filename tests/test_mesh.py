@@ -115,10 +115,12 @@ def assert_trains_as_on_one_device(method, steps, *cases):
 
 @pytest.mark.parametrize("method, steps, cases", [
     ("adalink", 100, ("2x4,fsdp,scanned", "8x1,fsdp,blockwise")),
+    ("adalink@T5Gemma", 20, ("2x4,fsdp,scanned",)),
+    pytest.param("lora@T5Gemma", 20, ("1x8", "4x2,fsdp,blockwise"), marks=pytest.mark.slow),
     pytest.param("lora", 100, ("4x2,fsdp,scanned",), marks=pytest.mark.slow),
     pytest.param("full", 10, ("2x4,fsdp", "4x2,scanned,blockwise"), marks=pytest.mark.slow),
 ])  # fmt: skip
-def test_pali_nano_trains_on_a_mesh_as_on_one_device(method, steps, cases):
+def test_a_small_model_trains_on_a_mesh_as_on_one_device(method, steps, cases):
     assert_trains_as_on_one_device(method, steps, *cases)
 
 

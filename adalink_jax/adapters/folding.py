@@ -5,10 +5,12 @@
     layers:  `LoRA.merge`, `NormTuning.merge`: the method's module has its own
 
 T5 shares its table with the decoder (and T5 1.0 with the logits), so the folded table is a leaf of its own, for the encoder
-alone (`T5Config.encoder_embedding`). Folding is exact up to the rounding of the products and of the stored dtype.
+alone (`encoder_embedding`). Where a family multiplies rows of its table by s on their way to the seam, E' = adapter(s E) / s. Folding
+is exact up to the rounding of the products and of the stored dtype.
 """
 
-from typing import Any
+import dataclasses
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
@@ -18,19 +20,23 @@ from jaxtyping import Float
 from adalink_jax.adapters.layer_adapter import LayerAdapter, Params
 from adalink_jax.errors import UserError
 from adalink_jax.models import paths
+from adalink_jax.models.backbone import Backbone
 from adalink_jax.models.seam import KINDS, Inputs
 
 TABLE, ENCODER_TABLE = "token_embedder/embedding", "encoder/token_embedder/embedding"
 _ROWS = 8192  # rows of a table adapted at once
 
 
-def fold_text(adapter: nn.Module, params: Params, table: Float[np.ndarray, "V D"]) -> Float[np.ndarray, "V D"]:
+def fold_text(
+    adapter: nn.Module, params: Params, table: Float[np.ndarray, "V D"], embedding_scale: float = 1.0
+) -> Float[np.ndarray, "V D"]:
     """Folds a text adapter into the encoder's embedding table.
 
     Args:
       adapter: an input adapter that maps each text embedding by itself (`per_token`).
       params: its parameters.
       table: the base's embeddings.
+      embedding_scale: the backbone's.
 
     Returns:
       The adapted table, float32.
@@ -46,7 +52,7 @@ def fold_text(adapter: nn.Module, params: Params, table: Float[np.ndarray, "V D"
         raise UserError(
             f"{name} adapts {', '.join(kinds)}; only an adapter of the text alone can be folded into a table."
         )
-    return _adapted(adapter, params, "text", table)
+    return _adapted_table(adapter, params, table, embedding_scale)
 
 
 def fold_image(
@@ -74,7 +80,7 @@ def fold_image(
     return _adapted(adapter, params, "image", kernel), _adapted(adapter, params, "image", bias[None])[0]
 
 
-def fold_adapter(adapter: nn.Module, params: Params, backbone: Params) -> dict[str, Any]:
+def fold_adapter(adapter: nn.Module, params: Params, backbone: Params, embedding_scale: float = 1.0) -> dict[str, Any]:
     """Folds an adapter into a backbone's parameters: images into `projection`, text into `encoder/token_embedder`; a layer
     adapter merges itself.
 
@@ -82,9 +88,10 @@ def fold_adapter(adapter: nn.Module, params: Params, backbone: Params) -> dict[s
       adapter: an input adapter of single embeddings, or a `LayerAdapter`.
       params: its parameters.
       backbone: the backbone's parameters.
+      embedding_scale: the backbone's.
 
     Returns:
-      The parameters of a plain backbone, with `T5Config.encoder_embedding` if the text was adapted.
+      The parameters of `folded_backbone`.
 
     Raises:
       UserError: for an adapter that cannot be folded.
@@ -103,13 +110,26 @@ def fold_adapter(adapter: nn.Module, params: Params, backbone: Params) -> dict[s
         names = "projection/kernel", "projection/bias"
         folded |= dict(zip(names, fold_image(adapter, params, *(folded[name] for name in names))))
     if "text" in kinds:
-        folded[ENCODER_TABLE] = _adapted(adapter, params, "text", folded.get(ENCODER_TABLE, folded[TABLE]))
+        table = folded.get(ENCODER_TABLE, folded[TABLE])
+        folded[ENCODER_TABLE] = _adapted_table(adapter, params, table, embedding_scale)
     return paths.unflatten(folded)
+
+
+def folded_backbone(backbone: Backbone, folded: Params) -> Backbone:
+    """The backbone of folded parameters: its encoder has its own table if they have one."""
+    own_table = ENCODER_TABLE in paths.flatten(folded)
+    if backbone.config.encoder_embedding == own_table:
+        return backbone
+    return backbone.clone(config=dataclasses.replace(cast(Any, backbone.config), encoder_embedding=own_table))
 
 
 def _check_per_token(adapter: nn.Module) -> None:
     if not getattr(adapter, "per_token", False):
         raise UserError(f"{type(adapter).__name__} cannot be folded: it does more than map each token's embedding.")
+
+
+def _adapted_table(adapter: nn.Module, params: Params, table: np.ndarray, scale: float) -> Float[np.ndarray, "V D"]:
+    return _adapted(adapter, params, "text", table * np.float32(scale)) / np.float32(scale)
 
 
 def _adapted(adapter: nn.Module, params: Params, kind: str, rows: np.ndarray) -> Float[np.ndarray, "rows D"]:

@@ -213,7 +213,7 @@ def config_of(source: Source, dtype: str | None = None) -> dict[str, Any]:
     Raises:
       CheckpointError: for a model, a leaf, or a setting that no Hugging Face model has.
     """
-    family = _family_of(source)
+    family = family_of(source)
     family.to_hugging_face(source.leaves)  # refuses leaves that Hugging Face's model does not have
     if source.config.get("model_type") in family.model_types:
         config = {key: value for key, value in source.config.items() if key != "torch_dtype"}
@@ -236,9 +236,9 @@ def write(
       source: the model.
       config: the contents of `config.json` (`config_of`).
       dtype: the dtype of all values; None keeps each leaf's own.
-      extra: further tensors by Hugging Face's names (a folded encoder table).
+      extra: tensors by Hugging Face's names in place of the source's, or beside them (a folded encoder table).
     """
-    tensors = {**(extra or {}), **_family_of(source).to_hugging_face(source.leaves)}
+    tensors = {**family_of(source).to_hugging_face(source.leaves), **(extra or {})}
     folder.mkdir(parents=True, exist_ok=True)
     dtypes = {name: np.dtype(dtype) if dtype else leaf.dtype for name, leaf in tensors.items()}
     shards, size = [{}], 0
@@ -260,7 +260,12 @@ def write(
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
 
 
-def _family_of(source: Source) -> Family:
+def family_of(source: Source) -> Family:
+    """The family of a language model.
+
+    Raises:
+      CheckpointError: for another model.
+    """
     family = family_of_shapes(source.shapes)
     if family is None:
         raise CheckpointError(f"{source.path} is not a language model that can be written as a Hugging Face folder.")

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 from adalink_jax import configuration
 from adalink_jax.cli.arguments import bytes_bar, gin_parser, option, parse, plain_parser, register
 from adalink_jax.cli.checkpoint_commands import print_facts
-from adalink_jax.errors import UserError
 
 if TYPE_CHECKING:
     from adalink_jax import checkpoints
@@ -108,14 +107,14 @@ def fold(argv: list[str]) -> int:
     from adalink_jax.training.fold import fold_base
 
     backbone = shipped.configured_backbone(flags)
-    if backbone.config.encoder_embedding:
-        raise UserError(
-            "The model has a folded table already (encoder_embedding = True); give the unfolded base and its gin file."
-        )
     configuration.check_all_used(flags)
     folded = fold_base(options.path, backbone, options.base, options.destination)
     config = type(backbone.config).__name__
-    more = f" --gin.{config}.encoder_embedding=True" if folded.encoder_embedding else ""
+    more = (
+        f" --gin.{config}.encoder_embedding=True"
+        if folded.encoder_embedding > backbone.config.encoder_embedding
+        else ""
+    )
     print_facts(
         ("wrote", f"{options.destination}: a native base model"),
         ("fingerprint", folded.fingerprint),

@@ -20,12 +20,11 @@ from adalink_jax.adapters import (
     check_packable,
     describe_adapter,
     fold_adapter,
+    folded_backbone,
     make_adapter,
 )
-from adalink_jax.adapters.folding import ENCODER_TABLE
 from adalink_jax.checkpoints import load_adapter, save_adapter
 from adalink_jax.contract.case import ROWS, Case, compiled
-from adalink_jax.contract.tiny import BACKBONES
 from adalink_jax.errors import CheckpointError, UserError
 from adalink_jax.models import paths
 
@@ -138,13 +137,12 @@ def is_merged_or_folded(case: Case) -> None:
     """Merged into the layers (`LayerAdapter.merge`) or folded into the embedding tables (`per_token`), it gives the same logits."""
     backbone = jax.tree.map(lambda x: x, case.base.params)
     try:
-        folded = fold_adapter(case.adapter, case.trained, backbone)
+        folded = fold_adapter(case.adapter, case.trained, backbone, case.base.backbone.embedding_scale)
     except UserError as e:
         raise DoesNotApply(str(e)) from e
     same = jax.tree.all(jax.tree.map(lambda a, b: a is b, backbone, case.base.params))
     _require(same, "`merge` changes its argument, the base's parameters, in place")
-    own_table = ENCODER_TABLE in paths.flatten(folded)
-    model = AdaptedModel(BACKBONES[case.name](scan_layers=True, encoder_embedding=own_table))
+    model = AdaptedModel(folded_backbone(case.base.backbone, folded))
     how = "merged" if isinstance(case.adapter, LayerAdapter) else "folded"
     _near(compiled(model)({"backbone": folded}, case.batch), case.outputs, how)
 
@@ -166,7 +164,8 @@ def keeps_packed_examples_apart(case: Case) -> None:
 def decodes_like_teacher_forcing(case: Case) -> None:
     """Greedy decoding gives the most likely tokens under teacher forcing."""
     ids = case.greedy[:, : case.batch["decoder_input_tokens"].shape[1]]
-    forced = case.batch | {"decoder_input_tokens": np.pad(ids[:, :-1], ((0, 0), (1, 0)))}
+    start = case.base.backbone.token_ids.start
+    forced = case.batch | {"decoder_input_tokens": np.pad(ids[:, :-1], ((0, 0), (1, 0)), constant_values=start)}
     likeliest = np.argmax(case.logits(batch=forced), axis=-1)
     live = np.cumsum(ids == 1, axis=1) - (ids == 1) == 0
     _require(

@@ -55,7 +55,7 @@ class Case:
 
     Attributes:
       adapter: the method's module.
-      name: "T5" or "PaLI".
+      name: of a backbone in `tiny.BACKBONES`.
       model: the backbone with the adapter.
     """
 
@@ -127,7 +127,8 @@ class Case:
     def packed(self) -> tuple[np.ndarray, np.ndarray]:
         """Logits of all target tokens [tokens, V] where two rows of the batch share one row, and where they do not."""
         rows = [{side: self._ids(name, row) for side, name in _SIDES.items()} for row in range(ROWS)]
-        converter = FeatureConverter({"inputs": 2 * INPUTS, "targets": 2 * TARGETS})
+        lengths = {"inputs": 2 * INPUTS, "targets": 2 * TARGETS}
+        converter = FeatureConverter(lengths, token_ids=self.model.backbone.token_ids)
         batch = converter.packed(list(zip(rows[::2], rows[1::2])))
         together = np.asarray(jax.jit(self.model.apply, compiler_options=_QUICKLY)({"params": self.params()}, batch))
         weights = [x["decoder_loss_weights"] > 0 for x in (batch, self.batch)]

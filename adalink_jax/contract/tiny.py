@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 
-from adalink_jax.models import T5, PaLI, T5Config, ViTConfig
+from adalink_jax.models import T5, PaLI, T5Config, T5Gemma, T5GemmaConfig, ViTConfig
 from adalink_jax.models.backbone import Backbone
 
 VOCAB = 64
@@ -25,7 +25,20 @@ def tiny_pali(**overrides: Any) -> PaLI:
     return PaLI(tiny_t5(**overrides), ViTConfig((8, 16), 4, 32, 4, 64, 2, channels=1, **shared))
 
 
-BACKBONES: dict[str, Callable[..., Backbone]] = {"T5": lambda **overrides: T5(tiny_t5(**overrides)), "PaLI": tiny_pali}
+def tiny_t5gemma(**overrides: Any) -> T5Gemma:
+    """A two-layer T5Gemma of width 32, whose windows are shorter than the checks' inputs and whose decoder is smaller."""
+    sizes = {"vocab_size": VOCAB, "emb_dim": 32, "num_heads": 4, "num_kv_heads": 2, "head_dim": 8, "mlp_dim": 64}
+    decoder = {"decoder_emb_dim": 24, "decoder_mlp_dim": 48, "decoder_num_kv_heads": 1}
+    depth = {"num_encoder_layers": 2, "num_decoder_layers": 2}
+    more = {"query_pre_attn_scalar": 8, "sliding_window": 3}
+    return T5Gemma(T5GemmaConfig(**{**sizes, **decoder, **depth, **more, **overrides}))
+
+
+BACKBONES: dict[str, Callable[..., Backbone]] = {
+    "T5": lambda **overrides: T5(tiny_t5(**overrides)),
+    "PaLI": tiny_pali,
+    "T5Gemma": tiny_t5gemma,
+}
 
 
 def random_batch(backbone: Backbone, batch_size: int, inputs: int, targets: int, seed: int) -> dict[str, np.ndarray]:
@@ -44,7 +57,7 @@ def random_batch(backbone: Backbone, batch_size: int, inputs: int, targets: int,
     batch = {
         "encoder_input_tokens": ids(inputs),
         "decoder_target_tokens": target,
-        "decoder_input_tokens": np.pad(target[:, :-1], ((0, 0), (1, 0))),
+        "decoder_input_tokens": np.pad(target[:, :-1], ((0, 0), (1, 0)), constant_values=backbone.token_ids.start),
         "decoder_loss_weights": (target > 0).astype(np.float32),
     }
     abstract = backbone.abstract_batch(batch_size, inputs, targets)

@@ -7,7 +7,6 @@ import numpy as np
 
 from adalink_jax.data.feature_converter import text_of
 from adalink_jax.data.task_protocol import Example, Task
-from adalink_jax.data.vocabularies import EOS
 from adalink_jax.errors import UserError
 
 SHOTS = "shots"  # the score that reports how many examples fitted into the prompt, on average
@@ -71,7 +70,7 @@ class InContextTask:
     def _ids(self, text: str, count: int) -> list[int]:
         """The prompt with the last `count` solved examples."""
         shots = self._shots[len(self._shots) - count :]
-        return [*self._task.encode(" ".join([*shots, text])), EOS]
+        return self._task.encode(" ".join([*shots, text]))
 
     def _text(self, example: Example, side: str) -> str:
         if f"{side}_pretokenized" not in example:

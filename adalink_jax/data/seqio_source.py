@@ -60,7 +60,8 @@ class SeqioTask:
 
     def encode(self, text: str) -> list[int]:
         """See `Task.encode`."""
-        return list(self._task.output_features["inputs"].vocabulary.encode(text))
+        vocabulary = self._task.output_features["inputs"].vocabulary
+        return [*vocabulary.encode(text), cast(int, vocabulary.eos_id)]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Converts predicted ids, up to the first EOS, to text."""

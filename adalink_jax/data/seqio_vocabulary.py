@@ -9,15 +9,21 @@ import tensorflow as tf
 from adalink_jax.data.feature_converter import text_of
 from adalink_jax.data.transformers_vocabulary import EOS, TransformersVocabulary
 from adalink_jax.data.vocabularies import ByteVocabulary, SentencePieceVocabulary, find_vocabulary, load_vocabulary
+from adalink_jax.errors import UserError
 
 
 def seqio_vocabulary(path: str) -> seqio.Vocabulary:
     """Returns seqio's vocabulary with the ids of `load_vocabulary(path)`.
 
     Raises:
-      UserError: if there is no vocabulary, or it is damaged.
+      UserError: if there is no vocabulary, it is damaged, or its inputs do not end with EOS, as seqio's tasks have them.
     """
     vocabulary, file = load_vocabulary(path), find_vocabulary(path)
+    if (vocabulary.before, vocabulary.after) != ((), (EOS,)):
+        raise UserError(
+            f"The tokenizer of {path} begins inputs with {list(vocabulary.before)} and ends them with {list(vocabulary.after)}; "
+            f"tasks of seqio end them with EOS alone, so use a task of own files (docs/data.md)."
+        )
     if isinstance(vocabulary, ByteVocabulary):
         return seqio.ByteVocabulary()
     if isinstance(vocabulary, TransformersVocabulary):

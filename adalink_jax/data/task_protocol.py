@@ -38,7 +38,7 @@ class Task(Protocol):
         ...
 
     def encode(self, text: str) -> list[int]:
-        """Converts text to ids of the inputs' vocabulary, without EOS."""
+        """Converts text to the ids of an input, with its beginning and end."""
         ...
 
     def decode(self, ids: Sequence[int]) -> str:

@@ -1,5 +1,6 @@
 """The tokenizers of Hugging Face folders. Invariant: ids and text equal those of `transformers`, which reads the files."""
 
+import abc
 import contextlib
 import os
 import tempfile
@@ -53,12 +54,34 @@ class _Tokenizer(Form):
     added_tokens: list[_TokenWithId]
 
 
+class Framed(abc.ABC):
+    """Base of vocabularies: how an input of a model begins and ends.
+
+    Attributes:
+      before, after: ids at an input's beginning and end: T5's end with EOS.
+    """
+
+    before: tuple[int, ...] = ()
+    after: tuple[int, ...] = (EOS,)
+
+    @abc.abstractmethod
+    def encode(self, text: str) -> list[int]:
+        """Converts text to ids, without EOS."""
+
+    def input_ids(self, text: str, length: int | None = None) -> list[int]:
+        """The ids of an input with its beginning and end, the text cut so that there are at most `length`; None cuts nothing."""
+        ids = self.encode(text)
+        most = None if length is None else max(length - len(self.before) - len(self.after), 0)
+        return [*self.before, *ids[:most], *self.after]
+
+
 @gin.configurable
-class TransformersVocabulary:
+class TransformersVocabulary(Framed):
     """The tokenizer of a Hugging Face folder, with its added tokens; special tokens in a text become their ids.
 
     Attributes:
       vocab_size: one more than the largest id.
+      before, after: as the tokenizer has them: Gemma's inputs begin with BOS, and have no EOS.
     """
 
     def __init__(self, path: epath.PathLike):
@@ -77,6 +100,13 @@ class TransformersVocabulary:
                 f"({PAD}, {EOS}); give another vocabulary, or add the {CONFIG_FILE} of the model."
             )
         self.vocab_size = max(self._tokenizer.get_vocab().values()) + 1
+        self.before, self.after = self._frame()
+
+    def _frame(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        ids = self._tokenizer("a", add_special_tokens=False).input_ids
+        whole = self._tokenizer("a").input_ids
+        at = next(i for i in range(len(whole)) if whole[i : i + len(ids)] == ids)
+        return tuple(whole[:at]), tuple(whole[at + len(ids) :])
 
     @property
     def first_sentinel(self) -> int:

@@ -22,6 +22,7 @@ from adalink_jax.data.transformers_vocabulary import (
     SENTENCEPIECE_FILE,
     TOKENIZER_FILE,
     UNK,
+    Framed,
     TransformersVocabulary,
     holds_tokenizer,
 )
@@ -38,7 +39,7 @@ def _until_eos(ids: Iterable[int]) -> Iterable[int]:
 
 
 @gin.configurable
-class ByteVocabulary:
+class ByteVocabulary(Framed):
     """UTF-8 bytes, as in ByT5 (Xue et al., 2022): pad 0, EOS 1, unknown 2, byte b is id b + 3; 259 ids."""
 
     vocab_size = 259
@@ -58,7 +59,7 @@ class ByteVocabulary:
 
 
 @gin.configurable
-class SentencePieceVocabulary:
+class SentencePieceVocabulary(Framed):
     """A SentencePiece model with T5's extra ids at its end (Raffel et al., 2020): `<extra_id_0>` is the last id.
 
     Attributes:

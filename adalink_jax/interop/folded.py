@@ -1,6 +1,6 @@
 """Exports a base with a folded text adapter as an ordinary Hugging Face folder, with a check that a reader uses the adapter.
 
-shared.weight                  the base's table, for the decoder (and for tied logits)
+shared.weight                  the base's table, for the decoder (and for tied logits); T5Gemma: decoder.embed_tokens.weight
 encoder.embed_tokens.weight    the folded table
 """
 
@@ -15,7 +15,7 @@ import numpy as np
 from etils import epath
 
 from adalink_jax.adapters import AdaptedModel, fold_text
-from adalink_jax.adapters.folding import TABLE
+from adalink_jax.adapters.folding import ENCODER_TABLE, TABLE
 from adalink_jax.checkpoints import AdapterFacts, Source, counted, fingerprint_of_source, hugging_face
 from adalink_jax.checkpoints.adapter_files import check_base
 from adalink_jax.checkpoints.convert import LAST, check_destination
@@ -23,12 +23,11 @@ from adalink_jax.errors import UserError
 from adalink_jax.files import safetensors_file
 from adalink_jax.files.leaves import from_array
 from adalink_jax.files.whole_file import writing_folder
-from adalink_jax.interop.language_model import load_language_model
+from adalink_jax.interop.language_model import backbone_of, load_language_model
 from adalink_jax.interop.text_adapter import read_text_adapter
 from adalink_jax.models import Inputs
 
 TEMPLATES = pathlib.Path(__file__).parent / "templates"
-HF_ENCODER_TABLE = "encoder.embed_tokens.weight"
 _LENGTHS = 12, 6  # tokens of the self-check's input and target, which are random
 
 
@@ -59,12 +58,13 @@ def export_folded(
     """
     path = check_destination(folder)
     module, params, facts = read_text_adapter(adapter)
-    table = source.leaves[TABLE].whole()
+    table = source.leaves.get(ENCODER_TABLE, source.leaves[TABLE]).whole()
+    scale, name = backbone_of(source).embedding_scale, hugging_face.family_of(source).encoder_table
     stored = np.dtype(dtype) if dtype else table.dtype
     config = hugging_face.config_of(source, stored.name)
     source_read = counted(source, on_bytes)
     check_base(adapter, facts, fingerprint_of_source(source_read), "give its own base with --base")
-    exact = np.asarray(fold_text(module, params, table))
+    exact = np.asarray(fold_text(module, params, table, scale))
     if np.array_equal(exact, table):
         raise UserError(f"The adapter {adapter} changes nothing, like a fresh one; export a trained adapter.")
     folded = exact.astype(stored)
@@ -76,7 +76,7 @@ def export_folded(
     tensors = {name: from_array(value, name) for name, value in check.items()}
     dtypes = {name: leaf.dtype for name, leaf in tensors.items()}
     with writing_folder(path, LAST) as new:
-        hugging_face.write(new, source_read, config, dtype, {HF_ENCODER_TABLE: from_array(folded, HF_ENCODER_TABLE)})
+        hugging_face.write(new, source_read, config, dtype, {name: from_array(folded, name)})
         safetensors_file.write_leaves(new / "self_check.safetensors", tensors, dtypes)
         (new / "self_check.py").write_text((TEMPLATES / "self_check.py").read_text())
         card = {"adapter": f"{changes['adapter']:.2g}", "dtype": stored.name}
@@ -94,7 +94,9 @@ def _self_check(
     weights_dtype = "bfloat16" if dtype == "bfloat16" or (dtype is None and all_bfloat16) else "float32"
     model, weights = load_language_model(source, weights_dtype)
     inputs[:, -1], targets[:, 0] = model.backbone.token_ids.eos, model.backbone.token_ids.start
-    expected, unrounded, plain = (_logits(model, weights, rows[inputs], targets) for rows in (folded, exact, table))
+    scale = np.float32(model.backbone.embedding_scale)
+    logits = lambda rows: _logits(model, weights, scale * rows[inputs].astype(np.float32), targets)
+    expected, unrounded, plain = logits(folded), logits(exact), logits(table)
     distance = lambda logits: float(np.abs(logits - expected).max() / expected.std())
     check = {"input_ids": inputs, "decoder_input_ids": targets, "logits": expected, "base_logits": plain}
     return check, {"rounding": distance(unrounded), "adapter": distance(plain)}
@@ -132,4 +134,4 @@ def _logits(model: AdaptedModel, weights: dict[str, Any], text: np.ndarray, targ
         return backbone.decode(encoded, backbone.embed_target(targets))[0]
 
     with jax.default_matmul_precision("highest"):
-        return np.asarray(jax.jit(run)(weights, text.astype(np.float32)))
+        return np.asarray(jax.jit(run)(weights, text))

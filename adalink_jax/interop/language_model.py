@@ -30,7 +30,7 @@ def backbone_of(source: Source, dtype: str = "float32") -> Backbone:
     sees = any(name.startswith(f"{VISION}/") for name in shapes)
     if family is None or family.backbone is None or sees != (QFORMER in source.settings):
         raise CheckpointError(
-            f"{source.path} is not a known language model ({source.kind}); give a T5, a BLIP-2 or an InstructBLIP."
+            f"{source.path} is not a known language model ({source.kind}); give a T5, a T5Gemma, a BLIP-2 or an InstructBLIP."
         )
     config = family.config(**config_fields(source), dtype=dtype, scan_layers=True)
     if not sees:

@@ -91,7 +91,7 @@ class Reference:
 
         Args:
           dtype: "float32" or "bfloat16".
-          texts: ids of the texts, with EOS.
+          texts: ids of the texts, with their beginning and end.
           length: T.
           beams: beams of the beam search.
           pixels: float32 [B, height, width, 3], or None.

@@ -113,7 +113,7 @@ class _Features:
     """What both models read: the reference's tokens and pixels where it has any, ours else.
 
     Attributes:
-      texts: ids of the prompts, with EOS.
+      texts: ids of the prompts, with their beginning and end.
       images: float32 [B, height, width, 3] in [-1, 1], for this package.
       pixels: the same, normalised, for `transformers`.
       words: ids of the instructions, for a Q-Former that reads them.
@@ -187,13 +187,13 @@ def _end(model: AdaptedModel, vocabulary: Vocabulary) -> Check:
 
 def _features(model: AdaptedModel, transformers: Reference, vocabulary: Vocabulary) -> tuple[_Features, list[Check]]:
     checks, setup = [], Setup(model)
-    texts = [[*vocabulary.encode(prompt)[: _INPUT_LENGTH - 1], EOS] for prompt in PROMPTS]
+    encode = lambda text: vocabulary.input_ids(text, _INPUT_LENGTH)
+    texts = [encode(prompt) for prompt in PROMPTS]
     if (tokenizer := transformers.tokenizer) is None:
         checks.append(Check("tokens", "not compared: the reference has no tokenizer", None))
     else:
         added = [f"a {token} b{token}c" for token in transformers.added_tokens()]
         read = lambda text: tokenizer(text, truncation=True, max_length=_INPUT_LENGTH).input_ids
-        encode = lambda text: [*vocabulary.encode(text)[: _INPUT_LENGTH - 1], EOS]
         same = [read(text) == encode(text) for text in (*PROMPTS, *added)]
         finding = f"{sum(same[:20])} of 20 prompts and {sum(same[20:])} of {len(added)} added tokens have the same ids"
         checks.append(Check("tokens", finding, all(same)))

@@ -59,9 +59,11 @@ def adapt(source: Source, reference: str, vocabulary: Vocabulary) -> Adaptation:
     """
     adapter = AdaLinkAdapter(_RANK, kinds=("text",))
     setup = Setup(AdaptedModel(backbone_of(source), adapter), ("adapter/.*",), initial_checkpoint_path=source.path)
-    encoded = [vocabulary.encode(prompt) for prompt in PROMPTS]
-    ends = {"inputs": _LENGTHS["inputs"] - 1, "targets": _LENGTHS["targets"] - 1}
-    examples = [{side: [*ids[:most], EOS] for side, most in ends.items()} for ids in encoded]
+    most = _LENGTHS["targets"] - 1
+    examples = [
+        {"inputs": vocabulary.input_ids(x, _LENGTHS["inputs"]), "targets": [*vocabulary.encode(x)[:most], EOS]}
+        for x in PROMPTS
+    ]
     mesh, rules = parallel.make_mesh(), parallel.logical_axis_rules()
     with parallel.use_mesh(mesh, rules), jax.default_matmul_precision("highest"):
         loaded = load_parameters(setup, mesh, rules)

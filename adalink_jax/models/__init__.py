@@ -1,6 +1,7 @@
 """Backbones and what they share: families of models, the seam's structs, decoding. They know nothing of adapters.
 
-`backbone` is the interface; a family implements it (`t5`, `pali`, `blip2`, from the parts `vit`, `qformer`, `layers`, `stack`).
+`backbone` is the interface; a family implements it (`t5`, `t5gemma`, `pali`, `blip2`, from the parts `vit`,
+`qformer`, `gemma`, `layers`, `stack`).
 """
 
 from adalink_jax.models.backbone import Backbone, Batch
@@ -9,6 +10,7 @@ from adalink_jax.models.pali import PaLI
 from adalink_jax.models.qformer import QFormerConfig
 from adalink_jax.models.seam import Encoded, Inputs
 from adalink_jax.models.t5 import T5, T5Config
+from adalink_jax.models.t5gemma import T5Gemma, T5GemmaConfig
 from adalink_jax.models.vit import ViT, ViTConfig
 
 __all__ = [
@@ -21,6 +23,8 @@ __all__ = [
     "QFormerConfig",
     "T5",
     "T5Config",
+    "T5Gemma",
+    "T5GemmaConfig",
     "ViT",
     "ViTConfig",
 ]

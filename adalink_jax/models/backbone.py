@@ -53,6 +53,11 @@ class Backbone(nn.Module, abc.ABC):
         return ("encoder",)
 
     @property
+    def embedding_scale(self) -> float:
+        """What a row of the text's embedding table is multiplied by on its way to the seam."""
+        return 1.0
+
+    @property
     def token_ids(self) -> TokenIds:
         """The language model's special ids; T5's, unless a family has others."""
         return T5_IDS

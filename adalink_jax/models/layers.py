@@ -20,8 +20,9 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Float, Int
 
 from adalink_jax.models.attention import Bias, attend
+from adalink_jax.models.rotary import Rotation
 from adalink_jax.models.structs import Struct
-from adalink_jax.parallel import constrain
+from adalink_jax.parallel import constrain, splits
 from adalink_jax.typed_values import one_of
 
 fan_in = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
@@ -75,10 +76,11 @@ class Embed(nn.Module):
     vocab_size: int
     features: int
     dtype: str
+    embedding_init: ClassVar[Callable] = staticmethod(nn.initializers.normal(1.0))
 
     def setup(self) -> None:
         shape = (self.vocab_size, self.features)
-        self.embedding = param(self, "embedding", nn.initializers.normal(1.0), shape, ("vocab", "embed"))
+        self.embedding = param(self, "embedding", self.embedding_init, shape, ("vocab", "embed"))
 
     def __call__(self, ids: Int[Array | np.ndarray, "B L"]) -> Float[Array, "B L D"]:
         return constrain(jnp.take(self.embedding, ids, axis=0).astype(self.dtype), "batch", "length", "embed")
@@ -147,6 +149,12 @@ class KeyValues(Struct):
     key: Float[Array, "B H S K"]
     value: Float[Array, "B H S K"]
 
+    def repeated(self, times: int) -> "KeyValues":
+        """With every head `times` times, side by side."""
+        if times == 1:
+            return self
+        return KeyValues(jnp.repeat(self.key, times, axis=1), jnp.repeat(self.value, times, axis=1))
+
 
 class CachedKeyValues(Struct):
     """Keys and values of the tokens so far, in all layers of a stack, which `put` changes in their place."""
@@ -174,7 +182,8 @@ class Attention(nn.Module):
 
     It has two steps, so that a decoder can keep keys and values: `project(x)` computes `KeyValues`, `__call__(x, kv, bias)`
     attends to them. Where `x` has several rows for each of `kv`, side by side, these are one row's queries: `bias` has the
-    rows of `kv`, and nothing for single queries. The softmax is in float32.
+    rows of `kv`, and nothing for single queries. The softmax is in float32. With fewer heads of keys and values than of
+    queries, each serves a group of neighbouring query heads (Ainslie et al., 2023, arXiv:2305.13245).
 
     Attributes:
       num_heads: H.
@@ -187,6 +196,8 @@ class Attention(nn.Module):
       query_init: initialiser of the query's kernel.
       use_bias: whether the four projections have biases.
       kind: how scores are computed, see `attention.attend`.
+      num_kv_heads: heads of keys and values, which divide H; None means H.
+      softcap: caps the scores, see `attention.attend`.
     """
 
     num_heads: int
@@ -199,25 +210,38 @@ class Attention(nn.Module):
     scale: float = 1.0
     query_init: Callable = fan_in
     use_bias: bool = False
+    num_kv_heads: int | None = None
+    softcap: float | None = None
 
     def setup(self) -> None:
-        joined = self.num_heads * self.head_dim
-        dense = lambda **kw: Dense(joined, ("embed", "joined_kv"), self.dtype, use_bias=self.use_bias, **kw)
-        self.query, self.key, self.value = dense(kernel_init=self.query_init), dense(), dense()
+        dense = lambda heads, **kw: Dense(
+            heads * self.head_dim, ("embed", "joined_kv"), self.dtype, use_bias=self.use_bias, **kw
+        )
+        kv_heads = self.num_kv_heads or self.num_heads
+        self.query = dense(self.num_heads, kernel_init=self.query_init)
+        self.key, self.value = dense(kv_heads), dense(kv_heads)
         self.out = Dense(self.features, ("joined_kv", "embed"), self.dtype, use_bias=self.use_bias)
         self.dropout = nn.Dropout(self.dropout_rate, broadcast_dims=(-2,))
 
     def _split_heads(self, x: Float[Array, "B L joined"]) -> Float[Array, "B H L K"]:
-        x = x.reshape(*x.shape[:-1], self.num_heads, self.head_dim).swapaxes(1, 2)
-        return checkpoint_name(constrain(x, "batch", "heads", "length", "kv"), "projections")
+        x = x.reshape(*x.shape[:-1], -1, self.head_dim).swapaxes(1, 2)
+        heads = "heads" if splits(x.shape[1], "heads") else None
+        return checkpoint_name(constrain(x, "batch", heads, "length", "kv"), "projections")
 
-    def project(self, x: Float[Array, "B S D"]) -> KeyValues:
-        """Computes the keys and values of `x`."""
-        return KeyValues(self._split_heads(self.key(x)), self._split_heads(self.value(x)))
+    def project(self, x: Float[Array, "B S D"], rotation: Rotation | None = None) -> KeyValues:
+        """Computes the keys, rotated if there is a rotation, and the values of `x`."""
+        key, value = self._split_heads(self.key(x)), self._split_heads(self.value(x))
+        return KeyValues(key if rotation is None else rotation(key), value)
 
-    def __call__(self, x: Float[Array, "B Q D"], kv: KeyValues, bias: Bias | None = None) -> Float[Array, "B Q E"]:
-        """Lets `x` attend to `kv`; `bias` is added to the scores."""
+    def __call__(
+        self, x: Float[Array, "B Q D"], kv: KeyValues, bias: Bias | None = None, rotation: Rotation | None = None
+    ) -> Float[Array, "B Q E"]:
+        """Lets `x`, its queries rotated if there is a rotation, attend to `kv`; `bias` is added to the scores."""
         query = self._split_heads(self.query(x)) * jnp.asarray(self.scale, self.dtype)
+        query = query if rotation is None else rotation(query)
+        bias = bias or Bias()
+        if not bias.same_for_queries:  # else a group's heads are queries of one head
+            kv = kv.repeated(query.shape[1] // kv.key.shape[1])
         value = kv.value
         if self.dropout_rate and not self.deterministic:
             # The weight of a dropped key is 0 for all queries, as its value is.
@@ -225,10 +249,11 @@ class Attention(nn.Module):
             factors = self.dropout(jnp.ones((rows, heads, 1, keys), value.dtype), deterministic=False)
             value = value * factors.swapaxes(2, 3)
         rows, heads, queries, width = query.shape
-        together = value.shape[0], rows // value.shape[0], heads, queries, width
-        query = query.reshape(together).swapaxes(1, 2).reshape(value.shape[0], heads, -1, width)
-        mixed = attend(query, kv.key, value, bias or Bias(), self.kind)
-        mixed = mixed.reshape(*together[:1], heads, -1, queries, width).transpose(0, 2, 3, 1, 4)
+        kv_rows, kv_heads = value.shape[:2]
+        together = kv_rows, rows // kv_rows, kv_heads, heads // kv_heads, queries, width
+        query = query.reshape(together).swapaxes(1, 2)
+        mixed = attend(query.reshape(kv_rows, kv_heads, -1, width), kv.key, value, bias, self.kind, self.softcap)
+        mixed = mixed.reshape(query.shape).transpose(0, 2, 4, 1, 3, 5)
         return checkpoint_name(self.out(mixed.reshape(rows, queries, -1)), "attention_out")
 
 

@@ -5,28 +5,25 @@
 
 Norms are RMS norms before each sublayer; positions enter as a relative bias of the attention scores; attention has no
 1/sqrt(K) at run time, as the query's initialisation includes it. Parameter names and initialisation are those of t5x
-(`t5x/examples/t5/network.py`). `T5` implements `Backbone`: `embed`, `encode` and `decode` are its side of the seam.
+(`t5x/examples/t5/network.py`). `T5` implements `Backbone`, most of it by `EncoderDecoder`.
 """
 
 import dataclasses
 
 import flax.linen as nn
 import gin
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jaxtyping import Bool, Float, Int
 
-from adalink_jax.errors import UserError
 from adalink_jax.models import layers
 from adalink_jax.models.attention import AttentionKind, Bias, Scores, for_stack
-from adalink_jax.models.backbone import Backbone, Batch
+from adalink_jax.models.encoder_decoder import EncoderDecoder, check_ids
 from adalink_jax.models.layers import Activation
-from adalink_jax.models.seam import Cache, Encoded, Inputs
+from adalink_jax.models.seam import Cache, Encoded
 from adalink_jax.models.stack import StackConfig, run_layers
 from adalink_jax.parallel import constrain
-from adalink_jax.token_ids import TokenIds
 from adalink_jax.typed_values import DType, Fraction, NonNegativeInt, PositiveInt
 
 
@@ -84,12 +81,7 @@ class T5Config(StackConfig):
     attention: AttentionKind = "auto"
 
     def __post_init__(self) -> None:
-        ids = (self.decoder_start_token_id, self.pad_token_id, self.eos_token_id)
-        if not all(isinstance(i, int) and 0 <= i < self.vocab_size for i in ids) or ids[1] == ids[2]:
-            raise UserError(
-                f"T5Config has decoder_start_token_id {ids[0]!r}, pad_token_id {ids[1]!r} and eos_token_id {ids[2]!r}; they must "
-                f"be rows of the embedding table, below vocab_size {self.vocab_size}, and the last two must differ."
-            )
+        check_ids(self)
 
 
 def _attention(config: T5Config, deterministic: bool, name: str) -> layers.Attention:
@@ -261,81 +253,24 @@ class Decoder(nn.Module):
 
 
 @gin.configurable
-class T5(Backbone):
+class T5(EncoderDecoder):
     """A T5 backbone. See `Backbone` for its methods."""
 
+    encoder_type, decoder_type = Encoder, Decoder
     config: T5Config  # pyright: ignore[reportIncompatibleVariableOverride]  # narrower; Flax modules are frozen
 
     def setup(self) -> None:
         cfg = self.config
         self.token_embedder = layers.Embed(cfg.vocab_size, cfg.emb_dim, cfg.dtype)
-        self.encoder = Encoder(cfg)
-        self.decoder = Decoder(cfg)
+        super().setup()
 
-    @property
-    def token_ids(self) -> TokenIds:
-        """The configuration's."""
-        cfg = self.config
-        return TokenIds(cfg.decoder_start_token_id, cfg.pad_token_id, cfg.eos_token_id)
-
-    def abstract_batch(self, batch_size: int, inputs: int, targets: int) -> dict[str, jax.ShapeDtypeStruct]:
-        """Returns the shapes of t5x's features for L = `inputs` and T = `targets` tokens."""
-        ids = lambda length: jax.ShapeDtypeStruct((batch_size, length), jnp.int32)
-        return {
-            "encoder_input_tokens": ids(inputs),
-            "decoder_input_tokens": ids(targets),
-            "decoder_target_tokens": ids(targets),
-            "decoder_loss_weights": jax.ShapeDtypeStruct((batch_size, targets), jnp.float32),
-        }
-
-    def abstract_packed_batch(self, batch_size: int, inputs: int, targets: int) -> dict[str, jax.ShapeDtypeStruct]:
-        """Returns the shapes of t5x's features of packed examples."""
-        batch = self.abstract_batch(batch_size, inputs, targets)
-        sides = {"encoder": batch["encoder_input_tokens"], "decoder": batch["decoder_input_tokens"]}
-        more = {f"{side}_{name}": ids for side, ids in sides.items() for name in ("segment_ids", "positions")}
-        return batch | more
-
-    def embed(self, batch: Batch, train: bool = False) -> Inputs:
-        """Embeds `encoder_input_tokens`, int32 [B, L] padded with `pad_token_id`, as text [B, L, D]."""
-        tokens = batch["encoder_input_tokens"]
-        embed = self.encoder.token_embedder if self.config.encoder_embedding else self.token_embedder
-        return Inputs(
-            text=embed(tokens),
-            text_mask=tokens != self.config.pad_token_id,
-            text_segments=batch.get("encoder_segment_ids"),
-            text_positions=batch.get("encoder_positions"),
-        )
+    def embed_text(self, tokens: Int[Array | np.ndarray, "B L"]) -> Float[Array, "B L D"]:
+        """Embeds the encoder's ids, by its own table where it has one."""
+        return (self.encoder.token_embedder if self.config.encoder_embedding else self.token_embedder)(tokens)
 
     def embed_target(self, tokens: Int[Array | np.ndarray, "B T"]) -> Float[Array, "B T D"]:
         """Embeds decoder input ids."""
         return self.token_embedder(tokens)
-
-    def encode(self, inputs: Inputs, train: bool = False) -> Encoded:
-        """Runs the encoder on [prompt ; image ; text].
-
-        Raises:
-          UserError: for a prompt or an image before packed examples.
-        """
-        segments = None if inputs.text_segments is None else jnp.asarray(inputs.text_segments)
-        embeddings = [x for x in (inputs.prompt, inputs.image, inputs.text) if x is not None]
-        masks = [x for x in (inputs.prompt_mask, inputs.image_mask, inputs.text_mask) if x is not None]
-        mask = jnp.concatenate(masks, axis=1)
-        if segments is not None and len(embeddings) > 1:
-            raise UserError("A prompt or an image would precede a row of packed examples; set PACK_EXAMPLES to False.")
-        states = self.encoder(jnp.concatenate(embeddings, axis=1), mask, segments, deterministic=not train)
-        return Encoded(states, mask, segments=segments)
-
-    def decode_states(
-        self,
-        encoded: Encoded,
-        target: Float[Array, "B T D"],
-        cache: Cache | None = None,
-        train: bool = False,
-        segments: Int[Array | np.ndarray, "B T"] | None = None,
-    ) -> tuple[Float[Array, "B T D"], Cache | None]:
-        """Runs the decoder; see `Backbone.decode_states`."""
-        segments = None if segments is None else jnp.asarray(segments)
-        return self.decoder(target, encoded, segments, cache, deterministic=not train)
 
     def logits(self, states: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
         """Scores every token, by the head or by the embedding table."""

@@ -111,6 +111,11 @@ def _parts(name: str | None) -> int:
     return int(np.prod([mesh.shape[axis] for axis in as_tuple(_mesh_axes((name,), rules)[0])]))
 
 
+def splits(size: int, name: str) -> bool:
+    """Whether an axis of this size divides over the devices of its logical name."""
+    return size % _parts(name) == 0
+
+
 def elements_per_device(x: jax.ShapeDtypeStruct, *names: str | None) -> int:
     """Returns how many elements of an activation with the logical axes `names` a device holds."""
     return int(np.prod([-(-size // _parts(name)) for size, name in zip(x.shape, names)]))

@@ -243,9 +243,10 @@ class Predictor:
             raise UserError(f"The model takes {wanted}, not {len(inputs)} inputs and {len(images or ())} images.")
         rows = []
         for number, text in enumerate(map(self._as_seen, inputs)):
-            ids, most = self._vocabulary.encode(text), self.task_feature_lengths["inputs"] - 1
-            self.inputs_cut += len(ids) > most
-            rows.append({"inputs": [*ids[:most], EOS], "targets": [], "inputs_pretokenized": text})
+            most = self.task_feature_lengths["inputs"]
+            ids = self._vocabulary.input_ids(text, most)
+            self.inputs_cut += len(ids) == most and len(self._vocabulary.input_ids(text)) > most
+            rows.append({"inputs": ids, "targets": [], "inputs_pretokenized": text})
             if images is not None and self.image_shape is not None:
                 rows[-1]["image"] = _pixels(images[number], self.image_shape, f"Image {number}", self.preparation)
         return rows

@@ -1,14 +1,12 @@
 """Writes a base model with an adapter folded into it."""
 
 import dataclasses
-from typing import Any, cast
 
 import jax
 import numpy as np
 
 from adalink_jax import checkpoints, parallel
-from adalink_jax.adapters import AdaptedModel, abstract_params, fold_adapter, make_adapter
-from adalink_jax.adapters.folding import ENCODER_TABLE
+from adalink_jax.adapters import AdaptedModel, abstract_params, fold_adapter, folded_backbone, make_adapter
 from adalink_jax.errors import UserError
 from adalink_jax.models import paths
 from adalink_jax.models.backbone import Backbone
@@ -52,10 +50,8 @@ def fold_base(folder: str, backbone: Backbone, base: str, destination: str) -> F
     setup = Setup(AdaptedModel(backbone, module), initial_checkpoint_path=base, initial_adapter_path=folder)
     params = load_parameters(setup, parallel.make_mesh(), parallel.logical_axis_rules())
     tree = params.tree()
-    folded = fold_adapter(module, tree["adapter"], tree["backbone"])
-    own_table = ENCODER_TABLE in paths.flatten(folded)
-    config = dataclasses.replace(cast(Any, backbone.config), encoder_embedding=own_table)
-    plain = AdaptedModel(backbone.clone(config=config))
+    folded = fold_adapter(module, tree["adapter"], tree["backbone"], backbone.embedding_scale)
+    plain = AdaptedModel(folded_backbone(backbone, folded))
     wanted = paths.flatten(parallel.unbox(abstract_params(plain))["backbone"])
     if {name: leaf.shape for name, leaf in wanted.items()} != {n: x.shape for n, x in paths.flatten(folded).items()}:
         raise UserError(f"{folder} does not fold into {type(backbone).__name__}; keep it as an adapter.")
@@ -69,7 +65,7 @@ def fold_base(folder: str, backbone: Backbone, base: str, destination: str) -> F
         "folded": {"adapter": adapter_facts.method, "base": params.base and dataclasses.asdict(params.base)}
     } | checkpoints.stated_settings(plain.backbone)
     written = checkpoints.save_base(str(target), folded, name=target.name, about=facts)
-    return Folded(written["fingerprint"], own_table, distance(before), distance(after))
+    return Folded(written["fingerprint"], plain.backbone.config.encoder_embedding, distance(before), distance(after))
 
 
 def _batch(backbone: Backbone) -> dict[str, np.ndarray]:

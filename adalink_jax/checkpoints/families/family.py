@@ -6,10 +6,12 @@ own and pass an instance to `register`; this package's own are registered in `ch
 
 import contextlib
 import dataclasses
+import re
 import typing
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
+import numpy as np
 from etils import epath
 
 from adalink_jax.checkpoints.source import Source
@@ -46,6 +48,7 @@ class Family:
       backbone: the module of a whole model made of `config` alone; None for a part such as a vision tower.
       deciding: fields of `config` that decide the numbers and that shapes do not show.
       implied: values of those `deciding` fields that t5x's files and older native ones do not state.
+      encoder_table: Hugging Face's name of the encoder's embedding table, which a folded text adapter changes.
       model_types: values of `model_type` in `config.json` of the Hugging Face folders that the family reads.
     """
 
@@ -55,6 +58,7 @@ class Family:
     backbone: ClassVar[type[Backbone] | None] = None
     deciding: ClassVar[tuple[str, ...]] = ()
     implied: ClassVar[Mapping[str, Any]] = {}
+    encoder_table: ClassVar[str] = ""
     model_types: ClassVar[tuple[str, ...]] = ()
 
     def sizes(self, shapes: Shapes) -> dict[str, Any]:
@@ -148,6 +152,25 @@ def translating(path: str) -> Iterator[None]:
         raise
     except (IndexError, ValueError, ZeroDivisionError) as e:
         raise CheckpointError(f"{path} holds arrays that are not its model's ({str(e)[:120]}); copy it again.") from e
+
+
+def renamed(name: str, names: Mapping[str, str]) -> str | None:
+    """The new name, with the same number of the layer, which is `{}` in `names`; None if `names` has none."""
+    number = re.search(r"(?<=\.block\.)\d+|(?<=\.layers\.)\d+|(?<=/layers_)\d+", name)
+    if name in names or number is None:
+        return names.get(name)
+    new = names.get(name.replace(number[0], "{}", 1))
+    return new and new.format(number[0])
+
+
+def depth(shapes: Shapes, stack: str) -> int:
+    """How many layers a stack has in unscanned names."""
+    return len({m[0] for name in shapes if (m := re.match(rf"{stack}/layers_\d+/", name))})
+
+
+def equal(a: Leaf, b: Leaf) -> bool:
+    """Whether two leaves have the same values."""
+    return a.shape == b.shape and all(np.array_equal(a.read(block), b.read(block)) for block in a.blocks())
 
 
 def one_id(value: Any) -> Any:

@@ -12,7 +12,16 @@ from typing import Annotated, Any
 import numpy as np
 import pydantic
 
-from adalink_jax.checkpoints.families.family import LANGUAGE, Family, Shapes, Translation, one_id
+from adalink_jax.checkpoints.families.family import (
+    LANGUAGE,
+    Family,
+    Shapes,
+    Translation,
+    depth,
+    equal,
+    one_id,
+    renamed,
+)
 from adalink_jax.checkpoints.source import Source
 from adalink_jax.errors import CheckpointError
 from adalink_jax.files.leaves import Leaf, from_array, layer, transposed
@@ -79,6 +88,7 @@ class T5Family(Family):
     backbone = T5
     implied = {"decoder_start_token_id": 0, "pad_token_id": 0, "eos_token_id": 1}
     deciding = ("mlp_activations", "relpos_max_distance", *implied)
+    encoder_table = "encoder.embed_tokens.weight"
     model_types = ("t5", "mt5")
 
     def sizes(self, shapes: Shapes) -> dict[str, Any]:
@@ -93,15 +103,14 @@ class T5Family(Family):
             return {}
         if any(len(shape) != 2 or 0 in shape for shape in (embedding, positions, query, wide)):
             return {}  # damaged
-        layers = lambda stack: len({m[0] for name in shapes if (m := re.match(rf"{stack}/layers_\d+/", name))})
         return {
             "vocab_size": embedding[0],
             "emb_dim": embedding[1],
             "num_heads": positions[0],
             "head_dim": query[1] // positions[0],
             "mlp_dim": wide[1],
-            "num_encoder_layers": layers("encoder"),
-            "num_decoder_layers": layers("decoder"),
+            "num_encoder_layers": depth(shapes, "encoder"),
+            "num_decoder_layers": depth(shapes, "decoder"),
             "logits_via_embedding": "decoder/logits_dense/kernel" not in shapes,
             "encoder_embedding": f"encoder/{_EMBEDDING}" in shapes,
             "relpos_num_buckets": positions[1],
@@ -111,11 +120,11 @@ class T5Family(Family):
 
     def name_from_hugging_face(self, tensor: str) -> str | None:
         """`encoder.block.0.layer.0.SelfAttention.q.weight` -> `encoder/layers_0/attention/query/kernel`."""
-        return _renamed(tensor, _NAMES)
+        return renamed(tensor, _NAMES)
 
     def name_in_hugging_face(self, name: str) -> str | None:
         """`encoder/layers_0/attention/query/kernel` -> `encoder.block.0.layer.0.SelfAttention.q.weight`."""
-        return _renamed(name, _TENSORS)
+        return renamed(name, _TENSORS)
 
     def from_hugging_face(
         self, tensors: Mapping[str, Leaf], config: Mapping[str, Any], folder, path: str
@@ -201,15 +210,6 @@ class T5Family(Family):
         return out if out.keys() != leaves.keys() else None
 
 
-def _renamed(name: str, names: Mapping[str, str]) -> str | None:
-    """The new name, with the same number of the layer; None if `names` has none."""
-    number = re.search(r"(?<=\.block\.)\d+|(?<=/layers_)\d+", name)
-    if name in names or number is None:
-        return names.get(name)
-    new = names.get(name.replace(number[0], "{}", 1))
-    return new and new.format(number[0])
-
-
 def _is_transposed(name: str) -> bool:
     """Whether Hugging Face stores the leaf with its axes reversed."""
     return name.endswith(("/kernel", "rel_embedding"))
@@ -246,13 +246,13 @@ def _untied(tensors: Mapping[str, Leaf], stated: _Config, path: str) -> dict[str
         raise CheckpointError(f"{path} has no {TABLE}, the embedding table; copy or download the folder again.")
     tensors[TABLE] = shared
     for name in _STACK_TABLES:
-        if name in tables and not _equal(tables[name], shared):
+        if name in tables and not equal(tables[name], shared):
             raise CheckpointError(
                 f"{path}: {name} differs from {TABLE}, as in a folder with a folded adapter; give the base model that it "
                 f"was exported from."
             )
     head = tables.get(HEAD)
-    if head is not None and _equal(head, shared):
+    if head is not None and equal(head, shared):
         head = None
     # transformers' rule: mT5 never scales its logits; T5 does unless `tie_word_embeddings` was saved as false.
     scale = stated.scale_decoder_outputs
@@ -265,7 +265,3 @@ def _untied(tensors: Mapping[str, Leaf], stated: _Config, path: str) -> dict[str
     if not scaled:  # tied without scaling equals untied with the same matrix
         tensors[HEAD] = shared if head is None else head
     return tensors
-
-
-def _equal(a: Leaf, b: Leaf) -> bool:
-    return a.shape == b.shape and all(np.array_equal(a.read(block), b.read(block)) for block in a.blocks())

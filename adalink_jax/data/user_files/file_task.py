@@ -145,6 +145,8 @@ class LoadedFileTask:
         }
 
     def _ids(self, text: str, side: str) -> np.ndarray:
+        if side == "inputs":
+            return np.array(self._vocabulary.input_ids(text, self._max[side]), np.int32)
         return np.array([*self._vocabulary.encode(text)[: self._max[side] - 1], EOS], np.int32)
 
     def _image(self, row: StoredRow) -> dict[str, Any]:
@@ -163,7 +165,7 @@ class LoadedFileTask:
 
     def encode(self, text: str) -> list[int]:
         """See `Task.encode`."""
-        return self._vocabulary.encode(text)
+        return self._vocabulary.input_ids(text)
 
     def decode(self, ids: Sequence[int]) -> str:
         """See `Task.decode`."""

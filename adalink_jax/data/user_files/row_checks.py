@@ -123,7 +123,7 @@ def check_tokens(
     sizes: dict[str, list[int]] = {"inputs": [], "targets": []}
     unwritable, signs = 0, collections.Counter()
     for inputs, references in texts:
-        sizes["inputs"].append(len(vocabulary.encode(inputs)) + 1)
+        sizes["inputs"].append(len(vocabulary.input_ids(inputs)))
         for target in references:
             sizes["targets"].append(len(vocabulary.encode(target)) + 1)
             if (lost := unproducible(vocabulary, target)) is not None:

@@ -1,4 +1,4 @@
-"""AdaLink adapters on a T5 of transformers: load several, switch between them, switch them off. Needs torch, safetensors.
+"""AdaLink adapters on a T5 or T5Gemma of transformers: load several, switch between them, switch them off. Needs torch, safetensors.
 
 y = x + scale * phi(x @ down) @ up          on the encoder's input embeddings only
 """
@@ -25,6 +25,9 @@ class AdaLinks:
     def __init__(self, model):
         self.adapters, self.active = {}, None
         self.encoder = model.get_encoder()
+        # T5Gemma multiplies `inputs_embeds` by this; the adapter reads and changes the product.
+        is_t5gemma = model.config.model_type == "t5gemma"
+        self.factor = self.encoder.config.hidden_size**0.5 if is_t5gemma else 1.0
         self.handle = self.encoder.register_forward_pre_hook(self._adapt, with_kwargs=True)
 
     def load(self, name, folder):
@@ -47,4 +50,5 @@ class AdaLinks:
         x = encoder.embed_tokens(ids) if x is None else x
         down, up, phi, scale = self.active
         down, up = down.to(x), up.to(x)
-        return (), kwargs | {"inputs_embeds": x + scale * (phi(x @ down) @ up)}
+        change = scale * (phi(self.factor * x @ down) @ up) / self.factor
+        return (), kwargs | {"inputs_embeds": x + change}

@@ -1,0 +1,262 @@
+"""T5Gemma in files. Hugging Face: kernels are transposed; each side of the model states its own sizes in `config.json`."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+import pydantic
+
+from adalink_jax.checkpoints.families.family import (
+    LANGUAGE,
+    Family,
+    Shapes,
+    Translation,
+    depth,
+    equal,
+    one_id,
+    renamed,
+)
+from adalink_jax.checkpoints.source import Source
+from adalink_jax.errors import CheckpointError
+from adalink_jax.files.leaves import Leaf, transposed
+from adalink_jax.files.typed_json import Form, as_form
+from adalink_jax.models.t5gemma import T5Gemma, T5GemmaConfig
+
+PREFIX, HEAD = "model.", "lm_head.out_proj.weight"
+_TABLE, _ENCODER_TABLE = "token_embedder/embedding", "encoder/token_embedder/embedding"
+_ATTENTION = {"q_proj": "query", "k_proj": "key", "v_proj": "value", "o_proj": "out"}
+_MLP = {"gate_proj": "wi_0", "up_proj": "wi_1", "down_proj": "wo"}
+_BLOCKS = {  # stack -> Hugging Face's block -> this package's, and its matrices
+    "encoder": {"self_attn": ("attention", _ATTENTION), "mlp": ("mlp", _MLP)},
+    "decoder": {
+        "self_attn": ("self_attention", _ATTENTION),
+        "cross_attn": ("encoder_decoder_attention", _ATTENTION),
+        "mlp": ("mlp", _MLP),
+    },
+}
+_NORMS = {  # stack -> Hugging Face's norm -> this package's; before and after
+    "encoder": {"self_attn": "attention", "feedforward": "mlp"},
+    "decoder": {"self_attn": "self_attention", "cross_attn": "cross_attention", "feedforward": "mlp"},
+}
+_NAMES = {  # Hugging Face's name -> this package's; {} is the number of a layer
+    "decoder.embed_tokens.weight": _TABLE,
+    "encoder.embed_tokens.weight": _ENCODER_TABLE,
+    **{f"{stack}.norm.weight": f"{stack}/{stack}_norm/scale" for stack in _BLOCKS},
+    **{f"{stack}.layers.{{}}.{hf_block}.{matrix}.weight": f"{stack}/layers_{{}}/{block}/{name}/kernel"
+       for stack, blocks in _BLOCKS.items() for hf_block, (block, matrices) in blocks.items()
+       for matrix, name in matrices.items()},
+    **{f"{stack}.layers.{{}}.{place}_{hf_norm}_layernorm.weight": f"{stack}/layers_{{}}/{place}_{norm}_layer_norm/scale"
+       for stack, norms in _NORMS.items() for hf_norm, norm in norms.items() for place in ("pre", "post")},
+}  # fmt: skip
+_TENSORS = {name: tensor for tensor, name in _NAMES.items()}
+_SLIDING, _FULL = "sliding_attention", "full_attention"
+_Id = Annotated[int, pydantic.Field(ge=0, lt=2**31)]
+_Size = Annotated[int, pydantic.Field(ge=1, lt=2**31)]
+
+
+class _Rope(Form):
+    """`rope_parameters` of one side."""
+
+    rope_theta: float = 10_000.0
+    rope_type: str = "default"
+
+
+class _Side(Form):
+    """What `config.json` states of the encoder or the decoder, and shapes do not show; defaults are those of `transformers`."""
+
+    num_attention_heads: _Size = 8
+    num_key_value_heads: _Size = 4
+    head_dim: _Size = 256
+    query_pre_attn_scalar: _Size = 256
+    attn_logit_softcapping: float | None = 50.0
+    final_logit_softcapping: float | None = 30.0
+    sliding_window: _Size = 4096
+    layer_types: list[str] | None = None
+    hidden_activation: str = "gelu_pytorch_tanh"
+    rms_norm_eps: float = 1e-6
+    attention_bias: bool = False
+    rope_theta: float | None = None  # in older files
+    rope_parameters: _Rope = _Rope()
+    bos_token_id: _Id | None = None
+    pad_token_id: _Id | None = None
+    eos_token_id: _Id | list[_Id] | None = None
+
+    @property
+    def theta(self) -> float:
+        """Base of the rotary positions."""
+        return self.rope_parameters.rope_theta if self.rope_theta is None else self.rope_theta
+
+
+class _Config(Form):
+    """`config.json`."""
+
+    encoder: _Side
+    decoder: _Side
+    decoder_start_token_id: _Id | None = None
+    pad_token_id: _Id | None = None
+    eos_token_id: _Id | list[_Id] | None = None
+    tie_word_embeddings: bool = True
+
+
+class T5GemmaFamily(Family):
+    """T5Gemma's encoder-decoders."""
+
+    name = "T5Gemma"
+    part = LANGUAGE
+    config = T5GemmaConfig
+    backbone = T5Gemma
+    implied = {"decoder_start_token_id": 2, "pad_token_id": 0, "eos_token_id": 1}
+    deciding = (
+        "num_heads", "num_kv_heads", "head_dim", "decoder_num_heads", "decoder_num_kv_heads", "decoder_head_dim",
+        "query_pre_attn_scalar", "attention_softcap", "logits_softcap", "sliding_window", "full_attention_every", "rope_theta",
+        *implied,
+    )  # fmt: skip
+    encoder_table = f"{PREFIX}encoder.embed_tokens.weight"
+    model_types = ("t5gemma",)
+
+    def sizes(self, shapes: Shapes) -> dict[str, Any]:
+        """The sizes in `T5GemmaConfig` that shapes show: not how they are cut into heads."""
+        names = _ENCODER_TABLE, _TABLE, *(f"{stack}/layers_0/mlp/wi_0/kernel" for stack in _BLOCKS)
+        matrices = [shapes[name] for name in names if len(shapes.get(name, ())) == 2]
+        if "decoder/layers_0/post_cross_attention_layer_norm/scale" not in shapes or len(matrices) < len(names):
+            return {}  # another model's, or damaged
+        (vocab, width), (_, decoder_width), *mlps = matrices
+        return {
+            "vocab_size": vocab,
+            "emb_dim": width,
+            "mlp_dim": mlps[0][1],
+            "num_encoder_layers": depth(shapes, "encoder"),
+            "num_decoder_layers": depth(shapes, "decoder"),
+            "decoder_emb_dim": decoder_width,
+            "decoder_mlp_dim": mlps[1][1],
+        }
+
+    def name_from_hugging_face(self, tensor: str) -> str | None:
+        """`model.encoder.layers.0.self_attn.q_proj.weight` -> `encoder/layers_0/attention/query/kernel`."""
+        return renamed(tensor.removeprefix(PREFIX), _NAMES)
+
+    def name_in_hugging_face(self, name: str) -> str | None:
+        """`encoder/layers_0/attention/query/kernel` -> `model.encoder.layers.0.self_attn.q_proj.weight`."""
+        tensor = renamed(name, _TENSORS)
+        return tensor and PREFIX + tensor
+
+    def from_hugging_face(
+        self, tensors: Mapping[str, Leaf], config: Mapping[str, Any], folder, path: str
+    ) -> Translation:
+        """See `Family`."""
+        stated, leaves = as_form(config, _Config, f"{path}/config.json", error=CheckpointError), {}
+        for tensor, leaf in tensors.items():
+            name = self.name_from_hugging_face(tensor) or tensor
+            leaves[name] = transposed(leaf) if name.endswith("/kernel") else leaf
+        head = leaves.pop(HEAD, None)
+        if not stated.tie_word_embeddings or (head is not None and not equal(head, leaves[_TABLE])):
+            raise CheckpointError(
+                f"{path} has logits that are not tied to the decoder's embedding table; T5Gemma's are."
+            )
+        return Translation(leaves, {LANGUAGE: _settings(stated, path)})
+
+    def to_hugging_face(self, leaves: Mapping[str, Leaf]) -> dict[str, Leaf]:
+        """See `Family`."""
+        tensors = {}
+        for name, leaf in leaves.items():
+            tensor = self.name_in_hugging_face(name)
+            if tensor is None:
+                raise CheckpointError(
+                    f"A Hugging Face T5Gemma has no place for {name}; convert this model to native instead."
+                )
+            tensors[tensor] = transposed(leaf) if name.endswith("/kernel") else leaf
+        return tensors
+
+    def hugging_face_config(self, source: Source) -> dict[str, Any]:
+        """See `Family`."""
+        settings, sizes = source.settings[LANGUAGE], self.sizes(source.shapes)
+        start, pad, eos = (settings[name] for name in self.implied)
+        ids = {"bos_token_id": start, "pad_token_id": pad, "eos_token_id": eos}
+        every = settings["full_attention_every"]
+
+        def side(prefix: str, layers: int) -> dict[str, Any]:
+            return {
+                "model_type": "t5_gemma_module",
+                "vocab_size": sizes["vocab_size"],
+                "hidden_size": sizes[f"{prefix}emb_dim"],
+                "intermediate_size": sizes[f"{prefix}mlp_dim"],
+                "num_hidden_layers": layers,
+                "num_attention_heads": settings[f"{prefix}num_heads"],
+                "num_key_value_heads": settings[f"{prefix}num_kv_heads"],
+                "head_dim": settings[f"{prefix}head_dim"],
+                "query_pre_attn_scalar": settings["query_pre_attn_scalar"],
+                "attn_logit_softcapping": settings["attention_softcap"],
+                "final_logit_softcapping": settings["logits_softcap"],
+                "sliding_window": settings["sliding_window"],
+                "layer_types": [_FULL if (i + 1) % every == 0 else _SLIDING for i in range(layers)],
+                "rope_parameters": {"rope_theta": settings["rope_theta"], "rope_type": "default"},
+                "max_position_embeddings": 8192,
+                "hidden_activation": "gelu_pytorch_tanh",
+                "rms_norm_eps": 1e-6,
+                "attention_bias": False,
+                **ids,
+            }
+
+        decoder = side("decoder_", sizes["num_decoder_layers"])
+        return {
+            "architectures": ["T5GemmaForConditionalGeneration"],
+            "model_type": "t5gemma",
+            "vocab_size": sizes["vocab_size"],
+            "tie_word_embeddings": True,
+            "is_encoder_decoder": True,
+            "encoder": side("", sizes["num_encoder_layers"]) | {"is_decoder": False},
+            "decoder": decoder | {"is_decoder": True, "cross_attention_hidden_size": sizes["emb_dim"]},
+            **ids,
+        }
+
+
+def _settings(stated: _Config, path: str) -> dict[str, Any]:
+    """Fields of `T5GemmaConfig` that `config.json` states and shapes do not show."""
+    encoder, decoder = stated.encoder, stated.decoder
+    for name, supported in (
+        ("hidden_activation", "gelu_pytorch_tanh"), ("rms_norm_eps", 1e-6), ("attention_bias", False),
+    ):  # fmt: skip
+        for side, part in (("encoder", encoder), ("decoder", decoder)):
+            if getattr(part, name) != supported:
+                raise CheckpointError(
+                    f"{path} has {side}.{name} {getattr(part, name)!r}; this package supports only {supported!r} for T5Gemma."
+                )
+    same = ("query_pre_attn_scalar", "attn_logit_softcapping", "sliding_window", "theta")
+    if different := [name for name in same if getattr(encoder, name) != getattr(decoder, name)]:
+        raise CheckpointError(
+            f"{path} has another {different[0]} for the encoder than for the decoder; they must be equal."
+        )
+    if other := [x.rope_parameters.rope_type for x in (encoder, decoder) if x.rope_parameters.rope_type != "default"]:
+        raise CheckpointError(f"{path} has rope_type {other[0]!r}; this package supports only 'default' for T5Gemma.")
+    sizes = {"num_heads": "num_attention_heads", "num_kv_heads": "num_key_value_heads", "head_dim": "head_dim"}
+    first = lambda *values: next((x for x in values if x is not None), None)
+    ids = {
+        "decoder_start_token_id": first(stated.decoder_start_token_id, decoder.bos_token_id),
+        "pad_token_id": first(stated.pad_token_id, decoder.pad_token_id),
+        "eos_token_id": one_id(first(stated.eos_token_id, decoder.eos_token_id)),
+    }
+    if isinstance(ids["eos_token_id"], list):
+        raise CheckpointError(f"{path} has eos_token_id {ids['eos_token_id']}; this package supports exactly one id.")
+    return {
+        **{name: getattr(encoder, stated_name) for name, stated_name in sizes.items()},
+        **{f"decoder_{name}": getattr(decoder, stated_name) for name, stated_name in sizes.items()},
+        "query_pre_attn_scalar": encoder.query_pre_attn_scalar,
+        "attention_softcap": encoder.attn_logit_softcapping,
+        "logits_softcap": decoder.final_logit_softcapping,
+        "sliding_window": encoder.sliding_window,
+        "full_attention_every": _full_attention_every(encoder.layer_types, decoder.layer_types, path),
+        "rope_theta": encoder.theta,
+        **{name: usual if ids[name] is None else ids[name] for name, usual in T5GemmaFamily.implied.items()},
+    }
+
+
+def _full_attention_every(encoder: list[str] | None, decoder: list[str] | None, path: str) -> int:
+    """The pattern of both sides: every second layer where it is not stated."""
+    stated = [kinds for kinds in (encoder, decoder) if kinds]
+    longest = max(stated, key=len, default=[_SLIDING, _FULL])
+    every = longest.index(_FULL) + 1 if _FULL in longest else len(longest) + 1
+    for kinds in stated:
+        if kinds != [_FULL if (i + 1) % every == 0 else _SLIDING for i in range(len(kinds))]:
+            raise CheckpointError(
+                f"{path} has layer_types {kinds}; this package supports layers that alternate regularly."
+            )
+    return every

@@ -1,0 +1,63 @@
+"""What the families made of Gemma's blocks share: norms, embeddings, layers that see a window of tokens or all of them.
+
+    x = x + norm(attention(norm(x)));  x = x + norm(mlp(norm(x)))          norms before and after each sublayer
+
+Grouped-query attention with rotary positions, soft caps, gated GELU (Gemma 2, 2024, arXiv:2408.00118). Parameter names follow
+`t5.py`; a norm's scale is stored less 1, as in the published checkpoints.
+"""
+
+from typing import ClassVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jaxtyping import Float, Int
+
+from adalink_jax.models import layers
+
+ALL = 2**30  # positions on either side: more than any input has
+
+
+class RMSNorm(nn.Module):
+    """Gemma's RMS norm, `(1 + scale) * x / rms(x)`, in float32 and rounded once."""
+
+    dtype: str
+    epsilon: ClassVar[float] = 1e-6
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
+        x = x.astype(jnp.float32)
+        x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + self.epsilon)
+        scale = layers.param(self, "scale", nn.initializers.zeros, (x.shape[-1],), ("embed",))
+        return (x * (1 + scale)).astype(self.dtype)
+
+
+class Embed(layers.Embed):
+    """An embedding table whose rows are multiplied by sqrt(D) when they are looked up, but not for the logits.
+
+    The factor is rounded to the activations' dtype first, as in the reference: 2304^0.5 is 48, 640^0.5 is 25.25 in bfloat16.
+    """
+
+    embedding_init = staticmethod(nn.initializers.variance_scaling(1.0, "fan_in", "normal", in_axis=1, out_axis=0))
+
+    def __call__(self, ids: Int[Array | np.ndarray, "B L"]) -> Float[Array, "B L D"]:
+        return super().__call__(ids) * jnp.asarray(self.features**0.5, self.dtype)
+
+
+def windows(
+    num_layers: int, full_attention_every: int, window: tuple[int, int], length: int
+) -> Int[Array, "layers 2"] | None:
+    """How many positions before and after its own a query sees in each layer, as `attention.Bias.window`.
+
+    Args:
+      num_layers: depth of the stack.
+      full_attention_every: each so many layers, the last of them sees all positions; the others see `window`.
+      window: before, after.
+      length: of the longest input; None is returned where no layer would see less than all of it.
+    """
+    if full_attention_every == 1 or length <= 1 + min(window):
+        return None
+    full = (np.arange(num_layers) + 1) % full_attention_every == 0
+    return jnp.asarray(np.where(full[:, None], ALL, np.array(window)), jnp.int32)

@@ -1,0 +1,70 @@
+"""Models of `transformers` made of Gemma's blocks, for the tests to compare with; like `references`.
+
+Nothing stays at its initial value: norms and tables that start at zero are drawn too.
+"""
+
+from references import torch, transformers
+
+VOCAB = 96
+# Windows shorter than the inputs, groups of heads, a head width that is not D / H, soft caps that are felt.
+SIDE = {
+    "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2,
+    "head_dim": 10, "query_pre_attn_scalar": 7, "vocab_size": VOCAB, "sliding_window": 6, "max_position_embeddings": 512,
+    "attn_logit_softcapping": 2.0, "final_logit_softcapping": 6.0, "dropout_rate": 0.0, "attention_dropout": 0.0,
+}  # fmt: skip
+SMALLER = {
+    "hidden_size": 24,
+    "intermediate_size": 40,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+}
+UNCAPPED = {"attn_logit_softcapping": None, "final_logit_softcapping": None}
+EQUAL = {**SIDE, **UNCAPPED, "num_key_value_heads": 4, "query_pre_attn_scalar": 40}
+T5GEMMA_FORMS = {  # settings of the encoder and of the decoder; a seed whose outputs are varied
+    "grouped": (SIDE, SIDE, 8),
+    "one head each": (EQUAL, EQUAL, 5),
+    "another decoder": (SIDE, {**SIDE, **SMALLER}, 8),
+}
+
+
+def make_t5gemma(form, vocab_size=VOCAB):
+    """A T5Gemma with random weights."""
+    *sides, seed = T5GEMMA_FORMS[form]
+    torch.manual_seed(seed)
+    encoder, decoder = (transformers.T5GemmaModuleConfig(**{**side, "vocab_size": vocab_size}) for side in sides)
+    config = transformers.T5GemmaConfig(
+        encoder=encoder, decoder=decoder, vocab_size=vocab_size, attn_implementation="eager"
+    )
+    model = transformers.T5GemmaForConditionalGeneration(config).eval()
+    randomise(model, last_norm="decoder.norm")
+    return model
+
+
+def make_tokenizer(folder):
+    """Writes a tokenizer of bytes in Gemma's form: inputs begin with BOS and have no EOS. It has 260 ids."""
+    from tokenizers import Tokenizer, decoders, models, normalizers, processors
+
+    specials = ("<pad>", "<eos>", "<bos>", "<unk>")
+    words = [*specials, *(f"<0x{byte:02X}>" for byte in range(256))]
+    model = models.BPE({word: i for i, word in enumerate(words)}, [], byte_fallback=True, unk_token="<unk>")
+    tokenizer = Tokenizer(model)
+    tokenizer.normalizer = normalizers.Replace(" ", "\u2581")
+    tokenizer.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", 2)])
+    parts = [decoders.ByteFallback(), decoders.Fuse(), decoders.Replace("\u2581", " ")]
+    tokenizer.decoder = decoders.Sequence(parts)
+    names = dict(zip(("pad_token", "eos_token", "bos_token", "unk_token"), specials))
+    transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names).save_pretrained(folder)
+
+
+def randomise(model, last_norm):
+    """Draws all weights: gains of norms about 1, of the last one about 0, so that the tied head does not repeat a token."""
+    with torch.no_grad():
+        for name, leaf in model.named_parameters():
+            if leaf.ndim == 1:
+                leaf.copy_(torch.randn_like(leaf) - 1 if last_norm in name else torch.randn_like(leaf) * 0.3)
+            elif "embed_tokens" in name:
+                leaf.copy_(torch.randn_like(leaf) * leaf.shape[1] ** -0.5)
+            else:
+                gain = 1.5 if name.endswith(("q_proj.weight", "k_proj.weight")) else 2.5
+                leaf.copy_(torch.randn_like(leaf) * gain * leaf.shape[-1] ** -0.5)

@@ -1,0 +1,154 @@
+"""T5Gemma in files: converted through every format, folded, and refused where this package computes something else."""
+
+import json
+import runpy
+
+import jax
+import numpy as np
+import pytest
+from gemma_references import make_t5gemma, make_tokenizer
+from references import torch, transformers
+from safetensors.numpy import load_file, save_file
+from test_t5gemma_parity import ours
+
+from adalink_jax.checkpoints import fingerprint, open_source, save_adapter
+from adalink_jax.cli.main import main
+from adalink_jax.data.vocabularies import load_vocabulary
+from adalink_jax.errors import CheckpointError
+
+pytestmark = pytest.mark.usefixtures("exact_matmuls")
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """A Hugging Face folder, its reference, and the parameters."""
+    folder = tmp_path_factory.mktemp("base") / "t5gemma"
+    reference = make_t5gemma("another decoder")
+    reference.save_pretrained(folder)
+    return folder, reference, ours(folder)[1]["backbone"]
+
+
+def run(capsys, *argv):
+    assert main([*map(str, argv)]) == 0
+    return capsys.readouterr().out
+
+
+def test_a_conversion_through_every_format_keeps_every_bit(base, tmp_path, capsys):
+    last, mark = base[0], fingerprint(base[2])
+    for i, to in enumerate(("native", "t5x", "hf", "t5x", "native", "hf")):
+        place = tmp_path / f"checkpoint_{i}"
+        flags = _model_file(tmp_path, base[0]) if to == "hf" and i == 2 else []  # t5x's files state no settings
+        run(capsys, "convert", last, place, "--to", to, *flags)
+        last = place if i != 3 else last
+        assert json.loads(run(capsys, "inspect", place, "--json"))["fingerprint"] == mark
+    model = transformers.AutoModelForSeq2SeqLM.from_pretrained(last, attn_implementation="eager")
+    for name, tensor in base[1].state_dict().items():
+        assert torch.equal(model.state_dict()[name], tensor), name
+    with torch.no_grad():
+        ids = torch.arange(3, 33)[None]
+        assert torch.equal(*(m(input_ids=ids, decoder_input_ids=ids).logits for m in (model, base[1])))
+
+
+def _model_file(folder, path):
+    """Flags of a gin file of the model."""
+    from adalink_jax.checkpoints import config_fields
+
+    fields = "".join(f"T5GemmaConfig.{name} = {value!r}\n" for name, value in config_fields(open_source(path)).items())
+    (folder / "model.gin").write_text("include 'gin/models/t5gemma.gin'\n" + fields)
+    return ["--gin_file", folder / "model.gin"]
+
+
+def test_a_folded_adapter_is_in_the_encoder_s_table_alone(base, tmp_path, capsys):
+    rng, width = np.random.default_rng(0), 32
+    pair = {"down": rng.normal(size=(width, 4)) * width**-0.5, "up": rng.normal(size=(4, width))}
+    params = {"text": {name: leaf.astype(np.float32) for name, leaf in pair.items()}}
+    settings = {"rank": 4, "phi": "gelu", "scale": 0.7, "kinds": None, "share": False}
+    about = {"method": "AdaLinkAdapter", "settings": settings, "task": "t", "metrics": {}}
+    save_adapter(tmp_path / "adapter", params, about | {"base": {"name": "b", "fingerprint": fingerprint(base[2])}})
+    run(capsys, "export", tmp_path / "adapter", tmp_path / "hf", "--to", "hf", "--base", base[0])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", ["self_check.py"])
+        runpy.run_path(str(tmp_path / "hf" / "self_check.py"))
+    assert "The adapter is in place" in capsys.readouterr().out
+    theirs, folded = (load_file(path / "model.safetensors") for path in (base[0], tmp_path / "hf"))
+    assert [name for name in theirs if not np.array_equal(theirs[name], folded[name])] == [
+        "model.encoder.embed_tokens.weight"
+    ]
+    files = _model_file(tmp_path, base[0])
+    run(
+        capsys,
+        "adapters",
+        "fold",
+        tmp_path / "adapter",
+        tmp_path / "native",
+        "--base",
+        base[0],
+        *files,
+        "--gin.ACTIVATION_DTYPE='float32'",
+    )
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
+        ours(tmp_path / "native")[1]["backbone"]["encoder"]["token_embedder"],
+        {"embedding": folded["model.encoder.embed_tokens.weight"]},
+    )
+
+
+def test_verify_base_agrees_and_finds_one_changed_setting(tmp_path, capsys):
+    folder, other = tmp_path / "base", tmp_path / "other"
+    make_t5gemma("grouped", vocab_size=300).save_pretrained(folder)
+    make_tokenizer(folder)
+    run(capsys, "convert", folder, other, "--to", "native")
+    out = run(capsys, "verify-base", other, "--reference", folder)
+    assert "20 of 20 greedy outputs" in out and "20 of 20 prompts" in out
+    config = json.loads((folder / "config.json").read_text())
+    for name, value in (("attn_logit_softcapping", 3.0), ("sliding_window", 9), ("query_pre_attn_scalar", 9)):
+        changed = {side: {**config[side], name: value} for side in ("encoder", "decoder")}
+        (folder / "config.json").write_text(json.dumps(config | changed))
+        assert main(["verify-base", str(other), "--reference", str(folder)]) == 1
+        assert "settings" in capsys.readouterr().out
+
+
+def test_inputs_begin_as_the_model_s_tokenizer_has_them(tmp_path):
+    make_tokenizer(tmp_path)
+    vocabulary = load_vocabulary(tmp_path)
+    assert vocabulary.input_ids("a b", 3) == [2, 4 + ord("a"), 4 + 0xE2]  # a space is U+2581 in UTF-8
+    assert vocabulary.decode([*vocabulary.encode("a b"), 1, 5]) == "a b"
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"encoder": {"hidden_activation": "silu"}}, "encoder.hidden_activation 'silu'"),
+        ({"decoder": {"rms_norm_eps": 1e-5}}, "decoder.rms_norm_eps 1e-05"),
+        ({"decoder": {"sliding_window": 7}}, "another sliding_window for the encoder than for the decoder"),
+        ({"encoder": {"rope_parameters": {"rope_type": "linear", "factor": 8.0}}}, "rope_type 'linear'"),
+        ({"encoder": {"layer_types": ["sliding_attention"] * 3 + ["full_attention"]}}, "layer_types"),
+        ({"tie_word_embeddings": False}, "not tied to the decoder's embedding table"),
+        ({"eos_token_id": [1, 7]}, "exactly one id"),
+    ],
+)
+def test_another_network_is_refused(base, tmp_path, change, message):
+    config = json.loads((base[0] / "config.json").read_text())
+    config |= {key: {**config[key], **value} if isinstance(value, dict) else value for key, value in change.items()}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "model.safetensors").write_bytes((base[0] / "model.safetensors").read_bytes())
+    with pytest.raises(CheckpointError, match=message):
+        open_source(tmp_path)
+
+
+def test_a_head_of_its_own_is_refused_and_a_stored_tied_one_is_not(base, tmp_path):
+    tensors = load_file(base[0] / "model.safetensors")
+    (tmp_path / "config.json").write_text((base[0] / "config.json").read_text())
+    head = tensors["model.decoder.embed_tokens.weight"]
+    save_file({**tensors, "lm_head.out_proj.weight": head.copy()}, tmp_path / "model.safetensors")
+    assert open_source(tmp_path).shapes == open_source(base[0]).shapes
+    save_file({**tensors, "lm_head.out_proj.weight": head + 1}, tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError, match="not tied"):
+        open_source(tmp_path)
+
+
+def test_names_without_the_prefix_are_read(base, tmp_path):
+    tensors = load_file(base[0] / "model.safetensors")
+    save_file({name.removeprefix("model."): x for name, x in tensors.items()}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text((base[0] / "config.json").read_text())
+    assert open_source(tmp_path).leaves.keys() == open_source(base[0]).leaves.keys()

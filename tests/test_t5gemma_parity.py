@@ -1,0 +1,137 @@
+"""A T5Gemma gives the numbers of `transformers`, from the same random weights, in float32: windows, soft caps, groups of heads."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from gemma_references import T5GEMMA_FORMS, make_t5gemma
+from references import tokens, torch
+
+from adalink_jax import AdaptedModel, checkpoints, parallel
+from adalink_jax.checkpoints import config_fields, open_source
+from adalink_jax.models import Inputs, T5Gemma, T5GemmaConfig
+from adalink_jax.models.decoding import BeamSearch, Sampling
+from adalink_jax.training.setup import Setup, load_parameters
+
+pytestmark = pytest.mark.usefixtures("exact_matmuls")
+BOS = 2
+
+
+@pytest.fixture(scope="module", params=T5GEMMA_FORMS)
+def pair(request, tmp_path_factory):
+    """The reference, this package's model with the weights that the reference saved, and their folder."""
+    theirs = make_t5gemma(request.param)
+    folder = tmp_path_factory.mktemp("hf")
+    theirs.save_pretrained(folder)
+    return theirs, *ours(folder), folder
+
+
+def ours(folder, **overrides):
+    """Loads the model of a folder."""
+    model = AdaptedModel(T5Gemma(T5GemmaConfig(**config_fields(open_source(folder)), **overrides)))
+    mesh, rules = parallel.make_mesh(), parallel.logical_axis_rules()
+    with parallel.use_mesh(mesh, rules):
+        loaded = load_parameters(Setup(model, initial_checkpoint_path=str(folder)), mesh, rules)
+    return model, loaded.tree()
+
+
+def assert_close(mine, theirs, tolerance=1e-4):
+    theirs = np.asarray(theirs)
+    np.testing.assert_allclose(np.asarray(mine), theirs, rtol=0, atol=tolerance * theirs.std())
+
+
+def batch_of(inputs, targets):
+    shifted = np.pad(targets[:, :-1], ((0, 0), (1, 0)), constant_values=BOS)
+    return {"encoder_input_tokens": inputs, "decoder_input_tokens": shifted, "decoder_target_tokens": targets,
+            "decoder_loss_weights": (targets > 0).astype(np.float32)}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["reference", "blockwise"])
+def test_logits_loss_likelihood_and_the_gradient_of_the_input_embeddings(pair, kind):
+    theirs, _, params, folder = pair
+    model = AdaptedModel(T5Gemma(T5GemmaConfig(**config_fields(open_source(folder)), attention=kind)))
+    inputs, targets = tokens(5, 40), tokens(5, 30, seed=1)
+    batch = batch_of(inputs, targets)
+    embeddings = theirs.model.encoder.embed_tokens(torch.tensor(inputs)).detach().requires_grad_()
+    logits = theirs(
+        inputs_embeds=embeddings, attention_mask=torch.tensor(inputs > 0),
+        decoder_input_ids=torch.tensor(batch["decoder_input_tokens"]),
+    ).logits  # fmt: skip
+    labels = torch.tensor(targets)
+    losses = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=0, reduction="none")
+    loss = losses.sum() / (labels > 0).sum()
+    loss.backward()
+
+    assert_close(jax.jit(model.apply)({"params": params}, batch), logits.detach())
+    scores = jax.jit(functools.partial(model.apply, method="score"))({"params": params}, batch)
+    np.testing.assert_allclose(scores, -losses.detach().reshape(labels.shape).sum(1).numpy(), rtol=1e-4)
+
+    def ours_loss(text):
+        bound = model.backbone.bind({"params": params["backbone"]})
+        encoded = bound.encode(Inputs(text=text, text_mask=jnp.asarray(inputs > 0)))
+        out, _ = bound.decode(encoded, bound.embed_target(batch["decoder_input_tokens"]))
+        log_p = jnp.take_along_axis(jax.nn.log_softmax(out), targets[..., None], axis=-1)[..., 0]
+        return -jnp.sum(jnp.where(targets > 0, log_p, 0)) / np.sum(targets > 0)
+
+    factor = model.backbone.config.emb_dim**0.5  # theirs multiplies after `inputs_embeds`, ours before the seam
+    value, gradient = jax.value_and_grad(ours_loss)(jnp.asarray(embeddings.detach().numpy()) * factor)
+    np.testing.assert_allclose(value, loss.item(), rtol=1e-4)
+    assert_close(gradient * factor, embeddings.grad.numpy())
+
+
+def generate_both(pair, inputs, length, decoding, **settings):
+    """Ids of both, [rows, decodes, length], and the scores of both."""
+    theirs, model, params, _ = pair
+    with torch.no_grad():
+        out = theirs.generate(
+            torch.tensor(inputs), attention_mask=torch.tensor(inputs > 0), max_new_tokens=length, do_sample=False,
+            return_dict_in_generate=True, output_scores=True, **settings,
+        )  # fmt: skip
+    ids = out.sequences.numpy()[:, 1:]
+    ids = np.pad(ids, ((0, 0), (0, length - ids.shape[1]))).reshape(len(inputs), -1, length)
+    ids = np.where(np.cumsum(ids == 1, axis=-1) - (ids == 1) > 0, 0, ids)  # its beam search pads with EOS
+    features = {"encoder_input_tokens": inputs.astype(np.int32)}
+    run = jax.jit(lambda params: model.apply({"params": params}, features, length, decoding, method="generate"))
+    return run(params), ids, getattr(out, "sequences_scores", None)
+
+
+def test_greedy_outputs_beyond_a_window(pair):
+    inputs = tokens(64, 12, seed=2)
+    decoded, theirs, _ = generate_both(pair, inputs, 32, Sampling(), num_beams=1)
+    np.testing.assert_array_equal(decoded.ids, theirs)
+    assert np.mean([len(set(row)) for row in theirs[:, 0].tolist()]) >= 8
+    assert len({tuple(row) for row in theirs[:, 0].tolist()}) >= 32
+
+
+def test_beam_search_with_the_finishing_rule_of_transformers(pair):
+    inputs = tokens(40, 12, seed=3)
+    decoded, theirs, scores = generate_both(
+        pair, inputs, 12, BeamSearch(3, 0.6, "transformers"), num_beams=3, num_return_sequences=3,
+        length_penalty=0.6, early_stopping=False,
+    )  # fmt: skip
+    np.testing.assert_array_equal(decoded.ids, theirs)
+    assert_close(decoded.scores.ravel(), scores.numpy())
+
+
+def test_scanned_and_unrolled_forms_agree(pair):
+    _, model, params, folder = pair
+    scanned, stacked = ours(folder, scan_layers=True)
+    batch = batch_of(tokens(5, 20), tokens(5, 20, seed=1))
+    assert_close(jax.jit(scanned.apply)({"params": stacked}, batch), jax.jit(model.apply)({"params": params}, batch))
+    assert checkpoints.fingerprint(stacked["backbone"]) == checkpoints.fingerprint(params["backbone"])
+
+
+@pytest.mark.parametrize("length", [6, 7, 8])
+def test_windows_at_their_edges(pair, length):
+    """The encoder's window of 6 is felt from 8 tokens on, the decoder's from 7; both models feel the same."""
+    theirs, model, params, _ = pair
+    inputs, targets = np.full((1, length), 5), np.full((1, length), 7)
+    inputs[:, 0], targets[:, 0] = 9, 11
+    batch = batch_of(inputs, targets)
+    with torch.no_grad():
+        logits = theirs(
+            input_ids=torch.tensor(inputs), decoder_input_ids=torch.tensor(batch["decoder_input_tokens"])
+        ).logits
+    assert_close(jax.jit(model.apply)({"params": params}, batch), logits)

@@ -7,16 +7,22 @@ import jax
 import numpy as np
 import pytest
 from gemma_references import make_t5gemma, make_tokenizer
-from references import torch, transformers
+from references import tokens, torch, transformers
 from safetensors.numpy import load_file, save_file
-from test_t5gemma_parity import ours
+from test_t5gemma_parity import assert_close, ours
 
-from adalink_jax.checkpoints import fingerprint, open_source, save_adapter
+from adalink_jax import AdaptedModel, parallel
+from adalink_jax.adapters import make_adapter
+from adalink_jax.checkpoints import fingerprint, open_adapter, open_source, save_adapter
 from adalink_jax.cli.main import main
 from adalink_jax.data.vocabularies import load_vocabulary
 from adalink_jax.errors import CheckpointError
+from adalink_jax.training.setup import Setup, load_parameters
 
-pytestmark = pytest.mark.usefixtures("exact_matmuls")
+pytestmark = [
+    pytest.mark.usefixtures("exact_matmuls"),
+    pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning"),  # transformers about PEFT
+]
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +97,36 @@ def test_a_folded_adapter_is_in_the_encoder_s_table_alone(base, tmp_path, capsys
         ours(tmp_path / "native")[1]["backbone"]["encoder"]["token_embedder"],
         {"embedding": folded["model.encoder.embed_tokens.weight"]},
     )
+
+
+@pytest.mark.parametrize("kind", ["LORA", "PROMPT_TUNING"])
+def test_an_adapter_of_peft_gives_its_logits(base, tmp_path, kind):
+    peft = pytest.importorskip("peft")
+    if kind == "LORA":
+        targets = ["q_proj", "v_proj"]  # PEFT knows none for T5Gemma
+        config = peft.LoraConfig(task_type="SEQ_2_SEQ_LM", r=3, lora_alpha=6, target_modules=targets)
+    else:
+        sizes = {"num_virtual_tokens": 4, "token_dim": 32, "num_layers": 4, "num_attention_heads": 4}
+        more = {"num_transformer_submodules": 1, "task_type": "SEQ_2_SEQ_LM"}
+        config = peft.PromptTuningConfig(**sizes, **more)
+    with torch.no_grad():
+        model = peft.get_peft_model(transformers.AutoModelForSeq2SeqLM.from_pretrained(base[0]), config).eval()
+        for leaf in model.parameters():
+            if leaf.requires_grad:
+                leaf.copy_(torch.randn_like(leaf) * (0.3 if kind == "LORA" else 32**-0.5))
+        model.save_pretrained(tmp_path)
+        inputs, targets = tokens(4, 12), tokens(4, 9, seed=1)
+        ids = [torch.tensor(x) for x in (inputs, targets)]
+        logits = model(input_ids=ids[0], attention_mask=ids[0] > 0, decoder_input_ids=ids[1]).logits
+    _, facts = open_adapter(tmp_path)
+    plain = ours(base[0])[0]
+    adapted = AdaptedModel(plain.backbone, make_adapter(facts.method, facts.settings))
+    mesh, rules = parallel.make_mesh(), parallel.logical_axis_rules()
+    with parallel.use_mesh(mesh, rules):
+        setup = Setup(adapted, initial_checkpoint_path=str(base[0]), initial_adapter_path=str(tmp_path))
+        params = load_parameters(setup, mesh, rules).tree()
+    batch = {"encoder_input_tokens": inputs, "decoder_input_tokens": targets}
+    assert_close(jax.jit(adapted.apply)({"params": params}, batch), logits)
 
 
 def test_verify_base_agrees_and_finds_one_changed_setting(tmp_path, capsys):

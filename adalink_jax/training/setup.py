@@ -174,8 +174,9 @@ def load_parameters(setup: Setup, mesh: Mesh, rules: parallel.LogicalRules) -> P
         if base is None or base.fingerprint is None:
             raise UserError("INITIAL_ADAPTER_PATH is set, but there is no base; set INITIAL_CHECKPOINT_PATH as well.")
         loaded, facts = checkpoints.load_adapter(
-            setup.initial_adapter_path, adapter, base.fingerprint, setup.allow_other_base, setup.model.adapter
-        )
+            setup.initial_adapter_path, adapter, base.fingerprint, setup.allow_other_base, setup.model.adapter,
+            setup.model.backbone.embedding_scale,
+        )  # fmt: skip
         values |= {f"adapter/{name}": leaf for name, leaf in loaded.items()}
         unchecked = "" if facts.base.fingerprint else ", which does not name the base it was trained on"
         sources["adapter"] = setup.initial_adapter_path + unchecked
@@ -228,7 +229,8 @@ def apply_adapter_start(setup: Setup, adapter: Leaves, leaves: Leaves) -> Leaves
     """
     if setup.adapter_start is None:
         return adapter
-    table = leaves["backbone/token_embedder/embedding"]
+    table = leaves.get("backbone/encoder/token_embedder/embedding", leaves["backbone/token_embedder/embedding"])
+    table = table * setup.model.backbone.embedding_scale
     return setup.adapter_start(adapter, table, jax.random.key(setup.random_seed))
 
 

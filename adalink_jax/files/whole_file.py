@@ -89,9 +89,8 @@ def writing_folder(path: epath.Path, last: Sequence[str] = ()) -> Iterator[epath
             new.mkdir()
             yield new
             if exists:
-                complete = (
-                    False  # stopped in between, `path` stays marked as partial, so that the next start replaces it
-                )
+                # Stopped in between, `path` stays marked as partial, so that the next start replaces it.
+                complete = False
                 # What states digests, and what makes it a checkpoint, after the values.
                 for file in sorted(new.iterdir(), key=lambda file: (file.name in last, file.suffix == ".json")):
                     _move(file, path / file.name)

@@ -17,6 +17,7 @@ FORMS = {
     "T5 1.1": ("T5", {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False, "d_kv": 12}),
     "UL2": ("T5", {"feed_forward_proj": "gated-silu", "tie_word_embeddings": False, "d_kv": 256}),
     "mT5": ("MT5", {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False, "d_kv": 8}),
+    "umT5": ("UMT5", {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False, "d_kv": 12}),
     "ByT5": (
         "T5",
         {
@@ -43,6 +44,8 @@ def make_reference(form, **overrides):
            "dropout_rate": 0.0, "decoder_start_token_id": 0, "pad_token_id": 0, "eos_token_id": 1, **settings, **overrides}
     )  # fmt: skip
     model = getattr(transformers, f"{kind}ForConditionalGeneration")(config).eval()
+    if kind == "UMT5":
+        model.config.tie_word_embeddings = False  # as released; transformers 5 forces True, which divides the logits by D^0.5
     if not tied:
         model.lm_head.weight = torch.nn.Parameter(torch.randn(config.vocab_size, D) * 0.3)
     for name, leaf in model.named_parameters():

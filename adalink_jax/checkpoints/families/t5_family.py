@@ -1,4 +1,4 @@
-"""The T5 family (T5, FLAN-T5, mT5, ByT5, UL2) in files.
+"""The T5 family (T5, FLAN-T5, mT5, umT5, ByT5, UL2) in files.
 
 Hugging Face: kernels are transposed, norms and MLPs are numbered sublayers, and tables of relative positions are
 `[buckets, H]`. t5x: scanned networks stack their layers on axis 1, keep heads apart, and have a table of relative positions
@@ -49,18 +49,21 @@ _SUBLAYERS = (  # stack, number, norm, Hugging Face's block, this package's bloc
     ("decoder", 1, "pre_cross_attention_layer_norm", "EncDecAttention", "encoder_decoder_attention", _ATTENTION),
     ("decoder", 2, "pre_mlp_layer_norm", "DenseReluDense", "mlp", _MLP),
 )
-_BIAS = "block.0.layer.0.SelfAttention.relative_attention_bias.weight"
+_BIAS = "block.{}.layer.0.SelfAttention.relative_attention_bias.weight"
+_OF_LAYERS = "umt5"  # model_type of models whose layers have a table of relative positions each
 _NAMES = {  # Hugging Face's name -> this package's; {} is the number of a layer
     TABLE: _EMBEDDING,
     HEAD: "decoder/logits_dense/kernel",
     **{f"{stack}.final_layer_norm.weight": f"{stack}/{stack}_norm/scale" for stack in _STACKS},
-    **{f"{stack}.{_BIAS}": f"{stack}/relpos_bias/rel_embedding" for stack in _STACKS},
+    **{f"{stack}.{_BIAS.format(0)}": f"{stack}/relpos_bias/rel_embedding" for stack in _STACKS},
+    **{f"{stack}.{_BIAS}": f"{stack}/layers_{{}}/relpos_bias/rel_embedding" for stack in _STACKS},
     **{f"{stack}.block.{{}}.layer.{i}.layer_norm.weight": f"{stack}/layers_{{}}/{norm}/scale"
        for stack, i, norm, *_ in _SUBLAYERS},
     **{f"{stack}.block.{{}}.layer.{i}.{hf_block}.{matrix}.weight": f"{stack}/layers_{{}}/{block}/{name}/kernel"
        for stack, i, _, hf_block, block, matrices in _SUBLAYERS for matrix, name in matrices.items()},
 }  # fmt: skip
 _TENSORS = {name: tensor for tensor, name in _NAMES.items()}
+_BIASES = {f"{stack}/relpos_bias/rel_embedding": f"{stack}/layers_0/relpos_bias/rel_embedding" for stack in _STACKS}
 _Id = Annotated[int, pydantic.Field(ge=0, lt=2**31)]
 _Ids = _Id | list[_Id] | None
 
@@ -89,7 +92,7 @@ class T5Family(Family):
     implied = {"decoder_start_token_id": 0, "pad_token_id": 0, "eos_token_id": 1}
     deciding = ("mlp_activations", "relpos_max_distance", *implied)
     encoder_table = "encoder.embed_tokens.weight"
-    model_types = ("t5", "mt5")
+    model_types = ("t5", "mt5", _OF_LAYERS)
 
     def sizes(self, shapes: Shapes) -> dict[str, Any]:
         """`T5Config`'s sizes, and `gated`: whether the MLP has two activations."""
@@ -134,6 +137,8 @@ class T5Family(Family):
         for tensor, leaf in _untied(tensors, stated, path).items():
             name = self.name_from_hugging_face(tensor) or tensor
             leaves[name] = transposed(leaf) if _is_transposed(name) else leaf
+        if stated.model_type == _OF_LAYERS:
+            leaves = {_BIASES.get(name, name): leaf for name, leaf in leaves.items()}
         return Translation(leaves, {LANGUAGE: _settings(stated, path)})
 
     def to_hugging_face(self, leaves: Mapping[str, Leaf]) -> dict[str, Leaf]:
@@ -159,8 +164,8 @@ class T5Family(Family):
             )
         tied = sizes["logits_via_embedding"]
         return {
-            "architectures": ["T5ForConditionalGeneration"],
-            "model_type": "t5",
+            "architectures": [f"{'UMT5' if sizes['relpos_per_layer'] else 'T5'}ForConditionalGeneration"],
+            "model_type": _OF_LAYERS if sizes["relpos_per_layer"] else "t5",
             "vocab_size": sizes["vocab_size"],
             "d_model": sizes["emb_dim"],
             "d_kv": sizes["head_dim"],
@@ -254,9 +259,9 @@ def _untied(tensors: Mapping[str, Leaf], stated: _Config, path: str) -> dict[str
     head = tables.get(HEAD)
     if head is not None and equal(head, shared):
         head = None
-    # transformers' rule: mT5 never scales its logits; T5 does unless `tie_word_embeddings` was saved as false.
+    # transformers' rule: mT5 never scales its logits; T5 and umT5 do unless `tie_word_embeddings` was saved as false.
     scale = stated.scale_decoder_outputs
-    scaled = stated.model_type == "t5" and (stated.tie_word_embeddings is not False if scale is None else scale)
+    scaled = stated.model_type != "mt5" and (stated.tie_word_embeddings is not False if scale is None else scale)
     if head is not None and scaled:
         raise CheckpointError(
             f"{path} has an untied {HEAD} and scales its logits; if its logits are not tied to the embedding table, set "

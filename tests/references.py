@@ -45,7 +45,9 @@ def make_reference(form, **overrides):
     )  # fmt: skip
     model = getattr(transformers, f"{kind}ForConditionalGeneration")(config).eval()
     if kind == "UMT5":
-        model.config.tie_word_embeddings = False  # as released; transformers 5 forces True, which divides the logits by D^0.5
+        model.config.tie_word_embeddings = (
+            False  # as released; transformers 5 forces True, which divides the logits by D^0.5
+        )
     if not tied:
         model.lm_head.weight = torch.nn.Parameter(torch.randn(config.vocab_size, D) * 0.3)
     for name, leaf in model.named_parameters():

@@ -1,5 +1,6 @@
 """T5Gemma in files: converted through every format, folded, and refused where this package computes something else."""
 
+import dataclasses
 import json
 import runpy
 
@@ -124,9 +125,13 @@ def test_an_adapter_of_peft_gives_its_logits(base, tmp_path, kind):
     mesh, rules = parallel.make_mesh(), parallel.logical_axis_rules()
     with parallel.use_mesh(mesh, rules):
         setup = Setup(adapted, initial_checkpoint_path=str(base[0]), initial_adapter_path=str(tmp_path))
-        params = load_parameters(setup, mesh, rules).tree()
+        loaded = load_parameters(setup, mesh, rules)
     batch = {"encoder_input_tokens": inputs, "decoder_input_tokens": targets}
-    assert_close(jax.jit(adapted.apply)({"params": params}, batch), logits)
+    assert_close(jax.jit(adapted.apply)({"params": loaded.tree()}, batch), logits)
+    if kind == "LORA":  # written here, it is PEFT's file again, with T5Gemma's names
+        save_adapter(tmp_path / "own", loaded.tree()["adapter"], dataclasses.replace(facts, base=loaded.base))
+        written, original = (load_file(x / "adapter_model.safetensors") for x in (tmp_path / "own", tmp_path))
+        jax.tree.map(np.testing.assert_array_equal, written, original)
 
 
 def test_verify_base_agrees_and_finds_one_changed_setting(tmp_path, capsys):

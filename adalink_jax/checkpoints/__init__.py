@@ -21,6 +21,7 @@ from adalink_jax.checkpoints.architecture import (
 )
 from adalink_jax.checkpoints.convert import PASSES, check_destination, convert
 from adalink_jax.checkpoints.digests import digests, fingerprint, fingerprint_of_source
+from adalink_jax.checkpoints.families.family import family_of_config
 from adalink_jax.checkpoints.formats import folder_of, open_source
 from adalink_jax.checkpoints.load_base import Base, load_base
 from adalink_jax.checkpoints.native import save_base
@@ -50,6 +51,7 @@ __all__ = [
     "UNVERIFIED",
     "digests",
     "extract_adapter",
+    "family_of_config",
     "fingerprint",
     "fingerprint_of_source",
     "folder_of",

@@ -15,10 +15,13 @@ class BaseReference:
     Attributes:
       name: the base model's name.
       fingerprint: the fingerprint of its weights; None where the file does not state it (PEFT's files).
+      family: the name of its language model's family, by which the layers of a file in PEFT's layout are called; None where the file
+        does not state it.
     """
 
     name: str
     fingerprint: str | None
+    family: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,12 +54,20 @@ class AdapterFacts:
         extra = dict(facts)
         method, settings, base = extra.pop("method"), extra.pop("settings"), extra.pop("base")
         optional = {key: extra.pop(key) for key in _OPTIONAL if key in extra}
-        return cls(method, settings, BaseReference(base["name"], base["fingerprint"]), **optional, extra=extra)
+        return cls(
+            method,
+            settings,
+            BaseReference(base["name"], base["fingerprint"], base.get("family")),
+            **optional,
+            extra=extra,
+        )
 
     def to_json(self) -> dict[str, Any]:
         """The facts that are known, by their keys in the file."""
         optional = {key: value for key in _OPTIONAL if (value := getattr(self, key)) is not None}
         base = dataclasses.asdict(self.base)
+        if self.base.family is None:
+            del base["family"]
         return {"method": self.method, "settings": dict(self.settings), "base": base, **optional, **self.extra}
 
     def __getitem__(self, key: str) -> Any:

@@ -45,6 +45,7 @@ Folder = str | os.PathLike[str]
 class _Base(Form):
     name: str | None
     fingerprint: str | None
+    family: str | None = None
 
 
 class _About(Form):

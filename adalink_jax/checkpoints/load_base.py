@@ -19,7 +19,7 @@ from adalink_jax.checkpoints import native
 from adalink_jax.checkpoints.adapter_facts import BaseReference
 from adalink_jax.checkpoints.architecture import check_fit, check_settings
 from adalink_jax.checkpoints.digests import digests, digests_as_read, fingerprint, note_unverified
-from adalink_jax.checkpoints.families.family import FAMILIES, LANGUAGE, Shapes
+from adalink_jax.checkpoints.families.family import FAMILIES, LANGUAGE, Shapes, family_of_shapes
 from adalink_jax.checkpoints.formats import open_source
 from adalink_jax.checkpoints.source import Source
 from adalink_jax.errors import CheckpointError
@@ -49,7 +49,8 @@ class Base:
     @property
     def reference(self) -> BaseReference:
         """What an adapter's facts state of this base model."""
-        return BaseReference(self.name, self.fingerprint)
+        family = family_of_shapes(paths.unscanned_shapes(self.leaves))
+        return BaseReference(self.name, self.fingerprint, family.name if family else None)
 
     @property
     def params(self) -> dict[str, Any]:

@@ -81,6 +81,8 @@ def to_peft(
         return None
     projections = {name.rpartition("/")[0] for name in leaves}
     for family in FAMILIES:
+        if facts.base.family not in (None, family.name):
+            continue
         modules = {projection: _module(family, projection) for projection in projections}
         if None not in modules.values():
             break

@@ -128,7 +128,8 @@ def write_parameters(
         saved = checkpoints.save_base(
             folder / "model", partition.below(leaves, "backbone"), name=folder.name, about=about | settings
         )
-        base = checkpoints.BaseReference(saved["name"], saved["fingerprint"])
+        family = checkpoints.family_of_config(setup.model.backbone.config)
+        base = checkpoints.BaseReference(saved["name"], saved["fingerprint"], family.name)
         written.append(("model/", "the trained base model; INITIAL_CHECKPOINT_PATH takes it"))
     if adapter:
         assert base is not None and setup.model.adapter is not None  # an adapter is trained on a base

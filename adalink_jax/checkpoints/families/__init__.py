@@ -6,7 +6,7 @@ from adalink_jax.checkpoints.families.t5_family import T5Family
 from adalink_jax.checkpoints.families.t5gemma_family import T5GemmaFamily
 from adalink_jax.checkpoints.families.vit_family import ViTFamily
 
-for _family in (T5Family(), T5GemmaFamily(), ViTFamily(), BLIP2Family()):
+for _family in (T5GemmaFamily(), T5Family(), ViTFamily(), BLIP2Family()):
     register(_family)
 
 __all__ = ["BLIP2Family", "Family", "T5Family", "T5GemmaFamily", "Translation", "ViTFamily", "register"]

@@ -136,9 +136,9 @@ class T5Family(Family):
         stated, leaves = as_form(config, _Config, f"{path}/config.json", error=CheckpointError), {}
         for tensor, leaf in _untied(tensors, stated, path).items():
             name = self.name_from_hugging_face(tensor) or tensor
+            if stated.model_type == _OF_LAYERS:
+                name = _BIASES.get(name, name)
             leaves[name] = transposed(leaf) if _is_transposed(name) else leaf
-        if stated.model_type == _OF_LAYERS:
-            leaves = {_BIASES.get(name, name): leaf for name, leaf in leaves.items()}
         return Translation(leaves, {LANGUAGE: _settings(stated, path)})
 
     def to_hugging_face(self, leaves: Mapping[str, Leaf]) -> dict[str, Leaf]:

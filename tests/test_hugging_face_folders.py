@@ -13,6 +13,7 @@ from test_t5_parity import assert_close, ours
 from adalink_jax import T5, AdaptedModel, T5Config, configuration, parallel
 from adalink_jax.checkpoints import config_fields, convert, open_source
 from adalink_jax.cli.arguments import register
+from adalink_jax.data.transformers_vocabulary import Framed
 from adalink_jax.errors import CheckpointError, UserError
 from adalink_jax.models.decoding import BeamSearch, Sampling
 from adalink_jax.serving import Predictor, shipped
@@ -100,12 +101,19 @@ def test_outputs_start_end_and_are_padded_as_the_folder_says(other, beams):
     np.testing.assert_array_equal(run(params), expected)
 
 
-class Characters:
+class _Characters(Framed):
     """A vocabulary in which the character 28 + i is id i."""
 
     vocab_size = 96
-    encode = staticmethod(lambda text: [ord(c) - 28 for c in text])
-    decode = staticmethod(lambda ids: "".join(chr(28 + int(i)) for i in ids))
+
+    def encode(self, text):
+        return [ord(c) - 28 for c in text]
+
+    def decode(self, ids):
+        return "".join(chr(28 + int(i)) for i in ids)
+
+
+Characters = _Characters()
 
 
 def test_texts_end_as_the_folder_says_and_hold_no_padding(other, monkeypatch):

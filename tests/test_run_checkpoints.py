@@ -1,6 +1,7 @@
 """Damaged checkpoints of a run: restoring gives the saved state, or an older one with a warning, never another."""
 
 import gc
+import json
 import random
 import shutil
 
@@ -82,6 +83,17 @@ def test_facts_that_were_changed_are_noticed(saved, tmp_path):
     with RunCheckpoints(folder, 2, IDENTITY) as checkpoints:
         assert checkpoints.restore(state(0))[1]["data_position"] == {"epoch": 0, "batch": 10}
     assert "facts" in checkpoints.damaged[20]
+
+
+def test_metadata_of_another_form_is_one_sentence(saved, tmp_path):
+    folder = shutil.copytree(saved, tmp_path / "checkpoints")
+    metadata = next(folder.glob("*/_CHECKPOINT_METADATA"))
+    metadata.write_text(json.dumps(json.loads(metadata.read_text()) | {"metrics": 63}))
+    with (
+        pytest.raises(CheckpointError, match="has a step whose _CHECKPOINT_METADATA is damaged .*; delete that step"),
+        RunCheckpoints(folder, 2, IDENTITY) as checkpoints,
+    ):
+        checkpoints.latest_step()
 
 
 def test_a_damaged_step_is_replaced_when_it_is_saved_again(saved, tmp_path):

@@ -128,7 +128,12 @@ class RunCheckpoints(contextlib.AbstractContextManager["RunCheckpoints"]):
         """Created, with its folder, when it is first needed: a run that is refused leaves nothing behind."""
         _silence_closed_event_loops()
         options = ocp.CheckpointManagerOptions(max_to_keep=self._keep, enable_async_checkpointing=True)
-        return ocp.CheckpointManager(self.folder, options=options, item_names=("state", "meta"))
+        try:
+            return ocp.CheckpointManager(self.folder, options=options, item_names=("state", "meta"))
+        except ValueError as e:  # Orbax reads every step's metadata here
+            raise CheckpointError(
+                f"{self.folder} has a step whose _CHECKPOINT_METADATA is damaged ({e}); delete that step's folder."
+            ) from e
 
     def latest_step(self) -> int | None:
         """The newest step that was written completely; None if no checkpoint exists."""

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from references import FORMS, make_reference, tokens, torch
 
-from adalink_jax import T5, AdaptedModel, T5Config, checkpoints, parallel
+from adalink_jax import AdaptedModel, checkpoints, parallel
 from adalink_jax.checkpoints import config_fields, open_source
+from adalink_jax.checkpoints.families.family import family_of_shapes
 from adalink_jax.models import Inputs
 from adalink_jax.models.decoding import BeamSearch, Sampling
 from adalink_jax.models.layers import relative_position_bucket
@@ -31,7 +32,8 @@ def pair(request, tmp_path_factory):
 def ours(folder, **overrides):
     """Loads the model of a folder."""
     source = open_source(folder)
-    model = AdaptedModel(T5(T5Config(**config_fields(source), **overrides)))
+    family = family_of_shapes(source.shapes)
+    model = AdaptedModel(family.backbone(family.config(**config_fields(source), **overrides)))
     mesh, rules = parallel.make_mesh(), parallel.logical_axis_rules()
     with parallel.use_mesh(mesh, rules):
         loaded = load_parameters(Setup(model, initial_checkpoint_path=str(folder)), mesh, rules)

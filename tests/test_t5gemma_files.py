@@ -10,7 +10,7 @@ import pytest
 from gemma_references import make_t5gemma, make_tokenizer
 from references import tokens, torch, transformers
 from safetensors.numpy import load_file, save_file
-from test_t5gemma_parity import assert_close, ours
+from test_t5_parity import assert_close, ours
 
 from adalink_jax import AdaptedModel, parallel
 from adalink_jax.adapters import make_adapter
@@ -82,17 +82,8 @@ def test_a_folded_adapter_is_in_the_encoder_s_table_alone(base, tmp_path, capsys
         "model.encoder.embed_tokens.weight"
     ]
     files = _model_file(tmp_path, base[0])
-    run(
-        capsys,
-        "adapters",
-        "fold",
-        tmp_path / "adapter",
-        tmp_path / "native",
-        "--base",
-        base[0],
-        *files,
-        "--gin.ACTIVATION_DTYPE='float32'",
-    )
+    files.append("--gin.ACTIVATION_DTYPE='float32'")
+    run(capsys, "adapters", "fold", tmp_path / "adapter", tmp_path / "native", "--base", base[0], *files)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
         ours(tmp_path / "native")[1]["backbone"]["encoder"]["token_embedder"],
@@ -139,7 +130,7 @@ def test_verify_base_agrees_and_finds_one_changed_setting(tmp_path, capsys):
     make_t5gemma("grouped", vocab_size=300).save_pretrained(folder)
     make_tokenizer(folder)
     run(capsys, "convert", folder, other, "--to", "native")
-    out = run(capsys, "verify-base", other, "--reference", folder)
+    out = run(capsys, "verify-base", other, "--reference", folder, "--report", tmp_path / "report.html")
     assert "20 of 20 greedy outputs" in out and "20 of 20 prompts" in out
     config = json.loads((folder / "config.json").read_text())
     for name, value in (("attn_logit_softcapping", 3.0), ("sliding_window", 9), ("query_pre_attn_scalar", 9)):

@@ -8,12 +8,11 @@ import numpy as np
 import pytest
 from gemma_references import T5GEMMA_FORMS, make_t5gemma
 from references import tokens, torch
+from test_t5_parity import assert_close, generate_both, ours
 
-from adalink_jax import AdaptedModel, checkpoints, parallel
-from adalink_jax.checkpoints import config_fields, open_source
-from adalink_jax.models import Inputs, T5Gemma, T5GemmaConfig
+from adalink_jax import checkpoints
+from adalink_jax.models import Inputs
 from adalink_jax.models.decoding import BeamSearch, Sampling
-from adalink_jax.training.setup import Setup, load_parameters
 
 pytestmark = pytest.mark.usefixtures("exact_matmuls")
 BOS = 2
@@ -28,20 +27,6 @@ def pair(request, tmp_path_factory):
     return theirs, *ours(folder), folder
 
 
-def ours(folder, **overrides):
-    """Loads the model of a folder."""
-    model = AdaptedModel(T5Gemma(T5GemmaConfig(**config_fields(open_source(folder)), **overrides)))
-    mesh, rules = parallel.make_mesh(), parallel.logical_axis_rules()
-    with parallel.use_mesh(mesh, rules):
-        loaded = load_parameters(Setup(model, initial_checkpoint_path=str(folder)), mesh, rules)
-    return model, loaded.tree()
-
-
-def assert_close(mine, theirs, tolerance=1e-4):
-    theirs = np.asarray(theirs)
-    np.testing.assert_allclose(np.asarray(mine), theirs, rtol=0, atol=tolerance * theirs.std())
-
-
 def batch_of(inputs, targets):
     shifted = np.pad(targets[:, :-1], ((0, 0), (1, 0)), constant_values=BOS)
     return {"encoder_input_tokens": inputs, "decoder_input_tokens": shifted, "decoder_target_tokens": targets,
@@ -51,7 +36,7 @@ def batch_of(inputs, targets):
 @pytest.mark.parametrize("kind", ["reference", "blockwise"])
 def test_logits_loss_likelihood_and_the_gradient_of_the_input_embeddings(pair, kind):
     theirs, _, params, folder = pair
-    model = AdaptedModel(T5Gemma(T5GemmaConfig(**config_fields(open_source(folder)), attention=kind)))
+    model, _ = ours(folder, attention=kind)
     inputs, targets = tokens(5, 40), tokens(5, 30, seed=1)
     batch = batch_of(inputs, targets)
     embeddings = theirs.model.encoder.embed_tokens(torch.tensor(inputs)).detach().requires_grad_()
@@ -79,22 +64,6 @@ def test_logits_loss_likelihood_and_the_gradient_of_the_input_embeddings(pair, k
     value, gradient = jax.value_and_grad(ours_loss)(jnp.asarray(embeddings.detach().numpy()) * factor)
     np.testing.assert_allclose(value, loss.item(), rtol=1e-4)
     assert_close(gradient * factor, embeddings.grad.numpy())
-
-
-def generate_both(pair, inputs, length, decoding, **settings):
-    """Ids of both, [rows, decodes, length], and the scores of both."""
-    theirs, model, params, _ = pair
-    with torch.no_grad():
-        out = theirs.generate(
-            torch.tensor(inputs), attention_mask=torch.tensor(inputs > 0), max_new_tokens=length, do_sample=False,
-            return_dict_in_generate=True, output_scores=True, **settings,
-        )  # fmt: skip
-    ids = out.sequences.numpy()[:, 1:]
-    ids = np.pad(ids, ((0, 0), (0, length - ids.shape[1]))).reshape(len(inputs), -1, length)
-    ids = np.where(np.cumsum(ids == 1, axis=-1) - (ids == 1) > 0, 0, ids)  # its beam search pads with EOS
-    features = {"encoder_input_tokens": inputs.astype(np.int32)}
-    run = jax.jit(lambda params: model.apply({"params": params}, features, length, decoding, method="generate"))
-    return run(params), ids, getattr(out, "sequences_scores", None)
 
 
 def test_greedy_outputs_beyond_a_window(pair):

@@ -54,13 +54,8 @@ class AdapterFacts:
         extra = dict(facts)
         method, settings, base = extra.pop("method"), extra.pop("settings"), extra.pop("base")
         optional = {key: extra.pop(key) for key in _OPTIONAL if key in extra}
-        return cls(
-            method,
-            settings,
-            BaseReference(base["name"], base["fingerprint"], base.get("family")),
-            **optional,
-            extra=extra,
-        )
+        reference = BaseReference(base["name"], base["fingerprint"], base.get("family"))
+        return cls(method, settings, reference, **optional, extra=extra)
 
     def to_json(self) -> dict[str, Any]:
         """The facts that are known, by their keys in the file."""

@@ -100,12 +100,15 @@ class TransformersVocabulary(Framed):
                 f"({PAD}, {EOS}); give another vocabulary, or add the {CONFIG_FILE} of the model."
             )
         self.vocab_size = max(self._tokenizer.get_vocab().values()) + 1
-        self.before, self.after = self._frame()
+        self.before, self.after = self._frame(folder)
 
-    def _frame(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        ids = self._tokenizer("a", add_special_tokens=False).input_ids
-        whole = self._tokenizer("a").input_ids
-        at = next(i for i in range(len(whole)) if whole[i : i + len(ids)] == ids)
+    def _frame(self, folder: epath.Path) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        ids, whole = self._tokenizer("a", add_special_tokens=False).input_ids, self._tokenizer("a").input_ids
+        at = next((i for i in range(len(whole)) if whole[i : i + len(ids)] == ids), None)
+        if at is None:
+            raise UserError(
+                f"The tokenizer of {folder} changes a text where it adds special tokens; give another vocabulary."
+            )
         return tuple(whole[:at]), tuple(whole[at + len(ids) :])
 
     @property

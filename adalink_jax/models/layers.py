@@ -162,6 +162,11 @@ class CachedKeyValues(Struct):
     key: Float[Array, "layers B H S K"]
     value: Float[Array, "layers B H S K"]
 
+    @classmethod
+    def zeros(cls, *shape: int, dtype: str) -> "CachedKeyValues":
+        """Room for tokens to come."""
+        return cls(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
+
     def put(self, new: KeyValues, layer: Int[Array, ""], index: Int[Array, ""]) -> "CachedKeyValues":
         """Writes the keys and values of one token, [B, H, 1, K], at position `index` of a layer."""
         write = lambda cache, x: jax.lax.dynamic_update_slice(

@@ -284,5 +284,4 @@ class T5(EncoderDecoder):
         """Returns the cache before the first decoding step: self-attention [layers, B, H, max_length, K], all zeros."""
         cfg = self.config
         shape = (cfg.num_decoder_layers, batch_size, cfg.num_heads, max_length, cfg.head_dim)
-        zeros = jnp.zeros(shape, cfg.dtype)
-        return Cache(layers.CachedKeyValues(zeros, zeros), None, jnp.zeros((), jnp.int32))
+        return Cache(layers.CachedKeyValues.zeros(*shape, dtype=cfg.dtype), None, jnp.zeros((), jnp.int32))

@@ -299,5 +299,4 @@ class T5Gemma(EncoderDecoder):
         """Returns the cache before the first decoding step: self-attention [layers, B, heads, max_length, K], all zeros."""
         cfg: Any = self.config
         shape = (cfg.num_decoder_layers, batch_size, cfg.decoder_num_kv_heads, max_length, cfg.decoder_head_dim)
-        zeros = jnp.zeros(shape, cfg.dtype)
-        return Cache(layers.CachedKeyValues(zeros, zeros), None, jnp.zeros((), jnp.int32))
+        return Cache(layers.CachedKeyValues.zeros(*shape, dtype=cfg.dtype), None, jnp.zeros((), jnp.int32))

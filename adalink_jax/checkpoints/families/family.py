@@ -8,7 +8,7 @@ import contextlib
 import dataclasses
 import re
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar
 
 import numpy as np
@@ -16,7 +16,7 @@ from etils import epath
 
 from adalink_jax.checkpoints.source import Source
 from adalink_jax.errors import CheckpointError
-from adalink_jax.files.leaves import Leaf
+from adalink_jax.files.leaves import Leaf, transposed
 from adalink_jax.models.backbone import Backbone
 from adalink_jax.typed_values import wrong
 
@@ -112,6 +112,18 @@ class Family:
           CheckpointError: for a leaf that Hugging Face's model does not have.
         """
         raise self._no_folder()
+
+    def _renamed_tensors(self, leaves: Mapping[str, Leaf], is_transposed: Callable[[str], bool]) -> dict[str, Leaf]:
+        """`to_hugging_face` of a family whose tensors are leaves with another name, some with their axes reversed."""
+        tensors = {}
+        for name, leaf in leaves.items():
+            tensor = self.name_in_hugging_face(name)
+            if tensor is None:
+                raise CheckpointError(
+                    f"A Hugging Face {self.name} has no place for {name}; convert this model to native or t5x instead."
+                )
+            tensors[tensor] = transposed(leaf) if is_transposed(name) else leaf
+        return tensors
 
     def hugging_face_config(self, source: Source) -> dict[str, Any]:
         """A `config.json` without its dtype, for a source that has none; `source.settings` states every `deciding` field.

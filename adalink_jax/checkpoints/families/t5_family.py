@@ -143,15 +143,7 @@ class T5Family(Family):
 
     def to_hugging_face(self, leaves: Mapping[str, Leaf]) -> dict[str, Leaf]:
         """See `Family`."""
-        tensors = {}
-        for name, leaf in leaves.items():
-            tensor = self.name_in_hugging_face(name)
-            if tensor is None:
-                raise CheckpointError(
-                    f"A Hugging Face T5 has no place for {name}; convert this model to native or t5x instead."
-                )
-            tensors[tensor] = transposed(leaf) if _is_transposed(name) else leaf
-        return tensors
+        return self._renamed_tensors(leaves, _is_transposed)
 
     def hugging_face_config(self, source: Source) -> dict[str, Any]:
         """See `Family`."""

@@ -146,7 +146,7 @@ class T5GemmaFamily(Family):
         stated, leaves = as_form(config, _Config, f"{path}/config.json", error=CheckpointError), {}
         for tensor, leaf in tensors.items():
             name = self.name_from_hugging_face(tensor) or tensor
-            leaves[name] = transposed(leaf) if name.endswith("/kernel") else leaf
+            leaves[name] = transposed(leaf) if _is_transposed(name) else leaf
         head = leaves.pop(HEAD, None)
         if not stated.tie_word_embeddings or (head is not None and not equal(head, leaves[_TABLE])):
             raise CheckpointError(
@@ -156,15 +156,7 @@ class T5GemmaFamily(Family):
 
     def to_hugging_face(self, leaves: Mapping[str, Leaf]) -> dict[str, Leaf]:
         """See `Family`."""
-        tensors = {}
-        for name, leaf in leaves.items():
-            tensor = self.name_in_hugging_face(name)
-            if tensor is None:
-                raise CheckpointError(
-                    f"A Hugging Face T5Gemma has no place for {name}; convert this model to native instead."
-                )
-            tensors[tensor] = transposed(leaf) if name.endswith("/kernel") else leaf
-        return tensors
+        return self._renamed_tensors(leaves, _is_transposed)
 
     def hugging_face_config(self, source: Source) -> dict[str, Any]:
         """See `Family`."""
@@ -207,6 +199,11 @@ class T5GemmaFamily(Family):
             "decoder": decoder | {"is_decoder": True, "cross_attention_hidden_size": sizes["emb_dim"]},
             **ids,
         }
+
+
+def _is_transposed(name: str) -> bool:
+    """Whether Hugging Face stores the leaf with its axes reversed."""
+    return name.endswith("/kernel")
 
 
 def _settings(stated: _Config, path: str) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from adalink_jax.cli.main import main
 from adalink_jax.errors import UserError
 from adalink_jax.models import paths
 from adalink_jax.parallel.accelerators import ACCELERATORS, parse_topology
+from adalink_jax.planning import plan as plan_module
 from adalink_jax.planning.collectives import collectives
 from adalink_jax.planning.hlo import Array, Program
 from adalink_jax.planning.plan import devices_of, without_remat
@@ -99,6 +100,19 @@ def test_traffic_of_a_loop_is_that_of_its_iterations(iterations):
 ])  # fmt: skip
 def test_a_tpu_s_memory_holds_whole_tiles(array, stored):
     assert array.stored_bytes == stored
+
+
+def test_memory_of_a_tpu_program_is_that_at_its_peak():
+    """The compiler's sum of temporaries is another number: more in large programs, less in this one."""
+    place = jax.sharding.SingleDeviceSharding(devices_of(parse_topology("v5e:1x1"))[0])
+    array = jax.ShapeDtypeStruct((2048, 2048), jnp.float32, sharding=place)
+    compiled = plan_module._compile(
+        jax.jit(lambda x, w: jnp.sum(jnp.sort(jnp.tanh(x @ w), axis=0)[::2])), {}, array, array
+    )
+    memory = compiled.executable.memory_analysis()
+    peak = memory.peak_memory_in_bytes - memory.argument_size_in_bytes - memory.output_size_in_bytes
+    assert compiled.temporaries == peak != memory.temp_size_in_bytes
+    assert compiled.needed == memory.peak_memory_in_bytes + memory.generated_code_size_in_bytes
 
 
 def test_traffic_of_slices_within_fusions_of_fusions_is_that_of_the_slices():

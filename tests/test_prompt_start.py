@@ -5,14 +5,15 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
+from helpers import tiny_t5gemma
 
-from adalink_jax import configuration, parallel
+from adalink_jax import AdaptedModel, PromptTuning, configuration, parallel
 from adalink_jax.cli.arguments import register
 from adalink_jax.errors import UserError
 from adalink_jax.training.packs.members import Member
 from adalink_jax.training.packs.pack import load_pack
 from adalink_jax.training.prompt_start import from_class_labels, from_vocabulary
-from adalink_jax.training.setup import Setup, load_parameters
+from adalink_jax.training.setup import Setup, apply_adapter_start, load_parameters
 
 FILES = ("models/pali_nano", "adapters/prompt_tuning", "tasks/digits", "runs/finetune")
 
@@ -48,6 +49,16 @@ def test_rows_of_the_vocabulary_are_drawn_once_each_by_the_seed():
     np.testing.assert_array_equal(again.trainable["adapter/prompt"], prompt)
     _, other = load(dataclasses.replace(setup, random_seed=1))
     assert (np.asarray(other.trainable["adapter/prompt"]) != prompt).any()
+
+
+def test_the_table_is_the_encoder_s_as_it_enters_the_seam():
+    """T5Gemma: the encoder's own table, and multiplied by sqrt(32)."""
+    setup = Setup(
+        AdaptedModel(tiny_t5gemma(), PromptTuning(2)), adapter_start=lambda adapter, table, key: {"prompt": table}
+    )
+    tables = {"token_embedder": np.ones((64, 24)), "encoder/token_embedder": np.full((64, 32), 2.0)}
+    leaves = {f"backbone/{name}/embedding": table for name, table in tables.items()}
+    np.testing.assert_allclose(apply_adapter_start(setup, {}, leaves)["prompt"], np.full((64, 32), 2 * 32**0.5))
 
 
 def test_labels_come_first_each_the_mean_of_its_tokens():

@@ -299,7 +299,8 @@ def _compile(program: jax.stages.Wrapped, options: dict[str, str], *arguments: A
     held = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
     temporaries = memory.temp_size_in_bytes
     if _platform_of(compiled) == "tpu" and memory.peak_memory_in_bytes:
-        # The TPU compiler's sum of temporaries is more than it allocates: it may exceed the memory of a chip that the program fits.
+        # The TPU compiler's sum of temporaries is not what it allocates: it may exceed the memory of a chip that the program fits, and
+        # in small programs it is less.
         temporaries = memory.peak_memory_in_bytes - held
     return _Compiled(compiled, held + temporaries + memory.generated_code_size_in_bytes, temporaries, seconds)
 

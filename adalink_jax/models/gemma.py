@@ -6,7 +6,7 @@ Grouped-query attention with rotary positions, soft caps, gated GELU (Gemma 2, 2
 `t5.py`; a norm's scale is stored less 1, as in the published checkpoints.
 """
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -16,6 +16,7 @@ from jax import Array
 from jaxtyping import Float, Int
 
 from adalink_jax.models import layers
+from adalink_jax.parallel import constrain
 
 ALL = 2**30  # positions on either side: more than any input has
 
@@ -44,6 +45,52 @@ class Embed(layers.Embed):
 
     def __call__(self, ids: Int[Array | np.ndarray, "B L"]) -> Float[Array, "B L D"]:
         return super().__call__(ids) * jnp.asarray(self.features**0.5, self.dtype)
+
+
+class Layer(nn.Module):
+    """Base of the layers: their attention and MLP, norms before and after each sublayer, and dropout.
+
+    Attributes:
+      config: the model's configuration.
+      deterministic: no dropout.
+      side: prefix of the layer's sizes among the fields of `config`.
+    """
+
+    config: Any
+    deterministic: bool
+    side: ClassVar[str] = ""
+
+    def size(self, name: str) -> int:
+        """A size of this side of the model."""
+        return getattr(self.config, self.side + name)
+
+    def norm(self, name: str) -> RMSNorm:
+        """A norm of the layer."""
+        return RMSNorm(self.config.dtype, name=f"{name}_layer_norm")
+
+    def attention(self, name: str) -> layers.Attention:
+        """Attention with this side's heads."""
+        cfg = self.config
+        return layers.Attention(
+            self.size("num_heads"), self.size("head_dim"), cfg.dropout_rate, cfg.dtype, self.deterministic,
+            features=self.size("emb_dim"), kind=cfg.attention, scale=cfg.query_pre_attn_scalar**-0.5,
+            num_kv_heads=self.size("num_kv_heads"), softcap=cfg.attention_softcap, name=name,
+        )  # fmt: skip
+
+    def add(self, x: Float[Array, "B L D"], y: Float[Array, "B L D"], norm: str) -> Float[Array, "B L D"]:
+        """Adds a sublayer's result, normed."""
+        y = nn.Dropout(self.config.dropout_rate, broadcast_dims=(-2,))(
+            self.norm(norm)(y), deterministic=self.deterministic
+        )
+        return constrain(x + y, "batch", "length", "embed")
+
+    def mlp(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
+        """The MLP's sublayer."""
+        cfg = self.config
+        y = layers.MlpBlock(
+            self.size("mlp_dim"), ("gelu", "linear"), cfg.dropout_rate, cfg.dtype, self.deterministic, name="mlp"
+        )(self.norm("pre_mlp")(x))
+        return self.add(x, y, "post_mlp")
 
 
 def windows(

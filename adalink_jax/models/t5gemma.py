@@ -104,46 +104,8 @@ class T5GemmaConfig(StackConfig):
                 raise UserError(f"T5GemmaConfig.{side}head_dim is odd; rotary positions turn pairs of numbers.")
 
 
-class _Layer(nn.Module):
-    """Base of encoder and decoder layers: norms before and after each sublayer, and dropout."""
-
-    config: T5GemmaConfig
-    deterministic: bool
-    side: ClassVar[str]  # prefix of its fields of the configuration
-
-    def size(self, name: str) -> int:
-        return getattr(self.config, self.side + name)
-
-    def norm(self, name: str) -> gemma.RMSNorm:
-        return gemma.RMSNorm(self.config.dtype, name=f"{name}_layer_norm")
-
-    def attention(self, name: str) -> layers.Attention:
-        cfg = self.config
-        return layers.Attention(
-            self.size("num_heads"), self.size("head_dim"), cfg.dropout_rate, cfg.dtype, self.deterministic,
-            features=self.size("emb_dim"), kind=cfg.attention, scale=cfg.query_pre_attn_scalar**-0.5,
-            num_kv_heads=self.size("num_kv_heads"), softcap=cfg.attention_softcap, name=name,
-        )  # fmt: skip
-
-    def add(self, x: Array, y: Array, norm: str) -> Array:
-        """Adds a sublayer's result, normed."""
-        y = nn.Dropout(self.config.dropout_rate, broadcast_dims=(-2,))(
-            self.norm(norm)(y), deterministic=self.deterministic
-        )
-        return constrain(x + y, "batch", "length", "embed")
-
-    def mlp(self, x: Array) -> Array:
-        cfg = self.config
-        y = layers.MlpBlock(
-            self.size("mlp_dim"), ("gelu", "linear"), cfg.dropout_rate, cfg.dtype, self.deterministic, name="mlp"
-        )(self.norm("pre_mlp")(x))
-        return self.add(x, y, "post_mlp")
-
-
-class EncoderLayer(_Layer):
+class EncoderLayer(gemma.Layer):
     """Self-attention and MLP; called as `stack.run_layers` requires, with its window."""
-
-    side = ""
 
     @nn.compact
     def __call__(
@@ -155,7 +117,7 @@ class EncoderLayer(_Layer):
         return self.mlp(self.add(x, y, "post_attention")), None
 
 
-class DecoderLayer(_Layer):
+class DecoderLayer(gemma.Layer):
     """Causal self-attention, attention to the encoder, MLP; called as `stack.run_layers` requires.
 
     `per_layer` has the layer's window; and with a cache, T = 1, its number and the keys and values of the encoder's states, as

@@ -40,7 +40,7 @@ def thirds(*of):
     return [jnp.minimum(starts(x) // x.shape[2], 2) for x in of]
 
 
-def results(kind, parts, uses, first=None, window=None, **how):
+def results(kind, parts, uses, first=None, window=None, exempt=None, **how):
     """The mixed values and the gradients of their weighted sum; `uses` has some of "relative", "mask", "segments"."""
     query, key, value, relative, mask = parts
     weights = jax.random.normal(jax.random.key(9), query.shape)
@@ -51,6 +51,7 @@ def results(kind, parts, uses, first=None, window=None, **how):
             mask if "mask" in uses else None,
             None if first is None else jnp.int32(first),
             None if window is None else jnp.array(window),
+            None if exempt is None else jnp.int32(exempt),
             *(thirds(query, key) if "segments" in uses else ()),
         )
         return attend(query, key, value, bias, kind, **how).astype(jnp.float32)
@@ -76,6 +77,7 @@ PATTERNS = {
     "causal": {"uses": ("relative",), "first": 0},
     "window": {"uses": ("mask",), "window": (3, 5)},
     "causal window": {"uses": (), "first": 0, "window": (4, 0)},
+    "exempt from the window": {"uses": ("mask",), "first": 6, "window": (4, 0), "exempt": 5},
     "softcap": {"uses": ("mask",), "softcap": 3.0},
     "cached": {"uses": ("relative",), "first": 7},
     "segments": {"uses": ("relative", "segments")},

@@ -13,7 +13,7 @@ from adalink_jax.checkpoints import config_fields, open_source
 from adalink_jax.checkpoints.families.family import family_of_shapes
 from adalink_jax.models import Inputs
 from adalink_jax.models.decoding import BeamSearch, Sampling
-from adalink_jax.models.layers import relative_position_bucket
+from adalink_jax.models.relative import relative_position_bucket
 from adalink_jax.training.setup import Setup, load_parameters
 
 pytestmark = pytest.mark.usefixtures("exact_matmuls")

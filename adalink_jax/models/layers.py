@@ -1,4 +1,4 @@
-"""Layers shared by all families: dense, embedding, norms, MLP, attention, relative positions.
+"""Layers shared by all families: dense, embedding, norms, MLP, attention.
 
 Every parameter is float32 and carries logical axis names (`parallel/sharding.py`). Arithmetic is in each module's `dtype`,
 except for norm statistics, attention scores and the softmax, which are float32.
@@ -19,7 +19,7 @@ from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Float, Int
 
-from adalink_jax.models.attention import Bias, attend
+from adalink_jax.models.attention import Bias, attend, attend_merged
 from adalink_jax.models.rotary import Rotation
 from adalink_jax.models.structs import Struct
 from adalink_jax.parallel import constrain, splits
@@ -155,6 +155,11 @@ class KeyValues(Struct):
             return self
         return KeyValues(jnp.repeat(self.key, times, axis=1), jnp.repeat(self.value, times, axis=1))
 
+    def followed_by(self, other: "KeyValues") -> "KeyValues":
+        """These keys and values, and behind them those of `other`."""
+        join = lambda x, y: jnp.concatenate([x, y], axis=2)
+        return KeyValues(join(self.key, other.key), join(self.value, other.value))
+
 
 class CachedKeyValues(Struct):
     """Keys and values of the tokens so far, in all layers of a stack, which `put` changes in their place."""
@@ -190,6 +195,11 @@ class Attention(nn.Module):
     rows of `kv`, and nothing for single queries. The softmax is in float32. With fewer heads of keys and values than of
     queries, each serves a group of neighbouring query heads (Ainslie et al., 2023, arXiv:2305.13245).
 
+    With `before`, S keys and values known beforehand (of the encoder, of a prefix), one softmax is over these and `kv` behind
+    them: in `bias`, key j of `kv` is at position S + j, `keys` has S + T columns and the rows of `before`, and the first query is at
+    S (`first`) or, in decoding, at S plus the tokens so far. Single queries, of several decodes for each row of `before` or
+    one, leave `before` where it is.
+
     Attributes:
       num_heads: H.
       head_dim: K.
@@ -203,6 +213,7 @@ class Attention(nn.Module):
       kind: how scores are computed, see `attention.attend`.
       num_kv_heads: heads of keys and values, which divide H; None means H.
       softcap: caps the scores, see `attention.attend`.
+      head_norm: makes the norms of each head's queries and keys, before scale and rotation; None means no norm.
     """
 
     num_heads: int
@@ -217,6 +228,7 @@ class Attention(nn.Module):
     use_bias: bool = False
     num_kv_heads: int | None = None
     softcap: float | None = None
+    head_norm: Callable[[], nn.Module] | None = None
 
     def setup(self) -> None:
         dense = lambda heads, **kw: Dense(
@@ -227,6 +239,8 @@ class Attention(nn.Module):
         self.key, self.value = dense(kv_heads), dense(kv_heads)
         self.out = Dense(self.features, ("joined_kv", "embed"), self.dtype, use_bias=self.use_bias)
         self.dropout = nn.Dropout(self.dropout_rate, broadcast_dims=(-2,))
+        if self.head_norm is not None:
+            self.query_norm, self.key_norm = self.head_norm(), self.head_norm()
 
     def _split_heads(self, x: Float[Array, "B L joined"]) -> Float[Array, "B H L K"]:
         x = x.reshape(*x.shape[:-1], -1, self.head_dim).swapaxes(1, 2)
@@ -236,65 +250,48 @@ class Attention(nn.Module):
     def project(self, x: Float[Array, "B S D"], rotation: Rotation | None = None) -> KeyValues:
         """Computes the keys, rotated if there is a rotation, and the values of `x`."""
         key, value = self._split_heads(self.key(x)), self._split_heads(self.value(x))
+        key = key if self.head_norm is None else self.key_norm(key)
         return KeyValues(key if rotation is None else rotation(key), value)
 
     def __call__(
-        self, x: Float[Array, "B Q D"], kv: KeyValues, bias: Bias | None = None, rotation: Rotation | None = None
+        self,
+        x: Float[Array, "B Q D"],
+        kv: KeyValues,
+        bias: Bias | None = None,
+        rotation: Rotation | None = None,
+        before: KeyValues | None = None,
     ) -> Float[Array, "B Q E"]:
-        """Lets `x`, its queries rotated if there is a rotation, attend to `kv`; `bias` is added to the scores."""
-        query = self._split_heads(self.query(x)) * jnp.asarray(self.scale, self.dtype)
+        """Lets `x`, its queries rotated if there is a rotation, attend to `before` and `kv`; `bias` is added to the scores."""
+        query = self._split_heads(self.query(x))
+        query = query if self.head_norm is None else self.query_norm(query)
+        query = query * jnp.asarray(self.scale, self.dtype)
         query = query if rotation is None else rotation(query)
         bias = bias or Bias()
+        if before is None:
+            mixed = self._mixed(query, kv, bias)
+        elif query.shape[2] > 1 or bias.query_segments is not None:
+            mixed = self._mixed(query, before.followed_by(kv), bias)
+        else:
+            known, later = ((x.key, self._dropped(x.value)) for x in (before, kv))
+            mixed = attend_merged(query, known, later, bias, self.softcap)
+        mixed = mixed.swapaxes(1, 2)
+        return checkpoint_name(self.out(mixed.reshape(*mixed.shape[:2], -1)), "attention_out")
+
+    def _mixed(self, query: Float[Array, "B H Q K"], kv: KeyValues, bias: Bias) -> Float[Array, "B H Q K"]:
         if not bias.same_for_queries:  # else a group's heads are queries of one head
             kv = kv.repeated(query.shape[1] // kv.key.shape[1])
-        value = kv.value
-        if self.dropout_rate and not self.deterministic:
-            # The weight of a dropped key is 0 for all queries, as its value is.
-            rows, heads, keys, _ = value.shape
-            factors = self.dropout(jnp.ones((rows, heads, 1, keys), value.dtype), deterministic=False)
-            value = value * factors.swapaxes(2, 3)
+        value = self._dropped(kv.value)
         rows, heads, queries, width = query.shape
         kv_rows, kv_heads = value.shape[:2]
         together = kv_rows, rows // kv_rows, kv_heads, heads // kv_heads, queries, width
         query = query.reshape(together).swapaxes(1, 2)
         mixed = attend(query.reshape(kv_rows, kv_heads, -1, width), kv.key, value, bias, self.kind, self.softcap)
-        mixed = mixed.reshape(query.shape).transpose(0, 2, 4, 1, 3, 5)
-        return checkpoint_name(self.out(mixed.reshape(rows, queries, -1)), "attention_out")
+        return mixed.reshape(query.shape).swapaxes(1, 2).reshape(rows, heads, queries, width)
 
-
-class RelativePositionBias(nn.Module):
-    """T5's relative position bias, a table [H, buckets] (Raffel et al., 2020, section 2.1)."""
-
-    num_heads: int
-    bidirectional: bool
-    num_buckets: int
-    max_distance: int
-
-    @nn.compact
-    def __call__(self, distances: Int[Array, " distances"]) -> Float[Array, "H distances"]:
-        """The bias of each distance, key position - query position."""
-        init = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
-        table = param(self, "rel_embedding", init, (self.num_heads, self.num_buckets), ("heads", "relpos_buckets"))
-        buckets = relative_position_bucket(distances, self.bidirectional, self.num_buckets, self.max_distance)
-        return jnp.take(table.astype(jnp.float32), buckets, axis=1)
-
-
-def relative_position_bucket(
-    distance: Int[Array, "..."], bidirectional: bool, num_buckets: int, max_distance: int
-) -> Int[Array, "..."]:
-    """Buckets distances (key position - query position): exact for short ones, logarithmic up to `max_distance`.
-
-    Bidirectional attention spends half of the buckets on either sign. Causal attention puts all later keys in bucket 0.
-    """
-    offset = 0
-    if bidirectional:
-        num_buckets //= 2
-        offset = jnp.where(distance > 0, num_buckets, 0)
-        distance = jnp.abs(distance)
-    else:
-        distance = jnp.maximum(-distance, 0)
-    exact = num_buckets // 2
-    # float32 arithmetic on at least 1, as in the reference, puts the borders of the buckets at the same distances.
-    ratio = jnp.log(jnp.maximum(distance, 1).astype(jnp.float32) / exact) / jnp.log(max_distance / exact)
-    far = jnp.minimum(exact + (ratio * (num_buckets - exact)).astype(jnp.int32), num_buckets - 1)
-    return offset + jnp.where(distance < exact, distance, far)
+    def _dropped(self, value: Float[Array, "B H S K"]) -> Float[Array, "B H S K"]:
+        """In training, the weight of a dropped key is 0 for all queries, as its value is."""
+        if not self.dropout_rate or self.deterministic:
+            return value
+        rows, heads, keys, _ = value.shape
+        factors = self.dropout(jnp.ones((rows, heads, 1, keys), value.dtype), deterministic=False)
+        return value * factors.swapaxes(2, 3)

@@ -21,6 +21,7 @@ from adalink_jax.models import layers
 from adalink_jax.models.attention import AttentionKind, Bias, Scores, for_stack
 from adalink_jax.models.encoder_decoder import EncoderDecoder, check_ids
 from adalink_jax.models.layers import Activation
+from adalink_jax.models.relative import RelativePositionBias
 from adalink_jax.models.seam import Cache, Encoded
 from adalink_jax.models.stack import StackConfig, run_layers
 from adalink_jax.parallel import constrain
@@ -104,7 +105,7 @@ def _add_relative(config: T5Config, bias: Bias, distances: Array, *, bidirection
     """
     if config.relpos_per_layer != per_layer:
         return bias
-    relative = layers.RelativePositionBias(
+    relative = RelativePositionBias(
         config.num_heads, bidirectional, config.relpos_num_buckets, config.relpos_max_distance, name="relpos_bias"
     )
     return bias.replace(relative=relative(distances))

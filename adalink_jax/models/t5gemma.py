@@ -148,7 +148,7 @@ class DecoderLayer(gemma.Layer):
             cached = cached.put(kv, layer, index)
             kv = cached.of(layer)
             rows, _, keys, _ = kv.key.shape
-            seen = sees(jnp.arange(keys) - index, causal=True, window=window)
+            seen = sees(jnp.arange(keys), index, causal=True, window=window)
             bias = Bias(keys=jnp.broadcast_to(seen, (rows, keys)))
         x = self.add(x, attention(y, kv, bias, rotated), "post_self_attention")
 

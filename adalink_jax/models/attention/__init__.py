@@ -8,5 +8,6 @@ Letters: B batch, H heads, Q queries, S keys, K head width.
 
 from adalink_jax.models.attention.bias import MASKED, Bias
 from adalink_jax.models.attention.kinds import KINDS, AttentionKind, Scores, attend, for_stack
+from adalink_jax.models.attention.merged import attend_merged
 
-__all__ = ["KINDS", "MASKED", "AttentionKind", "Bias", "Scores", "attend", "for_stack"]
+__all__ = ["KINDS", "MASKED", "AttentionKind", "Bias", "Scores", "attend", "attend_merged", "for_stack"]

@@ -25,6 +25,7 @@ class Bias(Struct):
       keys: which keys exist; None means all.
       first: position of the first query, where no query may see later keys; None lets every query see every key.
       window: how many positions before and after its own a query sees; None means all. Layers of one stack may differ in it.
+      exempt: keys before this one are seen whatever the window; None exempts none.
       query_segments, key_segments: a query sees keys of its own segment only; None, both, for one segment.
       stored: what `relative` adds, in its place, where the reference is not to compute it in every layer (see `for_stack`).
     """
@@ -33,6 +34,7 @@ class Bias(Struct):
     keys: Bool[Array, "B S"] | None = None
     first: Int[Array, ""] | None = None
     window: Int[Array, "2"] | None = None
+    exempt: Int[Array, ""] | None = None
     query_segments: Int[Array, "B Q"] | None = None
     key_segments: Int[Array, "B S"] | None = None
     stored: Float[Array, "#H Q S"] | None = None
@@ -57,16 +59,22 @@ def of_rows(bias: Bias, start: Int[Array, ""] | int, queries: int, keys: int) ->
     """What is added to the scores of queries `start`, `start + 1`, ... of all rows of a batch; None if nothing is."""
     added = bias.stored if bias.relative is None else diagonals(bias.relative, start, queries, keys)
     if bias.first is not None or bias.window is not None:
-        distance = jnp.arange(keys) - (start + jnp.arange(queries))[:, None] - (0 if bias.first is None else bias.first)
-        positions = masked(sees(distance, bias.first is not None, bias.window))[None]
-        added = positions if added is None else added + positions
+        query = (0 if bias.first is None else bias.first) + start + jnp.arange(queries)
+        seen = masked(sees(jnp.arange(keys), query[:, None], bias.first is not None, bias.window, bias.exempt))[None]
+        added = seen if added is None else added + seen
     return added
 
 
-def sees(distance: Int[Array, "..."], causal: bool, window: Any) -> Bool[Array, "..."]:
-    """Whether a query sees a key at these distances, key position - query position; `window` has two numbers, or is None."""
+def sees(
+    key: Int[Array, "..."], query: Int[Array, "..."], causal: bool, window: Any = None, exempt: Any = None
+) -> Bool[Array, "..."]:
+    """Whether a query sees a key, by their positions; `window` and `exempt` are as in `Bias`."""
+    distance = key - query
     allowed = distance <= 0 if causal else jnp.ones_like(distance, bool)
-    return allowed if window is None else allowed & (distance >= -window[0]) & (distance <= window[1])
+    if window is None:
+        return allowed
+    inside = (distance >= -window[0]) & (distance <= window[1])
+    return allowed & (inside if exempt is None else inside | (key < exempt))
 
 
 def diagonals(

@@ -77,8 +77,19 @@ def attend(
     split, rows = ("batch", "heads"), ("batch",)
     return over_shards(
         lambda query, key, value, *parts: function(query, key, value, Bias(*parts)),
-        (query, key, value, bias.relative, bias.keys, bias.first, bias.window, bias.query_segments, bias.key_segments),
-        (split, split, split, ("heads",), rows, (), (), rows, rows),
+        (
+            query,
+            key,
+            value,
+            bias.relative,
+            bias.keys,
+            bias.first,
+            bias.window,
+            bias.exempt,
+            bias.query_segments,
+            bias.key_segments,
+        ),
+        (split, split, split, ("heads",), rows, (), (), (), rows, rows),
         split,
     )
 

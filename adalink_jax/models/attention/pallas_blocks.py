@@ -92,7 +92,7 @@ class Added(NamedTuple):
     """What is added to the scores, as the kernels take it (in them, references to blocks of it); None adds nothing.
 
     Attributes:
-      first, window: [1] and [2], see `Bias`.
+      first, window, exempt: [1], [2] and [1], see `Bias`.
       strip: [H, 1, queries + keys], the relative bias: entry `q - s + keys - 1` is for query `q` and key `s`.
       masks: [B, 1, keys], or [1, 1, keys] for filled keys only.
       query_segments, key_segments: [B, 1, queries], [B, 1, keys].
@@ -100,6 +100,7 @@ class Added(NamedTuple):
 
     first: Any
     window: Any
+    exempt: Any
     strip: Any
     masks: Any
     query_segments: Any
@@ -116,12 +117,12 @@ class Added(NamedTuple):
             masks = fill(masks[:, None], sizes.keys, filling=FILLING)
         if of_queries is not None and of_keys is not None:
             of_queries, of_keys = fill(of_queries[:, None], sizes.queries), fill(of_keys[:, None], sizes.keys)
-        first = None if bias.first is None else bias.first[None]
-        return cls(first, bias.window, strip, masks, of_queries, of_keys)
+        first, exempt = (None if x is None else x[None] for x in (bias.first, bias.exempt))
+        return cls(first, bias.window, exempt, strip, masks, of_queries, of_keys)
 
     def specs(self, queries: Side, keys: Side) -> list[pl.BlockSpec]:
         """The blocks of the arrays that are there."""
-        numbers = [None if x is None else pl.BlockSpec(memory_space=pltpu.SMEM) for x in (self.first, self.window)]
+        numbers = [None if x is None else pl.BlockSpec(memory_space=pltpu.SMEM) for x in self[:3]]
         strip = None if self.strip is None else pl.BlockSpec((1, 1, self.strip.shape[2]), lambda h, b, i: (h, 0, 0))
         rows = keys.of_rows(self.masks), queries.of_rows(self.query_segments), keys.of_rows(self.key_segments)
         return [spec for spec in (*numbers, strip, *rows) if spec is not None]
@@ -138,8 +139,10 @@ class Added(NamedTuple):
         if self.first is not None or self.window is not None:
             shape = sizes.key_block, sizes.query_block
             position = lambda axis: jax.lax.broadcasted_iota(jnp.int32, shape, axis)
-            distance = position(0) - position(1) + (key - query - (0 if self.first is None else self.first[0]))
-            added = added + masked(sees(distance, self.first is not None, self.window))
+            query = query + (0 if self.first is None else self.first[0])
+            exempt = None if self.exempt is None else self.exempt[0]
+            seen = sees(position(0) + key, position(1) + query, self.first is not None, self.window, exempt)
+            added = added + masked(seen)
         if self.masks is not None:
             added = added + self.masks[0, :, key_part].reshape(-1, 1)
         if self.query_segments is not None:

@@ -1,11 +1,21 @@
 """Small models and batches that several tests share."""
 
+import os
 import subprocess
 import sys
 
 from adalink_jax.contract.tiny import VOCAB, init, random_batch, tiny_pali, tiny_t5, tiny_t5gemma
 
-__all__ = ["VOCAB", "hold_in_another_process", "init", "random_batch", "tiny_pali", "tiny_t5", "tiny_t5gemma"]
+__all__ = [
+    "VOCAB",
+    "hold_in_another_process",
+    "init",
+    "random_batch",
+    "tiny_pali",
+    "tiny_t5",
+    "tiny_t5gemma",
+    "with_devices",
+]
 
 
 def hold_in_another_process(folder):
@@ -19,3 +29,8 @@ def hold_in_another_process(folder):
     )
     assert process.stdout.readline() == "held\n"
     return process
+
+
+def with_devices(count):
+    """The environment of a process with so many devices, whose programs are compiled as those of this one."""
+    return {**os.environ, "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={count}"}

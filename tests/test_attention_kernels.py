@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from attention_kinds import interpret_kernels
-from helpers import init, random_batch, tiny_t5
+from helpers import init, random_batch, tiny_t5, with_devices
 from jax.experimental.compilation_cache import compilation_cache
 from jax.extend.core import Primitive
 from test_attention import PATTERNS, arrays, assert_equal, results
@@ -114,7 +114,7 @@ print("as one device")
 
 def test_the_tpu_kernel_sharded_over_rows_and_heads_has_the_numbers_and_gradients_of_one_device():
     """On a mesh of 2 x 4 virtual devices. The trained bias' gradient is summed over the rows' devices."""
-    env = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    env = with_devices(8)
     command = [sys.executable, "-c", SHARDED, os.path.dirname(__file__)]
     done = subprocess.run(command, capture_output=True, text=True, env=env)
     assert done.stdout == "as one device\n", done.stderr[-3000:]

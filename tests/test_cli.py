@@ -28,7 +28,7 @@ PUBLISHED = {
 @pytest.fixture(autouse=True)
 def as_it_was(monkeypatch):
     """Restores what a command changes in its process."""
-    monkeypatch.setenv("XLA_FLAGS", "")
+    monkeypatch.setenv("XLA_FLAGS", os.environ["XLA_FLAGS"])
     monkeypatch.setattr(sys, "path", [*sys.path])
 
 

@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+from helpers import with_devices
 
 CPU = ("cpu:8,1", "cpu:8,2", "cpu:8,1,fsdp", "cpu:8,2,fsdp,scanned")
 TPU = ("v5e:2x4,1", "v5e:2x4,2,scanned", "v5e:2x4,1,fsdp", "v5e:2x4,2,fsdp")
@@ -13,7 +14,7 @@ TPU = ("v5e:2x4,1", "v5e:2x4,2,scanned", "v5e:2x4,1,fsdp", "v5e:2x4,2,fsdp")
 @pytest.mark.parametrize("cases", [CPU, TPU], ids=["cpu", "tpu"])
 def test_only_the_adapter_s_gradient_crosses_devices_once_a_step_in_float32(cases):
     """Activations are bfloat16, the frozen leaves float32; see contract_program.py for what is asked of each case."""
-    env = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    env = with_devices(8)
     program = os.path.join(os.path.dirname(__file__), "contract_program.py")
     done = subprocess.run([sys.executable, program, *cases], capture_output=True, text=True, env=env)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -6,6 +6,7 @@ import sys
 
 import jax
 import pytest
+from helpers import with_devices
 
 from adalink_jax.parallel.accelerators import ACCELERATORS, accelerator_of
 
@@ -51,7 +52,7 @@ print("equal")
 
 
 def test_outputs_are_equal_and_no_weight_is_gathered_for_a_token():
-    env = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
+    env = with_devices(4)
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, os.path.dirname(__file__)], capture_output=True, text=True, env=env
     )

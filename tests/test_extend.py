@@ -1,5 +1,6 @@
 """The files, commands and code of docs/extend.md work, unchanged, in an empty folder."""
 
+import os
 import pathlib
 import re
 import shlex
@@ -22,7 +23,7 @@ def folder(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setattr(sys, "path", [*sys.path])
-        patch.setenv("XLA_FLAGS", "")
+        patch.setenv("XLA_FLAGS", os.environ["XLA_FLAGS"])
         for name, text in FILES.items():
             (folder / name).write_text(text)
         yield folder

@@ -10,6 +10,7 @@ import time
 
 import numpy as np
 import pytest
+from helpers import with_devices
 from safetensors.numpy import load_file
 
 pytest.importorskip("seqio")
@@ -69,7 +70,7 @@ class Job:
             f"--process_count={count}",
             f"--process_index={i}",
         ]
-        env = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+        env = with_devices(devices)
         start = lambda i: subprocess.Popen(
             command + (several(i) if count > 1 else []), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
             env=env, cwd=cwd,

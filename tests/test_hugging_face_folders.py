@@ -67,7 +67,7 @@ def changed(folder, to, file="config.json", **fields):
 def test_another_start_padding_and_end_give_the_numbers_of_transformers(other):
     theirs, path = other
     model, params = ours(path)
-    assert model.backbone.token_ids == (5, 3, 4)
+    assert model.backbone.token_ids == TokenIds(5, 3, 4)
     examples = [{"inputs": x, "targets": y} for x, y in zip(rows(6, 14, 0), rows(6, 9, 1))]
     batch = Setup(model).converter({"inputs": 14, "targets": 9})(examples)
     assert (batch["encoder_input_tokens"][:, -1] == 3).any()
@@ -174,7 +174,13 @@ def test_files_that_state_no_ids_have_those_of_t5(folder, tmp_path):
     ("file", "fields", "message"),
     [
         ("generation_config.json", {"decoder_start_token_id": 7}, "0 in config.json and 7 in generation_config.json"),
-        ("config.json", {"eos_token_id": [1, 2]}, r"has eos_token_id \[1, 2\]; this package supports exactly one id"),
+        ("config.json", {"pad_token_id": [0, 2]}, r"has pad_token_id \[0, 2\]; this package supports exactly one id"),
+        ("config.json", {"eos_token_id": []}, r"has eos_token_id \[\]; this package supports exactly one id"),
+        (
+            "generation_config.json",
+            {"eos_token_id": [2, 3]},
+            r"1 in config.json and \[2, 3\] in generation_config.json",
+        ),
         ("config.json", {"pad_token_id": "0"}, "has `pad_token_id`, which is '0', a text"),
         ("config.json", {"quantization_config": {"bits": 4}}, "quantization_config, which this package does not"),
     ],
@@ -193,7 +199,28 @@ def test_an_id_of_the_generation_alone_is_used(folder, tmp_path):
     assert open_source(tmp_path / "y").settings["language"]["decoder_start_token_id"] == 9
 
 
-@pytest.mark.parametrize("ids", [{"eos_token_id": 96}, {"decoder_start_token_id": -1}, {"pad_token_id": 1}])
+@pytest.mark.parametrize("file", ["config.json", "generation_config.json"])
+def test_several_ids_may_end_an_output(folder, tmp_path, file):
+    path = changed(folder, tmp_path / "x", file, eos_token_id=[1, 7])
+    if file == "config.json":
+        (path / "generation_config.json").unlink()
+    model, params = ours(path)
+    assert model.backbone.token_ids.ends == (1, 7)
+    convert(open_source(path), tmp_path / "native", "native")
+    assert open_source(tmp_path / "native").settings["language"]["eos_token_id"] == (1, 7)
+    assert ours(tmp_path / "native")[0].backbone.token_ids.ends == (1, 7)
+
+
+@pytest.mark.parametrize(
+    "ids",
+    [
+        {"eos_token_id": (1, 96)},
+        {"eos_token_id": (1, 0)},
+        {"eos_token_id": 96},
+        {"decoder_start_token_id": -1},
+        {"pad_token_id": 1},
+    ],
+)
 def test_ids_must_be_rows_and_padding_must_not_end_an_output(ids):
     with pytest.raises(UserError, match="must be rows of the embedding table"):
         T5Config(96, 32, 4, 8, 48, 2, 2, **ids)

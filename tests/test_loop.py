@@ -1,10 +1,10 @@
 """The training loop transfers a step's batch and its metrics, and nothing else."""
 
-import os
 import subprocess
 import sys
 
 import loop_program
+from helpers import with_devices
 
 
 def test_a_step_that_transfers_data_implicitly_fails_on_one_device(tmp_path, capsys):
@@ -13,7 +13,7 @@ def test_a_step_that_transfers_data_implicitly_fails_on_one_device(tmp_path, cap
 
 
 def test_a_step_that_transfers_data_implicitly_fails_on_a_mesh(tmp_path):
-    env = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    env = with_devices(8)
     done = subprocess.run(
         [sys.executable, loop_program.__file__, str(tmp_path)], capture_output=True, text=True, env=env
     )

@@ -6,7 +6,7 @@ import sys
 
 import jax
 import pytest
-from helpers import tiny_pali
+from helpers import tiny_pali, with_devices
 from jax.experimental import topologies
 
 from adalink_jax import AdaptedModel, parallel
@@ -87,7 +87,7 @@ print("meshes agree")
 
 
 def test_every_mesh_gives_the_losses_of_one_device():
-    env = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    env = with_devices(8)
     here = os.path.dirname(__file__)
     done = subprocess.run([sys.executable, "-c", PROGRAM, here], capture_output=True, text=True, env=env)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -104,7 +104,7 @@ MESHES = [
 
 def assert_trains_as_on_one_device(method, steps, *cases):
     """Trains on each mesh and on one device; mesh_program.py lists what must agree."""
-    env = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    env = with_devices(8)
     program = os.path.join(os.path.dirname(__file__), "mesh_program.py")
     done = subprocess.run(
         [sys.executable, program, method, str(steps), *cases], capture_output=True, text=True, env=env

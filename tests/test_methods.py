@@ -1,4 +1,4 @@
-"""Every built-in method has every behaviour, with both kinds of model; and what is specific to each method."""
+"""Every built-in method has every behaviour; and what is specific to each method."""
 
 import functools
 import os
@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import init, random_batch
+from helpers import init, random_batch, with_devices
 
 from adalink_jax import AdaLinkAdapter, AdaptedModel, Chain, LoRA, NormTuning, PositionOffsets, PromptTuning
 from adalink_jax.adapters import make_adapter
@@ -58,7 +58,22 @@ CASES = {  # module, and its leaves with a text model
     "norm_tuning": (lambda: NormTuning(), NORMS),
 }
 both = pytest.mark.parametrize("backbone", BACKBONES)
-each = pytest.mark.parametrize("method", CASES)
+# A method knows no family: each has every behaviour with a T5, and with other families those that touch what they have of their own.
+USUAL = [
+    *((method, "T5") for method in CASES),
+    ("adalink", "PaLI"),
+    ("adept", "PaLI"),
+    ("adalink", "T5Gemma"),
+    ("lora", "T5Gemma"),
+]
+every_pair = pytest.mark.parametrize(
+    "method, backbone",
+    [
+        pytest.param(method, backbone, marks=() if (method, backbone) in USUAL else pytest.mark.slow)
+        for method in CASES
+        for backbone in BACKBONES
+    ],
+)
 NO_BANK = "NormTuning cannot be served from a bank: its changes to the layers cannot differ between rows."
 NOT_PER_TOKEN = "{} cannot be folded: it does more than map each token's embedding."
 NOT_APART = "{} does not keep the examples of a packed row apart; set PACK_EXAMPLES to False."
@@ -88,8 +103,7 @@ def expected(behaviour, method, backbone):
     return Result(PASS)
 
 
-@both
-@each
+@every_pair
 @pytest.mark.parametrize("behaviour", BEHAVIOURS, ids=lambda behaviour: behaviour.__name__)
 def test_a_method_has_a_behaviour(behaviour, method, backbone):
     assert examine(behaviour, case(method, backbone)) == expected(behaviour.__name__, method, backbone)
@@ -116,7 +130,7 @@ print("KnowsTheMesh", examine(trains_alike_on_several_devices, Case(KnowsTheMesh
 @pytest.mark.slow
 def test_every_method_trains_alike_on_several_devices():
     """Runs in a process with several devices, with a wrong method too, to show that the check finds it."""
-    env = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    env = with_devices(8)
     here = os.path.dirname(__file__)
     done = subprocess.run([sys.executable, "-c", ON_DEVICES, here], capture_output=True, text=True, env=env)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -130,8 +144,7 @@ def test_every_method_has_a_case():
     assert set().union(*(used(module()) for module, _ in CASES.values())) == METHODS.keys()
 
 
-@both
-@each
+@every_pair
 def test_the_leaves_of_each_method(backbone, method):
     found = sorted(paths.unscan(paths.flatten(case(method, backbone).fresh)))
     kinds = ["image/down", "image/up"] if (backbone, method) == ("PaLI", "adalink") else []

@@ -76,17 +76,18 @@ def test_logits_loss_likelihood_and_the_gradient_of_the_input_embeddings(pair):
     assert_close(gradient, embeddings.grad.numpy())
 
 
-def generate_both(pair, inputs, length, decoding, **settings):
+def generate_both(pair, inputs, length, decoding, ends=(1,), **settings):
     """Ids of both, [rows, decodes, length], and the scores of both."""
     theirs, model, params, _ = pair
     with torch.no_grad():
         out = theirs.generate(
             torch.tensor(inputs), attention_mask=torch.tensor(inputs > 0), max_new_tokens=length, do_sample=False,
-            return_dict_in_generate=True, output_scores=True, **settings,
+            return_dict_in_generate=True, output_scores=True, eos_token_id=list(ends), **settings,
         )  # fmt: skip
     ids = out.sequences.numpy()[:, 1:]
     ids = np.pad(ids, ((0, 0), (0, length - ids.shape[1]))).reshape(len(inputs), -1, length)
-    ids = np.where(np.cumsum(ids == 1, axis=-1) - (ids == 1) > 0, 0, ids)  # its beam search pads with EOS
+    is_end = np.isin(ids, ends)
+    ids = np.where(np.cumsum(is_end, axis=-1) - is_end > 0, 0, ids)  # its beam search pads with EOS
     features = {"encoder_input_tokens": inputs.astype(np.int32)}
     run = jax.jit(lambda params: model.apply({"params": params}, features, length, decoding, method="generate"))
     return run(params), ids, getattr(out, "sequences_scores", None)

@@ -1,6 +1,8 @@
 """A T5Gemma gives the numbers of `transformers`, from the same random weights, in float32: windows, soft caps, groups of heads."""
 
 import functools
+import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -82,6 +84,25 @@ def test_beam_search_with_the_finishing_rule_of_transformers(pair):
     )  # fmt: skip
     np.testing.assert_array_equal(decoded.ids, theirs)
     assert_close(decoded.scores.ravel(), scores.numpy())
+
+
+def test_several_ids_end_an_output(pair, tmp_path):
+    theirs, _, _, folder = pair
+    inputs = tokens(40, 12, seed=2)
+    alone = generate_both(pair, inputs, 12, Sampling(), num_beams=1)[1]
+    ends = (1, int(np.bincount(alone[alone > 1]).argmax()))
+    folder = shutil.copytree(folder, tmp_path / "x")
+    config = json.loads((folder / "generation_config.json").read_text())
+    (folder / "generation_config.json").write_text(json.dumps({**config, "eos_token_id": ends}))
+    pair = theirs, *ours(folder), folder
+    decoded, found, _ = generate_both(pair, inputs, 12, Sampling(), ends, num_beams=1)
+    np.testing.assert_array_equal(decoded.ids, found)
+    assert (found != alone).any(axis=-1).sum() >= 10
+    decoded, found, _ = generate_both(
+        pair, inputs, 12, BeamSearch(3, 0.6, "transformers"), ends, num_beams=3, num_return_sequences=3,
+        length_penalty=0.6, early_stopping=False,
+    )  # fmt: skip
+    np.testing.assert_array_equal(decoded.ids, found)
 
 
 def test_scanned_and_unrolled_forms_agree(pair):

@@ -155,10 +155,11 @@ def _shards(
 
 
 def _with_generation(config: dict[str, Any], generation: Mapping[str, Any], fields: Iterable[str], path: str) -> dict:
-    """`config` with those `fields` that only `generation_config.json` states; both must state the same."""
+    """`config` with those `fields` that `generation_config.json` states; both must state the same, or the latter more."""
     stated = {name: generation[name] for name in fields if generation.get(name) is not None}
     for name, value in stated.items():
-        if config.get(name) is not None and one_id(config[name]) != one_id(value):
+        first = value[:1] if isinstance(value, list) else value
+        if config.get(name) is not None and one_id(config[name]) not in (one_id(value), one_id(first)):
             raise CheckpointError(
                 f"{path} has {name} {config[name]!r:.60} in {CONFIG} and {value!r:.60} in {GENERATION}; make them the same."
             )

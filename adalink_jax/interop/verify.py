@@ -179,7 +179,7 @@ def _settings(source: Source, reference: Source) -> Check:
 def _end(model: AdaptedModel, vocabulary: Vocabulary) -> Check:
     """Whether texts end and are padded with the ids of the model."""
     ids = model.backbone.token_ids
-    finding = f"start {ids.start}, padding {ids.pad}, end {ids.eos}"
+    finding = f"start {ids.start}, padding {ids.pad}, end {', '.join(map(str, ids.ends))}"
     if ids.eos == EOS and ids.pad not in vocabulary.encode(" ".join(PROMPTS)):
         return Check("special ids", finding, True)
     return Check("special ids", f"{finding}, but the vocabulary ends texts with {EOS}, or uses the padding's id", False)
@@ -275,7 +275,7 @@ def _run(
 
     def generate(decoding: Decoding) -> np.ndarray:
         run = jax.jit(lambda p: model.apply({"params": p}, batch, _OUTPUT_LENGTH, decoding, method="generate"))
-        return ended(np.asarray(run(params).ids)[:, 0], ids.eos, _OUTPUT_LENGTH)
+        return ended(np.asarray(run(params).ids)[:, 0], list(ids.ends), _OUTPUT_LENGTH)
 
     def score(outputs: np.ndarray) -> np.ndarray:
         return likelihoods(logits_along(outputs), outputs) / (outputs != ENDED).sum(1)

@@ -115,9 +115,11 @@ def _loop(
     return jax.lax.while_loop(lambda carry: again(carry[0]), step, (state, cache.replace(inputs=None)))[0]
 
 
-def _ends(stop: StopStrings | None, state: Int[Array, "..."], vocab_size: int, eos: int) -> Bool[Array, "... V"]:
+def _ends(
+    stop: StopStrings | None, state: Int[Array, "..."], vocab_size: int, token_ids: TokenIds
+) -> Bool[Array, "... V"]:
     """Returns which next tokens finish a decode, given the states of the stop strings' automaton."""
-    is_eos = jnp.arange(vocab_size) == eos
+    is_eos = functools.reduce(jnp.logical_or, (jnp.arange(vocab_size) == end for end in token_ids.ends))
     ends = is_eos if stop is None else is_eos | stop.ends(state, vocab_size)
     return jnp.broadcast_to(ends, (*state.shape, vocab_size))
 
@@ -176,7 +178,7 @@ class Sampling(Decoding):
         def choose(logits, i, state, ended, total):
             """Returns per row: the next token, the automaton's state, whether the row has ended, its score."""
             log_p = jax.nn.log_softmax(logits)
-            ends = _ends(self.stop, state, logits.shape[-1], token_ids.eos)
+            ends = _ends(self.stop, state, logits.shape[-1], token_ids)
             if self.min_length:
                 logits = jnp.where(ends & (i < self.min_length), NEGATIVE, logits)
             if draws is None:
@@ -275,7 +277,7 @@ class BeamSearch(Decoding):
             live, vocab = logits.shape[1:]
             if live * vocab < 2 * beams:
                 raise UserError(f"{beams} beams need a vocabulary of at least {2 * beams} tokens; it has {vocab}.")
-            ends = _ends(self.stop, s.automaton[:, :live], vocab, token_ids.eos)
+            ends = _ends(self.stop, s.automaton[:, :live], vocab, token_ids)
             log_p = jnp.where(ends & (s.length < self.min_length), NEGATIVE, jax.nn.log_softmax(logits))
             log_p = (log_p + s.live_log_p[:, :live, None]).reshape(batch_size, -1)
             log_p, flat = jax.lax.top_k(log_p, 2 * beams)

@@ -5,12 +5,13 @@ logits and cache. A family that reads images extends `embed`.
 """
 
 import abc
-from typing import Any, ClassVar, Protocol
+from typing import Annotated, Any, ClassVar, Protocol
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pydantic
 from jax import Array
 from jaxtyping import Float, Int
 
@@ -18,6 +19,9 @@ from adalink_jax.errors import UserError
 from adalink_jax.models.backbone import Backbone, Batch, LanguageConfig
 from adalink_jax.models.seam import Cache, Encoded, Inputs
 from adalink_jax.token_ids import TokenIds
+from adalink_jax.typed_values import NonNegativeInt
+
+EndIds = NonNegativeInt | Annotated[tuple[NonNegativeInt, ...], pydantic.Field(min_length=1)]
 
 
 class SpecialIds(LanguageConfig, Protocol):
@@ -26,12 +30,12 @@ class SpecialIds(LanguageConfig, Protocol):
     Attributes:
       decoder_start_token_id: the decoder's first input.
       pad_token_id: fills up rows; the encoder does not attend to it.
-      eos_token_id: ends an output.
+      eos_token_id: ends an output; of several ids, each does, and the vocabulary ends texts with the first.
     """
 
     decoder_start_token_id: int
     pad_token_id: int
-    eos_token_id: int
+    eos_token_id: EndIds
 
 
 def check_ids(config: Any) -> None:
@@ -40,13 +44,19 @@ def check_ids(config: Any) -> None:
     Raises:
       UserError: for ids that are no rows of the embedding table, or padding that ends an output.
     """
-    ids = (config.decoder_start_token_id, config.pad_token_id, config.eos_token_id)
-    if not all(isinstance(i, int) and 0 <= i < config.vocab_size for i in ids) or ids[1] == ids[2]:
+    ids = _token_ids(config)
+    if not all(0 <= i < config.vocab_size for i in (ids.start, ids.pad, *ids.ends)) or ids.pad in ids.ends:
         raise UserError(
-            f"{type(config).__name__} has decoder_start_token_id {ids[0]!r}, pad_token_id {ids[1]!r} and eos_token_id "
-            f"{ids[2]!r}; they must be rows of the embedding table, below vocab_size {config.vocab_size}, and the last two "
-            f"must differ."
+            f"{type(config).__name__} has decoder_start_token_id {ids.start}, pad_token_id {ids.pad} and eos_token_id "
+            f"{config.eos_token_id}; they must be rows of the embedding table, below vocab_size {config.vocab_size}, and the "
+            f"last two must differ."
         )
+
+
+def _token_ids(config: Any) -> TokenIds:
+    ends = config.eos_token_id
+    eos, *further = (ends,) if isinstance(ends, int) else ends
+    return TokenIds(config.decoder_start_token_id, config.pad_token_id, eos, tuple(further))
 
 
 class EncoderDecoder(Backbone):
@@ -62,8 +72,7 @@ class EncoderDecoder(Backbone):
     @property
     def token_ids(self) -> TokenIds:
         """The configuration's."""
-        cfg = self.config
-        return TokenIds(cfg.decoder_start_token_id, cfg.pad_token_id, cfg.eos_token_id)
+        return _token_ids(self.config)
 
     def abstract_batch(self, batch_size: int, inputs: int, targets: int) -> dict[str, jax.ShapeDtypeStruct]:
         """Returns the shapes of t5x's features for L = `inputs` and T = `targets` tokens."""

@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float, Int
 
 from adalink_jax.models import layers
 from adalink_jax.models.attention import AttentionKind, Bias, Scores, for_stack
-from adalink_jax.models.encoder_decoder import EncoderDecoder, check_ids
+from adalink_jax.models.encoder_decoder import EncoderDecoder, EndIds, check_ids
 from adalink_jax.models.layers import Activation
 from adalink_jax.models.relative import RelativePositionBias
 from adalink_jax.models.seam import Cache, Encoded
@@ -50,7 +50,7 @@ class T5Config(StackConfig):
       relpos_per_layer: every layer has its own relative-position table (t5x's scanned networks), instead of one per stack.
       decoder_start_token_id: the decoder's first input.
       pad_token_id: fills up rows; the encoder does not attend to it.
-      eos_token_id: ends an output.
+      eos_token_id: ends an output; of several, each does, and the vocabulary ends texts with the first.
       dropout_rate: dropout of attention weights, hidden units and residual branches while training.
       dtype: dtype of the activations, "float32" or "bfloat16"; parameters are float32.
       scan_layers: compile one layer for the whole stack, with parameters stacked on axis 0.
@@ -74,7 +74,7 @@ class T5Config(StackConfig):
     relpos_per_layer: bool = False
     decoder_start_token_id: NonNegativeInt = 0
     pad_token_id: NonNegativeInt = 0
-    eos_token_id: NonNegativeInt = 1
+    eos_token_id: EndIds = 1
     dropout_rate: Fraction = 0.0
     dtype: DType = "float32"
     scan_layers: bool = False

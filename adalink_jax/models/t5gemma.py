@@ -24,7 +24,7 @@ from adalink_jax.errors import UserError
 from adalink_jax.models import gemma, layers
 from adalink_jax.models.attention import AttentionKind, Bias
 from adalink_jax.models.attention.bias import capped, sees
-from adalink_jax.models.encoder_decoder import EncoderDecoder, check_ids
+from adalink_jax.models.encoder_decoder import EncoderDecoder, EndIds, check_ids
 from adalink_jax.models.rotary import Rotation, rotation
 from adalink_jax.models.seam import Cache, Encoded
 from adalink_jax.models.stack import StackConfig, run_layers
@@ -56,7 +56,7 @@ class T5GemmaConfig(StackConfig):
       rope_theta: base of the rotary positions.
       decoder_start_token_id: the decoder's first input, BOS.
       pad_token_id: fills up rows; the encoder does not attend to it.
-      eos_token_id: ends an output.
+      eos_token_id: ends an output; of several, each does, and the vocabulary ends texts with the first.
       dropout_rate, dtype, scan_layers, remat, attention: as in T5Config.
     """
 
@@ -81,7 +81,7 @@ class T5GemmaConfig(StackConfig):
     rope_theta: PositiveFloat = 10_000.0
     decoder_start_token_id: NonNegativeInt = 2
     pad_token_id: NonNegativeInt = 0
-    eos_token_id: NonNegativeInt = 1
+    eos_token_id: EndIds = 1
     dropout_rate: Fraction = 0.0
     dtype: DType = "float32"
     scan_layers: bool = False

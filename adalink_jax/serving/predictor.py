@@ -228,8 +228,8 @@ class Predictor:
         return [float(x) for x in self._run(self._score, rows, index, targets=True)]
 
     def _until_end(self, ids: np.ndarray) -> list[int]:
-        tokens, eos = ids.tolist(), self._setup.model.backbone.token_ids.eos
-        return tokens[: tokens.index(eos) + 1] if eos in tokens else tokens
+        tokens, before = ids.tolist(), self._setup.model.backbone.token_ids.before_end(ids)
+        return tokens[: len(before) + 1]
 
     def _text(self, ids: np.ndarray) -> str:
         text = self._vocabulary.decode(self._setup.model.backbone.token_ids.before_end(ids))

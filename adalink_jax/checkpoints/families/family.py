@@ -186,8 +186,21 @@ def equal(a: Leaf, b: Leaf) -> bool:
 
 
 def one_id(value: Any) -> Any:
-    """A token's id as files state it: `[1]` is 1."""
-    return value[0] if isinstance(value, list) and len(value) == 1 else value
+    """A token's id as files state it: `[1]` is 1; of several, a tuple."""
+    if not isinstance(value, list):
+        return value
+    return value[0] if len(value) == 1 else tuple(value)
+
+
+def check_ids(ids: Mapping[str, Any], path: str) -> None:
+    """Refuses several ids, by name in `config.json`, where there can be one: all may end an output.
+
+    Raises:
+      CheckpointError: names the setting.
+    """
+    for name, value in ids.items():
+        if isinstance(value, tuple) and (name != "eos_token_id" or not value):
+            raise CheckpointError(f"{path} has {name} {list(value)}; this package supports exactly one id.")
 
 
 def register(family: Family) -> None:

@@ -17,6 +17,7 @@ from adalink_jax.checkpoints.families.family import (
     Family,
     Shapes,
     Translation,
+    check_ids,
     depth,
     equal,
     one_id,
@@ -223,10 +224,7 @@ def _settings(stated: _Config, path: str) -> dict[str, Any]:
             f"{path} has layer_norm_epsilon {stated.layer_norm_epsilon}; this package supports only 1e-06 for T5."
         )
     ids = {field: one_id(getattr(stated, field)) for field in T5Family.implied}
-    if several := [field for field, value in ids.items() if isinstance(value, list)]:
-        raise CheckpointError(
-            f"{path} has {several[0]} {getattr(stated, several[0])!r}; this package supports exactly one id."
-        )
+    check_ids(ids, path)
     return {
         "mlp_activations": ACTIVATIONS[stated.feed_forward_proj],
         "relpos_max_distance": stated.relative_attention_max_distance,

@@ -10,6 +10,7 @@ from adalink_jax.checkpoints.families.family import (
     Family,
     Shapes,
     Translation,
+    check_ids,
     depth,
     equal,
     one_id,
@@ -231,8 +232,7 @@ def _settings(stated: _Config, path: str) -> dict[str, Any]:
         "pad_token_id": first(stated.pad_token_id, decoder.pad_token_id),
         "eos_token_id": one_id(first(stated.eos_token_id, decoder.eos_token_id)),
     }
-    if isinstance(ids["eos_token_id"], list):
-        raise CheckpointError(f"{path} has eos_token_id {ids['eos_token_id']}; this package supports exactly one id.")
+    check_ids(ids, path)
     return {
         **{name: getattr(encoder, stated_name) for name, stated_name in sizes.items()},
         **{f"decoder_{name}": getattr(decoder, stated_name) for name, stated_name in sizes.items()},

@@ -23,6 +23,8 @@ _HOMES = {
     "PromptTuning": "adapters",
     "BLIP2": "models",
     "PaLI": "models",
+    "PaliGemma": "models",
+    "PaliGemmaConfig": "models",
     "Predictor": "serving",
     "QFormerConfig": "models",
     "T5": "models",

@@ -68,3 +68,32 @@ def randomise(model, last_norm):
             else:
                 gain = 1.5 if name.endswith(("q_proj.weight", "k_proj.weight")) else 2.5
                 leaf.copy_(torch.randn_like(leaf) * gain * leaf.shape[-1] ** -0.5)
+
+
+PALIGEMMA_IMAGE = VOCAB  # the placeholder's id, behind the vocabulary
+PALIGEMMA_FORMS = {  # transformers' type and settings of the text, and a seed whose outputs are varied
+    "1": ("gemma", {"num_key_value_heads": 1, "head_dim": 10}, 1),
+    "2": ("gemma2", {name: value for name, value in SIDE.items() if name != "dropout_rate"}, 1),
+}
+
+
+def make_paligemma(version, seed=None, **overrides):
+    """A PaliGemma with random weights, which reads images of 28 x 28 pixels as four tokens; `overrides` go to its text."""
+    kind, settings, usual_seed = PALIGEMMA_FORMS[version]
+    torch.manual_seed(usual_seed if seed is None else seed)
+    sizes = {name: SIDE[name] for name in (
+        "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size", "max_position_embeddings",
+    )}  # fmt: skip
+    config = transformers.PaliGemmaConfig(
+        text_config={"model_type": kind, **sizes, **settings, **overrides},
+        vision_config={
+            "model_type": "siglip_vision_model", "hidden_size": 24, "intermediate_size": 48, "num_hidden_layers": 2,
+            "num_attention_heads": 4, "image_size": 28, "patch_size": 14, "vision_use_head": False,
+        },
+        image_token_index=PALIGEMMA_IMAGE, projection_dim=32, hidden_size=32, vocab_size=VOCAB,
+        pad_token_id=0, eos_token_id=1, bos_token_id=2,
+    )  # fmt: skip
+    config._attn_implementation = "eager"
+    model = transformers.PaliGemmaForConditionalGeneration(config).eval()
+    randomise(model, last_norm="language_model.norm")
+    return model

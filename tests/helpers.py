@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 
-from adalink_jax.contract.tiny import VOCAB, init, random_batch, tiny_pali, tiny_t5, tiny_t5gemma
+from adalink_jax.contract.tiny import VOCAB, init, random_batch, tiny_pali, tiny_paligemma, tiny_t5, tiny_t5gemma
 
 __all__ = [
     "VOCAB",
@@ -12,6 +12,7 @@ __all__ = [
     "init",
     "random_batch",
     "tiny_pali",
+    "tiny_paligemma",
     "tiny_t5",
     "tiny_t5gemma",
     "with_devices",

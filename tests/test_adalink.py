@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import init, random_batch, tiny_pali, tiny_t5, tiny_t5gemma
+from helpers import init, random_batch, tiny_pali, tiny_paligemma, tiny_t5, tiny_t5gemma
 
 from adalink_jax import T5, AdaLink, AdaLinkAdapter, AdaptedModel, T5Config
 from adalink_jax.adapters import abstract_params, fold_text
@@ -21,7 +21,12 @@ PHI = {
     "silu": lambda x: x / (1 + np.exp(-x)),
     "gelu": lambda x: 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3))),
 }
-BACKBONES = {"T5": lambda **kw: T5(tiny_t5(**kw)), "PaLI": tiny_pali, "T5Gemma": tiny_t5gemma}
+BACKBONES = {
+    "T5": lambda **kw: T5(tiny_t5(**kw)),
+    "PaLI": tiny_pali,
+    "T5Gemma": tiny_t5gemma,
+    "PaliGemma": tiny_paligemma,
+}
 
 
 @pytest.mark.parametrize("phi", PHI)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import jaxtyping
 import numpy as np
 import pytest
-from helpers import init, random_batch, tiny_pali, tiny_t5, tiny_t5gemma
+from helpers import init, random_batch, tiny_pali, tiny_paligemma, tiny_t5, tiny_t5gemma
 
 from adalink_jax import T5, AdaptedModel, PaLI, T5Config, ViTConfig
 from adalink_jax.adapters import abstract_params
@@ -17,7 +17,12 @@ from adalink_jax.models import Inputs, paths
 from adalink_jax.models.seam import Cache
 from adalink_jax.parallel import logical_axis_rules
 
-BACKBONES = {"T5": lambda **kw: T5(tiny_t5(**kw)), "PaLI": tiny_pali, "T5Gemma": tiny_t5gemma}
+BACKBONES = {
+    "T5": lambda **kw: T5(tiny_t5(**kw)),
+    "PaLI": tiny_pali,
+    "T5Gemma": tiny_t5gemma,
+    "PaliGemma": tiny_paligemma,
+}
 pytestmark = pytest.mark.usefixtures("exact_matmuls")
 
 

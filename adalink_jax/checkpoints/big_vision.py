@@ -4,6 +4,7 @@ import math
 import zipfile
 from typing import IO
 
+import jax.numpy as jnp
 import numpy as np
 import psutil
 from etils import epath
@@ -35,7 +36,7 @@ def open_file(file: epath.Path, path: str) -> Source:
             _check(opened, size)
             opened.seek(0)
             with np.load(opened, allow_pickle=False) as archive:
-                tensors = {name: from_array(archive[name], name) for name in archive.files}
+                tensors = {name: from_array(_numbers(archive[name]), name) for name in archive.files}
     except Exception as e:  # zipfile, zlib and NumPy raise errors of many types here
         reason = str(e).split("\n")[0][:120] or type(e).__name__
         raise CheckpointError(f"{path} is damaged, or not a plain .npz of arrays ({reason}); copy it again.") from e
@@ -48,8 +49,13 @@ def open_file(file: epath.Path, path: str) -> Source:
                 file.parent, settings=translation.settings, position_rule=BILINEAR,
             )  # fmt: skip
     raise CheckpointError(
-        f"{path} is not a vision tower of big_vision: it has no pos_embedding; give the .npz of a ViT or of SigLIP."
+        f"{path} is not a vision tower of big_vision: it has no pos_embedding; give the .npz of a ViT, a SigLIP or a PaliGemma."
     )
+
+
+def _numbers(array: np.ndarray) -> np.ndarray:
+    """The array; NumPy reads bfloat16, which it does not know, as two raw bytes."""
+    return array.view(jnp.bfloat16.dtype) if array.dtype == np.dtype("V2") else array
 
 
 def _check(opened: IO[bytes], size: int) -> None:

@@ -217,7 +217,8 @@ def config_of(source: Source, dtype: str | None = None) -> dict[str, Any]:
     family = family_of(source)
     family.to_hugging_face(source.leaves)  # refuses leaves that Hugging Face's model does not have
     if source.config.get("model_type") in family.model_types:
-        config = {key: value for key, value in source.config.items() if key != "torch_dtype"}
+        config = family.kept_config(source.config, source)
+        config.pop("torch_dtype", None)
     else:
         config = family.hugging_face_config(source)
     return config | {"dtype": dtype or source.leaves[TABLE].dtype.name}

@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 
-from adalink_jax.models import T5, PaLI, T5Config, T5Gemma, T5GemmaConfig, ViTConfig
+from adalink_jax.models import T5, PaLI, PaliGemma, PaliGemmaConfig, T5Config, T5Gemma, T5GemmaConfig, ViTConfig
 from adalink_jax.models.backbone import Backbone
 
 VOCAB = 64
@@ -21,8 +21,12 @@ def tiny_t5(**overrides: Any) -> T5Config:
 
 def tiny_pali(**overrides: Any) -> PaLI:
     """A PaLI of width 32 with images of 8 x 16 pixels, eight tokens each; `overrides` go to T5Config, shared ones to the ViT too."""
+    return PaLI(tiny_t5(**overrides), _tiny_vit(**overrides))
+
+
+def _tiny_vit(**overrides: Any) -> ViTConfig:
     shared = {k: v for k, v in overrides.items() if k in ("scan_layers", "dtype", "remat", "dropout_rate", "attention")}
-    return PaLI(tiny_t5(**overrides), ViTConfig((8, 16), 4, 32, 4, 64, 2, channels=1, **shared))
+    return ViTConfig((8, 16), 4, 32, 4, 64, 2, channels=1, **shared)
 
 
 def tiny_t5gemma(**overrides: Any) -> T5Gemma:
@@ -34,10 +38,19 @@ def tiny_t5gemma(**overrides: Any) -> T5Gemma:
     return T5Gemma(T5GemmaConfig(**{**sizes, **decoder, **depth, **more, **overrides}))
 
 
+def tiny_paligemma(**overrides: Any) -> PaliGemma:
+    """A two-layer PaliGemma 2 of width 32, with the tower of `tiny_pali` and windows that are shorter than the checks' suffixes."""
+    sizes = {"vocab_size": VOCAB, "emb_dim": 32, "num_heads": 4, "num_kv_heads": 2, "head_dim": 8, "mlp_dim": 64}
+    more = {"num_layers": 2, "query_pre_attn_scalar": 8, "post_norms": True, "sliding_window": 3}
+    caps = {"attention_softcap": 50.0, "logits_softcap": 30.0}
+    return PaliGemma(PaliGemmaConfig(**{**sizes, **more, **caps, **overrides}), _tiny_vit(**overrides))
+
+
 BACKBONES: dict[str, Callable[..., Backbone]] = {
     "T5": lambda **overrides: T5(tiny_t5(**overrides)),
     "PaLI": tiny_pali,
     "T5Gemma": tiny_t5gemma,
+    "PaliGemma": tiny_paligemma,
 }
 
 

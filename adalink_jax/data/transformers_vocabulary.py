@@ -23,6 +23,7 @@ SETTINGS = (TOKENIZER_FILE, CONFIG_FILE, ADDED_FILE, "special_tokens_map.json")
 FILES = (*SETTINGS, SENTENCEPIECE_FILE)
 QFORMER_FOLDER, QFORMER_WORDS = "qformer_tokenizer", "vocab.txt"
 _BYT5 = "ByT5Tokenizer"
+_PALIGEMMA, _PLACEHOLDER, _NEWLINE = ("paligemma", "PaliGemmaProcessor"), "<image>", "\n"
 _FIRST_SENTINELS = ("<extra_id_0>", "\u2581<extra_id_0>")
 _Id = Annotated[int, pydantic.Field(ge=0, lt=2**31)]
 
@@ -35,6 +36,8 @@ class _Settings(Form):
     """`tokenizer_config.json`; `config.json` may name the class too."""
 
     tokenizer_class: str | None = None
+    processor_class: str | None = None
+    model_type: str | None = None
     added_tokens_decoder: dict[Annotated[str, pydantic.Field(pattern=r"^[0-9]{1,9}$")], _Token] = {}
 
 
@@ -80,8 +83,9 @@ class TransformersVocabulary(Framed):
     """The tokenizer of a Hugging Face folder, with its added tokens; special tokens in a text become their ids.
 
     Attributes:
-      vocab_size: one more than the largest id.
-      before, after: as the tokenizer has them: Gemma's inputs begin with BOS, and have no EOS.
+      vocab_size: one more than the largest id; PaliGemma's placeholder of images, which is the last, is not counted.
+      before, after: as the tokenizer has them: Gemma's inputs begin with BOS, and have no EOS. PaliGemma's end with a newline, which its
+        processor adds, and which is a piece of its own, as in big_vision.
     """
 
     def __init__(self, path: epath.PathLike):
@@ -99,10 +103,14 @@ class TransformersVocabulary(Framed):
                 f"transformers reads the tokenizer of {folder} as a {kind} with padding and end at {ids}, and T5's are "
                 f"({PAD}, {EOS}); give another vocabulary, or add the {CONFIG_FILE} of the model."
             )
-        self.vocab_size = max(self._tokenizer.get_vocab().values()) + 1
+        self._is_paligemma = not _names(folder, "model_type", "processor_class").isdisjoint(_PALIGEMMA)
+        words = self._tokenizer.get_vocab()
+        self.vocab_size = max(i for word, i in words.items() if not (self._is_paligemma and word == _PLACEHOLDER)) + 1
         self.before, self.after = self._frame(folder)
 
     def _frame(self, folder: epath.Path) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        if self._is_paligemma:
+            return (self._tokenizer.bos_token_id,), tuple(self.encode(_NEWLINE))
         ids, whole = self._tokenizer("a", add_special_tokens=False).input_ids, self._tokenizer("a").input_ids
         at = next((i for i in range(len(whole)) if whole[i : i + len(ids)] == ids), None)
         if at is None:
@@ -124,7 +132,15 @@ class TransformersVocabulary(Framed):
         return sentinel
 
     def encode(self, text: str) -> list[int]:
-        """Converts text to ids, without EOS."""
+        """Converts text to ids, without EOS.
+
+        Raises:
+          UserError: for PaliGemma's placeholder of images in the text.
+        """
+        if self._is_paligemma and _PLACEHOLDER in text:
+            raise UserError(
+                f"{text[:60]!r} has {_PLACEHOLDER}; leave it out: the model reads the example's image before the text."
+            )
         if not self._tokenizer.is_fast:
             return self._tokenizer.encode(text, add_special_tokens=False, verbose=False)
         # Several times faster than the tokenizer's own method.
@@ -192,6 +208,12 @@ def _class_name(folder: epath.Path) -> str | None:
     """The tokenizer's class, as the folder's files name it."""
     named = (find_form(folder / file, _Settings) for file in (CONFIG_FILE, MODEL_FILE))
     return next((form.tokenizer_class for form in named if form and form.tokenizer_class), None)
+
+
+def _names(folder: epath.Path, *fields: str) -> set[str | None]:
+    """What the folder's files name in these fields of `_Settings`."""
+    forms = [find_form(folder / file, _Settings) for file in (CONFIG_FILE, MODEL_FILE)]
+    return {getattr(form, field) for form in forms if form for field in fields}
 
 
 def _load(folder: epath.Path) -> Any:

@@ -1,12 +1,13 @@
 """Backbones and what they share: families of models, the seam's structs, decoding. They know nothing of adapters.
 
-`backbone` is the interface; a family implements it (`t5`, `t5gemma`, `pali`, `blip2`, from the parts `vit`,
+`backbone` is the interface; a family implements it (`t5`, `t5gemma`, `pali`, `blip2`, `paligemma`, from the parts `vit`,
 `qformer`, `gemma`, `layers`, `stack`).
 """
 
 from adalink_jax.models.backbone import Backbone, Batch
 from adalink_jax.models.blip2 import BLIP2
 from adalink_jax.models.pali import PaLI
+from adalink_jax.models.paligemma import PaliGemma, PaliGemmaConfig
 from adalink_jax.models.qformer import QFormerConfig
 from adalink_jax.models.seam import Encoded, Inputs
 from adalink_jax.models.t5 import T5, T5Config
@@ -20,6 +21,8 @@ __all__ = [
     "Encoded",
     "Inputs",
     "PaLI",
+    "PaliGemma",
+    "PaliGemmaConfig",
     "QFormerConfig",
     "T5",
     "T5Config",

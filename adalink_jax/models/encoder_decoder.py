@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pydantic
 from jax import Array
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from adalink_jax.errors import UserError
 from adalink_jax.models.backbone import Backbone, Batch, LanguageConfig
@@ -57,6 +57,20 @@ def _token_ids(config: Any) -> TokenIds:
     ends = config.eos_token_id
     eos, *further = (ends,) if isinstance(ends, int) else ends
     return TokenIds(config.decoder_start_token_id, config.pad_token_id, eos, tuple(further))
+
+
+def joined(inputs: Inputs) -> tuple[Float[Array, "B S D"], Bool[Array, "B S"], Int[Array, "B S"] | None]:
+    """[prompt ; image ; text], their mask, and with packed examples their segments.
+
+    Raises:
+      UserError: for a prompt or an image before packed examples.
+    """
+    segments = None if inputs.text_segments is None else jnp.asarray(inputs.text_segments)
+    embeddings = [x for x in (inputs.prompt, inputs.image, inputs.text) if x is not None]
+    masks = [x for x in (inputs.prompt_mask, inputs.image_mask, inputs.text_mask) if x is not None]
+    if segments is not None and len(embeddings) > 1:
+        raise UserError("A prompt or an image would precede a row of packed examples; set PACK_EXAMPLES to False.")
+    return jnp.concatenate(embeddings, axis=1), jnp.concatenate(masks, axis=1), segments
 
 
 class EncoderDecoder(Backbone):
@@ -111,13 +125,8 @@ class EncoderDecoder(Backbone):
         Raises:
           UserError: for a prompt or an image before packed examples.
         """
-        segments = None if inputs.text_segments is None else jnp.asarray(inputs.text_segments)
-        embeddings = [x for x in (inputs.prompt, inputs.image, inputs.text) if x is not None]
-        masks = [x for x in (inputs.prompt_mask, inputs.image_mask, inputs.text_mask) if x is not None]
-        mask = jnp.concatenate(masks, axis=1)
-        if segments is not None and len(embeddings) > 1:
-            raise UserError("A prompt or an image would precede a row of packed examples; set PACK_EXAMPLES to False.")
-        states = self.encoder(jnp.concatenate(embeddings, axis=1), mask, segments, deterministic=not train)
+        x, mask, segments = joined(inputs)
+        states = self.encoder(x, mask, segments, deterministic=not train)
         return Encoded(states, mask, segments=segments)
 
     def decode_states(

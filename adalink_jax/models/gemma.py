@@ -77,10 +77,14 @@ class Layer(nn.Module):
             num_kv_heads=self.size("num_kv_heads"), softcap=cfg.attention_softcap, name=name,
         )  # fmt: skip
 
+    def normed(self, y: Float[Array, "B L D"], norm: str) -> Float[Array, "B L D"]:
+        """A sublayer's result behind its norm, which Gemma 1 does not have."""
+        return self.norm(norm)(y)
+
     def add(self, x: Float[Array, "B L D"], y: Float[Array, "B L D"], norm: str) -> Float[Array, "B L D"]:
-        """Adds a sublayer's result, normed."""
+        """Adds a sublayer's result."""
         y = nn.Dropout(self.config.dropout_rate, broadcast_dims=(-2,))(
-            self.norm(norm)(y), deterministic=self.deterministic
+            self.normed(y, norm), deterministic=self.deterministic
         )
         return constrain(x + y, "batch", "length", "embed")
 

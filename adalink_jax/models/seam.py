@@ -73,9 +73,12 @@ class Encoded(Struct):
       mask: bool [B, S], True where there is a token.
       adapter_index: int32 [B], or [B * N] where each row has N decodes: the adapter of each; None without a bank.
       segments: int32 [B, S], with packed examples: the number of the example in its row that each state is of; 0 for padding.
+      per_layer: pytree of the family's own, of what each of the decoder's layers reads, where that is not `states`. Rows are on axis
+        1 of its arrays.
     """
 
     states: Float[Array, "B S D"]
     mask: Bool[Array, "B S"]
     adapter_index: Int[Array | np.ndarray, " decodes"] | None = None
     segments: Int[Array, "B S"] | None = None
+    per_layer: Any = None

@@ -2,11 +2,21 @@
 
 from adalink_jax.checkpoints.families.blip2_family import BLIP2Family
 from adalink_jax.checkpoints.families.family import Family, Translation, register
+from adalink_jax.checkpoints.families.paligemma_family import PaliGemmaFamily
 from adalink_jax.checkpoints.families.t5_family import T5Family
 from adalink_jax.checkpoints.families.t5gemma_family import T5GemmaFamily
 from adalink_jax.checkpoints.families.vit_family import ViTFamily
 
-for _family in (T5GemmaFamily(), T5Family(), ViTFamily(), BLIP2Family()):
+for _family in (T5GemmaFamily(), T5Family(), ViTFamily(), BLIP2Family(), PaliGemmaFamily()):
     register(_family)
 
-__all__ = ["BLIP2Family", "Family", "T5Family", "T5GemmaFamily", "Translation", "ViTFamily", "register"]
+__all__ = [
+    "BLIP2Family",
+    "Family",
+    "PaliGemmaFamily",
+    "T5Family",
+    "T5GemmaFamily",
+    "Translation",
+    "ViTFamily",
+    "register",
+]

@@ -133,6 +133,10 @@ class Family:
         """
         raise self._no_folder()
 
+    def kept_config(self, config: Mapping[str, Any], source: Source) -> dict[str, Any]:
+        """What is written of the `config.json` that a source has; all of it, unless some of it is not true of the leaves."""
+        return dict(config)
+
     def from_t5x(self, leaves: Mapping[str, Leaf]) -> dict[str, Leaf] | None:
         """Leaves of a t5x or Orbax checkpoint under this package's names; None if they have these names already or are
         another model's."""

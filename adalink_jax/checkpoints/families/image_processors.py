@@ -41,6 +41,7 @@ _CLASS_OF_MODEL = {
     "siglip_vision_model": "Siglip",
     "blip-2": "Blip",
     "instructblip": "Blip",
+    "paligemma": "Siglip",
 }
 _WITHOUT_EFFECT = (  # on the pixels; RGB images are the same whether they are converted to RGB or not
     "do_convert_rgb", "image_processor_type", "feature_extractor_type", "processor_class", "auto_map", "use_fast", "backend",

@@ -240,14 +240,18 @@ def _settings(stated: _Config, path: str) -> dict[str, Any]:
         "attention_softcap": encoder.attn_logit_softcapping,
         "logits_softcap": decoder.final_logit_softcapping,
         "sliding_window": encoder.sliding_window,
-        "full_attention_every": _full_attention_every(encoder.layer_types, decoder.layer_types, path),
+        "full_attention_every": full_attention_every(encoder.layer_types, decoder.layer_types, path),
         "rope_theta": encoder.theta,
         **{name: usual if ids[name] is None else ids[name] for name, usual in T5GemmaFamily.implied.items()},
     }
 
 
-def _full_attention_every(encoder: list[str] | None, decoder: list[str] | None, path: str) -> int:
-    """The pattern of both sides: every second layer where it is not stated."""
+def full_attention_every(encoder: list[str] | None, decoder: list[str] | None, path: str) -> int:
+    """The number of layers of which the last is not windowed, by both sides' `layer_types`; two where they are not stated.
+
+    Raises:
+      CheckpointError: for layers that do not alternate regularly.
+    """
     stated = [kinds for kinds in (encoder, decoder) if kinds]
     longest = max(stated, key=len, default=[_SLIDING, _FULL])
     every = longest.index(_FULL) + 1 if _FULL in longest else len(longest) + 1

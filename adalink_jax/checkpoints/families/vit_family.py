@@ -5,6 +5,7 @@ apart, [width, H, K]; layers are stacked in a scanned file; a class token has no
 Tensors that belong to no vision tower (a text tower, a pooling head, a classifier) keep the file's names.
 """
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
@@ -15,7 +16,7 @@ from etils import epath
 
 from adalink_jax.checkpoints import positions
 from adalink_jax.checkpoints.families import image_processors
-from adalink_jax.checkpoints.families.family import VISION, Family, Shapes, Translation
+from adalink_jax.checkpoints.families.family import VISION, Family, Shapes, Translation, depth
 from adalink_jax.checkpoints.source import Source
 from adalink_jax.errors import CheckpointError
 from adalink_jax.files.leaves import Leaf, computed, layer, rows, transposed
@@ -47,6 +48,17 @@ SIGLIP_NAMES: NameTable = [
     (_S + r"\.mlp\.fc1", r"vision/layers_\1/mlp/wi", "dense"),
     (_S + r"\.mlp\.fc2", r"vision/layers_\1/mlp/wo", "dense"),
 ]
+_PATCHES = "vision/patch_embedding"
+_SIGLIP_MODULES = {  # this package's module -> SigLIP's, for writing; {} is the number of a layer
+    _PATCHES: "embeddings.patch_embedding",
+    POSITIONS: "embeddings.position_embedding",
+    "vision/encoder_norm": "post_layernorm",
+    **{f"vision/layers_{{}}/{name}": f"encoder.layers.{{}}.{tensor}" for name, tensor in {
+        "pre_attention_layer_norm": "layer_norm1", "pre_mlp_layer_norm": "layer_norm2", "mlp/wi": "mlp.fc1", "mlp/wo": "mlp.fc2",
+        "attention/query": "self_attn.q_proj", "attention/key": "self_attn.k_proj", "attention/value": "self_attn.v_proj",
+        "attention/out": "self_attn.out_proj",
+    }.items()},
+}  # fmt: skip
 _V = r"(?:vit\.)?encoder\.layer\.(\d+)"
 _VIT_NAMES: NameTable = [
     (r"(?:vit\.)?embeddings\.patch_embeddings\.projection", "vision/patch_embedding", "patches"),
@@ -182,6 +194,61 @@ def _translated(tensor: str, leaf: Leaf, names: NameTable) -> dict[str, Leaf]:
             leaf = transposed(leaf)
         return {f"{name}/{_PARAMETERS[kind][parameter]}": leaf}
     return {tensor: leaf}
+
+
+def siglip_tensors(leaves: Mapping[str, Leaf], prefix: str) -> dict[str, Leaf]:
+    """The tower among `leaves` under the names of Hugging Face's SigLIP: the inverse of `translated`.
+
+    Args:
+      leaves: by this package's names; those that are not under `vision/` are left out.
+      prefix: of the tensors' names, such as `vision_model.`.
+
+    Raises:
+      CheckpointError: for a leaf that SigLIP does not have.
+    """
+    tensors = {}
+    for name, leaf in leaves.items():
+        if not name.startswith("vision/"):
+            continue
+        module, parameter = (name, "table") if name == POSITIONS else name.rsplit("/", 1)
+        number = re.search(r"(?<=/layers_)\d+", name)
+        tensor = _SIGLIP_MODULES.get(module if number is None else module.replace(number[0], "{}", 1))
+        if tensor is None:
+            raise CheckpointError(
+                f"A Hugging Face SigLIP has no place for {name}; convert this model to native instead."
+            )
+        if module == _PATCHES and parameter == "kernel":
+            side, width = math.isqrt(leaf.shape[0] // 3), leaf.shape[1]
+            as_pixels = lambda x, p=side: x.reshape(p, p, 3, -1).transpose(3, 2, 0, 1)
+            leaf = computed((leaf,), (width, 3, side, side), as_pixels)
+        elif parameter == "kernel":
+            leaf = transposed(leaf)
+        tensors[f"{prefix}{tensor.format(number and number[0])}.{'bias' if parameter == 'bias' else 'weight'}"] = leaf
+    return tensors
+
+
+def siglip_config(source: Source) -> dict[str, Any]:
+    """`vision_config` of a Hugging Face model, for a SigLIP tower of a source that has none.
+
+    Args:
+      source: its `settings` state the tower's `deciding` fields.
+    """
+    shapes, settings = source.shapes, source.settings[VISION]
+    size, width = shapes[f"{_PATCHES}/kernel"]
+    side = math.isqrt(size // 3)
+    activations = {name: stated for stated, name in _ACTIVATIONS.items()}
+    return {
+        "model_type": "siglip_vision_model",
+        "hidden_size": width,
+        "intermediate_size": shapes["vision/layers_0/mlp/wi/kernel"][1],
+        "num_hidden_layers": depth(shapes, "vision"),
+        "num_attention_heads": settings["num_heads"],
+        "patch_size": side,
+        "image_size": side * math.isqrt(shapes[POSITIONS][0]),
+        "hidden_act": activations[settings["activation"]],
+        "layer_norm_eps": settings["layer_norm_epsilon"],
+        "vision_use_head": False,
+    }
 
 
 def vision_settings(config: Mapping[str, Any], folder: epath.Path, path: str) -> dict[str, Any]:

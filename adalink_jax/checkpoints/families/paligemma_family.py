@@ -1,0 +1,287 @@
+"""PaliGemma 1 and 2 in files: a SigLIP tower (`vision/`), a linear `projection/`, and a Gemma 1 or 2 (`decoder/`).
+
+Hugging Face: kernels are transposed. Gemma 1's `post_attention_layernorm` is the norm before the MLP, Gemma 2's is the one behind the
+attention. The table has rows for the placeholder `<image>`, and filling, behind those of the vocabulary; they are left out: no text has
+them, and their logits are noise. big_vision: one `.npz` with heads apart and layers stacked.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+import pydantic
+from etils import epath
+
+from adalink_jax.checkpoints.families import big_vision_paligemma
+from adalink_jax.checkpoints.families.family import (
+    LANGUAGE,
+    VISION,
+    Family,
+    Shapes,
+    Translation,
+    depth,
+    one_id,
+    renamed,
+)
+from adalink_jax.checkpoints.families.t5gemma_family import full_attention_every
+from adalink_jax.checkpoints.families.vit_family import (
+    SIGLIP_NAMES,
+    siglip_config,
+    siglip_tensors,
+    translated,
+    vision_settings,
+)
+from adalink_jax.checkpoints.source import Source
+from adalink_jax.errors import CheckpointError
+from adalink_jax.files.leaves import Leaf, rows, transposed
+from adalink_jax.files.typed_json import Form, as_form
+from adalink_jax.models.paligemma import PaliGemma, PaliGemmaConfig
+
+_TABLE, _NORM = "token_embedder/embedding", "decoder/decoder_norm/scale"
+_LANGUAGE, _VISION, _PROJECTOR = "language_model.model.", "vision_tower.", "multi_modal_projector.linear"
+_HEADS = re.compile(
+    r"(?:model\.)?(?:language_model\.)?lm_head\.weight"
+)  # tied; its rows behind the vocabulary may differ
+_FILLED = 64  # the table has a multiple of this many rows
+_MATRICES = {
+    **{f"self_attn.{tensor}_proj": f"self_attention/{name}"
+       for tensor, name in {"q": "query", "k": "key", "v": "value", "o": "out"}.items()},
+    **{f"mlp.{tensor}_proj": f"mlp/{name}" for tensor, name in {"gate": "wi_0", "up": "wi_1", "down": "wo"}.items()},
+}  # fmt: skip
+_NORMS = {  # by whether there are norms behind the sublayers
+    False: {"input": "pre_self_attention", "post_attention": "pre_mlp"},
+    True: {
+        "input": "pre_self_attention",
+        "post_attention": "post_self_attention",
+        "pre_feedforward": "pre_mlp",
+        "post_feedforward": "post_mlp",
+    },
+}
+_NAMES = {  # by the same, Hugging Face's name -> this package's; {} is the number of a layer
+    post_norms: {
+        f"{_LANGUAGE}embed_tokens.weight": _TABLE,
+        f"{_LANGUAGE}norm.weight": _NORM,
+        **{f"{_LANGUAGE}layers.{{}}.{tensor}.weight": f"decoder/layers_{{}}/{name}/kernel" for tensor, name in _MATRICES.items()},
+        **{f"{_LANGUAGE}layers.{{}}.{tensor}_layernorm.weight": f"decoder/layers_{{}}/{name}_layer_norm/scale"
+           for tensor, name in norms.items()},
+    }
+    for post_norms, norms in _NORMS.items()
+}  # fmt: skip
+_TENSORS = {post_norms: {name: tensor for tensor, name in names.items()} for post_norms, names in _NAMES.items()}
+_FIRST_POST_NORM = "decoder/layers_0/post_mlp_layer_norm/scale"
+
+_SLIDING, _FULL = "sliding_attention", "full_attention"
+_Id = Annotated[int, pydantic.Field(ge=0, lt=2**31)]
+_Size = Annotated[int, pydantic.Field(ge=1, lt=2**31)]
+
+
+class _Rope(Form):
+    """`rope_parameters`."""
+
+    rope_theta: float = 10_000.0
+    rope_type: str = "default"
+
+
+class _Text(Form):
+    """What `text_config` states and shapes do not show; the defaults of sizes and caps depend on the model's type."""
+
+    model_type: Literal["gemma", "gemma2"] = "gemma"
+    num_attention_heads: _Size | None = None
+    num_key_value_heads: _Size | None = None
+    head_dim: _Size = 256
+    query_pre_attn_scalar: _Size = 256
+    attn_logit_softcapping: float | None = 50.0
+    final_logit_softcapping: float | None = 30.0
+    sliding_window: _Size | None = 4096
+    layer_types: list[str] | None = None
+    hidden_act: str = "gelu_pytorch_tanh"
+    hidden_activation: str | None = None
+    rms_norm_eps: float = 1e-6
+    attention_bias: bool = False
+    rope_theta: float | None = None  # in older files
+    rope_parameters: _Rope = _Rope()
+    pad_token_id: _Id | None = None
+    eos_token_id: _Id | list[_Id] | None = None
+
+
+class _Config(Form):
+    """`config.json`."""
+
+    text_config: _Text = _Text()
+    image_token_index: _Id = 256_000
+    pad_token_id: _Id | None = None
+    eos_token_id: _Id | list[_Id] | None = None
+
+
+class PaliGemmaFamily(Family):
+    """PaliGemma 1 and 2."""
+
+    name = "PaliGemma"
+    part = LANGUAGE
+    config = PaliGemmaConfig
+    backbone = PaliGemma
+    implied = {"pad_token_id": 0, "eos_token_id": 1}
+    deciding = (
+        "num_heads", "num_kv_heads", "head_dim", "query_pre_attn_scalar", "attention_softcap", "logits_softcap",
+        "sliding_window", "full_attention_every", "rope_theta", *implied,
+    )  # fmt: skip
+    model_types = ("paligemma",)
+
+    def sizes(self, shapes: Shapes) -> dict[str, Any]:
+        """The sizes in `PaliGemmaConfig` that shapes show: not how they are cut into heads."""
+        names = _TABLE, "decoder/layers_0/self_attention/query/kernel", "decoder/layers_0/mlp/wi_0/kernel"
+        matrices = [shapes[name] for name in names if len(shapes.get(name, ())) == 2]
+        if len(matrices) < len(names) or any(name.startswith("encoder/layers") for name in shapes):
+            return {}  # another model's, or damaged
+        return {
+            "vocab_size": matrices[0][0],
+            "emb_dim": matrices[0][1],
+            "mlp_dim": matrices[2][1],
+            "num_layers": depth(shapes, "decoder"),
+            "post_norms": _FIRST_POST_NORM in shapes,
+            "encoder_embedding": f"encoder/{_TABLE}" in shapes,
+        }
+
+    def name_from_hugging_face(self, tensor: str) -> str | None:
+        """`language_model.model.layers.0.self_attn.q_proj.weight` -> `decoder/layers_0/self_attention/query/kernel`."""
+        return renamed(_inner(tensor), _NAMES[True])
+
+    def name_in_hugging_face(self, name: str) -> str | None:
+        """`decoder/layers_0/self_attention/query/kernel` -> `language_model.model.layers.0.self_attn.q_proj.weight`."""
+        return renamed(name, _TENSORS[True])
+
+    def from_hugging_face(
+        self, tensors: Mapping[str, Leaf], config: Mapping[str, Any], folder: epath.Path, path: str
+    ) -> Translation:
+        """See `Family`."""
+        stated = as_form(config, _Config, f"{path}/config.json", error=CheckpointError)
+        names, language, others = _NAMES[stated.text_config.model_type == "gemma2"], {}, {}
+        for tensor, leaf in tensors.items():
+            inner = _inner(tensor)
+            if (name := renamed(inner, names)) is not None:
+                language[name] = transposed(leaf) if _is_transposed(name) else leaf
+            elif not _HEADS.fullmatch(tensor):
+                others[inner.removeprefix(_VISION)] = leaf
+        table = language.get(_TABLE)
+        if table is not None and 0 < table.shape[0] - stated.image_token_index <= _FILLED:
+            language[_TABLE] = rows(table, 0, stated.image_token_index)
+        leaves = language | translated(others, [*SIGLIP_NAMES, (re.escape(_PROJECTOR), "projection", "dense")])
+        settings = {LANGUAGE: _settings(stated, path), VISION: vision_settings(config, folder, path)}
+        return Translation(leaves, settings)
+
+    def to_hugging_face(self, leaves: Mapping[str, Leaf]) -> dict[str, Leaf]:
+        """See `Family`."""
+        names = _TENSORS[_FIRST_POST_NORM in leaves]
+        tensors = siglip_tensors(leaves, f"{_VISION}vision_model.")
+        for name, leaf in leaves.items():
+            if name.startswith("vision/"):
+                continue
+            if name.startswith("projection/"):
+                tensor = f"{_PROJECTOR}.{'weight' if _is_transposed(name) else 'bias'}"
+            elif (tensor := renamed(name, names)) is None:
+                raise CheckpointError(
+                    f"A Hugging Face {self.name} has no place for {name}; convert this model to native or t5x instead."
+                )
+            tensors[tensor] = transposed(leaf) if _is_transposed(name) else leaf
+        return tensors
+
+    def kept_config(self, config: Mapping[str, Any], source: Source) -> dict[str, Any]:
+        """See `Family`: the rows behind the vocabulary are not written."""
+        vocab = {"vocab_size": self.sizes(source.shapes)["vocab_size"]}
+        return {**config, **vocab, "text_config": {**config.get("text_config", {}), **vocab}}
+
+    def hugging_face_config(self, source: Source) -> dict[str, Any]:
+        """See `Family`."""
+        settings, sizes = source.settings[LANGUAGE], self.sizes(source.shapes)
+        pad, eos = (settings[name] for name in self.implied)
+        ids = {"bos_token_id": 2, "pad_token_id": pad, "eos_token_id": eos}
+        layers, every, width = sizes["num_layers"], settings["full_attention_every"], sizes["emb_dim"]
+        text = {
+            "model_type": "gemma2" if sizes["post_norms"] else "gemma",
+            "vocab_size": sizes["vocab_size"],
+            "hidden_size": width,
+            "intermediate_size": sizes["mlp_dim"],
+            "num_hidden_layers": layers,
+            "num_attention_heads": settings["num_heads"],
+            "num_key_value_heads": settings["num_kv_heads"],
+            "head_dim": settings["head_dim"],
+            "rope_parameters": {"rope_theta": settings["rope_theta"], "rope_type": "default"},
+            "max_position_embeddings": 8192,
+            "rms_norm_eps": 1e-6,
+            "attention_bias": False,
+            **ids,
+        }
+        gemma2 = {
+            "query_pre_attn_scalar": settings["query_pre_attn_scalar"],
+            "attn_logit_softcapping": settings["attention_softcap"],
+            "final_logit_softcapping": settings["logits_softcap"],
+            "sliding_window": settings["sliding_window"],
+            "layer_types": [_FULL if (i + 1) % every == 0 else _SLIDING for i in range(layers)],
+            "hidden_activation": "gelu_pytorch_tanh",
+        }
+        usual = {"attention_softcap": None, "logits_softcap": None, "sliding_window": None}
+        usual["query_pre_attn_scalar"] = settings["head_dim"]
+        if not sizes["post_norms"] and (wrong := [name for name, value in usual.items() if settings[name] != value]):
+            raise CheckpointError(f"A Gemma 1 of transformers has no {wrong[0]}; convert to native or t5x instead.")
+        return {
+            "architectures": ["PaliGemmaForConditionalGeneration"],
+            "model_type": "paligemma",
+            "vocab_size": sizes["vocab_size"],
+            "image_token_index": sizes["vocab_size"],
+            "hidden_size": width,
+            "projection_dim": width,
+            "tie_word_embeddings": True,
+            "text_config": text | (gemma2 if sizes["post_norms"] else {"hidden_act": "gelu_pytorch_tanh"}),
+            "vision_config": siglip_config(source) | {"projection_dim": width},
+            **ids,
+        }
+
+    def from_big_vision(self, tensors: Mapping[str, Leaf], path: str) -> Translation | None:
+        """See `Family`."""
+        return big_vision_paligemma.translated(tensors, path)
+
+
+def _inner(tensor: str) -> str:
+    """A tensor's name as released; newer files of transformers begin with `model.`, and have no `model.` within."""
+    tensor = tensor.removeprefix("model.")
+    is_new = tensor.startswith("language_model.") and not tensor.startswith(_LANGUAGE)
+    return tensor.replace("language_model.", _LANGUAGE, 1) if is_new else tensor
+
+
+def _is_transposed(name: str) -> bool:
+    """Whether Hugging Face stores the leaf with its axes reversed."""
+    return name.endswith("/kernel")
+
+
+def _settings(stated: _Config, path: str) -> dict[str, Any]:
+    """Fields of `PaliGemmaConfig` that `config.json` states and shapes do not show."""
+    text = stated.text_config
+    is_gemma2 = text.model_type == "gemma2"
+    activation = text.hidden_activation or ("gelu_pytorch_tanh" if text.hidden_act == "gelu" else text.hidden_act)
+    for name, value, supported in (
+        ("hidden_activation", activation, "gelu_pytorch_tanh"), ("rms_norm_eps", text.rms_norm_eps, 1e-6),
+        ("attention_bias", text.attention_bias, False), ("rope_type", text.rope_parameters.rope_type, "default"),
+    ):  # fmt: skip
+        if value != supported:
+            raise CheckpointError(
+                f"{path} has text_config.{name} {value!r}; this package supports only {supported!r} for PaliGemma."
+            )
+    first = lambda *values: next((x for x in values if x is not None), None)
+    ids = {
+        "pad_token_id": first(stated.pad_token_id, text.pad_token_id),
+        "eos_token_id": one_id(first(stated.eos_token_id, text.eos_token_id)),
+    }
+    if isinstance(ids["eos_token_id"], list):
+        raise CheckpointError(f"{path} has eos_token_id {ids['eos_token_id']}; this package supports exactly one id.")
+    return {
+        "num_heads": text.num_attention_heads or (8 if is_gemma2 else 16),
+        "num_kv_heads": text.num_key_value_heads or (4 if is_gemma2 else 16),
+        "head_dim": text.head_dim,
+        "query_pre_attn_scalar": text.query_pre_attn_scalar if is_gemma2 else text.head_dim,
+        "attention_softcap": text.attn_logit_softcapping if is_gemma2 else None,
+        "logits_softcap": text.final_logit_softcapping if is_gemma2 else None,
+        "sliding_window": text.sliding_window if is_gemma2 else None,
+        "full_attention_every": full_attention_every(text.layer_types, None, path) if is_gemma2 else 2,
+        "rope_theta": text.rope_parameters.rope_theta if text.rope_theta is None else text.rope_theta,
+        **{name: usual if ids[name] is None else ids[name] for name, usual in PaliGemmaFamily.implied.items()},
+    }

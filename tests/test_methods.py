@@ -67,6 +67,7 @@ USUAL = [
     ("adept", "PaLI"),
     ("adalink", "T5Gemma"),
     ("lora", "T5Gemma"),
+    ("adalink", "PaliGemma"),
 ]
 every_pair = pytest.mark.parametrize(
     "method, backbone",

@@ -33,7 +33,7 @@ from adalink_jax.errors import UserError
 from adalink_jax.models import gemma
 from adalink_jax.models.attention import AttentionKind, Bias
 from adalink_jax.models.attention.bias import capped
-from adalink_jax.models.encoder_decoder import EncoderDecoder, check_ids, joined
+from adalink_jax.models.encoder_decoder import EncoderDecoder, EndIds, check_ids, joined
 from adalink_jax.models.layers import CachedKeyValues, KeyValues
 from adalink_jax.models.rotary import Rotation, rotation
 from adalink_jax.models.seam import Cache, Encoded, Inputs
@@ -67,7 +67,7 @@ class PaliGemmaConfig(StackConfig):
       encoder_embedding: whether the prefix has its own embedding table, which a folded text adapter needs.
       decoder_start_token_id: the decoder's first input in t5x's features; the model reads the last token of the prefix instead.
       pad_token_id: fills up rows; it is not attended to.
-      eos_token_id: ends an output.
+      eos_token_id: ends an output; of several, each does, and the vocabulary ends texts with the first.
       dropout_rate, dtype, scan_layers, remat, attention: as in T5Config.
     """
 
@@ -88,7 +88,7 @@ class PaliGemmaConfig(StackConfig):
     encoder_embedding: bool = False
     decoder_start_token_id: NonNegativeInt = 0
     pad_token_id: NonNegativeInt = 0
-    eos_token_id: NonNegativeInt = 1
+    eos_token_id: EndIds = 1
     dropout_rate: Fraction = 0.0
     dtype: DType = "float32"
     scan_layers: bool = False

@@ -19,6 +19,7 @@ from adalink_jax.checkpoints.families.family import (
     Family,
     Shapes,
     Translation,
+    check_ids,
     depth,
     one_id,
     renamed,
@@ -271,8 +272,7 @@ def _settings(stated: _Config, path: str) -> dict[str, Any]:
         "pad_token_id": first(stated.pad_token_id, text.pad_token_id),
         "eos_token_id": one_id(first(stated.eos_token_id, text.eos_token_id)),
     }
-    if isinstance(ids["eos_token_id"], list):
-        raise CheckpointError(f"{path} has eos_token_id {ids['eos_token_id']}; this package supports exactly one id.")
+    check_ids(ids, path)
     return {
         "num_heads": text.num_attention_heads or (8 if is_gemma2 else 16),
         "num_kv_heads": text.num_key_value_heads or (4 if is_gemma2 else 16),

@@ -30,6 +30,8 @@ _HOMES = {
     "T5": "models",
     "T5Config": "models",
     "T5Gemma": "models",
+    "T5Gemma2": "models",
+    "T5Gemma2Config": "models",
     "T5GemmaConfig": "models",
     "ViTConfig": "models",
 }

@@ -7,7 +7,18 @@ import flax.linen as nn
 import jax
 import numpy as np
 
-from adalink_jax.models import T5, PaLI, PaliGemma, PaliGemmaConfig, T5Config, T5Gemma, T5GemmaConfig, ViTConfig
+from adalink_jax.models import (
+    T5,
+    PaLI,
+    PaliGemma,
+    PaliGemmaConfig,
+    T5Config,
+    T5Gemma,
+    T5Gemma2,
+    T5Gemma2Config,
+    T5GemmaConfig,
+    ViTConfig,
+)
 from adalink_jax.models.backbone import Backbone
 
 VOCAB = 64
@@ -44,6 +55,18 @@ def tiny_paligemma(**overrides: Any) -> PaliGemma:
     more = {"num_layers": 2, "query_pre_attn_scalar": 8, "post_norms": True, "sliding_window": 3}
     caps = {"attention_softcap": 50.0, "logits_softcap": 30.0}
     return PaliGemma(PaliGemmaConfig(**{**sizes, **more, **caps, **overrides}), _tiny_vit(**overrides))
+
+
+IMAGE_TOKEN = 9  # of the tiny T5Gemma 2's text
+
+
+def tiny_t5gemma2(**overrides: Any) -> T5Gemma2:
+    """A T5Gemma 2 of width 32 with windows shorter than the checks' inputs, whose images are two tokens each."""
+    sizes = {"vocab_size": VOCAB, "emb_dim": 32, "num_heads": 4, "num_kv_heads": 2, "head_dim": 8, "mlp_dim": 64}
+    depth = {"num_encoder_layers": 2, "num_decoder_layers": 2, "full_attention_every": 2}
+    more = {"query_pre_attn_scalar": 8, "sliding_window": 3, "image_pool": 2, "image_token_id": IMAGE_TOKEN}
+    config = T5Gemma2Config(**{**sizes, **depth, **more, "end_of_image_token_id": 8, **overrides})
+    return T5Gemma2(config, _tiny_vit(**overrides))
 
 
 BACKBONES: dict[str, Callable[..., Backbone]] = {

@@ -1,6 +1,6 @@
 """Backbones and what they share: families of models, the seam's structs, decoding. They know nothing of adapters.
 
-`backbone` is the interface; a family implements it (`t5`, `t5gemma`, `pali`, `blip2`, `paligemma`, from the parts `vit`,
+`backbone` is the interface; a family implements it (`t5`, `t5gemma`, `t5gemma2`, `pali`, `blip2`, `paligemma`, from the parts `vit`,
 `qformer`, `gemma`, `layers`, `stack`).
 """
 
@@ -12,6 +12,7 @@ from adalink_jax.models.qformer import QFormerConfig
 from adalink_jax.models.seam import Encoded, Inputs
 from adalink_jax.models.t5 import T5, T5Config
 from adalink_jax.models.t5gemma import T5Gemma, T5GemmaConfig
+from adalink_jax.models.t5gemma2 import T5Gemma2, T5Gemma2Config
 from adalink_jax.models.vit import ViT, ViTConfig
 
 __all__ = [
@@ -27,6 +28,8 @@ __all__ = [
     "T5",
     "T5Config",
     "T5Gemma",
+    "T5Gemma2",
+    "T5Gemma2Config",
     "T5GemmaConfig",
     "ViT",
     "ViTConfig",

@@ -18,6 +18,7 @@ from jaxtyping import Bool, Float, Int
 from adalink_jax.errors import UserError
 from adalink_jax.models.backbone import Backbone, Batch, LanguageConfig
 from adalink_jax.models.seam import Cache, Encoded, Inputs
+from adalink_jax.parallel import constrain
 from adalink_jax.token_ids import TokenIds
 from adalink_jax.typed_values import NonNegativeInt
 
@@ -62,15 +63,31 @@ def _token_ids(config: Any) -> TokenIds:
 def joined(inputs: Inputs) -> tuple[Float[Array, "B S D"], Bool[Array, "B S"], Int[Array, "B S"] | None]:
     """[prompt ; image ; text], their mask, and with packed examples their segments.
 
+    Visual tokens that have places in the text are put there.
+
     Raises:
       UserError: for a prompt or an image before packed examples.
     """
     segments = None if inputs.text_segments is None else jnp.asarray(inputs.text_segments)
+    if inputs.image_places is not None:
+        inputs = _in_places(inputs, jnp.asarray(inputs.image_places))
     embeddings = [x for x in (inputs.prompt, inputs.image, inputs.text) if x is not None]
     masks = [x for x in (inputs.prompt_mask, inputs.image_mask, inputs.text_mask) if x is not None]
     if segments is not None and len(embeddings) > 1:
         raise UserError("A prompt or an image would precede a row of packed examples; set PACK_EXAMPLES to False.")
     return jnp.concatenate(embeddings, axis=1), jnp.concatenate(masks, axis=1), segments
+
+
+def _in_places(inputs: Inputs, places: Bool[Array, "B L"]) -> Inputs:
+    """The text with visual tokens in their places, in order; a place that no token is left for is masked."""
+    image, image_mask, text, text_mask = inputs.image, inputs.image_mask, inputs.text, inputs.text_mask
+    assert image is not None and image_mask is not None and text is not None and text_mask is not None
+    number = jnp.cumsum(places, axis=1) - 1
+    take = jnp.clip(number, 0, image.shape[1] - 1)
+    here = jnp.take_along_axis(jnp.asarray(image_mask), take, axis=1) & (number < image.shape[1])
+    text = jnp.where(places[..., None], jnp.take_along_axis(image, take[..., None], axis=1), text)
+    mask = jnp.where(places, here, text_mask)
+    return inputs.replace(image=None, image_mask=None, text=constrain(text, "batch", "length", "embed"), text_mask=mask)
 
 
 class EncoderDecoder(Backbone):

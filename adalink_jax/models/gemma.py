@@ -6,6 +6,7 @@ Grouped-query attention with rotary positions, soft caps, gated GELU (Gemma 2, 2
 `t5.py`; a norm's scale is stored less 1, as in the published checkpoints.
 """
 
+import functools
 from typing import Any, ClassVar
 
 import flax.linen as nn
@@ -54,11 +55,13 @@ class Layer(nn.Module):
       config: the model's configuration.
       deterministic: no dropout.
       side: prefix of the layer's sizes among the fields of `config`.
+      head_norms: whether each head's queries and keys are normed (Gemma 3, 2025, arXiv:2503.19786).
     """
 
     config: Any
     deterministic: bool
     side: ClassVar[str] = ""
+    head_norms: ClassVar[bool] = False
 
     def size(self, name: str) -> int:
         """A size of this side of the model."""
@@ -74,7 +77,8 @@ class Layer(nn.Module):
         return layers.Attention(
             self.size("num_heads"), self.size("head_dim"), cfg.dropout_rate, cfg.dtype, self.deterministic,
             features=self.size("emb_dim"), kind=cfg.attention, scale=cfg.query_pre_attn_scalar**-0.5,
-            num_kv_heads=self.size("num_kv_heads"), softcap=cfg.attention_softcap, name=name,
+            num_kv_heads=self.size("num_kv_heads"), softcap=cfg.attention_softcap,
+            head_norm=functools.partial(RMSNorm, cfg.dtype) if self.head_norms else None, name=name,
         )  # fmt: skip
 
     def normed(self, y: Float[Array, "B L D"], norm: str) -> Float[Array, "B L D"]:
@@ -95,6 +99,20 @@ class Layer(nn.Module):
             self.size("mlp_dim"), ("gelu", "linear"), cfg.dropout_rate, cfg.dtype, self.deterministic, name="mlp"
         )(self.norm("pre_mlp")(x))
         return self.add(x, y, "post_mlp")
+
+
+class Stack(nn.Module):
+    """Base of encoder and decoder: dropout before and after the layers, and the last norm."""
+
+    config: Any
+
+    def drop(self, x: Float[Array, "B L D"], deterministic: bool) -> Float[Array, "B L D"]:
+        """Dropout, of an embedding for all positions of a row."""
+        return nn.Dropout(self.config.dropout_rate, broadcast_dims=(-2,))(x, deterministic=deterministic)
+
+    def end(self, x: Float[Array, "B L D"], norm: str, deterministic: bool) -> Float[Array, "B L D"]:
+        """What follows the last layer."""
+        return self.drop(RMSNorm(self.config.dtype, name=norm)(x), deterministic)
 
 
 def windows(

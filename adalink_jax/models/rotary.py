@@ -11,10 +11,10 @@ from adalink_jax.models.structs import Struct
 
 
 class Rotation(Struct):
-    """The rotation of L positions, float32; called with queries or keys [B, H, L, K], which keep their dtype."""
+    """The rotation of L positions, float32, or several stacked; called with queries or keys [B, H, L, K], which keep their dtype."""
 
-    cos: Float[Array, "L half"]
-    sin: Float[Array, "L half"]
+    cos: Float[Array, "*kinds L half"]
+    sin: Float[Array, "*kinds L half"]
 
     def __call__(self, x: Float[Array, "B H L K"]) -> Float[Array, "B H L K"]:
         """Rotates `x`."""
@@ -23,8 +23,8 @@ class Rotation(Struct):
         return jnp.concatenate(turned, axis=-1).astype(x.dtype)
 
 
-def rotation(positions: Int[Array, " L"], width: int, theta: float) -> Rotation:
-    """The rotation of `positions` for heads of `width` numbers, the slowest pair by almost 1 / theta a position."""
-    frequencies = theta ** (-jnp.arange(0, width, 2, dtype=jnp.float32) / width)
+def rotation(positions: Int[Array, " L"], width: int, theta: float, factor: float = 1.0) -> Rotation:
+    """The rotation of `positions / factor` for heads of `width` numbers, the slowest pair by almost 1 / theta each."""
+    frequencies = theta ** (-jnp.arange(0, width, 2, dtype=jnp.float32) / width) / factor
     angles = positions[:, None].astype(jnp.float32) * frequencies
     return Rotation(jnp.cos(angles), jnp.sin(angles))

@@ -47,6 +47,8 @@ class Inputs(Struct):
       image_mask: bool [B, N], True where there is a token.
       text: embedded input tokens [B, L, D].
       text_mask: bool [B, L].
+      image_places: bool [B, L], the text's positions that visual tokens take, the first the first, ...; None puts all of them
+        before the text.
       text_segments: int32 [B, L], with packed examples: the number of a token's example in its row, from 1; 0 for padding.
       text_positions: int32 [B, L], with packed examples: a token's position in its example.
       target: embedded decoder inputs [B, T, D]. They pass the seam alone, in training and at each decoding step.
@@ -59,6 +61,7 @@ class Inputs(Struct):
     image_mask: Bool[Array | np.ndarray, "B N"] | None = None
     text: Float[Array, "B L D"] | None = None
     text_mask: Bool[Array | np.ndarray, "B L"] | None = None
+    image_places: Bool[Array | np.ndarray, "B L"] | None = None
     text_segments: Int[Array | np.ndarray, "B L"] | None = None
     text_positions: Int[Array | np.ndarray, "B L"] | None = None
     target: Float[Array, "B T D"] | None = None

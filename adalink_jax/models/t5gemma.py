@@ -160,16 +160,7 @@ class DecoderLayer(gemma.Layer):
         return (self.mlp(x), cached), None if cached is None or known else cross
 
 
-class _Stack(nn.Module):
-    """Base of encoder and decoder: their embedding table and dropout."""
-
-    config: T5GemmaConfig
-
-    def drop(self, x: Array, deterministic: bool) -> Array:
-        return nn.Dropout(self.config.dropout_rate, broadcast_dims=(-2,))(x, deterministic=deterministic)
-
-
-class Encoder(_Stack):
+class Encoder(gemma.Stack):
     """The stack of encoder layers, and the encoder's embedding table."""
 
     def setup(self) -> None:
@@ -189,10 +180,10 @@ class Encoder(_Stack):
             rotation(jnp.arange(length), cfg.head_dim, cfg.rope_theta),
             num_layers=cfg.num_encoder_layers, deterministic=deterministic,
         )  # fmt: skip
-        return self.drop(gemma.RMSNorm(cfg.dtype, name="encoder_norm")(x), deterministic)
+        return self.end(x, "encoder_norm", deterministic)
 
 
-class Decoder(_Stack):
+class Decoder(gemma.Stack):
     """The stack of decoder layers. With a cache T is 1."""
 
     @nn.compact
@@ -221,7 +212,7 @@ class Decoder(_Stack):
             index,
             num_layers=number, deterministic=deterministic,
         )  # fmt: skip
-        x = self.drop(gemma.RMSNorm(cfg.dtype, name="decoder_norm")(x), deterministic)
+        x = self.end(x, "decoder_norm", deterministic)
         if cache is not None:
             cache = Cache(tokens, cross if cache.inputs is None else cache.inputs, index + 1)
         return x, cache
@@ -235,9 +226,13 @@ class T5Gemma(EncoderDecoder):
     config: T5GemmaConfig  # pyright: ignore[reportIncompatibleVariableOverride]  # narrower; Flax modules are frozen
 
     def setup(self) -> None:
-        cfg: Any = self.config
-        self.token_embedder = gemma.Embed(cfg.vocab_size, cfg.decoder_emb_dim, cfg.dtype)
+        self.token_embedder = self.new_embedder()
         super().setup()
+
+    def new_embedder(self) -> gemma.Embed:
+        """The table of the decoder and the logits."""
+        cfg: Any = self.config
+        return gemma.Embed(cfg.vocab_size, cfg.decoder_emb_dim, cfg.dtype)
 
     @property
     def embedding_scale(self) -> float:
@@ -245,8 +240,8 @@ class T5Gemma(EncoderDecoder):
         return self.config.emb_dim**0.5
 
     def embed_text(self, tokens: Int[Array | np.ndarray, "B L"]) -> Float[Array, "B L D"]:
-        """Embeds the encoder's ids, multiplied by sqrt(D)."""
-        return self.encoder.token_embedder(tokens)
+        """Embeds the encoder's ids, multiplied by sqrt(D), by its own table where it has one."""
+        return (self.encoder.token_embedder if self.config.encoder_embedding else self.token_embedder)(tokens)
 
     def embed_target(self, tokens: Int[Array | np.ndarray, "B T"]) -> Float[Array, "B T E"]:
         """Embeds decoder input ids, multiplied by sqrt(E)."""

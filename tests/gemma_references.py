@@ -41,8 +41,8 @@ def make_t5gemma(form, vocab_size=VOCAB):
     return model
 
 
-def make_tokenizer(folder):
-    """Writes a tokenizer of bytes in Gemma's form: inputs begin with BOS and have no EOS. It has 260 ids."""
+def make_tokenizer(folder, chat_template=None):
+    """Writes a tokenizer of bytes in Gemma's form: inputs begin with BOS and have no EOS. It has 262 ids."""
     from tokenizers import Tokenizer, decoders, models, normalizers, processors
 
     specials = ("<pad>", "<eos>", "<bos>", "<unk>")
@@ -54,6 +54,7 @@ def make_tokenizer(folder):
     parts = [decoders.ByteFallback(), decoders.Fuse(), decoders.Replace("\u2581", " ")]
     tokenizer.decoder = decoders.Sequence(parts)
     names = dict(zip(("pad_token", "eos_token", "bos_token", "unk_token"), specials))
+    names |= {"additional_special_tokens": ["<start_of_turn>", "<end_of_turn>"], "chat_template": chat_template}
     transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names).save_pretrained(folder)
 
 

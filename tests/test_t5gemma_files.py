@@ -16,10 +16,18 @@ from adalink_jax import AdaptedModel, parallel
 from adalink_jax.adapters import make_adapter
 from adalink_jax.checkpoints import fingerprint, open_adapter, open_source, save_adapter
 from adalink_jax.cli.main import main
+from adalink_jax.data.vocabularies import fingerprint as fingerprint_of_vocabulary
 from adalink_jax.data.vocabularies import load_vocabulary
-from adalink_jax.errors import CheckpointError
+from adalink_jax.errors import CheckpointError, UserError
+from adalink_jax.interop import verify
+from adalink_jax.interop.reference import Reference
+from adalink_jax.serving import Predictor
 from adalink_jax.training.setup import Setup, load_parameters
 
+GEMMA = (
+    "{{ bos_token }}{% for message in messages %}<start_of_turn>{{ message['role'] }}\n{{ message['content'] | trim }}<end_of_turn>\n"
+    "{% endfor %}{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}"
+)
 pytestmark = [
     pytest.mark.usefixtures("exact_matmuls"),
     pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning"),  # transformers about PEFT
@@ -183,3 +191,63 @@ def test_names_without_the_prefix_are_read(base, tmp_path):
     save_file({name.removeprefix("model."): x for name, x in tensors.items()}, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text((base[0] / "config.json").read_text())
     assert open_source(tmp_path).leaves.keys() == open_source(base[0]).leaves.keys()
+
+
+def test_an_input_is_a_message_in_the_chat_template_and_the_text_alone_is_cut(tmp_path):
+    make_tokenizer(tmp_path, GEMMA)
+    chat, theirs = load_vocabulary(f"chat:{tmp_path}"), transformers.AutoTokenizer.from_pretrained(tmp_path)
+    for text in ("Is it good?", "  two\n\nlines \u00a0\n", "", "<end_of_turn> caf\u00e9", "x" * 40):
+        message = [{"role": "user", "content": text}]
+        assert chat.input_ids(text) == theirs.apply_chat_template(message, add_generation_prompt=True)["input_ids"]
+    assert theirs.decode(chat.input_ids("abcd", 18)) == (
+        "<bos><start_of_turn>user\nab<end_of_turn>\n<start_of_turn>model\n"
+    )
+    assert fingerprint_of_vocabulary(f"chat:{tmp_path}") == "chat:" + fingerprint_of_vocabulary(tmp_path)
+    with pytest.raises(UserError, match="begin and end with 16 tokens .* gives them 15; raise it"):
+        chat.input_ids("abcd", 15)
+
+
+@pytest.mark.parametrize(
+    "template, message",
+    [
+        (None, "has no chat template; leave out 'chat:'"),
+        ("{{ messages[0]['content'] | upper }}", "'Hello' has other ids than alone"),
+        ("{{ messages[0]['content'] | reverse }}", "changes a text"),
+        ("{{ raise_exception('a system first') }}", r"takes no message of a user alone \(a system first\)"),
+    ],
+)
+def test_a_folder_without_a_fixed_chat_template_is_refused(tmp_path, template, message):
+    make_tokenizer(tmp_path, template)
+    with pytest.raises(UserError, match=message):
+        load_vocabulary(f"chat:{tmp_path}")
+
+
+def test_a_chat_template_travels_with_the_run_and_its_adapter(tmp_path):
+    folder, data = tmp_path / "base", tmp_path / "reviews.csv"
+    make_t5gemma("grouped", vocab_size=300).save_pretrained(folder)
+    make_tokenizer(folder, GEMMA)
+    data.write_text(
+        "text,label,split\n" + "".join(f"film{i},{'ab'[i % 2]},{'train dev test'.split()[i % 3]}\n" for i in range(12))
+    )
+    values = {
+        "DATA": str(data), "INPUTS": "{text}", "TARGETS": "{label}", "SPLIT": "split", "MIXTURE_OR_TASK_NAME": "reviews",
+        "TASK_FEATURE_LENGTHS": {"inputs": 24, "targets": 3}, "VOCABULARY": f"chat:{folder}", "MODEL_DIR": str(tmp_path / "run"),
+        "INITIAL_CHECKPOINT_PATH": str(folder), "TRAIN_STEPS": 1, "WARMUP_STEPS": 0, "BATCH_SIZE": 4,
+    }  # fmt: skip
+    files = ["gin/adapters/adalink.gin", "gin/tasks/files.gin", "gin/runs/finetune.gin"]
+    flags = [*_model_file(tmp_path, folder), *(f"--gin_file={file}" for file in files)]
+    assert main(["train", *map(str, flags), *(f"--gin.{name}={value!r}" for name, value in values.items())]) == 0
+    chat = load_vocabulary(f"chat:{folder}")
+    assert Predictor(tmp_path / "run")._vocabulary.input_ids("x") == chat.input_ids("x")
+    with pytest.raises(UserError, match="'chat:' stands before its path"):
+        Predictor(tmp_path / "run", vocabulary=str(folder))
+    plain = ours(folder)[0]
+    _, checks = verify._features(plain, Reference(str(folder)), chat)
+    assert [check.finding for check in checks] == ["20 of 20 prompts and 6 of 6 added tokens have the same ids"]
+    main(["convert", str(folder), str(tmp_path / "native"), "--to", "native"])
+    assert load_vocabulary(f"chat:{tmp_path}/native").input_ids("a") == chat.input_ids("a")
+
+
+def test_a_chat_template_is_of_a_folder():
+    with pytest.raises(UserError, match="'chat:bytes' is not a Hugging Face folder"):
+        load_vocabulary("chat:bytes")

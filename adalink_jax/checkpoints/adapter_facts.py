@@ -1,11 +1,11 @@
 """The facts that an adapter's file states beside its values: method, settings, base model, and how it was trained."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 UNVERIFIED = "so damage cannot be found: the file was written by PEFT or by version 0.1.0"
-_OPTIONAL = ("task", "step", "metrics", "versions")
+_OPTIONAL = ("task", "step", "metrics", "versions", "empty_input")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +36,7 @@ class AdapterFacts:
       step: the step of training.
       metrics: scores, by name.
       versions: versions of the packages that trained it, by name.
+      empty_input: the ids of an input without text: the beginning and end that its inputs had, such as those of a chat template.
       extra: further JSON-able facts, such as `version` (of this package, which wrote the file) or `written_by`.
     """
 
@@ -46,6 +47,7 @@ class AdapterFacts:
     step: int | None = None
     metrics: Mapping[str, Any] | None = None
     versions: Mapping[str, str] | None = None
+    empty_input: Sequence[int] | None = None
     extra: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @classmethod

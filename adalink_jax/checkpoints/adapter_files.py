@@ -57,6 +57,7 @@ class _About(Form):
     base: _Base
     metrics: dict[str, float | bool] = {}
     task: str = ""
+    empty_input: list[int] | None = None
     step: Annotated[int, pydantic.Field(ge=0)] = 0
     version: str = ""
     versions: dict[str, str] = {}

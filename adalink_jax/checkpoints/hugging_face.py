@@ -34,6 +34,7 @@ VOCABULARY_FILES = (  # files that a tokenizer may consist of
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
+    "chat_template.jinja",
 )
 FILES_OF_THE_BASE = (GENERATION, *VOCABULARY_FILES)  # that a converted base keeps
 

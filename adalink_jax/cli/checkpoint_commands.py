@@ -125,7 +125,9 @@ def verify_base(argv: list[str]) -> int:
         option(
             "--reference", metavar="HF", help="Hugging Face folder of the same model; by default PATH, if it is one"
         ),
-        option("--vocabulary", metavar="PATH", help="a spiece.model, or 'bytes'; by default the reference's"),
+        option(
+            "--vocabulary", metavar="PATH", help="a spiece.model, 'bytes', or 'chat:FOLDER'; by default the reference's"
+        ),
         option(
             "--report",
             metavar="FILE.html",

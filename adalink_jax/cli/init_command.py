@@ -96,7 +96,9 @@ def _parser() -> argparse.ArgumentParser:
         option("--base", default=BUNDLED, metavar="PATH", help=f"the base model ({BUNDLED}), for its vocabulary"),
         option("--model", metavar="FILE", help="the base's gin file, if none of gin/models fits it alone"),
         option(
-            "--vocabulary", metavar="PATH", help="'bytes' or a SentencePiece model, if the base holds no vocabulary"
+            "--vocabulary",
+            metavar="PATH",
+            help="'bytes' or a SentencePiece model, if the base holds no vocabulary; 'chat:BASE' for its chat template",
         ),
         option("--inputs", metavar="TEMPLATE", help="'question: {question}', with names of columns in braces"),
         option("--targets", metavar="TEMPLATE", help="what is to be predicted: '{answer}'"),

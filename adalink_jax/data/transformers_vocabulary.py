@@ -20,11 +20,15 @@ LAST_BYTE = 258
 SENTENCEPIECE_FILE, TOKENIZER_FILE, CONFIG_FILE = "spiece.model", "tokenizer.json", "tokenizer_config.json"
 ADDED_FILE, MODEL_FILE = "added_tokens.json", "config.json"
 SETTINGS = (TOKENIZER_FILE, CONFIG_FILE, ADDED_FILE, "special_tokens_map.json")
-FILES = (*SETTINGS, SENTENCEPIECE_FILE)
+FILES = (*SETTINGS, SENTENCEPIECE_FILE, "chat_template.jinja")
+CHAT = "chat:"  # before a folder's path: with its chat template
 QFORMER_FOLDER, QFORMER_WORDS = "qformer_tokenizer", "vocab.txt"
 _BYT5 = "ByT5Tokenizer"
 _PALIGEMMA, _PLACEHOLDER, _NEWLINE = ("paligemma", "PaliGemmaProcessor"), "<image>", "\n"
 _FIRST_SENTINELS = ("<extra_id_0>", "\u2581<extra_id_0>")
+# Texts that a chat template and a tokenizer may change, which every input could hold.
+_TRIED = ("", "Hello", " two  spaces ", "\n\nlines\n", "(a) - 1.", "{x}", "caf\u00e9")
+_MARK = "3141592653"  # a text that no template has
 _Id = Annotated[int, pydantic.Field(ge=0, lt=2**31)]
 
 
@@ -62,19 +66,31 @@ class Framed(abc.ABC):
 
     Attributes:
       before, after: ids at an input's beginning and end: T5's end with EOS.
+      chat: whether an input is one message of a user, in a chat template.
+      strips: whether white space around an input is dropped, as most chat templates do.
     """
 
     before: tuple[int, ...] = ()
     after: tuple[int, ...] = (EOS,)
+    chat: bool = False
+    strips: bool = False
 
     @abc.abstractmethod
     def encode(self, text: str) -> list[int]:
         """Converts text to ids, without EOS."""
 
     def input_ids(self, text: str, length: int | None = None) -> list[int]:
-        """The ids of an input with its beginning and end, the text cut so that there are at most `length`; None cuts nothing."""
-        ids = self.encode(text)
-        most = None if length is None else max(length - len(self.before) - len(self.after), 0)
+        """The ids of an input with its beginning and end, the text cut so that there are at most `length`; None cuts nothing.
+
+        Raises:
+          UserError: if the beginning and the end alone are longer.
+        """
+        ids, frame = self.encode(text.strip() if self.strips else text), len(self.before) + len(self.after)
+        if length is not None and length < frame:
+            raise UserError(
+                f"Inputs begin and end with {frame} tokens of the vocabulary's own, and TASK_FEATURE_LENGTHS gives them {length}; raise it."
+            )
+        most = None if length is None else length - frame
         return [*self.before, *ids[:most], *self.after]
 
 
@@ -85,15 +101,17 @@ class TransformersVocabulary(Framed):
     Attributes:
       vocab_size: one more than the largest id; PaliGemma's placeholder of images, which is the last, is not counted.
       before, after: as the tokenizer has them: Gemma's inputs begin with BOS, and have no EOS. PaliGemma's end with a newline, which its
-        processor adds, and which is a piece of its own, as in big_vision.
+        processor adds, and which is a piece of its own, as in big_vision. With `chat`, the chat template's text around a message.
     """
 
-    def __init__(self, path: epath.PathLike):
+    def __init__(self, path: epath.PathLike, chat: bool = False):
         """Args:
           path: a checkpoint's folder, local or remote.
+          chat: read each input as one message of a user, in the folder's chat template, which the model answers.
 
         Raises:
-          UserError: if `transformers` is missing or cannot read the folder, or if it reads an id that a file contradicts.
+          UserError: if `transformers` is missing or cannot read the folder, or if it reads an id that a file contradicts; with `chat`,
+            if there is no chat template, or it is not a fixed text around a message.
         """
         folder = path_of(path)
         self._tokenizer = _load(folder)
@@ -106,18 +124,40 @@ class TransformersVocabulary(Framed):
         self._is_paligemma = not _names(folder, "model_type", "processor_class").isdisjoint(_PALIGEMMA)
         words = self._tokenizer.get_vocab()
         self.vocab_size = max(i for word, i in words.items() if not (self._is_paligemma and word == _PLACEHOLDER)) + 1
-        self.before, self.after = self._frame(folder)
+        if chat and not self._tokenizer.chat_template:
+            raise UserError(f"{folder} has no chat template; leave out {CHAT!r} before the vocabulary's path.")
+        self.chat = chat
+        self._set_frame(folder)
 
-    def _frame(self, folder: epath.Path) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        if self._is_paligemma:
-            return (self._tokenizer.bos_token_id,), tuple(self.encode(_NEWLINE))
-        ids, whole = self._tokenizer("a", add_special_tokens=False).input_ids, self._tokenizer("a").input_ids
-        at = next((i for i in range(len(whole)) if whole[i : i + len(ids)] == ids), None)
+    def _set_frame(self, folder: epath.Path) -> None:
+        if self._is_paligemma and not self.chat:
+            self.before, self.after = (self._tokenizer.bos_token_id,), tuple(self.encode(_NEWLINE))
+            return
+        try:
+            plain, whole = self._tokenizer(_MARK, add_special_tokens=False).input_ids, self._reference_ids(_MARK)
+            stripped = self._reference_ids(f" {_MARK} ") == whole
+        except Exception as e:  # the template's own, or jinja2's
+            reason = str(e).strip().split("\n")[0][:120]
+            raise UserError(f"The chat template of {folder} takes no message of a user alone ({reason}).") from e
+        at = next((i for i in range(len(whole)) if whole[i : i + len(plain)] == plain), None)
         if at is None:
+            what = "chat template" if self.chat else "tokenizer"
+            raise UserError(f"The {what} of {folder} changes a text that it frames; give another vocabulary.")
+        self.before, self.after = tuple(whole[:at]), tuple(whole[at + len(plain) :])
+        self.strips = self.chat and stripped
+        changed = next((x for x in _TRIED if self.chat and self.input_ids(x) != self._reference_ids(x)), None)
+        if changed is not None:
             raise UserError(
-                f"The tokenizer of {folder} changes a text where it adds special tokens; give another vocabulary."
+                f"In the chat template of {folder}, {changed!r} has other ids than alone; leave out {CHAT!r} before the vocabulary's path, "
+                f"and write the template's text into your own."
             )
-        return tuple(whole[:at]), tuple(whole[at + len(ids) :])
+
+    def _reference_ids(self, text: str) -> list[int]:
+        """The ids of an input as `transformers` computes them; slower than `input_ids`, which equal them."""
+        if not self.chat:
+            return self._tokenizer(text).input_ids
+        message = [{"role": "user", "content": text}]
+        return self._tokenizer.apply_chat_template(message, add_generation_prompt=True, return_dict=False)
 
     @property
     def first_sentinel(self) -> int:

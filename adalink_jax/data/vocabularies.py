@@ -15,6 +15,7 @@ import gin
 from etils import epath
 
 from adalink_jax.data.transformers_vocabulary import (
+    CHAT,
     EOS,
     FILES,
     LAST_BYTE,
@@ -131,15 +132,20 @@ def load_vocabulary(path: epath.PathLike) -> Vocabulary:
 
     Args:
       path: "bytes"; a SentencePiece model, which is read as seqio reads it; or a checkpoint's folder (also `hf://OWNER/NAME`):
-        a tokenizer in it is read as `transformers` reads it, a SentencePiece model alone as seqio does.
+        a tokenizer in it is read as `transformers` reads it, a SentencePiece model alone as seqio does. "chat:" before a folder
+        reads each input as one message of a user, in the folder's chat template.
 
     Raises:
-      UserError: if there is no vocabulary, or it is damaged.
+      UserError: if there is no vocabulary, it is damaged, or it has no chat template for "chat:".
     """
-    location = find_vocabulary(path)
-    if location is None:
-        return ByteVocabulary()
-    return TransformersVocabulary(location) if location.is_dir() else SentencePieceVocabulary(location)
+    location, chat = find_vocabulary(path), str(path).startswith(CHAT)
+    if location is not None and location.is_dir():
+        return TransformersVocabulary(location, chat)
+    if chat:
+        raise UserError(
+            f"{str(path)!r} is not a Hugging Face folder, which alone have chat templates; leave out {CHAT!r}."
+        )
+    return ByteVocabulary() if location is None else SentencePieceVocabulary(location)
 
 
 def find_vocabulary(path: epath.PathLike) -> epath.Path | None:
@@ -148,7 +154,7 @@ def find_vocabulary(path: epath.PathLike) -> epath.Path | None:
     Raises:
       UserError: if there is no vocabulary.
     """
-    path = str(path)
+    path = str(path).removeprefix(CHAT)
     if path == BYTES:
         return None
     from adalink_jax.checkpoints import folder_of  # brings JAX, which worker processes do without
@@ -168,7 +174,7 @@ def find_vocabulary(path: epath.PathLike) -> epath.Path | None:
 
 
 def fingerprint(path: epath.PathLike) -> str:
-    """The first 16 hex digits of the SHA-256 of a vocabulary's files; "bytes" for UTF-8 bytes.
+    """The first 16 hex digits of the SHA-256 of a vocabulary's files, after "chat:" where it has that; "bytes" for UTF-8 bytes.
 
     Args:
       path: see `load_vocabulary`.
@@ -180,7 +186,8 @@ def fingerprint(path: epath.PathLike) -> str:
     if location is None:
         return BYTES
     files = [location / name for name in FILES if (location / name).is_file()] if location.is_dir() else [location]
-    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
+    chat = CHAT if str(path).startswith(CHAT) else ""
+    return chat + hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
 
 
 def check_rows(vocabulary: str, ids: int, rows: int) -> None:

@@ -71,6 +71,25 @@ class Reference:
         """The tokens that the folder adds to its vocabulary."""
         return [] if self.tokenizer is None else sorted(self.tokenizer.get_added_vocab())
 
+    def ids(self, text: str, length: int | None, chat: bool) -> list[int]:
+        """The tokenizer's ids of a text.
+
+        Args:
+          text: an input of the model.
+          length: ids beyond it are cut; None cuts none.
+          chat: whether the text is one message of a user, in the folder's chat template.
+
+        Raises:
+          UserError: if there is no chat template.
+        """
+        tokenizer: Any = self.tokenizer
+        if not chat:
+            return tokenizer(text, truncation=length is not None, max_length=length).input_ids
+        if not tokenizer.chat_template:
+            raise UserError(f"The vocabulary has a chat template, and {self.path} has none; leave out 'chat:'.")
+        message = [{"role": "user", "content": text}]
+        return tokenizer.apply_chat_template(message, add_generation_prompt=True, return_dict=False)[:length]
+
     def pixels(self, pictures: Sequence[Image.Image]) -> np.ndarray | None:
         """The image processor's pixels, float32 [B, height, width, 3]."""
         if self.images is None:

@@ -187,13 +187,14 @@ def _end(model: AdaptedModel, vocabulary: Vocabulary) -> Check:
 
 def _features(model: AdaptedModel, transformers: Reference, vocabulary: Vocabulary) -> tuple[_Features, list[Check]]:
     checks, setup = [], Setup(model)
-    encode = lambda text: vocabulary.input_ids(text, _INPUT_LENGTH)
+    length = None if vocabulary.chat else _INPUT_LENGTH  # transformers would cut the template's end
+    encode = lambda text: vocabulary.input_ids(text, length)
     texts = [encode(prompt) for prompt in PROMPTS]
-    if (tokenizer := transformers.tokenizer) is None:
+    if transformers.tokenizer is None:
         checks.append(Check("tokens", "not compared: the reference has no tokenizer", None))
     else:
         added = [f"a {token} b{token}c" for token in transformers.added_tokens()]
-        read = lambda text: tokenizer(text, truncation=True, max_length=_INPUT_LENGTH).input_ids
+        read = lambda text: transformers.ids(text, length, vocabulary.chat)
         same = [read(text) == encode(text) for text in (*PROMPTS, *added)]
         finding = f"{sum(same[:20])} of 20 prompts and {sum(same[20:])} of {len(added)} added tokens have the same ids"
         checks.append(Check("tokens", finding, all(same)))

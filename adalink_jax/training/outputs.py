@@ -116,6 +116,7 @@ def write_parameters(
     """
     about = {
         "task": summary["task"],
+        "empty_input": summary["empty_input"],
         "step": summary["step"],
         "metrics": {name: value for name, value in summary.items() if name.startswith(("frozen_", "adapted_"))},
         "versions": {name: version for name, version in versions().items() if name != "adalink-jax"},

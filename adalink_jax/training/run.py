@@ -245,6 +245,7 @@ class Run:
             "steps": int(last.step),
             "base": self.params.base and dataclasses.asdict(self.params.base),
             "task": setup.data.mixture_or_task_name,
+            "empty_input": session.task.encode(""),
             "scores": after.scores if after else {},
             "metric": self.metric,
             "validation": session.best.facts()["score"] if after else None,

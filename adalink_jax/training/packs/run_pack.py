@@ -223,6 +223,7 @@ class PackRun:
             "frozen": outputs.count(params.frozen),
             "base": params.base and dataclasses.asdict(params.base),
             "task": session.setup.data.mixture_or_task_name,
+            "empty_input": session.task.encode(""),
             "metric": self.metric,
             "seconds": round(seconds, 1),
             "settings": session.identity,

@@ -41,6 +41,36 @@ def make_t5gemma(form, vocab_size=VOCAB):
     return model
 
 
+T5GEMMA2_IMAGE, T5GEMMA2_END = 93, 92  # ids of the placeholder and of the end of an image
+T5GEMMA2_TOKENS = 4  # of an image
+_KINDS = ["sliding_attention", "full_attention"]
+T5GEMMA2_SIDE = {name: value for name, value in SIDE.items() if "softcapping" not in name} | {
+    "rope_parameters": {
+        "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1_000_000.0},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 10_000.0},
+    },
+}  # fmt: skip
+
+
+def make_t5gemma2(seed=3, vocab_size=VOCAB):
+    """A T5Gemma 2 with random weights, of four and three layers, of which each second sees all tokens; images are 16 x 16."""
+    torch.manual_seed(seed)
+    encoder = {
+        "text_config": {**T5GEMMA2_SIDE, "layer_types": _KINDS * 2, "vocab_size": vocab_size},
+        "vision_config": {
+            "model_type": "siglip_vision_model", "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2,
+            "num_attention_heads": 2, "image_size": 16, "patch_size": 4, "vision_use_head": False,
+        },
+        "mm_tokens_per_image": T5GEMMA2_TOKENS, "boi_token_index": 91, "eoi_token_index": T5GEMMA2_END,
+    }  # fmt: skip
+    decoder = {**T5GEMMA2_SIDE, "num_hidden_layers": 3, "layer_types": (_KINDS * 2)[:3], "vocab_size": vocab_size}
+    config = transformers.T5Gemma2Config(encoder=encoder, decoder=decoder, image_token_index=T5GEMMA2_IMAGE)
+    config._attn_implementation = "eager"
+    model = transformers.T5Gemma2ForConditionalGeneration(config).eval()
+    randomise(model, last_norm="decoder.norm")
+    return model
+
+
 def make_tokenizer(folder, chat_template=None):
     """Writes a tokenizer of bytes in Gemma's form: inputs begin with BOS and have no EOS. It has 262 ids."""
     from tokenizers import Tokenizer, decoders, models, normalizers, processors

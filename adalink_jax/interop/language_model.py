@@ -12,12 +12,13 @@ from adalink_jax.errors import CheckpointError
 from adalink_jax.models.backbone import Backbone
 from adalink_jax.models.blip2 import BLIP2
 from adalink_jax.models.qformer import QFormerConfig
+from adalink_jax.models.visual import Visual
 from adalink_jax.models.vit import ViTConfig
 from adalink_jax.training.setup import Setup, load_parameters
 
 
 def backbone_of(source: Source, dtype: str = "float32") -> Backbone:
-    """The backbone of a language model, a BLIP-2 or an InstructBLIP.
+    """The backbone of a language model, with its vision tower where it has one.
 
     Args:
       source: the checkpoint; its settings state every deciding field of its families.
@@ -28,14 +29,18 @@ def backbone_of(source: Source, dtype: str = "float32") -> Backbone:
     """
     family, shapes = family_of_shapes(source.shapes), source.shapes
     sees = any(name.startswith(f"{VISION}/") for name in shapes)
-    if family is None or family.backbone is None or sees != (QFORMER in source.settings):
+    kind = family and family.backbone
+    if sees and QFORMER in source.settings:
+        kind = BLIP2
+    if family is None or kind is None or sees != issubclass(kind, Visual):
         raise CheckpointError(
-            f"{source.path} is not a known language model ({source.kind}); give a T5, a T5Gemma, a BLIP-2 or an InstructBLIP."
+            f"{source.path} is not a known language model ({source.kind}); give a T5, a T5Gemma, a T5Gemma 2, a PaliGemma, a BLIP-2 or "
+            f"an InstructBLIP."
         )
-    config = family.config(**config_fields(source), dtype=dtype, scan_layers=True)
-    if not sees:
-        return family.backbone(config)
-    return BLIP2(config, _vision_config(source, dtype), qformer_config=_qformer_config(source))
+    parts: list[Any] = [family.config(**config_fields(source), dtype=dtype, scan_layers=True)]
+    if sees:
+        parts.append(_vision_config(source, dtype))
+    return kind(*parts, **({"qformer_config": _qformer_config(source)} if kind is BLIP2 else {}))
 
 
 def load_language_model(source: Source, dtype: str = "float32") -> tuple[AdaptedModel, dict[str, Any]]:

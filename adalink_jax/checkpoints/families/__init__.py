@@ -4,10 +4,11 @@ from adalink_jax.checkpoints.families.blip2_family import BLIP2Family
 from adalink_jax.checkpoints.families.family import Family, Translation, register
 from adalink_jax.checkpoints.families.paligemma_family import PaliGemmaFamily
 from adalink_jax.checkpoints.families.t5_family import T5Family
+from adalink_jax.checkpoints.families.t5gemma2_family import T5Gemma2Family
 from adalink_jax.checkpoints.families.t5gemma_family import T5GemmaFamily
 from adalink_jax.checkpoints.families.vit_family import ViTFamily
 
-for _family in (T5GemmaFamily(), T5Family(), ViTFamily(), BLIP2Family(), PaliGemmaFamily()):
+for _family in (T5GemmaFamily(), T5Family(), ViTFamily(), BLIP2Family(), PaliGemmaFamily(), T5Gemma2Family()):
     register(_family)
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "Family",
     "PaliGemmaFamily",
     "T5Family",
+    "T5Gemma2Family",
     "T5GemmaFamily",
     "Translation",
     "ViTFamily",

@@ -30,6 +30,7 @@ _BASE: Mapping[str, Any] = {
 _CLASSES: Mapping[str, Mapping[str, Any]] = {  # the defaults of transformers' classes
     "ViT": {"resample": Image.Resampling.BILINEAR},
     "Siglip": {"default_to_square": False},
+    "Gemma3": {"resample": Image.Resampling.BILINEAR},
     "Blip": _CLIP | {"size": {"height": 384, "width": 384}},
     "CLIP": _CLIP | _SHORTEST,
     "Bit": _CLIP | _SHORTEST,
@@ -42,6 +43,7 @@ _CLASS_OF_MODEL = {
     "blip-2": "Blip",
     "instructblip": "Blip",
     "paligemma": "Siglip",
+    "t5gemma2": "Gemma3",
 }
 _WITHOUT_EFFECT = (  # on the pixels; RGB images are the same whether they are converted to RGB or not
     "do_convert_rgb", "image_processor_type", "feature_extractor_type", "processor_class", "auto_map", "use_fast", "backend",

@@ -49,7 +49,7 @@ _NAMES = {  # Hugging Face's name -> this package's; {} is the number of a layer
        for stack, norms in _NORMS.items() for hf_norm, norm in norms.items() for place in ("pre", "post")},
 }  # fmt: skip
 _TENSORS = {name: tensor for tensor, name in _NAMES.items()}
-_SLIDING, _FULL = "sliding_attention", "full_attention"
+SLIDING, FULL = "sliding_attention", "full_attention"
 _Id = Annotated[int, pydantic.Field(ge=0, lt=2**31)]
 _Size = Annotated[int, pydantic.Field(ge=1, lt=2**31)]
 
@@ -180,7 +180,7 @@ class T5GemmaFamily(Family):
                 "attn_logit_softcapping": settings["attention_softcap"],
                 "final_logit_softcapping": settings["logits_softcap"],
                 "sliding_window": settings["sliding_window"],
-                "layer_types": [_FULL if (i + 1) % every == 0 else _SLIDING for i in range(layers)],
+                "layer_types": [FULL if (i + 1) % every == 0 else SLIDING for i in range(layers)],
                 "rope_parameters": {"rope_theta": settings["rope_theta"], "rope_type": "default"},
                 "max_position_embeddings": 8192,
                 "hidden_activation": "gelu_pytorch_tanh",
@@ -253,10 +253,10 @@ def full_attention_every(encoder: list[str] | None, decoder: list[str] | None, p
       CheckpointError: for layers that do not alternate regularly.
     """
     stated = [kinds for kinds in (encoder, decoder) if kinds]
-    longest = max(stated, key=len, default=[_SLIDING, _FULL])
-    every = longest.index(_FULL) + 1 if _FULL in longest else len(longest) + 1
+    longest = max(stated, key=len, default=[SLIDING, FULL])
+    every = longest.index(FULL) + 1 if FULL in longest else len(longest) + 1
     for kinds in stated:
-        if kinds != [_FULL if (i + 1) % every == 0 else _SLIDING for i in range(len(kinds))]:
+        if kinds != [FULL if (i + 1) % every == 0 else SLIDING for i in range(len(kinds))]:
             raise CheckpointError(
                 f"{path} has layer_types {kinds}; this package supports layers that alternate regularly."
             )

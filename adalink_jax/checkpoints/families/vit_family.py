@@ -100,6 +100,7 @@ _BIG_VISION_LAYER = {  # within a layer: big_vision's name -> this package's
 
 
 class _Vision(Form):
+    model_type: str | None = None
     hidden_act: str | None = None
     num_attention_heads: Annotated[int, pydantic.Field(ge=1, lt=2**31)] | None = None
     layer_norm_eps: Annotated[float, pydantic.Field(gt=0, lt=1)] | None = None
@@ -108,7 +109,6 @@ class _Vision(Form):
 class _Config(_Vision):
     """What `config.json` states and shapes do not show, at its top or of its `vision_config`."""
 
-    model_type: str
     vision_config: _Vision | None = None
 
 
@@ -263,7 +263,8 @@ def vision_settings(config: Mapping[str, Any], folder: epath.Path, path: str) ->
       CheckpointError: for an activation, or an image processor, that this package does not implement.
     """
     stated = as_form(config, _Config, f"{path}/config.json", error=CheckpointError)
-    vision, model_type = stated.vision_config or stated, stated.model_type
+    vision = stated.vision_config or stated
+    model_type = vision.model_type or stated.model_type
     activation = vision.hidden_act or ("gelu_pytorch_tanh" if model_type in SIGLIP else "gelu")
     if activation not in _ACTIVATIONS:
         raise CheckpointError(

@@ -1,6 +1,6 @@
 """Run by test_mesh.py in a process of eight virtual devices: training on meshes against training on one device.
 
-python mesh_program.py METHOD[@T5Gemma] STEPS MESH...          MESH: DATAxMODEL[,fsdp][,scanned][,blockwise], such as 2x4,fsdp,scanned
+python mesh_program.py METHOD[@T5Gemma|@T5Gemma2] STEPS MESH...          MESH: DATAxMODEL[,fsdp][,scanned][,blockwise], such as 2x4,fsdp,scanned
 """
 
 import sys
@@ -18,6 +18,8 @@ from adalink_jax import AdaLinkAdapter, AdaptedModel, PaLI, T5Config, ViTConfig,
 from adalink_jax.adapters import LoRA  # noqa: E402
 from adalink_jax.models import (  # noqa: E402
     T5Gemma,
+    T5Gemma2,
+    T5Gemma2Config,
     T5GemmaConfig,
     paths,  # noqa: E402
 )
@@ -25,6 +27,7 @@ from adalink_jax.training import optimizers, partition, setup  # noqa: E402
 from adalink_jax.training.step import TrainState, make_train_step  # noqa: E402
 
 ROWS = 16
+IMAGE_TOKEN = 263  # takes the first places of a T5Gemma 2's text
 
 
 def backbone(scanned, attention="reference", name="PaLI"):
@@ -40,6 +43,13 @@ def backbone(scanned, attention="reference", name="PaLI"):
         }
         sizes = {"vocab_size": 264, "emb_dim": 64, "mlp_dim": 128, "num_encoder_layers": 2, "num_decoder_layers": 2}
         return T5Gemma(T5GemmaConfig(**sizes, **heads, sliding_window=6, **settings))
+    if name == "T5Gemma2":
+        heads = {"num_heads": 8, "num_kv_heads": 2, "head_dim": 8, "query_pre_attn_scalar": 8}
+        sizes = {"vocab_size": 264, "emb_dim": 64, "mlp_dim": 128, "num_encoder_layers": 2, "num_decoder_layers": 2}
+        ids = {"image_token_id": IMAGE_TOKEN, "end_of_image_token_id": 262}
+        more = {"sliding_window": 6, "full_attention_every": 2, "image_pool": 2}
+        tower = ViTConfig((8, 16), 4, 64, 8, 256, 2, channels=1, **settings)
+        return T5Gemma2(T5Gemma2Config(**sizes, **heads, **ids, **more, **settings), tower)
     language = T5Config(264, 64, 8, 8, 128, 2, 2, **settings)
     return PaLI(language, ViTConfig((8, 16), 4, 64, 8, 256, 2, channels=1, **settings))
 
@@ -58,6 +68,8 @@ def batches(model, steps):
         batch = {k: rng.integers(1, 260, x.shape).astype(np.int32) for k, x in shapes.items() if x.dtype == np.int32}
         if "images" in shapes:
             batch["images"] = rng.uniform(-1, 1, shapes["images"].shape).astype(np.float32)
+        if isinstance(model.backbone, T5Gemma2):
+            batch["encoder_input_tokens"][:, :2] = IMAGE_TOKEN
         batch["decoder_loss_weights"] = rng.integers(0, 2, shapes["decoder_loss_weights"].shape).astype(np.float32)
         yield batch
 

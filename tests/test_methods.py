@@ -21,6 +21,7 @@ from adalink_jax.contract.case import Case
 from adalink_jax.contract.tiny import BACKBONES
 from adalink_jax.errors import UserError
 from adalink_jax.models import paths
+from adalink_jax.models.encoder_decoder import joined
 from adalink_jax.models.seam import Inputs
 
 LAYERS = [f"{stack}/layers_{i}" for stack in ("decoder", "encoder") for i in (0, 1)]
@@ -58,7 +59,8 @@ CASES = {  # module, and its leaves with a text model
     ),
     "norm_tuning": (lambda: NormTuning(), NORMS),
 }
-SEEING = "PaLI", "PaliGemma"
+SEEING = "PaLI", "PaliGemma", "T5Gemma2"
+GEMMAS = "T5Gemma", "PaliGemma", "T5Gemma2"
 both = pytest.mark.parametrize("backbone", BACKBONES)
 # A method knows no family: each has every behaviour with a T5, and with other families those that touch what they have of their own.
 USUAL = [
@@ -68,6 +70,7 @@ USUAL = [
     ("adalink", "T5Gemma"),
     ("lora", "T5Gemma"),
     ("adalink", "PaliGemma"),
+    ("adalink", "T5Gemma2"),
 ]
 every_pair = pytest.mark.parametrize(
     "method, backbone",
@@ -152,10 +155,14 @@ def test_the_leaves_of_each_method(backbone, method):
     found = sorted(paths.unscan(paths.flatten(case(method, backbone).fresh)))
     kinds = ["image/down", "image/up"] if backbone in SEEING and method == "adalink" else []
     after = [name.replace("/pre_", "/post_") for name in NORMS if "/pre_" in name]  # norms of Gemma's sublayers
-    more = after if backbone in ("T5Gemma", "PaliGemma") and method == "norm_tuning" else []
+    more = after if backbone in GEMMAS and method == "norm_tuning" else []
+    if backbone == "T5Gemma2" and method == "norm_tuning":
+        more = more + [f"{name}/{norm}_norm/scale" for name in ATTENTIONS for norm in ("query", "key")]
     leaves = kinds + CASES[method][1] + more
     if backbone == "PaliGemma":  # has a decoder alone, which attends to itself
-        leaves = [name for name in leaves if not re.match(r"encoder/|.*(cross|encoder_decoder)_attention", name)]
+        leaves = [name for name in leaves if not name.startswith("encoder/")]
+    if backbone in ("PaliGemma", "T5Gemma2"):  # have one attention in each layer
+        leaves = [name for name in leaves if not re.match(r".*(cross|encoder_decoder)_attention", name)]
     assert found == sorted(leaves)
 
 
@@ -168,8 +175,8 @@ def test_a_prompt_stands_before_everything_else(backbone):
     run = lambda method: jax.jit(functools.partial(model.backbone.apply, method=method))
     inputs = run("embed")(weights, batch)
     prompt = jnp.broadcast_to(params["adapter"]["prompt"], (4, 3, 32))
-    parts = [(prompt, jnp.ones((4, 3), bool)), (inputs.image, inputs.image_mask), (inputs.text, inputs.text_mask)]
-    x, mask = (jnp.concatenate([part[i] for part in parts if part[0] is not None], axis=1) for i in (0, 1))
+    parts = [(prompt, jnp.ones((4, 3), bool)), joined(inputs)]
+    x, mask = (jnp.concatenate([part[i] for part in parts], axis=1) for i in (0, 1))
     expected = run("encode")(weights, Inputs(text=x, text_mask=mask))
     found = jax.jit(functools.partial(model.apply, method="encode"))({"params": params}, batch)
     np.testing.assert_array_equal(found.mask, expected.mask)

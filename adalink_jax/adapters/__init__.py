@@ -9,7 +9,7 @@ from adalink_jax.adapters.adalink import AdaLink, AdaLinkAdapter
 from adalink_jax.adapters.adapted import AdaptedModel, abstract_params, fresh_params
 from adalink_jax.adapters.bank import NONE, Bank, align, stack_adapters, unpad, widest
 from adalink_jax.adapters.chain import Chain
-from adalink_jax.adapters.folding import fold_adapter, fold_image, fold_text, folded_backbone
+from adalink_jax.adapters.folding import fold_adapter, fold_embeddings, fold_image, fold_text, folded_backbone
 from adalink_jax.adapters.layer_adapter import LayerAdapter
 from adalink_jax.adapters.lora import LoRA
 from adalink_jax.adapters.named import NamedAdapters
@@ -37,6 +37,7 @@ __all__ = [
     "check_packable",
     "describe_adapter",
     "fold_adapter",
+    "fold_embeddings",
     "fold_image",
     "fold_text",
     "folded_backbone",

@@ -5,11 +5,13 @@
     layers:  `LoRA.merge`, `NormTuning.merge`: the method's module has its own
 
 T5 shares its table with the decoder (and T5 1.0 with the logits), so the folded table is a leaf of its own, for the encoder
-alone (`encoder_embedding`). Where a family multiplies rows of its table by s on their way to the seam, E' = adapter(s E) / s. Folding
+alone (`encoder_embedding`). Where a family multiplies rows of its table by s on their way to the seam, E' = adapter(s E) / s; vectors
+beside the table are not multiplied, and rows that are replaced on that way stay as they are. Folding
 is exact up to the rounding of the products and of the stored dtype.
 """
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import flax.linen as nn
@@ -30,16 +32,28 @@ _ROWS = 8192  # rows of a table adapted at once
 def fold_text(
     adapter: nn.Module, params: Params, table: Float[np.ndarray, "V D"], embedding_scale: float = 1.0
 ) -> Float[np.ndarray, "V D"]:
-    """Folds a text adapter into the encoder's embedding table.
+    """`fold_embeddings` of a table [V, D] alone; returns the adapted table, float32."""
+    return fold_embeddings(adapter, params, {TABLE: table}, embedding_scale)[ENCODER_TABLE]
+
+
+def fold_embeddings(
+    adapter: nn.Module,
+    params: Params,
+    leaves: Mapping[str, np.ndarray],
+    embedding_scale: float = 1.0,
+    replaced_ids: Sequence[int] = (),
+) -> dict[str, np.ndarray]:
+    """Folds a text adapter into the encoder's embeddings.
 
     Args:
       adapter: an input adapter that maps each text embedding by itself (`per_token`).
       params: its parameters.
-      table: the base's embeddings.
-      embedding_scale: the backbone's.
+      leaves: the base's embeddings by name: `token_embedder/embedding` [V, D] and vectors [D] beside it, and those of its encoder
+        (`encoder/...`) where it has its own.
+      embedding_scale, replaced_ids: the backbone's.
 
     Returns:
-      The adapted table, float32.
+      The encoder's adapted embeddings by name, float32.
 
     Raises:
       UserError: if the adapter cannot be folded, or adapts more than the text. (A pair shared by all kinds is accepted: only
@@ -52,18 +66,18 @@ def fold_text(
         raise UserError(
             f"{name} adapts {', '.join(kinds)}; only an adapter of the text alone can be folded into a table."
         )
-    return _adapted_table(adapter, params, table, embedding_scale)
+    return _adapted_embeddings(adapter, params, leaves, embedding_scale, replaced_ids)
 
 
 def fold_image(
-    adapter: nn.Module, params: Params, kernel: Float[np.ndarray, "E D"], bias: Float[np.ndarray, " D"]
-) -> tuple[Float[np.ndarray, "E D"], Float[np.ndarray, " D"]]:
+    adapter: nn.Module, params: Params, kernel: Float[np.ndarray, "E D"], bias: Float[np.ndarray, " D"] | None
+) -> tuple[Float[np.ndarray, "E D"], Float[np.ndarray, " D"] | None]:
     """Folds an image adapter into the visual projection.
 
     Args:
       adapter: an input adapter that maps each image embedding by itself and linearly (`per_token`, `linear`).
       params: its parameters.
-      kernel, bias: the base's projection, with E the vision tower's width.
+      kernel, bias: the base's projection, with E the vision tower's width; the bias may be absent.
 
     Returns:
       The adapted kernel and bias, float32.
@@ -77,10 +91,17 @@ def fold_image(
             f"The images' adapter cannot be folded: {type(adapter).__name__} is not linear here "
             f"(phi {getattr(adapter, 'phi', 'unknown')}); keep it as an adapter."
         )
-    return _adapted(adapter, params, "image", kernel), _adapted(adapter, params, "image", bias[None])[0]
+    adapted = lambda rows: _adapted(adapter, params, "image", rows)
+    return adapted(kernel), None if bias is None else adapted(bias[None])[0]
 
 
-def fold_adapter(adapter: nn.Module, params: Params, backbone: Params, embedding_scale: float = 1.0) -> dict[str, Any]:
+def fold_adapter(
+    adapter: nn.Module,
+    params: Params,
+    backbone: Params,
+    embedding_scale: float = 1.0,
+    replaced_ids: Sequence[int] = (),
+) -> dict[str, Any]:
     """Folds an adapter into a backbone's parameters: images into `projection`, text into `encoder/token_embedder`; a layer
     adapter merges itself.
 
@@ -88,7 +109,7 @@ def fold_adapter(adapter: nn.Module, params: Params, backbone: Params, embedding
       adapter: an input adapter of single embeddings, or a `LayerAdapter`.
       params: its parameters.
       backbone: the backbone's parameters.
-      embedding_scale: the backbone's.
+      embedding_scale, replaced_ids: the backbone's.
 
     Returns:
       The parameters of `folded_backbone`.
@@ -108,10 +129,10 @@ def fold_adapter(adapter: nn.Module, params: Params, backbone: Params, embedding
         )
     if "image" in kinds:
         names = "projection/kernel", "projection/bias"
-        folded |= dict(zip(names, fold_image(adapter, params, *(folded[name] for name in names))))
+        adapted = zip(names, fold_image(adapter, params, folded[names[0]], folded.get(names[1])))
+        folded |= {name: leaf for name, leaf in adapted if leaf is not None}
     if "text" in kinds:
-        table = folded.get(ENCODER_TABLE, folded[TABLE])
-        folded[ENCODER_TABLE] = _adapted_table(adapter, params, table, embedding_scale)
+        folded |= _adapted_embeddings(adapter, params, folded, embedding_scale, replaced_ids)
     return paths.unflatten(folded)
 
 
@@ -128,8 +149,20 @@ def _check_per_token(adapter: nn.Module) -> None:
         raise UserError(f"{type(adapter).__name__} cannot be folded: it does more than map each token's embedding.")
 
 
-def _adapted_table(adapter: nn.Module, params: Params, table: np.ndarray, scale: float) -> Float[np.ndarray, "V D"]:
-    return _adapted(adapter, params, "text", table * np.float32(scale)) / np.float32(scale)
+def _adapted_embeddings(
+    adapter: nn.Module, params: Params, leaves: Mapping[str, np.ndarray], scale: float, replaced_ids: Sequence[int]
+) -> dict[str, np.ndarray]:
+    """The encoder's embeddings, which are the decoder's where it has none: the table, and vectors [D] beside it."""
+    adapted = {}
+    for name in (name for name in leaves if name.startswith("token_embedder/")):
+        encoder_name = f"encoder/{name}"
+        values = np.asarray(leaves.get(encoder_name, leaves[name]))
+        factor = np.float32(scale if name == TABLE else 1)
+        rows = _adapted(adapter, params, "text", values.reshape(-1, values.shape[-1]) * factor) / factor
+        adapted[encoder_name] = rows.reshape(values.shape)
+        if name == TABLE:
+            adapted[encoder_name][list(replaced_ids)] = values[list(replaced_ids)]
+    return adapted
 
 
 def _adapted(adapter: nn.Module, params: Params, kind: str, rows: np.ndarray) -> Float[np.ndarray, "rows D"]:

@@ -137,7 +137,8 @@ def is_merged_or_folded(case: Case) -> None:
     """Merged into the layers (`LayerAdapter.merge`) or folded into the embedding tables (`per_token`), it gives the same logits."""
     backbone = jax.tree.map(lambda x: x, case.base.params)
     try:
-        folded = fold_adapter(case.adapter, case.trained, backbone, case.base.backbone.embedding_scale)
+        base = case.base.backbone
+        folded = fold_adapter(case.adapter, case.trained, backbone, base.embedding_scale, base.replaced_ids)
     except UserError as e:
         raise DoesNotApply(str(e)) from e
     same = jax.tree.all(jax.tree.map(lambda a, b: a is b, backbone, case.base.params))

@@ -2,6 +2,8 @@
 
 shared.weight                  the base's table, for the decoder (and for tied logits); T5Gemma: decoder.embed_tokens.weight
 encoder.embed_tokens.weight    the folded table
+
+In a T5Gemma 2, whose sides share their embeddings, `config.json` says that they are no longer tied.
 """
 
 import pathlib
@@ -14,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from adalink_jax.adapters import AdaptedModel, fold_text
+from adalink_jax.adapters import AdaptedModel, fold_embeddings
 from adalink_jax.adapters.folding import ENCODER_TABLE, TABLE
 from adalink_jax.checkpoints import AdapterFacts, Source, counted, fingerprint_of_source, hugging_face
 from adalink_jax.checkpoints.adapter_files import check_base
@@ -58,15 +60,19 @@ def export_folded(
     """
     path = check_destination(folder)
     module, params, facts = read_text_adapter(adapter)
-    table = source.leaves.get(ENCODER_TABLE, source.leaves[TABLE]).whole()
-    scale, name = backbone_of(source).embedding_scale, hugging_face.family_of(source).encoder_table
+    embeddings = {name: leaf.whole() for name, leaf in source.leaves.items() if "token_embedder/" in name}
+    table, backbone = embeddings.get(ENCODER_TABLE, embeddings[TABLE]), backbone_of(source)
     stored = np.dtype(dtype) if dtype else table.dtype
-    config = hugging_face.config_of(source, stored.name)
     source_read = counted(source, on_bytes)
     check_base(adapter, facts, fingerprint_of_source(source_read), "give its own base with --base")
-    exact = np.asarray(fold_text(module, params, table, scale))
+    adapted = fold_embeddings(module, params, embeddings, backbone.embedding_scale, backbone.replaced_ids)
+    exact = adapted[ENCODER_TABLE]
     if np.array_equal(exact, table):
         raise UserError(f"The adapter {adapter} changes nothing, like a fresh one; export a trained adapter.")
+    leaves = {name: from_array(values.astype(stored), name) for name, values in adapted.items()}
+    family = hugging_face.family_of(source)
+    written, extra = family.folded(source_read, leaves)
+    config = hugging_face.config_of(written, stored.name)
     folded = exact.astype(stored)
     check, changes = _self_check(source, dtype, table.astype(stored), folded, exact)
     if changes["rounding"] > 0.1 * changes["adapter"]:
@@ -76,7 +82,7 @@ def export_folded(
     tensors = {name: from_array(value, name) for name, value in check.items()}
     dtypes = {name: leaf.dtype for name, leaf in tensors.items()}
     with writing_folder(path, LAST) as new:
-        hugging_face.write(new, source_read, config, dtype, {name: from_array(folded, name)})
+        hugging_face.write(new, written, config, dtype, extra)
         safetensors_file.write_leaves(new / "self_check.safetensors", tensors, dtypes)
         (new / "self_check.py").write_text((TEMPLATES / "self_check.py").read_text())
         card = {"adapter": f"{changes['adapter']:.2g}", "dtype": stored.name}
@@ -93,6 +99,7 @@ def _self_check(
     all_bfloat16 = all(leaf.dtype.name == "bfloat16" for leaf in source.leaves.values())
     weights_dtype = "bfloat16" if dtype == "bfloat16" or (dtype is None and all_bfloat16) else "float32"
     model, weights = load_language_model(source, weights_dtype)
+    inputs[np.isin(inputs, model.backbone.replaced_ids)] = 3
     inputs[:, -1], targets[:, 0] = model.backbone.token_ids.eos, model.backbone.token_ids.start
     scale = np.float32(model.backbone.embedding_scale)
     logits = lambda rows: _logits(model, weights, scale * rows[inputs].astype(np.float32), targets)

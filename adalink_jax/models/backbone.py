@@ -58,6 +58,11 @@ class Backbone(nn.Module, abc.ABC):
         return 1.0
 
     @property
+    def replaced_ids(self) -> tuple[int, ...]:
+        """Ids of the text whose rows of the embedding table are not what passes the seam."""
+        return ()
+
+    @property
     def token_ids(self) -> TokenIds:
         """The language model's special ids; T5's, unless a family has others."""
         return T5_IDS

@@ -289,6 +289,11 @@ class T5Gemma2(Visual, T5Gemma):
     encoder_type, decoder_type = Encoder, Decoder
     config: T5Gemma2Config  # pyright: ignore[reportIncompatibleVariableOverride]  # narrower; Flax modules are frozen
 
+    @property
+    def replaced_ids(self) -> tuple[int, ...]:
+        """Those of an image's end and of visual tokens."""
+        return self.config.end_of_image_token_id, self.config.image_token_id
+
     def new_embedder(self) -> Embed:
         """The table of both sides and the logits."""
         return _embedder(self.config)

@@ -50,7 +50,7 @@ def fold_base(folder: str, backbone: Backbone, base: str, destination: str) -> F
     setup = Setup(AdaptedModel(backbone, module), initial_checkpoint_path=base, initial_adapter_path=folder)
     params = load_parameters(setup, parallel.make_mesh(), parallel.logical_axis_rules())
     tree = params.tree()
-    folded = fold_adapter(module, tree["adapter"], tree["backbone"], backbone.embedding_scale)
+    folded = fold_adapter(module, tree["adapter"], tree["backbone"], backbone.embedding_scale, backbone.replaced_ids)
     plain = AdaptedModel(folded_backbone(backbone, folded))
     wanted = paths.flatten(parallel.unbox(abstract_params(plain))["backbone"])
     if {name: leaf.shape for name, leaf in wanted.items()} != {n: x.shape for n, x in paths.flatten(folded).items()}:

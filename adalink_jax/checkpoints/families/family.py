@@ -137,6 +137,25 @@ class Family:
         """What is written of the `config.json` that a source has; all of it, unless some of it is not true of the leaves."""
         return dict(config)
 
+    def folded(self, source: Source, embeddings: Mapping[str, Leaf]) -> tuple[Source, dict[str, Leaf]]:
+        """A Hugging Face model with embeddings of its encoder's own.
+
+        Args:
+          source: the base.
+          embeddings: the encoder's, by this package's names (`encoder/token_embedder/...`).
+
+        Returns:
+          The model to write, and tensors by Hugging Face's names that take the place of its own or stand beside them.
+
+        Raises:
+          CheckpointError: if Hugging Face's model has one table for all text.
+        """
+        if not self.encoder_table:
+            raise CheckpointError(
+                f"A Hugging Face {self.name} has one table for all text; fold the adapter into a native base (`adalink adapters fold`)."
+            )
+        return source, {self.encoder_table: embeddings["encoder/token_embedder/embedding"]}
+
     def from_t5x(self, leaves: Mapping[str, Leaf]) -> dict[str, Leaf] | None:
         """Leaves of a t5x or Orbax checkpoint under this package's names; None if they have these names already or are
         another model's."""

@@ -5,6 +5,7 @@ in the code of `transformers`; the tower's with and without `vision_model.`. The
 and absent. Where a text adapter is folded into the encoder's table, all three are there, and `config.json` says that they are not tied.
 """
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from typing import Annotated, Any
@@ -209,6 +210,10 @@ class T5Gemma2Family(Family):
             rest |= {name: rest.pop(_ENCODER + name) for name in _EMBEDDER.values()}
         tower = siglip_tensors(leaves, f"{PREFIX}{_VISION}vision_model.")
         return self._renamed_tensors(rest, _is_transposed) | tower | untied
+
+    def folded(self, source: Source, embeddings: Mapping[str, Leaf]) -> tuple[Source, dict[str, Leaf]]:
+        """See `Family`."""
+        return dataclasses.replace(source, leaves={**source.leaves, **embeddings}), {}
 
     def kept_config(self, config: Mapping[str, Any], source: Source) -> dict[str, Any]:
         """See `Family`: whether the tables are tied."""

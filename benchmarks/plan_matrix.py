@@ -1,13 +1,13 @@
 """The smallest TPU slices on which large models fit, for AdaLink and for full fine-tuning: `adalink plan`, without a TPU.
 
-    python benchmarks/plan_matrix.py [--out runs/plan_matrix] [--only NAME ...] [--long]
+    python benchmarks/plan_matrix.py [--out runs/plan_matrix] [--only NAME ...] [--long | --open]
 
 For each model, method and chip: the smallest slice on which the step and an evaluation fit, and the smallest with at least four times
 as many chips. Fully sharded (gin/meshes/fsdp.gin; over half of the chips and tensor parallel over 2, or a quarter and 4, if a size does
 not divide), frozen weights in bfloat16, REMAT full, AdamW, one row per chip and at least 128 rows. Compiled with `adalink plan --quick`;
 a slice that misses by less than a fifth is compiled again without it, which takes ten times as long. Each cell has a file, so rerunning
 the command resumes it; a few hours on two cores. Writes table.md to --out. With --long: AdaLink with long inputs, by compiler flags and
-attention, in long.md.
+attention, in long.md. With --open: AdaLink on the open successors of PaLI, on TPU slices and H100s, in open.md.
 """
 
 import argparse
@@ -31,6 +31,12 @@ MODELS = {
     "ul2_20b": (None, 512, 128),
     "pali_x_55b": (756, 64, 64),
 }
+# Of --open, likewise; inputs of T5Gemma 2 have the places of 256 visual tokens.
+OPEN = {
+    "t5gemma2_4b": (896, 384, 64),
+    "t5gemma_9b": (None, 512, 128),
+    "paligemma2_28b_224": (224, 64, 64),
+}
 # Long inputs, of --long: model -> image size, tokens in and out; the slice.
 LONG = (
     ("t5_1_1_xl", (None, 512, 128), "v5e:4x8"),
@@ -49,6 +55,7 @@ COMPARED = (
 )
 METHODS = ("adalink", "full")
 CHIPS = ("v5e", "v5p", "v6e")
+GPUS = ("1", "2", "4", "8", "16", "32")
 NEARLY = 1.2  # times a chip's memory: --quick programs need more than others
 
 
@@ -82,7 +89,7 @@ def plan(
 def cell_of(model: str, method: str, topology: str, quick: bool, folder: pathlib.Path) -> dict:
     """The plan of one cell of the matrix."""
     file = folder / f"{model}.{method}.{topology.replace(':', '.')}{'.quick' if quick else ''}.json"
-    return plan(file, model, method, topology, MODELS[model], *(["--quick"] if quick else []))
+    return plan(file, model, method, topology, (MODELS | OPEN)[model], *(["--quick"] if quick else []))
 
 
 def missed_by_little(cell: dict) -> bool:
@@ -94,7 +101,7 @@ def missed_by_little(cell: dict) -> bool:
 def smallest(model: str, method: str, chip: str, folder: pathlib.Path) -> list[dict]:
     """Plans of the smallest slice that fits, and of the first with four times as many chips."""
     fitting = []
-    for shape in ACCELERATORS[chip].slices:
+    for shape in ACCELERATORS[chip].slices or GPUS:
         chips = parse_topology(f"{chip}:{shape}").chips
         if fitting and chips < 4 * fitting[0]["chips"]:
             continue
@@ -166,13 +173,17 @@ def main() -> None:
     """Plans every cell and writes the table."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("runs/plan_matrix"))
-    parser.add_argument("--only", nargs="*", default=list(MODELS), choices=list(MODELS), help="models")
-    parser.add_argument("--long", action="store_true", help="compare compiler flags and attention with long inputs")
+    parser.add_argument("--only", nargs="*", choices=[*MODELS, *OPEN], help="models")
+    kinds = parser.add_mutually_exclusive_group()
+    kinds.add_argument("--long", action="store_true", help="compare compiler flags and attention with long inputs")
+    kinds.add_argument("--open", action="store_true", help="AdaLink on the open successors of PaLI, H100s too")
     options = parser.parse_args()
     if options.long:
         (options.out / "long.md").write_text("\n".join(long_table(options.out)) + "\n")
         return
-    cells = [(model, method, chip) for model in options.only for method in METHODS for chip in CHIPS]
+    models, methods, chips = (OPEN, ("adalink",), (*CHIPS, "h100")) if options.open else (MODELS, METHODS, CHIPS)
+    models = options.only or models
+    cells = [(model, method, chip) for model in models for method in methods for chip in chips]
     lines = [HEAD]
     with Progress() as bar:
         task = bar.add_task("plans", total=len(cells))
@@ -183,7 +194,7 @@ def main() -> None:
             if not plans:
                 lines.append(f"| {model} | {method} | {chip}: no slice |" + " - |" * (len(HEADINGS) - 3))
             bar.advance(task)
-    (options.out / "table.md").write_text("\n".join(lines) + "\n")
+    (options.out / ("open.md" if options.open else "table.md")).write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
 
 

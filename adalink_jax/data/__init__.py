@@ -11,7 +11,7 @@ from adalink_jax.data.feature_converter import INSTRUCTION, Batch, FeatureConver
 from adalink_jax.data.published import PublishedData, SpanCorruption
 from adalink_jax.data.task_protocol import Example, Task
 from adalink_jax.data.tasks import DatasetConfig, get_tasks, seqio_sources
-from adalink_jax.data.transformers_vocabulary import TransformersVocabulary, WordPieceVocabulary
+from adalink_jax.data.transformers_vocabulary import TransformersVocabulary
 from adalink_jax.data.user_files import FileTask
 from adalink_jax.data.vision_cache import Tower, VisionCache
 from adalink_jax.data.vocabularies import (
@@ -21,6 +21,7 @@ from adalink_jax.data.vocabularies import (
     check_rows,
     load_vocabulary,
 )
+from adalink_jax.data.wordpiece_vocabulary import WordPieceVocabulary
 
 __all__ = [
     "INSTRUCTION",

@@ -21,8 +21,9 @@ import numpy as np
 
 from adalink_jax.data.images import PREPARATION, ImageShape, Preparation, decode_image, load_image, read_image
 from adalink_jax.data.task_protocol import Example
-from adalink_jax.data.transformers_vocabulary import PAD, WordPieceVocabulary
+from adalink_jax.data.transformers_vocabulary import PAD
 from adalink_jax.data.vision_cache import VisionCache, image_key
+from adalink_jax.data.wordpiece_vocabulary import WordPieceVocabulary
 from adalink_jax.errors import UserError
 from adalink_jax.token_ids import T5_IDS, TokenIds
 

@@ -7,6 +7,7 @@ import seqio
 import tensorflow as tf
 from seqio import EncDecFeatureConverter, Vocabulary
 
+from adalink_jax.data.seqio_vocabulary import check_task as check_inputs
 from adalink_jax.errors import UserError
 
 __all__ = ["EncDecFeatureConverter", "ImageFeatureConverter", "Vocabulary", "check_task"]
@@ -22,7 +23,8 @@ def check_task(name: str, takes_images: bool) -> None:
       takes_images: whether the model takes images.
 
     Raises:
-      UserError: if it is not declared, has images if the model takes none or the other way round, or has files of images.
+      UserError: if it is not declared, has images if the model takes none or the other way round, has files of images, or
+        ends inputs with EOS that its vocabulary does not end with it.
     """
     known = [*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()]
     if name not in known:
@@ -31,6 +33,7 @@ def check_task(name: str, takes_images: bool) -> None:
             f"(only `adalink train` reads your own files, gin/tasks/files.gin)."
         )
     for task in seqio.get_subtasks(seqio.get_mixture_or_task(name)):
+        check_inputs(task)
         image = next((task.output_features[key] for key in _IMAGES if key in task.output_features), None)
         if (image is not None) != takes_images:
             has, takes = ("images", "no images") if image else ("no images", "images")

@@ -12,6 +12,7 @@ import tensorflow as tf
 from adalink_jax import configuration
 from adalink_jax.data.feature_converter import has_image
 from adalink_jax.data.mixing import mixed
+from adalink_jax.data.seqio_vocabulary import HuggingFaceVocabulary, check_task
 from adalink_jax.data.task_protocol import Example
 from adalink_jax.errors import UserError
 
@@ -61,6 +62,8 @@ class SeqioTask:
     def encode(self, text: str) -> list[int]:
         """See `Task.encode`."""
         vocabulary = self._task.output_features["inputs"].vocabulary
+        if isinstance(vocabulary, HuggingFaceVocabulary):
+            return vocabulary.input_ids(text)
         return [*vocabulary.encode(text), cast(int, vocabulary.eos_id)]
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -142,7 +145,7 @@ def get_tasks(
 
     Raises:
       UserError: if the module cannot be imported, if there is no such task (the message names the nearest), or if its data or its
-        cache are missing.
+        cache are missing, or if EOS ends inputs that the vocabulary does not end with it.
     """
     registering = configuration.import_module(module or SHIPPED_TASKS, "MIXTURE_OR_TASK_MODULE")
     if hasattr(registering, "register"):
@@ -154,6 +157,7 @@ def get_tasks(
     task_or_mixture = seqio.get_mixture_or_task(name)
     tasks = seqio.get_subtasks(task_or_mixture)
     for task in tasks:
+        check_task(task)
         if use_cached and task.cache_dir is None:
             folders = ", ".join(seqio.get_global_cache_dirs()) or "any folder"
             raise UserError(

@@ -1,10 +1,11 @@
-"""Vocabularies of `load_vocabulary` as seqio's. Invariant: the ids are the same in both."""
+"""Vocabularies of `load_vocabulary` as seqio's. Invariant: the ids are the same in both, those of inputs with their beginning and end."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import seqio
 import tensorflow as tf
+from seqio.utils import Feature
 
 from adalink_jax.data.feature_converter import text_of
 from adalink_jax.data.transformers_vocabulary import EOS, TransformersVocabulary
@@ -16,31 +17,81 @@ def seqio_vocabulary(path: str) -> seqio.Vocabulary:
     """Returns seqio's vocabulary with the ids of `load_vocabulary(path)`.
 
     Raises:
-      UserError: if there is no vocabulary, it is damaged, or its inputs do not end with EOS, as seqio's tasks have them.
+      UserError: if there is no vocabulary, or it is damaged.
     """
     vocabulary, file = load_vocabulary(path), find_vocabulary(path)
-    if (vocabulary.before, vocabulary.after) != ((), (EOS,)):
-        raise UserError(
-            f"The tokenizer of {path} begins inputs with {list(vocabulary.before)} and ends them with {list(vocabulary.after)}; "
-            f"tasks of seqio end them with EOS alone, so use a task of own files (docs/data.md)."
-        )
     if isinstance(vocabulary, ByteVocabulary):
         return seqio.ByteVocabulary()
     if isinstance(vocabulary, TransformersVocabulary):
-        return _HuggingFaceVocabulary(vocabulary, str(file))
+        return HuggingFaceVocabulary(vocabulary, str(file))
     extra_ids = vocabulary.vocab_size - SentencePieceVocabulary(str(file), extra_ids=0).vocab_size
     return seqio.SentencePieceVocabulary(str(file), extra_ids)
 
 
-class _HuggingFaceVocabulary(seqio.Vocabulary):
-    """The tokenizer of a Hugging Face folder; two of one folder are equal, as the tasks of a mixture must have one vocabulary."""
+def framed(vocabulary: seqio.Vocabulary) -> "HuggingFaceVocabulary | None":
+    """The vocabulary, if its inputs do not just end with EOS as seqio's do: Gemma's begin with BOS, a chat template has text around them."""
+    if not isinstance(vocabulary, HuggingFaceVocabulary) or vocabulary.frame == ((), (EOS,)):
+        return None
+    return vocabulary
+
+
+def tokenize(
+    dataset: tf.data.Dataset, output_features: Mapping[str, Feature], sequence_length: Mapping[str, int] | None
+) -> tf.data.Dataset:
+    """A preprocessor: `seqio.preprocessors.tokenize`, but for `inputs` of a `framed` vocabulary, which have their beginning and end and are
+    cut as `input_ids` cuts them. `append_eos_after_trim` completes the rest; `add_eos` of such inputs is False.
+    """
+    vocabulary = framed(output_features["inputs"].vocabulary)
+    if vocabulary is None:
+        return seqio.preprocessors.tokenize(dataset, output_features)
+    whole = vocabulary  # for the closure
+    length = (sequence_length or {}).get("inputs")
+    others = {name: feature for name, feature in output_features.items() if name != "inputs"}
+
+    def with_inputs(example: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        text = example["inputs"]
+        return {**example, "inputs_pretokenized": text, "inputs": whole.input_ids_tf(text, length)}
+
+    return seqio.preprocessors.tokenize(dataset, others).map(with_inputs, num_parallel_calls=tf.data.AUTOTUNE)
+
+
+def check_task(task: seqio.Task | seqio.Mixture) -> None:
+    """Checks that a task's inputs are those of its vocabulary.
+
+    Raises:
+      UserError: if EOS ends inputs that the vocabulary does not end with it.
+    """
+    inputs = task.output_features.get("inputs")
+    if inputs is not None and inputs.add_eos and (vocabulary := framed(inputs.vocabulary)):
+        before, after = map(list, vocabulary.frame)
+        raise UserError(
+            f"The inputs of {task.name} end with EOS, and this vocabulary puts them between {before} and {after}: declare them with "
+            f"add_eos=False, and tokenise them with adalink_jax.data.seqio_vocabulary.tokenize."
+        )
+
+
+class HuggingFaceVocabulary(seqio.Vocabulary):
+    """The tokenizer of a Hugging Face folder; two of one folder are equal, as the tasks of a mixture must have one vocabulary.
+
+    Attributes:
+      frame: the ids before and after an input.
+    """
 
     def __init__(self, vocabulary: TransformersVocabulary, folder: str):
         super().__init__()
-        self._vocabulary, self._folder = vocabulary, folder
+        self._vocabulary, self._folder = vocabulary, (folder, vocabulary.chat)
+        self.frame = vocabulary.before, vocabulary.after
+
+    def input_ids(self, text: str) -> list[int]:
+        """The ids of an input with its beginning and end."""
+        return self._vocabulary.input_ids(text)
+
+    def input_ids_tf(self, text: tf.Tensor, length: int | None) -> tf.Tensor:
+        """The ids of an input with its beginning and end, int32 [L], cut to `length`."""
+        return _ids(lambda x: self._vocabulary.input_ids(x, length), text)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _HuggingFaceVocabulary) and self._folder == other._folder
+        return isinstance(other, HuggingFaceVocabulary) and self._folder == other._folder
 
     def __hash__(self) -> int:
         return hash(self._folder)
@@ -64,13 +115,16 @@ class _HuggingFaceVocabulary(seqio.Vocabulary):
         return self._vocabulary.decode(ids)
 
     def _encode_tf(self, s: tf.Tensor) -> tf.Tensor:
-        encode = lambda text: np.array(self._vocabulary.encode(text_of(text)), np.int32)
-        ids = tf.numpy_function(encode, [s], tf.int32)
-        ids.set_shape([None])
-        return ids
+        return _ids(self._vocabulary.encode, s)
 
     def _decode_tf(self, ids: tf.Tensor) -> tf.Tensor:
         decode = lambda row: self._vocabulary.decode(row).encode()
         if ids.shape.rank == 1:
             return tf.numpy_function(decode, [ids], tf.string)
         return tf.map_fn(self._decode_tf, ids, fn_output_signature=tf.string)
+
+
+def _ids(encode: Callable[[str], list[int]], text: tf.Tensor) -> tf.Tensor:
+    ids = tf.numpy_function(lambda x: np.array(encode(text_of(x)), np.int32), [text], tf.int32)
+    ids.set_shape([None])
+    return ids

@@ -114,7 +114,7 @@ class TransformersVocabulary(Framed):
             if there is no chat template, or it is not a fixed text around a message.
         """
         folder = path_of(path)
-        self._tokenizer = _load(folder)
+        self._tokenizer = load_tokenizer(folder)
         if (self._tokenizer.pad_token_id, self._tokenizer.eos_token_id) != (PAD, EOS):
             kind, ids = type(self._tokenizer).__name__, (self._tokenizer.pad_token_id, self._tokenizer.eos_token_id)
             raise UserError(
@@ -205,34 +205,6 @@ class TransformersVocabulary(Framed):
         return [text(i) for i in range(self.vocab_size)]
 
 
-class WordPieceVocabulary:
-    """BERT's vocabulary, in which the Q-Former of an InstructBLIP reads instructions: `[CLS] words [SEP]`; pad is 0."""
-
-    def __init__(self, path: str):
-        """Args:
-          path: a `tokenizer.json`, or a checkpoint's folder (also `hf://OWNER/NAME`) with a tokenizer in `qformer_tokenizer/`.
-
-        Raises:
-          UserError: if it is missing or damaged, or `transformers` is not installed.
-        """
-        from adalink_jax.checkpoints import folder_of  # brings JAX, which worker processes do without
-
-        folder = folder_of(path)
-        folder = folder.parent if folder.is_file() else folder / QFORMER_FOLDER
-        if not any((folder / name).is_file() for name in (TOKENIZER_FILE, QFORMER_WORDS)):
-            raise UserError(
-                f"{path} holds no {QFORMER_FOLDER}/{TOKENIZER_FILE}; give QFORMER_VOCABULARY the file's path."
-            )
-        self._tokenizer = _load(folder)
-        if self._tokenizer.pad_token_id not in (PAD, None):
-            raise UserError(f"{folder} pads with id {self._tokenizer.pad_token_id}, and a Q-Former's padding is {PAD}.")
-        self.vocab_size = max(self._tokenizer.get_vocab().values()) + 1
-
-    def encode(self, text: str, length: int | None = None) -> list[int]:
-        """Converts text to ids, with [CLS] and [SEP], which a text that is cut to `length` ids keeps."""
-        return self._tokenizer.encode(text, truncation=length is not None, max_length=length, verbose=False)
-
-
 def holds_tokenizer(folder: epath.Path) -> bool:
     """Whether a folder has a tokenizer that `transformers` reads, rather than a SentencePiece model alone.
 
@@ -256,7 +228,7 @@ def _names(folder: epath.Path, *fields: str) -> set[str | None]:
     return {getattr(form, field) for form in forms if form for field in fields}
 
 
-def _load(folder: epath.Path) -> Any:
+def load_tokenizer(folder: epath.Path) -> Any:
     """The folder's tokenizer; T5's for a SentencePiece model of which no file names the class.
 
     Raises:

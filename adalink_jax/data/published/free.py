@@ -41,7 +41,7 @@ from adalink_jax.data.published.registration import (
 from adalink_jax.data.published.settings import FILES, PublishedData, SpanCorruption
 from adalink_jax.data.seqio_vocabulary import seqio_vocabulary
 from adalink_jax.data.splits import as_published, carved, halved
-from adalink_jax.data.vocabularies import Vocabulary, load_vocabulary
+from adalink_jax.data.vocabularies import EOS, Vocabulary, load_vocabulary
 from adalink_jax.errors import UserError
 
 CORPUS = "corpus_openstax"
@@ -218,6 +218,11 @@ def _corrupted(
             f"Span corruption of {sequence_length['inputs']} input tokens needs {targets} target tokens, and "
             f"TASK_FEATURE_LENGTHS gives {sequence_length['targets']}; raise it, or lower SpanCorruption.noise_density."
         )
+    sentinel = vocabulary.first_sentinel
+    if (vocabulary.before, vocabulary.after) != ((), (EOS,)):
+        raise UserError(
+            "Span corruption is T5's, whose inputs end with EOS alone, and this vocabulary's do not; use T5's."
+        )
 
     def examples() -> Iterator[Row]:
         documents = list(dataset.as_numpy_iterator())
@@ -225,7 +230,7 @@ def _corrupted(
         rng = np.random.default_rng(documents[0]["seed"])
         starts = np.arange(0, len(ids), length)
         for start in rng.permutation(starts) if documents[0]["seed"] else starts:
-            pieces = span_corruption.corrupt(ids[start : start + length], rng, vocabulary.first_sentinel, settings)
+            pieces = span_corruption.corrupt(ids[start : start + length], rng, sentinel, settings)
             features = dict(zip(("inputs", "targets"), pieces))
             yield features | {f"{name}_pretokenized": vocabulary.decode(piece) for name, piece in features.items()}
 

@@ -18,7 +18,7 @@ from seqio.vocabularies import Vocabulary
 
 from adalink_jax.data import metrics
 from adalink_jax.data.published.settings import PublishedData
-from adalink_jax.data.seqio_vocabulary import seqio_vocabulary
+from adalink_jax.data.seqio_vocabulary import framed, seqio_vocabulary, tokenize
 from adalink_jax.data.splits import Splits
 from adalink_jax.errors import UserError
 from adalink_jax.files.places import path_of
@@ -247,14 +247,18 @@ def replace(registry: type[seqio.TaskRegistry] | type[seqio.MixtureRegistry], na
 
 
 def output_features(ids: Vocabulary, image: str | None) -> dict[str, Feature]:
-    """Returns the features of a task: text in and out with EOS, and the image unchanged."""
-    features = {name: seqio.Feature(ids, add_eos=True) for name in ("inputs", "targets")}
+    """Returns the features of a task: text in and out with its end, and the image unchanged."""
+    features = {
+        name: seqio.Feature(ids, add_eos=name == "targets" or not framed(ids)) for name in ("inputs", "targets")
+    }
     return features | ({image: _IMAGE} if image else {})
 
 
-def _tokenize(dataset: tf.data.Dataset, output_features: Mapping[str, Feature]) -> tf.data.Dataset:
+def _tokenize(
+    dataset: tf.data.Dataset, output_features: Mapping[str, Feature], sequence_length: Mapping[str, int] | None
+) -> tf.data.Dataset:
     text = {name: output_features[name] for name in ("inputs", "targets")}  # no second copy of the image
-    return seqio.preprocessors.tokenize(dataset, text)
+    return tokenize(dataset, text, sequence_length)
 
 
 def _compared(text: str, example: Row, is_target: bool, scored: str) -> Any:

@@ -71,8 +71,8 @@ def make_t5gemma2(seed=3, vocab_size=VOCAB):
     return model
 
 
-def make_tokenizer(folder, chat_template=None):
-    """Writes a tokenizer of bytes in Gemma's form: inputs begin with BOS and have no EOS. It has 262 ids."""
+def make_tokenizer(folder, chat_template=None, extra=()):
+    """Writes a tokenizer of bytes in Gemma's form: inputs begin with BOS and have no EOS. It has 262 ids and `extra` ones."""
     from tokenizers import Tokenizer, decoders, models, normalizers, processors
 
     specials = ("<pad>", "<eos>", "<bos>", "<unk>")
@@ -85,7 +85,9 @@ def make_tokenizer(folder, chat_template=None):
     tokenizer.decoder = decoders.Sequence(parts)
     names = dict(zip(("pad_token", "eos_token", "bos_token", "unk_token"), specials))
     names |= {"additional_special_tokens": ["<start_of_turn>", "<end_of_turn>"], "chat_template": chat_template}
-    transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names).save_pretrained(folder)
+    fast = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)
+    fast.add_tokens([*extra], special_tokens=True)
+    fast.save_pretrained(folder)
 
 
 def randomise(model, last_norm):

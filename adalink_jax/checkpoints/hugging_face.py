@@ -36,7 +36,7 @@ VOCABULARY_FILES = (  # files that a tokenizer may consist of
     "added_tokens.json",
     "chat_template.jinja",
 )
-FILES_OF_THE_BASE = (GENERATION, *VOCABULARY_FILES)  # that a converted base keeps
+FILES_OF_THE_BASE = (GENERATION, *VOCABULARY_FILES, *image_processors.FILES)  # that a converted base keeps
 
 
 class _Config(Form):
@@ -71,7 +71,7 @@ def download(path: str) -> epath.Path:
     get = lambda patterns: huggingface_hub.snapshot_download(
         repo, revision=revision or None, allow_patterns=list(patterns)
     )
-    small = (CONFIG, *image_processors.FILES, "*.index.json", "qformer_tokenizer/*.json", *FILES_OF_THE_BASE)
+    small = (CONFIG, "*.index.json", "qformer_tokenizer/*.json", *FILES_OF_THE_BASE)
     try:
         folder = path_of(get((*small, "model*.safetensors")))
         if not any(f.name.endswith(".safetensors") for f in folder.iterdir()):

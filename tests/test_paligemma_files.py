@@ -1,0 +1,188 @@
+"""PaliGemma in files: every naming of Hugging Face's and big_vision's `.npz` are one model, and come back as they were."""
+
+import contextlib
+import io
+import json
+
+import ml_dtypes
+import numpy as np
+import pytest
+from gemma_references import PALIGEMMA_FORMS, PALIGEMMA_IMAGE, make_paligemma, make_tokenizer
+from references import torch, transformers
+from safetensors.numpy import load_file, save_file
+from test_vision_parity import pictures, pixel_values
+
+from adalink_jax.checkpoints import open_source
+from adalink_jax.cli.main import main
+from adalink_jax.data.vocabularies import load_vocabulary
+from adalink_jax.errors import CheckpointError, UserError
+
+WIDTH, HEADS, HEAD, TOWER_HEADS, PATCH = 32, 4, 10, 4, 14
+
+
+@pytest.fixture(scope="module", params=PALIGEMMA_FORMS)
+def base(request, tmp_path_factory):
+    """A folder as transformers saves it, and the fingerprint of its model."""
+    folder = tmp_path_factory.mktemp("base") / "paligemma"
+    make_paligemma(request.param).save_pretrained(folder)
+    return folder, fingerprint(folder)
+
+
+def fingerprint(path):
+    return json.loads(output_of("inspect", path, "--json"))["fingerprint"]
+
+
+def output_of(*argv):
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        assert main([*map(str, argv)]) == 0
+    return out.getvalue()
+
+
+def as_released(name):
+    """The name in the files on the Hub, where the tower is within `vision_model`."""
+    return name.replace("vision_tower.", "vision_tower.vision_model.")
+
+
+def as_newer(name):
+    """The name in memory, as of version 4.52 of transformers."""
+    return "model." + name.replace("language_model.model.", "language_model.")
+
+
+@pytest.mark.parametrize("rename", [as_released, as_newer])
+def test_names_and_rows_behind_the_vocabulary_do_not_matter(base, tmp_path, rename):
+    """The files on the Hub have a placeholder and filling behind the vocabulary, and a head that differs there."""
+    folder, mark = base
+    tensors = {rename(name): x for name, x in load_file(folder / "model.safetensors").items()}
+    table = next(name for name in tensors if "embed_tokens" in name)
+    rng = np.random.default_rng(0)
+    more = lambda: rng.normal(size=(32, WIDTH)).astype(np.float32)
+    head = "lm_head.weight" if rename is as_newer else "language_model.lm_head.weight"
+    tensors |= {head: np.concatenate([tensors[table], more()]), table: np.concatenate([tensors[table], more()])}
+    config = json.loads((folder / "config.json").read_text())
+    config["text_config"]["vocab_size"] = 128
+    save_file(tensors, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert fingerprint(tmp_path) == mark
+    assert open_source(tmp_path).settings == open_source(folder).settings
+    output_of("convert", tmp_path, tmp_path / "hf", "--to", "hf")
+    written = json.loads((tmp_path / "hf" / "config.json").read_text())
+    assert written["text_config"]["vocab_size"] == PALIGEMMA_IMAGE
+
+
+def big_vision_arrays(folder):
+    """The model of a folder in big_vision's layout."""
+    leaves = {name: leaf.whole() for name, leaf in open_source(folder).leaves.items()}
+    stacked = lambda stack, name: np.stack(
+        [leaves[f"{stack}/layers_{i}/{name}"] for i in range(4 if stack == "decoder" else 2)]
+    )
+    apart = lambda x, heads: x.reshape(*x.shape[:2], heads, -1)
+    tower = {"embedding/kernel": leaves["vision/patch_embedding/kernel"].reshape(PATCH, PATCH, 3, -1),
+             "embedding/bias": leaves["vision/patch_embedding/bias"], "pos_embedding": leaves["vision/pos_embedding"][None]}  # fmt: skip
+    for kind in ("scale", "bias"):
+        tower[f"Transformer/encoder_norm/{kind}"] = leaves[f"vision/encoder_norm/{kind}"]
+        for i, norm in enumerate(("attention", "mlp")):
+            tower[f"Transformer/encoderblock/LayerNorm_{i}/{kind}"] = stacked("vision", f"pre_{norm}_layer_norm/{kind}")
+    for kind in ("kernel", "bias"):
+        for i, name in enumerate(("wi", "wo")):
+            tower[f"Transformer/encoderblock/MlpBlock_0/Dense_{i}/{kind}"] = stacked("vision", f"mlp/{name}/{kind}")
+        for name in ("query", "key", "value"):
+            x = stacked("vision", f"attention/{name}/{kind}")
+            x = x.reshape(*x.shape[:-1], TOWER_HEADS, -1)
+            tower[f"Transformer/encoderblock/MultiHeadDotProductAttention_0/{name}/{kind}"] = x
+        x = stacked("vision", f"attention/out/{kind}")
+        x = x.reshape(2, TOWER_HEADS, -1, x.shape[-1]) if kind == "kernel" else x
+        tower[f"Transformer/encoderblock/MultiHeadDotProductAttention_0/out/{kind}"] = x
+        tower[f"head/{kind}"] = leaves[f"projection/{kind}"]
+    attention = {name: stacked("decoder", f"self_attention/{name}/kernel") for name in ("query", "key", "value", "out")}
+    kv_heads = attention["key"].shape[-1] // HEAD
+    split = lambda name, heads: apart(attention[name], heads).transpose(0, 2, 1, 3)
+    language = {
+        "embedder/input_embedding": leaves["token_embedder/embedding"],
+        "final_norm/scale": leaves["decoder/decoder_norm/scale"],
+        "layers/attn/q_einsum/w": split("query", HEADS),
+        "layers/attn/kv_einsum/w": np.stack([split("key", kv_heads), split("value", kv_heads)], axis=1),
+        "layers/attn/attn_vec_einsum/w": attention["out"].reshape(4, HEADS, HEAD, WIDTH),
+        "layers/mlp/gating_einsum": np.stack([stacked("decoder", f"mlp/wi_{i}/kernel") for i in (0, 1)], axis=1),
+        "layers/mlp/linear": stacked("decoder", "mlp/wo/kernel"),
+    }
+    for place in ("pre", "post"):
+        for name, block in (("attention", "self_attention"), ("ffw", "mlp")):
+            if f"decoder/layers_0/{place}_{block}_layer_norm/scale" in leaves:
+                language[f"layers/{place}_{name}_norm/scale"] = stacked("decoder", f"{place}_{block}_layer_norm/scale")
+    return {f"params/img/{name}": x for name, x in tower.items()} | {
+        f"params/llm/{name}": x for name, x in language.items()
+    }
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_file_of_big_vision_is_the_same_model(base, tmp_path, dtype):
+    """NumPy saves bfloat16 as two raw bytes; a fingerprint is that of the values in bfloat16."""
+    folder, mark = base
+    arrays = big_vision_arrays(folder)
+    if dtype == "bfloat16":
+        arrays = {name: x.astype(ml_dtypes.bfloat16).view("V2") for name, x in arrays.items()}
+    np.savez(tmp_path / "model.npz", **arrays)
+    assert fingerprint(tmp_path / "model.npz") == mark
+    settings, expected = open_source(tmp_path / "model.npz").settings, open_source(folder).settings
+    for part, fields in settings.items():
+        assert fields.items() <= expected[part].items()
+    assert settings["language"].keys() == {"num_heads", "num_kv_heads", "head_dim"}
+
+
+def test_a_conversion_keeps_every_bit_for_transformers(base, tmp_path):
+    folder, mark = base
+    output_of("convert", folder, tmp_path / "native", "--to", "native")
+    output_of("convert", tmp_path / "native", tmp_path / "hf", "--to", "hf")
+    assert fingerprint(tmp_path / "native") == fingerprint(tmp_path / "hf") == mark
+    load = lambda path: transformers.AutoModelForImageTextToText.from_pretrained(
+        path, attn_implementation="eager"
+    ).eval()
+    one, other = load(folder), load(tmp_path / "hf")
+    for name, tensor in one.state_dict().items():
+        assert torch.equal(other.state_dict()[name], tensor), name
+    ids = torch.tensor([[PALIGEMMA_IMAGE] * 4 + list(range(3, 23))])
+    inputs = {
+        "input_ids": ids,
+        "pixel_values": pixel_values(pictures(1, (28, 28))),
+        "token_type_ids": torch.zeros_like(ids),
+    }
+    with torch.no_grad():
+        assert torch.equal(one(**inputs).logits, other(**inputs).logits)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"hidden_activation": "silu"}, "text_config.hidden_activation 'silu'"),
+        ({"rms_norm_eps": 1e-5}, "text_config.rms_norm_eps 1e-05"),
+        ({"rope_parameters": {"rope_type": "linear", "factor": 8.0}}, "rope_type 'linear'"),
+        ({"model_type": "gemma3"}, "model_type"),
+        (
+            {"model_type": "gemma2", "layer_types": ["sliding_attention"] * 3 + ["full_attention", "full_attention"]},
+            "layer_types",
+        ),
+    ],
+)
+def test_another_network_is_refused(base, tmp_path, change, message):
+    config = json.loads((base[0] / "config.json").read_text())
+    config["text_config"] |= change
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "model.safetensors").write_bytes((base[0] / "model.safetensors").read_bytes())
+    with pytest.raises(CheckpointError, match=message):
+        open_source(tmp_path)
+
+
+def test_inputs_have_bos_and_a_newline_and_no_placeholder(tmp_path):
+    """The tokenizer has BOS alone; the newline is the processor's."""
+    make_tokenizer(tmp_path, extra=("<loc0000>", "<image>"))
+    assert load_vocabulary(tmp_path).after == ()
+    settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings | {"processor_class": "PaliGemmaProcessor"}))
+    vocabulary = load_vocabulary(tmp_path)
+    byte = lambda text: 4 + ord(text)
+    assert vocabulary.input_ids("ab") == [2, byte("a"), byte("b"), byte("\n")]
+    assert vocabulary.input_ids("abc", 4) == [2, byte("a"), byte("b"), byte("\n")]
+    assert vocabulary.encode("<loc0000>a") == [260, byte("a")]
+    assert vocabulary.vocab_size == 261
+    with pytest.raises(UserError, match="has <image>; leave it out"):
+        vocabulary.encode("<image> caption en")

@@ -110,7 +110,7 @@ PALIGEMMA_FORMS = {  # transformers' type and settings of the text, and a seed w
 }
 
 
-def make_paligemma(version, seed=None, **overrides):
+def make_paligemma(version, seed=None, image_token_index=PALIGEMMA_IMAGE, **overrides):
     """A PaliGemma with random weights, which reads images of 28 x 28 pixels as four tokens; `overrides` go to its text."""
     kind, settings, usual_seed = PALIGEMMA_FORMS[version]
     torch.manual_seed(usual_seed if seed is None else seed)
@@ -123,7 +123,7 @@ def make_paligemma(version, seed=None, **overrides):
             "model_type": "siglip_vision_model", "hidden_size": 24, "intermediate_size": 48, "num_hidden_layers": 2,
             "num_attention_heads": 4, "image_size": 28, "patch_size": 14, "vision_use_head": False,
         },
-        image_token_index=PALIGEMMA_IMAGE, projection_dim=32, hidden_size=32, vocab_size=VOCAB,
+        image_token_index=image_token_index, projection_dim=32, hidden_size=32, vocab_size=VOCAB,
         pad_token_id=0, eos_token_id=1, bos_token_id=2,
     )  # fmt: skip
     config._attn_implementation = "eager"

@@ -186,3 +186,21 @@ def test_inputs_have_bos_and_a_newline_and_no_placeholder(tmp_path):
     assert vocabulary.vocab_size == 261
     with pytest.raises(UserError, match="has <image>; leave it out"):
         vocabulary.encode("<image> caption en")
+
+
+def test_verify_base_agrees_and_finds_one_changed_setting(tmp_path, capsys):
+    folder, other = tmp_path / "base", tmp_path / "other"
+    make_paligemma("2", vocab_size=300, image_token_index=261).save_pretrained(folder)
+    make_tokenizer(folder, extra=("<loc0000>", "<image>"))
+    (folder / "preprocessor_config.json").write_text(
+        '{"image_processor_type": "SiglipImageProcessor", "size": {"height": 28, "width": 28}}'
+    )
+    output_of("convert", folder, other, "--to", "native")
+    out = output_of("verify-base", other, "--reference", folder)
+    assert "20 of 20 greedy outputs" in out and "20 of 20 prompts" in out
+    config = json.loads((folder / "config.json").read_text())
+    for name, value in (("attn_logit_softcapping", 3.0), ("sliding_window", 9), ("query_pre_attn_scalar", 9)):
+        changed = config | {"text_config": {**config["text_config"], name: value}}
+        (folder / "config.json").write_text(json.dumps(changed))
+        assert main(["verify-base", str(other), "--reference", str(folder)]) == 1
+        assert "settings" in capsys.readouterr().out

@@ -17,6 +17,8 @@ from adalink_jax.files.places import path_of
 from adalink_jax.files.typed_json import find_object
 
 ENDED = -1  # fills up rows of outputs
+_FILLED = 64  # at most, rows of a PaliGemma's table behind its vocabulary: the placeholder's, and filling
+PREFIX_LM, _PLACEHOLDER = "paligemma", "<image>"  # a model_type whose model reads [images ; text] and continues it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,13 +65,15 @@ class Reference:
         words = self._folder / QFORMER_FOLDER
         self.tokenizer = self._read(transformers.AutoTokenizer, self._folder) if has(VOCABULARY_FILES) else None
         self.words = self._read(transformers.AutoTokenizer, words) if words.exists() else None
+        self._is_prefix_lm = (find_object(self._folder / "config.json") or {}).get("model_type") == PREFIX_LM
         self.images = None
         if has(image_processors.FILES):
             self.images = self._read(transformers.AutoImageProcessor, self._folder, backend="pil")
 
     def added_tokens(self) -> list[str]:
         """The tokens that the folder adds to its vocabulary."""
-        return [] if self.tokenizer is None else sorted(self.tokenizer.get_added_vocab())
+        added = [] if self.tokenizer is None else sorted(self.tokenizer.get_added_vocab())
+        return [token for token in added if not (self._is_prefix_lm and token == _PLACEHOLDER)]
 
     def ids(self, text: str, length: int | None, chat: bool) -> list[int]:
         """The tokenizer's ids of a text.
@@ -83,6 +87,9 @@ class Reference:
           UserError: if there is no chat template.
         """
         tokenizer: Any = self.tokenizer
+        if self._is_prefix_lm and not chat:  # its processor adds BOS and a newline
+            ids = tokenizer(f"{tokenizer.bos_token}{text}\n", add_special_tokens=False).input_ids
+            return ids if length is None or len(ids) <= length else [*ids[: length - 1], ids[-1]]
         if not chat:
             return tokenizer(text, truncation=length is not None, max_length=length).input_ids
         if not tokenizer.chat_template:
@@ -119,32 +126,56 @@ class Reference:
         """
         torch = self._torch
         seq2seq, with_images = self._transformers.AutoModelForSeq2SeqLM, self._transformers.AutoModelForImageTextToText
-        model = self._read(seq2seq if pixels is None else with_images, self._folder, dtype=getattr(torch, dtype)).eval()
+        options = {"attn_implementation": "eager"} if self._is_prefix_lm else {}
+        kind = seq2seq if pixels is None else with_images
+        model = self._read(kind, self._folder, dtype=getattr(torch, dtype), **options).eval()
         inputs = {}
         if pixels is not None:
-            image = [model.config.image_token_id] * model.config.num_query_tokens
-            texts = [[*image, *text] for text in texts]
+            number = model.config.text_config.num_image_tokens if self._is_prefix_lm else model.config.num_query_tokens
+            texts = [[*[model.config.image_token_id] * number, *text] for text in texts]
             inputs["pixel_values"] = torch.tensor(pixels.transpose(0, 3, 1, 2).copy()).to(model.dtype)
-        inputs["input_ids"], inputs["attention_mask"] = self._padded(texts)
+        inputs["input_ids"], inputs["attention_mask"] = self._padded(texts, left=self._is_prefix_lm)
         if words is not None:
             inputs["qformer_input_ids"], inputs["qformer_attention_mask"] = self._padded(words)
-        settings = (model if pixels is None else model.language_model).generation_config
+        start, settings = 1, {"do_sample": False, "max_new_tokens": length}
+        if self._is_prefix_lm:  # without token types its prefix is causal
+            inputs["token_type_ids"], start = torch.zeros_like(inputs["input_ids"]), inputs["input_ids"].shape[1]
+            behind = model.get_input_embeddings().weight.shape[0] - model.config.image_token_id
+            if 0 < behind <= _FILLED:  # rows of no token, which would take part in the softmax
+                model.resize_token_embeddings(model.config.image_token_id)
+                model.model.vocab_size = model.config.image_token_id  # so that it does not look up the placeholder
+        language = model if pixels is None or self._is_prefix_lm else model.language_model
         generate = lambda beams: ended(
-            model.generate(**inputs, max_new_tokens=length, num_beams=beams, do_sample=False).numpy()[:, 1:],
-            settings.eos_token_id,
+            model.generate(**inputs, num_beams=beams, **settings).numpy()[:, start:],
+            language.generation_config.eos_token_id,
             length,
         )
         with torch.no_grad():
             greedy, by_beams = (outputs, outputs) if outputs is not None else (generate(1), generate(beams))
-            labels = torch.tensor(np.where(greedy == ENDED, -100, greedy), dtype=torch.long)
-            logits = model(**inputs, labels=labels).logits.float().numpy()
+            logits = self._logits(model, inputs, greedy).float().numpy()
         return Outputs(greedy, by_beams, logits, likelihoods(logits, greedy))
 
-    def _padded(self, rows: Sequence[Sequence[int]]) -> tuple[Any, Any]:
+    def _logits(self, model: Any, inputs: dict[str, Any], outputs: np.ndarray) -> Any:
+        """The logits along `outputs`."""
+        torch = self._torch
+        if not self._is_prefix_lm:
+            labels = torch.tensor(np.where(outputs == ENDED, -100, outputs), dtype=torch.long)
+            return model(**inputs, labels=labels).logits
+        suffix = torch.tensor(np.where(outputs == ENDED, 0, outputs), dtype=torch.long)
+        more = {
+            "input_ids": suffix,
+            "attention_mask": torch.ones_like(suffix),
+            "token_type_ids": torch.ones_like(suffix),
+        }
+        joined = {name: torch.cat([inputs[name], value], dim=1) for name, value in more.items()}
+        return model(**{**inputs, **joined}).logits[:, -1 - suffix.shape[1] : -1]
+
+    def _padded(self, rows: Sequence[Sequence[int]], left: bool = False) -> tuple[Any, Any]:
         """Ids padded with 0, which the mask hides, and the mask."""
         longest = max(map(len, rows))
-        ids = [[*row, *[0] * (longest - len(row))] for row in rows]
-        mask = [[1] * len(row) + [0] * (longest - len(row)) for row in rows]
+        join = lambda row, padding: [*padding, *row] if left else [*row, *padding]
+        ids = [join(row, [0] * (longest - len(row))) for row in rows]
+        mask = [join([1] * len(row), [0] * (longest - len(row))) for row in rows]
         return self._torch.tensor(ids), self._torch.tensor(mask)
 
     def _read(self, kind: Any, folder: Any, **options: Any) -> Any:

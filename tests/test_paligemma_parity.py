@@ -14,6 +14,7 @@ from test_vision_parity import pictures, pixel_values
 
 from adalink_jax import AdaptedModel, PaliGemma, PaliGemmaConfig, ViTConfig, checkpoints, parallel
 from adalink_jax.checkpoints import config_fields, open_source
+from adalink_jax.errors import CheckpointError
 from adalink_jax.models.decoding import BeamSearch, Sampling
 from adalink_jax.training.setup import Setup, load_parameters
 
@@ -124,19 +125,21 @@ def test_rows_without_an_image(pair):
     assert_same_logits(model, params, theirs, batch_of(5, images=False))
 
 
-def test_without_windows_it_is_big_vision_s(pair, monkeypatch):
-    """A window that is longer than the input has no effect; where there are windows, they are felt."""
-    theirs, _, params, folder = pair
-    batch = batch_of(5)
-    model, _ = ours(folder)
-    config = model.backbone.config
-    if config.sliding_window is None:
+def test_without_windows_and_cap_it_is_big_vision_s(pair, monkeypatch):
+    """A window that is longer than the input has no effect; where there are windows, they are felt. Another window is refused."""
+    theirs, model, params, folder = pair
+    text = theirs.config.text_config
+    if model.backbone.config.sliding_window is None:
         return
-    unwindowed = AdaptedModel(model.backbone.clone(config=PaliGemmaConfig(**vars(config) | {"sliding_window": None})))
-    monkeypatch.setattr(theirs.config.text_config, "sliding_window", 100)
-    assert_same_logits(unwindowed, params, theirs, batch)
+    batch = batch_of(5)
+    big_vision, _ = ours(folder, sliding_window=None, logits_softcap=None)
+    monkeypatch.setattr(text, "sliding_window", 100)
     with pytest.raises(AssertionError):
         assert_same_logits(model, params, theirs, batch)
+    monkeypatch.setattr(text, "final_logit_softcapping", None)
+    assert_same_logits(big_vision, params, theirs, batch)
+    with pytest.raises(CheckpointError, match="set PaliGemmaConfig.sliding_window"):
+        ours(folder, sliding_window=100)
 
 
 @pytest.mark.parametrize("kind", ["greedy", "beams"])

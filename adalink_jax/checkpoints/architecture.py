@@ -64,7 +64,8 @@ def check_settings(source: Source, configs: Mapping[str, Any], part: str | None 
             raise CheckpointError(
                 f"{source.path} states {unknown[0]}, which {type(config).__name__} does not have; update adalink-jax."
             )
-        different = [(field, value) for field, value in settings.items() if getattr(config, field) != value]
+        off = [field for field in family_of_config(config).may_be_off if getattr(config, field) is None]
+        different = [(field, x) for field, x in settings.items() if getattr(config, field) != x and field not in off]
         if different:
             (field, value), *others = different
             also = "".join(f", and {name} = {other!r}" for name, other in others)

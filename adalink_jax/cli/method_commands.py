@@ -20,7 +20,7 @@ def check_method(argv: list[str]) -> int:
     """`adalink check-method`; status 1 if the method fails any check."""
     parser = gin_parser(
         "check-method",
-        "Check that a method does everything that a method must do, on a tiny T5 and a tiny PaLI: initialize, train, be saved\n"
+        "Check that a method does everything that a method must do, on a tiny model of each family: initialize, train, be saved\n"
         "and loaded, be disabled, merge, scan, decode, train on several devices. On the CPU, uses eight virtual devices.",
         "adalink check-method my_module.MyAdapter --gin.MyAdapter.rank=4",
         option(

@@ -47,6 +47,7 @@ class Family:
       config: the class of that configuration.
       backbone: the module of a whole model made of `config` alone; None for a part such as a vision tower.
       deciding: fields of `config` that decide the numbers and that shapes do not show.
+      may_be_off: `deciding` fields that a model may set to None whatever its checkpoint states.
       implied: values of those `deciding` fields that t5x's files and older native ones do not state.
       encoder_table: Hugging Face's name of the encoder's embedding table, which a folded text adapter changes.
       model_types: values of `model_type` in `config.json` of the Hugging Face folders that the family reads.
@@ -57,6 +58,7 @@ class Family:
     config: ClassVar[type]
     backbone: ClassVar[type[Backbone] | None] = None
     deciding: ClassVar[tuple[str, ...]] = ()
+    may_be_off: ClassVar[tuple[str, ...]] = ()
     implied: ClassVar[Mapping[str, Any]] = {}
     encoder_table: ClassVar[str] = ""
     model_types: ClassVar[tuple[str, ...]] = ()

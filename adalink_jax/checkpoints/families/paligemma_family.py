@@ -126,6 +126,7 @@ class PaliGemmaFamily(Family):
         "num_heads", "num_kv_heads", "head_dim", "query_pre_attn_scalar", "attention_softcap", "logits_softcap",
         "sliding_window", "full_attention_every", "rope_theta", *implied,
     )  # fmt: skip
+    may_be_off = ("logits_softcap", "sliding_window")  # as in big_vision, which fine-tunes without them
     model_types = ("paligemma",)
 
     def sizes(self, shapes: Shapes) -> dict[str, Any]:

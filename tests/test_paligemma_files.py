@@ -1,6 +1,7 @@
 """PaliGemma in files: every naming of Hugging Face's and big_vision's `.npz` are one model, and come back as they were."""
 
 import contextlib
+import dataclasses
 import io
 import json
 
@@ -10,13 +11,18 @@ import pytest
 from gemma_references import PALIGEMMA_FORMS, PALIGEMMA_IMAGE, make_paligemma, make_tokenizer
 from references import torch, transformers
 from safetensors.numpy import load_file, save_file
+from test_paligemma_parity import assert_same_logits, batch_of, ours
 from test_vision_parity import pictures, pixel_values
 
-from adalink_jax.checkpoints import open_source
+from adalink_jax import AdaptedModel, parallel
+from adalink_jax.adapters import make_adapter
+from adalink_jax.checkpoints import open_adapter, open_source, save_adapter
 from adalink_jax.cli.main import main
 from adalink_jax.data.vocabularies import load_vocabulary
 from adalink_jax.errors import CheckpointError, UserError
+from adalink_jax.training.setup import Setup, load_parameters
 
+pytestmark = pytest.mark.usefixtures("exact_matmuls")
 WIDTH, HEADS, HEAD, TOWER_HEADS, PATCH = 32, 4, 10, 4, 14
 
 
@@ -203,3 +209,32 @@ def test_verify_base_agrees_and_finds_one_changed_setting(tmp_path, capsys):
     (folder / "config.json").write_text(json.dumps(config))
     assert main(["verify-base", str(other), "--reference", str(folder)]) == 1
     assert "sliding_window 6 (reference: 9)" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # transformers about PEFT
+def test_a_lora_of_peft_gives_its_logits(base, tmp_path):
+    """On the language model: its projections have the names of the tower's too, so an expression names them."""
+    peft = pytest.importorskip("peft")
+    config = peft.LoraConfig(
+        task_type="CAUSAL_LM", r=3, lora_alpha=6, target_modules=r"model\.language_model\..*(q_proj|v_proj|down_proj)"
+    )
+    with torch.no_grad():
+        plain = transformers.AutoModelForImageTextToText.from_pretrained(base[0], attn_implementation="eager")
+        theirs = peft.get_peft_model(plain, config).eval()
+        for leaf in theirs.parameters():
+            if leaf.requires_grad:
+                leaf.copy_(torch.randn_like(leaf) * 0.3)
+        theirs.save_pretrained(tmp_path)
+    _, facts = open_adapter(tmp_path)
+    model, _ = ours(base[0])
+    adapted = AdaptedModel(model.backbone, make_adapter(facts.method, facts.settings))
+    mesh, rules = parallel.make_mesh(), parallel.logical_axis_rules()
+    with parallel.use_mesh(mesh, rules):
+        setup = Setup(adapted, initial_checkpoint_path=str(base[0]), initial_adapter_path=str(tmp_path))
+        loaded = load_parameters(setup, mesh, rules)
+    assert_same_logits(adapted, loaded.tree(), theirs, batch_of(4))
+    save_adapter(tmp_path / "own", loaded.tree()["adapter"], dataclasses.replace(facts, base=loaded.base))
+    written, original = (load_file(x / "adapter_model.safetensors") for x in (tmp_path / "own", tmp_path))
+    assert written.keys() == original.keys()
+    for name, tensor in original.items():
+        np.testing.assert_array_equal(written[name], tensor)

@@ -95,6 +95,7 @@ def to_peft(
     lora = cast(LoRA, make_adapter(facts.method, facts.settings))
     alpha = int(lora.alpha) if lora.alpha == int(lora.alpha) else lora.alpha
     return tensors, common | {
+        "task_type": family.peft_task,
         "peft_type": LORA,
         "r": lora.rank,
         "lora_alpha": alpha,
@@ -166,7 +167,7 @@ def _refuse_unsupported(config: Mapping[str, Any], kind: str, path: str) -> None
         "bias": (None, "none"),
         "init_lora_weights": _SAME_BASE,
         "num_transformer_submodules": (1,) if kind == PROMPT_TUNING else (None,),
-        "task_type": ("SEQ_2_SEQ_LM",) if kind == PROMPT_TUNING else (None, "SEQ_2_SEQ_LM"),
+        "task_type": ("SEQ_2_SEQ_LM",) if kind == PROMPT_TUNING else (None, *{family.peft_task for family in FAMILIES}),
     }
     unsupported = [key for key, value in config.items() if value and key not in _READ[None] | _READ[kind]]
     unsupported += [key for key, values in supported.items() if key in config and config[key] not in values]

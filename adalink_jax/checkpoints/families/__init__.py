@@ -8,7 +8,7 @@ from adalink_jax.checkpoints.families.t5gemma2_family import T5Gemma2Family
 from adalink_jax.checkpoints.families.t5gemma_family import T5GemmaFamily
 from adalink_jax.checkpoints.families.vit_family import ViTFamily
 
-for _family in (T5GemmaFamily(), T5Family(), ViTFamily(), BLIP2Family(), PaliGemmaFamily(), T5Gemma2Family()):
+for _family in (ViTFamily(), PaliGemmaFamily(), T5Gemma2Family(), T5GemmaFamily(), T5Family(), BLIP2Family()):
     register(_family)
 
 __all__ = [

@@ -40,6 +40,7 @@ from adalink_jax.models.paligemma import PaliGemma, PaliGemmaConfig
 
 _TABLE, _NORM = "token_embedder/embedding", "decoder/decoder_norm/scale"
 _LANGUAGE, _VISION, _PROJECTOR = "language_model.model.", "vision_tower.", "multi_modal_projector.linear"
+_IN_MEMORY = "model.language_model."
 _HEADS = re.compile(
     r"(?:model\.)?(?:language_model\.)?lm_head\.weight"
 )  # tied; its rows behind the vocabulary may differ
@@ -121,6 +122,7 @@ class PaliGemmaFamily(Family):
     part = LANGUAGE
     config = PaliGemmaConfig
     backbone = PaliGemma
+    peft_task = "CAUSAL_LM"
     implied = {"pad_token_id": 0, "eos_token_id": 1}
     deciding = (
         "num_heads", "num_kv_heads", "head_dim", "query_pre_attn_scalar", "attention_softcap", "logits_softcap",
@@ -149,8 +151,12 @@ class PaliGemmaFamily(Family):
         return renamed(_inner(tensor), _NAMES[True])
 
     def name_in_hugging_face(self, name: str) -> str | None:
-        """`decoder/layers_0/self_attention/query/kernel` -> `language_model.model.layers.0.self_attn.q_proj.weight`."""
-        return renamed(name, _TENSORS[True])
+        """`decoder/layers_0/self_attention/query/kernel` -> `model.language_model.layers.0.self_attn.q_proj.weight`.
+
+        As it is in memory, where PEFT reads and writes it; files have the name as released.
+        """
+        tensor = renamed(name, _TENSORS[True])
+        return tensor and tensor.replace(_LANGUAGE, _IN_MEMORY, 1)
 
     def from_hugging_face(
         self, tensors: Mapping[str, Leaf], config: Mapping[str, Any], folder: epath.Path, path: str

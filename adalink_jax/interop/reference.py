@@ -63,7 +63,7 @@ class Reference:
         self.path, self._folder, self._torch, self._transformers = path, folder_of(path), torch, transformers
         has = lambda names, folder=self._folder: any((folder / name).exists() for name in names)
         words = self._folder / QFORMER_FOLDER
-        self.tokenizer = self._read(transformers.AutoTokenizer, self._folder) if has(VOCABULARY_FILES) else None
+        self.tokenizer: Any = self._read(transformers.AutoTokenizer, self._folder) if has(VOCABULARY_FILES) else None
         self.words = self._read(transformers.AutoTokenizer, words) if words.exists() else None
         self._is_prefix_lm = (find_object(self._folder / "config.json") or {}).get("model_type") == PREFIX_LM
         self.images = None

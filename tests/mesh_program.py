@@ -1,10 +1,6 @@
 """Run by test_mesh.py in a process of eight virtual devices: training on meshes against training on one device.
 
-<<<<<<< HEAD
-python mesh_program.py METHOD[@T5Gemma|@T5Gemma2] STEPS MESH...          MESH: DATAxMODEL[,fsdp][,scanned][,blockwise], such as 2x4,fsdp,scanned
-=======
-python mesh_program.py METHOD[@T5Gemma|@PaliGemma] STEPS MESH...          MESH: DATAxMODEL[,fsdp][,scanned][,blockwise], such as 2x4,fsdp,scanned
->>>>>>> 29f93cc (PaliGemma in files and on meshes is tested)
+python mesh_program.py METHOD[@T5Gemma|@T5Gemma2|@PaliGemma] STEPS MESH...          MESH: DATAxMODEL[,fsdp][,scanned][,blockwise], such as 2x4,fsdp,scanned
 """
 
 import sys
@@ -49,7 +45,6 @@ def backbone(scanned, attention="reference", name="PaLI"):
         }
         sizes = {"vocab_size": 264, "emb_dim": 64, "mlp_dim": 128, "num_encoder_layers": 2, "num_decoder_layers": 2}
         return T5Gemma(T5GemmaConfig(**sizes, **heads, sliding_window=6, **settings))
-<<<<<<< HEAD
     if name == "T5Gemma2":
         heads = {"num_heads": 8, "num_kv_heads": 2, "head_dim": 8, "query_pre_attn_scalar": 8}
         sizes = {"vocab_size": 264, "emb_dim": 64, "mlp_dim": 128, "num_encoder_layers": 2, "num_decoder_layers": 2}
@@ -57,16 +52,12 @@ def backbone(scanned, attention="reference", name="PaLI"):
         more = {"sliding_window": 6, "full_attention_every": 2, "image_pool": 2}
         tower = ViTConfig((8, 16), 4, 64, 8, 256, 2, channels=1, **settings)
         return T5Gemma2(T5Gemma2Config(**sizes, **heads, **ids, **more, **settings), tower)
-    language = T5Config(264, 64, 8, 8, 128, 2, 2, **settings)
-    return PaLI(language, ViTConfig((8, 16), 4, 64, 8, 256, 2, channels=1, **settings))
-=======
     tower = ViTConfig((8, 16), 4, 64, 8, 256, 2, channels=1, **settings)
     if name == "PaliGemma":
         sizes = {"vocab_size": 264, "emb_dim": 64, "num_heads": 8, "num_kv_heads": 1, "head_dim": 8, "mlp_dim": 128}
         more = {"num_layers": 2, "query_pre_attn_scalar": 8, "post_norms": True, "sliding_window": 6}
         return PaliGemma(PaliGemmaConfig(**sizes, **more, **settings), tower)
     return PaLI(T5Config(264, 64, 8, 8, 128, 2, 2, **settings), tower)
->>>>>>> 29f93cc (PaliGemma in files and on meshes is tested)
 
 
 METHODS = {

@@ -116,13 +116,10 @@ def assert_trains_as_on_one_device(method, steps, *cases):
 @pytest.mark.parametrize("method, steps, cases", [
     ("adalink", 100, ("2x4,fsdp,scanned", "8x1,fsdp,blockwise")),
     ("adalink@T5Gemma", 20, ("2x4,fsdp,scanned",)),
-<<<<<<< HEAD
     ("adalink@T5Gemma2", 20, ("2x4,fsdp,scanned",)),
     pytest.param("full@T5Gemma2", 5, ("4x2,fsdp,blockwise",), marks=pytest.mark.slow),
-=======
     ("adalink@PaliGemma", 20, ("2x4,fsdp,scanned",)),
     pytest.param("lora@PaliGemma", 20, ("1x8", "4x2,fsdp,blockwise"), marks=pytest.mark.slow),
->>>>>>> 29f93cc (PaliGemma in files and on meshes is tested)
     pytest.param("lora@T5Gemma", 20, ("1x8", "4x2,fsdp,blockwise"), marks=pytest.mark.slow),
     pytest.param("lora", 100, ("4x2,fsdp,scanned",), marks=pytest.mark.slow),
     pytest.param("full", 10, ("2x4,fsdp", "4x2,scanned,blockwise"), marks=pytest.mark.slow),

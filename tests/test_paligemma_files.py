@@ -188,15 +188,15 @@ def test_inputs_have_bos_and_a_newline_and_no_placeholder(tmp_path):
     byte = lambda text: 4 + ord(text)
     assert vocabulary.input_ids("ab") == [2, byte("a"), byte("b"), byte("\n")]
     assert vocabulary.input_ids("abc", 4) == [2, byte("a"), byte("b"), byte("\n")]
-    assert vocabulary.encode("<loc0000>a") == [260, byte("a")]
-    assert vocabulary.vocab_size == 261
+    assert vocabulary.encode("<loc0000>a") == [262, byte("a")]
+    assert vocabulary.vocab_size == 263
     with pytest.raises(UserError, match="has <image>; leave it out"):
         vocabulary.encode("<image> caption en")
 
 
 def test_verify_base_agrees_and_finds_one_changed_setting(tmp_path, capsys):
     folder, other = tmp_path / "base", tmp_path / "other"
-    make_paligemma("2", vocab_size=300, image_token_index=261).save_pretrained(folder)
+    make_paligemma("2", vocab_size=300, image_token_index=263).save_pretrained(folder)
     make_tokenizer(folder, extra=("<loc0000>", "<image>"))
     (folder / "preprocessor_config.json").write_text(
         '{"image_processor_type": "SiglipImageProcessor", "size": {"height": 28, "width": 28}}'

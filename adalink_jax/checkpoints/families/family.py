@@ -256,11 +256,17 @@ def check_stated(settings: Mapping[str, Mapping[str, Any]], path: str) -> None:
       CheckpointError: names the setting.
     """
     for part, fields in settings.items():
-        kinds = [typing.get_type_hints(family.config) for family in FAMILIES if family.part == part]
+        kinds = [_types_of_fields(family.config) for family in FAMILIES if family.part == part]
         for name, value in fields.items():
             problems = [wrong(value, kind[name]) for kind in kinds if name in kind]
             if problems and all(problems):
                 raise CheckpointError(f"{path} states {name}, which {problems[0]}; copy or write it again.")
+
+
+def _types_of_fields(config: Any) -> dict[str, Any]:
+    """The types of a configuration's fields; a `ClassVar`, which all of its models have in common, is left out."""
+    hints = typing.get_type_hints(config)
+    return {field.name: hints[field.name] for field in dataclasses.fields(config)}
 
 
 def family_of_config(config: Any) -> Family:

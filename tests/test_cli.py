@@ -65,6 +65,12 @@ def test_a_run_file_counts_too(capsys):
     assert counts(capsys, "--gin_file=gin/runs/quickstart.gin")["trainable"] == 2 * 2 * 64 * 16
 
 
+@pytest.mark.parametrize("task", ["coco", "docvqa", "okvqa", "textcaps", "textvqa", "vqav2"])
+def test_a_published_transfer_counts_with_an_adapter(capsys, task):
+    files = "models/paligemma_3b_224", "adapters/adalink", f"runs/paligemma_{task}"
+    assert counts(capsys, *(f"--gin_file=gin/{file}.gin" for file in files))["trainable"] == 2 * 2 * 2048 * 64
+
+
 def test_pali_nano_divides_over_eight_devices(capsys):
     found = counts(capsys, "--gin_file=gin/models/pali_nano.gin")
     widths = {

@@ -20,6 +20,8 @@ from adalink_jax.checkpoints import open_adapter, open_source, save_adapter
 from adalink_jax.cli.main import main
 from adalink_jax.data.vocabularies import load_vocabulary
 from adalink_jax.errors import CheckpointError, UserError
+from adalink_jax.interop.folded import export_folded
+from adalink_jax.interop.hook import export_hook
 from adalink_jax.training.setup import Setup, load_parameters
 
 pytestmark = pytest.mark.usefixtures("exact_matmuls")
@@ -238,3 +240,18 @@ def test_a_lora_of_peft_gives_its_logits(base, tmp_path):
     assert written.keys() == original.keys()
     for name, tensor in original.items():
         np.testing.assert_array_equal(written[name], tensor)
+
+
+def test_a_text_adapter_has_no_encoder_to_hook_into_and_no_table_of_its_own(base, tmp_path):
+    rng = np.random.default_rng(0)
+    pair = {
+        name: rng.normal(size=shape).astype(np.float32) for name, shape in (("down", (WIDTH, 4)), ("up", (4, WIDTH)))
+    }
+    settings = {"rank": 4, "phi": "identity", "scale": 1.0, "kinds": ["text"], "share": False}
+    facts = {"method": "AdaLinkAdapter", "settings": settings, "task": "t", "metrics": {}}
+    stated = {"name": "b", "fingerprint": base[1], "family": "PaliGemma"}
+    save_adapter(tmp_path / "adapter", {"text": pair}, facts | {"base": stated})
+    with pytest.raises(UserError, match="has no encoder"):
+        export_hook(str(tmp_path / "adapter"), str(tmp_path / "torch"))
+    with pytest.raises(CheckpointError, match="has one table for all text"):
+        export_folded(str(tmp_path / "adapter"), open_source(base[0]), str(tmp_path / "hf"))

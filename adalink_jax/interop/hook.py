@@ -1,11 +1,13 @@
 """Exports an adapter with a PyTorch module that hooks it into a model of `transformers`, for any phi."""
 
 from adalink_jax.checkpoints.convert import check_destination
+from adalink_jax.checkpoints.families.family import FAMILIES
 from adalink_jax.errors import UserError
 from adalink_jax.files.places import path_of
 from adalink_jax.files.whole_file import writing_folder
 from adalink_jax.interop.folded import TEMPLATES, fill_template
 from adalink_jax.interop.text_adapter import read_text_adapter
+from adalink_jax.models.paligemma import PrefixLM
 
 MODULE = "adalink_torch.py"
 
@@ -19,10 +21,16 @@ def export_hook(adapter: str, folder: str) -> None:
 
     Raises:
       CheckpointError: for a folder that is not an adapter, and a destination that is not empty.
-      UserError: for an adapter of more than the text.
+      UserError: for an adapter of more than the text, and for one of a model without an encoder.
     """
     path = check_destination(folder)
     module, _, facts = read_text_adapter(adapter)
+    backbone = next((family.backbone for family in FAMILIES if family.name == facts.base.family), None)
+    if backbone is not None and issubclass(backbone, PrefixLM):
+        raise UserError(
+            f"The adapter {adapter} is a {facts.base.family}'s, which has no encoder that {MODULE} could hook into; serve it with this "
+            f"package."
+        )
     if module.share and module.kinds is None:
         raise UserError(
             f"The adapter {adapter} has one pair for all kinds of input and does not state whether images are among them; "

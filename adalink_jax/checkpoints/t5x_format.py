@@ -1,4 +1,4 @@
-"""t5x's checkpoints: the legacy format (msgpack and zarr, as every public T5) and Orbax.
+"""t5x's checkpoints: the legacy format (msgpack and zarr, as every public T5) and Orbax, in which other programs write too.
 
 checkpoint_N/checkpoint                          msgpack {"version": 3, "optimizer": {"target": ..., "state": ...}}
 checkpoint_N/target.encoder....kernel/           one zarr array per large leaf; the msgpack holds the small leaves
@@ -6,6 +6,7 @@ checkpoint_N/state/                              Orbax: arrays named target.enco
 """
 
 import collections
+import dataclasses
 import re
 from collections.abc import Mapping
 from typing import Annotated, Any
@@ -121,9 +122,7 @@ def open_legacy(folder: epath.Path, path: str) -> Source:
         else from_array(np.asarray(value), f"{FILE}: {name}")
         for name, value in target.items()
     }
-    return Source(
-        "t5x checkpoint (msgpack and zarr)", path, name_of(folder, int(step)), _translated(leaves, path), folder
-    )
+    return _translated(Source("t5x checkpoint (msgpack and zarr)", path, name_of(folder, int(step)), leaves, folder))
 
 
 def _stored_array(folder: epath.Path, value: Mapping[str, Any], name: str, path: str) -> Leaf:
@@ -177,7 +176,7 @@ def open_orbax(folder: epath.Path, path: str) -> Source:
     at = folder.parent if folder.name == STATE else folder
     step = re.search(r"\d+$", at.name)
     name = name_of(at, int(step[0]) if step else None)
-    return Source("t5x checkpoint (Orbax)", path, name, _translated(leaves, path), folder)
+    return _translated(Source("Orbax checkpoint", path, name, leaves, folder))
 
 
 def step_of(folder: epath.Path) -> int | None:
@@ -192,14 +191,15 @@ def name_of(folder: epath.Path, step: int | None) -> str:
     return model if step is None else f"{model}@{step}"
 
 
-def _translated(leaves: Mapping[str, Leaf], path: str) -> dict[str, Leaf]:
-    """Leaves under this package's names, by the first family of models that knows the checkpoint's."""
+def _translated(source: Source) -> Source:
+    """The checkpoint in this package's terms, by the first family of models that knows it."""
     for family in FAMILIES:
-        with translating(path):
-            translation = family.from_t5x(leaves)
+        with translating(source.path):
+            translation = family.from_t5x(source.leaves)
         if translation is not None:
-            return dict(sorted(translation.items()))
-    return dict(sorted(leaves.items()))
+            leaves = dict(sorted(translation.leaves.items()))
+            return dataclasses.replace(source, leaves=leaves, settings=translation.settings)
+    return dataclasses.replace(source, leaves=dict(sorted(source.leaves.items())))
 
 
 def write(folder: epath.Path, source: Source, dtype: str | None) -> None:

@@ -160,9 +160,8 @@ class Family:
             )
         return source, {self.encoder_table: embeddings["encoder/token_embedder/embedding"]}
 
-    def from_t5x(self, leaves: Mapping[str, Leaf]) -> dict[str, Leaf] | None:
-        """Leaves of a t5x or Orbax checkpoint under this package's names; None if they have these names already or are
-        another model's."""
+    def from_t5x(self, leaves: Mapping[str, Leaf]) -> Translation | None:
+        """Translates a t5x or Orbax checkpoint; None if its leaves have this package's names already or are another model's."""
         return None
 
     def from_big_vision(self, tensors: Mapping[str, Leaf], path: str) -> Translation | None:

@@ -177,7 +177,7 @@ class T5Family(Family):
             **{field: settings.get(field, value) for field, value in self.implied.items()},
         }
 
-    def from_t5x(self, leaves: Mapping[str, Leaf]) -> dict[str, Leaf] | None:
+    def from_t5x(self, leaves: Mapping[str, Leaf]) -> Translation | None:
         """Leaves of a scanned network (`encoder/encoder/...`, layers on axis 1) under the unscanned names.
 
         Each layer of such a network has its own table of relative positions; where all are equal they become one table of
@@ -205,7 +205,7 @@ class T5Family(Family):
                 out[f"{stack}/relpos_bias/rel_embedding"] = from_array(
                     first, f"{stack}/{stack}/relpos_bias/rel_embedding"
                 )
-        return out if out.keys() != leaves.keys() else None
+        return Translation(out, {}) if out.keys() != leaves.keys() else None
 
 
 def _is_transposed(name: str) -> bool:

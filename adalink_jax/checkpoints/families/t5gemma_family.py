@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 import pydantic
 
+from adalink_jax.checkpoints.families import gemma_orbax
 from adalink_jax.checkpoints.families.family import (
     LANGUAGE,
     Family,
@@ -154,6 +155,10 @@ class T5GemmaFamily(Family):
                 f"{path} has logits that are not tied to the decoder's embedding table; T5Gemma's are."
             )
         return Translation(leaves, {LANGUAGE: _settings(stated, path)})
+
+    def from_t5x(self, leaves: Mapping[str, Leaf]) -> Translation | None:
+        """Translates a checkpoint of google-deepmind/gemma, such as Kaggle's; `None` for t5x's own."""
+        return gemma_orbax.translated(leaves)
 
     def to_hugging_face(self, leaves: Mapping[str, Leaf]) -> dict[str, Leaf]:
         """See `Family`."""

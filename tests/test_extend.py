@@ -35,7 +35,12 @@ def test_the_page_has_its_parts():
     assert [command.split()[1] for command in COMMANDS] == ["check-method", "train", "eval"]
 
 
-@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.split()[1])
+@pytest.mark.parametrize(
+    "command",
+    # `check-method` takes minutes; the command has tests of its own.
+    [pytest.param(command, marks=pytest.mark.slow) if "check-method" in command else command for command in COMMANDS],
+    ids=lambda command: command.split()[1],
+)
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Orbax's own
 def test_its_commands_run(folder, command, capsys):
     from adalink_jax.cli.main import main

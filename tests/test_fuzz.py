@@ -38,8 +38,8 @@ def test_a_target_whose_sound_input_is_refused_ends_the_run(tmp_path, monkeypatc
 
 
 INPUTS = {
-    "adapters": 50, "native bases": 25, "Hugging Face bases": 25, "t5x bases": 25, "runs": 40, "resumed runs": 6, "gin values": 40,
-    "gin files": 20, "tables": 30, "pictures": 15, "archives": 15, "shell payloads": 50, "jobs": 20,
+    "adapters": 25, "native bases": 12, "Hugging Face bases": 12, "t5x bases": 12, "runs": 20, "resumed runs": 3, "gin values": 20,
+    "gin files": 10, "tables": 15, "pictures": 8, "archives": 8, "shell payloads": 25, "jobs": 10,
 }  # fmt: skip
 
 

@@ -86,6 +86,7 @@ print("meshes agree")
 """
 
 
+@pytest.mark.slow
 def test_every_mesh_gives_the_losses_of_one_device():
     env = with_devices(8)
     here = os.path.dirname(__file__)

@@ -296,6 +296,7 @@ def test_a_job_whose_evaluation_does_not_fit_does_not_fit(capsys):
     assert any("an evaluation decodes a whole batch" in remedy for remedy in plan["remedies"])
 
 
+@pytest.mark.slow
 def test_a_quick_plan_has_the_counts_of_a_plan(capsys):
     plans, level = [], jax.config.jax_optimization_level
     try:
@@ -312,6 +313,7 @@ def test_a_quick_plan_has_the_counts_of_a_plan(capsys):
     assert quick["collectives"]["all-reduce"]["bytes"] == usual["collectives"]["all-reduce"]["bytes"]
 
 
+@pytest.mark.slow
 def test_weights_of_a_decoder_are_gathered_once_or_for_each_token(capsys):
     """Under FSDP. With them sharded, every token gathers all matrices of the decoder, bfloat16, and the activations are small."""
     model = [

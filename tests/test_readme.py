@@ -62,6 +62,7 @@ def test_every_public_name_has_a_docstring():
         assert name == "__version__" or getattr(adalink_jax, name).__doc__
 
 
+@pytest.mark.slow
 def test_the_notebook_runs_and_adapts():
     import numpy as np
 

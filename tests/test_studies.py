@@ -79,6 +79,7 @@ def test_every_combination_is_a_member(finished):
     assert {path.name for path in (finished / "members").iterdir()} == {member["name"] for member in members}
 
 
+@pytest.mark.slow
 def test_a_killed_and_resumed_pack_ends_with_the_same_bits(finished, tmp_path):
     killed = tmp_path / "killed"
     arguments = [*MODEL, ADALINK, *macros(killed, **GRID)]

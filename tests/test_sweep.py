@@ -218,6 +218,7 @@ def test_a_run_that_another_process_trains_is_left_alone(tmp_path, capsys):
     assert starts(tmp_path) == {}
 
 
+@pytest.mark.slow
 def test_a_failed_run_stops_no_other_and_is_reported_with_its_log(tmp_path, capsys):
     bad = {"chain": ({"TRAINABLE": (("nothing/.*",),)}, {"RANK": (1,)})}
     few = {name: value for name, value in FEW.items() if name not in ("TRIED_RANKS", "TRIED_RATES", "TRIED_SEEDS")}

@@ -101,7 +101,7 @@ def test_greedy_outputs(pair):
     assert (theirs == 1).any(axis=-1).sum() >= 32
 
 
-@pytest.mark.parametrize("alpha", [0.0, 0.6, 1.0])
+@pytest.mark.parametrize("alpha", [0.6, *(pytest.param(x, marks=pytest.mark.slow) for x in (0.0, 1.0))])
 def test_beam_search_with_the_finishing_rule_of_transformers(pair, alpha):
     inputs = tokens(100, 12, seed=3)
     decoded, theirs, scores = generate_both(

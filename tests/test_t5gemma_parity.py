@@ -86,6 +86,7 @@ def test_beam_search_with_the_finishing_rule_of_transformers(pair):
     assert_close(decoded.scores.ravel(), scores.numpy())
 
 
+@pytest.mark.parametrize("pair", ["grouped"], indirect=True)
 def test_several_ids_end_an_output(pair, tmp_path):
     theirs, _, _, folder = pair
     inputs = tokens(40, 12, seed=2)

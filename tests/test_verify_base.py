@@ -111,8 +111,8 @@ def test_folders_that_transformers_saved_pass(kind, folders):
     ("fields", "failed"),
     [
         ({"decoder_start_token_id": 5}, {"settings", "logits", "likelihoods", "outputs", "beam search"}),
-        ({"pad_token_id": 3}, {"settings"}),
-        ({"eos_token_id": 40}, {"settings"}),
+        pytest.param({"pad_token_id": 3}, {"settings"}, marks=pytest.mark.slow),
+        pytest.param({"eos_token_id": 40}, {"settings"}, marks=pytest.mark.slow),
     ],
 )
 def test_another_id_of_the_reference_fails(folders, tmp_path, fields, failed):
@@ -123,6 +123,7 @@ def test_another_id_of_the_reference_fails(folders, tmp_path, fields, failed):
     assert failed <= failures(verified(tmp_path / "native", other))
 
 
+@pytest.mark.slow
 def test_another_id_of_the_folder_itself_passes_if_its_tokenizer_agrees(folders, tmp_path):
     for field, passes in (("decoder_start_token_id", True), ("eos_token_id", False)):
         path = changed(folders("ByT5"), tmp_path / field, "config.json", **{field: 40})

@@ -106,6 +106,7 @@ def test_a_pack_reads_it_too(runs, tmp_path):
     assert len(members[0]) == 2
 
 
+@pytest.mark.slow
 def test_another_dtype_rounds_both_paths(tmp_path):
     bf16 = {"CACHE_DTYPE": "bfloat16"}
     cached = train(tmp_path / "cached", VISION_CACHE=str(tmp_path / "vision"), **bf16)

@@ -102,9 +102,9 @@ def test_outputs_start_end_and_are_padded_as_the_folder_says(other, beams):
 
 
 class _Characters(Framed):
-    """A vocabulary in which the character 28 + i is id i."""
+    """A vocabulary in which the character 28 + i is id i, and `IDS` has the end."""
 
-    vocab_size = 96
+    vocab_size, eos, after = 96, 4, (4,)
 
     def encode(self, text):
         return [ord(c) - 28 for c in text]
@@ -122,7 +122,7 @@ def test_texts_end_as_the_folder_says_and_hold_no_padding(other, monkeypatch):
     setup = Setup(ours(path)[0], initial_checkpoint_path=str(path))
     predict = Predictor(setup, vocabulary="characters", task_feature_lengths={"inputs": 14, "targets": LENGTH})
     texts = [Characters.decode(row[:-1]) for row in rows(16, 12, 3)]
-    ids = [[*Characters.encode(text), 1] for text in texts]
+    ids = [[*Characters.encode(text), 4] for text in texts]
     inputs = torch.tensor([[*row, *[3] * (14 - len(row))] for row in ids])
     with torch.no_grad():
         outputs = theirs.generate(inputs, attention_mask=inputs != 3, max_new_tokens=LENGTH, do_sample=False)

@@ -23,7 +23,7 @@ from adalink_jax.data import ByteVocabulary
 from adalink_jax.files.leaves import Leaf
 from adalink_jax.interop import verify_base
 from adalink_jax.models import paths
-from adalink_jax.serving import shipped
+from adalink_jax.serving import opening, shipped
 
 RANK = 4
 pytestmark = pytest.mark.usefixtures("exact_matmuls")
@@ -131,13 +131,13 @@ def test_conversions_that_cannot_be_done_are_refused_before_anything_is_written(
     assert "cannot be created" in message
 
 
-def test_a_t5x_checkpoint_of_a_published_size_needs_no_gin_file(tmp_path):
-    """Its activations are taken from the shipped model that it fits."""
+def test_a_t5x_checkpoint_of_a_published_size_needs_no_gin_file(tmp_path, monkeypatch):
+    """Its activations are taken from the shipped model that it fits; files of one model under two names are one."""
     register()
-    for name, activations in (
-        ("t5_1_0_small", ("relu",)),
-        ("flan_t5_xl", ("gelu", "linear")),
-        ("ul2_20b", ("silu", "linear")),
+    for name, activations, first in (
+        ("t5_1_0_small", ("relu",), "t5_1_0_small"),
+        ("flan_t5_xl", ("gelu", "linear"), "flan_t5_xl"),
+        ("ul2_20b", ("silu", "linear"), "flan_ul2"),
     ):
         flags, _ = configuration.parse_flags([f"--gin_file=gin/models/{name}.gin"])
         tree = parallel.unbox(abstract_params(AdaptedModel(shipped.configured_backbone(flags))))["backbone"]
@@ -149,6 +149,8 @@ def test_a_t5x_checkpoint_of_a_published_size_needs_no_gin_file(tmp_path):
             == activations
         )
         assert f"gin/models/{name}.gin" in shipped.fitting_models(source)
+        monkeypatch.setattr("adalink_jax.checkpoints.open_source", lambda path, source=source: source)
+        assert opening.model_file(name, "") == f"gin/models/{first}.gin"
 
 
 def test_values_keep_their_dtypes(base, tmp_path, capsys):

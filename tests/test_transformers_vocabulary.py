@@ -206,10 +206,11 @@ def test_a_tokenizer_that_its_files_contradict_is_refused_by_name(small, tmp_pat
         load_vocabulary(tmp_path)
 
 
-def test_a_tokenizer_of_another_form_is_refused(small, tmp_path):
+def test_a_tokenizer_that_ends_nothing_is_refused(small, tmp_path):
     (tmp_path / "spiece.model").write_bytes(small.read_bytes())
-    write(tmp_path, "tokenizer_config.json", {"tokenizer_class": "T5Tokenizer", "pad_token": "a"})
-    with pytest.raises(UserError, match=r"T5Tokenizer with padding and end at \(\d+, 1\), and T5's are \(0, 1\)"):
+    transformers.T5Tokenizer.from_pretrained(tmp_path).save_pretrained(tmp_path)
+    write(tmp_path, "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast"})
+    with pytest.raises(UserError, match="TokenizersBackend without an id that ends texts; add"):
         load_vocabulary(tmp_path)
 
 

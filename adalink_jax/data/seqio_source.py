@@ -14,6 +14,7 @@ from adalink_jax.data.feature_converter import has_image
 from adalink_jax.data.mixing import mixed
 from adalink_jax.data.seqio_vocabulary import HuggingFaceVocabulary, check_task
 from adalink_jax.data.task_protocol import Example
+from adalink_jax.data.transformers_vocabulary import EOS
 from adalink_jax.errors import UserError
 
 for _kind in ("GPU", "TPU"):
@@ -35,6 +36,8 @@ class SeqioTask:
         self._lengths = cast(Mapping[str, int], {name: lengths.get(name) for name in features})
         self._vocabulary = features["targets"].vocabulary
         self.name, self.splits = task.name, task.splits
+        eos = self._vocabulary.eos_id
+        self.eos = EOS if eos is None else int(eos)
         self.vocab_size = max(feature.vocabulary.vocab_size for feature in features.values())
         self.has_images = has_image(features)
         self._known_sizes: dict[str, int] = {}

@@ -98,7 +98,7 @@ class HuggingFaceVocabulary(seqio.Vocabulary):
 
     @property
     def eos_id(self) -> int:
-        return EOS
+        return self._vocabulary.eos
 
     @property
     def unk_id(self) -> None:

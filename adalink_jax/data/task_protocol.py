@@ -12,11 +12,13 @@ class Task(Protocol):
     Attributes:
       name: a unique name.
       vocab_size: one more than the largest id in its examples.
+      eos: the id that ends its targets.
       has_images: whether its examples have an `image` or `image_file`.
     """
 
     name: str
     vocab_size: int
+    eos: int
     has_images: bool
 
     @property

@@ -3,6 +3,7 @@
 import abc
 import contextlib
 import os
+import re
 import tempfile
 from collections.abc import Iterable, Iterator
 from typing import Annotated, Any
@@ -65,11 +66,13 @@ class Framed(abc.ABC):
     """Base of vocabularies: how an input of a model begins and ends.
 
     Attributes:
+      eos: ends a target.
       before, after: ids at an input's beginning and end: T5's end with EOS.
       chat: whether an input is one message of a user, in a chat template.
       strips: whether white space around an input is dropped, as most chat templates do.
     """
 
+    eos: int = EOS
     before: tuple[int, ...] = ()
     after: tuple[int, ...] = (EOS,)
     chat: bool = False
@@ -100,6 +103,7 @@ class TransformersVocabulary(Framed):
 
     Attributes:
       vocab_size: one more than the largest id; PaliGemma's placeholder of images, which is the last, is not counted.
+      eos: as the tokenizer has it: 1 in T5's and Gemma's, 2 in MADLAD's and CodeT5's.
       before, after: as the tokenizer has them: Gemma's inputs begin with BOS, and have no EOS. PaliGemma's end with a newline, which its
         processor adds, and which is a piece of its own, as in big_vision. With `chat`, the chat template's text around a message.
     """
@@ -115,12 +119,12 @@ class TransformersVocabulary(Framed):
         """
         folder = path_of(path)
         self._tokenizer = load_tokenizer(folder)
-        if (self._tokenizer.pad_token_id, self._tokenizer.eos_token_id) != (PAD, EOS):
-            kind, ids = type(self._tokenizer).__name__, (self._tokenizer.pad_token_id, self._tokenizer.eos_token_id)
+        if self._tokenizer.eos_token_id is None:
             raise UserError(
-                f"transformers reads the tokenizer of {folder} as a {kind} with padding and end at {ids}, and T5's are "
-                f"({PAD}, {EOS}); give another vocabulary, or add the {CONFIG_FILE} of the model."
+                f"transformers reads the tokenizer of {folder} as a {type(self._tokenizer).__name__} without an id that ends texts; add "
+                f"the {CONFIG_FILE} of the model, or give another vocabulary."
             )
+        self.eos = int(self._tokenizer.eos_token_id)
         self._is_paligemma = not _names(folder, "model_type", "processor_class").isdisjoint(_PALIGEMMA)
         words = self._tokenizer.get_vocab()
         self.vocab_size = max(i for word, i in words.items() if not (self._is_paligemma and word == _PLACEHOLDER)) + 1
@@ -189,20 +193,34 @@ class TransformersVocabulary(Framed):
     def decode(self, ids: Iterable[int]) -> str:
         """Converts ids up to the first EOS to text, special tokens included; ids beyond the vocabulary are skipped."""
         tokens = list(map(int, ids))
-        end = tokens.index(EOS) if EOS in tokens else len(tokens)
+        end = tokens.index(self.eos) if self.eos in tokens else len(tokens)
         return self._tokenizer.decode([i for i in tokens[:end] if i < self.vocab_size])
 
     def token_bytes(self) -> list[bytes]:
         """The UTF-8 bytes that each id adds to an output, including a space before the first word, which `decode` drops."""
         added, is_bytes = self._tokenizer.added_tokens_decoder, type(self._tokenizer).__name__ == _BYT5
+        by_byte = _bytes_of_characters(self._tokenizer)
 
         def text(i: int) -> bytes:
             token = self._tokenizer.convert_ids_to_tokens(i) or ""
-            if i in (PAD, EOS):
+            if i in (self._tokenizer.pad_token_id, self.eos):
                 return b""
+            if by_byte and i not in added:
+                return bytes(by_byte[character] for character in token)
+            if i not in added and (byte := re.fullmatch("<0x([0-9A-F]{2})>", token)):
+                return bytes.fromhex(byte[1])
             return bytes([ord(token)]) if is_bytes and i not in added else token.replace("\u2581", " ").encode()
 
         return [text(i) for i in range(self.vocab_size)]
+
+
+def _bytes_of_characters(tokenizer: Any) -> dict[str, int]:
+    """The byte that each character of a token stands for, in vocabularies of pairs of bytes (GPT-2's, CodeT5's); {} in others."""
+    if not tokenizer.is_fast or type(tokenizer.backend_tokenizer.decoder).__name__ != "ByteLevel":
+        return {}
+    from transformers.convert_slow_tokenizer import bytes_to_unicode  # pyright: ignore[reportMissingImports]  # optional
+
+    return {character: byte for byte, character in bytes_to_unicode().items()}
 
 
 def holds_tokenizer(folder: epath.Path) -> bool:

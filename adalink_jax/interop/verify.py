@@ -15,7 +15,6 @@ from adalink_jax.adapters import AdaptedModel
 from adalink_jax.checkpoints import Source, check_fit, open_source
 from adalink_jax.data import INSTRUCTION, Vocabulary, WordPieceVocabulary, check_rows
 from adalink_jax.data.images import picture_array
-from adalink_jax.data.vocabularies import EOS
 from adalink_jax.errors import CheckpointError
 from adalink_jax.interop.language_model import backbone_of, load_weights
 from adalink_jax.interop.reference import ENDED, Outputs, Reference, ended, likelihoods
@@ -180,9 +179,13 @@ def _end(model: AdaptedModel, vocabulary: Vocabulary) -> Check:
     """Whether texts end and are padded with the ids of the model."""
     ids = model.backbone.token_ids
     finding = f"start {ids.start}, padding {ids.pad}, end {', '.join(map(str, ids.ends))}"
-    if ids.eos == EOS and ids.pad not in vocabulary.encode(" ".join(PROMPTS)):
+    if ids.eos == vocabulary.eos and ids.pad not in vocabulary.encode(" ".join(PROMPTS)):
         return Check("special ids", finding, True)
-    return Check("special ids", f"{finding}, but the vocabulary ends texts with {EOS}, or uses the padding's id", False)
+    return Check(
+        "special ids",
+        f"{finding}, but the vocabulary ends texts with {vocabulary.eos}, or uses the padding's id",
+        False,
+    )
 
 
 def _features(model: AdaptedModel, transformers: Reference, vocabulary: Vocabulary) -> tuple[_Features, list[Check]]:

@@ -16,7 +16,7 @@ from adalink_jax import parallel
 from adalink_jax.adapters import AdaLinkAdapter, AdaptedModel, describe_adapter
 from adalink_jax.checkpoints import Source, fingerprint_of_source, save_adapter
 from adalink_jax.checkpoints.families.family import VISION
-from adalink_jax.data.vocabularies import EOS, Vocabulary
+from adalink_jax.data.vocabularies import Vocabulary
 from adalink_jax.interop.folded import export_folded
 from adalink_jax.interop.hook import MODULE, export_hook
 from adalink_jax.interop.language_model import backbone_of
@@ -61,7 +61,10 @@ def adapt(source: Source, reference: str, vocabulary: Vocabulary) -> Adaptation:
     setup = Setup(AdaptedModel(backbone_of(source), adapter), ("adapter/.*",), initial_checkpoint_path=source.path)
     most = _LENGTHS["targets"] - 1
     examples = [
-        {"inputs": vocabulary.input_ids(x, _LENGTHS["inputs"]), "targets": [*vocabulary.encode(x)[:most], EOS]}
+        {
+            "inputs": vocabulary.input_ids(x, _LENGTHS["inputs"]),
+            "targets": [*vocabulary.encode(x)[:most], vocabulary.eos],
+        }
         for x in PROMPTS
     ]
     mesh, rules = parallel.make_mesh(), parallel.logical_axis_rules()

@@ -105,23 +105,21 @@ def _base(path: str, vocabulary: str | None) -> Opened:
 
 
 def model_file(base: str, otherwise: str) -> str:
-    """The only file of gin/models that fits a base model.
+    """The file of gin/models that fits a base model; the first of several that describe the same model under different names.
 
     Args:
       base: see INITIAL_CHECKPOINT_PATH.
       otherwise: what the user can do if there is no such file, for the error message.
 
     Raises:
-      UserError: if no file or several files fit.
+      UserError: if no file fits, or files of different models do.
     """
-    files = list(shipped.fitting_models(checkpoints.open_source(base)))
-    if len(files) != 1:
-        fitting = (
-            f"{len(files)} files of gin/models fit {base} ({', '.join(files)})"
-            if files
-            else f"No file of gin/models fits {base}"
-        )
-        raise UserError(f"{fitting}; {otherwise}.")
+    fitting = shipped.fitting_models(checkpoints.open_source(base))
+    files, settings = list(fitting), list(fitting.values())
+    if not files:
+        raise UserError(f"No file of gin/models fits {base}; {otherwise}.")
+    if any(other != settings[0] for other in settings):
+        raise UserError(f"{len(files)} files of gin/models fit {base} ({', '.join(files)}); {otherwise}.")
     return files[0]
 
 

@@ -21,7 +21,6 @@ from adalink_jax.adapters import NONE, AdaptedModel, abstract_params, make_adapt
 from adalink_jax.data import check_rows, load_vocabulary
 from adalink_jax.data.images import ImageShape, Preparation, decode_image, load_image, picture_array
 from adalink_jax.data.user_files.text_templates import Template
-from adalink_jax.data.vocabularies import EOS
 from adalink_jax.errors import UserError
 from adalink_jax.models import paths
 from adalink_jax.models.decoding import Decoded, sampling_keys
@@ -96,6 +95,11 @@ class Predictor:
         self._without_images = opened.without_images
         self._vocabulary, self.batch_size = load_vocabulary(opened.vocabulary), batch_size
         check_rows(f"The vocabulary {opened.vocabulary}", self._vocabulary.vocab_size, backbone.config.vocab_size)
+        if self._vocabulary.eos not in backbone.token_ids.ends:
+            raise UserError(
+                f"The vocabulary {opened.vocabulary} ends texts with id {self._vocabulary.eos}, and the model with "
+                f"{backbone.token_ids.eos}; use the model's own vocabulary."
+            )
         self.task_feature_lengths, self._stop = (
             dict(task_feature_lengths or opened.task_feature_lengths or LENGTHS),
             setup.decoding.stop,
@@ -193,7 +197,7 @@ class Predictor:
         return list(zip(texts, likelihoods))
 
     def _choice_likelihoods(self, rows: list[dict], index: np.ndarray, choices: list[str]) -> list[dict[str, float]]:
-        targets = [[*self._vocabulary.encode(text), EOS] for text in choices]
+        targets = [[*self._vocabulary.encode(text), self._vocabulary.eos] for text in choices]
         if len(set(map(tuple, targets))) < max(2, len(targets)):
             raise UserError("`choices` needs two answers or more, all different to the vocabulary.")
         longest = self.task_feature_lengths["targets"]

@@ -21,7 +21,6 @@ from adalink_jax.data.batch_order import BatchIterator
 from adalink_jax.data.images import counting_transparent, transparency_note
 from adalink_jax.data.prefetch import Prefetched
 from adalink_jax.data.user_files.file_task import LoadedFileTask
-from adalink_jax.data.vocabularies import EOS
 from adalink_jax.errors import UserError
 from adalink_jax.files import locks
 from adalink_jax.files.places import check_run_folder, path_of
@@ -283,10 +282,10 @@ def check_data(setup: Setup, microbatches: int, mesh: Mesh) -> tuple[Task, Seque
     with reading_rows() as on_rows:
         task, eval_tasks = get_tasks(setup.data, on_rows)
     check_rows(f"The vocabulary of {task.name}", task.vocab_size, setup.model.backbone.config.vocab_size)
-    if setup.trainable and (end := setup.model.backbone.token_ids.eos) != EOS:
+    if setup.trainable and (end := setup.model.backbone.token_ids.eos) != task.eos:
         raise UserError(
-            f"The model ends outputs with id {end}, and targets end with the vocabulary's {EOS}, so it would never end what it "
-            f"learned to write; correct eos_token_id in the files that the base was made from."
+            f"The model ends outputs with id {end}, and targets end with the vocabulary's {task.eos}, so it would never end what it "
+            f"learned to write; use the model's own VOCABULARY, or correct eos_token_id in the files that the base was made from."
         )
     if task.has_images and setup.image_shape is None:
         raise UserError(

@@ -236,7 +236,13 @@ def _untied(tensors: Mapping[str, Leaf], stated: _Config, path: str) -> dict[str
     """The tensors with one embedding table, and with a head exactly where the model's logits are not tied to the table."""
     tables = {name: tensors[name] for name in (*_STACK_TABLES, HEAD) if name in tensors}
     tensors = {name: leaf for name, leaf in tensors.items() if name not in tables and name != _UNUSED}
-    shared = next(iter([tensors[TABLE]] if TABLE in tensors else tables.values()), None)  # transformers ties them all
+    of_one_table = [
+        tensors.get(TABLE),
+        *(tables.get(name) for name in _STACK_TABLES),
+    ]  # MADLAD's files have no shared.weight
+    if stated.tie_word_embeddings is not False:
+        of_one_table.append(tables.get(HEAD))
+    shared = next((leaf for leaf in of_one_table if leaf is not None), None)
     if shared is None:
         raise CheckpointError(f"{path} has no {TABLE}, the embedding table; copy or download the folder again.")
     tensors[TABLE] = shared

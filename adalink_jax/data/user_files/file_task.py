@@ -18,7 +18,7 @@ from adalink_jax.data.user_files.file_settings import METRICS, FileSettings
 from adalink_jax.data.user_files.file_splits import Split
 from adalink_jax.data.user_files.row_checks import Lengths
 from adalink_jax.data.user_files.row_store import StoredRow
-from adalink_jax.data.vocabularies import EOS, Vocabulary, load_vocabulary
+from adalink_jax.data.vocabularies import Vocabulary, load_vocabulary
 from adalink_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ class LoadedFileTask:
         self.name, self.workers = name, settings.workers
         self._settings, self._max = settings, dict(lengths)
         self._vocabulary: Vocabulary = load_vocabulary(settings.vocabulary)
-        self.vocab_size = self._vocabulary.vocab_size
+        self.vocab_size, self.eos = self._vocabulary.vocab_size, self._vocabulary.eos
         self.has_images = settings.image is not None or settings.blank_image
         contents = file_splits.read(settings, on_rows)
         self.splits, self.findings, self.several = contents.splits, contents.findings, contents.several
@@ -147,7 +147,7 @@ class LoadedFileTask:
     def _ids(self, text: str, side: str) -> np.ndarray:
         if side == "inputs":
             return np.array(self._vocabulary.input_ids(text, self._max[side]), np.int32)
-        return np.array([*self._vocabulary.encode(text)[: self._max[side] - 1], EOS], np.int32)
+        return np.array([*self._vocabulary.encode(text)[: self._max[side] - 1], self.eos], np.int32)
 
     def _image(self, row: StoredRow) -> dict[str, Any]:
         """`image` or `image_file` of a row; empty without images."""

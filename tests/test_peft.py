@@ -218,7 +218,7 @@ def test_lora_beyond_a_t5_keeps_our_names(tmp_path):
     ("lora", {"init_lora_weights": "pissa"}, "has init_lora_weights ="),
     ("lora", {"layer_replication": [[0, 1]]}, "has layer_replication ="),
     ("lora", {"a_field_of_next_year": 1}, "has a_field_of_next_year = 1"),
-    ("lora", {"task_type": "CAUSAL_LM"}, 'has task_type = "CAUSAL_LM"'),
+    ("lora", {"task_type": "SEQ_CLS"}, 'has task_type = "SEQ_CLS"'),
     ("lora", {"r": "3"}, "has `r`, which is '3', a text; it must be a whole number"),
     ("lora", {"r": 2}, "has r = 2, but its decoder/layers_0/encoder_decoder_attention/query/down has the"),
     ("lora", {"lora_alpha": None}, "has `lora_alpha`, which is None; it must be"),

@@ -52,7 +52,7 @@ T5GEMMA2_SIDE = {name: value for name, value in SIDE.items() if "softcapping" no
 }  # fmt: skip
 
 
-def make_t5gemma2(seed=3, vocab_size=VOCAB):
+def make_t5gemma2(seed=3, vocab_size=VOCAB, image=T5GEMMA2_IMAGE, end=T5GEMMA2_END):
     """A T5Gemma 2 with random weights, of four and three layers, of which each second sees all tokens; images are 16 x 16."""
     torch.manual_seed(seed)
     encoder = {
@@ -61,18 +61,18 @@ def make_t5gemma2(seed=3, vocab_size=VOCAB):
             "model_type": "siglip_vision_model", "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2,
             "num_attention_heads": 2, "image_size": 16, "patch_size": 4, "vision_use_head": False,
         },
-        "mm_tokens_per_image": T5GEMMA2_TOKENS, "boi_token_index": 91, "eoi_token_index": T5GEMMA2_END,
+        "mm_tokens_per_image": T5GEMMA2_TOKENS, "boi_token_index": 91, "eoi_token_index": end,
     }  # fmt: skip
     decoder = {**T5GEMMA2_SIDE, "num_hidden_layers": 3, "layer_types": (_KINDS * 2)[:3], "vocab_size": vocab_size}
-    config = transformers.T5Gemma2Config(encoder=encoder, decoder=decoder, image_token_index=T5GEMMA2_IMAGE)
+    config = transformers.T5Gemma2Config(encoder=encoder, decoder=decoder, image_token_index=image)
     config._attn_implementation = "eager"
     model = transformers.T5Gemma2ForConditionalGeneration(config).eval()
     randomise(model, last_norm="decoder.norm")
     return model
 
 
-def make_tokenizer(folder, chat_template=None, extra=()):
-    """Writes a tokenizer of bytes in Gemma's form: inputs begin with BOS and have no EOS. It has 262 ids and `extra` ones."""
+def make_tokenizer(folder, chat_template=None, extra=(), **tokens):
+    """Writes a tokenizer of bytes in Gemma's form: inputs begin with BOS and have no EOS. It has 262 ids, `extra` ones, and named `tokens`."""
     from tokenizers import Tokenizer, decoders, models, normalizers, processors
 
     specials = ("<pad>", "<eos>", "<bos>", "<unk>")
@@ -85,6 +85,7 @@ def make_tokenizer(folder, chat_template=None, extra=()):
     tokenizer.decoder = decoders.Sequence(parts)
     names = dict(zip(("pad_token", "eos_token", "bos_token", "unk_token"), specials))
     names |= {"additional_special_tokens": ["<start_of_turn>", "<end_of_turn>"], "chat_template": chat_template}
+    names |= {"extra_special_tokens": tokens} if tokens else {}
     fast = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)
     fast.add_tokens([*extra], special_tokens=True)
     fast.save_pretrained(folder)

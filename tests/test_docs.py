@@ -54,7 +54,7 @@ def commands_of(page: pathlib.Path) -> list[Command]:
 COMMANDS = [command for page in PAGES for command in commands_of(page)]
 ADALINK = {command.text: command for command in COMMANDS if command.words[0] == "adalink"}
 # What pages write before they read it, or stand for the reader's own.
-WRITTEN = re.compile(r"(runs|reviews|tuned)\b.*\.gin$")
+WRITTEN = re.compile(r"(runs|reviews|photos|tuned)\b.*\.gin$")
 
 
 def test_pages_show_commands_and_say_what_they_need():

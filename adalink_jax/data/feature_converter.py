@@ -48,6 +48,8 @@ class FeatureConverter:
       cache: supplies the vision tower's outputs instead of the images, which are then not decoded.
       preparation: how files of images are scaled, cropped and made opaque.
       token_ids: the model's special ids.
+      image_places: the text's id whose places the tokens of an example's image take, and how many they are; None for a model that
+        reads images before the text.
     """
 
     task_feature_lengths: Mapping[str, int]
@@ -57,13 +59,15 @@ class FeatureConverter:
     cache: VisionCache | None = None
     preparation: Preparation = PREPARATION
     token_ids: TokenIds = T5_IDS
+    image_places: tuple[int, int] | None = None
 
     def __call__(self, examples: Sequence[Example], batch_size: int | None = None) -> Batch:
         """Returns the features of `examples`, with empty rows of loss weight 0 added up to `batch_size`.
 
         Raises:
-          UserError: for an image that is missing or damaged, or an array of another size than the model's, and for text with
-            an id that the model masks; names the example, and the file if it is one.
+          UserError: for an image that is missing or damaged, or an array of another size than the model's, for text without
+            the places that the image's tokens take, and for text with an id that the model masks; names the example, and the
+            file if it is one.
         """
         rows, ids = batch_size or len(examples), self.token_ids
         if ids.pad != PAD:
@@ -87,6 +91,8 @@ class FeatureConverter:
             name, values = "images", self._images(examples)
         else:
             name, values = "image_features", [self._cached(self.cache, example) for example in examples]
+        if self.image_places is not None:
+            self._check_places(examples, inputs, *self.image_places)
         padding = rows - len(examples)
         batch[name] = np.stack([*values, *[np.zeros_like(values[0])] * padding])
         if any(map(_encoded, examples)):
@@ -130,6 +136,15 @@ class FeatureConverter:
                 raise UserError(
                     f"In the {side} of {self._name(masked)}, id {self.token_ids.pad} is text, and the model masks it as padding "
                     f"(T5Config.pad_token_id); use a vocabulary without this id."
+                )
+
+    def _check_places(self, examples: Sequence[Example], inputs: np.ndarray, placeholder: int, number: int) -> None:
+        for example, row in zip(examples, inputs):
+            places = np.count_nonzero(row == placeholder)
+            if places != number and not _absent(example):
+                raise UserError(
+                    f"The inputs of {self._name(example)} have {places} places for the {number} tokens of its image (id {placeholder}); write "
+                    f"<start_of_image> once where the image stands, and give TASK_FEATURE_LENGTHS['inputs'] room for all of it."
                 )
 
     def instruction(self, example: Example) -> list[int]:

@@ -19,13 +19,15 @@ from adalink_jax.files.typed_json import Form, as_form, find_form, find_object
 PAD, EOS, UNK = 0, 1, 2
 LAST_BYTE = 258
 SENTENCEPIECE_FILE, TOKENIZER_FILE, CONFIG_FILE = "spiece.model", "tokenizer.json", "tokenizer_config.json"
-ADDED_FILE, MODEL_FILE = "added_tokens.json", "config.json"
+ADDED_FILE, MODEL_FILE, PROCESSOR_FILE = "added_tokens.json", "config.json", "processor_config.json"
 SETTINGS = (TOKENIZER_FILE, CONFIG_FILE, ADDED_FILE, "special_tokens_map.json")
-FILES = (*SETTINGS, SENTENCEPIECE_FILE, "chat_template.jinja")
+FILES = (*SETTINGS, PROCESSOR_FILE, SENTENCEPIECE_FILE, "chat_template.jinja")
 CHAT = "chat:"  # before a folder's path: with its chat template
 QFORMER_FOLDER, QFORMER_WORDS = "qformer_tokenizer", "vocab.txt"
 _BYT5 = "ByT5Tokenizer"
 _PALIGEMMA, _PLACEHOLDER, _NEWLINE = ("paligemma", "PaliGemmaProcessor"), "<image>", "\n"
+_T5GEMMA2 = "t5gemma2", "Gemma3Processor"
+_IMAGE_TOKENS = {"boi_token": "<start_of_image>", "image_token": "<image_soft_token>", "eoi_token": "<end_of_image>"}
 _FIRST_SENTINELS = ("<extra_id_0>", "\u2581<extra_id_0>")
 # Texts that a chat template and a tokenizer may change, which every input could hold.
 _TRIED = ("", "Hello", " two  spaces ", "\n\nlines\n", "(a) - 1.", "{x}", "caf\u00e9")
@@ -44,6 +46,32 @@ class _Settings(Form):
     processor_class: str | None = None
     model_type: str | None = None
     added_tokens_decoder: dict[Annotated[str, pydantic.Field(pattern=r"^[0-9]{1,9}$")], _Token] = {}
+
+
+class _Processor(Form):
+    """`processor_config.json`."""
+
+    image_seq_length: Annotated[int, pydantic.Field(ge=1, lt=2**16)] | None = None
+
+    @property
+    def image_tokens(self) -> int | None:
+        """The number of an image's tokens."""
+        return self.image_seq_length
+
+
+class _Encoder(Form):
+    mm_tokens_per_image: Annotated[int, pydantic.Field(ge=1, lt=2**16)] | None = None
+
+
+class _Model(Form):
+    """`config.json`."""
+
+    encoder: _Encoder = _Encoder()
+
+    @property
+    def image_tokens(self) -> int | None:
+        """The number of an image's tokens."""
+        return self.encoder.mm_tokens_per_image
 
 
 class _Added(Form):
@@ -101,6 +129,9 @@ class Framed(abc.ABC):
 class TransformersVocabulary(Framed):
     """The tokenizer of a Hugging Face folder, with its added tokens; special tokens in a text become their ids.
 
+    In a text for T5Gemma 2, `<start_of_image>` stands for an image: it becomes the processor's text around it, and a placeholder for
+    each of its tokens.
+
     Attributes:
       vocab_size: one more than the largest id; PaliGemma's placeholder of images, which is the last, is not counted.
       eos: as the tokenizer has it: 1 in T5's and Gemma's, 2 in MADLAD's and CodeT5's.
@@ -126,12 +157,22 @@ class TransformersVocabulary(Framed):
             )
         self.eos = int(self._tokenizer.eos_token_id)
         self._is_paligemma = not _names(folder, "model_type", "processor_class").isdisjoint(_PALIGEMMA)
+        self._image = (
+            None if _names(folder, "model_type", "processor_class").isdisjoint(_T5GEMMA2) else self._image_text(folder)
+        )
         words = self._tokenizer.get_vocab()
         self.vocab_size = max(i for word, i in words.items() if not (self._is_paligemma and word == _PLACEHOLDER)) + 1
         if chat and not self._tokenizer.chat_template:
             raise UserError(f"{folder} has no chat template; leave out {CHAT!r} before the vocabulary's path.")
         self.chat = chat
         self._set_frame(folder)
+
+    def _image_text(self, folder: epath.Path) -> tuple[str, str]:
+        """What stands for an image in a text, and the text that the processor makes of it."""
+        begin, place, end = (getattr(self._tokenizer, name, None) or usual for name, usual in _IMAGE_TOKENS.items())
+        forms = find_form(folder / PROCESSOR_FILE, _Processor), find_form(folder / MODEL_FILE, _Model)
+        numbers = [form.image_tokens for form in forms if form is not None and form.image_tokens]
+        return begin, f"\n\n{begin}{place * (numbers[0] if numbers else 256)}{end}\n\n"
 
     def _set_frame(self, folder: epath.Path) -> None:
         if self._is_paligemma and not self.chat:
@@ -185,6 +226,8 @@ class TransformersVocabulary(Framed):
             raise UserError(
                 f"{text[:60]!r} has {_PLACEHOLDER}; leave it out: the model reads the example's image before the text."
             )
+        if self._image is not None:
+            text = text.replace(*self._image)
         if not self._tokenizer.is_fast:
             return self._tokenizer.encode(text, add_special_tokens=False, verbose=False)
         # Several times faster than the tokenizer's own method.

@@ -73,7 +73,8 @@ class Reference:
     def added_tokens(self) -> list[str]:
         """The tokens that the folder adds to its vocabulary."""
         added = [] if self.tokenizer is None else sorted(self.tokenizer.get_added_vocab())
-        return [token for token in added if not (self._is_prefix_lm and token == _PLACEHOLDER)]
+        of_images = _PLACEHOLDER if self._is_prefix_lm else getattr(self.tokenizer, "boi_token", None)
+        return [token for token in added if token != of_images]  # which the processor replaces
 
     def ids(self, text: str, length: int | None, chat: bool) -> list[int]:
         """The tokenizer's ids of a text.
@@ -131,7 +132,10 @@ class Reference:
         model = self._read(kind, self._folder, dtype=getattr(torch, dtype), **options).eval()
         inputs = {}
         if pixels is not None:
-            number = model.config.text_config.num_image_tokens if self._is_prefix_lm else model.config.num_query_tokens
+            if self._is_prefix_lm:
+                number = model.config.text_config.num_image_tokens
+            else:  # a T5Gemma 2's texts have the places already
+                number = getattr(model.config, "num_query_tokens", 0)
             texts = [[*[model.config.image_token_id] * number, *text] for text in texts]
             inputs["pixel_values"] = torch.tensor(pixels.transpose(0, 3, 1, 2).copy()).to(model.dtype)
         inputs["input_ids"], inputs["attention_mask"] = self._padded(texts, left=self._is_prefix_lm)
@@ -144,7 +148,7 @@ class Reference:
             if 0 < behind <= _FILLED:  # rows of no token, which would take part in the softmax
                 model.resize_token_embeddings(model.config.image_token_id)
                 model.model.vocab_size = model.config.image_token_id  # so that it does not look up the placeholder
-        language = model if pixels is None or self._is_prefix_lm else model.language_model
+        language = model if pixels is None or self._is_prefix_lm else getattr(model, "language_model", model)
         generate = lambda beams: ended(
             model.generate(**inputs, num_beams=beams, **settings).numpy()[:, start:],
             language.generation_config.eos_token_id,

@@ -204,6 +204,9 @@ def _features(model: AdaptedModel, transformers: Reference, vocabulary: Vocabula
         texts = [read(prompt) for prompt in PROMPTS]
     if setup.image_shape is None:
         return _Features(texts), checks
+    if model.backbone.image_places is not None:
+        placeholder, number = model.backbone.image_places
+        texts = [[*text[:1], *[placeholder] * number, *text[1:]] for text in texts]
     words, backbone = None, cast(BLIP2, model.backbone)
     images, pixels, check = _pixels(setup, transformers, backbone)
     checks.append(check)

@@ -63,6 +63,11 @@ class Backbone(nn.Module, abc.ABC):
         return ()
 
     @property
+    def image_places(self) -> tuple[int, int] | None:
+        """The text's id whose places an image's tokens take, and how many they are; None where images precede the text."""
+        return None
+
+    @property
     def token_ids(self) -> TokenIds:
         """The language model's special ids; T5's, unless a family has others."""
         return T5_IDS

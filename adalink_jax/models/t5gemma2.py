@@ -12,6 +12,7 @@ in the table, are not multiplied by sqrt(D); other text is, before the seam.
 """
 
 import dataclasses
+import math
 from typing import Any, ClassVar
 
 import flax.linen as nn
@@ -293,6 +294,11 @@ class T5Gemma2(Visual, T5Gemma):
     def replaced_ids(self) -> tuple[int, ...]:
         """Those of an image's end and of visual tokens."""
         return self.config.end_of_image_token_id, self.config.image_token_id
+
+    @property
+    def image_places(self) -> tuple[int, int]:
+        """Those of `image_token_id`, one for each square of the tower's tokens."""
+        return self.config.image_token_id, math.prod(self.vision_config.grid) // self.config.image_pool**2
 
     def new_embedder(self) -> Embed:
         """The table of both sides and the logits."""

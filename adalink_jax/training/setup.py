@@ -120,6 +120,7 @@ class Setup:
             cache=cache,
             preparation=self.preparation,
             token_ids=self.model.backbone.token_ids,
+            image_places=self.model.backbone.image_places,
         )
 
 

@@ -33,7 +33,7 @@ MODELS = {
 }
 # Of --open, likewise; inputs of T5Gemma 2 have the places of 256 visual tokens.
 OPEN = {
-    "t5gemma2_4b": (896, 384, 64),
+    "t5gemma2_4b": (None, 384, 64),
     "t5gemma_9b": (None, 512, 128),
     "paligemma2_28b_224": (224, 64, 64),
 }

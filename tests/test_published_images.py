@@ -5,6 +5,7 @@ import io
 import json
 import pathlib
 
+import gin
 import numpy as np
 import pytest
 from PIL import Image
@@ -89,6 +90,13 @@ def test_questions_about_coco_images(tmp_path, name, folder, prefix):
     next(pathlib.Path(tmp_path / folder / "train2014").iterdir()).write_bytes(b"no picture")
     with pytest.raises(UserError, match=r"train2014/COCO_train2014_0000\d+.jpg is damaged, or not a picture"):
         next(train_batches(task, config, FeatureConverter(config.task_feature_lengths, SHAPE)))
+
+
+def test_a_text_stands_for_the_image_where_the_model_reads_it_in_the_text(tmp_path):
+    gin.bind_parameter("PublishedData.image_text", "<start_of_image>")
+    write_vqa(tmp_path / "okvqa", "")
+    inputs = whole(tasks_of("vqa", "okvqa", tmp_path)[0], "inputs_pretokenized")
+    assert inputs["train"][0] == "<start_of_image>answer en what is 1?"
 
 
 def test_questions_about_texts_and_documents(tmp_path):

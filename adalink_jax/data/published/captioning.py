@@ -47,7 +47,7 @@ def register() -> None:
             _task(name, functools.partial(rows, data), halved(validation="val"), "image_file")
             for name, rows in readers_of_files.items()
         ]
-    add_tasks(tasks, data.vocabulary)
+    add_tasks(tasks, data)
 
 
 def caption_form(row: Row, train: bool) -> Iterator[TextExample]:

@@ -70,7 +70,7 @@ def register() -> None:
             PublishedTask("vqa_daquar", daquar, vqa.vqa_form, image_id, carved(0.1), EXACT, image="image"),
             *instructions(data),
         ],
-        data.vocabulary,
+        data,
     )  # fmt: skip
     add_corpus(data, SpanCorruption())
     add_mixture("free_images", IMAGES)

@@ -220,7 +220,7 @@ def glue_form(name: str, row: Row) -> TextExample:
 def register() -> None:
     """Declares the tasks, with the settings of `PublishedData`."""
     data = PublishedData()
-    add_tasks([glue_task(name, data) for name in GLUE], data.vocabulary)
+    add_tasks([glue_task(name, data) for name in GLUE], data)
     add_mixture("glue_mixture", {f"glue_{name}": min(rate, LIMIT) for name, rate in RATES.items()})
 
 

@@ -39,7 +39,7 @@ def register() -> None:
     data = PublishedData()
     nlu = PublishedData(f"{data.data_dir}/nlu", data.vocabulary, data.source)
     scenes = [_scenes(name) for name in digits.TASKS]
-    add_tasks([*scenes, *free.instructions(data), *(glue_task(name, nlu) for name in TEXT)], data.vocabulary)
+    add_tasks([*scenes, *free.instructions(data), *(glue_task(name, nlu) for name in TEXT)], data)
     free.add_corpus(data, SpanCorruption())
     for name in TEXT:
         add_twin_without_image(f"glue_{name}", f"mini_{name}")

@@ -83,8 +83,9 @@ class PublishedTask:
 class _Source(seqio.FunctionDataSource):
     """The examples of a task, as seqio reads them."""
 
-    def __init__(self, task: PublishedTask):
-        self._task = task
+    def __init__(self, task: PublishedTask, before: str):
+        """Args: the task; the text before each of its inputs."""
+        self._task, self._before = task, before
         self._columns: dict[str, dict[str, np.ndarray]] = {}  # of the splits that are in memory
         super().__init__(self._dataset, splits=list(task.splits))
 
@@ -116,7 +117,7 @@ class _Source(seqio.FunctionDataSource):
 
     def _features(self, example: TextExample) -> dict[str, Any]:
         features = {
-            "inputs": example.inputs,
+            "inputs": self._before + example.inputs,
             "targets": example.targets,
             "references": _SEPARATOR.join(example.references or (example.targets,)),
             "group": example.group,
@@ -188,22 +189,22 @@ def metric(name: str, **settings: Any) -> Metric:
     return scores
 
 
-def add_tasks(tasks: Iterable[PublishedTask], vocabulary: str) -> None:
+def add_tasks(tasks: Iterable[PublishedTask], data: PublishedData) -> None:
     """Declares tasks to seqio, replacing those of the same names.
 
     Args:
       tasks: the tasks to declare.
-      vocabulary: see `load_vocabulary`.
+      data: their vocabulary, and what stands for an image in their texts.
 
     Raises:
       UserError: if there is no such vocabulary.
     """
-    ids = seqio_vocabulary(vocabulary)
+    ids = seqio_vocabulary(data.vocabulary)
     for task in tasks:
         replace(seqio.TaskRegistry, task.name)
         seqio.TaskRegistry.add(
             task.name,
-            source=_Source(task),  # pyright: ignore[reportArgumentType]  # seqio's classes do not match its protocol
+            source=_Source(task, data.image_text if task.image else ""),  # pyright: ignore[reportArgumentType]  # seqio's classes do not match its protocol
             preprocessors=[_tokenize, seqio.preprocessors.append_eos_after_trim],
             output_features=output_features(ids, task.image),
             metric_fns=list(task.metrics),

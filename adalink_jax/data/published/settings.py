@@ -21,11 +21,14 @@ class PublishedData:
       data_dir: a folder with one folder per data set, in the layout that the task's module documents; or a folder of TFDS.
       vocabulary: "bytes", a SentencePiece model, or the folder of a checkpoint that holds one.
       source: "files" as their authors published them, or "tfds" for data sets that TFDS prepared.
+      image_text: what stands for the image, before the inputs of tasks that have images, where the model reads it in the text's
+        place: "<start_of_image>" for a T5Gemma 2.
     """
 
     data_dir: str = ""
     vocabulary: str = ""
     source: str = FILES
+    image_text: str = ""
 
     def __post_init__(self):
         for name, macro in (("data_dir", "DATA_DIR"), ("vocabulary", "VOCABULARY")):

@@ -187,7 +187,7 @@ SUPERGLUE = {
 def register() -> None:
     """Declares the tasks, with the settings of `PublishedData`."""
     data = PublishedData()
-    add_tasks([_task(name, task, data) for name, task in SUPERGLUE.items()], data.vocabulary)
+    add_tasks([_task(name, task, data) for name, task in SUPERGLUE.items()], data)
     add_mixture("superglue_mixture", {f"superglue_{name}": min(task.rate, LIMIT) for name, task in SUPERGLUE.items()})
 
 

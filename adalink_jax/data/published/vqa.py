@@ -49,7 +49,7 @@ def register() -> None:
         "docvqa": _docvqa_rows,
     }
     tasks = [_task(name, functools.partial(rows, data)) for name, rows in readers_of_files.items()]
-    add_tasks(tasks, data.vocabulary)
+    add_tasks(tasks, data)
     add_mixture("vqa_mixture", RATES)
 
 

@@ -8,6 +8,7 @@ from test_t5_parity import ours
 
 from adalink_jax.checkpoints import fingerprint, open_source
 from adalink_jax.checkpoints.digests import fingerprint_of_source
+from adalink_jax.checkpoints.families import gemma_orbax
 from adalink_jax.models import paths
 
 STACKS = {  # prefix of the settings; of each attention, its name there and here, and of its norms there and here
@@ -58,13 +59,20 @@ def as_gemma_stores_it(leaves, config, swapped):
     return tensors
 
 
-@pytest.mark.parametrize("form, swapped", [("another decoder", True), ("one head each", False)])
-def test_orbax_files_of_gemma_are_read(tmp_path, form, swapped):
+@pytest.mark.parametrize("form, swapped, root", [("another decoder", True, "params/"), ("one head each", False, "")])
+def test_orbax_files_of_gemma_are_read(tmp_path, monkeypatch, form, swapped, root):
     """With every kind of tensor that they have: seen to give the logits of google-deepmind/gemma (docs/checkpoints.md)."""
     make_t5gemma(form).save_pretrained(tmp_path / "hf")
     model, params = ours(tmp_path / "hf")
     leaves = {name: np.asarray(leaf) for name, leaf in paths.flatten(params["backbone"]).items()}
     tensors = as_gemma_stores_it(leaves, model.backbone.config, swapped)
+    if root:  # as released: the table has rows behind those of tokens, the MLP's names end in /w
+        rows = model.backbone.config.vocab_size
+        monkeypatch.setattr(gemma_orbax, "_ROWS", rows)
+        monkeypatch.setattr(gemma_orbax, "_PADDED_ROWS", rows + 8)
+        padded = {name: np.pad(x, ((0, 8), (0, 0))) for name, x in tensors.items() if "embedding" in name}
+        mlps = {f"{name}/w": tensors.pop(name) for name in list(tensors) if "/mlp/" in name}
+        tensors = {f"{root}{name}": x for name, x in (tensors | padded | mlps).items()}
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(tmp_path / "orbax", paths.unflatten(tensors))
     source = open_source(tmp_path / "orbax")

@@ -49,7 +49,10 @@ def translated(tensors: Mapping[str, Leaf], path: str) -> Translation | None:
     leaves = vision.leaves | {f"projection/{kind}": tensors[name] for kind, name in heads.items()}
     stacked = {name.removeprefix(_LAYERS): leaf for name, leaf in language.items() if name.startswith(_LAYERS)}
     leaves |= {_WHOLE.get(name, f"llm/{name}"): x for name, x in language.items() if not name.startswith(_LAYERS)}
-    for i in range(min((leaf.shape[0] for leaf in stacked.values()), default=0)):
+    depths = {leaf.shape[0] for leaf in stacked.values()}
+    if len(depths) > 1:
+        raise CheckpointError(f"{path} has tensors of {min(depths)} and of {max(depths)} layers; copy it again.")
+    for i in range(max(depths, default=0)):
         of_layer = {name: layer(leaf, i, 0, leaf.shape[1:]) for name, leaf in stacked.items()}
         block = gemma_tensors.of_block(of_layer, _ATTENTIONS, _NORMS)
         leaves |= {f"decoder/layers_{i}/{name}": leaf for name, leaf in block.items()}

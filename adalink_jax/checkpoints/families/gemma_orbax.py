@@ -1,4 +1,7 @@
-"""T5Gemma as google-deepmind/gemma stores it with Orbax, and Kaggle distributes it: `encoder/layer_0/attn/q_einsum/w`, heads apart."""
+"""T5Gemma as google-deepmind/gemma stores it with Orbax: `encoder/layer_0/attn/q_einsum/w`, heads apart.
+
+Names may begin with `params/` or `transformer/`.
+"""
 
 import collections
 import re
@@ -8,6 +11,7 @@ from adalink_jax.checkpoints.families import gemma_tensors
 from adalink_jax.checkpoints.families.family import LANGUAGE, Translation
 from adalink_jax.files.leaves import Leaf, rows
 
+_ROOTS = re.compile(r"(?:(?:params|transformer)/)*")
 _LAYER = re.compile(r"(encoder|decoder)/layer_(\d+)/(.*)")
 _WHOLE = {
     f"decoder/{gemma_tensors.TABLE}": "token_embedder/embedding",
@@ -30,6 +34,7 @@ _PADDED_ROWS, _ROWS = 256_128, 256_000  # of the released tables, whose last row
 
 def translated(leaves: Mapping[str, Leaf]) -> Translation | None:
     """The model in this package's terms; None if the leaves are another's."""
+    leaves = {_ROOTS.sub("", name, count=1): leaf for name, leaf in leaves.items()}
     outs = {stack: leaves.get(f"{stack}/layer_0/attn/attn_vec_einsum/w") for stack in _ATTENTIONS}
     if any(leaf is None for leaf in outs.values()):
         return None

@@ -26,10 +26,11 @@ def of_block(tensors: Mapping[str, Leaf], attentions: Mapping[str, str], norms: 
     """The leaves of one layer by this package's names; a tensor that is not known keeps its name.
 
     Args:
-      tensors: those of the layer by name, such as `attn/q_einsum/w` [H, D, K].
+      tensors: those of the layer by name, such as `attn/q_einsum/w` [H, D, K]; those of the MLP may end in `/w` too.
       attentions: their name of an attention -> this package's, such as `attn` -> `self_attention`.
       norms: likewise of the norms, such as `pre_ffw` -> `pre_mlp`.
     """
+    tensors = {name.removesuffix("/w") if name.startswith("mlp/") else name: leaf for name, leaf in tensors.items()}
     known = {
         **{f"{tensor}/{einsum}": tuple((f"{name}/{matrix}/kernel", make) for matrix in matrices)
            for tensor, name in attentions.items() for einsum, (matrices, make) in _EINSUMS.items()},

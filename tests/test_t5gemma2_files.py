@@ -13,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 from test_t5gemma2_parity import batch_of, ours, theirs_of
 from test_vision_parity import assert_close
 
-from adalink_jax import AdaLinkAdapter
+from adalink_jax import AdaLinkAdapter, PromptTuning
 from adalink_jax.adapters import fold_adapter, folded_backbone
 from adalink_jax.adapters.adapted import AdaptedModel
 from adalink_jax.checkpoints import config_fields, fingerprint, open_source, save_adapter
@@ -145,6 +145,41 @@ def test_a_folded_text_adapter_unties_the_embeddings(base, tmp_path, capsys):
     assert_close(jax.jit(again.apply)({"params": read}, batch), logits)
 
 
+def test_no_export_drops_an_adapter_of_images_and_no_module_hooks_into_this_encoder(base, tmp_path, capsys):
+    def message(kinds, share, to):
+        settings = {"rank": 4, "phi": "identity", "scale": 1.0, "kinds": kinds, "share": share}
+        stated = {"name": "b", "fingerprint": fingerprint(base[2]), "family": "T5Gemma 2"}
+        about = {"method": "AdaLinkAdapter", "settings": settings, "task": "t", "metrics": {}, "base": stated}
+        save_adapter(tmp_path / "adapter", trained_pair(["shared"] if share else kinds or ["text", "image"]), about)
+        assert main(["export", str(tmp_path / "adapter"), str(tmp_path / "out"), *map(str, to)]) == 2
+        return " ".join(capsys.readouterr().err.split())
+
+    folder = ("--to", "hf", "--base", base[0])
+    assert "adapts images too; fold it into a native base with `adalink adapters fold`" in message(None, True, folder)
+    assert "has image, text; only an adapter of the text alone" in message(None, False, folder)
+    assert "a T5Gemma 2's, which has no encoder that adalink_torch.py" in message(["text"], False, ("--to", "torch"))
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # transformers about PEFT
+def test_a_prompt_of_peft_gives_its_logits(base, tmp_path):
+    """`transformers` multiplies by sqrt(D) inside its embedding module, so PEFT's prompt is not multiplied."""
+    peft = pytest.importorskip("peft")
+    config = peft.PromptTuningConfig(
+        task_type="SEQ_2_SEQ_LM", num_virtual_tokens=4, token_dim=32, num_layers=4, num_attention_heads=4,
+        num_transformer_submodules=1,
+    )  # fmt: skip
+    batch = {name: x for name, x in batch_of(4, counts=(0,)).items() if not name.startswith("image")}
+    with torch.no_grad():
+        plain = transformers.AutoModelForSeq2SeqLM.from_pretrained(base[0], attn_implementation="eager")
+        model = peft.get_peft_model(plain, config).eval()
+        model.prompt_encoder["default"].embedding.weight.copy_(torch.randn(4, 32))
+        model.save_pretrained(tmp_path)
+        ids = [torch.tensor(batch[f"{side}_input_tokens"]).long() for side in ("encoder", "decoder")]
+        logits = model(input_ids=ids[0], attention_mask=ids[0] > 0, decoder_input_ids=ids[1]).logits
+    adapted, tree = ours(base[0], PromptTuning(4), adapter_path=tmp_path)
+    assert_close(jax.jit(adapted.apply)({"params": tree}, batch), logits)
+
+
 def test_adapters_of_text_and_images_fold_into_the_parameters(base):
     adapter = AdaLinkAdapter(rank=4, scale=0.7)
     adapted, tree = ours(base[0], adapter)
@@ -165,6 +200,10 @@ def test_adapters_of_text_and_images_fold_into_the_parameters(base):
         ({"encoder__text_config__attn_logit_softcapping": 5.0}, "encoder.text_config.attn_logit_softcapping 5.0"),
         ({"decoder__sliding_window": 7}, "another sliding_window for the encoder than for the decoder"),
         ({"encoder__mm_tokens_per_image": 5}, "mm_tokens_per_image 5"),
+        (
+            {"decoder__rope_parameters__sliding_attention__rope_type": "linear"},
+            "rope_type 'linear' in decoder.rope_param",
+        ),
         ({"tie_word_embeddings": False}, "lacks the decoder's embeddings"),
         ({"pad_token_id": [0, 3]}, "pad_token_id"),
     ],

@@ -11,6 +11,7 @@ from test_vision_parity import pictures, pixel_values
 
 from adalink_jax import AdaLinkAdapter, AdaptedModel, checkpoints, parallel
 from adalink_jax.checkpoints import open_source
+from adalink_jax.errors import UserError
 from adalink_jax.interop.language_model import backbone_of
 from adalink_jax.models import Inputs
 from adalink_jax.models.decoding import BeamSearch, Sampling
@@ -30,7 +31,7 @@ def pair(tmp_path_factory):
     return theirs, *ours(folder), folder
 
 
-def ours(folder, adapter=None, **overrides):
+def ours(folder, adapter=None, adapter_path=None, **overrides):
     """Loads the model of a folder."""
     backbone = backbone_of(open_source(folder))
     overrides = {"scan_layers": False, **overrides}
@@ -39,7 +40,8 @@ def ours(folder, adapter=None, **overrides):
     model = AdaptedModel(backbone, adapter)
     mesh, rules = parallel.make_mesh(), parallel.logical_axis_rules()
     with parallel.use_mesh(mesh, rules):
-        loaded = load_parameters(Setup(model, initial_checkpoint_path=str(folder)), mesh, rules)
+        paths = {"initial_checkpoint_path": str(folder), "initial_adapter_path": adapter_path and str(adapter_path)}
+        loaded = load_parameters(Setup(model, **paths), mesh, rules)
     return model, loaded.tree()
 
 
@@ -203,3 +205,13 @@ def test_windows_at_their_edges(pair, length):
     bound = model.backbone.bind({"params": params["backbone"]})
     encoded = bound.encode(Inputs(text=bound.embed_text(inputs), text_mask=jnp.ones(inputs.shape, bool)))
     assert_close(bound.decode(encoded, bound.embed_target(batch["decoder_input_tokens"]))[0], logits.numpy())
+
+
+def test_packed_examples_are_refused(pair):
+    """Where they get past `AdaptedModel`, which refuses them too: the decoder does not read segments."""
+    _, model, params, _ = pair
+    bound = model.backbone.bind({"params": params["backbone"]})
+    ids = np.full((2, 5), 7, np.int32)
+    packed = bound.embed({"encoder_input_tokens": ids, "encoder_segment_ids": np.ones_like(ids)})
+    with pytest.raises(UserError, match="T5Gemma2 takes one example per row; set PACK_EXAMPLES to False"):
+        bound.encode(packed)

@@ -212,7 +212,7 @@ def load_adapter(
     base_fingerprint: str,
     allow_other_base: bool = False,
     module: nn.Module | None = None,
-    embedding_scale: float = 1.0,
+    inputs_embeds_scale: float = 1.0,
 ) -> tuple[dict[str, jax.Array], AdapterFacts]:
     """Reads an adapter for a given base model.
 
@@ -222,7 +222,7 @@ def load_adapter(
       base_fingerprint: the fingerprint of the base model that it is to work on.
       allow_other_base: accept an adapter that was trained on another base model (transfer experiments).
       module: the wanted method; settings that shapes do not show (phi, scale, alpha) are then compared too.
-      embedding_scale: the backbone's. PEFT's prompts precede the multiplication, this package's do not, so they are multiplied.
+      inputs_embeds_scale: the backbone's. PEFT's prompts precede the multiplication, this package's do not, so they are multiplied.
 
     Returns:
       The flat `{name in memory: array}`, on the wanted shardings, and the adapter's facts. If `facts.base.fingerprint` is
@@ -243,7 +243,7 @@ def load_adapter(
     _note(folder, facts)
     values = paths.rescan(_read(leaves, folder), wanted)
     if facts.base.fingerprint is None and "prompt" in values:  # PEFT's
-        values["prompt"] = values["prompt"] * np.float32(embedding_scale)
+        values["prompt"] = values["prompt"] * np.float32(inputs_embeds_scale)
     return {
         name: jax.device_put(values[name].astype(leaf.dtype), leaf.sharding) for name, leaf in wanted.items()
     }, facts

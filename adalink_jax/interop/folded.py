@@ -60,6 +60,11 @@ def export_folded(
     """
     path = check_destination(folder)
     module, params, facts = read_text_adapter(adapter)
+    if "shared" in params and module.kinds is None and any(name.startswith("projection/") for name in source.leaves):
+        raise UserError(
+            f"The adapter {adapter} has one pair for all kinds of input and adapts images too; fold it into a native base with "
+            f"`adalink adapters fold`, or train it with KINDS = ('text',)."
+        )
     embeddings = {name: leaf.whole() for name, leaf in source.leaves.items() if "token_embedder/" in name}
     table, backbone = embeddings.get(ENCODER_TABLE, embeddings[TABLE]), backbone_of(source)
     stored = np.dtype(dtype) if dtype else table.dtype

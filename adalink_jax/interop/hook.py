@@ -7,7 +7,6 @@ from adalink_jax.files.places import path_of
 from adalink_jax.files.whole_file import writing_folder
 from adalink_jax.interop.folded import TEMPLATES, fill_template
 from adalink_jax.interop.text_adapter import read_text_adapter
-from adalink_jax.models.paligemma import PrefixLM
 
 MODULE = "adalink_torch.py"
 
@@ -21,12 +20,11 @@ def export_hook(adapter: str, folder: str) -> None:
 
     Raises:
       CheckpointError: for a folder that is not an adapter, and a destination that is not empty.
-      UserError: for an adapter of more than the text, and for one of a model without an encoder.
+      UserError: for an adapter of more than the text, and for one of a family whose encoder the module cannot hook into.
     """
     path = check_destination(folder)
     module, _, facts = read_text_adapter(adapter)
-    backbone = next((family.backbone for family in FAMILIES if family.name == facts.base.family), None)
-    if backbone is not None and issubclass(backbone, PrefixLM):
+    if not all(family.has_encoder_hook for family in FAMILIES if family.name == facts.base.family):
         raise UserError(
             f"The adapter {adapter} is a {facts.base.family}'s, which has no encoder that {MODULE} could hook into; serve it with this "
             f"package."

@@ -58,6 +58,11 @@ class Backbone(nn.Module, abc.ABC):
         return 1.0
 
     @property
+    def inputs_embeds_scale(self) -> float:
+        """What Hugging Face's model multiplies its argument `inputs_embeds` by, and so PEFT's prompts."""
+        return 1.0
+
+    @property
     def replaced_ids(self) -> tuple[int, ...]:
         """Ids of the text whose rows of the embedding table are not what passes the seam."""
         return ()

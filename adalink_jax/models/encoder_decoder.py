@@ -63,7 +63,7 @@ def _token_ids(config: Any) -> TokenIds:
 def joined(inputs: Inputs) -> tuple[Float[Array, "B S D"], Bool[Array, "B S"], Int[Array, "B S"] | None]:
     """[prompt ; image ; text], their mask, and with packed examples their segments.
 
-    Visual tokens that have places in the text are put there.
+    Visual tokens that have places in the text are put there; where `inputs` names places, tokens without one are dropped.
 
     Raises:
       UserError: for a prompt or an image before packed examples.
@@ -79,7 +79,7 @@ def joined(inputs: Inputs) -> tuple[Float[Array, "B S D"], Bool[Array, "B S"], I
 
 
 def _in_places(inputs: Inputs, places: Bool[Array, "B L"]) -> Inputs:
-    """The text with visual tokens in their places, in order; a place that no token is left for is masked."""
+    """The text with visual tokens in their places, in order; tokens without a place are dropped, places without a token masked."""
     image, image_mask, text, text_mask = inputs.image, inputs.image_mask, inputs.text, inputs.text_mask
     assert image is not None and image_mask is not None and text is not None and text_mask is not None
     number = jnp.cumsum(places, axis=1) - 1

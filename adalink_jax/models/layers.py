@@ -180,7 +180,7 @@ class CachedKeyValues(Struct):
         return CachedKeyValues(write(self.key, new.key), write(self.value, new.value))
 
     def of(self, layer: Int[Array, ""]) -> KeyValues:
-        """Those of one layer."""
+        """The keys and values of one layer."""
         read = lambda cache: jax.lax.dynamic_index_in_dim(cache, layer, keepdims=False)
         return KeyValues(read(self.key), read(self.value))
 
@@ -269,7 +269,7 @@ class Attention(nn.Module):
         bias = bias or Bias()
         if before is None:
             mixed = self._mixed(query, kv, bias)
-        elif query.shape[2] > 1 or bias.query_segments is not None:
+        elif query.shape[2] > 1:
             mixed = self._mixed(query, before.followed_by(kv), bias)
         else:
             known, later = ((x.key, self._dropped(x.value)) for x in (before, kv))

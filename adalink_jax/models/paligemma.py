@@ -212,7 +212,7 @@ class PrefixLM(EncoderDecoder):
 
     @property
     def embedding_scale(self) -> float:
-        """Gemma's."""
+        """The factor of Gemma's embeddings, sqrt(D)."""
         return self.config.emb_dim**0.5
 
     def embed_text(self, tokens: Int[Array | np.ndarray, "B L"]) -> Float[Array, "B L D"]:

@@ -47,8 +47,8 @@ class Inputs(Struct):
       image_mask: bool [B, N], True where there is a token.
       text: embedded input tokens [B, L, D].
       text_mask: bool [B, L].
-      image_places: bool [B, L], the text's positions that visual tokens take, the first the first, ...; None puts all of them
-        before the text.
+      image_places: bool [B, L], the text's positions that visual tokens take, the first the first, ...; tokens without a position are
+        dropped. None puts all of them before the text.
       text_segments: int32 [B, L], with packed examples: the number of a token's example in its row, from 1; 0 for padding.
       text_positions: int32 [B, L], with packed examples: a token's position in its example.
       target: embedded decoder inputs [B, T, D]. They pass the seam alone, in training and at each decoding step.

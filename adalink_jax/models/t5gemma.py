@@ -236,8 +236,13 @@ class T5Gemma(EncoderDecoder):
 
     @property
     def embedding_scale(self) -> float:
-        """Gemma's."""
+        """The factor of Gemma's embeddings, sqrt(D)."""
         return self.config.emb_dim**0.5
+
+    @property
+    def inputs_embeds_scale(self) -> float:
+        """The same: in Hugging Face's T5Gemma the factor follows the embedding module."""
+        return self.embedding_scale
 
     def embed_text(self, tokens: Int[Array | np.ndarray, "B L"]) -> Float[Array, "B L D"]:
         """Embeds the encoder's ids, multiplied by sqrt(D), by its own table where it has one."""

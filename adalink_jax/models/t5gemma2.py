@@ -52,7 +52,8 @@ class T5Gemma2Config(StackConfig):
       num_decoder_layers: layers of the decoder.
       query_pre_attn_scalar: scores are divided by its square root.
       logits_softcap: caps logits, at `c * tanh(logit / c)`; None means no cap.
-      sliding_window: a windowed decoder layer sees this many tokens; one of the encoder as many, half of them on either side.
+      sliding_window: w; a token sees itself and, in the decoder's windowed layers, w - 1 tokens before it; in the encoder's,
+        (w + 1) // 2 - 1 before and w // 2 after it.
       full_attention_every: each so many layers, the last sees all tokens.
       rope_theta: base of the rotary positions in layers that see all tokens.
       rope_factor: divides their positions.
@@ -113,17 +114,17 @@ class T5Gemma2Config(StackConfig):
 
     @property
     def decoder_emb_dim(self) -> int:
-        """The encoder's."""
+        """The decoder's width, which is the encoder's."""
         return self.emb_dim
 
     @property
     def decoder_num_kv_heads(self) -> int:
-        """The encoder's."""
+        """The decoder's heads of keys and values, as many as the encoder's."""
         return self.num_kv_heads
 
     @property
     def decoder_head_dim(self) -> int:
-        """The encoder's."""
+        """The decoder's head width, which is the encoder's."""
         return self.head_dim
 
 
@@ -242,7 +243,7 @@ class Encoder(gemma.Stack):
         window = ((cfg.sliding_window + 1) // 2 - 1, cfg.sliding_window // 2)
         x, _ = run_layers(
             EncoderLayer, cfg, self.drop(x, deterministic), _kinds(cfg, cfg.num_encoder_layers, window, length),
-            Bias(keys=mask, query_segments=segments, key_segments=segments), _rotations(cfg, jnp.arange(length)),
+            Bias(keys=mask), _rotations(cfg, jnp.arange(length)),
             num_layers=cfg.num_encoder_layers, deterministic=deterministic,
         )  # fmt: skip
         return self.end(x, "encoder_norm", deterministic)
@@ -291,13 +292,18 @@ class T5Gemma2(Visual, T5Gemma):
     config: T5Gemma2Config  # pyright: ignore[reportIncompatibleVariableOverride]  # narrower; Flax modules are frozen
 
     @property
+    def inputs_embeds_scale(self) -> float:
+        """No factor: in Hugging Face's T5Gemma 2 it is inside the embedding module."""
+        return 1.0
+
+    @property
     def replaced_ids(self) -> tuple[int, ...]:
-        """Those of an image's end and of visual tokens."""
+        """The ids of an image's end and of visual tokens."""
         return self.config.end_of_image_token_id, self.config.image_token_id
 
     @property
     def image_places(self) -> tuple[int, int]:
-        """Those of `image_token_id`, one for each square of the tower's tokens."""
+        """The id of visual tokens, and one token for each square of the tower's tokens."""
         return self.config.image_token_id, math.prod(self.vision_config.grid) // self.config.image_pool**2
 
     def new_embedder(self) -> Embed:
@@ -309,7 +315,11 @@ class T5Gemma2(Visual, T5Gemma):
         return Projection(self.config.emb_dim, self.config.dtype)
 
     def image_features(self, batch: Batch, train: bool = False) -> Float[Array, "B N width"]:
-        """Maps `images`, float32 [B, height, width, 3] in [-1, 1] or [B, M, ...], to means of the tower's tokens."""
+        """Maps `images`, float32 [B, height, width, 3] in [-1, 1] or [B, M, ...], to means of the tower's tokens.
+
+        Raises:
+          UserError: for a tower whose tokens squares of `image_pool` do not tile.
+        """
         (rows, columns), pool = self.vision_config.grid, self.config.image_pool
         if rows % pool or columns % pool:
             raise UserError(f"Squares of {pool} x {pool} tokens do not tile images of {rows} x {columns} tokens.")
@@ -320,10 +330,20 @@ class T5Gemma2(Visual, T5Gemma):
     def embed(self, batch: Batch, train: bool = False) -> Inputs:
         """Embeds the text, and `images` as visual tokens, which take the places of the text's `image_token_id`.
 
-        See `Visual.embed`. A batch without images is text alone. Of the images that a row does not have (`image_present`), the
-        tokens that are in the text are masked.
+        See `Visual.embed`. A batch without images is text alone. Visual tokens without a place in the text are dropped; the places of
+        images that a row does not have (`image_present`) are masked.
         """
         if not {"images", "image_features"} & batch.keys():
             return T5Gemma.embed(self, batch, train)
         places = jnp.asarray(batch["encoder_input_tokens"]) == self.config.image_token_id
         return super().embed(batch, train).replace(image_places=places)
+
+    def encode(self, inputs: Inputs, train: bool = False) -> Encoded:
+        """Runs the encoder on [prompt ; text with visual tokens].
+
+        Raises:
+          UserError: for packed examples.
+        """
+        if inputs.text_segments is not None:
+            raise UserError(f"{type(self).__name__} takes one example per row; set PACK_EXAMPLES to False.")
+        return super().encode(inputs, train)

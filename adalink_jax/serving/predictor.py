@@ -144,9 +144,9 @@ class Predictor:
         place = parallel.replicated(self._mesh)
         shapes = parallel.unbox(abstract_params(AdaptedModel(setup.model.backbone, module))["adapter"])
         abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes)
-        scale = setup.model.backbone.embedding_scale
+        scale = setup.model.backbone.inputs_embeds_scale
         leaves, _ = checkpoints.load_adapter(
-            folder, abstract, fingerprint, setup.allow_other_base, embedding_scale=scale
+            folder, abstract, fingerprint, setup.allow_other_base, inputs_embeds_scale=scale
         )
         return module, paths.unflatten(leaves)
 

@@ -176,7 +176,7 @@ def load_parameters(setup: Setup, mesh: Mesh, rules: parallel.LogicalRules) -> P
             raise UserError("INITIAL_ADAPTER_PATH is set, but there is no base; set INITIAL_CHECKPOINT_PATH as well.")
         loaded, facts = checkpoints.load_adapter(
             setup.initial_adapter_path, adapter, base.fingerprint, setup.allow_other_base, setup.model.adapter,
-            setup.model.backbone.embedding_scale,
+            setup.model.backbone.inputs_embeds_scale,
         )  # fmt: skip
         values |= {f"adapter/{name}": leaf for name, leaf in loaded.items()}
         unchecked = "" if facts.base.fingerprint else ", which does not name the base it was trained on"

@@ -153,6 +153,7 @@ class T5Gemma2Family(Family):
         "full_attention_every", "rope_theta", "rope_factor", "local_rope_theta", "image_pool", "image_token_id",
         "end_of_image_token_id", *implied,
     )  # fmt: skip
+    has_encoder_hook = False  # images join the text inside the encoder
     model_types = ("t5gemma2",)
 
     def sizes(self, shapes: Shapes) -> dict[str, Any]:
@@ -328,6 +329,12 @@ def _settings(stated: _Config, path: str) -> dict[str, Any]:
                 raise CheckpointError(
                     f"{path} has {side}.{name} {getattr(part, name)!r}; this package supports only {supported!r} for T5Gemma 2."
                 )
+    for side, part in (("encoder.text_config", encoder), ("decoder", decoder)):
+        kind = part.rope_parameters.sliding_attention.rope_type
+        if kind != "default":
+            raise CheckpointError(
+                f"{path} has rope_type {kind!r} in {side}.rope_parameters.sliding_attention; this package supports only 'default' there."
+            )
     for name in (
         "num_attention_heads", "num_key_value_heads", "head_dim", "query_pre_attn_scalar", "sliding_window", "rotations",
     ):  # fmt: skip
@@ -344,7 +351,9 @@ def _settings(stated: _Config, path: str) -> dict[str, Any]:
     side = tower.image_size // tower.patch_size
     pool = side // math.isqrt(tokens)
     if not pool or (side // pool) ** 2 != tokens:
-        raise CheckpointError(f"{path} has mm_tokens_per_image {tokens}, which are no means of {side} x {side} tokens.")
+        raise CheckpointError(
+            f"{path} has mm_tokens_per_image {tokens}; {side} x {side} tokens cannot be averaged in equal squares to so many."
+        )
     first = lambda *values: next((x for x in values if x is not None), None)
     ids = {
         "decoder_start_token_id": first(stated.decoder_start_token_id, decoder.bos_token_id),

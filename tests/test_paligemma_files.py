@@ -5,23 +5,26 @@ import dataclasses
 import io
 import json
 
+import jax
 import ml_dtypes
 import numpy as np
 import pytest
 from gemma_references import PALIGEMMA_FORMS, PALIGEMMA_IMAGE, make_paligemma, make_tokenizer
 from references import torch, transformers
 from safetensors.numpy import load_file, save_file
-from test_paligemma_parity import assert_same_logits, batch_of, ours
+from test_paligemma_parity import assert_same_logits, batch_of, ours, theirs_of
 from test_vision_parity import pictures, pixel_values
 
 from adalink_jax import AdaptedModel, parallel
 from adalink_jax.adapters import make_adapter
-from adalink_jax.checkpoints import open_adapter, open_source, save_adapter
+from adalink_jax.checkpoints import config_fields, open_adapter, open_source, save_adapter
+from adalink_jax.checkpoints.convert import convert
 from adalink_jax.cli.main import main
 from adalink_jax.data.vocabularies import load_vocabulary
 from adalink_jax.errors import CheckpointError, UserError
 from adalink_jax.interop.folded import export_folded
 from adalink_jax.interop.hook import export_hook
+from adalink_jax.models.decoding import Sampling
 from adalink_jax.training.setup import Setup, load_parameters
 
 pytestmark = pytest.mark.usefixtures("exact_matmuls")
@@ -158,6 +161,41 @@ def test_a_conversion_keeps_every_bit_for_transformers(base, tmp_path):
         assert torch.equal(one(**inputs).logits, other(**inputs).logits)
 
 
+def test_a_model_without_a_window_and_a_cap_generates_in_transformers(base, tmp_path):
+    """Its layers all see all tokens: the cache of `transformers` refuses windowed layers without a window."""
+    if (
+        "attention_softcap" not in (fields := config_fields(open_source(base[0])))
+        or fields["attention_softcap"] is None
+    ):
+        pytest.skip("Gemma 1 has no window")
+    output_of("convert", base[0], tmp_path / "native", "--to", "native")
+    source = open_source(tmp_path / "native")
+    off = {"logits_softcap": None, "sliding_window": None}
+    settings = {**source.settings, "language": {**source.settings["language"], **off}}
+    convert(dataclasses.replace(source, settings=settings), tmp_path / "hf", "hf")
+    read = open_source(tmp_path / "hf").settings
+    assert read["language"] == settings["language"] and read["vision"] == settings["vision"]
+    model, params = ours(tmp_path / "hf")
+    theirs = transformers.AutoModelForImageTextToText.from_pretrained(
+        tmp_path / "hf", attn_implementation="eager"
+    ).eval()
+    batch = batch_of(4)
+    arguments, length = theirs_of(batch, suffix=False)
+    with torch.no_grad():
+        ids = theirs.generate(**arguments, max_new_tokens=9, do_sample=False).numpy()[:, length:]
+    decoded = jax.jit(lambda params: model.apply({"params": params}, batch, 9, Sampling(), method="generate"))(params)
+    np.testing.assert_array_equal(decoded.ids[:, 0, : ids.shape[1]], ids)
+
+
+def test_a_tower_without_a_stated_activation_has_siglip_s(base, tmp_path):
+    config = json.loads((base[0] / "config.json").read_text())
+    for name in ("model_type", "hidden_act"):
+        config["vision_config"].pop(name)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "model.safetensors").write_bytes((base[0] / "model.safetensors").read_bytes())
+    assert open_source(tmp_path).settings["vision"]["activation"] == "gelu"
+
+
 @pytest.mark.parametrize(
     "change, message",
     [
@@ -240,6 +278,11 @@ def test_a_lora_of_peft_gives_its_logits(base, tmp_path):
     assert written.keys() == original.keys()
     for name, tensor in original.items():
         np.testing.assert_array_equal(written[name], tensor)
+    older = lambda name: name.replace(".model.language_model.", ".language_model.model.")  # before transformers 4.52
+    leaves = {name: leaf.whole() for name, leaf in open_adapter(tmp_path)[0].items()}
+    save_file({older(name): tensor for name, tensor in original.items()}, tmp_path / "adapter_model.safetensors")
+    again = {name: leaf.whole() for name, leaf in open_adapter(tmp_path)[0].items()}
+    jax.tree.map(np.testing.assert_array_equal, again, leaves)
 
 
 def test_a_text_adapter_has_no_encoder_to_hook_into_and_no_table_of_its_own(base, tmp_path):

@@ -1,5 +1,6 @@
 """T5Gemma 2 in files: both styles of names, every format, a folded adapter, and what this package does not compute."""
 
+import dataclasses
 import json
 import runpy
 
@@ -13,15 +14,17 @@ from safetensors.numpy import load_file, save_file
 from test_t5gemma2_parity import batch_of, ours, theirs_of
 from test_vision_parity import assert_close
 
-from adalink_jax import AdaLinkAdapter, PromptTuning
-from adalink_jax.adapters import fold_adapter, folded_backbone
+from adalink_jax import AdaLinkAdapter, PromptTuning, parallel
+from adalink_jax.adapters import fold_adapter, folded_backbone, make_adapter
 from adalink_jax.adapters.adapted import AdaptedModel
-from adalink_jax.checkpoints import config_fields, fingerprint, open_source, save_adapter
+from adalink_jax.checkpoints import config_fields, fingerprint, open_adapter, open_source, save_adapter
+from adalink_jax.checkpoints.families.t5gemma2_family import T5Gemma2Family
 from adalink_jax.cli.main import main
 from adalink_jax.data import FeatureConverter
 from adalink_jax.data.images import Preparation, picture_array
 from adalink_jax.data.vocabularies import load_vocabulary
 from adalink_jax.errors import CheckpointError, UserError
+from adalink_jax.training.setup import Setup, load_parameters
 
 pytestmark = pytest.mark.usefixtures("exact_matmuls")
 
@@ -220,6 +223,54 @@ def test_embeddings_that_are_not_tied_though_the_folder_says_so_are_refused(base
         open_source(copied(base, tmp_path, tensors | {"lm_head.out_proj.weight": table + 1}))
     with pytest.raises(CheckpointError, match="tie_word_embeddings is not False"):
         open_source(copied(base, tmp_path, tensors | {"model.decoder.embed_tokens.weight": table + 1}))
+
+
+@pytest.mark.parametrize("tensor", ["embed_tokens.weight", "embed_tokens.eoi_embedding"])
+def test_an_untied_model_without_one_of_the_encoder_s_tables_is_refused(base, tmp_path, tensor):
+    tensors = load_file(base[0] / "model.safetensors")
+    for name in ("embed_tokens.weight", "embed_tokens.eoi_embedding"):
+        tensors[f"model.decoder.{name}"] = tensors[f"model.encoder.{name}"] + 1
+    source = open_source(copied(base, tmp_path / "whole", tensors, tie_word_embeddings=False))
+    del tensors[f"model.encoder.{tensor}"]
+    with pytest.raises(CheckpointError, match=f"lacks the encoder's {tensor}"):
+        open_source(copied(base, tmp_path / "hf", tensors, tie_word_embeddings=False))
+    family, name = T5Gemma2Family(), "token_embedder/" + ("embedding" if "weight" in tensor else "end_of_image")
+    for absent in {name, "encoder/token_embedder/end_of_image"}:
+        with pytest.raises(CheckpointError, match=f"has {absent}, and this one lacks it"):
+            family.to_hugging_face({key: leaf for key, leaf in source.leaves.items() if key != absent})
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # transformers about PEFT
+@pytest.mark.filterwarnings("ignore:.*adalink.*are ignored:UserWarning")  # PEFT about our key
+def test_a_lora_is_peft_s_on_encoder_and_decoder(base, tmp_path):
+    """Read and written with the names of modules in memory; the tower has projections of the same names."""
+    peft = pytest.importorskip("peft")
+    sides = r"model\.(encoder\.text_model|decoder)\.layers\..*(q_proj|v_proj|down_proj)"
+    config = peft.LoraConfig(task_type="SEQ_2_SEQ_LM", r=3, lora_alpha=6, target_modules=sides)
+    load = lambda: transformers.AutoModelForSeq2SeqLM.from_pretrained(base[0], attn_implementation="eager")
+    batch = batch_of(4)
+
+    def logits_of(model):
+        inputs = theirs_of(batch) | {"decoder_input_ids": torch.tensor(batch["decoder_input_tokens"]).long()}
+        with torch.no_grad():
+            return model.eval()(**inputs).logits.numpy()
+
+    theirs = peft.get_peft_model(load(), config)
+    with torch.no_grad():
+        for leaf in theirs.parameters():
+            if leaf.requires_grad:
+                leaf.copy_(torch.randn_like(leaf) * 0.3)
+    theirs.save_pretrained(tmp_path / "theirs")
+    _, facts = open_adapter(tmp_path / "theirs")
+    adapted = AdaptedModel(ours(base[0])[0].backbone, make_adapter(facts.method, facts.settings))
+    mesh, rules = parallel.make_mesh(), parallel.logical_axis_rules()
+    with parallel.use_mesh(mesh, rules):
+        setup = Setup(adapted, initial_checkpoint_path=str(base[0]), initial_adapter_path=str(tmp_path / "theirs"))
+        loaded = load_parameters(setup, mesh, rules)
+    expected = logits_of(theirs)
+    assert_close(jax.jit(adapted.apply)({"params": loaded.tree()}, batch), expected)
+    save_adapter(tmp_path / "ours", loaded.tree()["adapter"], dataclasses.replace(facts, base=loaded.base))
+    np.testing.assert_array_equal(logits_of(peft.PeftModel.from_pretrained(load(), tmp_path / "ours")), expected)
 
 
 IMAGE_WORDS = {"boi_token": "<start_of_image>", "eoi_token": "<end_of_image>", "image_token": "<image_soft_token>"}

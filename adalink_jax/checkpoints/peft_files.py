@@ -215,8 +215,9 @@ def _leaf_name(tensor: str) -> str | None:
         return None
     for family in FAMILIES:
         name = family.name_from_hugging_face(f"{match[1]}.weight")
-        # The way back must agree: a name that is already this package's would pass through unchanged.
-        if name and name.endswith("/kernel") and family.name_in_hugging_face(name) == f"{match[1]}.weight":
+        written = name and family.name_in_hugging_face(name)
+        # The module may have the name of an older `transformers`, which is not the one that is written.
+        if name and written and name.endswith("/kernel") and family.name_from_hugging_face(written) == name:
             return f"{name.removesuffix('/kernel')}/{_LEAVES[match[2]]}"
     return None
 

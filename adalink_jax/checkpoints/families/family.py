@@ -108,7 +108,10 @@ class Family:
         return None
 
     def name_in_hugging_face(self, name: str) -> str | None:
-        """The inverse of `name_from_hugging_face`; None if Hugging Face's model has no such tensor."""
+        """The name in the memory of `transformers`, which PEFT's files have; None if Hugging Face's model has no such tensor.
+
+        `name_from_hugging_face` is its inverse, and reads names as files have them too.
+        """
         return None
 
     def to_hugging_face(self, leaves: Mapping[str, Leaf]) -> dict[str, Leaf]:
@@ -119,11 +122,19 @@ class Family:
         """
         raise self._no_folder()
 
-    def _renamed_tensors(self, leaves: Mapping[str, Leaf], is_transposed: Callable[[str], bool]) -> dict[str, Leaf]:
-        """`to_hugging_face` of a family whose tensors are leaves with another name, some with their axes reversed."""
+    def _renamed_tensors(
+        self,
+        leaves: Mapping[str, Leaf],
+        is_transposed: Callable[[str], bool],
+        name_in_files: Callable[[str], str | None] | None = None,
+    ) -> dict[str, Leaf]:
+        """`to_hugging_face` of a family whose tensors are leaves with another name, some with their axes reversed.
+
+        `name_in_files` is needed where the files' names differ from those in memory, which `name_in_hugging_face` gives.
+        """
         tensors = {}
         for name, leaf in leaves.items():
-            tensor = self.name_in_hugging_face(name)
+            tensor = (name_in_files or self.name_in_hugging_face)(name)
             if tensor is None:
                 raise CheckpointError(
                     f"A Hugging Face {self.name} has no place for {name}; convert this model to native or t5x instead."

@@ -220,12 +220,15 @@ class PaliGemmaFamily(Family):
             "attention_bias": False,
             **ids,
         }
+        has_windows = (
+            settings["sliding_window"] is not None
+        )  # the cache of `transformers` refuses windowed layers without one
         gemma2 = {
             "query_pre_attn_scalar": settings["query_pre_attn_scalar"],
             "attn_logit_softcapping": settings["attention_softcap"],
             "final_logit_softcapping": settings["logits_softcap"],
             "sliding_window": settings["sliding_window"],
-            "layer_types": [_FULL if (i + 1) % every == 0 else _SLIDING for i in range(layers)],
+            "layer_types": [_SLIDING if has_windows and (i + 1) % every else _FULL for i in range(layers)],
             "hidden_activation": "gelu_pytorch_tanh",
         }
         usual = {"attention_softcap": None, "logits_softcap": None, "sliding_window": None}
@@ -281,6 +284,7 @@ def _settings(stated: _Config, path: str) -> dict[str, Any]:
         "eos_token_id": one_id(first(stated.eos_token_id, text.eos_token_id)),
     }
     check_ids(ids, path)
+    has_windows = is_gemma2 and text.sliding_window is not None and set(text.layer_types or [_SLIDING]) != {_FULL}
     return {
         "num_heads": text.num_attention_heads or (8 if is_gemma2 else 16),
         "num_kv_heads": text.num_key_value_heads or (4 if is_gemma2 else 16),
@@ -288,8 +292,8 @@ def _settings(stated: _Config, path: str) -> dict[str, Any]:
         "query_pre_attn_scalar": text.query_pre_attn_scalar if is_gemma2 else text.head_dim,
         "attention_softcap": text.attn_logit_softcapping if is_gemma2 else None,
         "logits_softcap": text.final_logit_softcapping if is_gemma2 else None,
-        "sliding_window": text.sliding_window if is_gemma2 else None,
-        "full_attention_every": full_attention_every(text.layer_types, None, path) if is_gemma2 else 2,
+        "sliding_window": text.sliding_window if has_windows else None,
+        "full_attention_every": full_attention_every(text.layer_types, None, path) if has_windows else 2,
         "rope_theta": text.rope_parameters.rope_theta if text.rope_theta is None else text.rope_theta,
         **{name: usual if ids[name] is None else ids[name] for name, usual in PaliGemmaFamily.implied.items()},
     }

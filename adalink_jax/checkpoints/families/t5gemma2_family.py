@@ -7,6 +7,7 @@ and absent. Where a text adapter is folded into the encoder's table, all three a
 
 import dataclasses
 import math
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any
 
@@ -176,8 +177,13 @@ class T5Gemma2Family(Family):
         return renamed(_inner(tensor), _NAMES)
 
     def name_in_hugging_face(self, name: str) -> str | None:
-        """`encoder/layers_0/attention/query/kernel` -> `model.encoder.layers.0.self_attn.q_proj.weight`."""
+        """`encoder/layers_0/attention/query/kernel` -> `model.encoder.text_model.layers.0.self_attn.q_proj.weight`.
+
+        As it is in memory, where PEFT reads and writes it; files have the name as released.
+        """
         tensor = renamed(name, _TENSORS)
+        if tensor and tensor not in _PROJECTOR:
+            tensor = re.sub("^encoder[.]", "encoder.text_model.", tensor)
         return tensor and PREFIX + tensor
 
     def from_hugging_face(
@@ -205,12 +211,18 @@ class T5Gemma2Family(Family):
         rest = {name: leaf for name, leaf in leaves.items() if not name.startswith(f"{VISION}/")}
         untied = {}
         if _ENCODER + _TABLE in rest:
+            tables = [prefix + name for prefix in ("", _ENCODER) for name in _EMBEDDER.values()]
+            if absent := [name for name in tables if name not in rest]:
+                raise CheckpointError(
+                    f"A {self.name} with tables that are not tied has {absent[0]}, and this one lacks it; copy it again."
+                )
             decoder = {tensor: rest.pop(name) for tensor, name in _EMBEDDER.items()}
             untied = {f"{PREFIX}decoder.{tensor}": leaf for tensor, leaf in decoder.items()}
             untied[_HEAD] = decoder["embed_tokens.weight"]
             rest |= {name: rest.pop(_ENCODER + name) for name in _EMBEDDER.values()}
         tower = siglip_tensors(leaves, f"{PREFIX}{_VISION}vision_model.")
-        return self._renamed_tensors(rest, _is_transposed) | tower | untied
+        in_files = lambda name: None if (tensor := renamed(name, _TENSORS)) is None else PREFIX + tensor
+        return self._renamed_tensors(rest, _is_transposed, in_files) | tower | untied
 
     def folded(self, source: Source, embeddings: Mapping[str, Leaf]) -> tuple[Source, dict[str, Leaf]]:
         """See `Family`."""
@@ -298,8 +310,8 @@ def _tables(leaves: dict[str, Leaf], others: dict[str, Leaf], tied: bool, path: 
     """The tables of both sides; those that are the encoder's are taken out of `others`.
 
     Raises:
-      CheckpointError: for a head that is not tied to the decoder's table, and for tables that only `config.json` or only the
-        tensors say are tied.
+      CheckpointError: for a head that is not tied to the decoder's table, for tables that only `config.json` or only the
+        tensors say are tied, and for an encoder without its tables.
     """
     decoder = {name: others.pop(f"decoder.{tensor}", None) for tensor, name in _EMBEDDER.items()}
     head = others.pop(_HEAD, None)
@@ -314,6 +326,8 @@ def _tables(leaves: dict[str, Leaf], others: dict[str, Leaf], tied: bool, path: 
         raise CheckpointError(
             f"{path} has other embeddings for the decoder than for the encoder, and tie_word_embeddings is not False."
         )
+    if absent := [tensor for tensor, name in _EMBEDDER.items() if name not in leaves]:
+        raise CheckpointError(f"{path} lacks the encoder's {absent[0]}; copy it again.")
     return {_ENCODER + name: leaves[name] for name in decoder} | {k: v for k, v in decoder.items() if v is not None}
 
 

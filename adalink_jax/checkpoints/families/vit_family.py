@@ -24,6 +24,7 @@ from adalink_jax.files.typed_json import Form, as_form
 from adalink_jax.models.vit import ViTConfig
 
 SIGLIP, VIT = ("siglip", "siglip_vision_model"), ("vit",)
+_WITH_SIGLIP = ("paligemma", "t5gemma2")  # models whose `vision_config` is SigLIP's where it states no `model_type`
 POSITIONS, CLASS_TOKEN = "vision/pos_embedding", "vision/class_token"
 _ACTIVATIONS = {"gelu_pytorch_tanh": "gelu", "gelu": "gelu_exact"}
 _BUFFERS = re.compile(r".*position_ids")
@@ -265,7 +266,7 @@ def vision_settings(config: Mapping[str, Any], folder: epath.Path, path: str) ->
     stated = as_form(config, _Config, f"{path}/config.json", error=CheckpointError)
     vision = stated.vision_config or stated
     model_type = vision.model_type or stated.model_type
-    activation = vision.hidden_act or ("gelu_pytorch_tanh" if model_type in SIGLIP else "gelu")
+    activation = vision.hidden_act or ("gelu_pytorch_tanh" if model_type in SIGLIP + _WITH_SIGLIP else "gelu")
     if activation not in _ACTIVATIONS:
         raise CheckpointError(
             f"{path} has hidden_act {activation!r}; this package supports {', '.join(_ACTIVATIONS)} in vision towers."

@@ -109,6 +109,40 @@ def test_pictures_in_a_folder_and_in_an_archive_and_an_archive_of_something_else
     assert status == 2 and "No column of" in said
 
 
+IMAGE_WORDS = {"boi_token": "<start_of_image>", "eoi_token": "<end_of_image>", "image_token": "<image_soft_token>"}
+
+
+def test_pictures_get_their_places_in_the_texts_of_a_base_that_reads_them_there(init, tmp_path):
+    """What `init` writes gives examples that a T5Gemma 2 takes."""
+    from gemma_references import make_t5gemma2, make_tokenizer
+
+    from adalink_jax.checkpoints import config_fields, open_source
+    from adalink_jax.cli.arguments import register
+    from adalink_jax.training.setup import Setup
+
+    make_t5gemma2(vocab_size=272, image=262, end=261).save_pretrained(tmp_path / "base")
+    make_tokenizer(tmp_path / "base", **IMAGE_WORDS)
+    source = open_source(tmp_path / "base")
+    fields = {f"T5Gemma2Config.{name}": value for name, value in config_fields(source).items()}
+    sizes = {"image_size": (16, 16), "patch_size": 4, "emb_dim": 24, "num_heads": 2, "mlp_dim": 40, "num_layers": 2}
+    fields |= {f"ViTConfig.{name}": value for name, value in sizes.items()}
+    lines = "".join(f"{name} = {value!r}\n" for name, value in fields.items())
+    (tmp_path / "model.gin").write_text("include 'gin/models/t5gemma2.gin'\n" + lines)
+    for i in range(60):
+        picture(tmp_path / "photos" / "ab"[i % 2] / f"{i}.png", (4 + i, 5))
+    status, said, settings = init("photos", "--base=base", "--model=model.gin")
+    assert status == 0 and settings["INPUTS"] == "'<start_of_image>what is this?'", said
+    assert "INPUTS begins with <start_of_image>" in said
+    register()
+    flags, _ = configuration.parse_flags(["--gin_file=model.gin", "--gin_file=task.gin"])
+    configuration.load(flags, require_all=False)
+    setup = Setup()
+    lengths = setup.data.task_feature_lengths
+    task = setup.data.own_files.load("photos", lengths)
+    batch = setup.converter(lengths)([task.example(row) for row in task.splits["train"]][:4])
+    assert batch["images"].shape == (4, 16, 16, 3) and (batch["encoder_input_tokens"] == 262).sum() == 16
+
+
 def test_metrics_by_what_the_targets_are(init, tmp_path):
     long = [(f"document {i}", "a summary of seven words or more " + "x" * i) for i in range(60)]
     assert init(write(tmp_path / "a.csv", long, ("document", "summary")))[2]["METRIC"] == "'rouge_l'"

@@ -15,16 +15,19 @@ from safetensors.numpy import load_file, save_file
 from test_paligemma_parity import assert_same_logits, batch_of, ours, theirs_of
 from test_vision_parity import pictures, pixel_values
 
-from adalink_jax import AdaptedModel, parallel
+from adalink_jax import AdaLinkAdapter, AdaptedModel, parallel
 from adalink_jax.adapters import make_adapter
 from adalink_jax.checkpoints import config_fields, open_adapter, open_source, save_adapter
 from adalink_jax.checkpoints.convert import convert
 from adalink_jax.cli.main import main
 from adalink_jax.data.vocabularies import load_vocabulary
 from adalink_jax.errors import CheckpointError, UserError
+from adalink_jax.files.places import path_of
 from adalink_jax.interop.folded import export_folded
 from adalink_jax.interop.hook import export_hook
 from adalink_jax.models.decoding import Sampling
+from adalink_jax.serving import Predictor
+from adalink_jax.training.outputs import write_parameters
 from adalink_jax.training.setup import Setup, load_parameters
 
 pytestmark = pytest.mark.usefixtures("exact_matmuls")
@@ -234,7 +237,8 @@ def test_inputs_have_bos_and_a_newline_and_no_placeholder(tmp_path):
         vocabulary.encode("<image> caption en")
 
 
-def test_verify_base_agrees_and_finds_one_changed_setting(tmp_path, capsys):
+@pytest.mark.parametrize("window", [None, pytest.param(9, marks=pytest.mark.slow)])
+def test_verify_base_agrees_and_finds_one_changed_setting(tmp_path, capsys, window):
     folder, other = tmp_path / "base", tmp_path / "other"
     make_paligemma("2", vocab_size=300, image_token_index=263).save_pretrained(folder)
     make_tokenizer(folder, extra=("<loc0000>", "<image>"))
@@ -244,8 +248,10 @@ def test_verify_base_agrees_and_finds_one_changed_setting(tmp_path, capsys):
     output_of("convert", folder, other, "--to", "native")
     out = output_of("verify-base", other, "--reference", folder)
     assert "20 of 20 greedy outputs" in out and "20 of 20 prompts" in out
+    if window is None:
+        return
     config = json.loads((folder / "config.json").read_text())
-    config["text_config"]["sliding_window"] = 9
+    config["text_config"]["sliding_window"] = window
     (folder / "config.json").write_text(json.dumps(config))
     assert main(["verify-base", str(other), "--reference", str(folder)]) == 1
     assert "sliding_window 6 (reference: 9)" in " ".join(capsys.readouterr().out.split())
@@ -283,6 +289,34 @@ def test_a_lora_of_peft_gives_its_logits(base, tmp_path):
     save_file({older(name): tensor for name, tensor in original.items()}, tmp_path / "adapter_model.safetensors")
     again = {name: leaf.whole() for name, leaf in open_adapter(tmp_path)[0].items()}
     jax.tree.map(np.testing.assert_array_equal, again, leaves)
+
+
+def test_an_adapter_s_file_states_the_settings_that_its_base_may_have_otherwise(tmp_path):
+    """A checkpoint's soft cap and window may be off in a model, and this one does not state how pictures are scaled."""
+    folder = tmp_path / "base"
+    make_paligemma("2", vocab_size=300, image_token_index=263).save_pretrained(folder)
+    off = {"logits_softcap": None, "sliding_window": None}
+    with_cap, without = (ours(folder, **changes)[0].backbone for changes in ({}, off))
+    bilinear = without.clone(vision_config=dataclasses.replace(without.vision_config, resample="bilinear"))
+    setup_of = lambda backbone, **more: Setup(
+        AdaptedModel(backbone, AdaLinkAdapter(4)), ("adapter/.*",), initial_checkpoint_path=str(folder), **more
+    )
+    mesh, rules = parallel.make_mesh(), parallel.logical_axis_rules()
+    with parallel.use_mesh(mesh, rules):
+        params = load_parameters(setup_of(without), mesh, rules)
+    summary = {"task": "t", "empty_input": None, "step": 1, "steps": 1}
+    write_parameters(path_of(tmp_path), setup_of(without), params, params.trainable, {}, summary)
+    adapter = str(tmp_path / "adapter")
+    for backbone, message in (
+        (with_cap, "logits_softcap = None in the language model, and this one has 6.0"),
+        (bilinear, "resample = 'bicubic' in the vision model, and this one has 'bilinear'"),
+    ):
+        with pytest.raises(CheckpointError, match=message):
+            Predictor(setup_of(backbone), {"a": adapter}, "bytes")
+        with pytest.raises(CheckpointError, match=message), parallel.use_mesh(mesh, rules):
+            load_parameters(setup_of(backbone, initial_adapter_path=adapter), mesh, rules)
+        Predictor(setup_of(backbone, allow_other_base=True), {"a": adapter}, "bytes")
+    Predictor(setup_of(without), {"a": adapter}, "bytes")
 
 
 def test_a_text_adapter_has_no_encoder_to_hook_into_and_no_table_of_its_own(base, tmp_path):

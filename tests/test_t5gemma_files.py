@@ -133,7 +133,11 @@ def test_an_adapter_of_peft_gives_its_logits(base, tmp_path, kind):
         jax.tree.map(np.testing.assert_array_equal, written, original)
 
 
-def test_verify_base_agrees_and_finds_one_changed_setting(tmp_path, capsys):
+OTHERS = {"attn_logit_softcapping": 3.0, "query_pre_attn_scalar": 9}
+
+
+@pytest.mark.parametrize("changes", [{"sliding_window": 9}, pytest.param(OTHERS, marks=pytest.mark.slow)])
+def test_verify_base_agrees_and_finds_one_changed_setting(tmp_path, capsys, changes):
     folder, other = tmp_path / "base", tmp_path / "other"
     make_t5gemma("grouped", vocab_size=300).save_pretrained(folder)
     make_tokenizer(folder)
@@ -141,7 +145,7 @@ def test_verify_base_agrees_and_finds_one_changed_setting(tmp_path, capsys):
     out = run(capsys, "verify-base", other, "--reference", folder, "--report", tmp_path / "report.html")
     assert "20 of 20 greedy outputs" in out and "20 of 20 prompts" in out
     config = json.loads((folder / "config.json").read_text())
-    for name, value in (("attn_logit_softcapping", 3.0), ("sliding_window", 9), ("query_pre_attn_scalar", 9)):
+    for name, value in changes.items():
         changed = {side: {**config[side], name: value} for side in ("encoder", "decoder")}
         (folder / "config.json").write_text(json.dumps(config | changed))
         assert main(["verify-base", str(other), "--reference", str(folder)]) == 1

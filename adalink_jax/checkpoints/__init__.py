@@ -3,6 +3,7 @@
 from adalink_jax.checkpoints.adapter_facts import UNVERIFIED, AdapterFacts, BaseReference
 from adalink_jax.checkpoints.adapter_files import (
     check_base,
+    check_base_settings,
     check_method,
     check_shapes,
     load_adapter,
@@ -15,6 +16,7 @@ from adalink_jax.checkpoints.architecture import (
     check_settings,
     config_fields,
     configs_of,
+    settings_by_part,
     settings_of,
     sizes_of,
     stated_settings,
@@ -39,6 +41,7 @@ __all__ = [
     "BaseReference",
     "Source",
     "check_base",
+    "check_base_settings",
     "check_destination",
     "check_fit",
     "check_method",
@@ -63,6 +66,7 @@ __all__ = [
     "read_adapter",
     "save_adapter",
     "save_base",
+    "settings_by_part",
     "settings_of",
     "sizes_of",
     "stated_settings",

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 UNVERIFIED = "so damage cannot be found: the file was written by PEFT or by version 0.1.0"
-_OPTIONAL = ("task", "step", "metrics", "versions", "empty_input")
+_OPTIONAL = ("task", "step", "metrics", "versions", "empty_input", "base_settings")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +37,8 @@ class AdapterFacts:
       metrics: scores, by name.
       versions: versions of the packages that trained it, by name.
       empty_input: the ids of an input without text: the beginning and end that its inputs had, such as those of a chat template.
+      base_settings: part of the base model (`language`, `vision`, ...) -> the settings that decide its numbers and that shapes do not show,
+        as in training; a checkpoint does not state all of them, and a model may switch some off.
       extra: further JSON-able facts, such as `version` (of this package, which wrote the file) or `written_by`.
     """
 
@@ -48,6 +50,7 @@ class AdapterFacts:
     metrics: Mapping[str, Any] | None = None
     versions: Mapping[str, str] | None = None
     empty_input: Sequence[int] | None = None
+    base_settings: Mapping[str, Mapping[str, Any]] | None = None
     extra: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @classmethod

@@ -58,6 +58,7 @@ class _About(Form):
     metrics: dict[str, float | bool] = {}
     task: str = ""
     empty_input: list[int] | None = None
+    base_settings: dict[str, dict[str, Any]] | None = None
     step: Annotated[int, pydantic.Field(ge=0)] = 0
     version: str = ""
     versions: dict[str, str] = {}
@@ -263,6 +264,29 @@ def check_base(path: Folder, facts: AdapterFacts, base_fingerprint: str, remedy:
             f"The adapter {path} was trained on another base: {facts.base.name} {facts.base.fingerprint[:12]}, this one is "
             f"{base_fingerprint[:12]}; {remedy}."
         )
+
+
+def check_base_settings(
+    path: Folder, facts: AdapterFacts, settings: Mapping[str, Mapping[str, Any]], remedy: str
+) -> None:
+    """Refuses an adapter that was trained with other settings of the base model than `settings` (`settings_by_part`).
+
+    Settings that either side does not state are not compared: files of earlier versions, and PEFT's, state none.
+
+    Args:
+      path: the adapter, for the error.
+      facts: its facts.
+      settings: part of the model -> its settings.
+      remedy: what to do instead, which ends the error.
+    """
+    plain = lambda value: list(value) if isinstance(value, tuple) else value  # as JSON has it
+    for part, fields in (facts.base_settings or {}).items():
+        for field, value in fields.items():
+            here = plain(settings.get(part, {}).get(field, value))
+            if here != plain(value):
+                raise CheckpointError(
+                    f"The adapter {path} was trained with {field} = {value!r} in the {part} model, and this one has {here!r}; {remedy}."
+                )
 
 
 def check_shapes(

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from adalink_jax.checkpoints.families.family import LANGUAGE, Shapes, family_of_config, family_of_shapes
+from adalink_jax.checkpoints.families.family import FAMILIES, LANGUAGE, Shapes, family_of_config, family_of_shapes
 from adalink_jax.checkpoints.source import Source
 from adalink_jax.errors import CheckpointError
 from adalink_jax.models.backbone import Backbone
@@ -36,6 +36,12 @@ def settings_of(config: Any) -> dict[str, Any]:
     """The fields of a part's configuration that decide the numbers and that shapes do not show."""
     plain = lambda value: tuple(value) if isinstance(value, list) else value
     return {field: plain(getattr(config, field)) for field in family_of_config(config).deciding}
+
+
+def settings_by_part(backbone: Backbone) -> dict[str, dict[str, Any]]:
+    """Part of the model -> `settings_of` its configuration; without parts of which no family is registered."""
+    configs, known = configs_of(backbone), tuple(family.config for family in FAMILIES)
+    return {part: settings_of(config) for part, config in configs.items() if isinstance(config, known)}
 
 
 def stated_settings(backbone: Backbone) -> dict[str, Any]:

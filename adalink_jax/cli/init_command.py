@@ -21,8 +21,10 @@ if TYPE_CHECKING:
 
     from adalink_jax.data.user_files.file_task import LoadedFileTask
     from adalink_jax.data.user_files.task_draft import Draft
+    from adalink_jax.training.setup import Setup
 
 BUNDLED = "bundled:pali_nano_instruct"
+IMAGE = "<start_of_image>"  # where a picture stands in a text
 SHOWN, MOST_LABELS = 4, 20
 LEAST_STEPS, MOST_STEPS, EPOCHS = 100, 2000, 3
 
@@ -50,7 +52,8 @@ def init(argv: list[str]) -> int:
 def _write(options: argparse.Namespace, name: str, out: epath.Path, sheet: epath.Path) -> int:
     """Writes the files and shows what is in them; returns the exit status."""
     register()
-    model, takes_images, vocabulary = _base(options)
+    model, setup, vocabulary = _base(options)
+    takes_images = setup.image_shape is not None
     from adalink_jax import terminal
     from adalink_jax.data.user_files import column_guess, task_draft
 
@@ -64,10 +67,14 @@ def _write(options: argparse.Namespace, name: str, out: epath.Path, sheet: epath
     settings = guess.settings | {"vocabulary": vocabulary}
     if takes_images and not has_images:
         settings["blank_image"] = True
+    doubts = list(guess.doubts)
+    if has_images and setup.model.backbone.image_places is not None and IMAGE not in settings["inputs"]:
+        settings["inputs"] = IMAGE + settings["inputs"]
+        doubts.append(f"INPUTS begins with {IMAGE}, which is where this base reads the picture")
     console = table_console()
     with terminal.status(console, "reading"):
         draft = task_draft.complete(settings, name)
-    _show(console, draft, guess.doubts)
+    _show(console, draft, doubts)
     if has_images:
         _write_contact_sheet(sheet, draft.loaded, out.stem)
     typed = {key: value for key, value in vars(options).items() if value and key not in ("data", "out")}
@@ -119,8 +126,8 @@ def _name(data: str) -> str:
     return re.sub(r"\W+", "_", path.parent.name if split_of(stem) else stem).strip("_").lower() or "task"
 
 
-def _base(options: argparse.Namespace) -> tuple[str, bool, str]:
-    """The model's gin file, whether it takes images, and its vocabulary."""
+def _base(options: argparse.Namespace) -> "tuple[str, Setup, str]":
+    """The model's gin file, the setup that it describes, and its vocabulary."""
     from adalink_jax.data import check_rows, load_vocabulary
     from adalink_jax.serving.opening import model_file, vocabulary_of
     from adalink_jax.training.setup import Setup
@@ -136,7 +143,7 @@ def _base(options: argparse.Namespace) -> tuple[str, bool, str]:
         check_rows(f"The vocabulary {vocabulary}", ids, setup.model.backbone.config.vocab_size)
     except UserError as e:
         raise UserError(f"{e} (--vocabulary)") from e
-    return model, setup.image_shape is not None, vocabulary
+    return model, setup, vocabulary
 
 
 # --- output ---

@@ -25,7 +25,7 @@ from adalink_jax.errors import UserError
 from adalink_jax.models import paths
 from adalink_jax.models.decoding import Decoded, sampling_keys
 from adalink_jax.serving.opening import LENGTHS, Opened, open_model
-from adalink_jax.training.setup import Setup, load_parameters
+from adalink_jax.training.setup import Setup, check_adapter, load_parameters
 from adalink_jax.typed_values import PositiveInt, Seed
 
 SHORTEST = {"inputs": 16, "targets": 4}  # the smallest buckets of lengths, in tokens
@@ -140,6 +140,7 @@ class Predictor:
                 f"The adapter {folder} was trained on inputs between the ids {list(trained)}, and this vocabulary puts them between "
                 f"{here}; give the vocabulary of its run (with a chat template, 'chat:' stands before its path)."
             )
+        check_adapter(setup, folder, facts)
         module = make_adapter(facts.method, facts.settings)
         place = parallel.replicated(self._mesh)
         shapes = parallel.unbox(abstract_params(AdaptedModel(setup.model.backbone, module))["adapter"])

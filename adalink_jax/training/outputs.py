@@ -134,7 +134,10 @@ def write_parameters(
         written.append(("model/", "the trained base model; INITIAL_CHECKPOINT_PATH takes it"))
     if adapter:
         assert base is not None and setup.model.adapter is not None  # an adapter is trained on a base
-        facts = checkpoints.AdapterFacts(**describe_adapter(setup.model.adapter), base=base, **about)
+        base_settings = checkpoints.settings_by_part(setup.model.backbone)
+        facts = checkpoints.AdapterFacts(
+            **describe_adapter(setup.model.adapter), base=base, base_settings=base_settings, **about
+        )
         checkpoints.save_adapter(folder / "adapter", adapter, facts)
         size = parallel.once(lambda: sum(f.stat().length for f in (folder / "adapter").iterdir()))
         written.append(("adapter/", f"the adapter, {size / 1000:.0f} kB; INITIAL_ADAPTER_PATH takes it"))

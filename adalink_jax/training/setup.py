@@ -178,6 +178,7 @@ def load_parameters(setup: Setup, mesh: Mesh, rules: parallel.LogicalRules) -> P
             setup.initial_adapter_path, adapter, base.fingerprint, setup.allow_other_base, setup.model.adapter,
             setup.model.backbone.inputs_embeds_scale,
         )  # fmt: skip
+        check_adapter(setup, setup.initial_adapter_path, facts)
         values |= {f"adapter/{name}": leaf for name, leaf in loaded.items()}
         unchecked = "" if facts.base.fingerprint else ", which does not name the base it was trained on"
         sources["adapter"] = setup.initial_adapter_path + unchecked
@@ -192,6 +193,14 @@ def load_parameters(setup: Setup, mesh: Mesh, rules: parallel.LogicalRules) -> P
         partition.select(values, names) for names in (trainable_names, values.keys() - trainable_names)
     )
     return Parameters(trainable, frozen, base, sources)
+
+
+def check_adapter(setup: Setup, folder: str, facts: checkpoints.AdapterFacts) -> None:
+    """Refuses an adapter that was trained on the base with other settings than the setup's, unless ALLOW_OTHER_BASE is set."""
+    if not setup.allow_other_base:
+        remedy = "use its run's model (config.gin), or set ALLOW_OTHER_BASE = True for a transfer experiment"
+        settings = checkpoints.settings_by_part(setup.model.backbone)
+        checkpoints.check_base_settings(folder, facts, settings, remedy)
 
 
 def _load_backbone(setup: Setup, wanted: Shapes, trainable_names) -> tuple[dict[str, jax.Array], dict[str, str], Any]:

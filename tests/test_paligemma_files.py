@@ -83,6 +83,25 @@ def test_names_and_rows_behind_the_vocabulary_do_not_matter(base, tmp_path, rena
     assert written["text_config"]["vocab_size"] == PALIGEMMA_IMAGE
 
 
+def test_a_head_of_its_own_is_refused_and_a_stored_tied_one_is_not(base, tmp_path):
+    folder, mark = base
+    tensors, config = load_file(folder / "model.safetensors"), json.loads((folder / "config.json").read_text())
+    table = next(x for name, x in tensors.items() if "embed_tokens" in name)
+    other = table.copy()
+    other[-1, -1] += 1
+
+    def write(head, **stated):
+        save_file({**tensors, "lm_head.weight": head}, tmp_path / "model.safetensors")
+        (tmp_path / "config.json").write_text(json.dumps(config | stated))
+        return tmp_path
+
+    assert fingerprint(write(table)) == mark
+    text = {"text_config": config["text_config"] | {"tie_word_embeddings": False}}
+    for head, stated in ((other, {}), (table[:-1], {}), (table, {"tie_word_embeddings": False}), (table, text)):
+        with pytest.raises(CheckpointError, match="an untied head"):
+            open_source(write(head, **stated))
+
+
 def big_vision_arrays(folder):
     """The model of a folder in big_vision's layout."""
     leaves = {name: leaf.whole() for name, leaf in open_source(folder).leaves.items()}

@@ -6,7 +6,7 @@ them, and their logits are noise. big_vision: one `.npz` with heads apart and la
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import pydantic
@@ -21,6 +21,7 @@ from adalink_jax.checkpoints.families.family import (
     Translation,
     check_ids,
     depth,
+    equal,
     one_id,
     renamed,
 )
@@ -41,9 +42,7 @@ from adalink_jax.models.paligemma import PaliGemma, PaliGemmaConfig
 _TABLE, _NORM = "token_embedder/embedding", "decoder/decoder_norm/scale"
 _LANGUAGE, _VISION, _PROJECTOR = "language_model.model.", "vision_tower.", "multi_modal_projector.linear"
 _IN_MEMORY = "model.language_model."
-_HEADS = re.compile(
-    r"(?:model\.)?(?:language_model\.)?lm_head\.weight"
-)  # tied; its rows behind the vocabulary may differ
+_HEADS = re.compile(r"(?:model\.)?(?:language_model\.)?lm_head\.weight")
 _FILLED = 64  # the table has a multiple of this many rows
 _MATRICES = {
     **{f"self_attn.{tensor}_proj": f"self_attention/{name}"
@@ -100,6 +99,7 @@ class _Text(Form):
     hidden_activation: str | None = None
     rms_norm_eps: float = 1e-6
     attention_bias: bool = False
+    tie_word_embeddings: bool = True
     rope_theta: float | None = None  # in older files
     rope_parameters: _Rope = _Rope()
     pad_token_id: _Id | None = None
@@ -111,6 +111,7 @@ class _Config(Form):
 
     text_config: _Text = _Text()
     image_token_index: _Id = 256_000
+    tie_word_embeddings: bool = True
     pad_token_id: _Id | None = None
     eos_token_id: _Id | list[_Id] | None = None
 
@@ -164,16 +165,19 @@ class PaliGemmaFamily(Family):
     ) -> Translation:
         """See `Family`."""
         stated = as_form(config, _Config, f"{path}/config.json", error=CheckpointError)
-        names, language, others = _NAMES[stated.text_config.model_type == "gemma2"], {}, {}
+        names, language, others, heads = _NAMES[stated.text_config.model_type == "gemma2"], {}, {}, []
         for tensor, leaf in tensors.items():
             inner = _inner(tensor)
             if (name := renamed(inner, names)) is not None:
                 language[name] = transposed(leaf) if _is_transposed(name) else leaf
-            elif not _HEADS.fullmatch(tensor):
+            elif _HEADS.fullmatch(tensor):
+                heads.append(leaf)
+            else:
                 others[inner.removeprefix(_VISION)] = leaf
         table = language.get(_TABLE)
         if table is not None and 0 < table.shape[0] - stated.image_token_index <= _FILLED:
-            language[_TABLE] = rows(table, 0, stated.image_token_index)
+            table = language[_TABLE] = rows(table, 0, stated.image_token_index)
+        _check_tied(stated, heads, table, path)
         leaves = language | translated(others, [*SIGLIP_NAMES, (re.escape(_PROJECTOR), "projection", "dense")])
         settings = {LANGUAGE: _settings(stated, path), VISION: vision_settings(config, folder, path)}
         return Translation(leaves, settings)
@@ -263,6 +267,20 @@ def _inner(tensor: str) -> str:
 def _is_transposed(name: str) -> bool:
     """Whether Hugging Face stores the leaf with its axes reversed."""
     return name.endswith("/kernel")
+
+
+def _check_tied(stated: _Config, heads: Sequence[Leaf], table: Leaf | None, path: str) -> None:
+    """Refuses a head other than the embedding table; only its rows behind the vocabulary may differ.
+
+    Raises:
+      CheckpointError: names the checkpoint.
+    """
+    tied = stated.tie_word_embeddings and stated.text_config.tie_word_embeddings
+    same = lambda head, table: head.shape[0] >= table.shape[0] and equal(rows(head, 0, table.shape[0]), table)
+    if not tied or (table is not None and not all(same(head, table) for head in heads)):
+        raise CheckpointError(
+            f"{path} has an untied head (lm_head); this package supports PaliGemma only with the embedding table as its head."
+        )
 
 
 def _settings(stated: _Config, path: str) -> dict[str, Any]:

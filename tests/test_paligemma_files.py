@@ -15,8 +15,8 @@ from safetensors.numpy import load_file, save_file
 from test_paligemma_parity import assert_same_logits, batch_of, ours, theirs_of
 from test_vision_parity import pictures, pixel_values
 
-from adalink_jax import AdaLinkAdapter, AdaptedModel, parallel
-from adalink_jax.adapters import make_adapter
+from adalink_jax import AdaLinkAdapter, AdaptedModel, PromptTuning, parallel
+from adalink_jax.adapters import describe_adapter, make_adapter
 from adalink_jax.checkpoints import config_fields, open_adapter, open_source, save_adapter
 from adalink_jax.checkpoints.convert import convert
 from adalink_jax.cli.main import main
@@ -336,6 +336,21 @@ def test_an_adapter_s_file_states_the_settings_that_its_base_may_have_otherwise(
             load_parameters(setup_of(backbone, initial_adapter_path=adapter), mesh, rules)
         Predictor(setup_of(backbone, allow_other_base=True), {"a": adapter}, "bytes")
     Predictor(setup_of(without), {"a": adapter}, "bytes")
+
+
+def test_a_prompt_has_this_package_s_format_and_no_file_is_of_an_encoder_decoder(base, tmp_path):
+    """PEFT would load `PROMPT_TUNING` with SEQ_2_SEQ_LM and wrap a causal model as an encoder-decoder."""
+    prompt = {"prompt": np.ones((3, WIDTH), np.float32)}
+    rank = {name: np.ones(shape, np.float32) for name, shape in (("text/down", (WIDTH, 4)), ("text/up", (4, WIDTH)))}
+    stated = {"base": {"name": "b", "fingerprint": base[1], "family": "PaliGemma"}}
+    for module, leaves in ((PromptTuning(3), prompt), (AdaLinkAdapter(4, kinds=("text",)), rank)):
+        save_adapter(tmp_path / "adapter", leaves, describe_adapter(module) | stated)
+        config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+        assert (config["peft_type"], config["task_type"]) == ("ADALINK", "CAUSAL_LM")
+        again, _ = open_adapter(tmp_path / "adapter")
+        assert {name: leaf.whole().tolist() for name, leaf in again.items()} == {
+            name: x.tolist() for name, x in leaves.items()
+        }
 
 
 def test_a_text_adapter_has_no_encoder_to_hook_into_and_no_table_of_its_own(base, tmp_path):

@@ -91,7 +91,7 @@ def save_adapter(folder: Folder, adapter: Mapping[str, Any], facts: AdapterFacts
 
 
 def _write(destination: epath.Path, leaves: dict[str, np.ndarray], facts: AdapterFacts) -> None:
-    native = {"peft_type": _PEFT_TYPE, "task_type": "SEQ_2_SEQ_LM"}
+    native = {"peft_type": _PEFT_TYPE, "task_type": peft_files.task_type(facts.base)}
     tensors, fields = peft_files.to_peft(facts, leaves) or (leaves, native)
     tensors = {name: from_array(np.ascontiguousarray(tensors[name]), name) for name in sorted(tensors)}
     dtypes = {name: leaf.dtype for name, leaf in tensors.items()}

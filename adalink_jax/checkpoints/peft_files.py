@@ -25,6 +25,7 @@ from adalink_jax.files.leaves import Leaf, transposed
 from adalink_jax.files.typed_json import Form, as_form
 
 LORA, PROMPT_TUNING = "LORA", "PROMPT_TUNING"
+_SEQ_TO_SEQ = "SEQ_2_SEQ_LM"
 TYPES = (LORA, PROMPT_TUNING)
 _PREFIX, _PROMPT = "base_model.model.", "prompt_embeddings"
 _MATRICES = {"down": "lora_A", "up": "lora_B"}
@@ -59,6 +60,11 @@ class _PromptTuning(Form):
     num_virtual_tokens: _Count
 
 
+def task_type(base: BaseReference) -> str:
+    """PEFT's name for what a base model does; an encoder-decoder's where the file does not state the family."""
+    return next((family.peft_task for family in FAMILIES if family.name == base.family), _SEQ_TO_SEQ)
+
+
 def to_peft(
     facts: AdapterFacts, leaves: Mapping[str, np.ndarray]
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
@@ -70,10 +76,13 @@ def to_peft(
 
     Returns:
       Tensors by PEFT's names, and the fields of `adapter_config.json`; None for an adapter that PEFT's layout cannot hold:
-      another method, or LoRA on a model that Hugging Face does not have.
+      another method, LoRA on a model that Hugging Face does not have, or a prompt of a model that is not an encoder-decoder:
+      with a causal model's prompt, PEFT ignores token types, without which PaliGemma's prefix is causal.
     """
-    common = {"task_type": "SEQ_2_SEQ_LM", "inference_mode": True}
+    common = {"task_type": task_type(facts.base), "inference_mode": True}
     if facts.method == PromptTuning.__name__ and leaves.keys() == {"prompt"}:
+        if common["task_type"] != _SEQ_TO_SEQ:
+            return None
         length, width = leaves["prompt"].shape
         sizes = {"num_virtual_tokens": length, "token_dim": width, "num_transformer_submodules": 1}
         return {_PROMPT: leaves["prompt"]}, common | {"peft_type": PROMPT_TUNING, **sizes}
@@ -167,7 +176,7 @@ def _refuse_unsupported(config: Mapping[str, Any], kind: str, path: str) -> None
         "bias": (None, "none"),
         "init_lora_weights": _SAME_BASE,
         "num_transformer_submodules": (1,) if kind == PROMPT_TUNING else (None,),
-        "task_type": ("SEQ_2_SEQ_LM",) if kind == PROMPT_TUNING else (None, *{family.peft_task for family in FAMILIES}),
+        "task_type": (_SEQ_TO_SEQ,) if kind == PROMPT_TUNING else (None, *{family.peft_task for family in FAMILIES}),
     }
     unsupported = [key for key, value in config.items() if value and key not in _READ[None] | _READ[kind]]
     unsupported += [key for key, values in supported.items() if key in config and config[key] not in values]

@@ -2,18 +2,21 @@
 
 import jax
 import pytest
-from helpers import init, random_batch, tiny_pali
+from helpers import init, random_batch, tiny_pali, tiny_paligemma, tiny_t5gemma
 from jax.extend.core import Var
 
 from adalink_jax import AdaLinkAdapter, AdaptedModel
-from adalink_jax.models.stack import FROZEN
 from adalink_jax.planning.saved import by_stack, saved_arrays
 from adalink_jax.training import partition
 from adalink_jax.training.step import make_loss
 
 
-def case(trainable, **settings):
-    model = AdaptedModel(tiny_pali(**settings), AdaLinkAdapter(rank=4))
+PRE_NORM = {"projections", "attention_softmax", "attention_out", "mlp_in"}
+POST_NORM = {*PRE_NORM, "mlp_out"}  # which a norm behind the MLP reads
+
+
+def case(trainable, make=tiny_pali, **settings):
+    model = AdaptedModel(make(**settings), AdaLinkAdapter(rank=4))
     batch = random_batch(model.backbone, 2, 6, 5, seed=1)
     return make_loss(model), *partition.split(init(model, batch, 0), [trainable]), batch
 
@@ -39,16 +42,24 @@ def test_an_input_of_a_product_is_saved_only_where_the_kernel_is_trained():
     assert len(saved_inputs_of_products(*case(".*"))) > 10
 
 
-@pytest.mark.parametrize("scan_layers", [False, True])
-def test_remat_frozen_saves_products_and_the_residual_stream(scan_layers):
+@pytest.mark.parametrize(
+    "make, kinds, scan_layers",
+    [
+        (tiny_pali, {"encoder": PRE_NORM, "decoder": PRE_NORM}, False),
+        (tiny_pali, {"encoder": PRE_NORM, "decoder": PRE_NORM}, True),
+        (tiny_t5gemma, {"encoder": POST_NORM, "decoder": POST_NORM}, False),
+        (tiny_paligemma, {"decoder": POST_NORM}, True),
+    ],
+)
+def test_remat_frozen_saves_products_and_the_residual_stream(make, kinds, scan_layers):
     sizes = {}
     for remat in ("none", "frozen", "full"):
-        arrays = saved_arrays(*case("adapter/.*", remat=remat, scan_layers=scan_layers, attention="blockwise"))
+        arrays = saved_arrays(*case("adapter/.*", make, remat=remat, scan_layers=scan_layers, attention="blockwise"))
         sizes[remat] = sum(x.nbytes for x in arrays)
         if remat == "frozen":
             stacks = by_stack(arrays)
-            assert {"encoder", "decoder"} < stacks.keys()
-            assert set(stacks["encoder"]["layer"]) == {*FROZEN, "residual stream"}
-            assert set(stacks["decoder"]["layer"]) == {*FROZEN, "residual stream"}
-            assert stacks["encoder"]["layers"] == 2
+            assert kinds.keys() < stacks.keys()
+            for stack, products in kinds.items():
+                assert set(stacks[stack]["layer"]) == {*products, "residual stream"}
+                assert stacks[stack]["layers"] == 2
     assert sizes["full"] < sizes["frozen"] < 0.7 * sizes["none"]

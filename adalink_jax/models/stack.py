@@ -17,8 +17,9 @@ from adalink_jax.errors import UserError
 SAVE = "save:"
 # `checkpoint_name`s in layers.py, and of attention's softmax in attention/blockwise.py.
 NAMED = ("projections", "attention_softmax", "attention_out", "mlp_in", "mlp_hidden", "mlp_out")
-# Products that a layer's norms, activations and softmax read: all else is elementwise on these and the layer's input.
-FROZEN = ("projections", "attention_softmax", "attention_out", "mlp_in")
+# Products that a layer's norms, activations and softmax read: all else is elementwise on these and the layer's input. Nothing
+# reads "mlp_out" but a norm behind the MLP; in a layer without one it is not saved.
+FROZEN = ("projections", "attention_softmax", "attention_out", "mlp_in", "mlp_out")
 
 
 class StackConfig:

@@ -226,7 +226,7 @@ def test_a_folder_without_a_fixed_chat_template_is_refused(tmp_path, template, m
         load_vocabulary(f"chat:{tmp_path}")
 
 
-def test_a_chat_template_travels_with_the_run_and_its_adapter(tmp_path):
+def test_a_chat_template_travels_with_the_run_and_its_adapter(tmp_path, capsys):
     folder, data = tmp_path / "base", tmp_path / "reviews.csv"
     make_t5gemma("grouped", vocab_size=300).save_pretrained(folder)
     make_tokenizer(folder, GEMMA)
@@ -245,6 +245,12 @@ def test_a_chat_template_travels_with_the_run_and_its_adapter(tmp_path):
     assert Predictor(tmp_path / "run")._vocabulary.input_ids("x") == chat.input_ids("x")
     with pytest.raises(UserError, match="'chat:' stands before its path"):
         Predictor(tmp_path / "run", vocabulary=str(folder))
+    values |= {"INITIAL_ADAPTER_PATH": str(tmp_path / "run" / "adapter"), "MODEL_DIR": str(tmp_path / "other")}
+    for command, vocabulary, status in (("eval", f"chat:{folder}", 0), ("eval", str(folder), 2), ("train", str(folder), 0)):
+        capsys.readouterr()
+        settings = (f"--gin.{name}={value!r}" for name, value in (values | {"VOCABULARY": vocabulary}).items())
+        assert main([command, *map(str, flags), *settings]) == status
+        assert ("'chat:' stands before its path" in "".join(capsys.readouterr())) == (vocabulary == str(folder))
     plain = ours(folder)[0]
     _, checks = verify._features(plain, Reference(str(folder)), chat)
     assert [check.finding for check in checks] == ["20 of 20 prompts and 6 of 6 added tokens have the same ids"]

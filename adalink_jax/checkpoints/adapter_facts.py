@@ -70,6 +70,23 @@ class AdapterFacts:
             del base["family"]
         return {"method": self.method, "settings": dict(self.settings), "base": base, **optional, **self.extra}
 
+    def other_inputs(self, path: str, empty_input: Sequence[int]) -> str | None:
+        """How inputs differ from those that the adapter was trained on.
+
+        Args:
+          path: the adapter.
+          empty_input: as the attribute, of the inputs that it is to work on.
+
+        Returns:
+          A sentence; None if they begin and end alike, or if the file does not state how those of training did.
+        """
+        if self.empty_input is None or list(self.empty_input) == list(empty_input):
+            return None
+        return (
+            f"The adapter {path} was trained on inputs whose beginning and end are {list(self.empty_input)}, and this vocabulary's "
+            f"are {list(empty_input)}; give the vocabulary of its run (with a chat template, 'chat:' stands before its path)."
+        )
+
     def __getitem__(self, key: str) -> Any:
         """The fact by its key in the file, as for the plain dict that earlier versions returned."""
         return self.to_json()[key]

@@ -134,12 +134,8 @@ class Predictor:
 
     def _member(self, setup: Setup, folder: str, fingerprint: str) -> tuple[nn.Module, dict[str, Any]]:
         _, facts = checkpoints.open_adapter(folder)
-        trained, here = facts.empty_input, self._vocabulary.input_ids("")
-        if trained is not None and list(trained) != here:
-            raise UserError(
-                f"The adapter {folder} was trained on inputs between the ids {list(trained)}, and this vocabulary puts them between "
-                f"{here}; give the vocabulary of its run (with a chat template, 'chat:' stands before its path)."
-            )
+        if problem := facts.other_inputs(folder, self._vocabulary.input_ids("")):
+            raise UserError(problem)
         check_adapter(setup, folder, facts)
         module = make_adapter(facts.method, facts.settings)
         place = parallel.replicated(self._mesh)

@@ -69,6 +69,14 @@ class Session:
         )
         return self.setup.converter(self.setup.data.task_feature_lengths, cache)
 
+    def other_inputs(self, params: Parameters) -> str | None:
+        """How the tasks' inputs begin and end otherwise than those that the initial adapter was trained on; None if they do not."""
+        facts, path = params.adapter_facts, self.setup.initial_adapter_path
+        if facts is None or path is None:
+            return None
+        problems = (facts.other_inputs(path, task.encode("")) for task in (self.task, *self.eval_tasks))
+        return next(filter(None, problems), None)
+
     def evaluator(self, converter: FeatureConverter, model: AdaptedModel, at_once: int | None = None) -> Evaluator:
         """Scores `model` on the tasks; `at_once` is a pack's (see `map_members`)."""
         batch_size, decoding = self.setup.data.batch_size, self.setup.decoding
@@ -151,6 +159,8 @@ class RunSession(Session):
         state = parallel.on_mesh(state, self.mesh)
         self.console.parameters(params)
         self.console.notes(self.eval_tasks)
+        if difference := self.other_inputs(params):
+            self.console.note(difference)
         converter = self.converter(params)
         batches, facts = make_batches(converter), {}
         if self.facts:

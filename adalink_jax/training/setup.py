@@ -138,12 +138,14 @@ class Parameters:
       trainable, frozen: the leaves by name (`backbone/...`, `adapter/...`).
       base: name and fingerprint of the backbone; None when it starts from random weights.
       sources: part of the model (the first two folders of its leaves' names) -> where its values came from, for display.
+      adapter_facts: what the file of the initial adapter states; None for a fresh adapter.
     """
 
     trainable: dict[str, jax.Array]
     frozen: dict[str, jax.Array]
     base: checkpoints.BaseReference | None
     sources: dict[str, str]
+    adapter_facts: checkpoints.AdapterFacts | None = None
 
     def tree(self) -> dict[str, Any]:
         """All leaves as the nested dict that Flax reads: `{"backbone": ..., "adapter": ...}`."""
@@ -170,7 +172,7 @@ def load_parameters(setup: Setup, mesh: Mesh, rules: parallel.LogicalRules) -> P
     if any(name.startswith("backbone/") for name in trainable_names):
         checkpoints.stated_settings(setup.model.backbone)  # likewise for the base model's file
     values, sources, base = _load_backbone(setup, wanted, trainable_names)
-    adapter = partition.below(wanted, "adapter")
+    adapter, facts = partition.below(wanted, "adapter"), None
     if adapter and setup.initial_adapter_path is not None:
         if base is None or base.fingerprint is None:
             raise UserError("INITIAL_ADAPTER_PATH is set, but there is no base; set INITIAL_CHECKPOINT_PATH as well.")
@@ -192,7 +194,7 @@ def load_parameters(setup: Setup, mesh: Mesh, rules: parallel.LogicalRules) -> P
     trainable, frozen = (
         partition.select(values, names) for names in (trainable_names, values.keys() - trainable_names)
     )
-    return Parameters(trainable, frozen, base, sources)
+    return Parameters(trainable, frozen, base, sources, facts)
 
 
 def check_adapter(setup: Setup, folder: str, facts: checkpoints.AdapterFacts) -> None:

@@ -38,11 +38,16 @@ def evaluate(
       step (0 where there is no run) -> metric -> value.
 
     Raises:
-      UserError, CheckpointError: for bad settings and files.
+      UserError, CheckpointError: for bad settings and files, and for inputs that begin or end otherwise than those that the adapter
+        was trained on, unless `setup.allow_other_base` permits a transfer.
       Stopped: after a stop was requested.
     """
     with open_session(setup) as session, contextlib.ExitStack() as at_end:
         params = load_parameters(setup, session.mesh, session.rules)
+        if run_dir is None and (difference := session.other_inputs(params)):  # a run has trained on the inputs that it has
+            if not setup.allow_other_base:
+                raise UserError(difference)
+            session.console.note(difference)
         evaluator = session.evaluator(session.converter(params, (split,)), setup.model)
         readers: dict[int, Callable[[], Leaves]] = (
             {0: lambda: params.trainable} if run_dir is None else _checkpoints_of(run_dir, params.trainable, settings())

@@ -165,10 +165,11 @@ def keeps_packed_examples_apart(case: Case) -> None:
 def decodes_like_teacher_forcing(case: Case) -> None:
     """Greedy decoding gives the most likely tokens under teacher forcing."""
     ids = case.greedy[:, : case.batch["decoder_input_tokens"].shape[1]]
-    start = case.base.backbone.token_ids.start
+    start, ends = case.base.backbone.token_ids.start, case.base.backbone.token_ids.ends
     forced = case.batch | {"decoder_input_tokens": np.pad(ids[:, :-1], ((0, 0), (1, 0)), constant_values=start)}
     likeliest = np.argmax(case.logits(batch=forced), axis=-1)
-    live = np.cumsum(ids == 1, axis=1) - (ids == 1) == 0
+    is_end = np.isin(ids, ends)
+    live = np.cumsum(is_end, axis=1) - is_end == 0
     _require(
         np.array_equal(ids[live], likeliest[live]), "a decoded token is not the most likely one under teacher forcing"
     )

@@ -100,8 +100,9 @@ def random_batch(backbone: Backbone, batch_size: int, inputs: int, targets: int,
     abstract = backbone.abstract_batch(batch_size, inputs, targets)
     if "images" in abstract:
         batch["images"] = rng.uniform(-1, 1, abstract["images"].shape).astype(np.float32)
-    if (placeholder := getattr(backbone.config, "image_token_id", None)) is not None:
-        text = batch["encoder_input_tokens"][:, :2]  # begins with an image, as far as there is text
+    if backbone.image_places is not None:
+        placeholder, number = backbone.image_places
+        text = batch["encoder_input_tokens"][:, :number]  # begins with an image, as far as there is text
         text[text > 1] = placeholder
     return batch
 

@@ -135,7 +135,7 @@ class FeatureConverter:
             if masked is not None:
                 raise UserError(
                     f"In the {side} of {self._name(masked)}, id {self.token_ids.pad} is text, and the model masks it as padding "
-                    f"(T5Config.pad_token_id); use a vocabulary without this id."
+                    f"(its pad_token_id); use a vocabulary without this id."
                 )
 
     def _check_places(self, examples: Sequence[Example], inputs: np.ndarray, placeholder: int, number: int) -> None:

@@ -8,7 +8,7 @@ import tensorflow as tf
 from seqio.utils import Feature
 
 from adalink_jax.data.feature_converter import text_of
-from adalink_jax.data.transformers_vocabulary import EOS, TransformersVocabulary
+from adalink_jax.data.transformers_vocabulary import TransformersVocabulary
 from adalink_jax.data.vocabularies import ByteVocabulary, SentencePieceVocabulary, find_vocabulary, load_vocabulary
 from adalink_jax.errors import UserError
 
@@ -29,8 +29,8 @@ def seqio_vocabulary(path: str) -> seqio.Vocabulary:
 
 
 def framed(vocabulary: seqio.Vocabulary) -> "HuggingFaceVocabulary | None":
-    """The vocabulary, if its inputs do not just end with EOS as seqio's do: Gemma's begin with BOS, a chat template has text around them."""
-    if not isinstance(vocabulary, HuggingFaceVocabulary) or vocabulary.frame == ((), (EOS,)):
+    """The vocabulary, if its inputs do not just end with its EOS as seqio's do: Gemma's begin with BOS, a chat template has text around them."""
+    if not isinstance(vocabulary, HuggingFaceVocabulary) or vocabulary.frame == ((), (vocabulary.eos_id,)):
         return None
     return vocabulary
 

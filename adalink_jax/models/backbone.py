@@ -39,7 +39,7 @@ class LanguageConfig(Protocol):
 
 
 class Backbone(nn.Module, abc.ABC):
-    """An encoder-decoder, cut at the seam (`models/seam.py`). It contains no adapter.
+    """A model that encodes its inputs and decodes a text from them, cut at the seam (`models/seam.py`). It contains no adapter.
 
     Attributes:
       config: the language model's configuration, a frozen dataclass.
@@ -113,8 +113,8 @@ class Backbone(nn.Module, abc.ABC):
         """Runs the decoder on target embeddings, up to the head.
 
         Args:
-          encoded: what `encode` returned, with the rows of `target`; once a cache has its `inputs`, those of one row may be
-            several decodes of it, side by side.
+          encoded: what `encode` returned, with the rows of `target`; with a cache, from the second step on, several rows of `target`,
+            side by side, may be decodes of one row.
           target: embeddings [B, T, D]; T is 1 with a cache.
           cache: keys and values of the steps before, from `empty_cache`; None decodes all T positions at once.
           train: whether dropout is applied.

@@ -62,8 +62,8 @@ class Decoding(abc.ABC):
         """Decodes.
 
         Args:
-          step: `(tokens [rows, 1], cache) -> (logits float32 [rows, 1, V], cache)`. The first call has B rows and fills in
-            `cache.inputs`. Later calls have B * N rows, those of one input together.
+          step: `(tokens [rows, 1], cache) -> (logits float32 [rows, 1, V], cache)`. The first call has B rows and, in some
+            families, fills in `cache.inputs`. Later calls have B * N rows, those of one input together.
           cache: the empty cache of B rows, with at least `max_length` positions.
           batch_size: B.
           max_length: T.

@@ -43,7 +43,7 @@ def check_ids(config: Any) -> None:
     """Refuses special ids that a model cannot have, in a configuration as `SpecialIds` describes it.
 
     Raises:
-      UserError: for ids that are no rows of the embedding table, or padding that ends an output.
+      UserError: for ids beyond the embedding table, or padding that ends an output.
     """
     ids = _token_ids(config)
     if not all(0 <= i < config.vocab_size for i in (ids.start, ids.pad, *ids.ends)) or ids.pad in ids.ends:
@@ -102,7 +102,7 @@ class EncoderDecoder(Backbone):
 
     @property
     def token_ids(self) -> TokenIds:
-        """The configuration's."""
+        """The special ids of the configuration."""
         return _token_ids(self.config)
 
     def abstract_batch(self, batch_size: int, inputs: int, targets: int) -> dict[str, jax.ShapeDtypeStruct]:

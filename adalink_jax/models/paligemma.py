@@ -188,7 +188,20 @@ class Stack(nn.Module):
         index: int | Array,
         deterministic: bool,
     ) -> tuple[Float[Array, "B L D"], CachedKeyValues | None, Any]:
-        """Args: `start`, the position of `x` in the row; `index`, that in the prefix or suffix. The others are `run_layers`'."""
+        """Runs the layers, with dropout before and after them, and the last norm.
+
+        Args:
+          x: embeddings of the prefix, or of the suffix.
+          tokens: the cache of the suffix's keys and values; None without one.
+          per_layer: what each layer gets of its own, see `Layer`.
+          bias: which keys the queries see.
+          start: position of `x` in the row.
+          index: position of `x` in the prefix or suffix.
+          deterministic: no dropout.
+
+        Returns:
+          The states, the cache, and the layers' results, see `Layer`.
+        """
         cfg, length = self.config, jnp.arange(x.shape[1])
         drop = lambda x: nn.Dropout(cfg.dropout_rate, broadcast_dims=(-2,))(x, deterministic=deterministic)
         (x, tokens), results = run_layers(

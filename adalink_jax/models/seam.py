@@ -27,8 +27,8 @@ class Cache(Struct):
 
     Attributes:
       tokens: pytree of the family's own, of the tokens so far: every step changes it. Rows are on axis 1 of its arrays.
-      inputs: pytree of the family's own, of the encoder's states: the first step fills it in, and it is the same ever after,
-        for all decodes of an input. None before.
+      inputs: pytree of the family's own, of the encoder's states. The first step fills it in, and later steps leave it unchanged, for
+        all decodes of an input. None before, and always in a family whose layers read `Encoded.per_layer` instead.
       index: int32, how many tokens there are.
     """
 

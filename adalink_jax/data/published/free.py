@@ -218,11 +218,11 @@ def _corrupted(
             f"Span corruption of {sequence_length['inputs']} input tokens needs {targets} target tokens, and "
             f"TASK_FEATURE_LENGTHS gives {sequence_length['targets']}; raise it, or lower SpanCorruption.noise_density."
         )
-    sentinel = vocabulary.first_sentinel
     if (vocabulary.before, vocabulary.after) != ((), (EOS,)):
         raise UserError(
             "Span corruption is T5's, whose inputs end with EOS alone, and this vocabulary's do not; use T5's."
         )
+    sentinel = vocabulary.first_sentinel
 
     def examples() -> Iterator[Row]:
         documents = list(dataset.as_numpy_iterator())

@@ -10,6 +10,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from gemma_references import PALIGEMMA_FORMS, PALIGEMMA_IMAGE, make_paligemma, make_tokenizer
+from PIL import Image
 from references import torch, transformers
 from safetensors.numpy import load_file, save_file
 from test_paligemma_parity import assert_same_logits, batch_of, ours, theirs_of
@@ -274,6 +275,37 @@ def test_verify_base_agrees_and_finds_one_changed_setting(tmp_path, capsys, wind
     (folder / "config.json").write_text(json.dumps(config))
     assert main(["verify-base", str(other), "--reference", str(folder)]) == 1
     assert "sliding_window 6 (reference: 9)" in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_run_on_pictures_is_trained_and_predicts(tmp_path):
+    folder, data = tmp_path / "base", tmp_path / "colours.csv"
+    make_paligemma(
+        "2", vocab_size=300, image_token_index=263, num_hidden_layers=1, layer_types=["sliding_attention"]
+    ).save_pretrained(folder)
+    make_tokenizer(folder, extra=("<loc0000>", "<image>"))
+    colours = {"red": "a", "blue": "b"}
+    for colour in colours:
+        Image.new("RGB", (40, 30), colour).save(tmp_path / f"{colour}.png")
+    rows = [(split, *row) for split in ("train", "dev", "test") for row in colours.items()] * 4
+    data.write_text("split,picture,label,number\n" + "".join(f"{','.join(row)},{i}\n" for i, row in enumerate(rows)))
+    fields = "".join(f"PaliGemmaConfig.{name} = {x!r}\n" for name, x in config_fields(open_source(folder)).items())
+    tower = {"emb_dim": 24, "num_heads": 4, "mlp_dim": 48, "num_layers": 2}
+    fields += "".join(f"ViTConfig.{name} = {x!r}\n" for name, x in tower.items())
+    (tmp_path / "model.gin").write_text(f"include 'gin/models/paligemma2.gin'\n{fields}")
+    files = [tmp_path / "model.gin", "gin/adapters/adalink.gin", "gin/tasks/files.gin", "gin/runs/finetune.gin"]
+    settings = {
+        "DATA": str(data), "INPUTS": "colour? {number}", "TARGETS": "{label}", "IMAGE": "{picture}.png", "SPLIT": "split",
+        "MIXTURE_OR_TASK_NAME": "colours", "TASK_FEATURE_LENGTHS": {"inputs": 16, "targets": 3}, "VOCABULARY": str(folder),
+        "IMAGE_SIZE": (28, 28), "INITIAL_CHECKPOINT_PATH": str(folder), "MODEL_DIR": str(tmp_path / "run"),
+        "TRAIN_STEPS": 1, "WARMUP_STEPS": 0, "BATCH_SIZE": 8, "METRIC": None, "ACTIVATION_DTYPE": "float32",
+    }  # fmt: skip
+    flags = [f"--gin_file={file}" for file in files] + [f"--gin.{name}={x!r}" for name, x in settings.items()]
+    output_of("train", *flags)
+    predictor = Predictor(tmp_path / "run")
+    inputs, pictures = ["colour? 99"] * 2, [str(tmp_path / f"{colour}.png") for colour in colours]
+    score = lambda **options: predictor(inputs, pictures, choices=["a", "b"], scores=True, **options)
+    (red, blue), (plain, _) = score(), score(adapters=None)
+    assert all(abs(red["a"] - other["a"]) > 1e-4 for other in (blue, plain))  # picture and adapter matter
 
 
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # transformers about PEFT

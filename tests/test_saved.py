@@ -10,7 +10,6 @@ from adalink_jax.planning.saved import by_stack, saved_arrays
 from adalink_jax.training import partition
 from adalink_jax.training.step import make_loss
 
-
 PRE_NORM = {"projections", "attention_softmax", "attention_out", "mlp_in"}
 POST_NORM = {*PRE_NORM, "mlp_out"}  # which a norm behind the MLP reads
 

@@ -246,7 +246,11 @@ def test_a_chat_template_travels_with_the_run_and_its_adapter(tmp_path, capsys):
     with pytest.raises(UserError, match="'chat:' stands before its path"):
         Predictor(tmp_path / "run", vocabulary=str(folder))
     values |= {"INITIAL_ADAPTER_PATH": str(tmp_path / "run" / "adapter"), "MODEL_DIR": str(tmp_path / "other")}
-    for command, vocabulary, status in (("eval", f"chat:{folder}", 0), ("eval", str(folder), 2), ("train", str(folder), 0)):
+    for command, vocabulary, status in (
+        ("eval", f"chat:{folder}", 0),
+        ("eval", str(folder), 2),
+        ("train", str(folder), 0),
+    ):
         capsys.readouterr()
         settings = (f"--gin.{name}={value!r}" for name, value in (values | {"VOCABULARY": vocabulary}).items())
         assert main([command, *map(str, flags), *settings]) == status

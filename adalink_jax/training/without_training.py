@@ -44,7 +44,8 @@ def evaluate(
     """
     with open_session(setup) as session, contextlib.ExitStack() as at_end:
         params = load_parameters(setup, session.mesh, session.rules)
-        if run_dir is None and (difference := session.other_inputs(params)):  # a run has trained on the inputs that it has
+        # A run's checkpoints were trained on this configuration's inputs, whatever its initial adapter was trained on.
+        if run_dir is None and (difference := session.other_inputs(params)):
             if not setup.allow_other_base:
                 raise UserError(difference)
             session.console.note(difference)

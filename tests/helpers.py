@@ -4,7 +4,16 @@ import os
 import subprocess
 import sys
 
-from adalink_jax.contract.tiny import VOCAB, init, random_batch, tiny_pali, tiny_paligemma, tiny_t5, tiny_t5gemma
+from adalink_jax.contract.tiny import (
+    VOCAB,
+    init,
+    random_batch,
+    tiny_pali,
+    tiny_paligemma,
+    tiny_t5,
+    tiny_t5gemma,
+    tiny_t5gemma2,
+)
 
 __all__ = [
     "VOCAB",
@@ -15,6 +24,7 @@ __all__ = [
     "tiny_paligemma",
     "tiny_t5",
     "tiny_t5gemma",
+    "tiny_t5gemma2",
     "with_devices",
 ]
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import jaxtyping
 import numpy as np
 import pytest
-from helpers import init, random_batch, tiny_pali, tiny_paligemma, tiny_t5, tiny_t5gemma
+from helpers import init, random_batch, tiny_pali, tiny_paligemma, tiny_t5, tiny_t5gemma, tiny_t5gemma2
 
 from adalink_jax import T5, AdaptedModel, PaLI, T5Config, ViTConfig
 from adalink_jax.adapters import abstract_params
@@ -22,6 +22,7 @@ BACKBONES = {
     "PaLI": tiny_pali,
     "T5Gemma": tiny_t5gemma,
     "PaliGemma": tiny_paligemma,
+    "T5Gemma2": tiny_t5gemma2,
 }
 pytestmark = pytest.mark.usefixtures("exact_matmuls")
 
@@ -93,8 +94,10 @@ def test_an_unknown_remat_policy_is_named():
             abstract_params(AdaptedModel(tiny_pali(remat=remat)))
 
 
-@pytest.mark.parametrize("scan_layers", [False, True])
-@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize("backbone, scan_layers", [
+    pytest.param(name, scan, marks=[pytest.mark.slow] if (name, scan) == ("T5Gemma2", True) else [])
+    for name in BACKBONES for scan in (False, True)
+])  # fmt: skip
 def test_decoding_with_a_cache_equals_decoding_without(backbone, scan_layers):
     model, params, batch = make(backbone, scan_layers=scan_layers)
     norm = params["backbone"]["decoder"]["decoder_norm"]

@@ -111,11 +111,11 @@ def _source(options: argparse.Namespace, trust_modules: bool) -> "rows.Source":
         return rows.of_task(_task(options.run, trust_modules), options.input.removeprefix(TASK))
     templates = {name: getattr(options, name) for name in ("inputs", "image", "images")}
     if not options.run:
-        wants_images = Setup().image_shape is not None  # pyright: ignore[reportCallIssue]  # bound by gin
-        return rows.of_file(options.input, templates, {}, wants_images)
+        setup = Setup()  # pyright: ignore[reportCallIssue]  # bound by gin
+        return rows.of_file(options.input, templates, {}, setup.image_shape is not None, setup.needs_images)
     opened = opening.open_model(options.run, trust_modules=trust_modules)
     wants_images = opened.setup.image_shape is not None and not opened.without_images
-    return rows.of_file(options.input, templates, opened.rows, wants_images)
+    return rows.of_file(options.input, templates, opened.rows, wants_images, opened.setup.needs_images)
 
 
 def _predict(predictor: "Predictor", source: "rows.Source", output: "rows.Output") -> None:

@@ -53,19 +53,18 @@ def _write(options: argparse.Namespace, name: str, out: epath.Path, sheet: epath
     """Writes the files and shows what is in them; returns the exit status."""
     register()
     model, setup, vocabulary = _base(options)
-    takes_images = setup.image_shape is not None
     from adalink_jax import terminal
     from adalink_jax.data.user_files import column_guess, task_draft
 
     known = {side: getattr(options, side) for side in ("inputs", "targets", "image", "images")}
     guess = column_guess.guess(options.data, known)
     has_images = "image" in guess.settings
-    if has_images and not takes_images:
+    if has_images and setup.image_shape is None:
         raise UserError(
             f"{options.data} has pictures, and {model} takes none; name a base that does (--base, --model)."
         )
     settings = guess.settings | {"vocabulary": vocabulary}
-    if takes_images and not has_images:
+    if setup.needs_images and not has_images:
         settings["blank_image"] = True
     doubts = list(guess.doubts)
     if has_images and setup.model.backbone.image_places is not None and IMAGE not in settings["inputs"]:

@@ -48,8 +48,8 @@ class FeatureConverter:
       cache: supplies the vision tower's outputs instead of the images, which are then not decoded.
       preparation: how files of images are scaled, cropped and made opaque.
       token_ids: the model's special ids.
-      image_places: the text's id whose places the tokens of an example's image take, and how many they are; None for a model that
-        reads images before the text.
+      image_places: the text's id whose places the tokens of an example's image take, and how many they are; batches without images
+        then have no `images`. None for a model that reads images before the text, and needs them.
     """
 
     task_feature_lengths: Mapping[str, int]
@@ -66,8 +66,8 @@ class FeatureConverter:
 
         Raises:
           UserError: for an image that is missing or damaged, or an array of another size than the model's, for text without
-            the places that the image's tokens take, and for text with an id that the model masks; names the example, and the
-            file if it is one.
+            the places that the image's tokens take or with places and no image, and for text with an id that the model masks;
+            names the example, and the file if it is one.
         """
         rows, ids = batch_size or len(examples), self.token_ids
         if ids.pad != PAD:
@@ -85,14 +85,14 @@ class FeatureConverter:
         if self.instructions is not None:
             instructions = [self.instruction(example) for example in examples]
             batch[INSTRUCTION] = _stack(instructions, rows, inputs.shape[1], PAD)
-        if self.image_shape is None and not has_image(examples[0]):
+        if self.image_places is not None:
+            self._check_places(examples, inputs, *self.image_places)
+        if (self.image_shape is None or self.image_places is not None) and not any(map(has_image, examples)):
             return batch
         if self.cache is None:
             name, values = "images", self._images(examples)
         else:
             name, values = "image_features", [self._cached(self.cache, example) for example in examples]
-        if self.image_places is not None:
-            self._check_places(examples, inputs, *self.image_places)
         padding = rows - len(examples)
         batch[name] = np.stack([*values, *[np.zeros_like(values[0])] * padding])
         if any(map(_encoded, examples)):
@@ -141,7 +141,12 @@ class FeatureConverter:
     def _check_places(self, examples: Sequence[Example], inputs: np.ndarray, placeholder: int, number: int) -> None:
         for example, row in zip(examples, inputs):
             places = np.count_nonzero(row == placeholder)
-            if places != number and not _absent(example):
+            if places and not has_image(example):
+                raise UserError(
+                    f"The inputs of {self._name(example)} have {places} places for the tokens of an image (id {placeholder}), and there is "
+                    f"no image; leave out <start_of_image>, or give the image."
+                )
+            if places != number and has_image(example) and not _absent(example):
                 raise UserError(
                     f"The inputs of {self._name(example)} have {places} places for the {number} tokens of its image (id {placeholder}); write "
                     f"<start_of_image> once where the image stands, and give TASK_FEATURE_LENGTHS['inputs'] room for all of it."
@@ -172,8 +177,8 @@ class FeatureConverter:
         """
         if not has_image(example):
             raise UserError(
-                f"There is no image in {self._name(example)}, and the model takes images; use a task with images, or a "
-                f"model of text."
+                f"There is no image in {self._name(example)}, and the model takes images; use a task with images, set BLANK_IMAGE = "
+                f"True for a table of your own, or use a model of text."
             )
         image, shape = example.get("image"), self.image_shape
         if image is None or isinstance(image, bytes):

@@ -161,7 +161,7 @@ class Predictor:
         Args:
           inputs: a text as the model sees it, or several; or, with a run on your own files, rows by column (`{"review": "..."}`), which
             the run's INPUTS formats.
-          images: for models with images, one for each input: a path, a file's bytes, a PIL image, a uint8 array [height, width, 3] of any
+          images: for models with images, one for each input (None if no text has a place for one): a path, a file's bytes, a PIL image, a uint8 array [height, width, 3] of any
             size, or a float32 array of the model's shape in [-1, 1].
           adapters: a name for all inputs, or one for each; None is the base model without an adapter. By default the only adapter.
           scores: also return log-likelihoods, in nats: the sum over the tokens of the output, including EOS.
@@ -248,7 +248,8 @@ class Predictor:
         images = None if images is None else list(images)
         if self.image_shape is not None and images is None and self._without_images:
             images = [b""] * len(inputs)
-        if (images is None) != (self.image_shape is None) or (images is not None and len(images) != len(inputs)):
+        lacks = images is None and self._setup.needs_images
+        if lacks or (images is not None and (self.image_shape is None or len(images) != len(inputs))):
             wanted = "an image for each input" if self.image_shape is not None else "no images"
             raise UserError(f"The model takes {wanted}, not {len(inputs)} inputs and {len(images or ())} images.")
         rows = []

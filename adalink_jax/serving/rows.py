@@ -74,7 +74,13 @@ class Source:
     note: str = ""
 
 
-def of_file(path: str, options: Mapping[str, str | None], run: Mapping[str, Any], wants_images: bool) -> Source:
+def of_file(
+    path: str,
+    options: Mapping[str, str | None],
+    run: Mapping[str, Any],
+    wants_images: bool,
+    needs_images: bool = True,
+) -> Source:
     """The rows of a table, a folder of images, or the lines of a text file.
 
     Args:
@@ -83,6 +89,7 @@ def of_file(path: str, options: Mapping[str, str | None], run: Mapping[str, Any]
         without a run for the columns `inputs` and `image`, and the table's folder.
       run: how the run's own rows were read and formatted, see `opening.Opened.rows`.
       wants_images: whether the model takes images.
+      needs_images: whether it needs them: if not, rows have images where a template or a column `image` names them.
 
     Raises:
       UserError: for a file or a row that cannot be used; every row is checked before anything is predicted.
@@ -92,7 +99,8 @@ def of_file(path: str, options: Mapping[str, str | None], run: Mapping[str, Any]
         raise UserError(f"{path} has a column `{PREDICTION}` already; rename it.")
     template = _template(INPUTS, options, run, path, table)
     used, picture, pictures = {"input": template}, None, None
-    if wants_images:
+    named = options["image"] or run.get("image") or table_files.IMAGE in table.columns
+    if wants_images and (needs_images or named):
         pictures = Pictures(options["images"] or run.get("images") or file_splits.picture_root(None, path))
         used["picture"] = _template(table_files.IMAGE, options, run, path, table)
         picture = RowPicture(used["picture"], pictures)

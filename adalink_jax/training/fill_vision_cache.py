@@ -58,7 +58,7 @@ def prepare(
     _check(setup, params)
     tower = _tower(setup, params)
     cache = VisionCache(setup.vision_cache, tower)
-    wanted = [(task, split) for task in tasks for split in splits]
+    wanted = [(task, split) for task in tasks if task.has_images for split in splits]
     if all(cache.covers(task.name, split) for task, split in wanted):
         return cache
     with contextlib.ExitStack() as at_end:

@@ -217,6 +217,8 @@ def open_session(setup: Setup, microbatches: int = 1, model_dir: str = "") -> It
     with counting_transparent() as transparent:
         task, eval_tasks = check_data(setup, microbatches, mesh)
         with parallel.use_mesh(mesh, rules), StopRequest() as stop, Console(model_dir) as console:
+            if setup.image_shape is not None and not task.has_images:
+                console.note(f"{task.name} has no images: the vision tower and an adapter of images are not used.")
             try:
                 yield Session(setup, mesh, rules, task, eval_tasks, console, stop)
             except Interrupted:  # `unless_stopped` was not used: nothing is unsaved
@@ -301,8 +303,9 @@ def check_data(setup: Setup, microbatches: int, mesh: Mesh) -> tuple[Task, Seque
         raise UserError(
             f"{task.name} has images, and the model takes none; use a model with a vision tower (gin/models/pali*.gin)."
         )
-    if setup.image_shape is not None and not task.has_images:
+    if setup.needs_images and not task.has_images:
         raise UserError(
-            f"{task.name} has no images, and the model takes them; use a task with images, or a model of text."
+            f"{task.name} has no images, and the model takes them; use a task with images, set BLANK_IMAGE = True for a table of "
+            f"your own, or use a model of text."
         )
     return task, eval_tasks

@@ -90,6 +90,11 @@ class Setup:
         return None if images is None else images.shape[1:]
 
     @property
+    def needs_images(self) -> bool:
+        """Whether each example needs an image: not where images take places in the text, since a text may have none."""
+        return self.image_shape is not None and self.model.backbone.image_places is None
+
+    @property
     def preparation(self) -> Preparation:
         """How files of images become the vision tower's images."""
         config = getattr(self.model.backbone, "vision_config", None)

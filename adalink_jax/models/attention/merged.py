@@ -33,14 +33,14 @@ def attend_merged(
       The mixed values, in their dtype.
     """
     (rows, heads, _, width), (inputs, groups, known, _) = query.shape, before[0].shape
-    query = query.reshape(inputs, rows // inputs, groups, heads // groups, width)
-    keys, values = zip(before, (x.reshape(*query.shape[:3], -1, width) for x in decoded))
-    layouts = "bgsk", "bngsk"
-    added = of_rows(bias, 0, 1, known + keys[1].shape[3])
+    decodes, shared = rows // inputs, heads // groups  # decodes of an input, query heads of a head of keys
+    keys, values = zip(before, decoded)
+    added = of_rows(bias, 0, 1, known + keys[1].shape[2])
     parts = []
-    for key, layout, part in zip(keys, layouts, (slice(known), slice(known, None))):
-        scores = jnp.einsum(f"bnghk,{layout}->bnghs", query, key, preferred_element_type=jnp.float32)
-        scores = capped(scores, softcap)
+    for key, part in zip(keys, (slice(known), slice(known, None))):
+        together = _together(query.reshape(inputs, decodes, groups, shared, width), len(key))
+        scores = jnp.einsum("bgqk,bgsk->bgqs", together, key, preferred_element_type=jnp.float32)
+        scores = capped(_apart(scores, inputs, decodes), softcap)
         if added is not None:
             scores = scores + added[:, 0, part].reshape(*((groups, -1) if len(added) > 1 else (1, 1)), scores.shape[-1])
         if bias.keys is not None:
@@ -49,9 +49,28 @@ def attend_merged(
     largest = jax.lax.stop_gradient(jnp.maximum(*(jnp.max(x, axis=-1, keepdims=True) for x in parts)))
     parts = [jnp.exp(x - largest) for x in parts]
     total = sum(jnp.sum(x, axis=-1, keepdims=True) for x in parts)
-    weights = [(x / total).astype(value.dtype) for x, value in zip(parts, values)]
-    mixed = [
-        jnp.einsum(f"bnghs,{layout}->bnghk", x, value, preferred_element_type=jnp.float32)
-        for x, value, layout in zip(weights, values, layouts)
-    ]
+    mixed = []
+    for x, value in zip(parts, values):
+        weights = _together((x / total).astype(value.dtype), len(value))
+        part = jnp.einsum("bgqs,bgsk->bgqk", weights, value, preferred_element_type=jnp.float32)
+        mixed.append(_apart(part, inputs, decodes))
     return (mixed[0] + mixed[1]).astype(decoded[1].dtype).reshape(rows, heads, 1, width)
+
+
+def _together(x: Float[Array, "B N G H X"], rows: int) -> Float[Array, "rows G queries X"]:
+    """The queries that each row of keys serves: N * H where B rows serve all decodes of an input, H where B * N rows serve one each.
+
+    XLA's CPU backend cannot run a product of bfloat16 in float32 that has other dimensions than `attend`'s, where it is inside a loop.
+    """
+    inputs, decodes, groups, heads, width = x.shape
+    if rows == inputs:
+        return x.swapaxes(1, 2).reshape(inputs, groups, decodes * heads, width)
+    return x.reshape(rows, groups, heads, width)
+
+
+def _apart(x: Float[Array, "rows G queries X"], inputs: int, decodes: int) -> Float[Array, "B N G H X"]:
+    """The inverse of `_together`."""
+    rows, groups, _, width = x.shape
+    if rows == inputs:
+        return x.reshape(inputs, groups, decodes, -1, width).swapaxes(1, 2)
+    return x.reshape(inputs, decodes, groups, -1, width)

@@ -21,6 +21,7 @@ from adalink_jax.typed_values import one_of
 KINDS = ("auto", "reference", "blockwise", "cudnn", "pallas")
 AttentionKind = Annotated[str, one_of(*KINDS)]
 _KERNELS = {"gpu": "cudnn", "tpu": "pallas"}  # the kernel of a platform
+_BLOCK = 8  # queries; fewer, of the decodes of an input, make no block, and their keys stay where they are
 _WORTH = 2**16  # scores of a row and head; fewer are stored as fast
 _WIDEST = 256  # head of a kernel; half of it for cuDNN before Hopper
 _HOPPER = 9.0  # compute capability
@@ -59,8 +60,8 @@ def attend(
       key: keys.
       value: values.
       bias: what is added to the scores.
-      kind: "reference"; "blockwise", in plain JAX; the kernels "pallas" (TPU) and "cudnn" (GPU), which leave single queries, of
-        decoding, to the reference; or "auto". That is the reference for short inputs; for others it is blockwise on a CPU, and
+      kind: "reference"; "blockwise", in plain JAX; the kernels "pallas" (TPU) and "cudnn" (GPU); or "auto",
+        the reference for short inputs. All leave the queries of a decoding step to the reference. For other inputs "auto" is blockwise on a CPU, and
         elsewhere the platform's kernel where it can compute this, otherwise the reference.
       softcap: caps the products: `softcap * tanh(q k^T / softcap)`, before the bias. None means no cap.
 
@@ -142,8 +143,8 @@ def _kind(kind: str, scores: Scores, bias: Bias) -> str:
     if kind in _KERNELS.values():
         if obstacle := _obstacle(kind, platform, scores, bias):
             raise UserError(f"ATTENTION = {kind!r} {obstacle}; set ATTENTION = 'auto'.")
-        return "reference" if scores.queries == 1 else kind
-    return kind
+    few = 1 if kind in _KERNELS.values() or not bias.same_for_queries else _BLOCK - 1
+    return "reference" if scores.queries <= few else kind
 
 
 def _obstacle(kernel: str, platform: str, scores: Scores, bias: Bias) -> str | None:

@@ -4,6 +4,8 @@ import csv
 import dataclasses
 import json
 import os
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -412,3 +414,15 @@ def test_stopped_predictions_resume(trained, suffix, monkeypatch, capsys):
     assert sum(calls[10:]) == 300 - 64  # nothing is predicted twice
     assert out.read_bytes() == (trained / f"whole{suffix}").read_bytes()
     assert main(command("cut")) == 2 and "exists already" in capsys.readouterr().err
+
+
+def test_a_run_s_configuration_is_known_to_a_process_that_only_predicts():
+    """The commands import more modules than a script with a `Predictor`."""
+    program = (
+        "from adalink_jax import configuration\n"
+        "from adalink_jax.serving import opening\n"
+        "opening._register()\n"
+        "configuration.load(configuration.GinFlags(('gin/runs/quickstart.gin',)), require_all=False)\n"
+        "assert 'compiler_flags.name' in configuration.bindings()\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, env={**os.environ, "JAX_PLATFORMS": "cpu"})

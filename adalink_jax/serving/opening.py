@@ -131,5 +131,6 @@ def vocabulary_of(base: str) -> str:
 def _register() -> None:
     """Imports the modules whose configurables a run's config.gin may name."""
     from adalink_jax import adapters, data, models, parallel  # noqa: F401
+    from adalink_jax.parallel import compiler_settings  # noqa: F401
     from adalink_jax.training import run  # noqa: F401
     from adalink_jax.training.packs import run_pack  # noqa: F401

@@ -6,6 +6,7 @@ Grouped-query attention with rotary positions, soft caps, gated GELU (Gemma 2, 2
 `t5.py`; a norm's scale is stored less 1, as in the published checkpoints.
 """
 
+import abc
 import functools
 from typing import Any, ClassVar
 
@@ -17,6 +18,8 @@ from jax import Array
 from jaxtyping import Float, Int
 
 from adalink_jax.models import layers
+from adalink_jax.models.attention.bias import capped
+from adalink_jax.models.encoder_decoder import EncoderDecoder
 from adalink_jax.parallel import constrain
 
 ALL = 2**30  # positions on either side: more than any input has
@@ -113,6 +116,38 @@ class Stack(nn.Module):
     def end(self, x: Float[Array, "B L D"], norm: str, deterministic: bool) -> Float[Array, "B L D"]:
         """What follows the last layer."""
         return self.drop(RMSNorm(self.config.dtype, name=norm)(x), deterministic)
+
+
+class LanguageModel(EncoderDecoder):
+    """Base of the language models: embeddings are multiplied by sqrt(D), and the decoder's table is the head. See `Backbone`."""
+
+    config: Any
+
+    def setup(self) -> None:
+        self.token_embedder = self.new_embedder()
+        super().setup()
+
+    @abc.abstractmethod
+    def new_embedder(self) -> Embed:
+        """The table of the decoder and the logits."""
+
+    @property
+    def embedding_scale(self) -> float:
+        """The factor of Gemma's embeddings, sqrt(D)."""
+        return self.config.emb_dim**0.5
+
+    def embed_text(self, tokens: Int[Array | np.ndarray, "B L"]) -> Float[Array, "B L D"]:
+        """Embeds the encoder's ids, multiplied by sqrt(D), by its own table where it has one."""
+        return (self.encoder.token_embedder if self.config.encoder_embedding else self.token_embedder)(tokens)
+
+    def embed_target(self, tokens: Int[Array | np.ndarray, "B T"]) -> Float[Array, "B T E"]:
+        """Embeds decoder input ids, multiplied by the square root of their width."""
+        return self.token_embedder(tokens)
+
+    def logits(self, states: Float[Array, "B T E"]) -> Float[Array, "B T V"]:
+        """Scores every token by the decoder's table."""
+        logits = self.token_embedder.attend(states).astype(jnp.float32)
+        return constrain(capped(logits, self.config.logits_softcap), "batch", "length", "vocab")
 
 
 def windows(

@@ -32,8 +32,7 @@ from jaxtyping import Bool, Float, Int
 from adalink_jax.errors import UserError
 from adalink_jax.models import gemma
 from adalink_jax.models.attention import AttentionKind, Bias
-from adalink_jax.models.attention.bias import capped
-from adalink_jax.models.encoder_decoder import EncoderDecoder, EndIds, check_ids, joined
+from adalink_jax.models.encoder_decoder import EndIds, check_ids, joined
 from adalink_jax.models.layers import CachedKeyValues, KeyValues
 from adalink_jax.models.rotary import Rotation, rotation
 from adalink_jax.models.seam import Cache, Encoded, Inputs
@@ -172,10 +171,8 @@ class Encoder(nn.Module):
             self.token_embedder = gemma.Embed(cfg.vocab_size, cfg.emb_dim, cfg.dtype)
 
 
-class Stack(nn.Module):
+class Stack(gemma.Stack):
     """The stack of layers, called on the prefix and on the suffix."""
-
-    config: PaliGemmaConfig
 
     @nn.compact
     def __call__(
@@ -203,38 +200,24 @@ class Stack(nn.Module):
           The states, the cache, and the layers' results, see `Layer`.
         """
         cfg, length = self.config, jnp.arange(x.shape[1])
-        drop = lambda x: nn.Dropout(cfg.dropout_rate, broadcast_dims=(-2,))(x, deterministic=deterministic)
         (x, tokens), results = run_layers(
-            Layer, cfg, (drop(x), tokens), per_layer, bias,
+            Layer, cfg, (self.drop(x, deterministic), tokens), per_layer, bias,
             rotation(start + length, cfg.head_dim, cfg.rope_theta), index + length,
             num_layers=cfg.num_layers, deterministic=deterministic,
         )  # fmt: skip
-        return drop(gemma.RMSNorm(cfg.dtype, name="decoder_norm")(x)), tokens, results
+        return self.end(x, "decoder_norm", deterministic), tokens, results
 
 
-class PrefixLM(EncoderDecoder):
+class PrefixLM(gemma.LanguageModel):
     """PaliGemma's language model. See `Backbone` for its methods."""
 
     encoder_type, decoder_type = Encoder, Stack
     config: PaliGemmaConfig  # pyright: ignore[reportIncompatibleVariableOverride]  # narrower; Flax modules are frozen
 
-    def setup(self) -> None:
+    def new_embedder(self) -> gemma.Embed:
+        """The table of prefix, suffix and logits."""
         cfg = self.config
-        self.token_embedder = gemma.Embed(cfg.vocab_size, cfg.emb_dim, cfg.dtype)
-        super().setup()
-
-    @property
-    def embedding_scale(self) -> float:
-        """The factor of Gemma's embeddings, sqrt(D)."""
-        return self.config.emb_dim**0.5
-
-    def embed_text(self, tokens: Int[Array | np.ndarray, "B L"]) -> Float[Array, "B L D"]:
-        """Embeds the prefix's ids, multiplied by sqrt(D); by its own table where it has one."""
-        return (self.encoder.token_embedder if self.config.encoder_embedding else self.token_embedder)(tokens)
-
-    def embed_target(self, tokens: Int[Array | np.ndarray, "B T"]) -> Float[Array, "B T D"]:
-        """Embeds the suffix's ids, multiplied by sqrt(D)."""
-        return self.token_embedder(tokens)
+        return gemma.Embed(cfg.vocab_size, cfg.emb_dim, cfg.dtype)
 
     def encode(self, inputs: Inputs, train: bool = False) -> Encoded:
         """Runs the stack on [prompt ; image ; text], moved to the right end of each row; states and mask are moved likewise.
@@ -278,11 +261,6 @@ class PrefixLM(EncoderDecoder):
     def _keys(self, mask: Bool[Array, "B S"], length: int) -> Bool[Array, "B keys"]:
         """Which keys exist: those of the prefix but for its last token, and `length` of the suffix."""
         return jnp.concatenate([mask[:, :-1], jnp.ones((mask.shape[0], length), bool)], axis=1)
-
-    def logits(self, states: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
-        """Scores every token by the embedding table."""
-        logits = self.token_embedder.attend(states).astype(jnp.float32)
-        return constrain(capped(logits, self.config.logits_softcap), "batch", "length", "vocab")
 
     def empty_cache(self, batch_size: int, max_length: int) -> Cache:
         """Returns the cache before the first decoding step: the suffix's [layers, B, heads, max_length, K], all zeros."""

@@ -16,19 +16,17 @@ from typing import Any, ClassVar
 import flax.linen as nn
 import gin
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 from jaxtyping import Float, Int
 
 from adalink_jax.errors import UserError
 from adalink_jax.models import gemma, layers
 from adalink_jax.models.attention import AttentionKind, Bias
-from adalink_jax.models.attention.bias import capped, sees
-from adalink_jax.models.encoder_decoder import EncoderDecoder, EndIds, check_ids
+from adalink_jax.models.attention.bias import sees
+from adalink_jax.models.encoder_decoder import EndIds, check_ids
 from adalink_jax.models.rotary import Rotation, rotation
 from adalink_jax.models.seam import Cache, Encoded
 from adalink_jax.models.stack import StackConfig, run_layers
-from adalink_jax.parallel import constrain
 from adalink_jax.typed_values import DType, Fraction, NonNegativeInt, PositiveFloat, PositiveInt
 
 
@@ -219,15 +217,11 @@ class Decoder(gemma.Stack):
 
 
 @gin.configurable
-class T5Gemma(EncoderDecoder):
+class T5Gemma(gemma.LanguageModel):
     """A T5Gemma backbone. See `Backbone` for its methods."""
 
     encoder_type, decoder_type = Encoder, Decoder
     config: T5GemmaConfig  # pyright: ignore[reportIncompatibleVariableOverride]  # narrower; Flax modules are frozen
-
-    def setup(self) -> None:
-        self.token_embedder = self.new_embedder()
-        super().setup()
 
     def new_embedder(self) -> gemma.Embed:
         """The table of the decoder and the logits."""
@@ -235,27 +229,9 @@ class T5Gemma(EncoderDecoder):
         return gemma.Embed(cfg.vocab_size, cfg.decoder_emb_dim, cfg.dtype)
 
     @property
-    def embedding_scale(self) -> float:
-        """The factor of Gemma's embeddings, sqrt(D)."""
-        return self.config.emb_dim**0.5
-
-    @property
     def inputs_embeds_scale(self) -> float:
         """The same: in Hugging Face's T5Gemma the factor follows the embedding module."""
         return self.embedding_scale
-
-    def embed_text(self, tokens: Int[Array | np.ndarray, "B L"]) -> Float[Array, "B L D"]:
-        """Embeds the encoder's ids, multiplied by sqrt(D), by its own table where it has one."""
-        return (self.encoder.token_embedder if self.config.encoder_embedding else self.token_embedder)(tokens)
-
-    def embed_target(self, tokens: Int[Array | np.ndarray, "B T"]) -> Float[Array, "B T E"]:
-        """Embeds decoder input ids, multiplied by sqrt(E)."""
-        return self.token_embedder(tokens)
-
-    def logits(self, states: Float[Array, "B T E"]) -> Float[Array, "B T V"]:
-        """Scores every token by the decoder's table."""
-        logits = self.token_embedder.attend(states).astype(jnp.float32)
-        return constrain(capped(logits, self.config.logits_softcap), "batch", "length", "vocab")
 
     def empty_cache(self, batch_size: int, max_length: int) -> Cache:
         """Returns the cache before the first decoding step: self-attention [layers, B, heads, max_length, K], all zeros."""

@@ -252,6 +252,16 @@ def test_images_that_do_not_fit_are_named():
     assert vision.num_tokens == 8
 
 
+@pytest.mark.parametrize("backbone, sizes, message", [
+    ("T5Gemma", {"decoder_num_kv_heads": 3}, "T5GemmaConfig.decoder_num_kv_heads is 3; it must divide decoder_num_heads, 4"),
+    ("T5Gemma2", {"num_kv_heads": 3}, "T5Gemma2Config.num_kv_heads is 3; it must divide num_heads, 4"),
+    ("PaliGemma", {"head_dim": 7}, "PaliGemmaConfig.head_dim is odd"),
+])  # fmt: skip
+def test_heads_that_cannot_be_are_named(backbone, sizes, message):
+    with pytest.raises(UserError, match=message):
+        BACKBONES[backbone](**sizes)
+
+
 @pytest.mark.parametrize("sizes, total", [
     ((32128, 512, 6, 64, 1024, 8, 8), 76_961_152),
     ((32128, 4096, 64, 64, 10240, 24, 24), 11_135_332_352),

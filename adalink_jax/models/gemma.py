@@ -17,12 +17,28 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float, Int
 
+from adalink_jax.errors import UserError
 from adalink_jax.models import layers
 from adalink_jax.models.attention.bias import capped
 from adalink_jax.models.encoder_decoder import EncoderDecoder
 from adalink_jax.parallel import constrain
 
 ALL = 2**30  # positions on either side: more than any input has
+
+
+def check_heads(config: Any, side: str = "") -> None:
+    """Refuses heads that `Layer` cannot have; `side` is the prefix of the sizes among the configuration's fields.
+
+    Raises:
+      UserError: for heads of keys that do not divide those of queries, and an odd head width.
+    """
+    name, size = type(config).__name__, lambda field: getattr(config, side + field)
+    if size("num_heads") % size("num_kv_heads"):
+        raise UserError(
+            f"{name}.{side}num_kv_heads is {size('num_kv_heads')}; it must divide {side}num_heads, {size('num_heads')}."
+        )
+    if size("head_dim") % 2:
+        raise UserError(f"{name}.{side}head_dim is odd; rotary positions turn pairs of numbers.")
 
 
 class RMSNorm(nn.Module):

@@ -96,12 +96,7 @@ class PaliGemmaConfig(StackConfig):
 
     def __post_init__(self) -> None:
         check_ids(self)
-        if self.num_heads % self.num_kv_heads:
-            raise UserError(
-                f"PaliGemmaConfig.num_kv_heads is {self.num_kv_heads}; it must divide num_heads, {self.num_heads}."
-            )
-        if self.head_dim % 2:
-            raise UserError("PaliGemmaConfig.head_dim is odd; rotary positions turn pairs of numbers.")
+        gemma.check_heads(self)
 
 
 class Prefix(Struct):

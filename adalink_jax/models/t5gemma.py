@@ -19,7 +19,6 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float, Int
 
-from adalink_jax.errors import UserError
 from adalink_jax.models import gemma, layers
 from adalink_jax.models.attention import AttentionKind, Bias
 from adalink_jax.models.attention.bias import sees
@@ -93,13 +92,7 @@ class T5GemmaConfig(StackConfig):
             if getattr(self, f"decoder_{name}") is None:
                 object.__setattr__(self, f"decoder_{name}", getattr(self, name))
         for side in ("", "decoder_"):
-            heads, kv_heads = getattr(self, f"{side}num_heads"), getattr(self, f"{side}num_kv_heads")
-            if heads % kv_heads:
-                raise UserError(
-                    f"T5GemmaConfig.{side}num_kv_heads is {kv_heads}; it must divide {side}num_heads, {heads}."
-                )
-            if getattr(self, f"{side}head_dim") % 2:
-                raise UserError(f"T5GemmaConfig.{side}head_dim is odd; rotary positions turn pairs of numbers.")
+            gemma.check_heads(self, side)
 
 
 class EncoderLayer(gemma.Layer):

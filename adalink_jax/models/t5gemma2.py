@@ -99,12 +99,7 @@ class T5Gemma2Config(StackConfig):
 
     def __post_init__(self) -> None:
         check_ids(self)
-        if self.num_heads % self.num_kv_heads:
-            raise UserError(
-                f"T5Gemma2Config.num_kv_heads is {self.num_kv_heads}; it must divide num_heads, {self.num_heads}."
-            )
-        if self.head_dim % 2:
-            raise UserError("T5Gemma2Config.head_dim is odd; rotary positions turn pairs of numbers.")
+        gemma.check_heads(self)
         ids = self.image_token_id, self.end_of_image_token_id, self.pad_token_id
         if len(set(ids)) < len(ids) or max(ids) >= self.vocab_size:
             raise UserError(

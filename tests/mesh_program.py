@@ -74,8 +74,6 @@ def batches(model, steps):
         batch = {k: rng.integers(1, 260, x.shape).astype(np.int32) for k, x in shapes.items() if x.dtype == np.int32}
         if "images" in shapes:
             batch["images"] = rng.uniform(-1, 1, shapes["images"].shape).astype(np.float32)
-        is_padding = np.arange(24) >= 24 - np.arange(ROWS)[:, None]  # rows of all lengths from 24 to 9
-        batch["encoder_input_tokens"][is_padding] = 0
         if isinstance(model.backbone, T5Gemma2):
             batch["encoder_input_tokens"][:, :2] = IMAGE_TOKEN
         batch["decoder_loss_weights"] = rng.integers(0, 2, shapes["decoder_loss_weights"].shape).astype(np.float32)

@@ -8,7 +8,7 @@ import contextlib
 import dataclasses
 import re
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, ClassVar
 
 import numpy as np
@@ -231,15 +231,26 @@ def one_id(value: Any) -> Any:
     return value[0] if len(value) == 1 else tuple(value)
 
 
-def check_ids(ids: Mapping[str, Any], path: str) -> None:
-    """Refuses several ids, by name in `config.json`, where there can be one: all may end an output.
+def stated_ids(stated: Mapping[str, Iterable[Any]], implied: Mapping[str, int], path: str) -> dict[str, Any]:
+    """The ids that a model's configuration has.
+
+    Args:
+      stated: name -> what the places in `config.json` that may state it have, the first to be believed first; None is nothing.
+      implied: the ids where none states it, by the same names.
+      path: the folder, for the error.
+
+    Returns:
+      An id by each name of `implied`; of several that end an output, a tuple.
 
     Raises:
-      CheckpointError: names the setting.
+      CheckpointError: for several ids where there can be one.
     """
-    for name, value in ids.items():
+    ids = {}
+    for name, usual in implied.items():
+        value = ids[name] = one_id(next((x for x in stated[name] if x is not None), usual))
         if isinstance(value, tuple) and (name != "eos_token_id" or not value):
             raise CheckpointError(f"{path} has {name} {list(value)}; this package supports exactly one id.")
+    return ids
 
 
 def register(family: Family) -> None:

@@ -7,25 +7,21 @@ them, and their logits are noise. big_vision: one `.npz` with heads apart and la
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-import pydantic
 from etils import epath
 
-from adalink_jax.checkpoints.families import big_vision_paligemma
+from adalink_jax.checkpoints.families import big_vision_paligemma, gemma_config
 from adalink_jax.checkpoints.families.family import (
     LANGUAGE,
     VISION,
     Family,
     Shapes,
     Translation,
-    check_ids,
     depth,
     equal,
-    one_id,
     renamed,
 )
-from adalink_jax.checkpoints.families.t5gemma_family import full_attention_every
 from adalink_jax.checkpoints.families.vit_family import (
     SIGLIP_NAMES,
     siglip_config,
@@ -36,7 +32,7 @@ from adalink_jax.checkpoints.families.vit_family import (
 from adalink_jax.checkpoints.source import Source
 from adalink_jax.errors import CheckpointError
 from adalink_jax.files.leaves import Leaf, rows, transposed
-from adalink_jax.files.typed_json import Form, as_form
+from adalink_jax.files.typed_json import as_form
 from adalink_jax.models.paligemma import PaliGemma, PaliGemmaConfig
 
 _TABLE, _NORM = "token_embedder/embedding", "decoder/decoder_norm/scale"
@@ -45,10 +41,9 @@ _IN_MEMORY = "model.language_model."
 _HEADS = re.compile(r"(?:model\.)?(?:language_model\.)?lm_head\.weight")
 _FILLED = 64  # the table has a multiple of this many rows
 _MATRICES = {
-    **{f"self_attn.{tensor}_proj": f"self_attention/{name}"
-       for tensor, name in {"q": "query", "k": "key", "v": "value", "o": "out"}.items()},
-    **{f"mlp.{tensor}_proj": f"mlp/{name}" for tensor, name in {"gate": "wi_0", "up": "wi_1", "down": "wo"}.items()},
-}  # fmt: skip
+    **{f"self_attn.{tensor}": f"self_attention/{name}" for tensor, name in gemma_config.ATTENTION.items()},
+    **{f"mlp.{tensor}": f"mlp/{name}" for tensor, name in gemma_config.MLP.items()},
+}
 _NORMS = {  # by whether there are norms behind the sublayers
     False: {"input": "pre_self_attention", "post_attention": "pre_mlp"},
     True: {
@@ -71,49 +66,25 @@ _NAMES = {  # by the same, Hugging Face's name -> this package's; {} is the numb
 _TENSORS = {post_norms: {name: tensor for tensor, name in names.items()} for post_norms, names in _NAMES.items()}
 _FIRST_POST_NORM = "decoder/layers_0/post_mlp_layer_norm/scale"
 
-_SLIDING, _FULL = "sliding_attention", "full_attention"
-_Id = Annotated[int, pydantic.Field(ge=0, lt=2**31)]
-_Size = Annotated[int, pydantic.Field(ge=1, lt=2**31)]
 
-
-class _Rope(Form):
-    """`rope_parameters`."""
-
-    rope_theta: float = 10_000.0
-    rope_type: str = "default"
-
-
-class _Text(Form):
-    """What `text_config` states and shapes do not show; the defaults of sizes and caps depend on the model's type."""
+class _Text(gemma_config.Stack):
+    """What `text_config` states and shapes do not show."""
 
     model_type: Literal["gemma", "gemma2"] = "gemma"
-    num_attention_heads: _Size | None = None
-    num_key_value_heads: _Size | None = None
-    head_dim: _Size = 256
-    query_pre_attn_scalar: _Size = 256
     attn_logit_softcapping: float | None = 50.0
     final_logit_softcapping: float | None = 30.0
-    sliding_window: _Size | None = 4096
-    layer_types: list[str] | None = None
-    hidden_act: str = "gelu_pytorch_tanh"
-    hidden_activation: str | None = None
-    rms_norm_eps: float = 1e-6
-    attention_bias: bool = False
+    sliding_window: gemma_config.Size | None = 4096
     tie_word_embeddings: bool = True
     rope_theta: float | None = None  # in older files
-    rope_parameters: _Rope = _Rope()
-    pad_token_id: _Id | None = None
-    eos_token_id: _Id | list[_Id] | None = None
+    rope_parameters: gemma_config.Rope = gemma_config.Rope()
 
 
-class _Config(Form):
+class _Config(gemma_config.Ids):
     """`config.json`."""
 
     text_config: _Text = _Text()
-    image_token_index: _Id = 256_000
+    image_token_index: gemma_config.Id = 256_000
     tie_word_embeddings: bool = True
-    pad_token_id: _Id | None = None
-    eos_token_id: _Id | list[_Id] | None = None
 
 
 class PaliGemmaFamily(Family):
@@ -164,7 +135,7 @@ class PaliGemmaFamily(Family):
         self, tensors: Mapping[str, Leaf], config: Mapping[str, Any], folder: epath.Path, path: str
     ) -> Translation:
         """See `Family`."""
-        stated = as_form(config, _Config, f"{path}/config.json", error=CheckpointError)
+        stated = as_form(_plain(config), _Config, f"{path}/config.json", error=CheckpointError)
         names, language, others, heads = _NAMES[stated.text_config.model_type == "gemma2"], {}, {}, []
         for tensor, leaf in tensors.items():
             inner = _inner(tensor)
@@ -208,33 +179,20 @@ class PaliGemmaFamily(Family):
         settings, sizes = source.settings[LANGUAGE], self.sizes(source.shapes)
         pad, eos = (settings[name] for name in self.implied)
         ids = {"bos_token_id": 2, "pad_token_id": pad, "eos_token_id": eos}
-        layers, every, width = sizes["num_layers"], settings["full_attention_every"], sizes["emb_dim"]
-        text = {
-            "model_type": "gemma2" if sizes["post_norms"] else "gemma",
-            "vocab_size": sizes["vocab_size"],
-            "hidden_size": width,
-            "intermediate_size": sizes["mlp_dim"],
-            "num_hidden_layers": layers,
-            "num_attention_heads": settings["num_heads"],
-            "num_key_value_heads": settings["num_kv_heads"],
-            "head_dim": settings["head_dim"],
+        layers, width = sizes["num_layers"], sizes["emb_dim"]
+        text = gemma_config.stack_config(settings, sizes, layers) | {
             "rope_parameters": {"rope_theta": settings["rope_theta"], "rope_type": "default"},
             "max_position_embeddings": 8192,
-            "rms_norm_eps": 1e-6,
-            "attention_bias": False,
             **ids,
         }
-        has_windows = (
-            settings["sliding_window"] is not None
-        )  # the cache of `transformers` refuses windowed layers without one
-        gemma2 = {
-            "query_pre_attn_scalar": settings["query_pre_attn_scalar"],
-            "attn_logit_softcapping": settings["attention_softcap"],
-            "final_logit_softcapping": settings["logits_softcap"],
-            "sliding_window": settings["sliding_window"],
-            "layer_types": [_SLIDING if has_windows and (i + 1) % every else _FULL for i in range(layers)],
-            "hidden_activation": "gelu_pytorch_tanh",
-        }
+        if sizes["post_norms"]:
+            text |= {"model_type": "gemma2", "attn_logit_softcapping": settings["attention_softcap"]}
+            if settings["sliding_window"] is None:  # the cache of `transformers` refuses windowed layers without one
+                text["layer_types"] = [gemma_config.FULL] * layers
+        else:
+            text["model_type"], text["hidden_act"] = "gemma", text.pop("hidden_activation")
+            for name in ("query_pre_attn_scalar", "final_logit_softcapping", "sliding_window", "layer_types"):
+                del text[name]
         usual = {"attention_softcap": None, "logits_softcap": None, "sliding_window": None}
         usual["query_pre_attn_scalar"] = settings["head_dim"]
         if not sizes["post_norms"] and (wrong := [name for name, value in usual.items() if settings[name] != value]):
@@ -247,7 +205,7 @@ class PaliGemmaFamily(Family):
             "hidden_size": width,
             "projection_dim": width,
             "tie_word_embeddings": True,
-            "text_config": text | (gemma2 if sizes["post_norms"] else {"hidden_act": "gelu_pytorch_tanh"}),
+            "text_config": text,
             "vision_config": siglip_config(source) | {"projection_dim": width},
             **ids,
         }
@@ -286,32 +244,33 @@ def _check_tied(stated: _Config, heads: Sequence[Leaf], table: Leaf | None, path
 def _settings(stated: _Config, path: str) -> dict[str, Any]:
     """Fields of `PaliGemmaConfig` that `config.json` states and shapes do not show."""
     text = stated.text_config
-    is_gemma2 = text.model_type == "gemma2"
-    activation = text.hidden_activation or ("gelu_pytorch_tanh" if text.hidden_act == "gelu" else text.hidden_act)
-    for name, value, supported in (
-        ("hidden_activation", activation, "gelu_pytorch_tanh"), ("rms_norm_eps", text.rms_norm_eps, 1e-6),
-        ("attention_bias", text.attention_bias, False), ("rope_type", text.rope_parameters.rope_type, "default"),
-    ):  # fmt: skip
-        if value != supported:
-            raise CheckpointError(
-                f"{path} has text_config.{name} {value!r}; this package supports only {supported!r} for PaliGemma."
-            )
-    first = lambda *values: next((x for x in values if x is not None), None)
-    ids = {
-        "pad_token_id": first(stated.pad_token_id, text.pad_token_id),
-        "eos_token_id": one_id(first(stated.eos_token_id, text.eos_token_id)),
-    }
-    check_ids(ids, path)
-    has_windows = is_gemma2 and text.sliding_window is not None and set(text.layer_types or [_SLIDING]) != {_FULL}
+    gemma_config.check_supported({"text_config": text}, PaliGemmaFamily.name, path)
+    rope = text.rope_parameters
+    gemma_config.check_rotation(rope.rope_type, "text_config.rope_parameters", PaliGemmaFamily.name, path)
+    has_windows = text.sliding_window is not None and set(text.layer_types or [None]) != {gemma_config.FULL}
     return {
-        "num_heads": text.num_attention_heads or (8 if is_gemma2 else 16),
-        "num_kv_heads": text.num_key_value_heads or (4 if is_gemma2 else 16),
-        "head_dim": text.head_dim,
-        "query_pre_attn_scalar": text.query_pre_attn_scalar if is_gemma2 else text.head_dim,
-        "attention_softcap": text.attn_logit_softcapping if is_gemma2 else None,
-        "logits_softcap": text.final_logit_softcapping if is_gemma2 else None,
+        **gemma_config.heads(text),
+        "query_pre_attn_scalar": text.query_pre_attn_scalar,
+        "attention_softcap": text.attn_logit_softcapping,
+        "logits_softcap": text.final_logit_softcapping,
         "sliding_window": text.sliding_window if has_windows else None,
-        "full_attention_every": full_attention_every(text.layer_types, None, path) if has_windows else 2,
-        "rope_theta": text.rope_parameters.rope_theta if text.rope_theta is None else text.rope_theta,
-        **{name: usual if ids[name] is None else ids[name] for name, usual in PaliGemmaFamily.implied.items()},
+        "full_attention_every": gemma_config.full_attention_every([text.layer_types], path) if has_windows else 2,
+        "rope_theta": rope.rope_theta if text.rope_theta is None else text.rope_theta,
+        **gemma_config.ids(stated, text, PaliGemmaFamily.implied, path),
     }
+
+
+def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
+    """`config.json` with a Gemma 1 stated as a Gemma 2 without caps and windows, whatever it states of those."""
+    text = config.get("text_config", {})
+    if not isinstance(text, Mapping) or text.get("model_type", "gemma") != "gemma":
+        return dict(config)
+    activation = text.get("hidden_activation") or text.get("hidden_act", "gelu")
+    plain = {
+        "query_pre_attn_scalar": text.get("head_dim", 256),
+        "attn_logit_softcapping": None,
+        "final_logit_softcapping": None,
+        "sliding_window": None,
+        "hidden_activation": "gelu_pytorch_tanh" if activation == "gelu" else activation,
+    }
+    return {**config, "text_config": {"num_attention_heads": 16, "num_key_value_heads": 16, **text, **plain}}

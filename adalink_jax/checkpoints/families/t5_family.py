@@ -17,11 +17,10 @@ from adalink_jax.checkpoints.families.family import (
     Family,
     Shapes,
     Translation,
-    check_ids,
     depth,
     equal,
-    one_id,
     renamed,
+    stated_ids,
 )
 from adalink_jax.checkpoints.source import Source
 from adalink_jax.errors import CheckpointError
@@ -223,12 +222,10 @@ def _settings(stated: _Config, path: str) -> dict[str, Any]:
         raise CheckpointError(
             f"{path} has layer_norm_epsilon {stated.layer_norm_epsilon}; this package supports only 1e-06 for T5."
         )
-    ids = {field: one_id(getattr(stated, field)) for field in T5Family.implied}
-    check_ids(ids, path)
     return {
         "mlp_activations": ACTIVATIONS[stated.feed_forward_proj],
         "relpos_max_distance": stated.relative_attention_max_distance,
-        **{field: usual if ids[field] is None else ids[field] for field, usual in T5Family.implied.items()},
+        **stated_ids({name: [getattr(stated, name)] for name in T5Family.implied}, T5Family.implied, path),
     }
 
 

@@ -9,24 +9,21 @@ import dataclasses
 import math
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Any
 
-import pydantic
 from etils import epath
 
+from adalink_jax.checkpoints.families import gemma_config
 from adalink_jax.checkpoints.families.family import (
     LANGUAGE,
     VISION,
     Family,
     Shapes,
     Translation,
-    check_ids,
     depth,
     equal,
-    one_id,
     renamed,
 )
-from adalink_jax.checkpoints.families.t5gemma_family import FULL, SLIDING, full_attention_every
 from adalink_jax.checkpoints.families.vit_family import (
     SIGLIP_NAMES,
     siglip_config,
@@ -48,25 +45,21 @@ _PROJECTOR = {
     "encoder.multi_modal_projector.mm_input_projection_weight": "projection/kernel",
 }
 _STACKS = {"encoder": "attention", "decoder": "self_attention"}  # with the name of their attention
-_MATRICES = {"q_proj": "query", "k_proj": "key", "v_proj": "value", "o_proj": "out"}
-_MLP = {"gate_proj": "wi_0", "up_proj": "wi_1", "down_proj": "wo"}
 _NAMES = {  # Hugging Face's name -> this package's; {} is the number of a layer
     **{f"encoder.{tensor}": name for tensor, name in _EMBEDDER.items()},
     **_PROJECTOR,
     **{f"{stack}.norm.weight": f"{stack}/{stack}_norm/scale" for stack in _STACKS},
     **{f"{stack}.layers.{{}}.self_attn.{tensor}.weight": f"{stack}/layers_{{}}/{attention}/{name}/kernel"
-       for stack, attention in _STACKS.items() for tensor, name in _MATRICES.items()},
+       for stack, attention in _STACKS.items() for tensor, name in gemma_config.ATTENTION.items()},
     **{f"{stack}.layers.{{}}.self_attn.{tensor}_norm.weight": f"{stack}/layers_{{}}/{attention}/{name}_norm/scale"
        for stack, attention in _STACKS.items() for tensor, name in (("q", "query"), ("k", "key"))},
     **{f"{stack}.layers.{{}}.mlp.{tensor}.weight": f"{stack}/layers_{{}}/mlp/{name}/kernel"
-       for stack in _STACKS for tensor, name in _MLP.items()},
+       for stack in _STACKS for tensor, name in gemma_config.MLP.items()},
     **{f"{stack}.layers.{{}}.{place}_{tensor}_layernorm.weight": f"{stack}/layers_{{}}/{place}_{name}_layer_norm/scale"
        for stack, attention in _STACKS.items() for place in ("pre", "post")
        for tensor, name in (("self_attn", attention), ("feedforward", "mlp"))},
 }  # fmt: skip
 _TENSORS = {name: tensor for tensor, name in _NAMES.items()}
-_Id = Annotated[int, pydantic.Field(ge=0, lt=2**31)]
-_Size = Annotated[int, pydantic.Field(ge=1, lt=2**31)]
 
 
 class _Rope(Form):
@@ -82,28 +75,17 @@ class _Ropes(Form):
     sliding_attention: _Rope = _Rope()
 
 
-class _Side(Form):
-    """What `config.json` states of the encoder's text or the decoder, and shapes do not show; defaults are those of `transformers`."""
+class _Side(gemma_config.Stack):
+    """What `config.json` states of the encoder's text or the decoder."""
 
-    num_attention_heads: _Size = 8
-    num_key_value_heads: _Size = 4
-    head_dim: _Size = 256
-    query_pre_attn_scalar: _Size = 256
     attn_logit_softcapping: float | None = None
     final_logit_softcapping: float | None = None
-    sliding_window: _Size = 4096
-    sliding_window_pattern: _Size = 6
-    layer_types: list[str] | None = None
-    hidden_activation: str = "gelu_pytorch_tanh"
-    rms_norm_eps: float = 1e-6
-    attention_bias: bool = False
+    sliding_window: gemma_config.Size = 4096
+    sliding_window_pattern: gemma_config.Size = 6  # this and the last three in older files
     rope_parameters: _Ropes = _Ropes()
-    rope_scaling: _Rope | None = None  # this and the next two in older files
+    rope_scaling: _Rope | None = None
     rope_theta: float | None = None
     rope_local_base_freq: float | None = None
-    bos_token_id: _Id | None = None
-    pad_token_id: _Id | None = None
-    eos_token_id: _Id | list[_Id] | None = None
 
     @property
     def rotations(self) -> tuple[_Rope, float]:
@@ -118,26 +100,23 @@ class _Side(Form):
 class _Tower(Form):
     """The sizes in `vision_config` that tell how many of its tokens are one visual token."""
 
-    image_size: _Size = 224
-    patch_size: _Size = 16
+    image_size: gemma_config.Size = 224
+    patch_size: gemma_config.Size = 16
 
 
 class _Encoder(Form):
     text_config: _Side
     vision_config: _Tower = _Tower()
-    mm_tokens_per_image: _Size = 256
-    eoi_token_index: _Id = 256_000
+    mm_tokens_per_image: gemma_config.Size = 256
+    eoi_token_index: gemma_config.Id = 256_000
 
 
-class _Config(Form):
+class _Config(gemma_config.Ids):
     """`config.json`."""
 
     encoder: _Encoder
     decoder: _Side
-    image_token_index: _Id = 256_001
-    decoder_start_token_id: _Id | None = None
-    pad_token_id: _Id | None = None
-    eos_token_id: _Id | list[_Id] | None = None
+    image_token_index: gemma_config.Id = 256_001
     tie_word_embeddings: bool = True
 
 
@@ -237,31 +216,20 @@ class T5Gemma2Family(Family):
         settings, sizes = source.settings[LANGUAGE], self.sizes(source.shapes)
         start, pad, eos = (settings[name] for name in self.implied)
         ids = {"bos_token_id": start, "pad_token_id": pad, "eos_token_id": eos}
-        every = settings["full_attention_every"]
         ropes = {
-            FULL: {"rope_type": "linear", "factor": settings["rope_factor"], "rope_theta": settings["rope_theta"]},
-            SLIDING: {"rope_type": "default", "rope_theta": settings["local_rope_theta"]},
+            gemma_config.FULL: {
+                "rope_type": "linear",
+                "factor": settings["rope_factor"],
+                "rope_theta": settings["rope_theta"],
+            },
+            gemma_config.SLIDING: {"rope_type": "default", "rope_theta": settings["local_rope_theta"]},
         }
 
         def side(kind: str, layers: int) -> dict[str, Any]:
-            return {
+            return gemma_config.stack_config(settings, sizes, layers) | {
                 "model_type": kind,
-                "vocab_size": sizes["vocab_size"],
-                "hidden_size": sizes["emb_dim"],
-                "intermediate_size": sizes["mlp_dim"],
-                "num_hidden_layers": layers,
-                "num_attention_heads": settings["num_heads"],
-                "num_key_value_heads": settings["num_kv_heads"],
-                "head_dim": settings["head_dim"],
-                "query_pre_attn_scalar": settings["query_pre_attn_scalar"],
-                "final_logit_softcapping": settings["logits_softcap"],
-                "sliding_window": settings["sliding_window"],
-                "layer_types": [FULL if (i + 1) % every == 0 else SLIDING for i in range(layers)],
                 "rope_parameters": ropes,
                 "max_position_embeddings": 131_072,
-                "hidden_activation": "gelu_pytorch_tanh",
-                "rms_norm_eps": 1e-6,
-                "attention_bias": False,
                 **ids,
             }
 
@@ -333,34 +301,25 @@ def _tables(leaves: dict[str, Leaf], others: dict[str, Leaf], tied: bool, path: 
 
 def _settings(stated: _Config, path: str) -> dict[str, Any]:
     """Fields of `T5Gemma2Config` that `config.json` states and shapes do not show."""
-    encoder, decoder = stated.encoder.text_config, stated.decoder
-    for name, supported in (
-        ("hidden_activation", "gelu_pytorch_tanh"), ("rms_norm_eps", 1e-6), ("attention_bias", False),
-        ("attn_logit_softcapping", None),
-    ):  # fmt: skip
-        for side, part in (("encoder.text_config", encoder), ("decoder", decoder)):
-            if getattr(part, name) != supported:
-                raise CheckpointError(
-                    f"{path} has {side}.{name} {getattr(part, name)!r}; this package supports only {supported!r} for T5Gemma 2."
-                )
-    for side, part in (("encoder.text_config", encoder), ("decoder", decoder)):
-        kind = part.rope_parameters.sliding_attention.rope_type
-        if kind != "default":
-            raise CheckpointError(
-                f"{path} has rope_type {kind!r} in {side}.rope_parameters.sliding_attention; this package supports only 'default' there."
-            )
-    for name in (
-        "num_attention_heads", "num_key_value_heads", "head_dim", "query_pre_attn_scalar", "sliding_window", "rotations",
-    ):  # fmt: skip
-        if getattr(encoder, name) != getattr(decoder, name):
-            raise CheckpointError(
-                f"{path} has another {name} for the encoder than for the decoder; this package supports one for both."
-            )
-    full, local_theta = encoder.rotations
-    if full.rope_type not in ("default", "linear"):
-        raise CheckpointError(
-            f"{path} has rope_type {full.rope_type!r}; this package supports only 'linear' for T5Gemma 2."
+    encoder, decoder, family = stated.encoder.text_config, stated.decoder, T5Gemma2Family.name
+    sides = {"encoder.text_config": encoder, "decoder": decoder}
+    gemma_config.check_supported(sides, family, path, attn_logit_softcapping=None)
+    for place, side in sides.items():
+        place, ropes = f"{place}.rope_parameters", side.rope_parameters
+        gemma_config.check_rotation(ropes.sliding_attention.rope_type, f"{place}.sliding_attention", family, path)
+        gemma_config.check_rotation(
+            side.rotations[0].rope_type, f"{place}.full_attention", family, path, ("default", "linear")
         )
+    same = (
+        "num_attention_heads",
+        "num_key_value_heads",
+        "head_dim",
+        "query_pre_attn_scalar",
+        "sliding_window",
+        "rotations",
+    )
+    gemma_config.check_same(encoder, decoder, same, path)
+    full, local_theta = encoder.rotations
     tower, tokens = stated.encoder.vision_config, stated.encoder.mm_tokens_per_image
     side = tower.image_size // tower.patch_size
     pool = side // math.isqrt(tokens)
@@ -368,27 +327,18 @@ def _settings(stated: _Config, path: str) -> dict[str, Any]:
         raise CheckpointError(
             f"{path} has mm_tokens_per_image {tokens}; {side} x {side} tokens cannot be averaged in equal squares to so many."
         )
-    first = lambda *values: next((x for x in values if x is not None), None)
-    ids = {
-        "decoder_start_token_id": first(stated.decoder_start_token_id, decoder.bos_token_id),
-        "pad_token_id": first(stated.pad_token_id, decoder.pad_token_id),
-        "eos_token_id": one_id(first(stated.eos_token_id, decoder.eos_token_id)),
-    }
-    check_ids(ids, path)
-    kinds = encoder.layer_types, decoder.layer_types
+    kinds, pattern = [encoder.layer_types, decoder.layer_types], encoder.sliding_window_pattern
     return {
-        "num_heads": encoder.num_attention_heads,
-        "num_kv_heads": encoder.num_key_value_heads,
-        "head_dim": encoder.head_dim,
+        **gemma_config.heads(encoder),
         "query_pre_attn_scalar": encoder.query_pre_attn_scalar,
         "logits_softcap": decoder.final_logit_softcapping,
         "sliding_window": encoder.sliding_window,
-        "full_attention_every": full_attention_every(*kinds, path) if any(kinds) else encoder.sliding_window_pattern,
+        "full_attention_every": gemma_config.full_attention_every(kinds, path, pattern),
         "rope_theta": full.rope_theta,
         "rope_factor": full.factor if full.rope_type == "linear" else 1.0,
         "local_rope_theta": local_theta,
         "image_pool": pool,
         "image_token_id": stated.image_token_index,
         "end_of_image_token_id": stated.encoder.eoi_token_index,
-        **{name: usual if ids[name] is None else ids[name] for name, usual in T5Gemma2Family.implied.items()},
+        **gemma_config.ids(stated, decoder, T5Gemma2Family.implied, path),
     }

@@ -1,38 +1,32 @@
 """T5Gemma in files. Hugging Face: kernels are transposed; each side of the model states its own sizes in `config.json`."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Any
 
-import pydantic
-
-from adalink_jax.checkpoints.families import gemma_orbax
+from adalink_jax.checkpoints.families import gemma_config, gemma_orbax
 from adalink_jax.checkpoints.families.family import (
     LANGUAGE,
     Family,
     Shapes,
     Translation,
-    check_ids,
     depth,
     equal,
-    one_id,
     renamed,
 )
 from adalink_jax.checkpoints.source import Source
 from adalink_jax.errors import CheckpointError
 from adalink_jax.files.leaves import Leaf, transposed
-from adalink_jax.files.typed_json import Form, as_form
+from adalink_jax.files.typed_json import as_form
 from adalink_jax.models.t5gemma import T5Gemma, T5GemmaConfig
 
 PREFIX, HEAD = "model.", "lm_head.out_proj.weight"
 _TABLE, _ENCODER_TABLE = "token_embedder/embedding", "encoder/token_embedder/embedding"
-_ATTENTION = {"q_proj": "query", "k_proj": "key", "v_proj": "value", "o_proj": "out"}
-_MLP = {"gate_proj": "wi_0", "up_proj": "wi_1", "down_proj": "wo"}
 _BLOCKS = {  # stack -> Hugging Face's block -> this package's, and its matrices
-    "encoder": {"self_attn": ("attention", _ATTENTION), "mlp": ("mlp", _MLP)},
+    "encoder": {"self_attn": ("attention", gemma_config.ATTENTION), "mlp": ("mlp", gemma_config.MLP)},
     "decoder": {
-        "self_attn": ("self_attention", _ATTENTION),
-        "cross_attn": ("encoder_decoder_attention", _ATTENTION),
-        "mlp": ("mlp", _MLP),
+        "self_attn": ("self_attention", gemma_config.ATTENTION),
+        "cross_attn": ("encoder_decoder_attention", gemma_config.ATTENTION),
+        "mlp": ("mlp", gemma_config.MLP),
     },
 }
 _NORMS = {  # stack -> Hugging Face's norm -> this package's; before and after
@@ -50,37 +44,16 @@ _NAMES = {  # Hugging Face's name -> this package's; {} is the number of a layer
        for stack, norms in _NORMS.items() for hf_norm, norm in norms.items() for place in ("pre", "post")},
 }  # fmt: skip
 _TENSORS = {name: tensor for tensor, name in _NAMES.items()}
-SLIDING, FULL = "sliding_attention", "full_attention"
-_Id = Annotated[int, pydantic.Field(ge=0, lt=2**31)]
-_Size = Annotated[int, pydantic.Field(ge=1, lt=2**31)]
 
 
-class _Rope(Form):
-    """`rope_parameters` of one side."""
+class _Side(gemma_config.Stack):
+    """What `config.json` states of the encoder or the decoder."""
 
-    rope_theta: float = 10_000.0
-    rope_type: str = "default"
-
-
-class _Side(Form):
-    """What `config.json` states of the encoder or the decoder, and shapes do not show; defaults are those of `transformers`."""
-
-    num_attention_heads: _Size = 8
-    num_key_value_heads: _Size = 4
-    head_dim: _Size = 256
-    query_pre_attn_scalar: _Size = 256
     attn_logit_softcapping: float | None = 50.0
     final_logit_softcapping: float | None = 30.0
-    sliding_window: _Size = 4096
-    layer_types: list[str] | None = None
-    hidden_activation: str = "gelu_pytorch_tanh"
-    rms_norm_eps: float = 1e-6
-    attention_bias: bool = False
+    sliding_window: gemma_config.Size = 4096
     rope_theta: float | None = None  # in older files
-    rope_parameters: _Rope = _Rope()
-    bos_token_id: _Id | None = None
-    pad_token_id: _Id | None = None
-    eos_token_id: _Id | list[_Id] | None = None
+    rope_parameters: gemma_config.Rope = gemma_config.Rope()
 
     @property
     def theta(self) -> float:
@@ -88,14 +61,11 @@ class _Side(Form):
         return self.rope_parameters.rope_theta if self.rope_theta is None else self.rope_theta
 
 
-class _Config(Form):
+class _Config(gemma_config.Ids):
     """`config.json`."""
 
     encoder: _Side
     decoder: _Side
-    decoder_start_token_id: _Id | None = None
-    pad_token_id: _Id | None = None
-    eos_token_id: _Id | list[_Id] | None = None
     tie_word_embeddings: bool = True
 
 
@@ -169,28 +139,13 @@ class T5GemmaFamily(Family):
         settings, sizes = source.settings[LANGUAGE], self.sizes(source.shapes)
         start, pad, eos = (settings[name] for name in self.implied)
         ids = {"bos_token_id": start, "pad_token_id": pad, "eos_token_id": eos}
-        every = settings["full_attention_every"]
 
         def side(prefix: str, layers: int) -> dict[str, Any]:
-            return {
+            return gemma_config.stack_config(settings, sizes, layers, prefix) | {
                 "model_type": "t5_gemma_module",
-                "vocab_size": sizes["vocab_size"],
-                "hidden_size": sizes[f"{prefix}emb_dim"],
-                "intermediate_size": sizes[f"{prefix}mlp_dim"],
-                "num_hidden_layers": layers,
-                "num_attention_heads": settings[f"{prefix}num_heads"],
-                "num_key_value_heads": settings[f"{prefix}num_kv_heads"],
-                "head_dim": settings[f"{prefix}head_dim"],
-                "query_pre_attn_scalar": settings["query_pre_attn_scalar"],
                 "attn_logit_softcapping": settings["attention_softcap"],
-                "final_logit_softcapping": settings["logits_softcap"],
-                "sliding_window": settings["sliding_window"],
-                "layer_types": [FULL if (i + 1) % every == 0 else SLIDING for i in range(layers)],
                 "rope_parameters": {"rope_theta": settings["rope_theta"], "rope_type": "default"},
                 "max_position_embeddings": 8192,
-                "hidden_activation": "gelu_pytorch_tanh",
-                "rms_norm_eps": 1e-6,
-                "attention_bias": False,
                 **ids,
             }
 
@@ -215,54 +170,20 @@ def _is_transposed(name: str) -> bool:
 def _settings(stated: _Config, path: str) -> dict[str, Any]:
     """Fields of `T5GemmaConfig` that `config.json` states and shapes do not show."""
     encoder, decoder = stated.encoder, stated.decoder
-    for name, supported in (
-        ("hidden_activation", "gelu_pytorch_tanh"), ("rms_norm_eps", 1e-6), ("attention_bias", False),
-    ):  # fmt: skip
-        for side, part in (("encoder", encoder), ("decoder", decoder)):
-            if getattr(part, name) != supported:
-                raise CheckpointError(
-                    f"{path} has {side}.{name} {getattr(part, name)!r}; this package supports only {supported!r} for T5Gemma."
-                )
-    same = ("query_pre_attn_scalar", "attn_logit_softcapping", "sliding_window", "theta")
-    if different := [name for name in same if getattr(encoder, name) != getattr(decoder, name)]:
-        raise CheckpointError(
-            f"{path} has another {different[0]} for the encoder than for the decoder; they must be equal."
-        )
-    if other := [x.rope_parameters.rope_type for x in (encoder, decoder) if x.rope_parameters.rope_type != "default"]:
-        raise CheckpointError(f"{path} has rope_type {other[0]!r}; this package supports only 'default' for T5Gemma.")
-    sizes = {"num_heads": "num_attention_heads", "num_kv_heads": "num_key_value_heads", "head_dim": "head_dim"}
-    first = lambda *values: next((x for x in values if x is not None), None)
-    ids = {
-        "decoder_start_token_id": first(stated.decoder_start_token_id, decoder.bos_token_id),
-        "pad_token_id": first(stated.pad_token_id, decoder.pad_token_id),
-        "eos_token_id": one_id(first(stated.eos_token_id, decoder.eos_token_id)),
-    }
-    check_ids(ids, path)
+    gemma_config.check_supported({"encoder": encoder, "decoder": decoder}, T5GemmaFamily.name, path)
+    same = "query_pre_attn_scalar", "attn_logit_softcapping", "sliding_window", "theta"
+    gemma_config.check_same(encoder, decoder, same, path)
+    for side, stack in (("encoder", encoder), ("decoder", decoder)):
+        rope_type = stack.rope_parameters.rope_type
+        gemma_config.check_rotation(rope_type, f"{side}.rope_parameters", T5GemmaFamily.name, path)
     return {
-        **{name: getattr(encoder, stated_name) for name, stated_name in sizes.items()},
-        **{f"decoder_{name}": getattr(decoder, stated_name) for name, stated_name in sizes.items()},
+        **gemma_config.heads(encoder),
+        **gemma_config.heads(decoder, "decoder_"),
         "query_pre_attn_scalar": encoder.query_pre_attn_scalar,
         "attention_softcap": encoder.attn_logit_softcapping,
         "logits_softcap": decoder.final_logit_softcapping,
         "sliding_window": encoder.sliding_window,
-        "full_attention_every": full_attention_every(encoder.layer_types, decoder.layer_types, path),
+        "full_attention_every": gemma_config.full_attention_every([encoder.layer_types, decoder.layer_types], path),
         "rope_theta": encoder.theta,
-        **{name: usual if ids[name] is None else ids[name] for name, usual in T5GemmaFamily.implied.items()},
+        **gemma_config.ids(stated, decoder, T5GemmaFamily.implied, path),
     }
-
-
-def full_attention_every(encoder: list[str] | None, decoder: list[str] | None, path: str) -> int:
-    """The number of layers of which the last is not windowed, by both sides' `layer_types`; two where they are not stated.
-
-    Raises:
-      CheckpointError: for layers that do not alternate regularly.
-    """
-    stated = [kinds for kinds in (encoder, decoder) if kinds]
-    longest = max(stated, key=len, default=[SLIDING, FULL])
-    every = longest.index(FULL) + 1 if FULL in longest else len(longest) + 1
-    for kinds in stated:
-        if kinds != [FULL if (i + 1) % every == 0 else SLIDING for i in range(len(kinds))]:
-            raise CheckpointError(
-                f"{path} has layer_types {kinds}; this package supports layers that alternate regularly."
-            )
-    return every

@@ -324,7 +324,7 @@ def test_hooked_adapters_give_the_same_numbers_and_can_be_switched(phi, base, tm
         hook.switch(None)
         np.testing.assert_array_equal(their_logits(base[1], inputs, targets), plain)
     finally:
-        hook.handle.remove()
+        hook.remove()
 
 
 def test_adapters_that_cannot_be_exported_are_refused(base, byt5, tmp_path, capsys):

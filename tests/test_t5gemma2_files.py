@@ -148,7 +148,37 @@ def test_a_folded_text_adapter_unties_the_embeddings(base, tmp_path, capsys):
     assert_close(jax.jit(again.apply)({"params": read}, batch), logits)
 
 
-def test_no_export_drops_an_adapter_of_images_and_no_module_hooks_into_this_encoder(base, tmp_path, capsys):
+@pytest.mark.parametrize("share", [False, True])
+def test_a_hooked_adapter_changes_text_and_images(share, base, tmp_path, capsys):
+    params = trained_pair(["shared"] if share else ["text", "image"])
+    settings = {"rank": 4, "phi": "gelu", "scale": 0.7, "kinds": None, "share": share}
+    stated = {"name": "b", "fingerprint": fingerprint(base[2]), "family": "T5Gemma 2"}
+    about = {"method": "AdaLinkAdapter", "settings": settings, "task": "t", "metrics": {}, "base": stated}
+    save_adapter(tmp_path / "adapter", params, about)
+    run(capsys, "export", tmp_path / "adapter", tmp_path / "torch", "--to", "torch")
+
+    adapted, tree = ours(base[0], AdaLinkAdapter(rank=4, phi="gelu", scale=0.7, share=share))
+    batch = batch_of(4)
+    expected = jax.jit(adapted.apply)({"params": {**tree, "adapter": params}}, batch)
+    targets = {"decoder_input_ids": torch.tensor(batch["decoder_input_tokens"]).long()}
+    inputs, model = theirs_of(batch), base[1].eval()
+    embedded = {name: x for name, x in inputs.items() if name != "input_ids"}
+    with torch.no_grad():
+        plain = model(**inputs, **targets).logits
+        embedded["inputs_embeds"] = model.get_encoder().get_input_embeddings()(inputs["input_ids"])
+        links = runpy.run_path(str(tmp_path / "torch" / "adalink_torch.py"))["AdaLinks"](model)
+        try:
+            links.load("mine", tmp_path / "torch")
+            links.switch("mine")
+            assert_close(expected, model(**inputs, **targets).logits)
+            assert_close(expected, model(**embedded, **targets).logits)
+            links.switch(None)
+            assert torch.equal(model(**inputs, **targets).logits, plain)
+        finally:
+            links.remove()
+
+
+def test_no_export_drops_an_adapter_of_images_or_of_outputs(base, tmp_path, capsys):
     def message(kinds, share, to):
         settings = {"rank": 4, "phi": "identity", "scale": 1.0, "kinds": kinds, "share": share}
         stated = {"name": "b", "fingerprint": fingerprint(base[2]), "family": "T5Gemma 2"}
@@ -160,7 +190,9 @@ def test_no_export_drops_an_adapter_of_images_and_no_module_hooks_into_this_enco
     folder = ("--to", "hf", "--base", base[0])
     assert "adapts images too; fold it into a native base with `adalink adapters fold`" in message(None, True, folder)
     assert "has image, text; only an adapter of the text alone" in message(None, False, folder)
-    assert "a T5Gemma 2's, which has no encoder that adalink_torch.py" in message(["text"], False, ("--to", "torch"))
+    assert "has target, text; only an adapter of text and images" in message(
+        ["text", "target"], False, ("--to", "torch")
+    )
 
 
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # transformers about PEFT

@@ -25,8 +25,8 @@ from adalink_jax.errors import UserError
 from adalink_jax.files import safetensors_file
 from adalink_jax.files.leaves import from_array
 from adalink_jax.files.whole_file import writing_folder
+from adalink_jax.interop.exported_adapter import read_exported_adapter
 from adalink_jax.interop.language_model import backbone_of, load_language_model
-from adalink_jax.interop.text_adapter import read_text_adapter
 from adalink_jax.models import Inputs
 
 TEMPLATES = pathlib.Path(__file__).parent / "templates"
@@ -59,7 +59,7 @@ def export_folded(
       UserError: for an adapter that cannot be folded, or whose effect is lost when the table is rounded.
     """
     path = check_destination(folder)
-    module, params, facts = read_text_adapter(adapter)
+    module, params, facts = read_exported_adapter(adapter)
     if "shared" in params and module.kinds is None and any(name.startswith("projection/") for name in source.leaves):
         raise UserError(
             f"The adapter {adapter} has one pair for all kinds of input and adapts images too; fold it into a native base with "

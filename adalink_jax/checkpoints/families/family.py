@@ -50,7 +50,7 @@ class Family:
       may_be_off: `deciding` fields that a model may set to None whatever its checkpoint states.
       implied: values of those `deciding` fields that t5x's files and older native ones do not state.
       encoder_table: Hugging Face's name of the encoder's embedding table, which a folded text adapter changes.
-      has_encoder_hook: whether `adalink_torch.py` (`export --to torch`) can hook into the encoder of Hugging Face's model.
+      hooked_kinds: the kinds of input that `adalink_torch.py` (`export --to torch`) can change in Hugging Face's model.
       peft_task: PEFT's `task_type` of the family's models.
       model_types: values of `model_type` in `config.json` of the Hugging Face folders that the family reads.
     """
@@ -63,7 +63,7 @@ class Family:
     may_be_off: ClassVar[tuple[str, ...]] = ()
     implied: ClassVar[Mapping[str, Any]] = {}
     encoder_table: ClassVar[str] = ""
-    has_encoder_hook: ClassVar[bool] = True
+    hooked_kinds: ClassVar[tuple[str, ...]] = ("text",)
     peft_task: ClassVar[str] = "SEQ_2_SEQ_LM"
     model_types: ClassVar[tuple[str, ...]] = ()
 

@@ -94,7 +94,7 @@ class PaliGemmaFamily(Family):
     part = LANGUAGE
     config = PaliGemmaConfig
     backbone = PaliGemma
-    has_encoder_hook = False  # one stack reads prefix and suffix
+    hooked_kinds = ()  # one stack reads prefix and suffix
     peft_task = "CAUSAL_LM"
     implied = {"pad_token_id": 0, "eos_token_id": 1}
     deciding = (

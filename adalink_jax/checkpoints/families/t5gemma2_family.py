@@ -133,7 +133,7 @@ class T5Gemma2Family(Family):
         "full_attention_every", "rope_theta", "rope_factor", "local_rope_theta", "image_pool", "image_token_id",
         "end_of_image_token_id", *implied,
     )  # fmt: skip
-    has_encoder_hook = False  # images join the text inside the encoder
+    hooked_kinds = ("text", "image")
     model_types = ("t5gemma2",)
 
     def sizes(self, shapes: Shapes) -> dict[str, Any]:

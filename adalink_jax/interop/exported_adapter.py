@@ -1,5 +1,6 @@
-"""What both exports read: an adapter of the text alone, its module, parameters and facts."""
+"""What both exports read: an adapter of what enters the encoder, its module, parameters and facts."""
 
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -11,27 +12,36 @@ from adalink_jax.checkpoints import AdapterFacts, read_adapter
 from adalink_jax.errors import CheckpointError, UserError
 from adalink_jax.models import Inputs, paths
 
+_ALONE = {("text",): "the text alone", ("text", "image"): "text and images"}
 
-def read_text_adapter(folder: str) -> tuple[nn.Module, dict[str, Any], AdapterFacts]:
-    """Reads an adapter that changes the text alone.
+
+def read_exported_adapter(
+    folder: str, kinds_of: Callable[[AdapterFacts], tuple[str, ...]] = lambda facts: ("text",)
+) -> tuple[nn.Module, dict[str, Any], AdapterFacts]:
+    """Reads an adapter whose kinds of input can all be exported.
+
+    Args:
+      folder: the adapter's folder.
+      kinds_of: the kinds that can be exported, of "text" and "image".
 
     Returns:
       Its module, its parameters as Flax takes them, and its facts.
 
     Raises:
       CheckpointError: for a folder that is not an adapter, and leaves that are not those of its method and settings.
-      UserError: for an adapter of more than the text.
+      UserError: for an adapter of other inputs.
     """
     leaves, facts = read_adapter(folder)
     module = make_adapter(facts.method, facts.settings)
     tops = sorted({name.split("/")[0] for name in leaves})
-    if not getattr(module, "per_token", False) or (module.kinds or ("text",)) != ("text",) or "image" in tops:
+    kinds = kinds_of(facts)
+    if not getattr(module, "per_token", False) or not {*(module.kinds or kinds), *tops} <= {*kinds, "shared"}:
         raise UserError(
-            f"The adapter {folder} has {', '.join(tops)}; only an adapter of the text alone can be exported."
+            f"The adapter {folder} has {', '.join(tops)}; only an adapter of {_ALONE[kinds]} can be exported."
         )
     width = next((leaf.shape[0] for name, leaf in leaves.items() if name.endswith("/down") and leaf.ndim), 1)
-    text = Inputs(text=jnp.zeros((1, 1, width)))
-    wanted = paths.flatten(nn.meta.unbox(jax.eval_shape(module.init, jax.random.key(0), text))["params"])
+    inputs = Inputs(**{kind: jnp.zeros((1, 1, width)) for kind in kinds})
+    wanted = paths.flatten(nn.meta.unbox(jax.eval_shape(module.init, jax.random.key(0), inputs))["params"])
     shapes, wanted_shapes = paths.unscanned_shapes(leaves), paths.unscanned_shapes(wanted)
     if shapes != wanted_shapes:
         raise CheckpointError(

@@ -15,6 +15,7 @@ _HOMES = {
     "AdaLink": "adapters",
     "AdaLinkAdapter": "adapters",
     "AdaptedModel": "adapters",
+    "AttachedModel": "python_api",
     "Chain": "adapters",
     "LayerAdapter": "adapters",
     "LoRA": "adapters",
@@ -34,6 +35,9 @@ _HOMES = {
     "T5Gemma2Config": "models",
     "T5GemmaConfig": "models",
     "ViTConfig": "models",
+    "attach": "python_api",
+    "load_adapter": "python_api",
+    "load_base": "python_api",
 }
 
 __all__ = ["__version__", *_HOMES]  # pyright: ignore[reportUnsupportedDunderAll]  # the table above

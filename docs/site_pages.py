@@ -20,6 +20,7 @@ OUTSIDE = {
 }
 # From the top down, as in tests/test_layers.py.
 LAYERS = {
+    "python_api": "The library without gin files: load, attach, fit, predict, save.",
     "serving": "Predictions in Python.",
     "interop": "Exports to, and comparisons with, PyTorch and transformers.",
     "reports": "Tables, statistics, fits, figures and pages of finished runs.",

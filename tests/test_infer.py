@@ -188,7 +188,7 @@ def test_pictures_are_scaled_to_the_model(tmp_path):
 def test_invalid_calls_are_refused(configured, scenes, adapters):
     texts, images, _ = scenes
     predictor = Predictor(adapters=adapters[0])
-    with pytest.raises(UserError, match="takes an image for each input, not 6 inputs and 0 images"):
+    with pytest.raises(UserError, match="takes an image for each input \\(b'' for none\\), not 6 inputs and 0 images"):
         predictor(texts, None, "a")
     with pytest.raises(UserError, match="Which adapter\\? Name one of a, b"):
         predictor(texts, images)
@@ -421,7 +421,7 @@ def test_a_run_s_configuration_is_known_to_a_process_that_only_predicts():
     program = (
         "from adalink_jax import configuration\n"
         "from adalink_jax.serving import opening\n"
-        "opening._register()\n"
+        "opening.register()\n"
         "configuration.load(configuration.GinFlags(('gin/runs/quickstart.gin',)), require_all=False)\n"
         "assert 'compiler_flags.name' in configuration.bindings()\n"
     )

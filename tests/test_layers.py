@@ -17,7 +17,7 @@ ROOT = pathlib.Path(__file__).parent.parent / "adalink_jax"
 # From the top down. Packages on one line do not import each other.
 LAYERS = [
     ("train", "eval", "__main__"),
-    ("cli",),
+    ("cli", "python_api"),
     ("serving", "t5x"),
     ("interop",),
     ("reports",),

@@ -196,17 +196,6 @@ def _register() -> None:
     warnings.filterwarnings("ignore", "Image size .* decompression bomb")  # `data.images` refuses these pictures
 
 
-def train_options(flags: "GinFlags") -> dict[str, Any]:
-    """The arguments of `train`, `train_pack` and `tune` that record the settings, and refuse unused ones."""
-    from adalink_jax import configuration
-
-    def config_text() -> str:
-        configuration.check_all_used(flags)
-        return configuration.operative_config()
-
-    return {"settings": configuration.used_settings, "config_text": config_text}
-
-
 def table_console(width: int = 1000) -> "Console":
     """A console for wide tables, `width` characters wide in a file or a pipe; by default no column is folded there."""
     from adalink_jax import terminal

@@ -1,6 +1,7 @@
 """Commands of many runs: packs, tuning, comparisons."""
 
-from adalink_jax.cli.arguments import SAME_BITS, gin_parser, parse_gin, register, table, train_options
+from adalink_jax import configuration
+from adalink_jax.cli.arguments import SAME_BITS, gin_parser, parse_gin, register, table
 from adalink_jax.configuration import GinFlags
 from adalink_jax.experiments.run_configuration import bound_model_dir, load_pack
 from adalink_jax.files import locks
@@ -30,7 +31,7 @@ def pack(argv: list[str]) -> int:
     )
     from adalink_jax.training.packs.run_pack import train_pack
 
-    train_pack(**train_options(flags))
+    train_pack(**configuration.train_options(flags))
     return 0
 
 
@@ -48,7 +49,7 @@ def tune(argv: list[str]) -> int:
     from adalink_jax.experiments.comparisons.tune import tune as run_tuning
 
     folder = bound_model_dir("train_pack.model_dir")
-    tuned, metric = run_tuning(folder, **train_options(flags))
+    tuned, metric = run_tuning(folder, **configuration.train_options(flags))
     columns = ("learning rate", "mean", "seeds")
     curve = table(*columns, "", right=columns, overflow="ellipsis", title=f"{metric} on validation")
     top = max(trial.mean for trial in tuned.trials) or 1.0

@@ -16,7 +16,6 @@ from adalink_jax.cli.arguments import (
     parse,
     processes,
     register,
-    train_options,
     use_seqio,
 )
 from adalink_jax.configuration import GinFlags
@@ -66,7 +65,7 @@ def train(argv: list[str], name: str = "train", files: tuple[str, ...] = ()) -> 
     with _configured(flags, options, MODEL | DATA | RUN, files):
         from adalink_jax.training import run
 
-        run.train(**train_options(flags))  # gin gives the other arguments
+        run.train(**configuration.train_options(flags))  # gin gives the other arguments
     return 0
 
 

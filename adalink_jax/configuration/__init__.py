@@ -15,15 +15,18 @@ from adalink_jax.configuration.load import (
     load,
     operative_config,
     require,
+    train_options,
     used_settings,
 )
 from adalink_jax.configuration.modules import import_module
+from adalink_jax.configuration.value_types import check_argument
 
 __all__ = [
     "GinFlags",
     "as_in_0_1_0",
     "bindings",
     "check_all_used",
+    "check_argument",
     "check_reachable",
     "consent_option",
     "default_of",
@@ -34,5 +37,6 @@ __all__ = [
     "operative_config",
     "parse_flags",
     "require",
+    "train_options",
     "used_settings",
 ]

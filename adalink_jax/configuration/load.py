@@ -6,6 +6,7 @@ import inspect
 import re
 import tokenize
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import gin
 from gin import config as gin_config
@@ -129,6 +130,16 @@ def used_settings() -> dict[str, str]:
     If these are equal, two runs have the same settings, whichever macros and files set them.
     """
     return _flat(gin_checks.OPERATIVE_CONFIG)
+
+
+def train_options(flags: GinFlags) -> dict[str, Any]:
+    """The arguments of `train`, `train_pack` and `tune` that record the settings, and refuse unused ones."""
+
+    def config_text() -> str:
+        gin_checks.check_all_used(flags)
+        return operative_config()
+
+    return {"settings": used_settings, "config_text": config_text}
 
 
 def require(needed: dict[str, str]) -> None:

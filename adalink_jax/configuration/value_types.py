@@ -104,6 +104,21 @@ class _Bindings(dict):
         return _checked(scope, self.selector, parameter, built)
 
 
+def check_argument(name: str, value: Any, annotation: Any) -> None:
+    """Checks an argument of a function that users call.
+
+    Args:
+      name: of the argument, for the error.
+      value: its value.
+      annotation: a type, as for `typed_values.wrong`.
+
+    Raises:
+      UserError: if the value is not of that type.
+    """
+    if problem := typed_values.wrong(value, _simple(annotation)):
+        raise UserError(f"`{name}` {problem}.")
+
+
 def _checked_bindings(selector: str, *arguments: Any, **how: Any) -> dict[str, Any]:
     bindings = _Bindings(_gin_bindings(selector, *arguments, **how))
     bindings.selector = selector

@@ -23,6 +23,7 @@ from adalink_jax.parallel.sharding import (
     splits,
     splits_parameters,
     to_host,
+    traced_on,
     unbox,
     use_mesh,
 )
@@ -59,6 +60,7 @@ __all__ = [
     "splits",
     "splits_parameters",
     "to_host",
+    "traced_on",
     "unbox",
     "use_mesh",
 ]

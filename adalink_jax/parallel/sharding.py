@@ -74,6 +74,13 @@ def use_mesh(mesh: Mesh, rules: LogicalRules) -> Iterator[Mesh]:
         yield mesh
 
 
+@contextlib.contextmanager
+def traced_on(mesh: Mesh, rules: LogicalRules) -> Iterator[None]:
+    """As `use_mesh`, inside a function that is being traced, whoever traces it."""
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh), nn.logical_axis_rules(rules):
+        yield
+
+
 def constrain(x: jax.Array, *names: str | None) -> jax.Array:
     """Pins the layout of the activation `x` with the logical axes `names`."""
     rules = nn.get_logical_axis_rules()

@@ -5,15 +5,17 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import flax.linen as nn
 from etils import epath
+from jax.sharding import Mesh
 
-from adalink_jax import checkpoints, configuration
+from adalink_jax import checkpoints, configuration, parallel
 from adalink_jax.configuration.gin_sources import RUN_CONFIG
 from adalink_jax.data.vocabularies import BYTES
 from adalink_jax.errors import UserError
 from adalink_jax.files.places import path_of
 from adalink_jax.serving import shipped
-from adalink_jax.training.setup import Setup
+from adalink_jax.training.setup import Parameters, Setup
 
 CONFIG, ADAPTER, MODEL = RUN_CONFIG, "adapter", "model"
 ROWS = ("inputs", "image", "images", "columns", "delimiter", "quoted")
@@ -21,25 +23,41 @@ LENGTHS = {"inputs": 512, "targets": 64}  # for a base model; a run's are in its
 
 
 @dataclasses.dataclass(frozen=True)
+class Loaded:
+    """A base model in memory.
+
+    Attributes:
+      parameters: all of them are frozen.
+      mesh, rules: where they are placed.
+    """
+
+    parameters: Parameters
+    mesh: Mesh
+    rules: parallel.LogicalRules
+
+
+@dataclasses.dataclass(frozen=True)
 class Opened:
-    """A model that is ready to load for predictions.
+    """A model that is ready to load for predictions, or whose base is loaded.
 
     Attributes:
       setup: model, sources of its parameters, decoding.
       vocabulary: see `load_vocabulary`.
       task_feature_lengths: the maximum lengths `{"inputs": L, "targets": T}`, in tokens.
-      adapters: name -> folder; the run's own adapter is called `adapter`.
+      adapters: name -> folder, or module and parameters; the run's own adapter is called `adapter`.
       without_images: whether inputs without an image are allowed although the model takes images.
       rows: for a run on the user's own files, how its rows were read and formatted: those of `inputs`, `image`, `images`, `columns`,
         `delimiter`, `quoted` (see `FileTask`) that are set; {} for other runs.
+      loaded: the base model, if it is in memory.
     """
 
     setup: Setup
     vocabulary: str
     task_feature_lengths: Mapping[str, int]
-    adapters: Mapping[str, str]
+    adapters: Mapping[str, str | tuple[nn.Module, Mapping[str, Any]]]
     without_images: bool = False
     rows: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    loaded: Loaded | None = None
 
 
 def open_model(path: str, vocabulary: str | None = None, trust_modules: bool = False) -> Opened:
@@ -53,7 +71,7 @@ def open_model(path: str, vocabulary: str | None = None, trust_modules: bool = F
     Raises:
       UserError: for a run that imports such modules without consent, if it is neither, for a run that has not ended, and for a base model that no file of gin/models fits.
     """
-    _register()
+    register()
     with configuration.isolated():
         if "://" not in path.removeprefix("gs://") and (path_of(path) / CONFIG).exists():
             return _run(path_of(path), vocabulary, trust_modules)
@@ -128,7 +146,7 @@ def vocabulary_of(base: str) -> str:
     return BYTES if base.startswith("bundled:") else base
 
 
-def _register() -> None:
+def register() -> None:
     """Imports the modules whose configurables a run's config.gin may name."""
     from adalink_jax import adapters, data, models, parallel  # noqa: F401
     from adalink_jax.parallel import compiler_settings  # noqa: F401

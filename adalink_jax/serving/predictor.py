@@ -14,21 +14,18 @@ import flax.linen as nn
 import gin
 import jax
 import numpy as np
-from PIL import Image
 
-from adalink_jax import checkpoints, parallel, timings
+from adalink_jax import checkpoints, configuration, parallel, timings
 from adalink_jax.adapters import NONE, AdaptedModel, abstract_params, make_adapter, stack_adapters
 from adalink_jax.data import check_rows, load_vocabulary
-from adalink_jax.data.images import ImageShape, Preparation, decode_image, load_image, picture_array
 from adalink_jax.data.user_files.text_templates import Template
 from adalink_jax.errors import UserError
 from adalink_jax.models import paths
 from adalink_jax.models.decoding import Decoded, sampling_keys
-from adalink_jax.serving.opening import LENGTHS, Opened, open_model
+from adalink_jax.serving.model_inputs import bucket_lengths, pixels, power_of_two
+from adalink_jax.serving.opening import LENGTHS, Loaded, Opened, open_model
 from adalink_jax.training.setup import Setup, check_adapter, load_parameters
-from adalink_jax.typed_values import PositiveInt, Seed
-
-SHORTEST = {"inputs": 16, "targets": 4}  # the smallest buckets of lengths, in tokens
+from adalink_jax.typed_values import PositiveInt, Seed, shown
 
 
 class AdapterChoice(enum.Enum):
@@ -53,8 +50,8 @@ class Predictor:
         predict("translate this", adapters="b")
 
     Args:
-      model: a run's folder, whose adapter gets the name `adapter`; a base model in any form that INITIAL_CHECKPOINT_PATH takes; or a
-        `Setup`, whose adapter is ignored.
+      model: a run's folder, whose adapter gets the name `adapter`; a base model in any form that INITIAL_CHECKPOINT_PATH takes; a
+        `Setup`, whose adapter is ignored; or what is opened already.
       adapters: name -> folder, all of one method; they replace a run's own adapter.
       vocabulary: "bytes", a SentencePiece model, or a checkpoint's folder that has one; None for that of the run or the base model.
       task_feature_lengths: maximum lengths `{"inputs": L, "targets": T}`, in tokens; longer inputs are cut. None for those of the run; 512
@@ -71,7 +68,7 @@ class Predictor:
 
     def __init__(
         self,
-        model: "str | os.PathLike | Setup",
+        model: "str | os.PathLike | Setup | Opened",
         adapters: Mapping[str, str] | None = None,
         vocabulary: str | None = None,
         task_feature_lengths: Mapping[str, PositiveInt] | None = None,
@@ -79,17 +76,29 @@ class Predictor:
         seed: Seed | None = None,
         trust_modules: bool = False,
     ):
-        if isinstance(model, Setup):
+        configuration.check_argument("adapters", adapters, Mapping[str, Any] | None)
+        configuration.check_argument("vocabulary", vocabulary, str | None)
+        configuration.check_argument("task_feature_lengths", task_feature_lengths, Mapping[str, PositiveInt] | None)
+        configuration.check_argument("batch_size", batch_size, PositiveInt)
+        configuration.check_argument("seed", seed, Seed | None)
+        if isinstance(model, Opened):
+            opened = model
+        elif isinstance(model, Setup):
             if vocabulary is None:
                 raise UserError("A Predictor of a Setup needs a vocabulary; give vocabulary='bytes' or a path.")
             opened = Opened(model, vocabulary, LENGTHS, {})
+        elif not isinstance(model, (str, os.PathLike)):
+            raise UserError(
+                f"`model` is {shown(model)}; give a run's folder, or a base model such as 'hf://google/flan-t5-small'."
+            )
         else:
             opened = open_model(os.fspath(model), vocabulary, trust_modules)
         setup = opened.setup
         if setup.initial_adapter_path is not None:
             raise UserError("INITIAL_ADAPTER_PATH is set; a Predictor takes its adapters by name, as `adapters`.")
-        backbone, adapters = setup.model.backbone, dict(opened.adapters if adapters is None else adapters)
-        self.names = list(adapters)
+        backbone = setup.model.backbone
+        served = dict(opened.adapters if adapters is None else adapters)
+        self.names = list(served)
         template = opened.rows.get("inputs")
         self._template = None if template is None else Template("INPUTS", template)
         self._without_images = opened.without_images
@@ -106,8 +115,11 @@ class Predictor:
         )
         self.image_shape, self.preparation = setup.image_shape, setup.preparation
         self._setup = setup
-        self._mesh, self._rules = parallel.make_mesh(), parallel.logical_axis_rules()
-        self._model, self._params = self._load(setup, adapters)
+        if opened.loaded is None:
+            self._mesh, self._rules = parallel.make_mesh(), parallel.logical_axis_rules()
+        else:
+            self._mesh, self._rules = opened.loaded.mesh, opened.loaded.rules
+        self._model, self._params = self._load(setup, served, opened.loaded)
         self.inputs_cut = 0  # rows whose text was longer than the model reads
         self.rows_sampled, target_length = 0, self.task_feature_lengths["targets"]
         random_seed = setup.random_seed if seed is None else seed
@@ -120,19 +132,34 @@ class Predictor:
         self._score = jax.jit(lambda params, batch: self._model.apply({"params": params}, batch, method="score"))
 
     @timings.phase("model")
-    def _load(self, setup: Setup, adapters: Mapping[str, str]) -> tuple[AdaptedModel, dict[str, Any]]:
+    def _load(
+        self, setup: Setup, adapters: Mapping[str, Any], loaded_base: Loaded | None
+    ) -> tuple[AdaptedModel, dict[str, Any]]:
         """The base model, with the bank of `adapters` if there are any, and its parameters."""
         plain = dataclasses.replace(setup, model=AdaptedModel(setup.model.backbone), trainable=())
         with parallel.use_mesh(self._mesh, self._rules):
-            loaded = load_parameters(plain, self._mesh, self._rules)
+            in_memory = None if loaded_base is None else loaded_base.parameters
+            loaded = in_memory or load_parameters(plain, self._mesh, self._rules)
             if not adapters:
                 return plain.model, loaded.tree()
             base: Any = loaded.base  # not None: all parameters are frozen, so they come from a checkpoint
-            members = [self._member(setup, folder, base.fingerprint) for folder in adapters.values()]
-            bank, stacked = stack_adapters(setup.model.backbone, members)
+            self._members = [self._member(setup, adapter, base.fingerprint) for adapter in adapters.values()]
+            bank, stacked = stack_adapters(setup.model.backbone, self._members)
             return AdaptedModel(setup.model.backbone, bank), {**loaded.tree(), "adapter": stacked}
 
-    def _member(self, setup: Setup, folder: str, fingerprint: str) -> tuple[nn.Module, dict[str, Any]]:
+    def replace(self, name: str, params: Mapping[str, Any]) -> None:
+        """Replaces the parameters of the adapter `name` by others of the same shapes; nothing is compiled again."""
+        number = self.names.index(name)
+        self._members[number] = (self._members[number][0], params)
+        with parallel.use_mesh(self._mesh, self._rules):
+            _, stacked = stack_adapters(self._setup.model.backbone, self._members)
+        self._params = {**self._params, "adapter": stacked}
+
+    def _member(self, setup: Setup, adapter: Any, fingerprint: str) -> tuple[nn.Module, Mapping[str, Any]]:
+        """Module and parameters of an adapter, which is in a folder or in memory."""
+        if isinstance(adapter, tuple):
+            return adapter
+        folder: str = adapter
         _, facts = checkpoints.open_adapter(folder)
         if problem := facts.other_inputs(folder, self._vocabulary.input_ids("")):
             raise UserError(problem)
@@ -161,7 +188,7 @@ class Predictor:
         Args:
           inputs: a text as the model sees it, or several; or, with a run on your own files, rows by column (`{"review": "..."}`), which
             the run's INPUTS formats.
-          images: for models with images, one for each input (None if no text has a place for one): a path, a file's bytes, a PIL image, a uint8 array [height, width, 3] of any
+          images: for models with images, one for each input (None if no text has a place for one): a path, a file's bytes (b"" for a text without an image), a PIL image, a uint8 array [height, width, 3] of any
             size, or a float32 array of the model's shape in [-1, 1].
           adapters: a name for all inputs, or one for each; None is the base model without an adapter. By default the only adapter.
           scores: also return log-likelihoods, in nats: the sum over the tokens of the output, including EOS.
@@ -211,10 +238,9 @@ class Predictor:
         """The result of `program` for each row; all batches have one shape."""
         if not rows:
             return
-        longest = {side: max(SHORTEST[side], *(len(row[side]) for row in rows)) for side in self.task_feature_lengths}
-        lengths = {side: min(most, _power_of_two(longest[side])) for side, most in self.task_feature_lengths.items()}
+        lengths = bucket_lengths(rows, self.task_feature_lengths)
         devices = parallel.data_axis_size(self._mesh)
-        size = -(-min(self.batch_size, _power_of_two(len(rows))) // devices) * devices
+        size = -(-min(self.batch_size, power_of_two(len(rows))) // devices) * devices
         converter = dataclasses.replace(self._setup.converter(lengths), task_name="the rows")
         local_rows = parallel.local_rows(size, self._mesh)
         with parallel.use_mesh(self._mesh, self._rules):
@@ -250,7 +276,7 @@ class Predictor:
             images = [b""] * len(inputs)
         lacks = images is None and self._setup.needs_images
         if lacks or (images is not None and (self.image_shape is None or len(images) != len(inputs))):
-            wanted = "an image for each input" if self.image_shape is not None else "no images"
+            wanted = "an image for each input (b'' for none)" if self.image_shape is not None else "no images"
             raise UserError(f"The model takes {wanted}, not {len(inputs)} inputs and {len(images or ())} images.")
         rows = []
         for number, text in enumerate(map(self._as_seen, inputs)):
@@ -259,7 +285,7 @@ class Predictor:
             self.inputs_cut += len(ids) == most and len(self._vocabulary.input_ids(text)) > most
             rows.append({"inputs": ids, "targets": [], "inputs_pretokenized": text})
             if images is not None and self.image_shape is not None:
-                rows[-1]["image"] = _pixels(images[number], self.image_shape, f"Image {number}", self.preparation)
+                rows[-1]["image"] = pixels(images[number], self.image_shape, f"Image {number}", self.preparation)
         return rows
 
     def _as_seen(self, row: str | Mapping[str, Any]) -> str:
@@ -287,25 +313,3 @@ class Predictor:
         if unknown is not None:
             raise UserError(f"There is no adapter {unknown!r}; there are: {', '.join(self.names) or 'none'}.")
         return np.array([NONE if name is None else self.names.index(name) + 1 for name in names], np.int32)
-
-
-def _pixels(image: Any, shape: ImageShape, name: str, preparation: Preparation) -> np.ndarray | bytes:
-    if isinstance(image, bytes):  # b"" stands for a missing image, which the converter masks
-        return decode_image(image, shape, name, preparation) if image else image
-    if isinstance(image, (str, os.PathLike)):
-        return load_image(os.fspath(image), shape, preparation)
-    if isinstance(image, Image.Image):
-        return picture_array(image, shape, name, preparation)
-    array = np.asarray(image)
-    if array.dtype == np.uint8 and array.ndim in (2, 3):
-        return picture_array(array, shape, name, preparation)
-    if array.shape != shape or array.dtype.kind != "f":
-        raise UserError(
-            f"{name} is {array.dtype} {array.shape}; the model takes float32 {shape}, or uint8 of any size."
-        )
-    return array.astype(np.float32)
-
-
-def _power_of_two(number: int) -> int:
-    """The smallest power of two that is not below `number`."""
-    return 1 << (number - 1).bit_length()

@@ -187,7 +187,7 @@ class Console(contextlib.AbstractContextManager["Console"]):
     def finished(
         self, summary: dict, before: Result | None, after: Result | None, written: list[tuple[str, str]]
     ) -> None:
-        """Predictions and scores (if there is a metric), files, and what to type next."""
+        """Predictions and scores (if there is a metric); the files that were `written`, if there are any, and what to type next."""
         self._bar.stop()
         if before is not None and after is not None:
             self._predictions(before, after)
@@ -202,6 +202,8 @@ class Console(contextlib.AbstractContextManager["Console"]):
         )
         if summary["input_wait"] is not None:
             self._out.print(f"{summary['input_wait']:.1%} of the steps' time was spent waiting for data (input_wait)")
+        if not written:
+            return
         files = Table(title=f"Written to {self._model_dir}", title_justify="left", show_header=False, box=None)
         for row in written:
             files.add_row(*row)

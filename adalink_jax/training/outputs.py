@@ -12,7 +12,7 @@ from typing import Any
 from etils import epath
 
 from adalink_jax import checkpoints, parallel, timings
-from adalink_jax.adapters import describe_adapter
+from adalink_jax.adapters import AdaptedModel, describe_adapter
 from adalink_jax.errors import UserError, disk_error
 from adalink_jax.files import locks
 from adalink_jax.files.places import path_of
@@ -119,7 +119,7 @@ def write_parameters(
         "empty_input": summary["empty_input"],
         "step": summary["step"],
         "metrics": {name: value for name, value in summary.items() if name.startswith(("frozen_", "adapted_"))},
-        "versions": {name: version for name, version in versions().items() if name != "adalink-jax"},
+        "versions": library_versions(),
     }
     leaves, base, written = {**trainable, **params.frozen}, params.base, []
     adapter, last_adapter = partition.below(leaves, "adapter"), partition.below(last, "adapter")
@@ -134,10 +134,7 @@ def write_parameters(
         written.append(("model/", "the trained base model; INITIAL_CHECKPOINT_PATH takes it"))
     if adapter:
         assert base is not None and setup.model.adapter is not None  # an adapter is trained on a base
-        base_settings = checkpoints.settings_by_part(setup.model.backbone)
-        facts = checkpoints.AdapterFacts(
-            **describe_adapter(setup.model.adapter), base=base, base_settings=base_settings, **about
-        )
+        facts = adapter_facts(setup.model, base, **about)
         checkpoints.save_adapter(folder / "adapter", adapter, facts)
         size = parallel.once(lambda: sum(f.stat().length for f in (folder / "adapter").iterdir()))
         written.append(("adapter/", f"the adapter, {size / 1000:.0f} kB; INITIAL_ADAPTER_PATH takes it"))
@@ -151,6 +148,18 @@ def write_parameters(
 def versions() -> dict[str, str]:
     """The versions that summaries and adapter files name."""
     return segments.versions("jax", "flax", "optax")
+
+
+def library_versions() -> dict[str, str]:
+    """The versions of the libraries that adapter files name beside that of this package."""
+    return {name: version for name, version in versions().items() if name != "adalink-jax"}
+
+
+def adapter_facts(model: AdaptedModel, base: checkpoints.BaseReference, **about: Any) -> checkpoints.AdapterFacts:
+    """What the file of `model`'s adapter states; `about` are further fields of `AdapterFacts`."""
+    assert model.adapter is not None
+    base_settings = checkpoints.settings_by_part(model.backbone)
+    return checkpoints.AdapterFacts(**describe_adapter(model.adapter), base=base, base_settings=base_settings, **about)
 
 
 def write_summary(folder: epath.Path, summary: dict) -> None:

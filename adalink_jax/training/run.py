@@ -30,7 +30,8 @@ from adalink_jax.training.step import CrossEntropy, TrainState, make_train_step
 from adalink_jax.typed_values import NonNegativeInt, PositiveInt
 
 
-@gin.configurable
+# The caller of a process has them; a configuration cannot.
+@gin.configurable(denylist=["base", "keep_folder"])  # pyright: ignore[reportCallIssue]  # gin has no type hints
 def train(
     setup: Setup,
     optimizer: optax.GradientTransformation,
@@ -46,6 +47,8 @@ def train(
     profile_steps: tuple[NonNegativeInt, PositiveInt] | None = None,
     settings: Callable[[], dict[str, str]] = dict,
     config_text: Callable[[], str] = lambda: "",
+    base: Parameters | None = None,
+    keep_folder: bool = True,
 ) -> dict:
     """Starts a training run, or resumes it.
 
@@ -65,6 +68,8 @@ def train(
       settings: returns `{setting: value}` once everything is configured; a run is resumed only under equal settings (except
         those in `run_checkpoints.MAY_CHANGE`).
       config_text: returns the text of `config.gin` once everything is configured.
+      base: the backbone's leaves, if this process has them already, see `load_parameters`.
+      keep_folder: whether the folder is kept after the run; if not, its files are not announced.
 
     Returns:
       The contents of `summary.json`.
@@ -79,7 +84,7 @@ def train(
     with open_run(setup, model_dir, total_steps, microbatches, checkpoints, settings) as session:
         if session.summary is not None:
             return session.summary
-        params = load_parameters(setup, session.mesh, session.rules)
+        params = load_parameters(setup, session.mesh, session.rules, base)
         rows = parallel.local_rows(setup.data.batch_size, session.mesh).tolist()
         make_batches = lambda converter: train_batches(session.task, setup.data, converter, rows)
         start = session.start(
@@ -89,7 +94,9 @@ def train(
             config_text,
         )
         evaluator = session.evaluator(start.converter, setup.model)
-        run = Run(session, start, params, evaluator, MetricWriter(model_dir, resumed_at=start.step), metric)
+        run = Run(
+            session, start, params, evaluator, MetricWriter(model_dir, resumed_at=start.step), metric, keep_folder
+        )
         if start.step and metric is not None and not run.writer.has(0, f"validation/{metric}"):
             session.console.warning(
                 f"{model_dir}/metrics.jsonl lacks earlier rows; {model_dir}/tensorboard still has them."
@@ -117,6 +124,7 @@ class Run:
     evaluator: Evaluator
     writer: MetricWriter
     metric: str | None
+    keep_folder: bool = True
     step_seconds: list[float] = dataclasses.field(default_factory=list)
     input_seconds: list[float] = dataclasses.field(default_factory=list)
     step_flops: int | None = None
@@ -259,7 +267,7 @@ class Run:
         written = outputs.write_end(
             session.folder, setup, self.params, state.trainable, last.trainable, before, after, summary
         )
-        session.console.finished(summary, before, after, written)
+        session.console.finished(summary, before, after, written if self.keep_folder else [])
         return summary
 
     @property

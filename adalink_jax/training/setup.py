@@ -158,8 +158,16 @@ class Parameters:
 
 
 @timings.phase("parameters")
-def load_parameters(setup: Setup, mesh: Mesh, rules: parallel.LogicalRules) -> Parameters:
+def load_parameters(
+    setup: Setup, mesh: Mesh, rules: parallel.LogicalRules, loaded_base: Parameters | None = None
+) -> Parameters:
     """Loads or initialises every leaf of `setup.model` on `mesh`.
+
+    Args:
+      setup: the model, and the sources of its parameters.
+      mesh, rules: where they are placed.
+      loaded_base: the backbone's leaves, if they were loaded before under equal settings and all of them are frozen: they are used as
+        they are, and not read again.
 
     Raises:
       UserError: for expressions that match nothing, a frozen backbone without a checkpoint, and a method whose settings
@@ -176,7 +184,10 @@ def load_parameters(setup: Setup, mesh: Mesh, rules: parallel.LogicalRules) -> P
     trainable_names = split_abstract(setup.model, setup.trainable)[0].keys()
     if any(name.startswith("backbone/") for name in trainable_names):
         checkpoints.stated_settings(setup.model.backbone)  # likewise for the base model's file
-    values, sources, base = _load_backbone(setup, wanted, trainable_names)
+    if loaded_base is None:
+        values, sources, base = _load_backbone(setup, wanted, trainable_names)
+    else:
+        values, sources, base = dict(loaded_base.frozen), dict(loaded_base.sources), loaded_base.base
     adapter, facts = partition.below(wanted, "adapter"), None
     if adapter and setup.initial_adapter_path is not None:
         if base is None or base.fingerprint is None:

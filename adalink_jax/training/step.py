@@ -66,15 +66,16 @@ class CrossEntropy:
 
 def make_loss(
     model: nn.Module, loss: Callable = CrossEntropy(), constants: Mapping[str, Any] = MappingProxyType({})
-) -> Callable[[Leaves, Leaves, Leaves, jax.Array], tuple[jax.Array, jax.Array]]:
+) -> Callable[[Leaves, Leaves, Leaves, jax.Array | None], tuple[jax.Array, jax.Array]]:
     """`(trainable, frozen, batch, key of dropout) -> (sum of weighted losses, sum of weights)`, which a step differentiates.
 
-    The arguments are those of `make_train_step`.
+    The arguments are those of `make_train_step`. With None for the key, nothing is dropped.
     """
 
     def summed_loss(trainable, frozen, batch, rng):
         variables = {"params": partition.merge(trainable, frozen), **constants}
-        states: Any = model.apply(variables, batch, train=True, rngs={"dropout": rng}, method="states")
+        rngs = {} if rng is None else {"dropout": rng}
+        states: Any = model.apply(variables, batch, train=rng is not None, rngs=rngs, method="states")
         head: Any = lambda states: model.apply(variables, states, batch.get("adapter_index"), method="logits")
         losses = token_losses(loss, head, states, batch["decoder_target_tokens"])
         weights = batch["decoder_loss_weights"]

@@ -75,6 +75,36 @@ def _on_one_line(text: str) -> str:
     return "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in text)
 
 
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """What the rows of a task suggest.
+
+    Attributes:
+      settings: the settings of `FileTask` that were known, with `metrics` and `drop_shared`.
+      metric: the metric of validation.
+      most: `{"inputs": tokens, "targets": tokens}`, what 99 of 100 do not exceed.
+    """
+
+    settings: dict[str, Any]
+    metric: str
+    most: Mapping[str, int]
+
+    @property
+    def lengths(self) -> dict[str, int]:
+        """`{"inputs": L, "targets": T}`: `most`, rounded up."""
+        return {side: -(-length // MULTIPLES[side]) * MULTIPLES[side] for side, length in self.most.items()}
+
+
+def choose(settings: Mapping[str, Any], name: str) -> Choice:
+    """Reads the rows, and chooses metric and lengths by what they hold; the arguments are those of `complete`."""
+    first = LoadedFileTask(FileTask(**settings, metrics=("exact_match",)), name, UNLIMITED)
+    metrics, metric = _metrics(first)
+    settings = {**settings, "metrics": (metrics,)}
+    if any(finding.kind == row_checks.SHARED and finding.count for finding in first.findings):
+        settings["drop_shared"] = True
+    return Choice(settings, metric, _most(first))
+
+
 def complete(settings: Mapping[str, Any], name: str) -> Draft:
     """Chooses metric, lengths and batch size by what the rows hold.
 
@@ -85,17 +115,12 @@ def complete(settings: Mapping[str, Any], name: str) -> Draft:
     Raises:
       UserError: for what cannot be read.
     """
-    first = LoadedFileTask(FileTask(**settings, metrics=("exact_match",)), name, UNLIMITED)
-    metrics, metric = _metrics(first)
-    settings = {**settings, "metrics": (metrics,)}
-    if any(finding.kind == row_checks.SHARED and finding.count for finding in first.findings):
-        settings["drop_shared"] = True
-    lengths = {side: -(-length // MULTIPLES[side]) * MULTIPLES[side] for side, length in _most(first).items()}
-    file_task = FileTask(**settings)
-    loaded = LoadedFileTask(file_task, name, lengths)
+    choice = choose(settings, name)
+    file_task = FileTask(**choice.settings)
+    loaded = LoadedFileTask(file_task, name, choice.lengths)
     half = len(loaded.splits["train"]) // 2
     batch_size = min(MOST_ROWS, 1 << half.bit_length() - 1) if half else 1
-    return Draft(settings, file_task, loaded, metric, lengths, batch_size)
+    return Draft(choice.settings, file_task, loaded, choice.metric, choice.lengths, batch_size)
 
 
 def _most(task: LoadedFileTask) -> dict[str, int]:

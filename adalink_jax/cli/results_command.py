@@ -47,8 +47,8 @@ def results(argv: list[str]) -> int:
         tables.write(path, rows)
     columns = rows.column_names if options.group else selected.summary_columns()
     _print(rows.select(columns), f"{selected.table.num_rows} runs in {options.folder}, {selected.finished} finished")
-    if warning := selected.environments_note():
-        print(warning)
+    for note in filter(None, (selected.learned_note(), selected.environments_note())):
+        print(note)
     if options.out:
         print(f"Written to {', '.join(str(pathlib.PurePath(path)) for path in options.out)}.")
     return 0

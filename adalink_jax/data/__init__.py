@@ -5,6 +5,7 @@ here imports JAX when it is imported. The training loop sees only an iterator of
 (`adalink_jax.data.batch_order.BatchIterator`).
 """
 
+from adalink_jax.data.baselines import Baseline, score_baselines
 from adalink_jax.data.batch_order import BatchIterator, EpochIterator
 from adalink_jax.data.batches import padded_batches, train_batches
 from adalink_jax.data.feature_converter import INSTRUCTION, Batch, FeatureConverter, has_image, text_of
@@ -25,6 +26,7 @@ from adalink_jax.data.wordpiece_vocabulary import WordPieceVocabulary
 
 __all__ = [
     "INSTRUCTION",
+    "Baseline",
     "Batch",
     "BatchIterator",
     "ByteVocabulary",
@@ -47,6 +49,7 @@ __all__ = [
     "has_image",
     "load_vocabulary",
     "padded_batches",
+    "score_baselines",
     "seqio_sources",
     "text_of",
     "train_batches",

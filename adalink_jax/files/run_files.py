@@ -24,6 +24,8 @@ class _Scored(Form):
     rank: int | None = None
     metric: str | None = None
     scores: dict[str, float | None] = {}
+    baselines: dict[str, dict[str, float]] = {}
+    nothing_learned: str | None = None
 
 
 class _Member(_Scored):

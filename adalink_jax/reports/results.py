@@ -2,7 +2,7 @@
 
 Columns, in this order: `run` (its folder), `state`; the settings that a sweep varies, and all settings, by their gin names; then
 the measurements: `validation/METRIC` (of the best step), `test/METRIC`, `frozen/METRIC` (on test, before the first step),
-`trained` (parameters), `step` (the best), `steps`, `seconds`, `step_seconds`, `step_flops` (of a step's matrix products, with those
+`baseline/METRIC` (on test, the best method without a model), `trained` (parameters), `step` (the best), `steps`, `seconds`, `step_seconds`, `step_flops` (of a step's matrix products, with those
 that remat recomputes), and `version/PACKAGE`.
 """
 
@@ -33,6 +33,7 @@ from adalink_jax.training.segments import environment_note
 
 UNFINISHED = "unfinished"  # of a run outside a sweep, whose attempts are not recorded
 MARKS = (SUMMARY, RECORD, "config.gin", "checkpoints", "before.json")  # files of a run's folder
+SCORES = ("validation/", "test/", "frozen/", "baseline/")  # how their columns begin
 COUNTS = ("trained", "step", "steps")
 MEASURED = (*COUNTS, "seconds", "step_seconds", "step_flops")
 MEMBER_SETTINGS = {"learning_rate": "LEARNING_RATE", "seed": "RANDOM_SEED", "rank": "RANK"}
@@ -57,7 +58,7 @@ class Results:
     @property
     def metrics(self) -> list[str]:
         """The columns of scores."""
-        return [name for name in self.table.column_names if name.startswith(("validation/", "test/", "frozen/"))]
+        return [name for name in self.table.column_names if name.startswith(SCORES)]
 
     @property
     def finished(self) -> int:
@@ -68,6 +69,15 @@ class Results:
         """The columns for people: settings that differ, scores and measurements, without empty ones."""
         filled = [name for name in (*self.metrics, *MEASURED) if self.table[name].null_count < self.table.num_rows]
         return ["run", "state", *self.differing(), *filled]
+
+    def learned_note(self) -> str | None:
+        """One sentence if runs learned nothing, or less than a method without a model, with the first of them; else None."""
+        notes = [(name, text) for name, summary in zip(self.table["run"].to_pylist(), self.summaries)
+                 if (text := summary.get("nothing_learned"))]  # fmt: skip
+        if not notes:
+            return None
+        counted = "1 run" if len(notes) == 1 else f"{len(notes)} of {self.table.num_rows} runs"
+        return f"{counted} learned nothing, or less than a method without a model. {notes[0][0]}: {notes[0][1]}"
 
     def environments_note(self) -> str | None:
         """One sentence if the finished runs were made with different versions or hardware; else None."""
@@ -167,7 +177,7 @@ def collect(folder: str) -> Results:
     settings = list(dict.fromkeys(name for run in runs for name in sorted(run.settings)))
     flat = [{**run.facts, **run.settings, **run.varied} for run in runs]
     names = {name for row in flat for name in row}
-    scores = sorted(name for name in names if name.startswith(("validation/", "test/", "frozen/")))
+    scores = sorted(name for name in names if name.startswith(SCORES))
     versions = sorted(name for name in names if name.startswith("version/"))
     unvaried = [name for name in settings if name not in varied]
     order = ["run", "state", *varied, *unvaried, *scores, *MEASURED, *versions]
@@ -233,6 +243,9 @@ def _read_run(path: epath.Path, root: epath.Path, record: Mapping[str, Any], att
     facts |= {f"test/{name}": value for name, value in summary.get("scores", {}).items()}
     facts |= {f"version/{name}": value for name, value in summary.get("versions", {}).items()}
     facts |= {f"frozen/{key[7:]}": value for key, value in summary.items() if key.startswith("frozen_")}
+    metric = summary.get("metric")
+    if baselines := [x[metric] for x in summary.get("baselines", {}).values() if metric in x]:
+        facts[f"baseline/{metric}"] = max(baselines)
     if summary.get("validation") is not None:  # a run without a metric has no such score
         facts[f"validation/{summary.get('metric', 'accuracy')}"] = summary["validation"]
     settings = summary.get("settings") or record.get("settings", {})

@@ -50,8 +50,8 @@ def make(folder: str, command: str) -> Report:
         f"{results.table.num_rows} runs below {folder}, {results.finished} finished. For runs with a metric, the step was chosen on "
         f"validation, and test was read once."
     )
-    if warning := results.environments_note():
-        summary += f" {warning}"
+    for note in filter(None, (results.learned_note(), results.environments_note())):
+        summary += f" {note}"
     return Report(f"Runs in {path_of(folder).name}", command, summary, [part for part in parts if part is not None])
 
 

@@ -92,6 +92,9 @@ class Console(contextlib.AbstractContextManager["Console"]):
             cells = [name, f"{row['trainable']:,}", str(row["step"]), f"{row['validation']:.4f}"]
             table.add_row(*cells, *((f"{row[f'adapted_{metric}']:.4f}",) if tested else ()))
         self._out.print(table)
+        if warning := next((row["nothing_learned"] for row in rows if row.get("nothing_learned")), None):
+            count = sum(bool(row.get("nothing_learned")) for row in rows)
+            self.warning(f"{count} of {len(rows)} members, for one: {warning}")
         self._out.print(
             f"{summary['steps']} steps, {summary['seconds']:.0f} s; each member's adapter and metrics are in "
             f"{self._model_dir}/members",
@@ -161,6 +164,12 @@ class Console(contextlib.AbstractContextManager["Console"]):
         shown = "  ".join(f"{name} {value:.4f}" for name, value in scores.items())
         self._out.print(f"step {step:>6}  {split}: {shown}")
 
+    def baselines(self, scores: dict[str, dict[str, float]]) -> None:
+        """A line for each method without a model."""
+        for name, of_metrics in scores.items():
+            shown = "  ".join(f"{metric} {value:.4f}" for metric, value in of_metrics.items())
+            self._out.print(f"without a model  test: {shown}  ({name})", soft_wrap=True)
+
     def progress(self, first: int, total: int, also: OnMetrics) -> OnMetrics:
         """A callback for each step's metrics that draws the bar, or prints a line now and then, and then calls `also`."""
         bar = self._bar.add_task("training", total=total, completed=first, loss=float("nan"), rate=0.0)
@@ -194,6 +203,11 @@ class Console(contextlib.AbstractContextManager["Console"]):
         for name, value in summary.items():
             if name.startswith(("frozen_", "adapted_")):
                 self._out.print(Text.assemble((name.replace("_", " "), "bold"), " on test: ", (f"{value:.4f}", "bold")))
+        for name, scores in summary.get("baselines", {}).items():
+            if summary["metric"] in scores:
+                self._out.print(f"{name} on test: {scores[summary['metric']]:.4f}")
+        if summary.get("nothing_learned"):
+            self.warning(summary["nothing_learned"])
         written_step = (
             f"best step {summary['step']} of {summary['steps']}" if after else f"step {summary['step']}, the last"
         )

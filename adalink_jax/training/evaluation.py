@@ -182,7 +182,7 @@ class Evaluator:
             samples.append([[x | {"prediction": text} for x, text in zip(first, texts)] for texts in by_model])
         return [
             Result(
-                _combine({name: by_model[i] for name, by_model in per_task.items()}),
+                combined({name: by_model[i] for name, by_model in per_task.items()}),
                 list(itertools.chain.from_iterable(of_task[i] for of_task in samples))[:num_samples],
             )
             for i in range(len(samples[0]))
@@ -200,7 +200,8 @@ def _sample(example: dict, converter: FeatureConverter) -> dict:
     return {"inputs": text("inputs"), "target": text("targets"), **image}
 
 
-def _combine(per_task: dict[str, dict[str, float]]) -> dict[str, float]:
+def combined(per_task: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """Scores of several tasks as `Result.scores` has them."""
     metrics = sorted(set().union(*per_task.values()))
     mean = {m: float(np.mean([scores[m] for scores in per_task.values() if m in scores])) for m in metrics}
     if len(per_task) == 1:

@@ -32,6 +32,7 @@ count = parameter_tables.count
 class _Before(Form):
     scores: dict[str, float]
     samples: list[dict[str, Any]]
+    baselines: dict[str, dict[str, float]] = {}
 
 
 class _ScoresOf(Form):
@@ -61,16 +62,30 @@ def write_start(folder: epath.Path, params: Parameters, config: str) -> None:
     write_text(folder / "model-info.txt", parameter_tables.model_info(params.trainable, params.frozen))
 
 
-def write_before(folder: epath.Path, result: Result) -> None:
-    """Scores of the model before its first step, and its predictions for the samples, for a run that is resumed."""
+@dataclasses.dataclass(frozen=True)
+class Before:
+    """What is known before the first step.
+
+    Attributes:
+      result: of the untrained model on test.
+      baselines: test scores without a model, see `verdict.baselines_of`.
+    """
+
+    result: Result
+    baselines: dict[str, dict[str, float]]
+
+
+def write_before(folder: epath.Path, before: Before) -> None:
+    """Keeps `before`, with the samples' predictions but not their images, for a run that is resumed."""
+    result = before.result
     samples = [{name: x for name, x in sample.items() if name != "image"} for sample in result.samples]
-    write_json(folder / BEFORE, {"scores": result.scores, "samples": samples})
+    write_json(folder / BEFORE, {"scores": result.scores, "samples": samples, "baselines": before.baselines})
 
 
-def read_before(folder: epath.Path) -> Result | None:
-    """The result that `write_before` wrote; None if it is missing or damaged."""
+def read_before(folder: epath.Path) -> Before | None:
+    """What `write_before` wrote; None if it is missing or damaged."""
     saved = parallel.once(read_state, folder / BEFORE, _Before)
-    return None if saved is None else Result(saved["scores"], saved["samples"])
+    return None if saved is None else Before(Result(saved["scores"], saved["samples"]), saved["baselines"])
 
 
 def claim_scores(folder: epath.Path, run_dir: str | None, at_end: contextlib.ExitStack) -> None:

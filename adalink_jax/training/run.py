@@ -27,6 +27,7 @@ from adalink_jax.training.run_checkpoints import CheckpointConfig
 from adalink_jax.training.session import RunSession, Start, open_run
 from adalink_jax.training.setup import Parameters, Setup, load_parameters
 from adalink_jax.training.step import CrossEntropy, TrainState, make_train_step
+from adalink_jax.training.verdict import nothing_learned
 from adalink_jax.typed_values import NonNegativeInt, PositiveInt
 
 
@@ -193,8 +194,8 @@ class Run:
         self.writer.write(step, result.tagged("validation"))
         self.session.console.scores(step, "validation", result.scores)
 
-    def score_before(self, state: TrainState) -> Result | None:
-        """Test scores of the model before its first step, read from the run's file if it has them; None without a metric."""
+    def score_before(self, state: TrainState) -> outputs.Before | None:
+        """Test scores before the first step and without a model, read from the run's file if it has them; None without a metric."""
         if self.metric is None:
             return None
         folder = self.session.folder
@@ -205,11 +206,14 @@ class Run:
         else:
             self.evaluate(state)
         result = self._score(state, "test")
-        if result is not None:
-            parallel.once(outputs.write_before, folder, result)
-            self.writer.write(0, result.tagged("test"))
-            self.session.console.scores(0, "test", result.scores)
-        return result
+        if result is None:
+            return None
+        before = outputs.Before(result, self.session.baselines())
+        parallel.once(outputs.write_before, folder, before)
+        self.writer.write(0, result.tagged("test"))
+        self.session.console.scores(0, "test", result.scores)
+        self.session.console.baselines(before.baselines)
+        return before
 
     def score_selected(self, last: TrainState) -> tuple[TrainState, Result | None]:
         """The state with the best validation score, and its scores on `test`, measured once, at the end.
@@ -223,13 +227,17 @@ class Run:
         return selected, self._score(selected, "test")
 
     def finish(
-        self, last: TrainState, before: Result | None, selected: tuple[TrainState, Result | None], seconds: float
+        self,
+        last: TrainState,
+        before: outputs.Before | None,
+        selected: tuple[TrainState, Result | None],
+        seconds: float,
     ) -> dict:
         """Writes the run's results, prints them, and returns the contents of `summary.json`.
 
         Args:
           last: the last state.
-          before: test scores before the first step; None without a metric.
+          before: what was scored before the first step; None without a metric.
           selected: the result of `score_selected`.
           seconds: since this process started the run.
         """
@@ -240,9 +248,12 @@ class Run:
         if self.metric is not None:
             assert before is not None and after is not None  # a stopped run does not come here
             self.writer.write(int(last.step), after.tagged("test"))
+            frozen, adapted = before.result.scores[self.metric], after.scores[self.metric]
             scores = {
-                f"frozen_{self.metric}": before.scores[self.metric],
-                f"adapted_{self.metric}": after.scores[self.metric],
+                f"frozen_{self.metric}": frozen,
+                f"adapted_{self.metric}": adapted,
+                "baselines": before.baselines,
+                "nothing_learned": nothing_learned(self.metric, int(state.step), adapted, frozen, before.baselines),
             }
         summary = {
             **scores,
@@ -264,10 +275,11 @@ class Run:
             "versions": outputs.versions(),
             "segments": self.start.segments(int(last.step)),
         }
+        untrained = before and before.result
         written = outputs.write_end(
-            session.folder, setup, self.params, state.trainable, last.trainable, before, after, summary
+            session.folder, setup, self.params, state.trainable, last.trainable, untrained, after, summary
         )
-        session.console.finished(summary, before, after, written if self.keep_folder else [])
+        session.console.finished(summary, untrained, after, written if self.keep_folder else [])
         return summary
 
     @property

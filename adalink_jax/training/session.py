@@ -34,6 +34,7 @@ from adalink_jax.training.run_checkpoints import CheckpointConfig, RunCheckpoint
 from adalink_jax.training.segments import Segment, check_environment
 from adalink_jax.training.setup import Parameters, Setup, split_abstract
 from adalink_jax.training.step import TrainState, check_batch
+from adalink_jax.training.verdict import baselines_of
 
 T = TypeVar("T")
 
@@ -81,6 +82,11 @@ class Session:
         """Scores `model` on the tasks; `at_once` is a pack's (see `map_members`)."""
         batch_size, decoding = self.setup.data.batch_size, self.setup.decoding
         return Evaluator(model, self.eval_tasks, converter, batch_size, self.mesh, decoding, at_once)
+
+    def baselines(self) -> dict[str, dict[str, float]]:
+        """Test scores without a model, see `verdict.baselines_of`."""
+        with self.console.working("scoring without a model"):
+            return parallel.once(baselines_of, self.eval_tasks)
 
     def unless_stopped(self, split: str, score: Callable[[Callable[[], None]], T]) -> T | None:
         """`score(check)`, where `check` is to be called between batches; None if a stop was requested meanwhile."""

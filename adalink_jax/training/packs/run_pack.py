@@ -26,6 +26,7 @@ from adalink_jax.training.run_checkpoints import CheckpointConfig
 from adalink_jax.training.session import RunSession, Start, open_run
 from adalink_jax.training.setup import Setup
 from adalink_jax.training.step import CrossEntropy, TrainState
+from adalink_jax.training.verdict import nothing_learned
 from adalink_jax.typed_values import NonNegativeInt, PositiveFloat, PositiveInt, Seed
 
 MEMBERS = "members"
@@ -219,12 +220,14 @@ class PackRun:
     def finish(self, state: TrainState, results: list[Result] | None, total_steps: int, seconds: float) -> dict:
         """Writes each member's files and the pack's summary. The last adapter of a member that diverged is not written."""
         session, params = self.session, self.pack.params
+        baselines = {} if results is None else session.baselines()
         shared = {
             "frozen": outputs.count(params.frozen),
             "base": params.base and dataclasses.asdict(params.base),
             "task": session.setup.data.mixture_or_task_name,
             "empty_input": session.task.encode(""),
             "metric": self.metric,
+            "baselines": baselines,
             "seconds": round(seconds, 1),
             "settings": session.identity,
             "versions": outputs.versions(),
@@ -243,7 +246,13 @@ class PackRun:
                 "diverged": diverged,
             }
             if results is not None:
-                row |= {f"adapted_{self.metric}": results[i].scores[self.metric], "scores": results[i].scores}
+                score = results[i].scores[self.metric]
+                learned_nothing = nothing_learned(self.metric, row["step"], score, None, baselines)
+                row |= {
+                    f"adapted_{self.metric}": score,
+                    "scores": results[i].scores,
+                    "nothing_learned": learned_nothing,
+                }
             folder = session.folder / MEMBERS / member.name
             outputs.write_parameters(folder, setup, params, best, {} if diverged else last, shared | row)
             outputs.write_summary(folder, shared | row)

@@ -26,6 +26,8 @@ _HOMES = {
     "PaLI": "models",
     "PaliGemma": "models",
     "PaliGemmaConfig": "models",
+    "Pix2Struct": "models",
+    "Pix2StructConfig": "models",
     "Predictor": "serving",
     "QFormerConfig": "models",
     "T5": "models",

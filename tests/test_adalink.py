@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import init, random_batch, tiny_pali, tiny_paligemma, tiny_t5, tiny_t5gemma, tiny_t5gemma2
+from helpers import init, random_batch, tiny_pali, tiny_paligemma, tiny_pix2struct, tiny_t5, tiny_t5gemma, tiny_t5gemma2
 
 from adalink_jax import T5, AdaLink, AdaLinkAdapter, AdaptedModel, T5Config
 from adalink_jax.adapters import abstract_params, fold_text
@@ -26,6 +26,7 @@ BACKBONES = {
     "PaLI": tiny_pali,
     "T5Gemma": tiny_t5gemma,
     "PaliGemma": tiny_paligemma,
+    "Pix2Struct": tiny_pix2struct,
     "T5Gemma2": tiny_t5gemma2,
 }
 
@@ -47,7 +48,8 @@ def test_the_formula(phi):
 ])  # fmt: skip
 def test_a_fresh_adalink_is_the_identity_to_the_bit(backbone, scan_layers, dtype):
     backbone = BACKBONES[backbone](scan_layers=scan_layers, dtype=dtype)
-    kinds = ("text", "target") if isinstance(backbone, T5) and not hasattr(backbone, "vision_config") else None
+    is_text = type(backbone) is T5
+    kinds = ("text", "target") if is_text else None
     adapted, bare = AdaptedModel(backbone, AdaLinkAdapter(rank=4, kinds=kinds)), AdaptedModel(backbone)
     batch = random_batch(backbone, 4, 6, 5, seed=0)
     params = init(adapted, batch)

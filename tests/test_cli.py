@@ -29,6 +29,7 @@ PUBLISHED = {
     "paligemma_3b_224": 2_923_335_408, "paligemma_3b_448": 2_924_220_144, "paligemma_3b_896": 2_927_759_088,
     "paligemma2_3b_224": 3_032_094_960, "paligemma2_3b_448": 3_032_979_696, "paligemma2_3b_896": 3_036_518_640,
     "paligemma2_10b_224": 9_662_409_456, "paligemma2_10b_448": 9_663_294_192, "paligemma2_10b_896": 9_666_833_136,
+    "pix2struct_base": 282_285_696, "pix2struct_large": 1_336_107_264, "matcha_base": 282_285_696, "deplot": 282_285_696,
     "paligemma2_28b_224": 27_650_192_112, "paligemma2_28b_448": 27_651_076_848, "paligemma2_28b_896": 27_654_615_792,
 }  # fmt: skip
 

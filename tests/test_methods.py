@@ -59,7 +59,7 @@ CASES = {  # module, and its leaves with a text model
     ),
     "norm_tuning": (lambda: NormTuning(), NORMS),
 }
-SEEING = "PaLI", "PaliGemma", "T5Gemma2"
+SEEING = "PaLI", "PaliGemma", "T5Gemma2", "Pix2Struct"
 GEMMAS = "T5Gemma", "PaliGemma", "T5Gemma2"
 both = pytest.mark.parametrize("backbone", BACKBONES)
 # A method knows no family: each has every behaviour with a T5, and with other families those that touch what they have of their own.
@@ -71,6 +71,7 @@ USUAL = [
     ("lora", "T5Gemma"),
     ("adalink", "PaliGemma"),
     ("adalink", "T5Gemma2"),
+    ("adalink", "Pix2Struct"),
 ]
 every_pair = pytest.mark.parametrize(
     "method, backbone",
@@ -163,6 +164,10 @@ def test_the_leaves_of_each_method(backbone, method):
         leaves = [name for name in leaves if not name.startswith("encoder/")]
     if backbone in ("PaliGemma", "T5Gemma2"):  # have one attention in each layer
         leaves = [name for name in leaves if not re.match(r".*(cross|encoder_decoder)_attention", name)]
+    if backbone == "Pix2Struct":  # reads no text
+        leaves = [
+            name for name in leaves if not name.startswith("text/") and (method, name[:11]) != ("dept", "adapters_0/")
+        ]
     assert found == sorted(leaves)
 
 

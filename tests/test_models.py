@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import jaxtyping
 import numpy as np
 import pytest
-from helpers import init, random_batch, tiny_pali, tiny_paligemma, tiny_t5, tiny_t5gemma, tiny_t5gemma2
+from helpers import init, random_batch, tiny_pali, tiny_paligemma, tiny_pix2struct, tiny_t5, tiny_t5gemma, tiny_t5gemma2
 
 from adalink_jax import T5, AdaptedModel, PaLI, T5Config, ViTConfig
 from adalink_jax.adapters import abstract_params
@@ -22,6 +22,7 @@ BACKBONES = {
     "PaLI": tiny_pali,
     "T5Gemma": tiny_t5gemma,
     "PaliGemma": tiny_paligemma,
+    "Pix2Struct": tiny_pix2struct,
     "T5Gemma2": tiny_t5gemma2,
 }
 pytestmark = pytest.mark.usefixtures("exact_matmuls")

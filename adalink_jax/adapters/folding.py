@@ -1,7 +1,8 @@
 """Folding: stores a trained adapter in the backbone's own weights, where it costs nothing.
 
     text:    encoder's table  E' = adapter(E)                                        any phi; E, E' [V, D]
-    images:  projection       W' = W (I + s down up),  b' = b (I + s down up)        linear adapters only; W [E, D], b [D]
+    images:  projection       W' = W (I + s down up),  b' = b (I + s down up)        linear adapters only; W [E, D], b [D]; tables of
+                                                                                     places [rows, D] as W
     layers:  `LoRA.merge`, `NormTuning.merge`: the method's module has its own
 
 T5 shares its table with the decoder (and T5 1.0 with the logits), so the folded table is a leaf of its own, for the encoder
@@ -26,6 +27,11 @@ from adalink_jax.models.backbone import Backbone
 from adalink_jax.models.seam import KINDS, Inputs
 
 TABLE, ENCODER_TABLE = "token_embedder/embedding", "encoder/token_embedder/embedding"
+_KERNEL, _BIAS = "projection/kernel", "projection/bias"
+_PLACES = (
+    "projection/row_embedding",
+    "projection/column_embedding",
+)  # tables [rows, D] that a family may add to visual tokens
 _ROWS = 8192  # rows of a table adapted at once
 
 
@@ -101,6 +107,7 @@ def fold_adapter(
     backbone: Params,
     embedding_scale: float = 1.0,
     replaced_ids: Sequence[int] = (),
+    reads_text: bool = True,
 ) -> dict[str, Any]:
     """Folds an adapter into a backbone's parameters: images into `projection`, text into `encoder/token_embedder`; a layer
     adapter merges itself.
@@ -109,7 +116,7 @@ def fold_adapter(
       adapter: an input adapter of single embeddings, or a `LayerAdapter`.
       params: its parameters.
       backbone: the backbone's parameters.
-      embedding_scale, replaced_ids: the backbone's.
+      embedding_scale, replaced_ids, reads_text: the backbone's.
 
     Returns:
       The parameters of `folded_backbone`.
@@ -121,16 +128,16 @@ def fold_adapter(
         return jax.device_get(adapter.apply({"params": params}, backbone, method="merge"))
     _check_per_token(adapter)
     folded: dict[str, Any] = dict(paths.flatten(jax.device_get(backbone)))
-    present = ("image", "text") if "projection" in backbone else ("text",)
+    present = ("image",) * ("projection" in backbone) + ("text",) * reads_text
     kinds = getattr(adapter, "kinds", None) or tuple(sorted(params.keys() & set(KINDS))) or present
     if "target" in kinds:
         raise UserError(
             f"{type(adapter).__name__} adapts the decoder's input as well, and cannot be folded into the decoder's table."
         )
     if "image" in kinds:
-        names = "projection/kernel", "projection/bias"
-        adapted = zip(names, fold_image(adapter, params, folded[names[0]], folded.get(names[1])))
-        folded |= {name: leaf for name, leaf in adapted if leaf is not None}
+        adapted = zip((_KERNEL, _BIAS), fold_image(adapter, params, folded[_KERNEL], folded.get(_BIAS)))
+        tables = {name: fold_image(adapter, params, folded[name], None)[0] for name in _PLACES if name in folded}
+        folded |= {name: leaf for name, leaf in adapted if leaf is not None} | tables
     if "text" in kinds:
         folded |= _adapted_embeddings(adapter, params, folded, embedding_scale, replaced_ids)
     return paths.unflatten(folded)

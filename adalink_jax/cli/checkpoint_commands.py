@@ -164,7 +164,7 @@ def verify_base(argv: list[str]) -> int:
         from adalink_jax.interop import verify_report
 
         adaptation = None
-        if "vision" not in source.settings:
+        if not any(name.startswith("projection/") for name in source.leaves):  # reads text alone
             adaptation = verify_report.adapt(source, reference, vocabulary)
             checks, agrees = [*checks, *adaptation.checks], agrees and all(x.passed for x in adaptation.checks)
         command = shlex.join(["adalink", "verify-base", *argv])

@@ -145,7 +145,7 @@ def _predict(predictor: "Predictor", source: "rows.Source", output: "rows.Output
         while chunk := list(itertools.islice(asks, BATCHES_PER_WRITE * predictor.batch_size)):
             images = None
             if any(ask.picture for ask in chunk):
-                read = lambda ask: b"" if ask.picture is None else ask.picture(shape, preparation)
+                read = lambda ask: b"" if ask.picture is None else ask.picture(shape, preparation.for_text(ask.text))
                 images = list(threads.map(read, chunk))
             names = ONLY if chunk[0].adapter is None else [ask.adapter or None for ask in chunk]
             predictions = predictor([ask.text for ask in chunk], images, names)

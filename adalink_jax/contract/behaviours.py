@@ -138,7 +138,8 @@ def is_merged_or_folded(case: Case) -> None:
     backbone = jax.tree.map(lambda x: x, case.base.params)
     try:
         base = case.base.backbone
-        folded = fold_adapter(case.adapter, case.trained, backbone, base.embedding_scale, base.replaced_ids)
+        facts = base.embedding_scale, base.replaced_ids, base.reads_text
+        folded = fold_adapter(case.adapter, case.trained, backbone, *facts)
     except UserError as e:
         raise DoesNotApply(str(e)) from e
     same = jax.tree.all(jax.tree.map(lambda a, b: a is b, backbone, case.base.params))

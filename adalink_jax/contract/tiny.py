@@ -12,6 +12,8 @@ from adalink_jax.models import (
     PaLI,
     PaliGemma,
     PaliGemmaConfig,
+    Pix2Struct,
+    Pix2StructConfig,
     T5Config,
     T5Gemma,
     T5Gemma2,
@@ -69,12 +71,21 @@ def tiny_t5gemma2(**overrides: Any) -> T5Gemma2:
     return T5Gemma2(config, _tiny_vit(**overrides))
 
 
+def tiny_pix2struct(**overrides: Any) -> Pix2Struct:
+    """A two-layer Pix2Struct of width 32 that reads ten patches of 2 x 2 grey pixels."""
+    sizes = {"vocab_size": VOCAB, "emb_dim": 32, "num_heads": 4, "head_dim": 8, "mlp_dim": 64}
+    depth = {"num_encoder_layers": 2, "num_decoder_layers": 2}
+    pictures = {"max_patches": 10, "num_positions": 10, "patch_size": 2, "channels": 1}
+    return Pix2Struct(Pix2StructConfig(**{**sizes, **depth, **pictures, **overrides}))
+
+
 BACKBONES: dict[str, Callable[..., Backbone]] = {
     "T5": lambda **overrides: T5(tiny_t5(**overrides)),
     "PaLI": tiny_pali,
     "T5Gemma": tiny_t5gemma,
     "PaliGemma": tiny_paligemma,
     "T5Gemma2": tiny_t5gemma2,
+    "Pix2Struct": tiny_pix2struct,
 }
 
 
@@ -91,15 +102,16 @@ def random_batch(backbone: Backbone, batch_size: int, inputs: int, targets: int,
         return out
 
     target = ids(targets)
-    batch = {
-        "encoder_input_tokens": ids(inputs),
+    encoder = {"encoder_input_tokens": ids(inputs)} if backbone.reads_text else {}
+    batch = encoder | {
         "decoder_target_tokens": target,
         "decoder_input_tokens": np.pad(target[:, :-1], ((0, 0), (1, 0)), constant_values=backbone.token_ids.start),
         "decoder_loss_weights": (target > 0).astype(np.float32),
     }
     abstract = backbone.abstract_batch(batch_size, inputs, targets)
     if "images" in abstract:
-        batch["images"] = rng.uniform(-1, 1, abstract["images"].shape).astype(np.float32)
+        numbers = rng.uniform(-1, 1, abstract["images"].shape).astype(np.float32)
+        batch["images"] = backbone.as_images(numbers)
     if backbone.image_places is not None:
         placeholder, number = backbone.image_places
         text = batch["encoder_input_tokens"][:, :number]  # begins with an image, as far as there is text

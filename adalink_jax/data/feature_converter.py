@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from adalink_jax.data.images import PREPARATION, ImageShape, Preparation, decode_image, load_image, read_image
+from adalink_jax.data.images import PREPARATION, ImageShape, Preparing, decode_image, load_image, read_image
 from adalink_jax.data.task_protocol import Example
 from adalink_jax.data.transformers_vocabulary import PAD
 from adalink_jax.data.vision_cache import VisionCache, image_key
@@ -48,6 +48,7 @@ class FeatureConverter:
       cache: supplies the vision tower's outputs instead of the images, which are then not decoded.
       preparation: how files of images are scaled, cropped and made opaque.
       token_ids: the model's special ids.
+      reads_text: whether the model's encoder reads text; if not, there are no `encoder_input_tokens`, and `preparation` gets the text.
       image_places: the text's id whose places the tokens of an example's image take, and how many they are; batches without images
         then have no `images`. None for a model that reads images before the text, and needs them.
     """
@@ -57,8 +58,9 @@ class FeatureConverter:
     task_name: str = "the data"
     instructions: WordPieceVocabulary | None = None
     cache: VisionCache | None = None
-    preparation: Preparation = PREPARATION
+    preparation: Preparing = PREPARATION
     token_ids: TokenIds = T5_IDS
+    reads_text: bool = True
     image_places: tuple[int, int] | None = None
 
     def __call__(self, examples: Sequence[Example], batch_size: int | None = None) -> Batch:
@@ -82,6 +84,8 @@ class FeatureConverter:
             "decoder_input_tokens": np.hstack([np.full_like(targets[:, :1], ids.start), targets[:, :-1]]),
             "decoder_loss_weights": (targets != ids.pad).astype(np.float32),
         }
+        if not self.reads_text:
+            del batch["encoder_input_tokens"]
         if self.instructions is not None:
             instructions = [self.instruction(example) for example in examples]
             batch[INSTRUCTION] = _stack(instructions, rows, inputs.shape[1], PAD)
@@ -156,11 +160,12 @@ class FeatureConverter:
         """The ids of an example's text in the Q-Former's vocabulary; empty if it reads no text."""
         if self.instructions is None:
             return []
+        return self.instructions.encode(self._text(example, "the Q-Former"), self.task_feature_lengths["inputs"])
+
+    def _text(self, example: Example, reader: str) -> str:
         if "inputs_pretokenized" not in example:
-            raise UserError(
-                f"{self._name(example)} has ids but no text (`inputs_pretokenized`), which the Q-Former reads."
-            )
-        return self.instructions.encode(text_of(example["inputs_pretokenized"]), self.task_feature_lengths["inputs"])
+            raise UserError(f"{self._name(example)} has ids but no text (`inputs_pretokenized`), which {reader} reads.")
+        return text_of(example["inputs_pretokenized"])
 
     def key(self, example: Example) -> bytes:
         """The key of an example's image in a cache; includes the instruction if the tower reads it."""
@@ -170,7 +175,7 @@ class FeatureConverter:
         return image_key(image, self.instruction(example))
 
     def image(self, example: Example) -> np.ndarray:
-        """The image of one example: float32 [height, width, channels] in [-1, 1].
+        """The image of one example: float32 [height, width, channels] in [-1, 1], or what else `preparation` makes.
 
         Raises:
           UserError: see `__call__`.
@@ -188,9 +193,12 @@ class FeatureConverter:
                 )
             if _absent(example):
                 return np.zeros(shape, np.float32)
+            preparation = self.preparation
+            if not self.reads_text:
+                preparation = preparation.for_text(self._text(example, "the model, above its picture,"))
             if image is None:
-                return load_image(text_of(example["image_file"]), shape, self.preparation)
-            return decode_image(image, shape, f"The image of {self._name(example)}", self.preparation)
+                return load_image(text_of(example["image_file"]), shape, preparation)
+            return decode_image(image, shape, f"The image of {self._name(example)}", preparation)
         if shape is not None and np.shape(image) != tuple(shape):
             raise UserError(
                 f"The image of {self._name(example)} is {np.shape(image)} and the model takes {tuple(shape)}; give the "

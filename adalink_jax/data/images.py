@@ -5,6 +5,7 @@ import dataclasses
 import hashlib
 import io
 from collections.abc import Iterator
+from typing import Protocol
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -12,7 +13,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from adalink_jax.errors import UserError
 from adalink_jax.files.places import regular_file
 
-ImageShape = tuple[int, int, int]  # height, width, channels (1 or 3)
+ImageShape = tuple[int, ...]  # height, width, channels (1 or 3); or what else `Preparing.array` makes
 KEY_BYTES = 8
 MOST_PIXELS = 2**27  # 400 MB of pixels; the largest photographs of telephones have 108 million, and Pillow refuses 179
 MOST_BYTES = 2**28  # of a file
@@ -25,6 +26,29 @@ _FAULTS = (
     ArithmeticError,
 )  # Pillow raises all of these
 _counts: list[set[bytes]] = []
+
+
+class Preparing(Protocol):
+    """How a picture becomes the array that a model reads: `Preparation`, or `patches.Patches`.
+
+    Attributes:
+      background: the colour under transparent pixels; None shows the colours stored in them.
+    """
+
+    @property
+    def background(self) -> str | None: ...
+
+    def for_text(self, text: str) -> "Preparing":
+        """These settings for the picture of an example with this text."""
+        ...
+
+    def array(self, image: Image.Image, shape: ImageShape) -> np.ndarray:
+        """An opaque picture of any size as float32 `shape`."""
+        ...
+
+    def shown(self, array: np.ndarray) -> np.ndarray:
+        """What people are shown of an array: float32 [height, width, 1 or 3] in [-1, 1]."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +66,20 @@ class Preparation:
     keep_aspect: bool = False
     crop_pct: float = 1.0
     background: str | None = "white"
+
+    def for_text(self, text: str) -> "Preparation":
+        """The same for all texts."""
+        return self
+
+    def array(self, image: Image.Image, shape: ImageShape) -> np.ndarray:
+        """An opaque picture as float32 [height, width, channels] in [-1, 1]."""
+        height, width, channels = shape
+        image = self.resized(image.convert("L" if channels == 1 else "RGB"), height, width)
+        return np.asarray(image, np.float32).reshape(shape) / 127.5 - 1
+
+    def shown(self, array: np.ndarray) -> np.ndarray:
+        """The array itself."""
+        return array
 
     def resized(self, image: Image.Image, height: int, width: int) -> Image.Image:
         """Scales and crops as `transformers` does with Pillow; a crop beyond the image adds black."""
@@ -78,16 +116,16 @@ def check_bytes(name: str, size: int) -> None:
         )
 
 
-def decode_image(encoded: bytes, shape: ImageShape, name: str, preparation: Preparation = PREPARATION) -> np.ndarray:
-    """Decodes an image file (PNG, JPEG, ...) to float32 `shape` in [-1, 1]; other sizes are scaled.
+def decode_image(encoded: bytes, shape: ImageShape, name: str, preparation: Preparing = PREPARATION) -> np.ndarray:
+    """Decodes an image file (PNG, JPEG, ...) to float32 `shape`, by default in [-1, 1]; other sizes are scaled.
 
     A photo is rotated as its EXIF data says; an animation gives its first frame; 16 bits are scaled, not cut.
 
     Args:
       encoded: the bytes of the file.
-      shape: height, width, and 1 (grey) or 3 (RGB) channels.
+      shape: height, width, and 1 (grey) or 3 (RGB) channels; or what else `preparation` makes.
       name: the image, for error messages.
-      preparation: the filter, the crop, and the colour under transparency.
+      preparation: the filter, the crop, and the colour under transparency; or patches.
 
     Raises:
       UserError: if the bytes are not a complete image.
@@ -97,7 +135,7 @@ def decode_image(encoded: bytes, shape: ImageShape, name: str, preparation: Prep
 
 
 def picture_array(
-    image: Image.Image | np.ndarray, shape: ImageShape, name: str, preparation: Preparation = PREPARATION
+    image: Image.Image | np.ndarray, shape: ImageShape, name: str, preparation: Preparing = PREPARATION
 ) -> np.ndarray:
     """Converts an opened image, or uint8 pixels [height, width] or [height, width, channels], as `decode_image` does.
 
@@ -122,14 +160,12 @@ def _named(name: str) -> Iterator[None]:
         raise UserError(f"{name} is damaged, or not a picture; replace it.") from e
 
 
-def _array(image: Image.Image, shape: ImageShape, preparation: Preparation) -> np.ndarray:
+def _array(image: Image.Image, shape: ImageShape, preparation: Preparing) -> np.ndarray:
     check_pixels(*image.size)
-    height, width, channels = shape
     if image.mode == "F":
         raise ValueError("a picture of floating-point numbers")
     image = _opaque(_eight_bits(ImageOps.exif_transpose(image)), preparation.background)
-    image = preparation.resized(image.convert("L" if channels == 1 else "RGB"), height, width)
-    return np.asarray(image, np.float32).reshape(shape) / 127.5 - 1
+    return preparation.array(image, shape)
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
@@ -173,7 +209,7 @@ def count_transparent(keys: set[bytes]) -> None:
         count.update(keys)
 
 
-def transparency_note(keys: set[bytes], preparation: Preparation) -> str:
+def transparency_note(keys: set[bytes], preparation: Preparing) -> str:
     """What a command reports of images with transparent pixels, or ""."""
     if not keys:
         return ""
@@ -183,7 +219,7 @@ def transparency_note(keys: set[bytes], preparation: Preparation) -> str:
     return f"{pictures} transparent pixels; {shown} (ViTConfig.background)."
 
 
-def load_image(path: str, shape: ImageShape, preparation: Preparation = PREPARATION) -> np.ndarray:
+def load_image(path: str, shape: ImageShape, preparation: Preparing = PREPARATION) -> np.ndarray:
     """Decodes an image file, see `decode_image`.
 
     Raises:

@@ -37,7 +37,8 @@ def read_exported_adapter(
     kinds = kinds_of(facts)
     if not getattr(module, "per_token", False) or not {*(module.kinds or kinds), *tops} <= {*kinds, "shared"}:
         raise UserError(
-            f"The adapter {folder} has {', '.join(tops)}; only an adapter of {_ALONE[kinds]} can be exported."
+            f"The adapter {folder} has {', '.join(tops)}; only an adapter of {_ALONE[kinds]} can be exported. "
+            f"`adalink adapters fold` folds one of images into a native base, which `adalink convert` may write for transformers."
         )
     width = next((leaf.shape[0] for name, leaf in leaves.items() if name.endswith("/down") and leaf.ndim), 1)
     inputs = Inputs(**{kind: jnp.zeros((1, 1, width)) for kind in kinds})

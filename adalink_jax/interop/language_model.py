@@ -34,8 +34,8 @@ def backbone_of(source: Source, dtype: str = "float32") -> Backbone:
         kind = BLIP2
     if family is None or kind is None or sees != issubclass(kind, Visual):
         raise CheckpointError(
-            f"{source.path} is not a known language model ({source.kind}); give a T5, a T5Gemma, a T5Gemma 2, a PaliGemma, a BLIP-2 or "
-            f"an InstructBLIP."
+            f"{source.path} is not a known language model ({source.kind}); give a T5, a T5Gemma, a T5Gemma 2, a PaliGemma, a Pix2Struct, "
+            f"a BLIP-2 or an InstructBLIP."
         )
     parts: list[Any] = [family.config(**config_fields(source), dtype=dtype, scan_layers=True)]
     if sees:

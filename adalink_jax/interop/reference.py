@@ -18,6 +18,7 @@ from adalink_jax.files.typed_json import find_object
 
 ENDED = -1  # fills up rows of outputs
 _FILLED = 64  # at most, rows of a PaliGemma's table behind its vocabulary: the placeholder's, and filling
+_PATCHES = "flattened_patches"  # the argument of models that read a picture's patches, and no text
 PREFIX_LM, _PLACEHOLDER = "paligemma", "<image>"  # a model_type whose model reads [images ; text] and continues it
 
 
@@ -98,10 +99,13 @@ class Reference:
         message = [{"role": "user", "content": text}]
         return tokenizer.apply_chat_template(message, add_generation_prompt=True, return_dict=False)[:length]
 
-    def pixels(self, pictures: Sequence[Image.Image]) -> np.ndarray | None:
-        """The image processor's pixels, float32 [B, height, width, 3]."""
+    def pixels(self, pictures: Sequence[Image.Image], most: int) -> np.ndarray | None:
+        """The image processor's pixels, float32 [B, height, width, 3]; or at most `most` patches [B, N, 2 + pixels], without headers."""
         if self.images is None:
             return None
+        if _PATCHES in self.images.model_input_names:
+            options = {"max_patches": most, "is_vqa": False, "return_tensors": "np"}
+            return np.asarray(self.images(images=list(pictures), **options)[_PATCHES])
         return np.asarray(self.images(images=list(pictures), return_tensors="np")["pixel_values"]).transpose(0, 2, 3, 1)
 
     def run(
@@ -121,7 +125,7 @@ class Reference:
           texts: ids of the texts, with their beginning and end.
           length: T.
           beams: beams of the beam search.
-          pixels: float32 [B, height, width, 3], or None.
+          pixels: float32 [B, height, width, 3], or patches [B, N, 2 + pixels], or None.
           words: ids of the instructions for a Q-Former, or None.
           outputs: outputs to compute the logits for, instead of decoding.
         """
@@ -131,17 +135,21 @@ class Reference:
         kind = seq2seq if pixels is None else with_images
         model = self._read(kind, self._folder, dtype=getattr(torch, dtype), **options).eval()
         inputs = {}
-        if pixels is not None:
+        if pixels is not None and pixels.ndim == 3:
+            inputs[_PATCHES] = torch.tensor(pixels).to(model.dtype)
+            inputs["attention_mask"] = torch.tensor(pixels[..., 0] > 0).to(model.dtype)
+        elif pixels is not None:
             if self._is_prefix_lm:
                 number = model.config.text_config.num_image_tokens
             else:  # a T5Gemma 2's texts have the places already
                 number = getattr(model.config, "num_query_tokens", 0)
             texts = [[*[model.config.image_token_id] * number, *text] for text in texts]
             inputs["pixel_values"] = torch.tensor(pixels.transpose(0, 3, 1, 2).copy()).to(model.dtype)
-        inputs["input_ids"], inputs["attention_mask"] = self._padded(texts, left=self._is_prefix_lm)
+        if _PATCHES not in inputs:
+            inputs["input_ids"], inputs["attention_mask"] = self._padded(texts, left=self._is_prefix_lm)
         if words is not None:
             inputs["qformer_input_ids"], inputs["qformer_attention_mask"] = self._padded(words)
-        start, settings = 1, {"do_sample": False, "max_new_tokens": length}
+        start, settings = 1, {"do_sample": False, "max_new_tokens": length, "use_cache": True}
         if self._is_prefix_lm:  # without token types its prefix is causal
             inputs["token_type_ids"], start = torch.zeros_like(inputs["input_ids"]), inputs["input_ids"].shape[1]
             behind = model.get_input_embeddings().weight.shape[0] - model.config.image_token_id

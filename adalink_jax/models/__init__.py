@@ -1,6 +1,6 @@
 """Backbones and what they share: families of models, the seam's structs, decoding. They know nothing of adapters.
 
-`backbone` is the interface; a family implements it (`t5`, `t5gemma`, `t5gemma2`, `pali`, `blip2`, `paligemma`, from the parts `vit`,
+`backbone` is the interface; a family implements it (`t5`, `t5gemma`, `t5gemma2`, `pali`, `blip2`, `paligemma`, `pix2struct`, from the parts `vit`,
 `qformer`, `gemma`, `layers`, `stack`).
 """
 
@@ -8,6 +8,7 @@ from adalink_jax.models.backbone import Backbone, Batch
 from adalink_jax.models.blip2 import BLIP2
 from adalink_jax.models.pali import PaLI
 from adalink_jax.models.paligemma import PaliGemma, PaliGemmaConfig
+from adalink_jax.models.pix2struct import Pix2Struct, Pix2StructConfig
 from adalink_jax.models.qformer import QFormerConfig
 from adalink_jax.models.seam import Encoded, Inputs
 from adalink_jax.models.t5 import T5, T5Config
@@ -24,6 +25,8 @@ __all__ = [
     "PaLI",
     "PaliGemma",
     "PaliGemmaConfig",
+    "Pix2Struct",
+    "Pix2StructConfig",
     "QFormerConfig",
     "T5",
     "T5Config",

@@ -68,6 +68,11 @@ class Backbone(nn.Module, abc.ABC):
         return ()
 
     @property
+    def reads_text(self) -> bool:
+        """Whether the encoder reads text; if not, what an example asks is drawn into its picture."""
+        return True
+
+    @property
     def image_places(self) -> tuple[int, int] | None:
         """The text's id whose places an image's tokens take, and how many they are; None where images precede the text."""
         return None
@@ -88,6 +93,10 @@ class Backbone(nn.Module, abc.ABC):
           UserError: unless the family overrides this, or for a model that reads images.
         """
         raise UserError(f"{type(self).__name__} takes one example per row; set PACK_EXAMPLES to False.")
+
+    def as_images(self, numbers: np.ndarray) -> np.ndarray:
+        """Random numbers in [-1, 1], in the shape of `images`, as images of random content: as they are, unless a family's say more."""
+        return numbers
 
     @abc.abstractmethod
     def embed(self, batch: Batch, train: bool = False) -> Inputs:

@@ -190,6 +190,10 @@ class Encoder(nn.Module):
         if cfg.encoder_embedding:
             self.token_embedder = layers.Embed(cfg.vocab_size, cfg.emb_dim, cfg.dtype)
 
+    def positioned(self, bias: Bias, distances: Int[Array, " distances"]) -> Bias:
+        """`bias` with what the whole stack adds for positions; called inside the compact method."""
+        return _add_relative(self.config, bias, distances, bidirectional=True, per_layer=False)
+
     @nn.compact
     def __call__(
         self,
@@ -201,7 +205,7 @@ class Encoder(nn.Module):
         cfg = self.config
         distances = jnp.arange(1 - x.shape[1], x.shape[1])
         bias = Bias(keys=mask, query_segments=segments, key_segments=segments)
-        bias = _add_relative(cfg, bias, distances, bidirectional=True, per_layer=False)
+        bias = self.positioned(bias, distances)
         bias = for_stack(bias, cfg.attention, Scores(x.shape[1], x.shape[1], cfg.head_dim, cfg.dtype))
         x = nn.Dropout(cfg.dropout_rate, broadcast_dims=(-2,))(x, deterministic=deterministic)
         x, _ = run_layers(

@@ -7,18 +7,18 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from adalink_jax.data.images import ImageShape, Preparation, decode_image, load_image, picture_array
+from adalink_jax.data.images import ImageShape, Preparing, decode_image, load_image, picture_array
 from adalink_jax.errors import UserError
 
 SHORTEST = {"inputs": 16, "targets": 4}  # the smallest buckets of lengths, in tokens
 
 
-def pixels(image: Any, shape: ImageShape, name: str, preparation: Preparation) -> np.ndarray | bytes:
-    """An image as float32 `shape` in [-1, 1]; b"", which stands for a missing one, as it is.
+def pixels(image: Any, shape: ImageShape, name: str, preparation: Preparing) -> np.ndarray | bytes:
+    """An image as float32 `shape`, by default in [-1, 1]; b"", which stands for a missing one, as it is.
 
     Args:
       image: a path, a file's bytes, a PIL image, a uint8 array of any size, or a float array of the model's shape.
-      shape: (height, width, channels) of the model's images.
+      shape: (height, width, channels) of the model's images, or what else `preparation` makes.
       name: what errors call it.
       preparation: how files become the model's images.
 

@@ -285,7 +285,8 @@ class Predictor:
             self.inputs_cut += len(ids) == most and len(self._vocabulary.input_ids(text)) > most
             rows.append({"inputs": ids, "targets": [], "inputs_pretokenized": text})
             if images is not None and self.image_shape is not None:
-                rows[-1]["image"] = pixels(images[number], self.image_shape, f"Image {number}", self.preparation)
+                preparation = self.preparation.for_text(text)
+                rows[-1]["image"] = pixels(images[number], self.image_shape, f"Image {number}", preparation)
         return rows
 
     def _as_seen(self, row: str | Mapping[str, Any]) -> str:

@@ -20,7 +20,7 @@ from etils import epath
 
 from adalink_jax import preemption
 from adalink_jax.data import text_of
-from adalink_jax.data.images import ImageShape, Preparation, decode_image, load_image
+from adalink_jax.data.images import ImageShape, Preparing, decode_image, load_image
 from adalink_jax.data.task_protocol import Task
 from adalink_jax.data.user_files import file_splits, table_files
 from adalink_jax.data.user_files.image_files import Pictures, RowPicture
@@ -37,7 +37,7 @@ KINDS = (".jsonl", ".csv")
 
 
 # For the shape of the model's images and their preparation; b"" for a missing image.
-ReadImage = Callable[[ImageShape, Preparation], np.ndarray | bytes]
+ReadImage = Callable[[ImageShape, Preparing], np.ndarray | bytes]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -205,7 +205,7 @@ def _template(name: str, options: Mapping, run: Mapping, path: str, table: table
 def _reader(image: Mapping[str, Any], pictures: Pictures | None, name: str) -> ReadImage | None:
     """A function that reads an image when it is needed."""
 
-    def read(shape: ImageShape, preparation: Preparation) -> np.ndarray | bytes:
+    def read(shape: ImageShape, preparation: Preparing) -> np.ndarray | bytes:
         example = pictures.example(image["image_name"]) if pictures and "image_name" in image else image
         if "image_file" in example:
             return load_image(example["image_file"], shape, preparation)

@@ -104,6 +104,10 @@ class AdaptedEncoderDecoderModel(models.BaseTransformerModel):  # pyright: ignor
             raise UserError(
                 "The Q-Former reads the instruction in its own vocabulary, which t5x's features lack; use `adalink train`."
             )
+        if not module.backbone.reads_text:
+            raise UserError(
+                "The model reads texts that are drawn above pictures, which t5x cannot do; use `adalink train`."
+            )
         if mixture_or_task_name is not None:
             check_task(mixture_or_task_name, "images" in self._features)
         if "images" in self._features:

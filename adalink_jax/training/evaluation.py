@@ -196,7 +196,7 @@ def printable(text: str) -> str:
 
 def _sample(example: dict, converter: FeatureConverter) -> dict:
     text = lambda name: text_of(example[f"{name}_pretokenized"])
-    image = {"image": converter.image(example)} if has_image(example) else {}
+    image = {"image": converter.preparation.shown(converter.image(example))} if has_image(example) else {}
     return {"inputs": text("inputs"), "target": text("targets"), **image}
 
 

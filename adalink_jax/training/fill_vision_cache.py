@@ -90,6 +90,8 @@ def _check(setup: Setup, params: Parameters) -> None:
     backbone = setup.model.backbone
     if setup.image_shape is None:
         raise UserError("VISION_CACHE is set, but the model takes no images; leave it out.")
+    if not hasattr(backbone, "vision_config"):
+        raise UserError("VISION_CACHE is set, but the model has no vision tower; leave it out.")
     inside = tuple(f"backbone/{part}/" for part in PARTS)
     trained = [name for name in params.trainable if name.startswith(inside)]
     if trained:
@@ -114,7 +116,7 @@ def _tower(setup: Setup, params: Parameters) -> Tower:
     settings: dict[str, Any] = {
         part: checkpoints.settings_of(config) | {"dtype": config.dtype} for part, config in configs.items()
     }
-    settings["preparation"] = dataclasses.asdict(setup.preparation)
+    settings["preparation"] = dataclasses.asdict(cast(Any, setup.preparation))
     settings["image"] = [*(setup.image_shape or ()), backbone.vision_config.patch_size]
     settings["weights"] = setup.frozen_dtype
     return Tower(

@@ -50,7 +50,8 @@ def fold_base(folder: str, backbone: Backbone, base: str, destination: str) -> F
     setup = Setup(AdaptedModel(backbone, module), initial_checkpoint_path=base, initial_adapter_path=folder)
     params = load_parameters(setup, parallel.make_mesh(), parallel.logical_axis_rules())
     tree = params.tree()
-    folded = fold_adapter(module, tree["adapter"], tree["backbone"], backbone.embedding_scale, backbone.replaced_ids)
+    facts_of_base = backbone.embedding_scale, backbone.replaced_ids, backbone.reads_text
+    folded = fold_adapter(module, tree["adapter"], tree["backbone"], *facts_of_base)
     plain = AdaptedModel(folded_backbone(backbone, folded))
     wanted = paths.flatten(parallel.unbox(abstract_params(plain))["backbone"])
     if {name: leaf.shape for name, leaf in wanted.items()} != {n: x.shape for n, x in paths.flatten(folded).items()}:
@@ -79,4 +80,5 @@ def _batch(backbone: Backbone) -> dict[str, np.ndarray]:
         if leaf.dtype == np.int32
         else rng.uniform(-1, 1, leaf.shape).astype(np.float32)
     )
-    return {name: make(leaf) for name, leaf in backbone.abstract_batch(*_SHAPE).items()}
+    batch = {name: make(leaf) for name, leaf in backbone.abstract_batch(*_SHAPE).items()}
+    return batch | ({"images": backbone.as_images(batch["images"])} if "images" in batch else {})

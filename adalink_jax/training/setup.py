@@ -15,7 +15,8 @@ from jax.sharding import Mesh
 from adalink_jax import checkpoints, parallel, timings
 from adalink_jax.adapters import AdaptedModel, abstract_params, describe_adapter, fresh_params
 from adalink_jax.data import INSTRUCTION, DatasetConfig, FeatureConverter, VisionCache, WordPieceVocabulary, check_rows
-from adalink_jax.data.images import Preparation
+from adalink_jax.data.images import Preparation, Preparing
+from adalink_jax.data.patches import Patches
 from adalink_jax.errors import UserError
 from adalink_jax.models import paths
 from adalink_jax.models.decoding import Decoding, Sampling
@@ -84,8 +85,8 @@ class Setup:
         return features(rows, lengths["inputs"], lengths["targets"])
 
     @property
-    def image_shape(self) -> tuple[int, int, int] | None:
-        """(height, width, channels) of the model's images; None if it takes none."""
+    def image_shape(self) -> tuple[int, ...] | None:
+        """(height, width, channels) of the model's images, or (patches, numbers of a patch); None if it takes none."""
         images = self.model.backbone.abstract_batch(1, 1, 1).get("images")
         return None if images is None else images.shape[1:]
 
@@ -95,11 +96,13 @@ class Setup:
         return self.image_shape is not None and self.model.backbone.image_places is None
 
     @property
-    def preparation(self) -> Preparation:
-        """How files of images become the vision tower's images."""
-        config = getattr(self.model.backbone, "vision_config", None)
-        fields = [field.name for field in dataclasses.fields(Preparation) if hasattr(config, field.name)]
-        return Preparation(**{name: getattr(config, name) for name in fields})
+    def preparation(self) -> Preparing:
+        """How files of images become the vision tower's images, or the patches of a model without a tower."""
+        backbone = self.model.backbone
+        config = getattr(backbone, "vision_config", getattr(backbone, "config", None))
+        kind = Patches if hasattr(config, "max_patches") else Preparation
+        fields = [field.name for field in dataclasses.fields(kind) if hasattr(config, field.name)]
+        return kind(**{name: getattr(config, name) for name in fields})
 
     def converter(self, task_feature_lengths: Mapping[str, int], cache: VisionCache | None = None) -> FeatureConverter:
         """The converter from examples to the model's features; images are read from `cache` if one is given.
@@ -125,6 +128,7 @@ class Setup:
             cache=cache,
             preparation=self.preparation,
             token_ids=self.model.backbone.token_ids,
+            reads_text=self.model.backbone.reads_text,
             image_places=self.model.backbone.image_places,
         )
 
@@ -257,6 +261,8 @@ def apply_adapter_start(setup: Setup, adapter: Leaves, leaves: Leaves) -> Leaves
     """
     if setup.adapter_start is None:
         return adapter
+    if not setup.model.backbone.reads_text:
+        raise UserError("PROMPT_START takes vectors of words, and the model's encoder reads no text; leave it out.")
     table = leaves.get("backbone/encoder/token_embedder/embedding", leaves["backbone/token_embedder/embedding"])
     table = table * setup.model.backbone.embedding_scale
     return setup.adapter_start(adapter, table, jax.random.key(setup.random_seed))

@@ -207,7 +207,7 @@ def translating(path: str) -> Iterator[None]:
 
 def renamed(name: str, names: Mapping[str, str]) -> str | None:
     """The new name, with the same number of the layer, which is `{}` in `names`; None if `names` has none."""
-    number = re.search(r"(?<=\.block\.)\d+|(?<=\.layers\.)\d+|(?<=/layers_)\d+", name)
+    number = re.search(r"(?<=\.block\.)\d+|(?<=\.layers\.)\d+|(?<=\.layer\.)\d+|(?<=/layers_)\d+", name)
     if name in names or number is None:
         return names.get(name)
     new = names.get(name.replace(number[0], "{}", 1))

@@ -80,7 +80,7 @@ def settings(folder: epath.Path, path: str, config: Mapping[str, Any]) -> dict[s
     Raises:
       CheckpointError: for a damaged file, and a field that this package does not implement.
     """
-    name, stated = _read(folder, path)
+    name, stated = stated_fields(folder, path)
     if stated is None:
         return {}
     place = f"{path}/{name}"
@@ -101,7 +101,7 @@ def settings(folder: epath.Path, path: str, config: Mapping[str, Any]) -> dict[s
     return _normalisation(fields, place) | {"resample": resample} | _geometry(fields, place)
 
 
-def _read(folder: epath.Path, path: str) -> tuple[str, Mapping[str, Any] | None]:
+def stated_fields(folder: epath.Path, path: str) -> tuple[str, Mapping[str, Any] | None]:
     """The file that decides, and its fields; None if there is no such file."""
     for name in FILES:
         if not is_there(folder / name):

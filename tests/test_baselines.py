@@ -10,7 +10,7 @@ from own_files_cases import csv_text, written
 from PIL import Image
 
 from adalink_jax.cli.main import main
-from adalink_jax.data import FileTask, score_baselines
+from adalink_jax.data import DatasetConfig, FileTask, score_baselines
 from adalink_jax.training.verdict import baselines_of, nothing_learned
 
 LENGTHS = {"inputs": 64, "targets": 16}
@@ -83,7 +83,7 @@ def test_of_equal_inputs_there_is_no_classifier_and_of_several_tasks_the_mean(tm
     same = task_of(data, split="part", limits={"shared": 1.0})
     assert [baseline.name for baseline in score_baselines(same)] == ["the commonest answer"]
     classes, free = (task_of(reviews(tmp_path), "classes"), task_of(reviews(tmp_path), "again"))
-    scored = baselines_of([classes, free])
+    scored = baselines_of([classes, free], DatasetConfig("two", LENGTHS, 8))
     assert set(scored) == {"the commonest answer", "TF-IDF with logistic regression"}
     assert scored["TF-IDF with logistic regression"] == {
         "accuracy": 1.0,
@@ -147,3 +147,25 @@ def test_a_run_that_learns_nothing_says_so_wherever_it_is_looked_at(tmp_path, ca
     capsys.readouterr()
     assert main(command) == 0
     assert "Nothing was learned" in capsys.readouterr().out
+
+
+def test_a_few_examples_are_learned_by_heart(tmp_path, capsys):
+    """`--overfit`: training, validation and test are the same examples, and no baseline is scored on them."""
+    (tmp_path / "task.gin").write_text(
+        f"include 'gin/tasks/files.gin'\nMIXTURE_OR_TASK_NAME = 'reviews'\nDATA = {str(reviews(tmp_path))!r}\n"
+        "INPUTS = '{text}'\nTARGETS = '{label}'\nVOCABULARY = 'bytes'\nBLANK_IMAGE = True\nMETRIC = 'accuracy'\n"
+        "TASK_FEATURE_LENGTHS = {'inputs': 32, 'targets': 8}\nBATCH_SIZE = 8\n"
+    )
+    files = ("gin/models/pali_nano.gin", "gin/adapters/full.gin", str(tmp_path / "task.gin"), "gin/runs/finetune.gin")
+    settings = {"INITIAL_CHECKPOINT_PATH": "bundled:pali_nano_raw", "MODEL_DIR": str(tmp_path / "run"), "TRAIN_STEPS": 30,
+                "LEARNING_RATE": 3e-3}  # fmt: skip
+    command = ["train", *(f"--gin_file={file}" for file in files), *(f"--gin.{k}={v!r}" for k, v in settings.items())]
+    assert main([*command, "--overfit", "3"]) == 0
+    assert "trained and scored on the same 3 examples" in capsys.readouterr().out
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["adapted_accuracy"] == summary["validation"] == 1.0 > summary["frozen_accuracy"]
+    assert summary["baselines"] == {} and summary["nothing_learned"] is None
+    rows = [json.loads(row) for row in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if "train/loss" in row] == list(range(1, 31))  # so that a short run has a curve
+    assert main([*command, "--overfit", "3", "--gin.TRAIN_EXAMPLES=16"]) == 2
+    assert "--overfit and TRAIN_EXAMPLES both choose" in " ".join(capsys.readouterr().err.split())

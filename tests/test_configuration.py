@@ -109,6 +109,7 @@ def test_an_unused_setting_is_an_error(file):
     ("brew.grams = (1,\n2", [], ["left open in", "coffee.gin"]),
     ("brew.beans = %BEAN\nbrew.water = %W", [], ["%BEAN (used by brew.beans)", "%W (used by", "--gin.BEAN=VALUE --gin.W="]),
     ("A = %B\nB = %A\nbrew.beans = %A", [], ["macro A refers to itself"]),
+    ("brew.beans = %LEARNING_RATE", [], ["Not set: %LEARNING_RATE", "add a method's file", "gin/adapters/adalink.gin"]),
     ("brew.beans = %gin.REQUIRED", [], ["Not set: brew.beans", "--gin.brew.beans=VALUE"]),
     ("brew.beans = runs/x", [], ["coffee.gin, line 1"]),
     (COFFEE, ["--gin.BEANS=false"], ["--gin.BEANS=False"]),

@@ -54,11 +54,19 @@ def train(argv: list[str], name: str = "train", files: tuple[str, ...] = ()) -> 
         "Run files (gin/runs/*.gin) list at their head what must be set.",
         "adalink train --gin_file=gin/runs/quickstart.gin --gin.TRAIN_STEPS=300 --gin.MODEL_DIR=\"'runs/short'\"",
         SAME_BITS,
+        option(
+            "--overfit",
+            type=int,
+            metavar="N",
+            help="train and score on the same N examples, to see whether a set-up can learn at all",
+        ),
         *([option("--model_dir", metavar="DIR", help="folder of the run (runs/quickstart)")] if files else []),
     )
     flags, options = _parse(parser, argv)
     if not files and not flags.files:
         parser.error("give at least one --gin_file, such as --gin_file=gin/runs/quickstart.gin")
+    if options.overfit is not None:
+        flags = flags.binding("DatasetConfig.overfit", repr(options.overfit))
     if getattr(options, "model_dir", None):
         flags = flags.binding("MODEL_DIR", repr(options.model_dir))
 

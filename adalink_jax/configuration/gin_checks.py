@@ -14,6 +14,7 @@ from gin import config as gin_config
 
 from adalink_jax.configuration import moved_selectors
 from adalink_jax.configuration.flags import GinFlags
+from adalink_jax.configuration.requirements import MACROS
 from adalink_jax.errors import UserError
 
 Config = dict[tuple[str, str], dict[str, object]]  # (scope, selector) -> parameter -> value
@@ -110,7 +111,9 @@ def check_macros(flags: GinFlags, require_all: bool) -> None:
     unset = [name for name in used_by if name not in known and name != "gin.REQUIRED"]
     if unset and require_all:
         uses = ", ".join(f"%{name} (used by {used_by[name]}{nearest(name, known)})" for name in unset)
-        raise UserError(f"Not set: {uses}; add {' '.join(f'--gin.{name}=VALUE' for name in unset)}.")
+        flags_to_add = " ".join(f"--gin.{name}=VALUE" for name in unset if name not in MACROS)
+        files_to_add = dict.fromkeys(MACROS[name] for name in unset if name in MACROS)
+        raise UserError(f"Not set: {uses}; add {' and '.join(filter(None, (flags_to_add, *files_to_add)))}.")
     typed = [name for name, _ in flags.bindings if "." not in name]
     for name in [*typed, *(known if require_all else ())]:
         if name not in used_by:

@@ -1,5 +1,8 @@
 """What commands require of gin's configuration (see `require`): parameter that must be bound -> the gin file that binds it."""
 
+# Macros that a kind of file sets.
+MACROS = {"LEARNING_RATE": "a method's file, such as --gin_file=gin/adapters/adalink.gin"}
+
 MODEL = {"Setup.model": "a model's file, such as --gin_file=gin/models/pali_nano.gin"}
 DATA = {"Setup.dataset": "a task's file, such as --gin_file=gin/tasks/digits.gin"}
 RUN = {"train.setup": "a run's file, such as --gin_file=gin/runs/finetune.gin"}

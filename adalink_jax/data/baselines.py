@@ -37,7 +37,9 @@ class Baseline:
     scores: dict[str, float]
 
 
-def score_baselines(task: Task, split: str = "test") -> list[Baseline]:
+def score_baselines(
+    task: Task, split: str = "test", train_examples: int | None = None, seed: int = 0
+) -> list[Baseline]:
     """Scores the commonest answer of the training split (of numbers: the mean) and the classifier.
 
     At most `MOST_TEXTS` examples of each split are read, and `MOST_PICTURES` of a task with pictures.
@@ -45,9 +47,11 @@ def score_baselines(task: Task, split: str = "test") -> list[Baseline]:
     Args:
       task: the task.
       split: the split to score.
+      train_examples: how many examples of the training split are used, the first in the order of `seed`; None for all.
+      seed: see `train_examples`.
     """
     most = MOST_PICTURES if task.has_images else MOST_TEXTS
-    train = list(itertools.islice(task.examples("train", seed=0), most))
+    train = list(itertools.islice(task.examples("train", seed), min(most, train_examples or most)))
     examples = list(itertools.islice(task.examples(split), most))
     answers = [text_of(example["targets_pretokenized"]) for example in train]
     if not train or not examples:

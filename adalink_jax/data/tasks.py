@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import gin
 
 from adalink_jax.data.in_context import InContextTask
+from adalink_jax.data.overfit import OverfitTask
 from adalink_jax.data.task_protocol import Task
 from adalink_jax.data.user_files import FileTask
 from adalink_jax.errors import UserError
@@ -35,9 +36,10 @@ class DatasetConfig:
       use_cached: read the task from seqio's cache (`seqio_cache_tasks`), and refuse if it is not cached.
       pack: train on rows that hold several examples each (`packed_examples`); evaluation stays one example per row.
       train_examples: k-shot: train on this many examples, which `seed` draws from the training split; None for all.
+      overfit: train and score on this many examples, which `seed` draws from the training split (`--overfit`); None is off.
 
     Raises:
-      UserError: if `train_examples` are fewer than a batch; for `pack` with files that worker processes read; if `own_files` come with a module of seqio tasks or with
+      UserError: if `train_examples` are fewer than a batch, or there is `overfit` beside them; for `pack` with files that worker processes read; if `own_files` come with a module of seqio tasks or with
         `use_cached`.
     """
 
@@ -51,6 +53,7 @@ class DatasetConfig:
     use_cached: bool = False
     in_context_examples: NonNegativeInt = 0
     pack: bool = False
+    overfit: PositiveInt | None = None
 
     def __post_init__(self):
         missing = next((side for side in ("inputs", "targets") if side not in self.task_feature_lengths), None)
@@ -69,6 +72,8 @@ class DatasetConfig:
                 f"PACK_EXAMPLES is True and WORKERS {self.own_files.workers}, but worker processes make rows of one example; set "
                 f"WORKERS to 0."
             )
+        if self.overfit is not None and self.train_examples is not None:
+            raise UserError("--overfit and TRAIN_EXAMPLES both choose the examples to train on; give one of them.")
         if self.train_examples is not None and self.train_examples < self.batch_size:
             raise UserError(
                 f"TRAIN_EXAMPLES is {self.train_examples} and BATCH_SIZE {self.batch_size}; an epoch needs a whole batch: "
@@ -99,6 +104,13 @@ def get_tasks(
         task, tasks = seqio_sources().get_tasks(
             config.mixture_or_task_name, config.mixture_or_task_module, lengths, config.use_cached
         )
+    if config.overfit is not None:
+        if len(tasks) > 1:
+            raise UserError(
+                f"--overfit is for one task, and {task.name} is a mixture of {len(tasks)}; name one of them."
+            )
+        task = OverfitTask(tasks[0], config.overfit, config.batch_size, config.seed)
+        return task, [task]
     if config.in_context_examples:
         return task, [InContextTask(scored, config.in_context_examples, config.seed, lengths) for scored in tasks]
     return task, tasks

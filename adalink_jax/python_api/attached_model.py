@@ -105,7 +105,7 @@ class AttachedModel:
           train: the rows to train on.
           validation: rows that choose the best step. None: a tenth of `train`, by a hash of the inputs, and another tenth for `test`.
           test: rows that are scored once, before and after. None: half of `validation`, by a hash.
-          steps: steps to train. 50 of them warm the learning rate up (`settings={"WARMUP_STEPS": ...}`).
+          steps: steps to train. 50 of them, and at most half, warm the learning rate up (`settings={"WARMUP_STEPS": ...}`).
           batch_size: rows of a batch.
           learning_rate: the largest; None for the usual one of the method (gin/adapters).
           metrics: names such as "accuracy", "squad" (`FileTask`); the first chooses the best step. None: by what the targets look like.

@@ -22,6 +22,11 @@ from adalink_jax.files.whole_file import write_bytes, write_text
 SAMPLES = "samples"
 
 
+def log_every(total_steps: int) -> int:
+    """Steps between logged training metrics where no setting says it: a fortieth of all steps, and at most 50."""
+    return max(1, min(50, total_steps // 40))
+
+
 class MetricWriter:
     """Appends to `MODEL_DIR/metrics.jsonl` and to TensorBoard events in `MODEL_DIR/tensorboard`.
 

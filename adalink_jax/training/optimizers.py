@@ -16,6 +16,7 @@ from adalink_jax.models import paths
 from adalink_jax.typed_values import Fraction, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, shown
 
 LearningRate = PositiveFloat | Callable
+WARMUP_STEPS = 50
 
 
 @gin.configurable
@@ -26,13 +27,16 @@ def constant(value: PositiveFloat) -> Callable:
 
 @gin.configurable
 def warmup_cosine(
-    peak: PositiveFloat, total_steps: PositiveInt, warmup_steps: NonNegativeInt = 0, end: NonNegativeFloat = 0.0
+    peak: PositiveFloat, total_steps: PositiveInt, warmup_steps: NonNegativeInt | None = 0, end: NonNegativeFloat = 0.0
 ) -> Callable:
     """Linear from 0 to `peak` in `warmup_steps`, then half a cosine to `end` at `total_steps`.
+
+    `warmup_steps` None is WARMUP_STEPS, and at most half of the steps.
 
     Raises:
       UserError: if the warm-up leaves no step for the cosine.
     """
+    warmup_steps = min(WARMUP_STEPS, total_steps // 2) if warmup_steps is None else warmup_steps
     if not 0 <= warmup_steps < total_steps:
         raise UserError(
             f"warmup_cosine.warmup_steps (WARMUP_STEPS) is {warmup_steps} and total_steps (TRAIN_STEPS) is "
@@ -42,8 +46,9 @@ def warmup_cosine(
 
 
 @gin.configurable
-def warmup_constant(peak: PositiveFloat, warmup_steps: NonNegativeInt = 0) -> Callable:
-    """Linear from 0 to `peak` in `warmup_steps`, then constant at `peak`: for runs that end at their plateau."""
+def warmup_constant(peak: PositiveFloat, warmup_steps: NonNegativeInt | None = 0) -> Callable:
+    """Linear from 0 to `peak` in `warmup_steps` (None: 50), then constant at `peak`: for runs that end at their plateau."""
+    warmup_steps = WARMUP_STEPS if warmup_steps is None else warmup_steps
     return optax.linear_schedule(0.0, peak, warmup_steps) if warmup_steps else optax.constant_schedule(peak)
 
 

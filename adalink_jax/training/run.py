@@ -22,7 +22,7 @@ from adalink_jax.training import outputs
 from adalink_jax.training.evaluation import NUM_SAMPLES, Evaluator, Result
 from adalink_jax.training.flops import count_traced
 from adalink_jax.training.loop import Period, run_loop
-from adalink_jax.training.metric_writer import MetricWriter
+from adalink_jax.training.metric_writer import MetricWriter, log_every
 from adalink_jax.training.run_checkpoints import CheckpointConfig
 from adalink_jax.training.session import RunSession, Start, open_run
 from adalink_jax.training.setup import Parameters, Setup, load_parameters
@@ -44,7 +44,7 @@ def train(
     eval_period: NonNegativeInt = 0,
     metric: str | None = "accuracy",
     microbatches: PositiveInt = 1,
-    log_period: PositiveInt = 50,
+    log_period: PositiveInt | None = None,
     profile_steps: tuple[NonNegativeInt, PositiveInt] | None = None,
     settings: Callable[[], dict[str, str]] = dict,
     config_text: Callable[[], str] = lambda: "",
@@ -64,7 +64,7 @@ def train(
       metric: the validation metric that selects the best step; higher is better. None scores nothing and keeps the last step
         (pre-training on prose, whose accuracy is 0 throughout).
       microbatches: parts that a batch is divided into, computed one after the other to save memory.
-      log_period: steps between logged training metrics.
+      log_period: steps between logged training metrics; None is a fortieth of the steps, and at most 50.
       profile_steps: `(first, last)` step of a profiler trace, written to `model_dir/profile`.
       settings: returns `{setting: value}` once everything is configured; a run is resumed only under equal settings (except
         those in `run_checkpoints.MAY_CHANGE`).
@@ -109,7 +109,13 @@ def train(
             setup.model, optimizer, loss=loss, seed=setup.random_seed, microbatches=microbatches,
             shards=parallel.shards_of(params.trainable, session.mesh),
         )  # fmt: skip
-        state = run.train(jax.jit(step, donate_argnums=0), total_steps, eval_period, log_period, profile_steps)
+        state = run.train(
+            jax.jit(step, donate_argnums=0),
+            total_steps,
+            eval_period,
+            log_period or log_every(total_steps),
+            profile_steps,
+        )
         after = run.score_selected(state)
         session.end_if_stopped(lambda: run.save(state))
         return run.finish(state, before, after, time.time() - started)

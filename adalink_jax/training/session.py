@@ -86,7 +86,7 @@ class Session:
     def baselines(self) -> dict[str, dict[str, float]]:
         """Test scores without a model, see `verdict.baselines_of`."""
         with self.console.working("scoring without a model"):
-            return parallel.once(baselines_of, self.eval_tasks)
+            return parallel.once(baselines_of, self.eval_tasks, self.setup.data)
 
     def unless_stopped(self, split: str, score: Callable[[Callable[[], None]], T]) -> T | None:
         """`score(check)`, where `check` is to be called between batches; None if a stop was requested meanwhile."""

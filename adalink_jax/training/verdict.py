@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from adalink_jax import timings
-from adalink_jax.data import Task, score_baselines
+from adalink_jax.data import DatasetConfig, Task, score_baselines
 from adalink_jax.training.evaluation import combined
 
 Scores = Mapping[str, float]
@@ -13,9 +13,14 @@ REMEDY = (
 
 
 @timings.phase("baselines")
-def baselines_of(tasks: Sequence[Task]) -> dict[str, dict[str, float]]:
-    """Test scores of each method without a model, by its name: for several tasks, as `Result.scores` has them."""
-    of_tasks = {task.name: score_baselines(task) for task in tasks}
+def baselines_of(tasks: Sequence[Task], data: DatasetConfig) -> dict[str, dict[str, float]]:
+    """Test scores of each method without a model, by its name: for several tasks, as `Result.scores` has them.
+
+    They use the training examples that the run uses. With `data.overfit` nothing is scored: any method learns those by heart.
+    """
+    if data.overfit is not None:
+        return {}
+    of_tasks = {task.name: score_baselines(task, "test", data.train_examples, data.seed) for task in tasks}
     scored = {}
     for same in zip(*of_tasks.values()):
         name = " or ".join(dict.fromkeys(baseline.name for baseline in same))

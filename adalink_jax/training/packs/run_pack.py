@@ -18,7 +18,7 @@ from adalink_jax.files.places import RunFolder
 from adalink_jax.training import outputs, partition
 from adalink_jax.training.evaluation import Evaluator, Result
 from adalink_jax.training.loop import Period, run_loop
-from adalink_jax.training.metric_writer import MetricWriter
+from adalink_jax.training.metric_writer import MetricWriter, log_every
 from adalink_jax.training.packs.members import Batches, Member, Progress, grid, own_batches
 from adalink_jax.training.packs.pack import Pack, load_pack, make_packed_step
 from adalink_jax.training.partition import Leaves
@@ -48,7 +48,7 @@ def train_pack(
     eval_period: NonNegativeInt = 0,
     metric: str | None = "accuracy",
     microbatches: PositiveInt = 1,
-    log_period: PositiveInt = 50,
+    log_period: PositiveInt | None = None,
     at_once: PositiveInt | None = None,
     test: bool = True,
     settings: Callable[[], dict[str, str]] = dict,
@@ -90,7 +90,9 @@ def train_pack(
             run.pack.model, optimizer, own_batches=own_batches(members), at_once=at_once, loss=loss,
             microbatches=microbatches,
         )  # fmt: skip
-        state = run.train(jax.jit(step, donate_argnums=0), total_steps, eval_period, log_period)
+        state = run.train(
+            jax.jit(step, donate_argnums=0), total_steps, eval_period, log_period or log_every(total_steps)
+        )
         results = run.score(run.best, "test", 0) if test else None
         session.end_if_stopped(lambda: run.save(state))
         return run.finish(state, results, total_steps, time.time() - started)

@@ -150,6 +150,49 @@ def test_metrics_by_what_the_targets_are(init, tmp_path):
     rows = "".join('{"question": "q%d", "answers": ["a", "b"]}\n' % i for i in range(60))
     (tmp_path / "b.jsonl").write_text(rows)
     assert init(tmp_path / "b.jsonl")[2]["METRIC"] == "'exact_match'"
+    (tmp_path / "task.gin").unlink()
+    settings = init(write(tmp_path / "c.csv", ROWS))[2]
+    assert settings["METRICS"] == "('accuracy', 'macro_f1', 'balanced_accuracy')" and settings["METRIC"] == "'accuracy'"
+    (tmp_path / "task.gin").unlink()
+    answers = [(f"who is {i}?", f"person {i}") for i in range(60)]
+    assert init(write(tmp_path / "d.csv", answers, ("question", "answer")))[2]["METRICS"] == "('accuracy',)"
+
+
+NUMBERS = [(i, f"house {i}", f"{i % 3}", f"{100 + i * 7 % 61}.5") for i in range(120)]
+
+
+@pytest.mark.parametrize("name", ["price", "price_in_thousands"])
+def test_numbers_are_the_targets_and_scored_as_numbers(init, tmp_path, name):
+    """By the name of the column, and because it is the only one of numbers that does not count the rows."""
+    rows = [(row[0], row[1], row[3]) for row in NUMBERS]
+    status, said, settings = init(write(tmp_path / "a.csv", rows, ("id", "description", name)))
+    assert status == 0 and settings["TARGETS"] == f"'{{{name}}}'" and settings["INPUTS"] == "'{description}'", said
+    assert settings["METRICS"] == "('pearson', 'spearman', 'rmse', 'mae')" and settings["METRIC"] == "'pearson'"
+
+
+def test_targets_that_are_not_numbers_are_rows_that_do_not_parse(init, tmp_path):
+    rows = [*((row[1], row[3]) for row in NUMBERS), *((f"hut {i}", "n/a") for i in range(9))]
+    status, said, settings = init(write(tmp_path / "a.csv", rows, ("text", "price")))
+    assert status == 1 and settings["METRIC"] == "'pearson'"
+    assert "9 of 129 rows of train do not parse" in said and "a.csv: its target 'n/a' is not a number" in said
+
+
+def test_an_error_cannot_choose_the_step():
+    from adalink_jax.training.evaluation import check_metric
+
+    check_metric("pearson")
+    for metric in ("rmse", "houses/mae"):
+        with pytest.raises(UserError, match="of which lower is better"):
+            check_metric(metric)
+
+
+@pytest.mark.parametrize("targets", [None, "{notes}"])
+def test_the_only_column_that_is_not_an_input_is_the_target(init, tmp_path, targets):
+    rows = [(f"text number {i % 30}", f"its note {i}") for i in range(60)]
+    path = write(tmp_path / "a.csv", [(i, *row) for i, row in enumerate(rows)], ("id", "text", "notes"))
+    status, said, settings = init(path, *([f"--targets={targets}"] if targets else []))
+    assert settings["TARGETS"] == "'{notes}'" and settings["INPUTS"] == "'{text}'", said
+    assert ("the only one that is not an input" in said) == (targets is None)
 
 
 def test_the_file_that_it_writes_loads_and_names_what_it_says(init, tmp_path):

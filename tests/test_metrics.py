@@ -225,6 +225,62 @@ def test_old_names_of_modules_are_attributes_with_a_warning(name):
         assert getattr(metrics, name).__name__ == moved.MODULES[old]
 
 
+# Classes and numbers of the user's own files
+
+
+def test_macro_f1_and_balanced_accuracy_are_scikit_learn_s():
+    from sklearn.metrics import balanced_accuracy_score, f1_score
+
+    random, words = np.random.default_rng(0), np.array(["a", "b", "c", "d"])
+    for size in (20, 50, 200):
+        targets = [*words, *words[random.choice(4, size, p=[0.7, 0.2, 0.08, 0.02])]]
+        predictions = [str(word) if random.random() < 0.6 else str(random.choice(words)) for word in targets]
+        scores = metrics.macro_f1(targets, predictions) | metrics.balanced_accuracy(targets, predictions)
+        expected = {
+            "macro_f1": f1_score(targets, predictions, average="macro"),
+            "balanced_accuracy": balanced_accuracy_score(targets, predictions),
+        }
+        assert scores == close(expected) and are_floats(scores)
+
+
+def test_each_class_counts_alike_and_other_words_are_misses():
+    targets = ["yes"] * 9 + ["no"]
+    assert metrics.balanced_accuracy(targets, ["yes"] * 10) == {"balanced_accuracy": 0.5}
+    assert metrics.macro_f1(targets, ["yes"] * 10)["macro_f1"] == pytest.approx(18 / 19 / 2)
+    assert metrics.macro_f1(targets, [*targets[:-1], "Nein"])["macro_f1"] == 0.5  # no third class
+
+
+def test_scores_of_numbers_are_scipy_s_and_numpy_s():
+    import scipy.stats
+
+    random = np.random.default_rng(0)
+    targets = random.normal(50, 20, 80).round(2)
+    predictions = (targets + random.normal(0, 9, 80)).round(2)
+    texts = [[str(x) for x in values] for values in (targets, predictions)]
+    scores = metrics.pearson(*texts) | metrics.spearman(*texts) | metrics.rmse(*texts) | metrics.mae(*texts)
+    expected = {
+        "pearson": scipy.stats.pearsonr(targets, predictions)[0],
+        "spearman": scipy.stats.spearmanr(targets, predictions)[0],
+        "rmse": np.linalg.norm(targets - predictions) / 80**0.5,
+        "mae": np.abs(targets - predictions).mean(),
+    }
+    assert scores == close(expected) and are_floats(scores)
+
+
+@pytest.mark.parametrize("junk", ["", "five", "nan", "-inf", "1e999"])
+def test_a_prediction_that_is_no_number_is_the_target_that_is_farthest(junk):
+    targets = ["100", "900", "1000"]
+    for metric in (metrics.pearson, metrics.spearman, metrics.rmse, metrics.mae):
+        assert metric(targets, ["100", junk, "1000"]) == metric(targets, ["100", "100", "1000"])
+    assert metrics.mae(targets, [junk] * 3)["mae"] == pytest.approx((900 + 800 + 900) / 3)
+
+
+def test_equal_numbers_have_no_correlation():
+    for targets, predictions in ((["1", "2"], ["3", "3"]), (["1", "1"], ["1", "2"]), (["1"], ["1"])):
+        assert metrics.pearson(targets, predictions) == {"pearson": 0.0}
+        assert metrics.spearman(targets, predictions) == {"spearman": 0.0}
+
+
 # Bad input
 
 COLA = functools.partial(glue_scores.matthews, label_words=labels.GLUE["cola"])
@@ -242,6 +298,9 @@ GOOD = {
     functools.partial(glue_scores.mean_f1, label_words=("a", "b")): (["a"], ["a"]),
     functools.partial(glue_scores.matthews, label_words=("a", "b")): (["a"], ["a"]),
     glue_scores.correlations: (["1", "2"], ["1", "2"]),
+    metrics.macro_f1: (["a"], ["a"]),
+    metrics.balanced_accuracy: (["a"], ["a"]),
+    **{metric: (["1"], ["1"]) for metric in (metrics.pearson, metrics.spearman, metrics.rmse, metrics.mae)},
     glue_scores.multirc: ([{"group": 1, "value": "True"}], ["True"]),
     glue_scores.record: ([{"group": 1, "value": ["a"]}], ["a"]),
 }
@@ -271,6 +330,8 @@ def test_bad_input_is_one_sentence(metric):
         (glue_scores.correlations, ["1", "x"], ["1", "2"], "target 1 is 'x', which is not a finite number"),
         (glue_scores.correlations, ["1", "1"], ["1", "2"], "needs targets that differ"),
         (glue_scores.correlations, ["1"], ["1"], "needs targets that differ"),
+        (metrics.rmse, ["1", "x"], ["1", "2"], "rmse: target 1 is 'x', which is not a finite number"),
+        (metrics.macro_f1, ["a"], [3], "macro_f1: prediction 0 is 3"),
         (glue_scores.multirc, ["True"], ["True"], "must be a dict with `group` and `value`"),
         (glue_scores.record, [{"group": 1, "value": []}], ["a"], "squad: target 0"),
         (glue_scores.record, [{"group": 1, "value": ["a"]}], [3], "record: prediction 0 is 3"),

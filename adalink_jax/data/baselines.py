@@ -57,7 +57,7 @@ def score_baselines(
     if not train or not examples:
         return []
     predictions = {}
-    if (numbers := _numbers(answers)) is not None:
+    if (numbers := as_numbers(answers)) is not None:
         predictions[MEAN] = [_like(answers, numbers.mean())] * len(examples)
     else:
         predictions[COMMONEST] = [collections.Counter(answers).most_common(1)[0][0]] * len(examples)
@@ -71,7 +71,7 @@ def score_baselines(
     ]
 
 
-def _numbers(answers: Sequence[str]) -> np.ndarray | None:
+def as_numbers(answers: Sequence[str]) -> np.ndarray | None:
     """The answers as numbers; None if they are not, or are so few different ones that they are names of classes."""
     try:
         values = np.array([float(answer) for answer in answers])

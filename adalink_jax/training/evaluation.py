@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from adalink_jax import parallel, timings
 from adalink_jax.adapters import AdaptedModel
 from adalink_jax.data import FeatureConverter, Task, has_image, padded_batches, text_of
+from adalink_jax.data.metrics.number_scores import LOWER_IS_BETTER
 from adalink_jax.errors import UserError
 from adalink_jax.models import paths
 from adalink_jax.models.decoding import Decoded, Decoding, sampling_keys
@@ -20,6 +21,16 @@ from adalink_jax.training.packs.pack import map_members
 from adalink_jax.training.partition import Leaves
 
 NUM_SAMPLES = 12  # examples that a run shows of a split
+
+
+def check_metric(metric: str | None) -> None:
+    """Raises:
+    UserError: for a METRIC of which the highest value is not the best.
+    """
+    if metric is not None and metric.rpartition("/")[2] in LOWER_IS_BETTER:
+        raise UserError(
+            f"METRIC is {metric!r}, of which lower is better, and the highest chooses the step; take 'pearson'."
+        )
 
 
 @dataclasses.dataclass

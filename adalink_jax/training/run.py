@@ -19,7 +19,7 @@ from adalink_jax.data import train_batches
 from adalink_jax.errors import NotFinite
 from adalink_jax.files.places import RunFolder
 from adalink_jax.training import outputs
-from adalink_jax.training.evaluation import NUM_SAMPLES, Evaluator, Result
+from adalink_jax.training.evaluation import NUM_SAMPLES, Evaluator, Result, check_metric
 from adalink_jax.training.flops import count_traced
 from adalink_jax.training.loop import Period, run_loop
 from adalink_jax.training.metric_writer import MetricWriter, log_every
@@ -80,6 +80,7 @@ def train(
       NotFinite: if the loss of a step is NaN or infinite.
       Stopped: after a stop was requested and the state was saved.
     """
+    check_metric(metric)
     started = time.time()
     loss, checkpoints = loss or CrossEntropy(), checkpoints or CheckpointConfig()  # with gin's settings
     with open_run(setup, model_dir, total_steps, microbatches, checkpoints, settings) as session:

@@ -9,21 +9,29 @@ from types import ModuleType
 
 from adalink_jax.data.metrics import glue_scores, labels
 from adalink_jax.data.metrics.caption_scores import bleu, captions, cider, rouge_l
+from adalink_jax.data.metrics.class_scores import balanced_accuracy, macro_f1
 from adalink_jax.data.metrics.exact import accuracy, exact_match
 from adalink_jax.data.metrics.levenshtein import anls
+from adalink_jax.data.metrics.number_scores import mae, pearson, rmse, spearman
 from adalink_jax.data.metrics.vqa_accuracy import vqa_accuracy
 from adalink_jax.data.metrics.word_overlap import squad
 
 __all__ = [
     "accuracy",
     "anls",
+    "balanced_accuracy",
     "bleu",
     "captions",
     "cider",
     "exact_match",
     "glue_scores",
     "labels",
+    "macro_f1",
+    "mae",
+    "pearson",
+    "rmse",
     "rouge_l",
+    "spearman",
     "squad",
     "vqa_accuracy",
 ]

@@ -11,24 +11,13 @@ from adalink_jax.data.user_files import table_files
 from adalink_jax.data.user_files.delimited_files import DELIMITERS, records, was_quoted
 from adalink_jax.data.user_files.file_splits import files_of, first_of, folder_of
 from adalink_jax.data.user_files.image_files import ARCHIVES, Pictures
-from adalink_jax.data.user_files.text_templates import cell_text
+from adalink_jax.data.user_files.input_target_guess import Cells, column_texts, guess_inputs, guess_targets
 from adalink_jax.errors import UserError
 from adalink_jax.files.places import path_of
 
 ROWS_READ = 1_000
-FEW_LABELS = 50
 PICTURES_TRIED = 50
-TARGETS = (
-    "target", "targets", "label", "labels", "answer", "answers", "output", "outputs", "completion", "response", "summary",
-    "caption", "captions", "alt", "translation", "class", "category", "sentiment", "gold",
-)  # fmt: skip
-INPUTS = (
-    "instruction", "question", "query", "prompt", "input", "inputs", "source_text", "text", "sentence", "sentence1", "sentence2",
-    "premise", "hypothesis", "context", "passage", "document", "article", "review", "title", "content", "body",
-)  # fmt: skip
 SPLITS = ("split", "set", "fold", "subset", "partition")
-
-Cells = dict[str, Any]  # the cells of a row by column
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +66,7 @@ def guess(data: str, known: Mapping[str, str | None]) -> Guess:
         )
         raise UserError(f"{first} has no rows that can be read below its header{why}; mend the file.")
     unused = [name for name in table.columns if not set(name) & set("{}")]  # templates cannot name these
-    names_splits = lambda name: all(table_files.split_of(text) is not None for text in _texts(rows, name) or [""])
+    names_splits = lambda name: all(table_files.split_of(text) is not None for text in column_texts(rows, name) or [""])
     split = next((name for name in unused if name.lower() in SPLITS and names_splits(name)), None)
     if split is not None and isinstance(files, str):
         settings["split"] = split
@@ -85,9 +74,9 @@ def guess(data: str, known: Mapping[str, str | None]) -> Guess:
     settings |= _image(first, unused, rows, known, doubts)
     in_image = re.findall(r"\{([^{}]*)\}", settings.get("image", ""))
     unused = [name for name in unused if name not in in_image]
-    settings["targets"] = known.get("targets") or _targets(first, unused, rows, doubts)
+    settings["targets"] = known.get("targets") or guess_targets(first, unused, rows, known.get("inputs"), doubts)
     unused = [name for name in unused if f"{{{name}}}" not in settings["targets"]]
-    settings["inputs"] = known.get("inputs") or _inputs(unused, rows, "image" in settings, doubts)
+    settings["inputs"] = known.get("inputs") or guess_inputs(unused, rows, "image" in settings, doubts)
     return Guess(settings, tuple(doubts))
 
 
@@ -167,19 +156,6 @@ def _has_header(path: str, delimiter: str, quoted: bool | None) -> bool:
 # --- columns ---
 
 
-def _texts(rows: Sequence[Cells], name: str) -> list[str]:
-    """The text and numbers of a column, with the items of lists in sequence; empty if it holds anything else."""
-    texts = []
-    for row in rows:
-        value = row.get(name)
-        for item in value if isinstance(value, list) else (value,):
-            try:
-                texts.append(cell_text(item))
-            except TypeError:
-                return []
-    return texts
-
-
 def _image(
     path: str, columns: Sequence[str], rows: Sequence[Cells], known: Mapping[str, str | None], doubts: list[str]
 ) -> dict[str, str]:
@@ -216,7 +192,7 @@ def _image(
 
 def _lost_pictures(name: str, rows: Sequence[Cells], pictures: Pictures) -> str | None:
     """If most cells of the column have the name of a picture: what is missing, in words."""
-    texts = [text for text in _texts(rows, name) if text][:PICTURES_TRIED]
+    texts = [text for text in column_texts(rows, name) if text][:PICTURES_TRIED]
     named = [text for text in texts if text.lower().endswith(table_files.PICTURES)]
     if not named or len(named) < 0.9 * len(texts):
         return None
@@ -228,7 +204,7 @@ def _lost_pictures(name: str, rows: Sequence[Cells], pictures: Pictures) -> str 
 
 def _picture_template(name: str, rows: Sequence[Cells], pictures: Pictures) -> str | None:
     """`{NAME}`, or with a suffix, if most cells of the column name images that exist."""
-    texts = [text for text in _texts(rows, name) if text][:PICTURES_TRIED]
+    texts = [text for text in column_texts(rows, name) if text][:PICTURES_TRIED]
     if not texts or any("\n" in text or len(text) > 200 for text in texts):
         return None
     for suffix in ("", *table_files.PICTURES):
@@ -237,40 +213,3 @@ def _picture_template(name: str, rows: Sequence[Cells], pictures: Pictures) -> s
         if sum(pictures.problem(text + suffix) is None for text in texts) >= 0.9 * len(texts):
             return f"{{{name}}}{suffix}"
     return None
-
-
-def _targets(path: str, columns: Sequence[str], rows: Sequence[Cells], doubts: list[str]) -> str:
-    named = [name for known in TARGETS for name in columns if name.lower() == known]
-    if named:
-        if len(named) > 1:
-            doubts.append(f"TARGETS is {named[0]}; it could be {' or '.join(named[1:])}")
-        return f"{{{named[0]}}}"
-    labels = {
-        name: len(set(texts))
-        for name in columns
-        if (texts := _texts(rows, name)) and all(texts) and 2 <= len(set(texts)) <= min(FEW_LABELS, len(texts) // 2)
-    }
-    if not labels:
-        raise UserError(
-            f"It is not clear which column of {path} is to be predicted; name it: --targets '{{COLUMN}}', of "
-            f"{', '.join(columns)}."
-        )
-    fewest = min(labels, key=labels.__getitem__)
-    doubts.append(f"TARGETS is {fewest}, which has the fewest values; no column has the name of a target")
-    return f"{{{fewest}}}"
-
-
-def _inputs(columns: Sequence[str], rows: Sequence[Cells], has_image: bool, doubts: list[str]) -> str:
-    named = [name for name in columns if name.lower() in INPUTS]
-    if not named and has_image:
-        if columns:
-            doubts.append(f"INPUTS names no column; there are {', '.join(columns)}")
-        return "what is this?"
-    if not named:
-        lengths = {name: sum(map(len, texts)) / len(texts) for name in columns if (texts := _texts(rows, name))}
-        if not lengths:
-            raise UserError("It is not clear which columns are the input; name them: --inputs 'text: {COLUMN}'.")
-        named = [max(lengths, key=lengths.__getitem__)]
-        if len(lengths) > 1:
-            doubts.append(f"INPUTS is {named[0]}, the longest text; no column has the name of an input")
-    return f"{{{named[0]}}}" if len(named) == 1 else " ".join(f"{name}: {{{name}}}" for name in named)

@@ -10,13 +10,22 @@ from adalink_jax.typed_values import Fraction, NonNegativeInt
 
 METRICS: dict[str, Callable[[Sequence, Sequence[str]], dict[str, float]]] = {
     "accuracy": scores.accuracy,
+    "macro_f1": scores.macro_f1,
+    "balanced_accuracy": scores.balanced_accuracy,
     "exact_match": scores.exact_match,
     "squad": scores.squad,
     "anls": scores.anls,
     "vqa_accuracy": scores.vqa_accuracy,
     "captions": scores.captions,
     "rouge_l": scores.rouge_l,
+    "pearson": scores.pearson,
+    "spearman": scores.spearman,
+    "rmse": scores.rmse,
+    "mae": scores.mae,
 }
+OF_NUMBERS = ("pearson", "spearman", "rmse", "mae")
+OF_CLASSES = ("macro_f1", "balanced_accuracy")
+ONE_REFERENCE = ("accuracy", *OF_CLASSES, *OF_NUMBERS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +48,7 @@ class FileSettings:
       group: a template; rows with the same text of it are in the same split. None: the image, or else the input.
       validation_share, test_share: shares of the training rows, chosen by a hash, if there are no files or rows for these
         splits.
-      metrics: names in `METRICS`.
+      metrics: names in `METRICS`. With one of `OF_NUMBERS`, a row whose target is not a number does not parse.
       blank_image: give each example an empty image, to train an image-and-text model on text.
       drop_shared: drop from `train` what is in another split too, and from `validation` what is in `test`.
       limits: shares of rows that may be wrong, see `row_checks.LIMITS`.

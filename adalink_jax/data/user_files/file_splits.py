@@ -12,10 +12,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
+from adalink_jax.data.metrics.number_scores import as_number
 from adalink_jax.data.splits import as_published, carved, halved, position_of
 from adalink_jax.data.user_files import row_checks, table_files
 from adalink_jax.data.user_files.delimited_files import doubled
-from adalink_jax.data.user_files.file_settings import FileSettings
+from adalink_jax.data.user_files.file_settings import OF_NUMBERS, FileSettings
 from adalink_jax.data.user_files.image_files import Pictures, RowPicture
 from adalink_jax.data.user_files.row_checks import Finding
 from adalink_jax.data.user_files.row_store import Rows, StoredRow, Writer
@@ -207,7 +208,7 @@ class _Form:
     """Writes the rows of a table as examples."""
 
     def __init__(self, settings: FileSettings, table: table_files.Table, folders: list[Pictures]):
-        self._path = table.path
+        self._path, self._are_numbers = table.path, not set(OF_NUMBERS).isdisjoint(settings.metrics)
         self._inputs = Template("INPUTS", settings.inputs, table)
         self._targets = Template("TARGETS", settings.targets, table)
         image = None if settings.image is None else Template("IMAGE", settings.image, table)
@@ -226,6 +227,8 @@ class _Form:
         cells = row.cells
         try:
             inputs, references = self._inputs.text(cells), self._targets.texts(cells)
+            if self._are_numbers and (text := next((x for x in references if as_number(x) is None), None)) is not None:
+                return f"its target {text!r} is not a number, which METRICS are for"
             image = {} if self._picture is None else self._picture(cells)
             group = None if self._group is None else self._group.text(cells)
             if isinstance(image, str):

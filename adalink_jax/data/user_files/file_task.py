@@ -14,7 +14,7 @@ import numpy as np
 from adalink_jax.data.images import decode_image, read_image
 from adalink_jax.data.task_protocol import Example
 from adalink_jax.data.user_files import file_splits, row_checks
-from adalink_jax.data.user_files.file_settings import METRICS, FileSettings
+from adalink_jax.data.user_files.file_settings import METRICS, ONE_REFERENCE, FileSettings
 from adalink_jax.data.user_files.file_splits import Split
 from adalink_jax.data.user_files.row_checks import Lengths
 from adalink_jax.data.user_files.row_store import StoredRow
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 SAMPLED = 5_000  # examples of a split whose tokens are counted
 IMAGES_TRIED = 64  # images of a split that are decoded before a run starts
-ONE_REFERENCE = ("accuracy",)
 
 
 @gin.configurable

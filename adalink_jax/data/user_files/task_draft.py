@@ -9,13 +9,18 @@ from typing import Any
 
 from etils import epath
 
+from adalink_jax.data.baselines import FEW_ANSWERS, as_numbers
+from adalink_jax.data.metrics.number_scores import as_number
 from adalink_jax.data.user_files import row_checks
+from adalink_jax.data.user_files.file_settings import OF_CLASSES, OF_NUMBERS
 from adalink_jax.data.user_files.file_task import FileTask, LoadedFileTask, sample
 from adalink_jax.files.whole_file import write_text
 
 MULTIPLES = {"inputs": 8, "targets": 4}  # TASK_FEATURE_LENGTHS are multiples of these
 UNLIMITED = {"inputs": 2**30, "targets": 2**30}
 LONG_TARGET = 5  # words
+ANSWERS_READ = 1_000
+MOST_ARE = 0.9
 MOST_ROWS = 32  # of a batch
 
 
@@ -99,7 +104,7 @@ def choose(settings: Mapping[str, Any], name: str) -> Choice:
     """Reads the rows, and chooses metric and lengths by what they hold; the arguments are those of `complete`."""
     first = LoadedFileTask(FileTask(**settings, metrics=("exact_match",)), name, UNLIMITED)
     metrics, metric = _metrics(first)
-    settings = {**settings, "metrics": (metrics,)}
+    settings = {**settings, "metrics": metrics}
     if any(finding.kind == row_checks.SHARED and finding.count for finding in first.findings):
         settings["drop_shared"] = True
     return Choice(settings, metric, _most(first))
@@ -128,12 +133,18 @@ def _most(task: LoadedFileTask) -> dict[str, int]:
     return {side: max(lengths[side].most for lengths in task.lengths.values()) for side in MULTIPLES}
 
 
-def _metrics(task: LoadedFileTask) -> tuple[str, str]:
-    """The name in METRICS and the METRIC that fit the targets."""
-    rows = sample(task.splits["train"], 1000)
+def _metrics(task: LoadedFileTask) -> tuple[tuple[str, ...], str]:
+    """The METRICS and the METRIC that fit the targets."""
+    rows = sample(task.splits["train"], ANSWERS_READ)
     words = sorted(len(row["references"][0].split()) for row in rows)
     if words[len(words) // 2] > LONG_TARGET:
         with_images = rows[0]["image_name"] is not None or rows[0]["image"] is not None
-        return ("captions", "cider") if with_images else ("rouge_l", "rouge_l")
-    several = any(len(row["references"]) > 1 for row in rows)
-    return ("exact_match", "exact_match") if several else ("accuracy", "accuracy")
+        return (("captions",), "cider") if with_images else (("rouge_l",), "rouge_l")
+    if any(len(row["references"]) > 1 for row in rows):
+        return ("exact_match",), "exact_match"
+    answers = [row["references"][0] for row in rows]
+    numbers = [answer for answer in answers if as_number(answer) is not None]
+    if len(numbers) >= MOST_ARE * len(answers) and as_numbers(numbers) is not None:  # a run reports the others
+        return OF_NUMBERS, OF_NUMBERS[0]
+    are_classes = len(set(answers)) <= min(FEW_ANSWERS, len(answers) // 2)
+    return ("accuracy", *(OF_CLASSES if are_classes else ())), "accuracy"

@@ -16,7 +16,7 @@ import optax
 from adalink_jax.errors import NotFinite, UserError
 from adalink_jax.files.places import RunFolder
 from adalink_jax.training import outputs, partition
-from adalink_jax.training.evaluation import Evaluator, Result
+from adalink_jax.training.evaluation import Evaluator, Result, check_metric
 from adalink_jax.training.loop import Period, run_loop
 from adalink_jax.training.metric_writer import MetricWriter, log_every
 from adalink_jax.training.packs.members import Batches, Member, Progress, grid, own_batches
@@ -79,6 +79,7 @@ def train_pack(
     """
     if metric is None:
         raise UserError("A pack keeps each member's best step on validation, so it needs a metric: set METRIC.")
+    check_metric(metric)
     started, members = time.time(), check_members(learning_rates, seeds, ranks)
     loss, checkpoints = loss or CrossEntropy(), checkpoints or CheckpointConfig()  # with gin's settings
     with open_run(members[0].setup(setup), model_dir, total_steps, microbatches, checkpoints, settings) as session:

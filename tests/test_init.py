@@ -264,7 +264,7 @@ def test_the_reason_why_no_row_is_read_is_named(init, tmp_path):
     path.write_text("text,label\n" + "".join(f'"he said \\"hi\\" {i}",no\n' for i in range(60)))
     assert "below its header: line 2: its quotation marks do not fit" in init(path)[1]
     nested = tmp_path / "nest.jsonl"
-    nested.write_text("".join('{"text": "t%d", "label": {"name": "a"}}\n' % i for i in range(60)))
+    nested.write_text("".join('{"text": "t%d", "label": [{"name": "a"}]}\n' % i for i in range(60)))
     assert "no examples in train: line 1 of" in (said := init(nested)[1]) and "a cell holds dict" in said
 
 

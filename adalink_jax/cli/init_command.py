@@ -95,7 +95,7 @@ def _parser() -> argparse.ArgumentParser:
         "init",
         "Read your own data and write one readable gin file, a task: columns, templates, splits, lengths, metric. Shows examples\n"
         "as the model will see them, lengths, labels, what is wrong with the rows, and the command to type next.\n"
-        "DATA is a .csv, .tsv, .jsonl or .parquet; a folder with such files for train, dev and test; or a folder of images with\n"
+        "DATA is a .csv, .tsv, .jsonl, .json or .parquet; a folder with such files for train, dev and test; or a folder of images with\n"
         "a subfolder per class.",
         "adalink init reviews.csv --base hf://google/flan-t5-small",
         option("data", metavar="DATA", help="the file or folder; files beside it for other splits are found by name"),

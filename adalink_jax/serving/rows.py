@@ -22,7 +22,7 @@ from adalink_jax import preemption
 from adalink_jax.data import text_of
 from adalink_jax.data.images import ImageShape, Preparing, decode_image, load_image
 from adalink_jax.data.task_protocol import Task
-from adalink_jax.data.user_files import file_splits, table_files
+from adalink_jax.data.user_files import file_splits, table_files, table_rows
 from adalink_jax.data.user_files.image_files import Pictures, RowPicture
 from adalink_jax.data.user_files.text_templates import Template, cell_text, is_missing
 from adalink_jax.errors import UserError
@@ -124,17 +124,17 @@ def of_file(
             shown = {
                 name: None if is_missing(value) else value for name, value in row.cells.items() if not _is_bytes(value)
             }
-            adapter = cell_text(row.cells.get(ADAPTER)) if ADAPTER in table.columns else None
+            adapter = cell_text(table_rows.cell(row.cells, ADAPTER)) if ADAPTER in table.columns else None
             yield Ask(shown, text, _reader(image, pictures, f"The picture in line {row.line} of {path}"), adapter)
 
-    count, shown = 0, set()
+    count, shown = 0, {}
     for ask in asks():
         count += 1
-        shown.update(ask.cells)
+        shown |= dict.fromkeys(ask.cells)
     if not count:
         raise UserError(f"{path} has no rows below its header.")
     note = _empty_lines(path) if path.lower().endswith(TEXT) else ""
-    return Source(tuple(name for name in table.columns if name in shown), count, asks, note)
+    return Source(tuple(shown), count, asks, note)
 
 
 def of_task(task: Task, split: str) -> Source:
@@ -168,9 +168,9 @@ def _text(path: str, run: Mapping) -> table_files.Table:
         raise UserError(f"The run's INPUTS uses {len(columns)} columns, but {path} has lines of text; give a table.")
 
     def rows() -> Iterator[table_files.Row | table_files.BadRow]:
-        for number, line in enumerate(table_files.lines(path_of(path)), 1):
+        for number, line in enumerate(table_rows.lines(path_of(path)), 1):
             if line.strip():
-                reason = table_files.unclean([line])
+                reason = table_rows.unclean([line])
                 yield (
                     table_files.BadRow(number, reason)
                     if reason
@@ -182,7 +182,7 @@ def _text(path: str, run: Mapping) -> table_files.Table:
 
 def _empty_lines(path: str) -> str:
     """What `infer` reports of a text file's empty lines; or ""."""
-    empty = [not line.strip() for line in table_files.lines(path_of(path))]
+    empty = [not line.strip() for line in table_rows.lines(path_of(path))]
     return f"{sum(empty):,} of the {len(empty):,} lines of {path} are empty, and left out." if any(empty) else ""
 
 

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from adalink_jax.data.user_files import table_files
+from adalink_jax.data.user_files import table_files, table_rows
 from adalink_jax.data.user_files.delimited_files import DELIMITERS, records, was_quoted
 from adalink_jax.data.user_files.file_splits import files_of, first_of, folder_of
 from adalink_jax.data.user_files.image_files import ARCHIVES, Pictures
@@ -65,7 +65,8 @@ def guess(data: str, known: Mapping[str, str | None]) -> Guess:
             (f": line {row.line}: {row.reason}" for row in table.rows() if isinstance(row, table_files.BadRow)), ""
         )
         raise UserError(f"{first} has no rows that can be read below its header{why}; mend the file.")
-    unused = [name for name in table.columns if not set(name) & set("{}")]  # templates cannot name these
+    filled = [name for name in table.columns if any(table_rows.cell(row, name) not in (None, "", []) for row in rows)]
+    unused = [name for name in filled if not set(name) & set("{}")]  # templates cannot name these
     names_splits = lambda name: all(table_files.split_of(text) is not None for text in column_texts(rows, name) or [""])
     split = next((name for name in unused if name.lower() in SPLITS and names_splits(name)), None)
     if split is not None and isinstance(files, str):
@@ -166,8 +167,8 @@ def _image(
     if os.path.isdir(path):
         return {"image": f"{{{table_files.IMAGE}}}"}
     for name in columns:
-        value = rows[0].get(name)
-        if isinstance(value, bytes) or (isinstance(value, Mapping) and "bytes" in value):
+        value = table_rows.cell(rows[0], name)
+        if isinstance(value, bytes) or table_rows.is_picture(value):
             return {"image": f"{{{name}}}"}
     folder = path_of(folder_of(path))
     inside = lambda: (file for file in sorted(folder.iterdir()) if file.is_dir() or file.suffix.lower() in ARCHIVES)

@@ -14,7 +14,7 @@ import numpy as np
 
 from adalink_jax.data.metrics.number_scores import as_number
 from adalink_jax.data.splits import as_published, carved, halved, position_of
-from adalink_jax.data.user_files import row_checks, table_files
+from adalink_jax.data.user_files import row_checks, table_files, table_rows
 from adalink_jax.data.user_files.delimited_files import doubled
 from adalink_jax.data.user_files.file_settings import OF_NUMBERS, FileSettings
 from adalink_jax.data.user_files.image_files import Pictures, RowPicture
@@ -195,7 +195,7 @@ def _read_file(
 
 
 def _of_split_column(column: str, path: str, row: table_files.Row, sources: dict[str, _Source]) -> _Source:
-    name = str(row.cells.get(column) or "")
+    name = str(table_rows.cell(row.cells, column) or "")
     split = table_files.split_of(name)
     if split is None:
         raise UserError(

@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from adalink_jax.data.images import check_bytes
+from adalink_jax.data.user_files.table_rows import cell
 from adalink_jax.data.user_files.text_templates import Template
 from adalink_jax.errors import UserError
 from adalink_jax.files.places import expanded, path_of, regular_file
@@ -115,7 +116,7 @@ class RowPicture:
           TypeError: for a cell that is neither text nor bytes.
         """
         columns = self._template.columns
-        value = cells.get(columns[0]) if len(columns) == 1 else None
+        value = cell(cells, columns[0]) if len(columns) == 1 else None
         if isinstance(value, Mapping):  # Hugging Face's images in Parquet
             value = value.get("bytes") or value.get("path")
             cells = {columns[0]: value}

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from adalink_jax.data.baselines import FEW_ANSWERS, as_numbers
+from adalink_jax.data.user_files.table_rows import cell
 from adalink_jax.data.user_files.text_templates import cell_text
 from adalink_jax.errors import UserError
 
@@ -25,7 +26,7 @@ def column_texts(rows: Sequence[Cells], name: str) -> list[str]:
     """The text and numbers of a column, with the items of lists in sequence; empty if it holds anything else."""
     texts = []
     for row in rows:
-        value = row.get(name)
+        value = cell(row, name)
         for item in value if isinstance(value, list) else (value,):
             try:
                 texts.append(cell_text(item))
@@ -52,7 +53,7 @@ def guess_targets(
     """
     in_inputs = re.findall(r"\{([^{}]*)\}", inputs or "")
     columns = [name for name in columns if name not in in_inputs]
-    named = [name for known in TARGETS for name in columns if _ends(name) == known]
+    named = [name for known in TARGETS for name in columns if known in name.lower().split(".")]
     if named:
         if len(named) > 1:
             doubts.append(f"TARGETS is {named[0]}; it could be {' or '.join(named[1:])}")
@@ -87,7 +88,7 @@ def guess_inputs(columns: Sequence[str], rows: Sequence[Cells], has_image: bool,
     Raises:
       UserError: if no column has text, and there are no images.
     """
-    named = [name for name in columns if _ends(name) in INPUTS]
+    named = [name for name in columns if _ends(name) in INPUTS and set(name.lower().split(".")).isdisjoint(TARGETS)]
     if not named and has_image:
         if columns:
             doubts.append(f"INPUTS names no column; there are {', '.join(columns)}")

@@ -1,12 +1,21 @@
 """Parquet files, row by row. A value that Python cannot hold is `Unreadable`: it spoils its row only where the task uses it."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from etils import epath
 
-from adalink_jax.data.user_files.table_rows import BadRow, Row, Table, Unreadable, check_columns, strings, unclean
+from adalink_jax.data.user_files.table_rows import (
+    BadRow,
+    Row,
+    Table,
+    Unreadable,
+    check_columns,
+    is_picture,
+    strings,
+    unclean,
+)
 from adalink_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -29,9 +38,21 @@ def open_parquet(path: epath.Path) -> Table:
                 yield BadRow(number, cells) if isinstance(cells, str) else Row(number, cells)
 
     with _parquet_file(path, lambda: ", or not a Parquet file") as file:
-        check_columns(path, len(file.schema_arrow))
-        names = file.schema_arrow.names
+        names = list(_names(file.schema_arrow))
+        check_columns(path, len(names))
     return Table(str(path), tuple(names), rows)
+
+
+def _names(fields: "Iterable[pyarrow.Field]", prefix: str = "") -> Iterator[str]:
+    """The columns of fields, as `table_rows.column_names` has them."""
+    import pyarrow
+
+    for field in fields:
+        name = f"{prefix}{field.name}"
+        if pyarrow.types.is_struct(field.type) and not is_picture(dict.fromkeys(part.name for part in field.type)):
+            yield from _names(field.type, f"{name}.")
+        else:
+            yield name
 
 
 def _cells(batch: "pyarrow.RecordBatch") -> list[dict[str, Any] | str]:

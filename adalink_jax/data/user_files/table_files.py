@@ -1,24 +1,25 @@
-"""Tables in files, row by row: CSV, TSV, JSONL, Parquet, and a folder of images with a subfolder per class.
+"""Tables in files, row by row: CSV, TSV, JSON, JSONL, Parquet, and a folder of images with a subfolder per class.
 
 Invariant: nothing is skipped silently. A row that parses is a `Row`, one that does not is a `BadRow` that says where and why, and
-a file that cannot be read as a whole is a `UserError`. No more than a line, or a group of rows of Parquet, is in memory.
+a file that cannot be read as a whole is a `UserError`. No more than a line, or a group of rows of Parquet, is in memory;
+a `.json` is in memory as a whole.
 """
 
 import collections
-import json
 import os
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 from etils import epath
 
 from adalink_jax.data.user_files.delimited_files import DELIMITERS, delimited
+from adalink_jax.data.user_files.json_files import open_json, open_jsonl
 from adalink_jax.data.user_files.parquet_files import open_parquet
-from adalink_jax.data.user_files.table_rows import BadRow, Row, Table, check_columns, lines, strings, unclean
+from adalink_jax.data.user_files.table_rows import BadRow, Row, Table, check_columns, unclean
 from adalink_jax.errors import UserError
 from adalink_jax.files.places import path_of, regular_file
 
-SUFFIXES = (*DELIMITERS, ".jsonl", ".ndjson", ".parquet")
+_OPENED = {".jsonl": open_jsonl, ".ndjson": open_jsonl, ".json": open_json, ".parquet": open_parquet}
+SUFFIXES = (*DELIMITERS, *_OPENED)
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 SPLIT_NAMES = {
     "train": ("train", "training"),
@@ -44,7 +45,7 @@ def open_table(
     """Opens a file, or a folder of images.
 
     Args:
-      path: local or remote; CSV, TSV and JSONL may be compressed (`.gz`).
+      path: local or remote; CSV, TSV, JSON and JSONL may be compressed (`.gz`).
       columns: column names of a CSV or TSV without a header; None if its first line has them.
       delimiter: delimiter of a CSV or TSV, if no first line `sep=;` names it; None for a comma and a tab.
       quoted: whether quotation marks enclose cells (RFC 4180) or are text; None: they enclose them, except between tabs.
@@ -63,43 +64,13 @@ def open_table(
     elif not columns is delimiter is quoted is None:
         raise UserError(f"{path} names its columns itself; COLUMNS, DELIMITER and QUOTED are for CSV and TSV files.")
     else:
-        table = open_parquet(where) if suffix == ".parquet" else _jsonl(where)
+        table = _OPENED[suffix](where)
     check_columns(path, len(table.columns))
     twice = next((name for name, count in collections.Counter(table.columns).items() if count > 1), None)
     if twice is not None:
         source = "COLUMNS names" if columns is not None else f"{path} has"
         raise UserError(f"{source} the column {twice!r} twice; give each another name.")
     return table
-
-
-def _jsonl(path: epath.Path) -> Table:
-    def rows() -> Iterator[Row | BadRow]:
-        for number, line in enumerate(lines(path), 1):
-            if not line.strip():
-                continue
-            row = _parsed(line)
-            yield BadRow(number, row) if isinstance(row, str) else Row(number, row)
-
-    names: dict[str, None] = {}
-    for row in rows():
-        names |= dict.fromkeys(row.cells) if isinstance(row, Row) else {}
-        check_columns(path, len(names))
-    if not names and next(rows(), None) is None:
-        raise UserError(f"{path} is empty.")
-    return Table(str(path), tuple(names), rows)
-
-
-def _parsed(line: str) -> dict[str, Any] | str:
-    """The JSON object in a line, or why it is not one, in words."""
-    if (reason := unclean([line])) is not None:
-        return reason
-    try:
-        row = json.loads(line)
-        return unclean(list(strings(row))) or row if isinstance(row, dict) else "it is not a JSON object"
-    except RecursionError:
-        return "it is not JSON that can be read: it is nested too deeply"
-    except ValueError as e:
-        return f"it is not JSON ({e})"
 
 
 # --- a folder of images ---

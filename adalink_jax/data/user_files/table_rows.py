@@ -1,10 +1,11 @@
 """Rows of tables, and the lines of text files, which are never longer than `LONGEST`."""
 
+import contextlib
 import dataclasses
 import gzip
 import re
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import IO, Any, cast
 
 from etils import epath
@@ -12,6 +13,7 @@ from etils import epath
 from adalink_jax.errors import UserError
 
 LONGEST = 16 * 2**20  # bytes of a line, or of a row of several lines
+LARGEST = 512 * 2**20  # bytes of a file that is read as a whole
 MOST_COLUMNS = 2_000
 MOST_PADDING = 2**20  # zeros after the end of compressed bytes
 
@@ -21,7 +23,7 @@ class BadRow:
     """A row that does not parse.
 
     Attributes:
-      line: the line where it starts, from 1; in Parquet the number of the row.
+      line: the line where it starts, from 1; in JSON arrays and Parquet the number of the row.
       reason: why, in words.
       lines: the number of lines that it takes.
     """
@@ -36,8 +38,8 @@ class Row:
     """A row that parses.
 
     Attributes:
-      line: the line where it starts, from 1; in Parquet and in a folder the number of the row.
-      cells: column -> value: text; in JSONL and Parquet also numbers, lists, bytes, None.
+      line: the line where it starts, from 1; in JSON arrays, Parquet and a folder the number of the row.
+      cells: column -> value: text; in JSON and Parquet also numbers, lists, bytes, None, and mappings, see `cell`.
       lines: the number of lines that it takes.
     """
 
@@ -52,7 +54,7 @@ class Table:
 
     Attributes:
       path: the file.
-      columns: names of the columns.
+      columns: names of the columns, see `column_names`.
       rows: starts a pass over the rows.
       guessed_unquoted: whether quotation marks are read as text because QUOTED is not set.
     """
@@ -103,6 +105,34 @@ class _Compressed:
         return getattr(self._raw, name)
 
 
+@contextlib.contextmanager
+def _opened(path: epath.Path) -> Iterator[IO[bytes]]:
+    """The bytes of a file, which may be compressed."""
+    try:
+        with (
+            path.open("rb") as raw,
+            cast(IO[bytes], gzip.open(cast(IO[bytes], _Compressed(raw)))) if path.suffix == ".gz" else raw as file,
+        ):
+            yield file
+    except (OSError, EOFError, zlib.error) as e:
+        raise UserError(f"{path} cannot be read ({e}); copy or write it again.") from e
+
+
+def whole_text(path: epath.Path) -> str:
+    """The text of a file; bytes that are not UTF-8 become lone surrogates.
+
+    Raises:
+      UserError: for a file that is too large, for UTF-16, and for a damaged file.
+    """
+    with _opened(path) as file:
+        content = file.read(LARGEST + 1)
+    if len(content) > LARGEST:
+        raise UserError(f"{path} is larger than {LARGEST >> 20} MB; save it as JSONL, one object per line.")
+    if content[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        raise UserError(f"{path} is UTF-16; save it as UTF-8.")
+    return content.decode("utf-8-sig", errors="surrogateescape")
+
+
 def lines(path: epath.Path) -> Iterator[str]:
     """Yields the lines of a file with their ends; bytes that are not UTF-8 become lone surrogates.
 
@@ -110,24 +140,18 @@ def lines(path: epath.Path) -> Iterator[str]:
       UserError: for a line that is too long, for UTF-16, and for a damaged file.
     """
     number = 0
-    try:
-        with (
-            path.open("rb") as raw,
-            gzip.open(cast(IO[bytes], _Compressed(raw))) if path.suffix == ".gz" else raw as file,
-        ):
-            while line := file.readline(LONGEST + 1):
-                number += 1
-                if len(line) > LONGEST:
-                    raise UserError(
-                        f"Line {number} of {path} is longer than {LONGEST >> 20} MB; shorten it, if this is a table of lines."
-                    )
-                if number == 1 and line[:2] in (b"\xff\xfe", b"\xfe\xff"):
-                    raise UserError(f"{path} is UTF-16; save it as UTF-8.")
-                if number == 1 and b"\0" in line:
-                    raise UserError(f"{path} is not text: its first line holds NUL characters; give a table of lines.")
-                yield line.decode("utf-8-sig" if number == 1 else "utf-8", errors="surrogateescape")
-    except (OSError, EOFError, zlib.error) as e:
-        raise UserError(f"{path} cannot be read ({e}); copy or write it again.") from e
+    with _opened(path) as file:
+        while line := file.readline(LONGEST + 1):
+            number += 1
+            if len(line) > LONGEST:
+                raise UserError(
+                    f"Line {number} of {path} is longer than {LONGEST >> 20} MB; shorten it, if this is a table of lines."
+                )
+            if number == 1 and line[:2] in (b"\xff\xfe", b"\xfe\xff"):
+                raise UserError(f"{path} is UTF-16; save it as UTF-8.")
+            if number == 1 and b"\0" in line:
+                raise UserError(f"{path} is not text: its first line holds NUL characters; give a table of lines.")
+            yield line.decode("utf-8-sig" if number == 1 else "utf-8", errors="surrogateescape")
 
 
 def unclean(texts: Sequence[str]) -> str | None:
@@ -140,6 +164,32 @@ def unclean(texts: Sequence[str]) -> str | None:
         if "\0" in text:
             return "it holds a NUL character"
     return None
+
+
+def column_names(cells: Mapping[str, Any]) -> Iterator[str]:
+    """The columns of a row. What is nested has dotted names, but for a picture with its `bytes` or `path`."""
+    nested = [*cells.items()][::-1]
+    while nested:
+        name, value = nested.pop()
+        if isinstance(value, Mapping) and not is_picture(value):
+            nested += [(f"{name}.{key}", item) for key, item in [*value.items()][::-1]]
+        else:
+            yield name
+
+
+def cell(cells: Mapping[str, Any], name: str) -> Any:
+    """The value of a column, which may be nested; None if the row has none."""
+    if name in cells:
+        return cells[name]
+    for key, value in cells.items():
+        if isinstance(value, Mapping) and name.startswith(f"{key}."):
+            return cell(value, name.removeprefix(f"{key}."))
+    return None
+
+
+def is_picture(value: object) -> bool:
+    """Whether a cell is a picture as Hugging Face's data sets hold it: its `bytes`, its `path`, or both."""
+    return isinstance(value, Mapping) and ("bytes" in value or set(value) == {"path"})
 
 
 def strings(value: object) -> Iterator[str]:

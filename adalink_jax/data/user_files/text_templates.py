@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from adalink_jax.data.user_files.table_rows import Table, Unreadable
+from adalink_jax.data.user_files.table_rows import Table, Unreadable, cell
 from adalink_jax.errors import UserError
 
 SHOWN = 20  # columns in a message
@@ -56,14 +56,14 @@ class Template:
         Raises:
           TypeError: for a cell that is neither text nor a number.
         """
-        cells = {name: cell_text(row.get(name)) for name in self.columns}
+        cells = {name: cell_text(cell(row, name)) for name in self.columns}
         if cells and not any(cells.values()):
             return ""
         return "".join(plain + (cells[name] if name is not None else "") for plain, name in self._parts).strip()
 
     def texts(self, row: Mapping[str, Any]) -> list[str]:
         """Writes a row once for each value of a list, if the template names one column and that holds a list."""
-        value = row.get(self.columns[0]) if len(self.columns) == 1 else None
+        value = cell(row, self.columns[0]) if len(self.columns) == 1 else None
         values = value if isinstance(value, (list, tuple, np.ndarray)) else None
         written = [self.text(row)] if values is None else [self.text({self.columns[0]: item}) for item in values]
         return [text for text in written if text]

@@ -1,6 +1,6 @@
 """Run by test_mesh.py in a process of eight virtual devices: training on meshes against training on one device.
 
-python mesh_program.py METHOD[@T5Gemma|@T5Gemma2|@PaliGemma] STEPS MESH...          MESH: DATAxMODEL[,fsdp][,scanned][,blockwise], such as 2x4,fsdp,scanned
+python mesh_program.py METHOD[@T5Gemma|@T5Gemma2|@PaliGemma|@Pix2Struct] STEPS MESH...          MESH: DATAxMODEL[,fsdp][,scanned][,blockwise], such as 2x4,fsdp,scanned
 """
 
 import sys
@@ -19,6 +19,8 @@ from adalink_jax.adapters import LoRA  # noqa: E402
 from adalink_jax.models import (  # noqa: E402
     PaliGemma,
     PaliGemmaConfig,
+    Pix2Struct,
+    Pix2StructConfig,
     T5Gemma,
     T5Gemma2,
     T5Gemma2Config,
@@ -52,6 +54,9 @@ def backbone(scanned, attention="reference", name="PaLI"):
         more = {"sliding_window": 6, "full_attention_every": 2, "image_pool": 2}
         tower = ViTConfig((8, 16), 4, 64, 8, 256, 2, channels=1, **settings)
         return T5Gemma2(T5Gemma2Config(**sizes, **heads, **ids, **more, **settings), tower)
+    if name == "Pix2Struct":
+        pictures = {"max_patches": 24, "num_positions": 24, "patch_size": 2, "channels": 1}
+        return Pix2Struct(Pix2StructConfig(264, 64, 8, 8, 128, 2, 2, **pictures, **settings))
     tower = ViTConfig((8, 16), 4, 64, 8, 256, 2, channels=1, **settings)
     if name == "PaliGemma":
         sizes = {"vocab_size": 264, "emb_dim": 64, "num_heads": 8, "num_kv_heads": 1, "head_dim": 8, "mlp_dim": 128}
@@ -73,7 +78,7 @@ def batches(model, steps):
     for _ in range(steps):
         batch = {k: rng.integers(1, 260, x.shape).astype(np.int32) for k, x in shapes.items() if x.dtype == np.int32}
         if "images" in shapes:
-            batch["images"] = rng.uniform(-1, 1, shapes["images"].shape).astype(np.float32)
+            batch["images"] = model.backbone.as_images(rng.uniform(-1, 1, shapes["images"].shape).astype(np.float32))
         if isinstance(model.backbone, T5Gemma2):
             batch["encoder_input_tokens"][:, :2] = IMAGE_TOKEN
         batch["decoder_loss_weights"] = rng.integers(0, 2, shapes["decoder_loss_weights"].shape).astype(np.float32)

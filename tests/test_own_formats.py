@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from own_files_cases import jsonl_text, load, total, written
+from own_files_cases import csv_text, jsonl_text, load, picture, total, written
 
 from adalink_jax.errors import UserError, sentence
 
@@ -114,3 +114,116 @@ def test_predictions_stand_beside_what_was_nested(suffix, tmp_path):
     if suffix == ".jsonl":
         written_rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
         assert written_rows == [row | {"prediction": "p"} for row in NESTED[:2]]
+
+
+# --- Arrow, and folders as Hugging Face's `datasets` writes them ---
+
+LABELS = {
+    "info": {"features": {"text": {"dtype": "string"}, "label": {"names": ["bad", "good"], "_type": "ClassLabel"}}}
+}
+
+
+def arrow_table(count=60, first=0):
+    import pyarrow
+
+    rows = {"text": [f"text {first + i}" for i in range(count)], "label": [i % 2 for i in range(count)]}
+    return pyarrow.table(rows).replace_schema_metadata({"huggingface": json.dumps(LABELS)})
+
+
+def write_arrow(path, table, form="stream"):
+    import pyarrow
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = pyarrow.ipc.new_stream if form == "stream" else pyarrow.ipc.new_file
+    with new(str(path), table.schema) as writer:
+        writer.write_table(table, max_chunksize=7)
+    return path
+
+
+@pytest.mark.parametrize("form", ["stream", "file", "parquet"])
+def test_arrow_is_read_with_the_names_of_labels(form, tmp_path):
+    from pyarrow import parquet
+
+    if form == "parquet":
+        parquet.write_table(arrow_table(), path := tmp_path / "a.parquet")
+    else:
+        path = write_arrow(tmp_path / "a.arrow", arrow_table(), form)
+    task = load(path)
+    assert total(task) == 60 and {row["references"][0] for row in task.examples("train")} == {"bad", "good"}
+    assert guessed(path) == {"data": str(path), "inputs": "{text}", "targets": "{label}"}
+
+
+def test_a_missing_label_is_an_empty_target(tmp_path):
+    import pyarrow
+
+    table = arrow_table()
+    table = table.set_column(1, "label", pyarrow.array([-1, *[i % 2 for i in range(59)]]))
+    with pytest.raises(UserError, match=r"1 of 60 rows of train have no input or no target .*: line 1 of"):
+        load(write_arrow(tmp_path / "a.arrow", table))
+
+
+@pytest.mark.parametrize("form", ["stream", "file"])
+def test_arrow_that_is_cut_short_is_refused(form, tmp_path):
+    path = write_arrow(tmp_path / "a.arrow", arrow_table(6000), form)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(UserError, match="a.arrow is damaged"):
+        load(path)
+    with pytest.raises(UserError, match=r"a\.arrow is damaged, or not an Arrow file"):
+        load(written(tmp_path, "a.arrow", b"text,label"))
+
+
+def save_to_disk(folder, shards=2, first=0):
+    """The files that `datasets.Dataset.save_to_disk` writes."""
+    names = [f"data-{i:05}-of-{shards:05}.arrow" for i in range(shards)]
+    for i, name in enumerate(names):
+        write_arrow(folder / name, arrow_table(60 // shards, first + i * 60))
+    state = {"_data_files": [{"filename": name} for name in names], "_split": folder.name, "_format_type": None}
+    written(folder, "state.json", json.dumps(state))
+    written(folder, "dataset_info.json", json.dumps(LABELS["info"]))
+    return tuple(f"{folder}/{name}" for name in names)
+
+
+def test_what_save_to_disk_wrote_is_read(tmp_path):
+    one = save_to_disk(tmp_path / "one")
+    settings = guessed(tmp_path / "one")
+    assert settings == {"data": one, "inputs": "{text}", "targets": "{label}"} and total(load(None, **settings)) == 60
+    files = {name: save_to_disk(tmp_path / "set" / name, 1, 1000 * i) for i, name in enumerate(("test", "train"))}
+    written(tmp_path / "set", "dataset_dict.json", json.dumps({"splits": ["train", "test"]}))
+    data = guessed(tmp_path / "set")["data"]
+    assert data == {"train": files["train"][0], "test": files["test"][0]}
+    task = load(None, data=data)
+    assert len(task.splits["test"]) == 60 and len(task.splits["train"]) + len(task.splits["validation"]) == 60
+    written(tmp_path / "set" / "train", "state.json", "{}")
+    with pytest.raises(UserError, match=r"train.state\.json is missing or damaged"):
+        guessed(tmp_path / "set")
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl"])
+def test_a_folder_of_images_with_metadata(suffix, tmp_path):
+    rows = [{"file_name": f"pictures/{i}.png", "text": f"a word {i}"} for i in range(60)]
+    text = csv_text([tuple(row.values()) for row in rows], "file_name,text") if suffix == "csv" else jsonl_text(rows)
+    for folder in (tmp_path / "all", *(tmp_path / "set" / split for split in ("train", "validation", "test"))):
+        for i in range(60):
+            written(folder, f"pictures/{i}.png", picture(size=(3 + i, 3 + len(folder.name))))
+        written(folder, f"metadata.{suffix}", text)
+    settings = guessed(tmp_path / "all", targets="{text}")
+    assert settings["data"] == f"{tmp_path}/all/metadata.{suffix}" and settings["image"] == "{file_name}"
+    assert total(load(None, **settings, limits={"truncated": 1.0})) == 60
+    settings = guessed(tmp_path / "set", targets="{text}")
+    assert [*settings["data"]] == ["train", "validation", "test"] and "images" not in settings
+    task = load(None, **settings, limits={"truncated": 1.0})
+    assert {len(split) for split in task.splits.values()} == {60}
+    (tmp_path / "set" / "train" / f"metadata.{suffix}").unlink()
+    with pytest.raises(UserError, match="has test, validation, and no train"):
+        guessed(tmp_path / "set")
+
+
+def test_tables_of_the_hub_are_in_a_folder_data_and_other_json_is_no_table(tmp_path):
+    for split in ("train", "test"):
+        write_arrow(tmp_path / "set" / "data" / f"{split}-00000-of-00001.arrow", arrow_table())
+    written(tmp_path / "set", "README.md", "words")
+    assert [*guessed(tmp_path / "set")["data"]] == ["train", "test"]
+    for i in range(60):
+        written(tmp_path, f"photos/{'ab'[i % 2]}/{i}.png", picture(size=(3 + i, 3)))
+    written(tmp_path, "photos/info.json", "{}")
+    assert guessed(tmp_path / "photos")["data"] == str(tmp_path / "photos")

@@ -12,6 +12,7 @@ from adalink_jax.data.user_files.delimited_files import DELIMITERS, records, was
 from adalink_jax.data.user_files.file_splits import files_of, first_of, folder_of
 from adalink_jax.data.user_files.image_files import ARCHIVES, Pictures
 from adalink_jax.data.user_files.input_target_guess import Cells, column_texts, guess_inputs, guess_targets
+from adalink_jax.data.user_files.table_search import files_at
 from adalink_jax.errors import UserError
 from adalink_jax.files.places import path_of
 
@@ -43,7 +44,7 @@ def guess(data: str, known: Mapping[str, str | None]) -> Guess:
     Raises:
       UserError: for what cannot be read, and if the use of the columns cannot be guessed.
     """
-    files = _files(data)
+    files = files_at(data)
     first = files_of(files)["train"][0]
     delimiter = _delimiter(first)
     settings: dict[str, Any] = {"data": files} | ({} if delimiter is None else {"delimiter": delimiter})
@@ -81,54 +82,7 @@ def guess(data: str, known: Mapping[str, str | None]) -> Guess:
     return Guess(settings, tuple(doubts))
 
 
-# --- files ---
-
-
-def _files(data: str) -> str | dict[str, str | tuple[str, ...]]:
-    """The table; or, if there are others beside it for the other splits, all by split."""
-    where = path_of(data)
-    if where.is_dir():
-        return _files_of_folder(data)
-    word = _split_word(where.name)
-    if word is None or table_files.split_of(word) != "train" or not where.parent.is_dir():
-        return data
-    beside = {file.name.lower(): str(file) for file in where.parent.iterdir() if file != where}
-    others: dict[str, str | tuple[str, ...]] = {}
-    for split in ("validation", "test"):
-        names = (
-            re.sub(rf"(?<![a-z]){word}(?![a-z])", name, where.name.lower()) for name in table_files.SPLIT_NAMES[split]
-        )
-        if (file := next((beside[name] for name in names if name in beside), None)) is not None:
-            others[split] = file
-    return {"train": data, **others} if others else data
-
-
-def _files_of_folder(folder: str) -> str | dict[str, str | tuple[str, ...]]:
-    """The tables in a folder by split; or the folder itself, if it holds images."""
-    tables = [
-        file for file in sorted(path_of(folder).iterdir()) if table_files.suffix_of(file.name) in table_files.SUFFIXES
-    ]
-    files: dict[str, list[str]] = {}
-    for table in tables:
-        if (split := table_files.split_of(_split_word(table.name) or "")) is not None:
-            files.setdefault(split, []).append(str(table))
-    for split, names in files.items():
-        if len({re.sub(r"\d+", "0", name) for name in names}) > 1:
-            raise UserError(f"{folder} has several files for {split}: {', '.join(names)}; name the table itself.")
-    if "train" in files:
-        return {
-            split: files[split][0] if len(files[split]) == 1 else tuple(files[split])
-            for split in table_files.SPLIT_NAMES
-            if split in files
-        }
-    if tables:
-        raise UserError(f"{folder} holds tables, but none is called train; name the table itself.")
-    return folder
-
-
-def _split_word(name: str) -> str | None:
-    """The word in a file's name that names a split."""
-    return next((word for word in re.split(r"[\W_\d]+", name.lower()) if table_files.split_of(word) is not None), None)
+# --- the form of a CSV or TSV ---
 
 
 def _delimiter(path: str) -> str | None:

@@ -1,7 +1,7 @@
-"""Tables in files, row by row: CSV, TSV, JSON, JSONL, Parquet, and a folder of images with a subfolder per class.
+"""Tables in files, row by row: CSV, TSV, JSON, JSONL, Parquet, Arrow, and a folder of images with a subfolder per class.
 
 Invariant: nothing is skipped silently. A row that parses is a `Row`, one that does not is a `BadRow` that says where and why, and
-a file that cannot be read as a whole is a `UserError`. No more than a line, or a group of rows of Parquet, is in memory;
+a file that cannot be read as a whole is a `UserError`. No more than a line, or a group of rows of Parquet or Arrow, is in memory;
 a `.json` is in memory as a whole.
 """
 
@@ -11,14 +11,21 @@ from collections.abc import Iterator, Sequence
 
 from etils import epath
 
+from adalink_jax.data.user_files.arrow_files import open_arrow, open_parquet
 from adalink_jax.data.user_files.delimited_files import DELIMITERS, delimited
 from adalink_jax.data.user_files.json_files import open_json, open_jsonl
-from adalink_jax.data.user_files.parquet_files import open_parquet
 from adalink_jax.data.user_files.table_rows import BadRow, Row, Table, check_columns, unclean
 from adalink_jax.errors import UserError
 from adalink_jax.files.places import path_of, regular_file
 
-_OPENED = {".jsonl": open_jsonl, ".ndjson": open_jsonl, ".json": open_json, ".parquet": open_parquet}
+_OPENED = {
+    ".jsonl": open_jsonl,
+    ".ndjson": open_jsonl,
+    ".json": open_json,
+    ".parquet": open_parquet,
+    ".arrow": open_arrow,
+    ".feather": open_arrow,
+}
 SUFFIXES = (*DELIMITERS, *_OPENED)
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 SPLIT_NAMES = {

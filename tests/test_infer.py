@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import json
 import os
+import pathlib
 import subprocess
 import sys
 
@@ -383,6 +384,25 @@ def test_a_run_predicts_with_its_templates_and_has_the_same_score(trained, capsy
     share = sum(row["prediction"] == row["target"] for row in tested) / len(tested)
     summary = json.loads((trained / "run" / "summary.json").read_text())
     assert share == pytest.approx(summary["adapted_accuracy"])
+
+
+def test_a_folder_of_new_pictures_is_predicted(trained, capsys):
+    """The pictures that the run was trained on are in another folder (IMAGES)."""
+    for name in ("7.png", "more/8.png"):
+        (trained / "new" / name).parent.mkdir(parents=True, exist_ok=True)
+        (trained / "new" / name).write_bytes((trained / "photos" / pathlib.Path(name).name).read_bytes())
+    (trained / "new" / "7.txt").write_text("no picture")
+    command = ["infer", str(trained / "new"), str(trained / "new.jsonl"), f"--run={trained / 'run'}"]
+    assert main(command) == 2 and "has other columns (it has image); give --inputs" in capsys.readouterr().err
+    assert main([*command, "--inputs=what is this?", "--images=x"]) == 2
+    assert "is a folder of pictures itself; leave out --images" in capsys.readouterr().err
+    assert main([*command, "--inputs=what is this?"]) == 0
+    said = capsys.readouterr().err
+    assert "1 files in " in said and "are not pictures, and left out." in said
+    written = [json.loads(line) for line in (trained / "new.jsonl").read_text().splitlines()]
+    predict = Predictor(trained / "run")
+    expected = predict(["what is this?"] * 2, [trained / "photos" / "7.png", trained / "photos" / "8.png"])
+    assert written == [{"image": name, "prediction": x} for name, x in zip(("7.png", "more/8.png"), expected)]
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".csv"])

@@ -69,7 +69,7 @@ def infer(argv: list[str]) -> int:
 def _parse(argv: list[str]) -> tuple[configuration.GinFlags, argparse.Namespace]:
     parser = gin_parser(
         "infer",
-        "Predict for each row of INPUT: a .csv, .tsv, .jsonl, .parquet or .txt file (one input per line), a folder of images, or\n"
+        "Predict for each row of INPUT: a table as for `adalink init`, a .txt file (one input per line), a folder of images, or\n"
         "task:SPLIT, the examples of a task. The model comes from a run (--run, with its adapter, vocabulary and templates) or from\n"
         "gin files (gin/runs/infer.gin is read first). Writes the rows with a column `prediction` to OUTPUT, .jsonl or .csv, as they\n"
         "are made; if the command is killed, rerun it to resume. Columns of INPUT: `inputs`; for models with images `image`, a file\n"

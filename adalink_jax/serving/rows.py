@@ -84,7 +84,7 @@ def of_file(
     """The rows of a table, a folder of images, or the lines of a text file.
 
     Args:
-      path: .csv, .tsv, .jsonl, .parquet (see `table_files`), a folder of images, or .txt with one input per line.
+      path: a table (see `table_files`), a folder of images, by class or not, or .txt with one input per line.
       options: `inputs` and `image`, templates, and `images`, the folder or archive of the images, as typed. None for those of the run, or
         without a run for the columns `inputs` and `image`, and the table's folder.
       run: how the run's own rows were read and formatted, see `opening.Opened.rows`.
@@ -94,14 +94,14 @@ def of_file(
     Raises:
       UserError: for a file or a row that cannot be used; every row is checked before anything is predicted.
     """
-    table = _opened(path, run)
+    table, note = _opened(path, run)
     if PREDICTION in table.columns:
         raise UserError(f"{path} has a column `{PREDICTION}` already; rename it.")
     template = _template(INPUTS, options, run, path, table)
     used, picture, pictures = {"input": template}, None, None
     named = options["image"] or run.get("image") or table_files.IMAGE in table.columns
     if wants_images and (needs_images or named):
-        pictures = Pictures(options["images"] or run.get("images") or file_splits.picture_root(None, path))
+        pictures = Pictures(_picture_root(path, options["images"], run.get("images")))
         used["picture"] = _template(table_files.IMAGE, options, run, path, table)
         picture = RowPicture(used["picture"], pictures)
 
@@ -133,7 +133,6 @@ def of_file(
         shown |= dict.fromkeys(ask.cells)
     if not count:
         raise UserError(f"{path} has no rows below its header.")
-    note = _empty_lines(path) if path.lower().endswith(TEXT) else ""
     return Source(tuple(shown), count, asks, note)
 
 
@@ -152,12 +151,26 @@ def of_task(task: Task, split: str) -> Source:
     return Source((INPUTS, TARGET), sum(1 for _ in task.examples(split)), asks)
 
 
-def _opened(path: str, run: Mapping) -> table_files.Table:
+def _opened(path: str, run: Mapping) -> tuple[table_files.Table, str]:
+    """The rows, and a remark on them for the user."""
+    if path_of(path).is_dir():
+        if (pictures := table_files.new_pictures(path_of(path))) is None:
+            return table_files.open_table(path), ""
+        return pictures[0], f"{pictures[1]:,} files in {path} are not pictures, and left out." if pictures[1] else ""
     if path.lower().endswith(TEXT):
-        return _text(path, run)
+        return _text(path, run), _empty_lines(path)
     if table_files.suffix_of(path) in table_files.DELIMITERS:
-        return table_files.open_table(path, run.get("columns"), run.get("delimiter"), run.get("quoted"))
-    return table_files.open_table(path)  # JSONL, Parquet and folders name their columns
+        return table_files.open_table(path, run.get("columns"), run.get("delimiter"), run.get("quoted")), ""
+    return table_files.open_table(path), ""  # the others name their columns
+
+
+def _picture_root(path: str, typed: str | None, of_run: str | None) -> str:
+    """The folder or archive of the pictures; of a folder of pictures, itself."""
+    if not path_of(path).is_dir():
+        return typed or of_run or file_splits.picture_root(None, path)
+    if typed is not None:
+        raise UserError(f"{path} is a folder of pictures itself; leave out --images.")
+    return path
 
 
 def _text(path: str, run: Mapping) -> table_files.Table:

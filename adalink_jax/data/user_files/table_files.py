@@ -122,6 +122,25 @@ def _image_folder(folder: epath.Path) -> Table:
     return Table(str(folder), (IMAGE, LABEL, *((SPLIT,) if nested else ())), rows)
 
 
+def new_pictures(folder: epath.Path) -> tuple[Table, int] | None:
+    """All pictures below a folder of new ones, which have no classes, as rows; with the number of other files, which are left out.
+
+    None if no picture is directly in the folder.
+    """
+    is_picture = lambda path: path.suffix.lower() in PICTURES
+    if not any(is_picture(path) and path.is_file() for path in folder.iterdir()):
+        return None
+
+    def rows() -> Iterator[Row | BadRow]:
+        for number, path in enumerate(filter(is_picture, _files_below(folder)), 1):
+            name = str(path.relative_to(folder))
+            reason = unclean([name])
+            yield Row(number, {IMAGE: name}) if reason is None else BadRow(number, f"the name of {name!r}: {reason}")
+
+    others = sum(not is_picture(path) for path in _files_below(folder))
+    return Table(str(folder), (IMAGE,), rows), others
+
+
 def _files_below(folder: epath.Path) -> Iterator[epath.Path]:
     """All files that are not hidden, by name; links to folders, which may lead outside or in a circle, are not followed."""
     for path in sorted(folder.iterdir(), key=lambda path: path.name):

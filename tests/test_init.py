@@ -278,6 +278,29 @@ def test_nothing_that_is_there_is_overwritten(init, tmp_path):
     assert status == 2 and "task.sheet.png exists already" in said and not (tmp_path / "task.gin").exists()
 
 
+def test_force_overwrites_what_init_wrote_and_nothing_else(init, tmp_path):
+    path = write(tmp_path / "a.csv", ROWS)
+    assert init(path)[0] == 0
+    assert init(path, "--inputs=a: {text}")[0] == 2
+    status, _, settings = init(path, "--inputs=a: {text}", "--force")
+    assert status == 0 and settings["INPUTS"] == "'a: {text}'" and "--force" not in (tmp_path / "task.gin").read_text()
+    (tmp_path / "task.gin").write_text("# mine\n")
+    status, said, _ = init(path, "--force")
+    assert status == 2 and "is not a file of adalink init" in said and (tmp_path / "task.gin").read_text() == "# mine\n"
+
+
+def test_a_dev_file_that_is_halved_is_reported(init, tmp_path):
+    write(tmp_path / "train.csv", ROWS)
+    write(tmp_path / "dev.csv", [(f"film {i}", "bad") for i in range(40)])
+    status, said, _ = init("train.csv")
+    halves = re.search(
+        r"the validation split is halved: (\d+) examples for validation and (\d+) examples for test", said
+    )
+    assert status == 0 and halves and int(halves[1]) + int(halves[2]) == 40
+    write(tmp_path / "test.csv", [(f"other {i}", "bad") for i in range(40)])
+    assert "halved" not in init("train.csv", "--force")[1]
+
+
 def test_what_a_kill_left_does_not_stand_in_the_way(init, tmp_path, monkeypatch):
     """The sheet is written before the gin file."""
     from adalink_jax.data.user_files.task_draft import Draft

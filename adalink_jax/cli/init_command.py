@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from adalink_jax.training.setup import Setup
 
 BUNDLED = "bundled:pali_nano_instruct"
+MADE_BY = "Made by: adalink init"  # the first line of a file that it wrote
 IMAGE = "<start_of_image>"  # where a picture stands in a text
 SHOWN, MOST_LABELS = 4, 20
 LEAST_STEPS, MOST_STEPS, EPOCHS = 100, 2000, 3
@@ -39,14 +40,29 @@ def init(argv: list[str]) -> int:
         raise UserError(f"The parent folder of {out} does not exist; create it first.")
     sheet = out.with_name(f"{out.stem}.sheet.png")
     with locks.hold_file(out) as was_killed:
-        for file in (out, sheet):
-            if file.exists() and not (file == sheet and was_killed):  # which writes the sheet first
-                raise UserError(f"{file} exists already; delete it, or name another file with --out.")
+        if options.force and out.exists():
+            _check_own(out)
+        else:
+            for file in (out, sheet):
+                if file.exists() and not (file == sheet and was_killed):  # which writes the sheet first
+                    raise UserError(
+                        f"{file} exists already; name another file with --out, or overwrite it with --force."
+                    )
         try:
             return _write(options, name, out, sheet)
         finally:
             if not out.exists():
                 sheet.unlink(missing_ok=True)
+
+
+def _check_own(out: epath.Path) -> None:
+    """Raises:
+    UserError: if `adalink init` did not write the file.
+    """
+    if not out.read_bytes().startswith(f"# {MADE_BY} ".encode()):
+        raise UserError(
+            f"{out} is not a file of adalink init, so --force does not overwrite it; name another with --out."
+        )
 
 
 def _write(options: argparse.Namespace, name: str, out: epath.Path, sheet: epath.Path) -> int:
@@ -76,9 +92,9 @@ def _write(options: argparse.Namespace, name: str, out: epath.Path, sheet: epath
     _show(console, draft, doubts)
     if has_images:
         _write_contact_sheet(sheet, draft.loaded, out.stem)
-    typed = {key: value for key, value in vars(options).items() if value and key not in ("data", "out")}
+    typed = {key: value for key, value in vars(options).items() if value and key not in ("data", "out", "force")}
     command = shlex.join([options.data, *(f"--{key}={value}" for key, value in typed.items())])
-    draft.write(out, f"Made by: adalink init {command}")
+    draft.write(out, f"{MADE_BY} {command}")
     console.print(f"\nWritten: {out}{f', and {sheet}, a sheet of pictures' if has_images else ''}", soft_wrap=True)
     try:
         draft.file_task.refuse(draft.loaded)
@@ -111,6 +127,11 @@ def _parser() -> argparse.ArgumentParser:
         option("--image", metavar="TEMPLATE", help="the name of each row's picture: '{photo}', '{id}.jpg'"),
         option("--images", metavar="PATH", help="where the pictures are: a folder, .zip or .tar"),
         option("--out", metavar="FILE", help="the gin file (the data's name, in this folder)"),
+        option(
+            "--force",
+            action="store_true",
+            help="overwrite the gin file, if adalink init wrote it, and its sheet of pictures",
+        ),
     )
 
 
@@ -176,6 +197,8 @@ def _show(console: "Console", draft: "Draft", doubts: Sequence[str]) -> None:
             lengths_table.add_row(*first, side, *map(str, numbers))
     console.print(lengths_table)
     _show_labels(console, task)
+    for remark in task.remarks:
+        console.print(f"{remark[0].upper()}{remark[1:]}.", soft_wrap=True)
     for finding in task.findings:
         if finding.count:
             console.print(str(finding), soft_wrap=True)

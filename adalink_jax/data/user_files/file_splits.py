@@ -129,6 +129,11 @@ def read(settings: FileSettings, on_rows: Callable[[int], None] = lambda count: 
         notes.append("the test split has no targets, so it is ignored and another is made of the rows that have")
     findings = [finding for name, source in sources.items() for finding in _findings(name, source)]
     splits, shared = _divided(settings, sources)
+    if VALIDATION in sources and TEST not in sources:
+        halves = " and ".join(f"{len(splits[name]):,} examples for {name}" for name in (VALIDATION, TEST))
+        notes.append(
+            f"there is no test split, so the validation split is halved: {halves}; give a test split (DATA) to keep it whole"
+        )
     return Contents(splits, findings + shared, notes, folders, any(source.several for source in sources.values()))
 
 

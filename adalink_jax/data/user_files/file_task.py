@@ -69,6 +69,7 @@ class LoadedFileTask:
       splits: split -> its rows.
       findings: what is wrong with them.
       several: whether a row has several references.
+      remarks: what else the user should know of the data.
       lengths: split -> `{"inputs": Lengths, "targets": Lengths}`, of a sample.
       workers: see `FileSettings`.
     """
@@ -88,7 +89,7 @@ class LoadedFileTask:
         self.has_images = settings.image is not None or settings.blank_image
         contents = file_splits.read(settings, on_rows)
         self.splits, self.findings, self.several = contents.splits, contents.findings, contents.several
-        self._folders, self._notes = contents.folders, contents.notes
+        self._folders, self.remarks = contents.folders, contents.notes
         self.lengths: dict[str, dict[str, Lengths]] = {}
         for split, rows in self.splits.items():
             texts = [(row["inputs"], row["references"]) for row in sample(rows, SAMPLED)]
@@ -108,7 +109,7 @@ class LoadedFileTask:
                 for side, lengths in self.lengths[split].items()
             ]
             sizes.append(f"{split}: {len(rows):,} examples; {'; '.join(sides)}")
-        return sizes + self._notes + [str(finding) for finding in self.findings if finding.count]
+        return sizes + self.remarks + [str(finding) for finding in self.findings if finding.count]
 
     def dataset(self, split: str, seed: int | None) -> "grain.MapDataset[Example]":
         """The examples of a split at random access, shuffled by `seed`; None keeps the order."""

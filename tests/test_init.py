@@ -149,7 +149,8 @@ def test_metrics_by_what_the_targets_are(init, tmp_path):
     (tmp_path / "task.gin").unlink()
     rows = "".join('{"question": "q%d", "answers": ["a", "b"]}\n' % i for i in range(60))
     (tmp_path / "b.jsonl").write_text(rows)
-    assert init(tmp_path / "b.jsonl")[2]["METRIC"] == "'exact_match'"
+    _, said, settings = init(tmp_path / "b.jsonl")
+    assert settings["METRIC"] == "'exact_match'" and "The lists in answers are alternatives" in said
     (tmp_path / "task.gin").unlink()
     settings = init(write(tmp_path / "c.csv", ROWS))[2]
     assert settings["METRICS"] == "('accuracy', 'macro_f1', 'balanced_accuracy')" and settings["METRIC"] == "'accuracy'"
@@ -329,7 +330,7 @@ def test_data_that_a_run_would_refuse_give_status_1(init, tmp_path):
 BAD = {
     "empty": (b"", "is empty"),
     "binary": (bytes(range(256)) * 9, "is not text"),
-    "utf_16": ("text,label\na,b\n".encode("utf-16"), "UTF-16"),
+    "cut_utf_16": ("text,label\na,b\n".encode("utf-16")[:-1], "UTF-16"),
     "header_alone": (b"text,label\n", "no rows that can be read"),
     "open_quote": (b'text,label\n"a,b\nc,d\n', "is not closed"),
     "one_class": (b"text,other\n" + b"".join(b"t%d,x\n" % i for i in range(60)), "not clear which column"),

@@ -35,7 +35,7 @@ WHOLE = {
     "commas_in_tsv": ("a.tsv", csv_text(), {}, r"separated by ','\?"),
     "delimiter_of_two": ("a.csv", csv_text(), {"delimiter": "||"}, r"DELIMITER is '\|\|'; it must be one character"),
     "delimiter_of_jsonl": ("a.jsonl", jsonl_text([{"text": "a", "label": "b"}]), {"delimiter": ","}, r"COLUMNS, DELIMITER and QUOTED are for CSV"),
-    "utf_16": ("a.csv", csv_text().encode("utf-16"), {}, r"is UTF-16; save it as UTF-8"),
+    "cut_utf_16": ("a.csv", csv_text().encode("utf-16")[:-1], {}, r"begins as UTF-16 and is damaged \(.*\); save it as UTF-8"),
     "latin_1_header": ("a.csv", "té,label\n".encode("latin-1"), {}, r"header of .* cannot be read: it is not UTF-8 \(byte 0xE9\)"),
     "nul_in_header": ("a.csv", b"te\0xt,label\na,b\n", {}, r"is not text: its first line holds NUL"),
     "line_of_16_mb": ("a.csv", csv_text() + LONG, {}, r"Line 62 of .* is longer than 16 MB"),

@@ -1,5 +1,6 @@
 """Tables in the forms in which people have them: nested JSON, arrays, Arrow, folders as Hugging Face writes them."""
 
+import gzip
 import json
 
 import pytest
@@ -75,12 +76,30 @@ def test_json_files_hold_an_array_or_lines(form, tmp_path):
     assert total(task) == 60 and all(len(row["inputs_pretokenized"]) >= 3 for row in task.examples("train"))
 
 
+@pytest.mark.parametrize("suffix", ["csv", "tsv", "jsonl", "json", "csv.gz"])
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+def test_utf_16_is_read_by_its_mark(suffix, encoding, tmp_path):
+    rows = [(f"caf\u00e9 \U0001f600 {i}", "s\u00ed") for i in range(60)]
+    if "sv" in suffix:
+        delimiter = "\t" if suffix == "tsv" else ","
+        text = csv_text(rows, f"text{delimiter}label", delimiter).replace("\n", "\r\n")
+    else:
+        items = [{"text": text, "label": label} for text, label in rows]
+        text = json.dumps(items) if suffix == "json" else jsonl_text(items)
+    content = f"\ufeff{text}".encode(encoding)
+    path = written(tmp_path, f"a.{suffix}", gzip.compress(content) if suffix.endswith("gz") else content)
+    task = load(path)
+    assert {row["inputs_pretokenized"] for split in task.splits for row in task.examples(split)} == {x for x, _ in rows}
+    assert {row["references"][0] for row in task.examples("train")} == {"s\u00ed"}
+    assert guessed(path)["targets"] == "{label}"
+
+
 BAD_JSON = {
     "empty": ("", r"a\.json is empty"),
     "cut_short": ('[{"text": "a"},', "a.json cannot be read: it is not JSON .*; mend the file"),
     "numbers": ("[1, 2]", "holds neither an array of objects nor an object with one such array"),
     "two_arrays": ('{"a": [{"x": 1}], "b": [{"x": 1}]}', "an object with one such array"),
-    "utf_16": ("[]".encode("utf-16"), "is UTF-16"),
+    "cut_utf_16": ("[]".encode("utf-16")[:-1], "begins as UTF-16 and is damaged"),
     "latin_1": ('[{"text": "\u00e9"}]'.encode("latin-1"), "not UTF-8"),
 }
 

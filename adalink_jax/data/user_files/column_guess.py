@@ -77,6 +77,12 @@ def guess(data: str, known: Mapping[str, str | None]) -> Guess:
     in_image = re.findall(r"\{([^{}]*)\}", settings.get("image", ""))
     unused = [name for name in unused if name not in in_image]
     settings["targets"] = known.get("targets") or guess_targets(first, unused, rows, known.get("inputs"), doubts)
+    lists = [name for name in unused if settings["targets"] == f"{{{name}}}" and _holds_lists(rows, name)]
+    if lists:
+        doubts.append(
+            f"The lists in {lists[0]} are alternatives: one is drawn for each epoch, and a prediction that equals any is right; "
+            "if all labels of a list apply, write them as one text, such as 'a, b'"
+        )
     unused = [name for name in unused if f"{{{name}}}" not in settings["targets"]]
     settings["inputs"] = known.get("inputs") or guess_inputs(unused, rows, "image" in settings, doubts)
     return Guess(settings, tuple(doubts))
@@ -109,6 +115,11 @@ def _has_header(path: str, delimiter: str, quoted: bool | None) -> bool:
 
 
 # --- columns ---
+
+
+def _holds_lists(rows: Sequence[Cells], name: str) -> bool:
+    """Whether a column has a list of several values."""
+    return any(isinstance(value := table_rows.cell(row, name), list) and len(value) > 1 for row in rows)
 
 
 def _image(

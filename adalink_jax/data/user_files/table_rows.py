@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import gzip
+import io
 import re
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,6 +15,7 @@ from adalink_jax.errors import UserError
 
 LONGEST = 16 * 2**20  # bytes of a line, or of a row of several lines
 LARGEST = 512 * 2**20  # bytes of a file that is read as a whole
+UTF_16 = (b"\xff\xfe", b"\xfe\xff")  # the marks that files in it begin with
 MOST_COLUMNS = 2_000
 MOST_PADDING = 2**20  # zeros after the end of compressed bytes
 
@@ -119,26 +121,46 @@ def _opened(path: epath.Path) -> Iterator[IO[bytes]]:
 
 
 def whole_text(path: epath.Path) -> str:
-    """The text of a file; bytes that are not UTF-8 become lone surrogates.
+    """The text of a file, UTF-8 or UTF-16 with its mark; bytes that are not UTF-8 become lone surrogates.
 
     Raises:
-      UserError: for a file that is too large, for UTF-16, and for a damaged file.
+      UserError: for a file that is too large or damaged.
     """
     with _opened(path) as file:
         content = file.read(LARGEST + 1)
     if len(content) > LARGEST:
         raise UserError(f"{path} is larger than {LARGEST >> 20} MB; save it as JSONL, one object per line.")
-    if content[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        raise UserError(f"{path} is UTF-16; save it as UTF-8.")
-    return content.decode("utf-8-sig", errors="surrogateescape")
+    if content[:2] not in UTF_16:
+        return content.decode("utf-8-sig", errors="surrogateescape")
+    try:
+        return content.decode("utf-16")
+    except UnicodeDecodeError as e:
+        raise UserError(f"{path} begins as UTF-16 and is damaged ({e.reason}); save it as UTF-8.") from e
 
 
 def lines(path: epath.Path) -> Iterator[str]:
-    """Yields the lines of a file with their ends; bytes that are not UTF-8 become lone surrogates.
+    """Yields the lines of a file, UTF-8 or UTF-16 with its mark, with their ends; bytes that are not UTF-8 become lone surrogates.
 
     Raises:
-      UserError: for a line that is too long, for UTF-16, and for a damaged file.
+      UserError: for a line that is too long, and for a damaged file.
     """
+    with _opened(path) as file:
+        is_utf_16 = file.read(2) in UTF_16
+    yield from _utf_16_lines(path) if is_utf_16 else _utf_8_lines(path)
+
+
+def _utf_16_lines(path: epath.Path) -> Iterator[str]:
+    with _opened(path) as file, io.TextIOWrapper(file, "utf-16", newline="\n") as text:
+        try:
+            while line := text.readline(LONGEST + 1):
+                if len(line) > LONGEST:
+                    raise UserError(f"A line of {path} is longer than {LONGEST >> 20} MB; shorten it.")
+                yield line
+        except UnicodeDecodeError as e:
+            raise UserError(f"{path} begins as UTF-16 and is damaged ({e.reason}); save it as UTF-8.") from e
+
+
+def _utf_8_lines(path: epath.Path) -> Iterator[str]:
     number = 0
     with _opened(path) as file:
         while line := file.readline(LONGEST + 1):
@@ -147,8 +169,6 @@ def lines(path: epath.Path) -> Iterator[str]:
                 raise UserError(
                     f"Line {number} of {path} is longer than {LONGEST >> 20} MB; shorten it, if this is a table of lines."
                 )
-            if number == 1 and line[:2] in (b"\xff\xfe", b"\xfe\xff"):
-                raise UserError(f"{path} is UTF-16; save it as UTF-8.")
             if number == 1 and b"\0" in line:
                 raise UserError(f"{path} is not text: its first line holds NUL characters; give a table of lines.")
             yield line.decode("utf-8-sig" if number == 1 else "utf-8", errors="surrogateescape")

@@ -8,11 +8,13 @@ import jax
 import pytest
 from helpers import with_devices
 
-from adalink_jax.parallel.accelerators import ACCELERATORS, accelerator_of
+from adalink_jax.parallel.accelerators import ACCELERATORS, accelerator_of, standing_for
 
 PROGRAM = """
 import sys
 sys.path.insert(0, sys.argv[1])
+import dataclasses
+
 import gin
 import jax
 import numpy as np
@@ -20,6 +22,7 @@ from helpers import random_batch, tiny_t5
 
 from adalink_jax import T5, AdaLinkAdapter, AdaptedModel, parallel
 from adalink_jax.models.decoding import Sampling
+from adalink_jax.parallel.accelerators import ACCELERATORS, standing_for
 from adalink_jax.planning.collectives import collectives
 from adalink_jax.planning.hlo import Program
 from adalink_jax.training import setup
@@ -47,6 +50,8 @@ def evaluate(kind):
 (ids, bytes_sharded), (ids_gathered, bytes_gathered), (_, bytes_auto) = map(evaluate, ("sharded", "gathered", "auto"))
 np.testing.assert_array_equal(ids_gathered, ids)
 assert bytes_auto == bytes_gathered < 0.1 * bytes_sharded, (bytes_sharded, bytes_gathered, bytes_auto)
+with standing_for(dataclasses.replace(ACCELERATORS["h100"], memory=2**16)):  # as in a plan for GPUs that are not here
+    assert evaluate("auto")[1] == bytes_sharded
 print("equal")
 """
 
@@ -68,5 +73,9 @@ def test_a_device_s_kind_names_its_chip(kind, name):
     assert accelerator_of(kind) is ACCELERATORS[name]
 
 
-def test_a_cpu_is_no_chip_of_the_table():
-    assert accelerator_of(jax.devices()[0].device_kind) is None
+def test_a_cpu_is_no_chip_of_the_table_unless_it_stands_for_one():
+    """In the plan of a job for GPUs that are not here, what depends on the chip's memory is as it is there."""
+    kind = jax.devices()[0].device_kind
+    with standing_for(ACCELERATORS["h100"]):
+        assert accelerator_of(kind) is ACCELERATORS["h100"] and accelerator_of("TPU v4") is ACCELERATORS["v4"]
+    assert accelerator_of(kind) is None

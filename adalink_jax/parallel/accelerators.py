@@ -5,9 +5,12 @@ part 2. `memory` of a TPU is what its compiler allows a program; of a GPU it is 
 XLA_PYTHON_CLIENT_MEM_FRACTION=.92.
 """
 
+import contextlib
+import contextvars
 import dataclasses
 import math
 import re
+from collections.abc import Iterator
 
 from adalink_jax.errors import UserError
 
@@ -64,8 +67,24 @@ CPU = "cpu"
 _TPU_KINDS = {"TPU v4": "v4", "TPU v5 lite": "v5e", "TPU v5": "v5p", "TPU v5p": "v5p", "TPU v6 lite": "v6e"}
 
 
+_stood_for: contextvars.ContextVar[Accelerator | None] = contextvars.ContextVar("stood_for", default=None)
+
+
+@contextlib.contextmanager
+def standing_for(chip: Accelerator | None) -> Iterator[None]:
+    """Within it CPUs stand for devices with this chip, as in the plan of a job for GPUs that are not here."""
+    token = _stood_for.set(chip)
+    try:
+        yield
+    finally:
+        _stood_for.reset(token)
+
+
 def accelerator_of(device_kind: str) -> Accelerator | None:
-    """The chip that JAX calls `device_kind`, such as "TPU v5 lite" or "NVIDIA H100 80GB HBM3"; None if the table has none."""
+    """The chip that JAX calls `device_kind`, such as "TPU v5 lite" or "NVIDIA H100 80GB HBM3", or that CPUs stand for; None if the
+    table has none."""
+    if device_kind == CPU:
+        return _stood_for.get()
     words = re.findall(r"\w+", device_kind.lower())
     return ACCELERATORS.get(_TPU_KINDS.get(device_kind, "")) or next(
         (chip for name, chip in ACCELERATORS.items() if chip.platform == "gpu" and name in words), None

@@ -16,7 +16,7 @@ from adalink_jax import parallel
 from adalink_jax.adapters import AdaptedModel
 from adalink_jax.errors import UserError
 from adalink_jax.parallel import compiler_settings
-from adalink_jax.parallel.accelerators import Topology
+from adalink_jax.parallel.accelerators import Topology, standing_for
 from adalink_jax.planning import roofline
 from adalink_jax.planning.collectives import by_kind, collectives
 from adalink_jax.planning.hlo import Program
@@ -167,7 +167,8 @@ def make_plan(job: Job, topology: Topology, eval_examples: int) -> Plan:
     compiler = mesh.devices.flat[0].platform
     (flag_set,) = compiler_settings.compiler_flags([topology.platform])
     options = compiler_settings.effective(flag_set) if compiler == topology.platform else {}
-    with parallel.use_mesh(mesh, rules):
+    stood_for = chip if compiler != topology.platform else None
+    with parallel.use_mesh(mesh, rules), standing_for(stood_for):
         model, arguments, decoding_arguments = _arguments(job, mesh, rules)
         state, *_, frozen, batch = arguments
         at_once = job.at_once or (None if topology.platform == "cpu" else len(job.members))

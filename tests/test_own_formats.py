@@ -94,6 +94,45 @@ def test_utf_16_is_read_by_its_mark(suffix, encoding, tmp_path):
     assert guessed(path)["targets"] == "{label}"
 
 
+@pytest.mark.parametrize("suffix", ["csv", "tsv", "jsonl", "json"])
+def test_an_encoding_of_windows_is_guessed_with_a_word_of_the_file(suffix, tmp_path):
+    from adalink_jax.data.user_files.column_guess import guess
+
+    rows = [(f"caf\u00e9 \u20ac {i}", "oui") for i in range(60)]
+    if "sv" in suffix:
+        delimiter = "\t" if suffix == "tsv" else ","
+        text = csv_text(rows, f"text{delimiter}label", delimiter)
+    else:
+        items = [{"text": text, "label": label} for text, label in rows]
+        text = json.dumps(items, ensure_ascii=False)
+        text = text if suffix == "json" else text[1:-1].replace("}, {", "}\n{")
+    path = written(tmp_path, f"a.{suffix}", text.encode("cp1252"))
+    found = guess(str(path), {})
+    assert found.settings["encoding"] == "cp1252" and found.settings["targets"] == "{label}"
+    assert "is not UTF-8 and is read as cp1252, with " in found.doubts[0] and "caf\u00e9" in found.doubts[0]
+    task = load(None, **found.settings)
+    assert {row["inputs_pretokenized"] for split in task.splits for row in task.examples(split)} == {x for x, _ in rows}
+
+
+def test_an_encoding_is_taken_as_typed_and_nonsense_is_refused(tmp_path):
+    from adalink_jax.serving import rows
+
+    text = "\u65e5\u672c"
+    path = written(tmp_path, "a.csv", csv_text([(f"{text} {i}", "x,"[:1]) for i in range(60)]).encode("shift_jis"))
+    assert guessed(path, encoding="shift_jis")["encoding"] == "shift_jis"
+    assert next(iter(load(path, encoding="shift_jis").examples("train")))["inputs_pretokenized"].startswith(text)
+    for encoding in ("utf-9", "utf-16", "base64"):
+        with pytest.raises(UserError, match=f"ENCODING is '{encoding}', which is not the name of"):
+            load(path, encoding=encoding)
+    with pytest.raises(UserError, match=r"a\.arrow is not text; ENCODING is for"):
+        load(write_arrow(tmp_path / "a.arrow", arrow_table()), encoding="cp1252")
+    typed = {"inputs": "{text}", "image": None, "images": None}
+    with pytest.raises(UserError, match="it is not UTF-8 .*--encoding"):
+        rows.of_file(str(path), typed, {"encoding": "shift_jis"}, False)
+    source = rows.of_file(str(path), typed | {"encoding": "shift_jis"}, {}, False)
+    assert next(source.asks()).text == f"{text} 0"
+
+
 BAD_JSON = {
     "empty": ("", r"a\.json is empty"),
     "cut_short": ('[{"text": "a"},', "a.json cannot be read: it is not JSON .*; mend the file"),

@@ -84,6 +84,11 @@ def _parse(argv: list[str]) -> tuple[configuration.GinFlags, argparse.Namespace]
         option("--image", metavar="TEMPLATE", help="the file name of each row's image: '{photo}', '{id}.jpg'"),
         option("--images", metavar="PATH", help="where the images are: a folder, .zip or .tar"),
         option(
+            "--encoding",
+            metavar="NAME",
+            help="of INPUT: cp1252, shift_jis, ... (UTF-8, or UTF-16 with its mark; not the run's)",
+        ),
+        option(
             "--adapters", metavar="NAME=PATH,...", default="", help="names and folders of adapters, all of one method"
         ),
         option(
@@ -109,7 +114,7 @@ def _source(options: argparse.Namespace, trust_modules: bool) -> "rows.Source":
 
     if options.input.startswith(TASK):
         return rows.of_task(_task(options.run, trust_modules), options.input.removeprefix(TASK))
-    templates = {name: getattr(options, name) for name in ("inputs", "image", "images")}
+    templates = {name: getattr(options, name) for name in ("inputs", "image", "images", "encoding")}
     if not options.run:
         setup = Setup()  # pyright: ignore[reportCallIssue]  # bound by gin
         return rows.of_file(options.input, templates, {}, setup.image_shape is not None, setup.needs_images)

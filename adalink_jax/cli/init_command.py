@@ -72,7 +72,7 @@ def _write(options: argparse.Namespace, name: str, out: epath.Path, sheet: epath
     from adalink_jax import terminal
     from adalink_jax.data.user_files import column_guess, task_draft
 
-    known = {side: getattr(options, side) for side in ("inputs", "targets", "image", "images")}
+    known = {side: getattr(options, side) for side in ("inputs", "targets", "image", "images", "encoding")}
     guess = column_guess.guess(options.data, known)
     has_images = "image" in guess.settings
     if has_images and setup.image_shape is None:
@@ -126,6 +126,11 @@ def _parser() -> argparse.ArgumentParser:
         option("--targets", metavar="TEMPLATE", help="what is to be predicted: '{answer}'"),
         option("--image", metavar="TEMPLATE", help="the name of each row's picture: '{photo}', '{id}.jpg'"),
         option("--images", metavar="PATH", help="where the pictures are: a folder, .zip or .tar"),
+        option(
+            "--encoding",
+            metavar="NAME",
+            help="of a CSV, TSV or JSON: cp1252, shift_jis, ... (UTF-8, or UTF-16 with its mark)",
+        ),
         option("--out", metavar="FILE", help="the gin file (the data's name, in this folder)"),
         option(
             "--force",

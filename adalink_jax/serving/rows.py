@@ -85,7 +85,7 @@ def of_file(
 
     Args:
       path: a table (see `table_files`), a folder of images, by class or not, or .txt with one input per line.
-      options: `inputs` and `image`, templates, and `images`, the folder or archive of the images, as typed. None for those of the run, or
+      options: `inputs` and `image`, templates, `images`, the folder or archive of the images, and `encoding` of the file, as typed. None for those of the run, or
         without a run for the columns `inputs` and `image`, and the table's folder.
       run: how the run's own rows were read and formatted, see `opening.Opened.rows`.
       wants_images: whether the model takes images.
@@ -94,7 +94,7 @@ def of_file(
     Raises:
       UserError: for a file or a row that cannot be used; every row is checked before anything is predicted.
     """
-    table, note = _opened(path, run)
+    table, note = _opened(path, run, options.get("encoding"))
     if PREDICTION in table.columns:
         raise UserError(f"{path} has a column `{PREDICTION}` already; rename it.")
     template = _template(INPUTS, options, run, path, table)
@@ -151,17 +151,18 @@ def of_task(task: Task, split: str) -> Source:
     return Source((INPUTS, TARGET), sum(1 for _ in task.examples(split)), asks)
 
 
-def _opened(path: str, run: Mapping) -> tuple[table_files.Table, str]:
+def _opened(path: str, run: Mapping, encoding: str | None) -> tuple[table_files.Table, str]:
     """The rows, and a remark on them for the user."""
-    if path_of(path).is_dir():
+    if path_of(path).is_dir() and encoding is None:
         if (pictures := table_files.new_pictures(path_of(path))) is None:
             return table_files.open_table(path), ""
         return pictures[0], f"{pictures[1]:,} files in {path} are not pictures, and left out." if pictures[1] else ""
     if path.lower().endswith(TEXT):
-        return _text(path, run), _empty_lines(path)
+        return _text(path, run, encoding), _empty_lines(path, encoding)
     if table_files.suffix_of(path) in table_files.DELIMITERS:
-        return table_files.open_table(path, run.get("columns"), run.get("delimiter"), run.get("quoted")), ""
-    return table_files.open_table(path), ""  # the others name their columns
+        form = (run.get("columns"), run.get("delimiter"), run.get("quoted"))
+        return table_files.open_table(path, *form, encoding), ""
+    return table_files.open_table(path, encoding=encoding), ""  # the others name their columns
 
 
 def _picture_root(path: str, typed: str | None, of_run: str | None) -> str:
@@ -173,7 +174,7 @@ def _picture_root(path: str, typed: str | None, of_run: str | None) -> str:
     return path
 
 
-def _text(path: str, run: Mapping) -> table_files.Table:
+def _text(path: str, run: Mapping, encoding: str | None) -> table_files.Table:
     """A file with one input per line, as a table with the one column that the run's template names."""
     regular_file(path)
     columns = Template("INPUTS", run.get(INPUTS, "{inputs}")).columns
@@ -181,7 +182,7 @@ def _text(path: str, run: Mapping) -> table_files.Table:
         raise UserError(f"The run's INPUTS uses {len(columns)} columns, but {path} has lines of text; give a table.")
 
     def rows() -> Iterator[table_files.Row | table_files.BadRow]:
-        for number, line in enumerate(table_rows.lines(path_of(path)), 1):
+        for number, line in enumerate(table_rows.lines(path_of(path), encoding), 1):
             if line.strip():
                 reason = table_rows.unclean([line])
                 yield (
@@ -193,9 +194,9 @@ def _text(path: str, run: Mapping) -> table_files.Table:
     return table_files.Table(path, columns, rows)
 
 
-def _empty_lines(path: str) -> str:
+def _empty_lines(path: str, encoding: str | None) -> str:
     """What `infer` reports of a text file's empty lines; or ""."""
-    empty = [not line.strip() for line in table_rows.lines(path_of(path))]
+    empty = [not line.strip() for line in table_rows.lines(path_of(path), encoding)]
     return f"{sum(empty):,} of the {len(empty):,} lines of {path} are empty, and left out." if any(empty) else ""
 
 

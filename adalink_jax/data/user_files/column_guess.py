@@ -1,5 +1,6 @@
 """Guesses what the columns of a table are for, from their names and contents."""
 
+import contextlib
 import dataclasses
 import itertools
 import os
@@ -14,9 +15,10 @@ from adalink_jax.data.user_files.image_files import ARCHIVES, Pictures
 from adalink_jax.data.user_files.input_target_guess import Cells, column_texts, guess_inputs, guess_targets
 from adalink_jax.data.user_files.table_search import files_at
 from adalink_jax.errors import UserError
-from adalink_jax.files.places import path_of
+from adalink_jax.files.places import path_of, regular_file
 
 ROWS_READ = 1_000
+WINDOWS = "cp1252"
 PICTURES_TRIED = 50
 SPLITS = ("split", "set", "fold", "subset", "partition")
 
@@ -39,27 +41,29 @@ def guess(data: str, known: Mapping[str, str | None]) -> Guess:
 
     Args:
       data: the file; a folder of images by class; or a folder with one table per split.
-      known: `inputs`, `targets`, `image`, `images` as the user gave them; None for those to guess.
+      known: `inputs`, `targets`, `image`, `images`, `encoding` as the user gave them; None for those to guess.
 
     Raises:
       UserError: for what cannot be read, and if the use of the columns cannot be guessed.
     """
     files = files_at(data)
     first = files_of(files)["train"][0]
-    delimiter = _delimiter(first)
-    settings: dict[str, Any] = {"data": files} | ({} if delimiter is None else {"delimiter": delimiter})
     doubts: list[str] = []
+    encoding = known.get("encoding") or _encoding(first, doubts)
+    delimiter = _delimiter(first, encoding)
+    settings: dict[str, Any] = {"data": files} | ({} if delimiter is None else {"delimiter": delimiter})
+    settings |= {} if encoding is None else {"encoding": encoding}
     separator = delimiter or DELIMITERS.get(table_files.suffix_of(first), "")
-    if not os.path.isdir(first) and was_quoted(first, separator, ROWS_READ):
+    if not os.path.isdir(first) and was_quoted(first, separator, ROWS_READ, encoding):
         settings["quoted"] = True
         doubts.append(
             f"Cells of {first} are in quotation marks, which enclose them; if the marks are text, delete QUOTED"
         )
-    if not _has_header(first, separator, settings.get("quoted")):
-        cells = next(records(first, separator, settings.get("quoted")), [])
+    if not _has_header(first, separator, settings.get("quoted"), encoding):
+        cells = next(records(first, separator, settings.get("quoted"), encoding), [])
         settings["columns"] = tuple(f"column_{i}" for i in range(1, len(cells) + 1))
         doubts.append(f"The first line of {first} is read as data, not as a header; if it is one, delete COLUMNS")
-    table = table_files.open_table(first, settings.get("columns"), delimiter, settings.get("quoted"))
+    table = table_files.open_table(first, settings.get("columns"), delimiter, settings.get("quoted"), encoding)
     rows = [row.cells for row in first_of(table.rows(), ROWS_READ)]
     if not rows:
         why = next(
@@ -91,20 +95,38 @@ def guess(data: str, known: Mapping[str, str | None]) -> Guess:
 # --- the form of a CSV or TSV ---
 
 
-def _delimiter(path: str) -> str | None:
+def _encoding(path: str, doubts: list[str]) -> str | None:
+    """`cp1252`, Windows' own, if the first lines of a file of text are not UTF-8 and are that; None for UTF-8."""
+    if os.path.isdir(path) or table_files.suffix_of(path) not in table_files.OF_TEXT:
+        return None
+    texts = itertools.islice(table_rows.lines(regular_file(path)), ROWS_READ)
+    other = next((text for text in texts if table_rows.not_utf_8(text)), None)
+    if other is None:
+        return None
+    with contextlib.suppress(UnicodeDecodeError):
+        word = next(word for word in other.split() if table_rows.not_utf_8(word))
+        read = word.encode(errors="surrogateescape").decode(WINDOWS)
+        doubts.append(
+            f"{path} is not UTF-8 and is read as {WINDOWS}, with {read[:40]!r} in it; else name its --encoding"
+        )
+        return WINDOWS
+    return None
+
+
+def _delimiter(path: str, encoding: str | None) -> str | None:
     """The delimiter of a CSV or TSV, if it is not the usual one."""
     usual = DELIMITERS.get(table_files.suffix_of(path))
     if usual is None or os.path.isdir(path):
         return None
-    first = next(records(path, usual), [""])
+    first = next(records(path, usual, None, encoding), [""])
     return next((sign for sign in "\t;|," if sign != usual and sign in first[0]), None) if len(first) == 1 else None
 
 
-def _has_header(path: str, delimiter: str, quoted: bool | None) -> bool:
+def _has_header(path: str, delimiter: str, quoted: bool | None, encoding: str | None) -> bool:
     """Whether the first line names columns: no cell is a number, long, repeated, or found again in its column."""
     if not delimiter or os.path.isdir(path):
         return True
-    names, *rows = [*itertools.islice(records(path, delimiter, quoted), 200)] or [[]]
+    names, *rows = [*itertools.islice(records(path, delimiter, quoted, encoding), 200)] or [[]]
     if not names:
         return True
     filled = [name.strip() for name in names if name.strip()]

@@ -21,11 +21,13 @@ _SEPARATOR = re.compile(r'"?sep=([^"\r\n])"?\s*', re.IGNORECASE)
 _DOUBLED = re.compile(r'"(?:[^"]|"")*""(?:[^"]|"")*"')
 
 
-def delimited(path: epath.Path, delimiter: str, columns: Sequence[str] | None, quoted: bool | None) -> Table:
+def delimited(
+    path: epath.Path, delimiter: str, columns: Sequence[str] | None, quoted: bool | None, encoding: str | None = None
+) -> Table:
     """See `table_files.open_table`."""
     if len(delimiter) != 1 or delimiter in '"\r\n\0':
         raise UserError(f"DELIMITER is {delimiter!r}; it must be one character, such as ';'.")
-    records = functools.partial(_records, path, delimiter, quoted)
+    records = functools.partial(_records, path, delimiter, quoted, encoding)
     if columns is None:
         header = next(records(), None)
         if header is None:
@@ -53,10 +55,12 @@ def delimited(path: epath.Path, delimiter: str, columns: Sequence[str] | None, q
     return Table(str(path), tuple(names), rows, guessed_unquoted=quoted is None and delimiter == "\t")
 
 
-def _records(path: epath.Path, delimiter: str, quoted: bool | None) -> Iterator[tuple[int, list[str], int] | BadRow]:
+def _records(
+    path: epath.Path, delimiter: str, quoted: bool | None, encoding: str | None
+) -> Iterator[tuple[int, list[str], int] | BadRow]:
     """Yields `(line where a row starts, its cells, the number of its lines)`."""
     csv.field_size_limit(LONGEST)
-    source, line, size = lines(path), 1, 0
+    source, line, size = lines(path, encoding), 1, 0
     first = next(source, "")
     if stated := _SEPARATOR.fullmatch(first):
         delimiter, line = stated[1], 2
@@ -93,26 +97,26 @@ def _records(path: epath.Path, delimiter: str, quoted: bool | None) -> Iterator[
             yield line, cells, reader.line_num + before - line + 1
 
 
-def records(path: str, delimiter: str, quoted: bool | None = None) -> Iterator[list[str]]:
+def records(path: str, delimiter: str, quoted: bool | None = None, encoding: str | None = None) -> Iterator[list[str]]:
     """Yields the cells of each line of a CSV or TSV that parses, including the first.
 
     Raises:
       UserError: if it is missing, or cannot be read as a whole.
     """
-    every = _records(regular_file(path), delimiter, quoted)
+    every = _records(regular_file(path), delimiter, quoted, encoding)
     return (record[1] for record in every if not isinstance(record, BadRow))
 
 
-def was_quoted(path: str, delimiter: str, count: int) -> bool:
+def was_quoted(path: str, delimiter: str, count: int, encoding: str | None = None) -> bool:
     """Whether the first `count` rows of a file between tabs were written with quotation marks, as pandas and `csv` write them."""
     if delimiter != "\t":
         return False
     file = regular_file(path)
-    as_text = list(itertools.islice(_records(file, delimiter, False), count))
+    as_text = list(itertools.islice(_records(file, delimiter, False, encoding), count))
     if any(doubled(cell) for record in as_text if not isinstance(record, BadRow) for cell in record[1]):
         return True
     try:
-        return not _even(as_text) and _even(list(itertools.islice(_records(file, delimiter, True), count)))
+        return not _even(as_text) and _even(list(itertools.islice(_records(file, delimiter, True, encoding), count)))
     except UserError:
         return False
 

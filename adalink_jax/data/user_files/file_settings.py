@@ -44,6 +44,7 @@ class FileSettings:
       delimiter: delimiter of a CSV or TSV; None for a comma (CSV) and a tab (TSV). A first line `sep=;` (Excel's) names another.
       quoted: whether quotation marks enclose the cells of a CSV or TSV, and are doubled in them, or are text; None: they enclose the
         cells of a CSV, and are text between tabs.
+      encoding: of a CSV, TSV or JSON, such as `cp1252`; None for UTF-8, or UTF-16 with its mark.
       split: the column that names each row's split.
       group: a template; rows with the same text of it are in the same split. None: the image, or else the input.
       validation_share, test_share: shares of the training rows, chosen by a hash, if there are no files or rows for these
@@ -67,6 +68,7 @@ class FileSettings:
     columns: Sequence[str] | None = None
     delimiter: str | None = None
     quoted: bool | None = None
+    encoding: str | None = None
     split: str | None = None
     group: str | None = None
     validation_share: Fraction = 0.1

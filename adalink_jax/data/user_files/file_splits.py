@@ -170,7 +170,7 @@ def _read_file(
     folders: list[Pictures],
     on_rows: Callable[[int], None],
 ) -> None:
-    table = table_files.open_table(path, settings.columns, settings.delimiter, settings.quoted)
+    table = table_files.open_table(path, settings.columns, settings.delimiter, settings.quoted, settings.encoding)
     if len(table.columns) == 1 and (other := next((sign for sign in "\t;|," if sign in table.columns[0]), None)):
         raise UserError(f"{path} has one column, {table.columns[0]!r}; is it separated by {other!r}? Set DELIMITER.")
     if settings.split is not None and settings.split not in table.columns:

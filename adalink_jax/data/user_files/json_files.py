@@ -23,11 +23,11 @@ from adalink_jax.data.user_files.table_rows import (
 from adalink_jax.errors import UserError
 
 
-def open_jsonl(path: epath.Path) -> Table:
+def open_jsonl(path: epath.Path, encoding: str | None = None) -> Table:
     """See `table_files.open_table`."""
 
     def rows() -> Iterator[Row | BadRow]:
-        for number, line in enumerate(lines(path), 1):
+        for number, line in enumerate(lines(path, encoding), 1):
             if line.strip():
                 yield _row(number, _parsed(line))
 
@@ -40,19 +40,19 @@ def open_jsonl(path: epath.Path) -> Table:
     return Table(str(path), tuple(names), rows)
 
 
-def open_json(path: epath.Path) -> Table:
+def open_json(path: epath.Path, encoding: str | None = None) -> Table:
     """See `table_files.open_table`. It takes an array of objects; an object that holds one such array, and other things; or JSONL.
 
     The whole file is in memory. The number of a row is its place in the array, from 1.
     """
-    text = whole_text(path)
+    text = whole_text(path, encoding)
     if not text.strip():
         raise UserError(f"{path} is empty.")
     value = _parsed(text)
     if isinstance(value, str):
         first, _, rest = text.lstrip().partition("\n")
         if rest.strip() and isinstance(_parsed(first), Mapping):
-            return open_jsonl(path)
+            return open_jsonl(path, encoding)
         raise UserError(f"{path} cannot be read: {value}; mend the file.")
     items = _items(value)
     if items is None:

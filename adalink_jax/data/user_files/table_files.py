@@ -18,15 +18,10 @@ from adalink_jax.data.user_files.table_rows import BadRow, Row, Table, check_col
 from adalink_jax.errors import UserError
 from adalink_jax.files.places import path_of, regular_file
 
-_OPENED = {
-    ".jsonl": open_jsonl,
-    ".ndjson": open_jsonl,
-    ".json": open_json,
-    ".parquet": open_parquet,
-    ".arrow": open_arrow,
-    ".feather": open_arrow,
-}
-SUFFIXES = (*DELIMITERS, *_OPENED)
+_JSON = {".jsonl": open_jsonl, ".ndjson": open_jsonl, ".json": open_json}
+_BINARY = {".parquet": open_parquet, ".arrow": open_arrow, ".feather": open_arrow}
+OF_TEXT = (*DELIMITERS, *_JSON)
+SUFFIXES = (*DELIMITERS, *_JSON, *_BINARY)
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 SPLIT_NAMES = {
     "train": ("train", "training"),
@@ -47,7 +42,11 @@ def suffix_of(path: str) -> str:
 
 
 def open_table(
-    path: str, columns: Sequence[str] | None = None, delimiter: str | None = None, quoted: bool | None = None
+    path: str,
+    columns: Sequence[str] | None = None,
+    delimiter: str | None = None,
+    quoted: bool | None = None,
+    encoding: str | None = None,
 ) -> Table:
     """Opens a file, or a folder of images.
 
@@ -56,22 +55,25 @@ def open_table(
       columns: column names of a CSV or TSV without a header; None if its first line has them.
       delimiter: delimiter of a CSV or TSV, if no first line `sep=;` names it; None for a comma and a tab.
       quoted: whether quotation marks enclose cells (RFC 4180) or are text; None: they enclose them, except between tabs.
+      encoding: of CSV, TSV, JSON and JSONL; None for UTF-8, or UTF-16 with its mark.
 
     Raises:
       UserError: if it is missing, no regular file, of an unknown kind, empty, or has two columns of the same name, or too many.
     """
+    suffix = suffix_of(path)
+    if encoding is not None and (suffix in _BINARY or path_of(path).is_dir()):
+        raise UserError(f"{path} is not text; ENCODING is for CSV, TSV and JSON files.")
     if path_of(path).is_dir():
         return _image_folder(path_of(path))
     where = regular_file(path)
-    suffix = suffix_of(path)
     if suffix not in SUFFIXES:
         raise UserError(f"{path} does not end in one of {', '.join(SUFFIXES)}; save it as one of these.")
     if suffix in DELIMITERS:
-        table = delimited(where, DELIMITERS[suffix] if delimiter is None else delimiter, columns, quoted)
+        table = delimited(where, DELIMITERS[suffix] if delimiter is None else delimiter, columns, quoted, encoding)
     elif not columns is delimiter is quoted is None:
         raise UserError(f"{path} names its columns itself; COLUMNS, DELIMITER and QUOTED are for CSV and TSV files.")
     else:
-        table = _OPENED[suffix](where)
+        table = _BINARY[suffix](where) if suffix in _BINARY else _JSON[suffix](where, encoding)
     check_columns(path, len(table.columns))
     twice = next((name for name, count in collections.Counter(table.columns).items() if count > 1), None)
     if twice is not None:

@@ -120,8 +120,8 @@ def _opened(path: epath.Path) -> Iterator[IO[bytes]]:
         raise UserError(f"{path} cannot be read ({e}); copy or write it again.") from e
 
 
-def whole_text(path: epath.Path) -> str:
-    """The text of a file, UTF-8 or UTF-16 with its mark; bytes that are not UTF-8 become lone surrogates.
+def whole_text(path: epath.Path, encoding: str | None = None) -> str:
+    """The text of a file; the arguments are those of `lines`.
 
     Raises:
       UserError: for a file that is too large or damaged.
@@ -130,6 +130,8 @@ def whole_text(path: epath.Path) -> str:
         content = file.read(LARGEST + 1)
     if len(content) > LARGEST:
         raise UserError(f"{path} is larger than {LARGEST >> 20} MB; save it as JSONL, one object per line.")
+    if encoding is not None:
+        return content.decode(checked_encoding(encoding), errors="surrogateescape")
     if content[:2] not in UTF_16:
         return content.decode("utf-8-sig", errors="surrogateescape")
     try:
@@ -138,15 +140,36 @@ def whole_text(path: epath.Path) -> str:
         raise UserError(f"{path} begins as UTF-16 and is damaged ({e.reason}); save it as UTF-8.") from e
 
 
-def lines(path: epath.Path) -> Iterator[str]:
-    """Yields the lines of a file, UTF-8 or UTF-16 with its mark, with their ends; bytes that are not UTF-8 become lone surrogates.
+def checked_encoding(encoding: str) -> str:
+    """Raises:
+    UserError: for an encoding that Python does not know, or whose lines do not end in a byte of their own.
+    """
+    try:
+        if b"\n".decode(encoding) == "\n":
+            return encoding
+    except (LookupError, UnicodeError):
+        pass
+    raise UserError(
+        f"ENCODING is {encoding!r}, which is not the name of an encoding of lines; take cp1252, shift_jis or the like."
+    )
+
+
+def lines(path: epath.Path, encoding: str | None = None) -> Iterator[str]:
+    """Yields the lines of a file with their ends; bytes that are not valid become lone surrogates.
+
+    Args:
+      path: the file.
+      encoding: of the text; None for UTF-8, or UTF-16 if the file begins with its mark.
 
     Raises:
       UserError: for a line that is too long, and for a damaged file.
     """
     with _opened(path) as file:
         is_utf_16 = file.read(2) in UTF_16
-    yield from _utf_16_lines(path) if is_utf_16 else _utf_8_lines(path)
+    if encoding is None and is_utf_16:
+        yield from _utf_16_lines(path)
+    else:
+        yield from _byte_lines(path, "utf-8" if encoding is None else checked_encoding(encoding))
 
 
 def _utf_16_lines(path: epath.Path) -> Iterator[str]:
@@ -160,7 +183,7 @@ def _utf_16_lines(path: epath.Path) -> Iterator[str]:
             raise UserError(f"{path} begins as UTF-16 and is damaged ({e.reason}); save it as UTF-8.") from e
 
 
-def _utf_8_lines(path: epath.Path) -> Iterator[str]:
+def _byte_lines(path: epath.Path, encoding: str) -> Iterator[str]:
     number = 0
     with _opened(path) as file:
         while line := file.readline(LONGEST + 1):
@@ -171,14 +194,19 @@ def _utf_8_lines(path: epath.Path) -> Iterator[str]:
                 )
             if number == 1 and b"\0" in line:
                 raise UserError(f"{path} is not text: its first line holds NUL characters; give a table of lines.")
-            yield line.decode("utf-8-sig" if number == 1 else "utf-8", errors="surrogateescape")
+            yield line.decode("utf-8-sig" if (number, encoding) == (1, "utf-8") else encoding, errors="surrogateescape")
+
+
+def not_utf_8(text: str) -> bool:
+    """Whether text that `lines` read holds bytes that are not UTF-8."""
+    return re.search("[\udc80-\udcff]", text) is not None
 
 
 def unclean(texts: Sequence[str]) -> str | None:
     """Why text that was read is not clean, in words; None if it is."""
     for text in texts:
         if (lone := re.search("[\udc80-\udcff]", text)) is not None:
-            return f"it is not UTF-8 (byte 0x{ord(lone[0]) - 0xDC00:02X}); save the file as UTF-8"
+            return f"it is not UTF-8 (byte 0x{ord(lone[0]) - 0xDC00:02X}); save the file as UTF-8, or name its encoding (ENCODING, --encoding)"
         if re.search("[\ud800-\udfff]", text) is not None:
             return "it holds half a character (a lone surrogate)"
         if "\0" in text:

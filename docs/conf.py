@@ -26,7 +26,7 @@ suppress_warnings = ["mystnb.unknown_mime_type"]
 
 myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 3
-nb_execution_mode = "off"  # tests/test_readme.py runs the notebook; the site shows its stored outputs
+nb_execution_mode = "off"  # tests/test_readme.py runs the notebooks; the site shows their stored outputs
 nb_merge_streams = True
 
 autodoc_typehints = "signature"

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 
+import flax.linen as nn
 import gin
 import jax
 import numpy as np
@@ -16,11 +17,15 @@ from helpers import with_devices
 from PIL import Image
 
 import adalink_jax as al
-from adalink_jax import parallel
+from adalink_jax import configuration, parallel
 from adalink_jax.adapters import AdaptedModel
 from adalink_jax.cli.main import main
 from adalink_jax.errors import CheckpointError, UserError
+from adalink_jax.python_api.adapter_settings import bindings_of_adapter, usual_learning_rate
+from adalink_jax.python_api.given_batches import GivenBatches
 from adalink_jax.python_api.given_rows import checked_rows
+from adalink_jax.serving.model_inputs import pixels as pixels_of
+from adalink_jax.training import optimizers
 from adalink_jax.training.step import TrainState, make_train_step
 
 BASE, MODEL = "bundled:pali_nano_instruct", "gin/models/pali_nano.gin"
@@ -52,6 +57,16 @@ def assert_equal(left, right):
     assert left.keys() == right.keys()
     for name in left:
         np.testing.assert_array_equal(left[name], right[name], err_msg=name)
+
+
+def steps_of(base, model, optimizer, batches):
+    """The trainable leaves and the last loss after the training step has seen the batches."""
+    step = jax.jit(make_train_step(AdaptedModel(base.setup.model.backbone, model.adapter), optimizer))
+    state, metrics = TrainState(jax.numpy.int32(0), model.trainable, optimizer.init(model.trainable)), {}
+    with parallel.use_mesh(base.mesh, base.rules):
+        for batch in batches:
+            state, metrics = step(state, model.frozen, batch)
+    return values(state.trainable), metrics["loss"]
 
 
 def written(folder, name, rows):
@@ -191,15 +206,10 @@ def test_the_pages_loop_has_twelve_lines_and_makes_the_steps_of_the_training_ste
     assert len([line for line in LOOP.splitlines() if line.strip()]) <= 12
     fresh = al.attach(base, al.AdaLinkAdapter(rank=4))
     frozen = values(fresh.frozen)
-    optimizer = optax.adam(0.01)
-    step = jax.jit(make_train_step(AdaptedModel(base.setup.model.backbone, fresh.adapter), optimizer))
-    state = TrainState(jax.numpy.int32(0), fresh.trainable, optimizer.init(fresh.trainable))
-    with parallel.use_mesh(base.mesh, base.rules):
-        for i in range(0, 48, 16):
-            state, metrics = step(state, fresh.frozen, fresh.batch(ROWS[i : i + 16]))
-    np.testing.assert_allclose(looped["loss"], metrics["loss"], rtol=1e-5)
+    leaves, loss = steps_of(base, fresh, optax.adam(0.01), [fresh.batch(ROWS[i : i + 16]) for i in range(0, 48, 16)])
+    np.testing.assert_allclose(looped["loss"], loss, rtol=1e-5)
     for name, leaf in values(looped["model"].trainable).items():
-        np.testing.assert_allclose(leaf, state.trainable[name], atol=1e-5, err_msg=name)
+        np.testing.assert_allclose(leaf, leaves[name], atol=1e-5, err_msg=name)
     assert_equal(values(looped["model"].frozen), frozen)
 
 
@@ -217,10 +227,37 @@ def test_the_loop_gives_the_same_on_eight_devices(looped, tmp_path):
     np.testing.assert_allclose(loss, looped["loss"], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_dropout_needs_a_key():
     model = al.attach(al.load_base(BASE, model=MODEL, settings={"DROPOUT_RATE": 0.5}), al.AdaLinkAdapter(rank=2))
     loss = lambda *key: float(model.loss(model.trainable, model.frozen, model.batch(ROWS[:4]), *key))
     assert loss() == loss() != loss(jax.random.key(0)) != loss(jax.random.key(1))
+
+
+def test_ready_batches_are_taken_in_their_order(base):
+    fresh, model = al.attach(base, al.AdaLinkAdapter(rank=4)), al.attach(base, al.AdaLinkAdapter(rank=4))
+    batches = lambda rows: (fresh.batch(rows[i : i + 16]) for i in range(0, 48, 16))
+    last_step = {"METRIC": None, "WARMUP_STEPS": 1}  # without a metric, a run keeps its last step
+    summary = model.fit(batches(ROWS), HELD[:8], steps=3, batch_size=16, settings=last_step)
+    assert summary["steps"] == summary["step"] == 3
+    optimizer = optimizers.adamw(optimizers.warmup_cosine(0.01, 3, 1), clip_norm=1.0)
+    expected, _ = steps_of(base, fresh, optimizer, batches(ROWS))
+    for name, leaf in values(model.trainable).items():
+        np.testing.assert_allclose(leaf, expected[name], rtol=1e-5, atol=1e-8, err_msg=name)
+    ready = [fresh.batch(ROWS[i : i + 16]) for i in (0, 16, 32)]
+    given = GivenBatches(iter(ready), 16, 3, range(16))
+    given.set_state({"batch": 1})
+    for batch in ready[1:]:
+        assert_equal(next(given), values(batch))
+    assert given.get_state() == {"batch": 3}
+    for iterator, message in (
+        (iter([]), "`train` ended after 0 batches, and `steps` is 3"),
+        (iter(ROWS), "Batch 0 of `train` has no 'encoder_input_tokens'; it has 'inputs', 'targets'"),
+        (iter([fresh.batch(ROWS[:8])]), "Batch 0 of `train` has 8 rows of '.*', and `batch_size` is 16"),
+        (iter([3]), "Batch 0 of `train` is 3, a whole number"),
+    ):
+        with pytest.raises(UserError, match=message):
+            next(GivenBatches(iterator, 16, 3, range(16)))
 
 
 def test_rows_in_every_form_are_the_same(tmp_path):
@@ -246,6 +283,42 @@ def test_rows_in_every_form_are_the_same(tmp_path):
     for image in images:
         (row,) = checked_rows([{"inputs": "", "targets": "x", "image": image}], "train")
         assert np.array_equal(np.asarray(Image.open(io.BytesIO(row["image"]))), pixels)
+
+
+def test_images_reach_the_model_as_the_predictor_prepares_them(base):
+    model, pixels = al.attach(base, al.AdaLinkAdapter(rank=2)), np.arange(128, dtype=np.uint8).reshape(8, 16)
+    row = {"inputs": "a", "targets": "b", "image": pixels}
+    shown = pixels_of(pixels, base.setup.image_shape, "it", base.setup.preparation)
+    batch = model.batch([row, row, row])
+    np.testing.assert_array_equal(batch["images"], [shown] * 3)
+    assert not model.batch([{"inputs": "a", "targets": "b"}])["image_present"].any()
+
+
+@pytest.mark.parametrize(
+    "adapter, usual",
+    [
+        (al.AdaLinkAdapter(rank=16, kinds=("text",), scale=0.5), "0.01"),
+        (al.LoRA(rank=4, projections=(r"encoder/.*/query",)), "0.01"),
+        (al.PromptTuning(length=5), "0.3"),
+        (al.Chain((al.AdaLinkAdapter(rank=2), al.PromptTuning(3), al.AdaLinkAdapter(rank=3, phi="relu"))), "0.01"),
+    ],
+    ids=lambda value: getattr(type(value), "__name__", value),
+)
+def test_gin_builds_the_adapter_that_is_attached(adapter, usual):
+    bindings = bindings_of_adapter(adapter)
+    with configuration.isolated():
+        configuration.load(configuration.GinFlags((MODEL,), tuple(bindings)), require_all=False)
+        assert AdaptedModel().adapter == adapter
+        assert usual_learning_rate(adapter) == usual
+
+
+def test_a_method_that_gin_does_not_know_is_refused():
+    class Own(nn.Module):
+        pass
+
+    with pytest.raises(UserError, match="Own is not known to gin.*put @gin.configurable above the class"):
+        bindings_of_adapter(Own())
+    assert usual_learning_rate(Own()) is None
 
 
 GOOD = {"inputs": "a", "targets": "b"}
@@ -312,6 +385,9 @@ def test_wrong_arguments_are_one_sentence(base):
         (lambda: fit(settings={}), "the warm-up must be shorter"),
         (lambda: fit(batch_size=64), "BATCH_SIZE is 64, and rows has .* examples to train on"),
         (lambda: fit(test=HELD), "`test` is given, and `validation`"),
+        (lambda: model.fit(iter([]), steps=3), "`train` is an iterator, of which no rows can be held out"),
+        (lambda: fit(settings={"TRAIN_STEPS": 3}), "`settings` has 'TRAIN_STEPS'; give it as `steps`"),
+        (lambda: fit(settings={**FEW, "FROZEN_DTYPE": "bfloat16"}), "change the base, which is loaded already"),
         (lambda: setattr(model, "trainable", {}), "`trainable` has adapter/image/down"),
         (lambda: model.batch([{"inputs": "a"}]), r"rows\[0\] has no 'targets'"),
         (lambda: model.save(3), "`folder` is 3"),

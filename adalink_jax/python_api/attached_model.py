@@ -102,7 +102,7 @@ class AttachedModel:
         if the model takes images, `image` (a path, a PIL image, or uint8 [height, width, channels]).
 
         Args:
-          train: the rows to train on.
+          train: the rows to train on; or an iterator with the batch of each step (`model.batch`), which then needs `validation`.
           validation: rows that choose the best step. None: a tenth of `train`, by a hash of the inputs, and another tenth for `test`.
           test: rows that are scored once, before and after. None: half of `validation`, by a hash.
           steps: steps to train. 50 of them, and at most half, warm the learning rate up (`settings={"WARMUP_STEPS": ...}`).
@@ -122,10 +122,10 @@ class AttachedModel:
           NotFinite: if the loss of a step is NaN or infinite.
           Stopped: after Ctrl-C or a notice; with `model_dir` the state was saved.
         """
-        wishes = fitting.Wishes(steps, batch_size, learning_rate, metrics, lengths, settings)
+        arguments = fitting.FitArguments(steps, batch_size, learning_rate, metrics, lengths, settings)
         start = None if self._fresh else self._write
         splits = {"train": train, "validation": validation, "test": test}
-        done = fitting.fit(self.base, self.adapter, self._seed, start, splits, wishes, model_dir)
+        done = fitting.fit(self.base, self.adapter, self._seed, start, splits, arguments, model_dir)
         self.lengths, self._without_images, self._predictor = dict(done.lengths), done.without_images, None
         self._set(done.parameters.trainable, done.parameters.adapter_facts)
         return done.summary
@@ -238,21 +238,21 @@ class AttachedModel:
             self._predictor.replace(ADAPTER, self._nested)
 
 
-def attach(base: LoadedBase, adapter: nn.Module, *, seed: Seed = 0) -> AttachedModel:
+def attach(base: LoadedBase, adapter: nn.Module, *, seed: Seed | None = None) -> AttachedModel:
     """A model of a frozen base and a fresh adapter.
 
     Args:
       base: of `load_base`.
       adapter: its module, such as `AdaLinkAdapter(rank=16)`, `LoRA(rank=8)`, or your own.
-      seed: of the adapter's random values, and of dropout in `fit`.
+      seed: of the adapter's random values, and of dropout in `fit`; None for RANDOM_SEED of the base's settings, 0.
 
     Raises:
       UserError: for another kind of argument, and an adapter that does not fit the base.
     """
     configuration.check_argument("base", base, LoadedBase)
     configuration.check_argument("adapter", adapter, nn.Module)
-    configuration.check_argument("seed", seed, Seed)
-    return AttachedModel(base, adapter, seed)
+    configuration.check_argument("seed", seed, Seed | None)
+    return AttachedModel(base, adapter, base.setup.random_seed if seed is None else seed)
 
 
 def load_adapter(base: LoadedBase, folder: str | os.PathLike[str]) -> AttachedModel:

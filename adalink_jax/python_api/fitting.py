@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import os
 import tempfile
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -14,26 +15,30 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from adalink_jax import checkpoints, configuration, parallel
 from adalink_jax.configuration.requirements import DATA, MODEL
-from adalink_jax.data.user_files import task_draft
-from adalink_jax.errors import UserError
+from adalink_jax.data.user_files import row_checks, task_draft
+from adalink_jax.errors import NotFinite, Stopped, UserError
 from adalink_jax.files.places import check_run_folder, path_of
 from adalink_jax.python_api.adapter_settings import bindings_of_adapter, usual_learning_rate
+from adalink_jax.python_api.given_batches import GivenBatches, is_batches
 from adalink_jax.python_api.given_rows import IMAGE, INPUTS, TARGETS, checked_rows, write_table
 from adalink_jax.python_api.loaded_base import LoadedBase, Settings, bindings_of
 from adalink_jax.training import run
-from adalink_jax.training.setup import Parameters
+from adalink_jax.training.setup import Parameters, Setup
 from adalink_jax.typed_values import PositiveFloat, PositiveInt
 
 TASK = "gin/tasks/files.gin"
 NAME = "rows"  # the task's
-SELECTS = {
-    "squad": "f1",
-    "captions": "cider",
-}  # the score that chooses the best step, where it is not called as the metric
+# The score that chooses the best step, where it is not called as the metric.
+SELECTS = {"squad": "f1", "captions": "cider"}
+# Settings that have arguments of their own.
+ARGUMENTS = {
+    "TRAIN_STEPS": "steps", "BATCH_SIZE": "batch_size", "LEARNING_RATE": "learning_rate", "METRICS": "metrics",
+    "TASK_FEATURE_LENGTHS": "lengths", "MODEL_DIR": "model_dir", "DATA": "train",
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
-class Wishes:
+class FitArguments:
     """The arguments of `AttachedModel.fit` that are settings; None for what is chosen by the rows or by the method."""
 
     steps: PositiveInt
@@ -71,7 +76,7 @@ def fit(
     seed: int,
     start: Callable[[str], None] | None,
     splits: Mapping[str, Any],
-    wishes: Wishes,
+    arguments: FitArguments,
     model_dir: str | os.PathLike[str] | None,
 ) -> Fitted:
     """Trains `adapter` on `base`; see `AttachedModel.fit`.
@@ -81,39 +86,37 @@ def fit(
       seed: of a fresh adapter, and of dropout.
       start: writes the adapter to start from to a folder; None for a fresh one.
       splits: `train`, `validation` and `test` -> rows; the last two may be None.
-      wishes: the settings.
+      arguments: the settings.
       model_dir: folder of the run; None for a temporary one.
     """
-    configuration.check_argument("model_dir", model_dir, str | os.PathLike | None)
-    if model_dir is None and jax.process_count() > 1:
-        raise UserError("`model_dir` is not set, and the job has several processes; give a folder that all can write.")
-    if splits["validation"] is None and splits["test"] is not None:
-        raise UserError("`test` is given, and `validation`, which chooses the best step, is not; give both.")
-    rows = {name: checked_rows(rows, name) for name, rows in splits.items() if rows is not None}
+    own_batches = is_batches(splits["train"])
+    _check_call(splits, arguments, model_dir, own_batches)
+    of_rows = {
+        name: rows for name, rows in splits.items() if rows is not None and not (own_batches and name == "train")
+    }
+    rows = {name: checked_rows(of, name) for name, of in of_rows.items()}
     with contextlib.ExitStack() as at_end:
         if model_dir is None:
             folder = at_end.enter_context(tempfile.TemporaryDirectory(prefix="adalink-fit-"))
+            at_end.enter_context(_nothing_saved())
         else:
             folder = os.fspath(model_dir)
             check_run_folder(folder)
         at_end.enter_context(configuration.isolated())
         at_end.enter_context(_compilation_cache_of_run())
         tables = {name: parallel.once(write_table, of, path_of(folder) / NAME, name) for name, of in rows.items()}
-        begun = (
-            [] if start is None else [("INITIAL_ADAPTER_PATH", repr(_written_start(start, path_of(folder) / "start")))]
-        )
-        data, without_images = _data_bindings(base, tables, IMAGE in rows["train"][0], wishes)
+        has_images = IMAGE in next(iter(rows.values()))[0]
         bindings = (
             *bindings_of_adapter(adapter),
             ("Setup.trainable", "('adapter/.*',)"),
-            ("LEARNING_RATE", _learning_rate(adapter, wishes)),
+            ("LEARNING_RATE", _learning_rate(adapter, arguments)),
             ("RANDOM_SEED", repr(seed)),
-            *begun,
-            *data,
-            ("BATCH_SIZE", repr(wishes.batch_size)),
-            ("TRAIN_STEPS", repr(wishes.steps)),
+            *_start_bindings(start, path_of(folder) / "start"),
+            *_data_bindings(base, tables, has_images, own_batches, arguments),
+            ("BATCH_SIZE", repr(arguments.batch_size)),
+            ("TRAIN_STEPS", repr(arguments.steps)),
             ("MODEL_DIR", repr(folder)),
-            *bindings_of(wishes.settings),
+            *bindings_of(arguments.settings),
         )
         model_file, run_file = base.flags.files
         flags = dataclasses.replace(
@@ -122,58 +125,108 @@ def fit(
         configuration.load(flags)
         configuration.require(MODEL | DATA)
         configuration.check_reachable(flags, "train")
-        keep = model_dir is not None
-        summary = run.train(**configuration.train_options(flags), base=base.parameters, keep_folder=keep)  # pyright: ignore[reportCallIssue]  # gin gives the other arguments
+        lengths = _checked_setup(base).data.task_feature_lengths
+        options, batches = configuration.train_options(flags), None
+        if own_batches:
+            local_rows = parallel.local_rows(arguments.batch_size, base.mesh).tolist()
+            batches = GivenBatches(splits["train"], arguments.batch_size, arguments.steps, local_rows)
+            # A command, which would train on the rows of validation, cannot resume such a run.
+            options["settings"] = lambda: {**configuration.used_settings(), "fit.train": "'an iterator of batches'"}
+        options |= {"base": base.parameters, "batches": batches, "keep_folder": model_dir is not None}
+        summary = run.train(**options)  # gin gives the other arguments
         parameters = base.with_adapter(adapter, seed, f"{folder}/adapter")
-        lengths = run.Setup().data.task_feature_lengths  # pyright: ignore[reportCallIssue]  # by gin
-    return Fitted(parameters, summary, lengths, without_images)
+    return Fitted(parameters, summary, lengths, base.setup.needs_images and not has_images)
+
+
+def _check_call(
+    splits: Mapping[str, Any], arguments: FitArguments, model_dir: str | os.PathLike[str] | None, own_batches: bool
+) -> None:
+    """Refuses arguments that contradict each other."""
+    configuration.check_argument("model_dir", model_dir, str | os.PathLike | None)
+    if threading.current_thread() is not threading.main_thread():
+        raise UserError("`fit` was called in another thread, where Ctrl-C cannot stop it; call it in the main thread.")
+    if model_dir is None and jax.process_count() > 1:
+        raise UserError("`model_dir` is not set, and the job has several processes; give a folder that all can write.")
+    if splits["validation"] is None and splits["test"] is not None:
+        raise UserError("`test` is given, and `validation`, which chooses the best step, is not; give both.")
+    if splits["validation"] is None and own_batches:
+        raise UserError(
+            "`train` is an iterator, of which no rows can be held out; give `validation`, which chooses the best step."
+        )
+    if name := next((name for name in arguments.settings or {} if name in ARGUMENTS), None):
+        raise UserError(f"`settings` has {name!r}; give it as `{ARGUMENTS[name]}`.")
+
+
+def _checked_setup(base: LoadedBase) -> Setup:
+    """The setup of the configuration, whose base must be the one that is loaded."""
+    setup = Setup()  # pyright: ignore[reportCallIssue]  # by gin
+    fields = ("initial_checkpoint_path", "checkpoint_renames", "frozen_dtype", "allow_other_base")
+    facts = lambda setup, *place: (setup.model.backbone, *(getattr(setup, field) for field in fields), *place)
+    if facts(setup, parallel.make_mesh(), parallel.logical_axis_rules()) != facts(base.setup, base.mesh, base.rules):
+        raise UserError("`settings` change the base, which is loaded already; give them to `load_base`.")
+    return setup
 
 
 def _data_bindings(
-    base: LoadedBase, tables: Mapping[str, str], has_images: bool, wishes: Wishes
-) -> tuple[list[tuple[str, str]], bool]:
-    """The macros of gin/tasks/files.gin, as `adalink init` would choose them; and whether blank images stand for missing ones."""
+    base: LoadedBase, tables: Mapping[str, str], has_images: bool, own_batches: bool, arguments: FitArguments
+) -> list[tuple[str, str]]:
+    """The macros of gin/tasks/files.gin, as `adalink init` would choose them."""
+    if own_batches:  # a task has rows of train: those of validation, which nothing reads
+        tables = {"train": tables["validation"], **tables}
     settings: dict[str, Any] = {
         "data": dict(tables) if len(tables) > 1 else tables["train"],
         "inputs": f"{{{INPUTS}}}",
         "targets": f"{{{TARGETS}}}",
         "vocabulary": base.opened.vocabulary,
     }
-    without_images = base.setup.needs_images and not has_images
-    settings |= {"image": f"{{{IMAGE}}}"} if has_images else {"blank_image": True} if without_images else {}
+    if has_images:
+        settings["image"] = f"{{{IMAGE}}}"
+    elif base.setup.needs_images:
+        settings["blank_image"] = True
     configuration.load(base.flags, require_all=False)  # no settings of the caller's own configuration
     choice = task_draft.choose(settings, NAME)
-    metrics = {"metrics": tuple(wishes.metrics)} if wishes.metrics else {}
-    metric = SELECTS.get(wishes.metrics[0], wishes.metrics[0]) if wishes.metrics else choice.metric
-    macros = {name.upper(): value for name, value in {**choice.settings, **metrics}.items()}
-    macros |= {
-        "MIXTURE_OR_TASK_NAME": NAME,
-        "METRIC": metric,
-        "TASK_FEATURE_LENGTHS": dict(wishes.lengths or choice.lengths),
-    }
-    return [(name, repr(value)) for name, value in macros.items()], without_images
+    settings = choice.settings | ({"drop_shared": False, "limits": {row_checks.SHARED: 1.0}} if own_batches else {})
+    metric = choice.metric
+    if arguments.metrics:
+        settings["metrics"] = tuple(arguments.metrics)
+        metric = SELECTS.get(arguments.metrics[0], arguments.metrics[0])
+    lengths = dict(arguments.lengths or choice.lengths)
+    macros = {name.upper(): value for name, value in settings.items()}
+    macros |= {"MIXTURE_OR_TASK_NAME": NAME, "METRIC": metric, "TASK_FEATURE_LENGTHS": lengths}
+    return [(name, repr(value)) for name, value in macros.items()]
 
 
-def _learning_rate(adapter: nn.Module, wishes: Wishes) -> str:
-    if wishes.learning_rate is not None:
-        return repr(wishes.learning_rate)
+def _learning_rate(adapter: nn.Module, arguments: FitArguments) -> str:
+    if arguments.learning_rate is not None:
+        return repr(arguments.learning_rate)
     usual = usual_learning_rate(adapter)
     if usual is None:
         raise UserError(f"{type(adapter).__name__} has no usual learning rate (gin/adapters); give `learning_rate`.")
     return usual
 
 
-def _written_start(start: Callable[[str], None], folder: epath.Path) -> str:
-    """Writes the adapter that a run starts from; refuses a folder that holds another one."""
+def _start_bindings(start: Callable[[str], None] | None, folder: epath.Path) -> list[tuple[str, str]]:
+    """Writes the adapter that a run starts from, if it is not a fresh one; refuses a folder that holds another."""
+    if start is None:
+        return []
     with tempfile.TemporaryDirectory(prefix="adalink-start-") as new:
         start(new)
-        if folder.exists():
-            values = [checkpoints.open_adapter(path)[1].extra["digests"] for path in (new, folder)]
-            if values[0] != values[1]:
-                raise UserError(f"{folder} holds the start of a run from another adapter; give another `model_dir`.")
-            return str(folder)
+        digests_of = lambda path: checkpoints.open_adapter(path)[1].extra["digests"]
+        if folder.exists() and digests_of(folder) != digests_of(new):
+            raise UserError(f"{folder} holds the start of a run from another adapter; give another `model_dir`.")
     start(str(folder))
-    return str(folder)
+    return [("INITIAL_ADAPTER_PATH", repr(str(folder)))]
+
+
+@contextlib.contextmanager
+def _nothing_saved() -> Iterator[None]:
+    """A run that is stopped reports that it can be resumed, which one in a temporary folder cannot."""
+    try:
+        yield
+    except NotFinite:
+        raise
+    except Stopped as e:
+        raise type(e)("Stopped. Nothing is kept, since `model_dir` is not set.") from None
 
 
 @contextlib.contextmanager

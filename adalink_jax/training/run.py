@@ -16,6 +16,7 @@ import optax
 
 from adalink_jax import moved, parallel
 from adalink_jax.data import train_batches
+from adalink_jax.data.batch_order import BatchIterator
 from adalink_jax.errors import NotFinite
 from adalink_jax.files.places import RunFolder
 from adalink_jax.training import outputs
@@ -32,7 +33,7 @@ from adalink_jax.typed_values import NonNegativeInt, PositiveInt
 
 
 # The caller of a process has them; a configuration cannot.
-@gin.configurable(denylist=["base", "keep_folder"])  # pyright: ignore[reportCallIssue]  # gin has no type hints
+@gin.configurable(denylist=["base", "batches", "keep_folder"])  # pyright: ignore[reportCallIssue]  # gin has no type hints
 def train(
     setup: Setup,
     optimizer: optax.GradientTransformation,
@@ -49,6 +50,7 @@ def train(
     settings: Callable[[], dict[str, str]] = dict,
     config_text: Callable[[], str] = lambda: "",
     base: Parameters | None = None,
+    batches: BatchIterator | None = None,
     keep_folder: bool = True,
 ) -> dict:
     """Starts a training run, or resumes it.
@@ -70,6 +72,7 @@ def train(
         those in `run_checkpoints.MAY_CHANGE`).
       config_text: returns the text of `config.gin` once everything is configured.
       base: the backbone's leaves, if this process has them already, see `load_parameters`.
+      batches: yields each batch to train on, in place of the training split, of which nothing is read then.
       keep_folder: whether the folder is kept after the run; if not, its files are not announced.
 
     Returns:
@@ -83,12 +86,12 @@ def train(
     check_metric(metric)
     started = time.time()
     loss, checkpoints = loss or CrossEntropy(), checkpoints or CheckpointConfig()  # with gin's settings
-    with open_run(setup, model_dir, total_steps, microbatches, checkpoints, settings) as session:
+    with open_run(setup, model_dir, total_steps, microbatches, checkpoints, settings, batches is not None) as session:
         if session.summary is not None:
             return session.summary
         params = load_parameters(setup, session.mesh, session.rules, base)
         rows = parallel.local_rows(setup.data.batch_size, session.mesh).tolist()
-        make_batches = lambda converter: train_batches(session.task, setup.data, converter, rows)
+        make_batches = lambda converter: batches or train_batches(session.task, setup.data, converter, rows)
         start = session.start(
             params,
             TrainState(jnp.int32(0), params.trainable, optimizer.init(params.trainable)),

@@ -241,8 +241,12 @@ def open_run(
     microbatches: int,
     checkpoints: CheckpointConfig,
     settings: Callable[[], dict[str, str]],
+    own_batches: bool = False,
 ) -> Iterator[RunSession]:
     """Opens the folder of a run; see `train` for the arguments. A finished run has a `summary`, and nothing is done for it.
+
+    Args:
+      own_batches: whether the caller makes the batches, so that the training split may have any size.
 
     Raises:
       UserError, CheckpointError: for bad settings, data and files, and a folder that holds another run.
@@ -250,7 +254,10 @@ def open_run(
     check_run_folder(model_dir)
     check_trainable(setup)
     with open_session(setup, microbatches, model_dir) as session:
-        _check_size(session.task, setup.data.batch_size)
+        if own_batches:
+            session.console.note("The caller makes the batches; rows of train are not used.")
+        else:
+            _check_size(session.task, setup.data.batch_size)
         folder, identity = path_of(model_dir), identity_of(settings())
         newest = RunCheckpoints(folder / "checkpoints", checkpoints.keep, identity)
         best = RunCheckpoints(folder / "best", 1, identity)

@@ -388,6 +388,7 @@ def test_wrong_arguments_are_one_sentence(base):
         (lambda: model.fit(iter([]), steps=3), "`train` is an iterator, of which no rows can be held out"),
         (lambda: fit(settings={"TRAIN_STEPS": 3}), "`settings` has 'TRAIN_STEPS'; give it as `steps`"),
         (lambda: fit(settings={**FEW, "FROZEN_DTYPE": "bfloat16"}), "change the base, which is loaded already"),
+        (lambda: setattr(model, "lengths", {"inputs": 8}), "`lengths` has 'inputs'; give 'inputs' and 'targets'"),
         (lambda: setattr(model, "trainable", {}), "`trainable` has adapter/image/down"),
         (lambda: model.batch([{"inputs": "a"}]), r"rows\[0\] has no 'targets'"),
         (lambda: model.save(3), "`folder` is 3"),

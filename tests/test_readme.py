@@ -14,7 +14,9 @@ def test_the_library_example_runs_and_is_the_identity_at_first():
     import jax
     import jax.numpy as jnp
 
-    (code,) = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+    code, in_python = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+    page = (ROOT / "docs" / "python.md").read_text()  # whose lines tests/test_python_api.py runs
+    assert all(line in page for line in in_python.splitlines())
     assert len([line for line in code.splitlines() if line.strip()]) <= 12
     names = {}
     exec(code, names)

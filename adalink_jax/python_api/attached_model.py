@@ -34,12 +34,11 @@ class AttachedModel:
     Attributes:
       base: the base, which several models may share.
       adapter: the adapter's module.
-      lengths: maximum lengths `{"inputs": L, "targets": T}`, in tokens; 512 and 64 until `fit` chooses others. Longer texts are cut.
     """
 
     def __init__(self, base: LoadedBase, adapter: nn.Module, seed: int, folder: str | None = None):
         parameters = base.with_adapter(adapter, seed, folder)
-        self.base, self.adapter, self.lengths = base, adapter, dict(base.opened.task_feature_lengths)
+        self.base, self.adapter, self._lengths = base, adapter, dict(base.opened.task_feature_lengths)
         self._seed, self._fresh, self._facts = seed, folder is None, parameters.adapter_facts
         self._trainable: Leaves = parameters.trainable
         self._without_images = False
@@ -68,6 +67,21 @@ class AttachedModel:
                 f"`model.trainable`, trained."
             )
         self._set(dict(leaves), None)
+
+    @property
+    def lengths(self) -> dict[str, int]:
+        """The most tokens of a text, `{"inputs": L, "targets": T}`: 512 and 64 until `fit` chooses others, or you set them.
+
+        Longer texts are cut.
+        """
+        return dict(self._lengths)
+
+    @lengths.setter
+    def lengths(self, lengths: Mapping[str, PositiveInt]) -> None:
+        configuration.check_argument("lengths", lengths, Mapping[str, PositiveInt])
+        if lengths.keys() != self._lengths.keys():
+            raise UserError(f"`lengths` has {', '.join(map(repr, lengths)) or 'nothing'}; give 'inputs' and 'targets'.")
+        self._lengths, self._predictor = dict(lengths), None
 
     @property
     def frozen(self) -> Leaves:
@@ -126,7 +140,7 @@ class AttachedModel:
         start = None if self._fresh else self._write
         splits = {"train": train, "validation": validation, "test": test}
         done = fitting.fit(self.base, self.adapter, self._seed, start, splits, arguments, model_dir)
-        self.lengths, self._without_images, self._predictor = dict(done.lengths), done.without_images, None
+        self.lengths, self._without_images = done.lengths, done.without_images
         self._set(done.parameters.trainable, done.parameters.adapter_facts)
         return done.summary
 
@@ -169,7 +183,9 @@ class AttachedModel:
         checked, setup = checked_rows(rows, "rows"), self.base.setup
         if IMAGE in checked[0] and setup.image_shape is None:
             raise UserError("The rows have images, and the model takes none; leave `image` out, or load another base.")
-        self._without_images = IMAGE not in checked[0] and setup.needs_images
+        without_images = IMAGE not in checked[0] and setup.needs_images
+        if without_images != self._without_images:
+            self._without_images, self._predictor = without_images, None
         examples = [self._example(row) for row in checked]
         devices = parallel.data_axis_size(self.base.mesh)
         size = -(-len(examples) // devices) * devices

@@ -31,6 +31,7 @@ from adalink_jax.training.step import TrainState, make_train_step
 BASE, MODEL = "bundled:pali_nano_instruct", "gin/models/pali_nano.gin"
 ROWS = [{"inputs": f"is {i} even", "targets": "no" if i % 2 else "yes"} for i in range(48)]
 HELD = [{"inputs": f"and {i}", "targets": "no" if i % 2 else "yes"} for i in range(16)]
+METRICS = ("accuracy", "macro_f1", "balanced_accuracy")  # what `adalink init` chooses for these targets
 FEW = {"WARMUP_STEPS": 2, "EVAL_PERIOD": 4}
 PAGE = re.findall(
     r"```python\n(.*?)```", (pathlib.Path(__file__).parent.parent / "docs/python.md").read_text(), re.DOTALL
@@ -95,7 +96,7 @@ def test_fit_gives_the_bits_of_the_command(fitted, tmp_path):
     data = {"train": written(tmp_path, "train.jsonl", ROWS), "validation": written(tmp_path, "dev.jsonl", HELD)}
     (tmp_path / "rows.gin").write_text(
         f"include 'gin/tasks/files.gin'\nDATA = {data}\nINPUTS = '{{inputs}}'\nTARGETS = '{{targets}}'\nVOCABULARY = 'bytes'\n"
-        "MIXTURE_OR_TASK_NAME = 'rows'\nTASK_FEATURE_LENGTHS = {'inputs': 16, 'targets': 4}\nBLANK_IMAGE = True\nBATCH_SIZE = 16\n"
+        f"METRICS = {METRICS}\nMIXTURE_OR_TASK_NAME = 'rows'\nTASK_FEATURE_LENGTHS = {{'inputs': 16, 'targets': 4}}\nBLANK_IMAGE = True\nBATCH_SIZE = 16\n"
     )
     files = (
         "gin/models/pali_nano.gin",
@@ -137,8 +138,8 @@ def test_predictions_are_those_of_the_run(fitted):
     choices = model(texts, choices=["yes", "no"], scores=True)
     assert choices == predict(texts, choices=["yes", "no"], scores=True)
     trained = model.trainable
-    model.trainable = {name: leaf * 0 for name, leaf in trained.items()}
-    assert model(texts, scores=True) == model(texts, adapters=None, scores=True)
+    model.trainable = {name: leaf + 0.1 for name, leaf in trained.items()}
+    assert model(texts, choices=["yes", "no"], scores=True) != choices
     model.trainable = trained
     assert model(texts, choices=["yes", "no"], scores=True) == choices
 
@@ -382,7 +383,7 @@ def test_wrong_arguments_are_one_sentence(base):
             "TRIAN_STEPS is set, but nothing refers to it; nearest: TRAIN_STEPS",
         ),
         (lambda: fit(settings={"adamw.b3": 3.0}), "adamw takes no b3"),
-        (lambda: fit(settings={}), "the warm-up must be shorter"),
+        (lambda: fit(settings={"WARMUP_STEPS": 4}), "the warm-up must be shorter"),
         (lambda: fit(batch_size=64), "BATCH_SIZE is 64, and rows has .* examples to train on"),
         (lambda: fit(test=HELD), "`test` is given, and `validation`"),
         (lambda: model.fit(iter([]), steps=3), "`train` is an iterator, of which no rows can be held out"),

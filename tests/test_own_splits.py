@@ -7,7 +7,7 @@ import pytest
 from own_files_cases import GOOD, count_of, csv_text, load, picture, total, written
 from PIL import Image
 
-from adalink_jax.data.user_files import file_splits
+from adalink_jax.data.user_files import table_files
 from adalink_jax.errors import UserError
 
 
@@ -141,4 +141,4 @@ def test_what_will_be_cut_and_what_cannot_be_written(tmp_path, request):
 
 
 def test_a_folder_of_a_file_is_found_for_bare_names():
-    assert file_splits.folder_of("a.csv") == "." and file_splits.folder_of("x/a.csv") == "x"
+    assert table_files.folder_of("a.csv") == "." and table_files.folder_of("x/a.csv") == "x"

@@ -22,7 +22,7 @@ from adalink_jax import preemption
 from adalink_jax.data import text_of
 from adalink_jax.data.images import ImageShape, Preparing, decode_image, load_image
 from adalink_jax.data.task_protocol import Task
-from adalink_jax.data.user_files import file_splits, table_files, table_rows
+from adalink_jax.data.user_files import table_files, table_rows
 from adalink_jax.data.user_files.image_files import Pictures, RowPicture
 from adalink_jax.data.user_files.text_templates import Template, cell_text, is_missing
 from adalink_jax.errors import UserError
@@ -168,7 +168,7 @@ def _opened(path: str, run: Mapping, encoding: str | None) -> tuple[table_files.
 def _picture_root(path: str, typed: str | None, of_run: str | None) -> str:
     """The folder or archive of the pictures; of a folder of pictures, itself."""
     if not path_of(path).is_dir():
-        return typed or of_run or file_splits.picture_root(None, path)
+        return typed or of_run or table_files.picture_root(None, path)
     if typed is not None:
         raise UserError(f"{path} is a folder of pictures itself; leave out --images.")
     return path

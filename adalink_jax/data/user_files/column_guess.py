@@ -10,7 +10,7 @@ from typing import Any
 
 from adalink_jax.data.user_files import table_files, table_rows
 from adalink_jax.data.user_files.delimited_files import DELIMITERS, records, was_quoted
-from adalink_jax.data.user_files.file_splits import files_of, first_of, folder_of
+from adalink_jax.data.user_files.file_splits import files_of, first_of
 from adalink_jax.data.user_files.image_files import ARCHIVES, Pictures
 from adalink_jax.data.user_files.input_target_guess import Cells, column_texts, guess_inputs, guess_targets
 from adalink_jax.data.user_files.table_search import files_at
@@ -157,7 +157,7 @@ def _image(
         value = table_rows.cell(rows[0], name)
         if isinstance(value, bytes) or table_rows.is_picture(value):
             return {"image": f"{{{name}}}"}
-    folder = path_of(folder_of(path))
+    folder = path_of(table_files.folder_of(path))
     inside = lambda: (file for file in sorted(folder.iterdir()) if file.is_dir() or file.suffix.lower() in ARCHIVES)
     for root in [images] if images else [str(folder), *map(str, inside())]:
         try:

@@ -5,26 +5,23 @@ files are refused, or dropped from the split that is trained on.
 """
 
 import dataclasses
-import hashlib
 import itertools
-from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
-from adalink_jax.data.metrics.number_scores import as_number
-from adalink_jax.data.splits import as_published, carved, halved, position_of
+from adalink_jax.data.splits import as_published, carved, halved
 from adalink_jax.data.user_files import row_checks, table_files, table_rows
 from adalink_jax.data.user_files.delimited_files import doubled
-from adalink_jax.data.user_files.file_settings import OF_NUMBERS, FileSettings
-from adalink_jax.data.user_files.image_files import Pictures, RowPicture
+from adalink_jax.data.user_files.file_settings import FileSettings
+from adalink_jax.data.user_files.image_files import Pictures
 from adalink_jax.data.user_files.row_checks import Finding
-from adalink_jax.data.user_files.row_store import Rows, StoredRow, Writer
+from adalink_jax.data.user_files.row_form import LONG_ROW, RowForm, RowSource
+from adalink_jax.data.user_files.row_store import Rows, StoredRow
 from adalink_jax.data.user_files.text_templates import Template
 from adalink_jax.errors import UserError
 
 TRAIN, VALIDATION, TEST = "train", "validation", "test"
-LONG_ROW = 50  # lines; a row of so many may have swallowed others
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,39 +62,6 @@ class Contents:
     several: bool
 
 
-class _Source:
-    """The rows of a published split, while they are read."""
-
-    def __init__(self):
-        self.writer = Writer()
-        self.bad: list[str] = []
-        self.empty: list[str] = []
-        self.long: list[str] = []
-        self.doubled: list[str] = []
-        self.bad_lines = 0
-        self.several = False
-        self._digests = {"identities": array("Q"), "groups": array("Q")}
-
-    def add(self, row: StoredRow, identity: int, group: int) -> None:
-        """Adds a row, with the digests of what identifies it and of what decides its split."""
-        self._digests["identities"].append(identity)
-        self._digests["groups"].append(group)
-        self.several |= len(row["references"]) > 1
-        self.writer.append(row)
-
-    def why_none(self) -> str:
-        """Why none of the rows became an example, by the first one."""
-        if self.bad:
-            return f": {self.bad[0]}"
-        return f": {self.empty[0]} has no input or no target" if self.empty else ""
-
-    def finish(self) -> None:
-        """Ends reading."""
-        self.rows = self.writer.finish()
-        self.keys = {kind: np.array(digests, np.uint64) for kind, digests in self._digests.items()}
-        self.positions = np.array([position_of(group) for group in self._digests["groups"]])
-
-
 def read(settings: FileSettings, on_rows: Callable[[int], None] = lambda count: None) -> Contents:
     """Reads all of a task's rows once.
 
@@ -108,7 +72,7 @@ def read(settings: FileSettings, on_rows: Callable[[int], None] = lambda count: 
     Raises:
       UserError: for files, settings and columns that contradict each other, and splits without examples.
     """
-    sources: dict[str, _Source] = {}
+    sources: dict[str, RowSource] = {}
     folders: list[Pictures] = []
     files = files_of(settings.data)
     if settings.split is not None and len(files) > 1:
@@ -150,23 +114,11 @@ def files_of(data: str | Sequence[str] | Mapping[str, str | Sequence[str]]) -> d
     return {split: several(by_split[split]) for split in (TRAIN, VALIDATION, TEST) if split in by_split}
 
 
-def picture_root(images: str | None, path: str) -> str:
-    """The folder or archive of a table's images: `images`, or else the table's folder."""
-    if images is not None:
-        return images
-    return folder_of(path) if table_files.suffix_of(path) in table_files.SUFFIXES else path
-
-
-def folder_of(path: str) -> str:
-    """The folder of a file."""
-    return path.rpartition("/")[0] or "."
-
-
 def _read_file(
     settings: FileSettings,
     path: str,
     published: str,
-    sources: dict[str, _Source],
+    sources: dict[str, RowSource],
     folders: list[Pictures],
     on_rows: Callable[[int], None],
 ) -> None:
@@ -175,11 +127,11 @@ def _read_file(
         raise UserError(f"{path} has one column, {table.columns[0]!r}; is it separated by {other!r}? Set DELIMITER.")
     if settings.split is not None and settings.split not in table.columns:
         raise UserError(f"SPLIT is the column {settings.split!r}; {path} has {', '.join(table.columns)}.")
-    source = sources.setdefault(published, _Source())
+    source = sources.setdefault(published, RowSource())
     wanted = Template("TARGETS", settings.targets).columns
     if published == TEST and wanted and not set(wanted) & set(table.columns):
         return  # test files are often published without labels
-    form = _Form(settings, table, folders)
+    form = RowForm(settings, table, folders)
     counted = 0
     for counted, row in enumerate(table.rows(), 1):  # noqa: B007
         if counted % 1000 == 0:
@@ -199,73 +151,17 @@ def _read_file(
         raise UserError(f"{path} has no rows below its header.")
 
 
-def _of_split_column(column: str, path: str, row: table_files.Row, sources: dict[str, _Source]) -> _Source:
+def _of_split_column(column: str, path: str, row: table_files.Row, sources: dict[str, RowSource]) -> RowSource:
     name = str(table_rows.cell(row.cells, column) or "")
     split = table_files.split_of(name)
     if split is None:
         raise UserError(
             f"Line {row.line} of {path} has {name!r} in its column {column!r} (SPLIT), which names no split."
         )
-    return sources.setdefault(split, _Source())
+    return sources.setdefault(split, RowSource())
 
 
-class _Form:
-    """Writes the rows of a table as examples."""
-
-    def __init__(self, settings: FileSettings, table: table_files.Table, folders: list[Pictures]):
-        self._path, self._are_numbers = table.path, not set(OF_NUMBERS).isdisjoint(settings.metrics)
-        self._inputs = Template("INPUTS", settings.inputs, table)
-        self._targets = Template("TARGETS", settings.targets, table)
-        image = None if settings.image is None else Template("IMAGE", settings.image, table)
-        self._group = None if settings.group is None else Template("GROUP", settings.group, table)
-        self._picture = None
-        if image is not None:
-            root = picture_root(settings.images, table.path)
-            if root not in [folder.root for folder in folders]:
-                folders.append(Pictures(root))
-            self._root = [folder.root for folder in folders].index(root)
-            self._pictures = folders[self._root]
-            self._picture = RowPicture(image, self._pictures)
-
-    def add(self, row: table_files.Row, source: _Source) -> str | None:
-        """Adds a row to `source`, among its rows or its empty ones; else returns why it cannot be used, in words."""
-        cells = row.cells
-        try:
-            inputs, references = self._inputs.text(cells), self._targets.texts(cells)
-            if self._are_numbers and (text := next((x for x in references if as_number(x) is None), None)) is not None:
-                return f"its target {text!r} is not a number, which METRICS are for"
-            image = {} if self._picture is None else self._picture(cells)
-            group = None if self._group is None else self._group.text(cells)
-            if isinstance(image, str):
-                return image
-            if not references or not (inputs or image) or (self._picture is not None and not image):
-                source.empty.append(f"line {row.line} of {self._path}")
-                return None
-            key = self._pictures.key(image["image_name"]) if "image_name" in image else image.get("image", "")
-        except (TypeError, OSError) as e:
-            return str(e)
-        identity = _digest(inputs, key)
-        example: StoredRow = {
-            "inputs": inputs, "references": references, "image_name": image.get("image_name"), "image": image.get("image"),
-            "root": self._root if "image_name" in image else None, "line": row.line,
-        }  # fmt: skip
-        source.add(
-            example, identity, identity if group is None and not key else _digest(key if group is None else group)
-        )
-        if row.lines >= LONG_ROW:
-            source.long.append(f"line {row.line} of {self._path}, {row.lines} lines")
-        return None
-
-
-def _digest(*parts: str | bytes) -> int:
-    digest = hashlib.blake2b(digest_size=8)
-    for part in parts:
-        digest.update(part if isinstance(part, bytes) else part.encode())
-        digest.update(b"\x1f")
-    return int.from_bytes(digest.digest(), "big")
-
-
-def _findings(name: str, source: _Source) -> Iterator[Finding]:
+def _findings(name: str, source: RowSource) -> Iterator[Finding]:
     total = len(source.rows) + source.bad_lines + len(source.empty)
     for kind, what, rows, count in (
         (row_checks.UNPARSED, "do not parse and are left out", source.bad, source.bad_lines),
@@ -283,7 +179,7 @@ def _findings(name: str, source: _Source) -> Iterator[Finding]:
 # --- splits ---
 
 
-def _divided(settings: FileSettings, sources: Mapping[str, _Source]) -> tuple[dict[str, Split], list[Finding]]:
+def _divided(settings: FileSettings, sources: Mapping[str, RowSource]) -> tuple[dict[str, Split], list[Finding]]:
     """The task's splits, and a finding for each that shares rows with others."""
     for name, source in sources.items():
         if not len(source.rows):

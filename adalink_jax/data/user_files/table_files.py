@@ -82,6 +82,18 @@ def open_table(
     return table
 
 
+def picture_root(images: str | None, path: str) -> str:
+    """The folder or archive of a table's images: `images`, or else the table's folder."""
+    if images is not None:
+        return images
+    return folder_of(path) if suffix_of(path) in SUFFIXES else path
+
+
+def folder_of(path: str) -> str:
+    """The folder of a file."""
+    return path.rpartition("/")[0] or "."
+
+
 # --- a folder of images ---
 
 

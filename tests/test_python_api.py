@@ -241,6 +241,9 @@ def test_ready_batches_are_taken_in_their_order(base):
     last_step = {"METRIC": None, "WARMUP_STEPS": 1}  # without a metric, a run keeps its last step
     summary = model.fit(batches(ROWS), HELD[:8], steps=3, batch_size=16, settings=last_step)
     assert summary["steps"] == summary["step"] == 3
+    again = al.attach(base, al.AdaLinkAdapter(rank=4))
+    scored = again.fit(batches(ROWS), HELD[:8], steps=3, batch_size=16, settings={"WARMUP_STEPS": 1})
+    assert scored["baselines"] == {}  # whose training examples would be the rows of validation
     optimizer = optimizers.adamw(optimizers.warmup_cosine(0.01, 3, 1), clip_norm=1.0)
     expected, _ = steps_of(base, fresh, optimizer, batches(ROWS))
     for name, leaf in values(model.trainable).items():

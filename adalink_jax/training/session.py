@@ -83,11 +83,6 @@ class Session:
         batch_size, decoding = self.setup.data.batch_size, self.setup.decoding
         return Evaluator(model, self.eval_tasks, converter, batch_size, self.mesh, decoding, at_once)
 
-    def baselines(self) -> dict[str, dict[str, float]]:
-        """Test scores without a model, see `verdict.baselines_of`."""
-        with self.console.working("scoring without a model"):
-            return parallel.once(baselines_of, self.eval_tasks, self.setup.data)
-
     def unless_stopped(self, split: str, score: Callable[[Callable[[], None]], T]) -> T | None:
         """`score(check)`, where `check` is to be called between batches; None if a stop was requested meanwhile."""
         try:
@@ -131,6 +126,7 @@ class RunSession(Session):
       newest, best: the newest checkpoints, and the one with the best validation score.
       checkpoint_period: steps between checkpoints.
       total_steps: the last step.
+      own_batches: whether the caller makes the batches.
       at_end: releases the folder's lock, and ends the thread that makes batches.
       facts: of the newest checkpoint; {} if there is no checkpoint.
       summary: of a run that is finished already; None otherwise.
@@ -142,6 +138,7 @@ class RunSession(Session):
     best: RunCheckpoints
     checkpoint_period: int
     total_steps: int
+    own_batches: bool
     at_end: contextlib.ExitStack
     facts: dict = dataclasses.field(default_factory=dict)
     summary: dict | None = None
@@ -177,6 +174,13 @@ class RunSession(Session):
         step = int(state.step)
         ahead = self.at_end.enter_context(Prefetched(batches, self.total_steps - step))
         return Start(state, step, facts, ahead, converter)
+
+    def baselines(self) -> dict[str, dict[str, float]]:
+        """Test scores without a model, see `verdict.baselines_of`; none where the caller makes the batches, whose examples are not known."""
+        if self.own_batches:
+            return {}
+        with self.console.working("scoring without a model"):
+            return parallel.once(baselines_of, self.eval_tasks, self.setup.data)
 
     def end_if_stopped(self, save: Callable[[], None]) -> None:
         """If a stop was requested, saves and raises `Stopped`."""
@@ -263,7 +267,7 @@ def open_run(
         best = RunCheckpoints(folder / "best", 1, identity)
         with outputs.naming(folder), contextlib.ExitStack() as at_end, newest, best:
             run = RunSession(**vars(session), folder=folder, identity=identity, newest=newest, best=best,
-                             checkpoint_period=checkpoints.period, total_steps=total_steps, at_end=at_end)  # fmt: skip
+                             checkpoint_period=checkpoints.period, total_steps=total_steps, own_batches=own_batches, at_end=at_end)  # fmt: skip
             if not parallel.once((folder / outputs.SUMMARY).exists):
                 parallel.once(run._claim)  # before it reads what another process may be writing
             run._check()

@@ -26,6 +26,7 @@ from adalink_jax.files.typed_json import Form, as_form
 
 LORA, PROMPT_TUNING = "LORA", "PROMPT_TUNING"
 _SEQ_TO_SEQ = "SEQ_2_SEQ_LM"
+_OLDEST = "T5"  # the family of files from before families were stated
 TYPES = (LORA, PROMPT_TUNING)
 _PREFIX, _PROMPT = "base_model.model.", "prompt_embeddings"
 _MATRICES = {"down": "lora_A", "up": "lora_B"}
@@ -89,7 +90,7 @@ def to_peft(
     if facts.method != LoRA.__name__:
         return None
     projections = {name.rpartition("/")[0] for name in leaves}
-    for family in FAMILIES:
+    for family in sorted(FAMILIES, key=lambda family: family.name != _OLDEST):  # stable
         if facts.base.family not in (None, family.name):
             continue
         modules = {projection: _module(family, projection) for projection in projections}

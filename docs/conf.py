@@ -21,7 +21,7 @@ version = release = __version__
 
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.mathjax"]
 source_suffix = {".md": "myst-nb", ".ipynb": "myst-nb"}
-exclude_patterns = ["_build", "results/miniature/**", "results/miniature_again/**"]
+exclude_patterns = ["_build", "results/miniature/**", "results/miniature_again/**", "results/t5gemma2_miniature/**"]
 suppress_warnings = ["mystnb.unknown_mime_type"]
 
 myst_enable_extensions = ["colon_fence", "deflist"]

@@ -53,6 +53,11 @@ def test_parameters_are_the_published_ones(capsys, model, total):
     assert sum(leaf["size"] for leaf in found["leaves"]) == total
 
 
+def test_the_families_that_are_compared_in_miniature_are_of_one_size(capsys):
+    t5gemma2, t5 = (counts(capsys, f"--gin_file=gin/models/{name}.gin") for name in ("t5gemma2_mini", "pali_mini_0_3m"))
+    assert (t5gemma2["total"], t5["total"]) == (376_256, 377_472)
+
+
 def test_an_adapter_s_parameters_are_counted_beside_the_frozen_ones(capsys):
     found = counts(capsys, "--gin_file=gin/models/t5_1_1_xxl.gin", "--gin_file=gin/adapters/adalink.gin")
     assert found["trainable"] == 2 * 4096 * 64

@@ -245,6 +245,20 @@ def test_a_rate_that_does_not_carry_over_is_reported_with_its_loss():
     ]  # fmt: skip
 
 
+def test_a_rate_has_the_mean_of_its_seeds():
+    results = planted(shrinking)
+    for row in results:
+        if row["stage"] == "tuning":
+            row.update(learning_rate=[0.1, 0.1, 1.0, 1.0], validation=[0.25, 0.5, 0.5, 0.75])
+    report = scaling_report.make(results, "c")
+    found = rows_of(report, "Sensitivity to the learning rate")
+    assert [(row["learning rate"], row["score on validation"]) for row in found] == 2 * [
+        ("0.1", "0.375"),
+        ("1", "0.625"),
+    ]
+    assert "The mean of 2 seeds each." in report.html()
+
+
 def test_a_study_with_one_finished_size_has_a_report():
     methods = (*(f"method {i}" for i in range(9)), "full fine-tuning")
     found = report_of(lambda n, regime, method: 0.5, sizes={"0.3M": 3e5}, methods=methods)

@@ -104,6 +104,7 @@ def test_a_run_uses_the_learning_rate_of_its_size_and_a_variant_that_of_its_meth
         ({"tuned_as": {"full": "shared"}}, "full takes the learning rate of shared, which is not run on read"),
         ({"grid": {"sizes": ("S",)}}, "Study.grid is {'sizes': ('S',)}; it takes a tuple"),
         ({"seeds": 3}, "Study.seeds is 3; it takes a tuple"),
+        ({"tuning_seeds": 3}, "Study.tuning_seeds is 3; it takes a tuple"),
         ({"methods": ("AdaLink",)}, "it takes a dict"),
         (
             {"regimes": {"raw": {"S": ("r.gin",)}, "tuned": ()}},
@@ -115,6 +116,12 @@ def test_invalid_descriptions_are_refused(changes, message):
     with pytest.raises(UserError) as error:
         described(**changes)
     assert message.lower() in str(error.value).lower()
+
+
+def test_a_tuning_has_the_first_seed_of_the_runs_or_seeds_of_its_own():
+    for changes, seeds in (({"seeds": (3, 4)}, "(3,)"), ({"tuning_seeds": (5, 6)}, "(5, 6)")):
+        study = described(**changes)
+        assert dict(flags_of(study, cells(study)[TUNING][0], GinFlags()).bindings)["SEEDS"] == seeds
 
 
 def test_an_empty_grid_and_an_invalid_text_are_refused():

@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from adalink_jax.experiments.scaling.cell_folder import trials
 from adalink_jax.reports import style
 from adalink_jax.reports.fits import BySize
 from adalink_jax.reports.statistics import mean
@@ -97,7 +98,8 @@ def against_rate(tuning: Sequence[Mapping[str, Any]], looks: Looks) -> Figure:
         axes[0].plot([], [], color="black", linestyle=dashes[size], label=size)
     for row in tuning:
         axis = axes[tasks.index(row["task"])]
-        axis.plot(row["learning_rate"], row["validation"], linestyle=dashes[row["size"]], **looks[row["method"]])
+        rates, scores = zip(*((trial.learning_rate, trial.mean) for trial in trials(row).trials))
+        axis.plot(rates, scores, linestyle=dashes[row["size"]], **looks[row["method"]])
         label = style.upright(f"{row['metric']} on validation")
         axis.set(xscale="log", title=row["task"], xlabel="learning rate", ylabel=label)
     style.legend(figure, axes)

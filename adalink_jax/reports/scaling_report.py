@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from adalink_jax.errors import UserError
-from adalink_jax.experiments.scaling.cell_folder import chosen_rate
+from adalink_jax.experiments.scaling.cell_folder import trials
 from adalink_jax.reports import scaling_figures, style
 from adalink_jax.reports.fits import power_law, trend
 from adalink_jax.reports.page import Part, Report, Table
@@ -224,14 +224,22 @@ def _rates(tuning: Results, looks: Looks) -> Part | None:
     if not tuning:
         return None
     rows = [
-        (row["task"], row["method"], row["size"], rate, score)
+        (row["task"], row["method"], row["size"], trial.learning_rate, trial.mean)
         for row in tuning
-        for rate, score in zip(row["learning_rate"], row["validation"])
+        for trial in trials(row).trials
     ]
     table = Table(("task", "method", "size", "learning rate", "score on validation"), rows)
     return Part(
-        "Sensitivity to the learning rate", "One seed each.", table, scaling_figures.against_rate(tuning, looks)
+        "Sensitivity to the learning rate",
+        f"{_of_seeds(tuning)} each.".capitalize(),
+        table,
+        scaling_figures.against_rate(tuning, looks),
     )
+
+
+def _of_seeds(tuning: Results) -> str:
+    fewest = min((len(trial.scores) for row in tuning for trial in trials(row).trials), default=1)
+    return "one seed" if fewest == 1 else f"the mean of {fewest} seeds"
 
 
 def _carried_rates(tuning: Results) -> Part | None:
@@ -240,14 +248,14 @@ def _carried_rates(tuning: Results) -> Part | None:
     rows = []
     for row in tuning:
         first = smallest.setdefault((row["task"], row["method"], row["regime"]), row)
-        rate, best = chosen_rate(first), chosen_rate(row)
-        scores = dict(zip(row["learning_rate"], row["validation"]))
+        rate, best = trials(first).learning_rate, trials(row).learning_rate
+        scores = {trial.learning_rate: trial.mean for trial in trials(row).trials}
         if row is not first and rate in scores:
             loss = round(scores[best] - scores[rate], 4)
             rows.append((row["task"], row["method"], first["size"], rate, row["size"], best, scores[rate], scores[best], loss))  # fmt: skip
     text = (
         "Every run uses the learning rate chosen at its own size. This table shows what a size would lose with the rate of the "
-        "smallest one. On validation, with one seed, so a difference may be noise."
+        f"smallest one. On validation, with {_of_seeds(tuning)}, so a difference may be noise."
     )
     columns = ("task", "method", "smallest", "chosen there", "size", "chosen here", "score here with the smallest's",
                "with its own", "would be lost")  # fmt: skip

@@ -16,7 +16,7 @@ from etils import epath
 
 from adalink_jax import configuration
 from adalink_jax.errors import UserError
-from adalink_jax.experiments.comparisons.learning_rate import TUNED, choose
+from adalink_jax.experiments.comparisons.learning_rate import TUNED, Tuned, choose
 from adalink_jax.experiments.scaling.study import BASES, RUNS, TUNING, Cell, Study
 from adalink_jax.experiments.sweeps.run_folder import SUMMARY, RunFolder
 from adalink_jax.files.json_lines import read_json_lines
@@ -173,7 +173,12 @@ def _rounded(values: Sequence[float]) -> list[float]:
 
 def chosen_rate(result: Mapping[str, Any]) -> float:
     """The learning rate that the result of a tuning chooses."""
-    return choose(result["learning_rate"], result["validation"]).learning_rate
+    return trials(result).learning_rate
+
+
+def trials(result: Mapping[str, Any]) -> Tuned:
+    """The trials of the result of a tuning, and the choice among them."""
+    return choose(result["learning_rate"], result["validation"])
 
 
 def read_result(file: epath.Path) -> dict[str, Any]:

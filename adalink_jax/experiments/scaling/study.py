@@ -43,6 +43,7 @@ class Study:
       reference: the method that gaps are measured to.
       factors: multiples of a method's own LEARNING_RATE to try.
       seeds: of each run.
+      tuning_seeds: of each learning rate's trials; None is the first of `seeds`.
       kept: a folder of small files, one per result, from which a study resumes without its trained folders; None for no such
         folder.
 
@@ -62,6 +63,7 @@ class Study:
     reference: str = "full fine-tuning"
     factors: Sequence[PositiveFloat] = (0.1, 0.3, 1.0, 3.0, 10.0)
     seeds: Sequence[Seed] = (0, 1, 2)
+    tuning_seeds: Sequence[Seed] | None = None
     kept: str | None = None  # words: ok (a gin name)
 
     def __post_init__(self):
@@ -87,7 +89,13 @@ class Study:
         for name, value in mappings.items():
             if not isinstance(value, Mapping):
                 raise UserError(f"Study.{name} is {value!r}; it takes a dict.")
-        for name in ("grid", "common", "factors", "seeds"):
+        for name in (
+            "grid",
+            "common",
+            "factors",
+            "seeds",
+            *(["tuning_seeds"] if self.tuning_seeds is not None else []),
+        ):
             if not isinstance(getattr(self, name), tuple | list):
                 raise UserError(f"Study.{name} is {getattr(self, name)!r}; it takes a tuple, such as (1, 2).")
         if not all(isinstance(entry, Mapping) for entry in self.grid):
@@ -230,7 +238,7 @@ def flags_of(study: Study, cell: Cell, typed: GinFlags, learning_rate: float | N
     if start is not None:
         bound["INITIAL_CHECKPOINT_PATH"] = f"{study.model_dir}/{start.name}/model"
     if cell.stage == TUNING:
-        bound |= {"FACTORS": tuple(study.factors), "SEEDS": (study.seeds[0],)}
+        bound |= {"FACTORS": tuple(study.factors), "SEEDS": tuple(study.tuning_seeds or study.seeds[:1])}
     elif cell.stage == RUNS:
         bound["SEEDS"] = tuple(study.seeds)
         bound |= {} if learning_rate is None else {"LEARNING_RATE": float(learning_rate)}

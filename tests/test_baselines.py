@@ -43,6 +43,8 @@ def test_free_answers_are_those_of_the_nearest_example(tmp_path):
     rows = [(f"{i} what is number{i % 70} called", f"the name {i % 70}") for i in range(700)]
     _, nearest = score_baselines(task_of(written(tmp_path, "a.csv", csv_text(rows))))
     assert nearest.name == "TF-IDF with the nearest training example's answer" and nearest.scores["accuracy"] > 0.95
+    few = written(tmp_path, "few.csv", csv_text([(f"number {i}", f"name {i}") for i in range(40)]))
+    assert score_baselines(task_of(few))[1].name == nearest.name  # no two examples have the same answer
 
 
 def test_numbers_are_answered_by_their_mean(tmp_path):

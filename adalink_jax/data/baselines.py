@@ -102,7 +102,8 @@ def _classifier(answers: Sequence[str], numbers: np.ndarray | None) -> tuple[str
 
     if numbers is not None:
         return RIDGE, ridge
-    return (LOGISTIC, logistic) if 1 < len(set(answers)) <= FEW_ANSWERS else (NEAREST, nearest)
+    few = 1 < len(set(answers)) <= min(FEW_ANSWERS, len(answers) // 2)  # a class has two examples or more
+    return (LOGISTIC, logistic) if few else (NEAREST, nearest)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,6 +8,7 @@ answers are numbers, and otherwise the answer of the nearest training example.
 import collections
 import dataclasses
 import itertools
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -87,6 +88,7 @@ def _like(answers: Sequence[str], value: float) -> str:
 
 def _classifier(answers: Sequence[str], numbers: np.ndarray | None) -> tuple[str, Any]:
     """The name of a method, and a function of both splits' features that gives predictions as texts."""
+    from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression, Ridge
     from sklearn.neighbors import NearestNeighbors
 
@@ -95,7 +97,9 @@ def _classifier(answers: Sequence[str], numbers: np.ndarray | None) -> tuple[str
         return [answers[i] for i in neighbours.kneighbors(scored, return_distance=False)[:, 0]]
 
     def logistic(train, scored):
-        return LogisticRegression(C=10.0, max_iter=300).fit(train, answers).predict(scored).tolist()
+        with warnings.catch_warnings():  # one that has not converged is good enough
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            return LogisticRegression(C=10.0, max_iter=300).fit(train, answers).predict(scored).tolist()
 
     def ridge(train, scored):
         return [_like(answers, x) for x in Ridge().fit(train, numbers).predict(scored)]

@@ -4,7 +4,6 @@ import collections
 import dataclasses
 
 import flax.linen as nn
-from etils import epath
 
 from adalink_jax import configuration
 from adalink_jax.configuration import gin_checks
@@ -65,7 +64,7 @@ def _modules(adapter: object) -> list[nn.Module]:
 def usual_learning_rate(adapter: nn.Module) -> str | None:
     """LEARNING_RATE of the first file of gin/adapters whose method this is, as text; else None. It loads gin files."""
     method = f"@{type(adapter).__name__}()"
-    for file in sorted(epath.Path(configuration.gin_root() / "adapters").glob("*.gin")):
+    for file in sorted((configuration.gin_root() / "adapters").glob("*.gin")):
         configuration.load(GinFlags((f"gin/adapters/{file.name}", "gin/runs/finetune.gin")), require_all=False)
         bound = configuration.bindings()
         if bound.get(_ADAPTER) == method:

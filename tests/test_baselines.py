@@ -11,6 +11,7 @@ from PIL import Image
 
 from adalink_jax.cli.main import main
 from adalink_jax.data import DatasetConfig, FileTask, score_baselines
+from adalink_jax.errors import UserError
 from adalink_jax.training.verdict import baselines_of, nothing_learned
 
 LENGTHS = {"inputs": 64, "targets": 16}
@@ -171,3 +172,5 @@ def test_a_few_examples_are_learned_by_heart(tmp_path, capsys):
     assert [row["step"] for row in rows if "train/loss" in row] == list(range(1, 31))  # so that a short run has a curve
     assert main([*command, "--overfit", "3", "--gin.TRAIN_EXAMPLES=16"]) == 2
     assert "--overfit and TRAIN_EXAMPLES both choose" in " ".join(capsys.readouterr().err.split())
+    with pytest.raises(UserError, match="in_context_examples are for frozen models, and --overfit trains one"):
+        DatasetConfig("mine", LENGTHS, 8, train_examples=None, overfit=3, in_context_examples=1)

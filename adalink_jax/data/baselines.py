@@ -112,7 +112,7 @@ def _classifier(answers: Sequence[str], numbers: np.ndarray | None) -> tuple[str
 
 @dataclasses.dataclass(frozen=True)
 class _Features:
-    """Sparse or dense float arrays [examples, features] of two splits, and what they are made of."""
+    """Sparse float arrays [examples, features] of two splits, and what they are made of."""
 
     name: str
     train: Any

@@ -39,7 +39,7 @@ class DatasetConfig:
       overfit: train and score on this many examples, which `seed` draws from the training split (`--overfit`); None is off.
 
     Raises:
-      UserError: if `train_examples` are fewer than a batch, or there is `overfit` beside them; for `pack` with files that worker processes read; if `own_files` come with a module of seqio tasks or with
+      UserError: if `train_examples` are fewer than a batch, or there is `overfit` beside them or beside `in_context_examples`; for `pack` with files that worker processes read; if `own_files` come with a module of seqio tasks or with
         `use_cached`.
     """
 
@@ -74,6 +74,8 @@ class DatasetConfig:
             )
         if self.overfit is not None and self.train_examples is not None:
             raise UserError("--overfit and TRAIN_EXAMPLES both choose the examples to train on; give one of them.")
+        if self.overfit is not None and self.in_context_examples:
+            raise UserError("in_context_examples are for frozen models, and --overfit trains one; give one of them.")
         if self.train_examples is not None and self.train_examples < self.batch_size:
             raise UserError(
                 f"TRAIN_EXAMPLES is {self.train_examples} and BATCH_SIZE {self.batch_size}; an epoch needs a whole batch: "

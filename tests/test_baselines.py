@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from own_files_cases import csv_text, written
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from adalink_jax.cli.main import main
 from adalink_jax.data import DatasetConfig, FileTask, score_baselines
@@ -138,6 +139,12 @@ def test_a_run_that_learns_nothing_says_so_wherever_it_is_looked_at(tmp_path, ca
     assert summary["baselines"]["TF-IDF with logistic regression"] == {"accuracy": 1.0}
     assert summary["nothing_learned"].startswith("Nothing was learned: no step was better on validation")
     assert summary["nothing_learned"] in shown
+    assert "confusion.png" in shown and "which class was predicted for which" in shown
+    assert {path.name for path in (tmp_path / "run").rglob("*confusion.png")} == {
+        "confusion.png", "step_000000_validation_confusion.png", "step_000002_validation_confusion.png"
+    }  # fmt: skip
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
+    assert "validation/confusion" in events.Reload().Tags()["images"]
     assert main(["results", str(tmp_path / "run")]) == 0
     table = capsys.readouterr().out
     assert (
@@ -146,7 +153,8 @@ def test_a_run_that_learns_nothing_says_so_wherever_it_is_looked_at(tmp_path, ca
         and summary["nothing_learned"] in table
     )
     assert main(["report", str(tmp_path / "run"), "--out", str(tmp_path / "report.html")]) == 0
-    assert "1 run learned nothing" in (tmp_path / "report.html").read_text()
+    assert "1 run learned nothing" in (page := (tmp_path / "report.html").read_text())
+    assert "<h2>Confusion matrix" in page and "run: confusion.png" in page
     capsys.readouterr()
     assert main(command) == 0
     assert "Nothing was learned" in capsys.readouterr().out

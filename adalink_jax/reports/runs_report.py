@@ -17,7 +17,7 @@ from adalink_jax.reports import style
 from adalink_jax.reports.page import Part, Report, Table
 from adalink_jax.reports.results import DONE, Results, collect
 from adalink_jax.reports.statistics import mean
-from adalink_jax.training.outputs import PICTURE, SAMPLES
+from adalink_jax.training.outputs import CONFUSION, PICTURE, SAMPLES, SUMMARY
 
 BY = ("step", "minutes of steps (steps x median step time)", "TFLOPs of steps (their matrix products)")
 CURVES = 7  # as many as there are colors
@@ -45,7 +45,13 @@ def make(folder: str, command: str) -> Report:
     results = collect(folder)
     scores = [name for name in results.metrics if name.startswith("test/")]
     with style.applied():
-        parts = [_table(results, scores), _map(results, scores), _curves(folder, results), _samples(folder, results)]
+        parts = [
+            _table(results, scores),
+            _map(results, scores),
+            _curves(folder, results),
+            _samples(folder, results),
+            _confusion(folder, results),
+        ]
     summary = (
         f"{results.table.num_rows} runs below {folder}, {results.finished} finished. For runs with a metric, the step was chosen on "
         f"validation, and test was read once."
@@ -164,4 +170,18 @@ def _samples(folder: str, results: Results) -> Part | None:
         table = Table(columns, [[sample[name] for name in columns] for sample in contents["samples"]])
         pictures = {f"{row['run']}: {PICTURE}": read_image(str(path / PICTURE))} if (path / PICTURE).exists() else {}
         return Part("Sample predictions", f"On test, of {row['run']}, the best by {score}.", table, pictures=pictures)
+    return None
+
+
+def _confusion(folder: str, results: Results) -> Part | None:
+    """The confusion matrices of the best run that has any."""
+    rows, score = _best_first(results)
+    if score is None:
+        return None
+    for row in rows:
+        path = _folder_of(folder, row, SUMMARY)
+        pictures = sorted(path.glob(f"{CONFUSION}*.png"), key=str) if row[score] is not None else []
+        if pictures:
+            shown = {f"{row['run']}: {picture.name}": read_image(str(picture)) for picture in pictures}
+            return Part("Confusion matrix", f"On test, of {row['run']}, the best by {score}.", pictures=shown)
     return None

@@ -16,6 +16,7 @@ from adalink_jax.data.metrics.number_scores import LOWER_IS_BETTER
 from adalink_jax.errors import UserError
 from adalink_jax.models import paths
 from adalink_jax.models.decoding import Decoded, Decoding, sampling_keys
+from adalink_jax.training.confusion import Confusion, confusion
 from adalink_jax.training.decoder_weights import decoder_weights, placed
 from adalink_jax.training.packs.pack import map_members
 from adalink_jax.training.partition import Leaves
@@ -40,10 +41,12 @@ class Result:
     Attributes:
       scores: metric -> value; with several tasks also `task/metric`, and `metric` is then their mean.
       samples: the first examples with their predictions, `{"inputs", "target", "prediction", "image" (or absent)}`.
+      confusions: task -> which class was predicted for which; of tasks of few classes, scored by accuracy.
     """
 
     scores: dict[str, float]
     samples: list[dict]
+    confusions: dict[str, Confusion] = dataclasses.field(default_factory=dict)
 
     def selecting_score(self, metric: str) -> float:
         """The score that selects a step.
@@ -170,6 +173,7 @@ class Evaluator:
         """Scores A models at once: `generate(batch)` returns their ids, int32 [A, B, T]."""
         per_task: dict[str, list[dict]] = {}
         samples: list[list[list[dict]]] = []
+        confusions: list[dict[str, Confusion]] = []
         share = -(-num_samples // len(self._tasks))
         local_rows = parallel.local_rows(self._batch_size, self._mesh).tolist()
         scores = lambda task, examples, by_model: [task.score(examples, texts) for texts in by_model]
@@ -190,11 +194,14 @@ class Evaluator:
                 examples += [{name: x for name, x in row.items() if name != "image"} for row in rows]
             by_model = [sum(parts, []) for parts in zip(*predictions)]
             per_task[task.name] = parallel.once(scores, task, examples, by_model)
+            matrices = _confusions(task.name, per_task[task.name], examples, by_model)
+            confusions = [old | new for old, new in zip(confusions or [{}] * len(matrices), matrices)]
             samples.append([[x | {"prediction": text} for x, text in zip(first, texts)] for texts in by_model])
         return [
             Result(
                 combined({name: by_model[i] for name, by_model in per_task.items()}),
                 list(itertools.chain.from_iterable(of_task[i] for of_task in samples))[:num_samples],
+                confusions[i],
             )
             for i in range(len(samples[0]))
         ]
@@ -209,6 +216,17 @@ def _sample(example: dict, converter: FeatureConverter) -> dict:
     text = lambda name: text_of(example[f"{name}_pretokenized"])
     image = {"image": converter.preparation.shown(converter.image(example))} if has_image(example) else {}
     return {"inputs": text("inputs"), "target": text("targets"), **image}
+
+
+def _confusions(
+    name: str, scores: Sequence[Mapping[str, float]], examples: Sequence[dict], by_model: Sequence[Sequence[str]]
+) -> list[dict[str, Confusion]]:
+    """For each model the matrix of the task `name`, if it has one."""
+    if "accuracy" not in scores[0] or "targets_pretokenized" not in examples[0]:
+        return [{} for _ in by_model]
+    targets = [text_of(example["targets_pretokenized"]) for example in examples]
+    matrices = (confusion(targets, texts) for texts in by_model)
+    return [{} if matrix is None else {name: matrix} for matrix in matrices]
 
 
 def combined(per_task: Mapping[str, Mapping[str, float]]) -> dict[str, float]:

@@ -78,10 +78,11 @@ class MetricWriter:
             append_json(self._path, self._rows[-1])
             self._add_scalars(self._rows[-1])
 
-    def write_picture(self, step: int, split: str, png: bytes) -> None:
-        """Writes a contact sheet to `samples/`, and for TensorBoard."""
+    def write_picture(self, step: int, split: str, png: bytes, kind: str = SAMPLES) -> None:
+        """Writes a contact sheet, or a picture of another kind, to `samples/`, and for TensorBoard as `split/kind`."""
         if self._writes:
-            path = self._folder / SAMPLES / f"step_{step:06d}_{split}.png"
+            end = "" if kind == SAMPLES else f"_{kind}"
+            path = self._folder / SAMPLES / f"step_{step:06d}_{split}{end}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             write_bytes(path, png)
             self._add_image(step, path)
@@ -91,12 +92,14 @@ class MetricWriter:
         self._add_event(step=row["step"], summary=Summary(value=values))
 
     def _add_image(self, step: int, path: epath.Path) -> None:
-        png, split = read_image(str(path)), path.stem.rpartition("_")[2]
+        png, (split, *kind) = read_image(str(path)), path.stem.split("_", 3)[2:]
         if len(png) < 24:  # cut short by a kill of version 0.1.0, which wrote it in place
             return
         width, height = struct.unpack(">ii", png[16:24])  # of the PNG's header
         image = Summary.Image(encoded_image_string=png, width=width, height=height, colorspace=4)
-        self._add_event(step=step, summary=Summary(value=[Summary.Value(tag=f"{split}/samples", image=image)]))
+        self._add_event(
+            step=step, summary=Summary(value=[Summary.Value(tag="/".join([split, *(kind or [SAMPLES])]), image=image)])
+        )
 
     def _add_event(self, **fields: Any) -> None:
         self._records.write(Event(wall_time=time.time(), **fields).SerializeToString())

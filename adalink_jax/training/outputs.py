@@ -18,7 +18,7 @@ from adalink_jax.files import locks
 from adalink_jax.files.places import path_of
 from adalink_jax.files.typed_json import Form, read_state
 from adalink_jax.files.whole_file import write_bytes, write_json, write_text
-from adalink_jax.training import contact_sheet, parameter_tables, partition, segments
+from adalink_jax.training import confusion, contact_sheet, parameter_tables, partition, segments
 from adalink_jax.training.evaluation import Result
 from adalink_jax.training.metric_writer import MetricWriter
 from adalink_jax.training.partition import Leaves
@@ -26,6 +26,7 @@ from adalink_jax.training.setup import Parameters, Setup
 
 SUMMARY, BEFORE, PICTURE, SAMPLES = "summary.json", "before.json", "samples.png", "samples.json"
 SCORES_OF = "scores_of.json"
+CONFUSION = "confusion"
 count = parameter_tables.count
 
 
@@ -182,13 +183,22 @@ def write_summary(folder: epath.Path, summary: dict) -> None:
     write_json(folder / SUMMARY, summary)
 
 
-def write_samples(writer: MetricWriter, step: int, split: str, result: Result) -> None:
-    """Writes the contact sheet of an evaluation to `samples/` and TensorBoard, if the samples have images."""
-    if not parallel.is_first() or not result.samples or "image" not in result.samples[0]:
+def write_pictures(writer: MetricWriter, step: int, split: str, result: Result) -> None:
+    """Writes the contact sheet of an evaluation, if the samples have images, and its confusion matrices to `samples/` and TensorBoard."""
+    if not parallel.is_first():
         return
     shown = ", ".join(f"{name} {value:.3f}" for name, value in list(result.scores.items())[:3])
-    picture = contact_sheet.contact_sheet(result.samples, f"{split}, step {step}: {shown}")
-    writer.write_picture(step, split, picture)
+    title = f"{split}, step {step}: {shown}"
+    if result.samples and "image" in result.samples[0]:
+        writer.write_picture(step, split, contact_sheet.contact_sheet(result.samples, title))
+    for kind, matrix in _matrices(result).items():
+        writer.write_picture(step, split, confusion.draw(matrix, title), kind)
+
+
+def _matrices(result: Result) -> dict[str, confusion.Confusion]:
+    """The confusion matrices by the names of their pictures: `confusion`, or `confusion_TASK` of several tasks."""
+    several = any("/" in name for name in result.scores)
+    return {f"{CONFUSION}_{task}" if several else CONFUSION: matrix for task, matrix in result.confusions.items()}
 
 
 @timings.phase("results")
@@ -214,6 +224,12 @@ def write_end(
         ]
         parallel.once(write_json, folder / SAMPLES, {"samples": samples})
         written.append((SAMPLES, "sample predictions, before and after"))
+        for kind, matrix in _matrices(after).items():
+            title = f"{kind.removeprefix(CONFUSION)[1:] or summary['task']}, test, step {summary['step']}"
+            parallel.once(lambda: write_bytes(folder / f"{kind}.png", confusion.draw(matrix, title)))  # noqa: B023
+            written.append(
+                (f"{kind}.png", "which class was predicted for which, on test; for each evaluation in samples/")
+            )
     if before is not None and after is not None and "image" in after.samples[0]:
         shown = {name: value for name, value in summary.items() if name.startswith(("frozen_", "adapted_"))}
         title = f"{summary['task']}: " + ", ".join(f"{k.replace('_', ' ')} {v:.3f}" for k, v in shown.items())

@@ -200,7 +200,7 @@ class Run:
         best_score = best.facts().get("score")
         if best_score is None or score > best_score:
             best.save(state, score=score)
-        outputs.write_samples(self.writer, step, "validation", result)
+        outputs.write_pictures(self.writer, step, "validation", result)
         self.writer.write(step, result.tagged("validation"))
         self.session.console.scores(step, "validation", result.scores)
 

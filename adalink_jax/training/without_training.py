@@ -29,8 +29,8 @@ def evaluate(
     Args:
       setup: `initial_checkpoint_path` and, for an adapted model, `initial_adapter_path`; a fresh AdaLink is the identity.
       split: "train", "validation" or "test".
-      output_dir: folder for the scores in a run's formats (`metrics.jsonl`, TensorBoard) and, for a task with images, a contact
-        sheet (`samples/`); None writes nothing. A run's checkpoints that have scores there already are not scored again.
+      output_dir: folder for the scores in a run's formats (`metrics.jsonl`, TensorBoard) and, in `samples/`, contact sheets of images and
+        confusion matrices; None writes nothing. A run's checkpoints that have scores there already are not scored again.
       run_dir: the `MODEL_DIR` of a run of this configuration, to score all its checkpoints: the newest, and the best.
       settings: returns the settings in use, which must equal the run's.
 
@@ -66,7 +66,7 @@ def evaluate(
             scores[step] = result.scores
             if folder is not None and writer is not None:
                 with outputs.naming(folder):
-                    outputs.write_samples(writer, step, split, result)
+                    outputs.write_pictures(writer, step, split, result)
                     writer.write(step, result.tagged(split))
                 preemption.keeps(f"the scores in {folder} are kept")
         return scores

@@ -23,6 +23,10 @@ class CheckpointError(UserError):
     """A file of parameters cannot be used."""
 
 
+class GatedError(CheckpointError):
+    """A repository of the Hub is for those alone who have accepted its terms."""
+
+
 class Stopped(Exception):
     """A run ended early, by intention, and left its folder in order; the message says how to resume it.
 

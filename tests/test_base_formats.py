@@ -11,6 +11,7 @@ import orbax.checkpoint as ocp
 import pytest
 from etils import epath
 from helpers import init, random_batch, tiny_pali, tiny_t5
+from hub_server import hub
 
 from adalink_jax import T5, AdaptedModel, parallel
 from adalink_jax.checkpoints import (
@@ -181,6 +182,25 @@ def test_the_cache_of_the_hub_is_read_offline(params, base, tmp_path, monkeypatc
     assert (loaded.fingerprint, loaded.name) == (fingerprint(params), "someone/tiny")
     with pytest.raises(CheckpointError, match="hf://someone/else is not available, and HF_HUB_OFFLINE is set"):
         load_base("hf://someone/else", abstract(params))
+
+
+def test_a_repository_of_the_hub_is_opened_without_its_weights(params, base, tmp_path, monkeypatch):
+    repository = tmp_path / "hub" / "someone" / "tiny"
+    write("Hugging Face", open_source(base), params, repository)
+    whole = open_source(repository)
+    with hub(tmp_path / "hub", monkeypatch, gated=("someone/gated",)) as asked:
+        opened = open_source("hf://someone/tiny", download=False)
+        assert (opened.shapes, opened.settings) == (whole.shapes, whole.settings)
+        assert {name: leaf.dtype for name, leaf in opened.leaves.items()} == {
+            name: leaf.dtype for name, leaf in whole.leaves.items()
+        }
+        reads = [path for path in asked if "safetensors" in path and " " in path]
+        assert reads and not any(path.endswith("whole") for path in reads)
+        with pytest.raises(
+            CheckpointError, match="hf://someone/gated is gated; accept its terms at http.*hf auth login"
+        ):
+            open_source("hf://someone/gated", download=False)
+        assert load_base("hf://someone/tiny", abstract(params)).fingerprint == fingerprint(params)
 
 
 def test_parts_may_come_from_several_places_and_one_may_be_fresh(params, base, tmp_path):

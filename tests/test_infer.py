@@ -297,7 +297,20 @@ def test_a_vocabulary_with_more_ids_than_rows_is_refused(tmp_path, capsys):
     (tmp_path / "rows.csv").write_text("inputs,image,label\nread,a.png,x\nread,a.png,x\n")
     flags = [*FLAGS, f"--gin.VOCABULARY={spiece!r}"]
     assert main(["infer", str(tmp_path / "rows.csv"), str(tmp_path / "out.csv"), *flags]) == 2
-    assert main(["init", str(tmp_path / "rows.csv"), "--vocabulary", spiece, "--out", str(tmp_path / "out.gin")]) == 2
+    assert (
+        main(
+            [
+                "init",
+                str(tmp_path / "rows.csv"),
+                "--base=bundled:pali_nano_instruct",
+                "--vocabulary",
+                spiece,
+                "--out",
+                str(tmp_path / "out.gin"),
+            ]
+        )
+        == 2
+    )
     errors = capsys.readouterr().err
     assert errors.count(message) == 2 and not (tmp_path / "out.csv").exists()
 
@@ -345,7 +358,7 @@ def trained(tmp_path_factory):
             Image.fromarray(pixels).save(folder / "photos" / f"{i}.png")
             table.writerow([f"{i}.png", str(found["inputs"][i]), str(found["targets"][i])])
     task = folder / "task.gin"
-    assert main(["init", str(folder / "scenes.csv"), f"--out={task}"]) == 0
+    assert main(["init", str(folder / "scenes.csv"), f"--out={task}", "--base=bundled:pali_nano_instruct"]) == 0
     train = [
         "train",
         "--gin_file=gin/models/pali_nano.gin",

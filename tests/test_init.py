@@ -33,7 +33,8 @@ def init(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
 
     def run(data, *more):
-        status = main(["init", str(data), "--out=task.gin", *more])
+        base = [] if any(x.startswith("--base") for x in more) else ["--base=bundled:pali_nano_instruct"]
+        status = main(["init", str(data), "--out=task.gin", *base, "--quick", *more])
         said = capsys.readouterr()
         text = (tmp_path / "task.gin").read_text() if (tmp_path / "task.gin").exists() else ""
         settings = dict(re.findall(r"^(\w+) = (.*?)(?:  # .*)?$", text, re.MULTILINE))
@@ -351,7 +352,7 @@ def test_unusable_files_give_one_sentence_and_nothing_is_written(name, command, 
     monkeypatch.chdir(tmp_path)
     file = tmp_path / ("a.csv.gz" if name == "damaged_gz" else "a.csv")
     file.write_bytes(content)
-    more = ["--out=task.gin"]
+    more = ["--out=task.gin", "--base=bundled:pali_nano_instruct"]
     if command == "infer":
         more = [
             "out.csv",

@@ -94,7 +94,7 @@ from adalink_jax.cli.main import main
 rows = [("a good thing number %d" % i, "yes") if i % 2 else ("a bad thing number %d" % i, "no") for i in range(80)]
 with open("rows.csv", "w", newline="") as file:
     csv.writer(file).writerows([("text", "label"), *rows])
-assert main(["init", "rows.csv"]) == 0
+assert main(["init", "rows.csv", "--quick", "--base=bundled:pali_nano_instruct"]) == 0
 train = ["--gin_file=gin/models/pali_nano.gin", "--gin_file=gin/adapters/adalink.gin", "--gin_file=rows.gin",
          "--gin_file=gin/runs/finetune.gin", "--gin.INITIAL_CHECKPOINT_PATH='bundled:pali_nano_instruct'", "--gin.MODEL_DIR='run'",
          "--gin.TRAIN_STEPS=6", "--gin.WARMUP_STEPS=1", "--gin.BATCH_SIZE=8"]

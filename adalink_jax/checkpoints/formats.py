@@ -21,31 +21,38 @@ _KNOWN = (
 )
 
 
-def folder_of(path: str, must_exist: bool = False) -> epath.Path:
+def folder_of(path: str, must_exist: bool = False, weights: bool = True) -> epath.Path:
     """The local or remote folder of a path that a user gave: a folder, `bundled:NAME`, or `hf://OWNER/NAME[@revision]`.
 
     Args:
       path: the path; a repository of the Hub is downloaded.
       must_exist: whether a path that is not a folder is an error.
+      weights: whether a repository's weights are downloaded, too.
 
     Raises:
       CheckpointError: if it is not available.
     """
     if path.startswith(BUNDLED):
         return _bundled(path)
-    folder = hugging_face.download(path) if path.startswith(hugging_face.HUB) else path_of(path)
+    folder = hugging_face.download(path, weights) if path.startswith(hugging_face.HUB) else path_of(path)
     if must_exist and not folder.is_dir():
         raise CheckpointError(f"There is no folder {path}; give {_KNOWN}.")
     return folder
 
 
-def open_source(path: str | os.PathLike[str]) -> Source:
+def open_source(path: str | os.PathLike[str], download: bool = True) -> Source:
     """Opens the checkpoint at `path` and detects its format.
+
+    Args:
+      path: a folder, a file, `bundled:NAME` or `hf://OWNER/NAME[@revision]`.
+      download: whether a repository's weights are downloaded; if not, they are read where they are.
 
     Raises:
       CheckpointError: if there is no checkpoint, its format is not known, or it is damaged.
     """
-    source = _open(os.fspath(path))
+    path = os.fspath(path)
+    on_the_hub = path.startswith(hugging_face.HUB) and not download
+    source = hugging_face.open_on_the_hub(path) if on_the_hub else _open(path)
     check_stated(source.settings, source.path)
     for name, leaf in source.leaves.items():
         if (

@@ -4,10 +4,11 @@ The family of models that reads the folder's `model_type` translates names and s
 `torch.load(weights_only=True, mmap=True)`, and only where there is no safetensors file.
 """
 
+import contextlib
 import json
 import os
 import pathlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -19,8 +20,9 @@ from adalink_jax.checkpoints.families import image_processors
 from adalink_jax.checkpoints.families.family import Family, family_of_model_type, family_of_shapes, one_id, translating
 from adalink_jax.checkpoints.positions import BICUBIC, BILINEAR
 from adalink_jax.checkpoints.source import Source
-from adalink_jax.errors import CheckpointError
+from adalink_jax.errors import CheckpointError, GatedError
 from adalink_jax.files import safetensors_file
+from adalink_jax.files.hub_file import HubFile
 from adalink_jax.files.leaves import Leaf
 from adalink_jax.files.places import file_size, path_of
 from adalink_jax.files.typed_json import Form, as_form, find_object, read_form
@@ -56,31 +58,76 @@ class _Index(Form):
     weight_map: dict[str, str]
 
 
-def download(path: str) -> epath.Path:
+def download(path: str, weights: bool = True) -> epath.Path:
     """Downloads what `huggingface_hub`'s cache lacks of `hf://OWNER/NAME[@revision]`, and returns the folder in the cache.
 
+    Args:
+      path: the repository.
+      weights: whether to download the weights, too.
+
     Raises:
-      CheckpointError: if `huggingface_hub` is missing, or the repository is not available.
+      CheckpointError: if `huggingface_hub` is missing, or the repository is not available; `GatedError` if it is for those alone who have
+        accepted its terms.
     """
+    small = (CONFIG, "*.index.json", "qformer_tokenizer/*.json", *FILES_OF_THE_BASE)
+    with _from_the_hub(path) as (hub, repository, revision):
+        get = lambda *patterns: path_of(
+            hub.snapshot_download(repository, revision=revision, allow_patterns=list(patterns))
+        )
+        if not weights:
+            return get(*small)
+        folder = get(*small, "model*.safetensors")
+        return folder if any(folder.glob("*.safetensors")) else get(*small, "pytorch_model*.bin")
+
+
+@contextlib.contextmanager
+def _from_the_hub(path: str) -> Iterator[tuple[Any, str, str | None]]:
+    """Yields `huggingface_hub`, and the repository and revision of `hf://OWNER/NAME[@revision]`; what goes wrong within it is one sentence."""
     try:
         import huggingface_hub
         from huggingface_hub import errors
     except ModuleNotFoundError as e:
         raise CheckpointError(f"{path} needs huggingface_hub: pip install 'adalink-jax[hf]'.") from e
-    repo, _, revision = path.removeprefix(HUB).partition("@")
-    get = lambda patterns: huggingface_hub.snapshot_download(
-        repo, revision=revision or None, allow_patterns=list(patterns)
-    )
-    small = (CONFIG, "*.index.json", "qformer_tokenizer/*.json", *FILES_OF_THE_BASE)
+    repository, _, revision = path.removeprefix(HUB).partition("@")
     try:
-        folder = path_of(get((*small, "model*.safetensors")))
-        if not any(f.name.endswith(".safetensors") for f in folder.iterdir()):
-            folder = path_of(get((*small, "pytorch_model*.bin")))
-        return folder
-    except (errors.HfHubHTTPError, errors.HFValidationError, errors.LocalEntryNotFoundError, OSError) as e:
+        yield huggingface_hub, repository, revision or None
+    except errors.GatedRepoError as e:
+        raise GatedError(
+            f"{path} is gated; accept its terms at {huggingface_hub.constants.ENDPOINT}/{repository}, then run hf auth login."
+        ) from e
+    except (
+        errors.HTTPError,  # pyright: ignore[reportPrivateImportUsage]  # httpx's, under any of its names
+        errors.HFValidationError,
+        errors.LocalEntryNotFoundError,
+        OSError,
+    ) as e:
         offline = ", and HF_HUB_OFFLINE is set" if os.environ.get("HF_HUB_OFFLINE") else ""
         reason = str(e).splitlines()[0] if str(e) else type(e).__name__
-        raise CheckpointError(f"{path} is not available{offline}: {reason}") from e
+        raise CheckpointError(f"{path} is not available{offline}: {reason.rstrip('.')}.") from e
+
+
+def open_on_the_hub(path: str) -> Source:
+    """Opens `hf://OWNER/NAME[@revision]` without downloading its weights, which are read where they are; at first their names and shapes,
+    and as much of tables that models may share as shows whether this one does. Without safetensors they are downloaded.
+
+    Raises:
+      CheckpointError: see `download` and `open_folder`.
+    """
+    folder = download(path, weights=False)
+    if (folder / SAFE).exists():  # in the cache
+        return open_folder(folder, path)
+    index = folder / f"{SAFE}.index.json"
+    with _from_the_hub(path):
+        names = (
+            sorted(set(read_form(index, _Index, error=CheckpointError).weight_map.values()))
+            if index.exists()
+            else [SAFE]
+        )
+        files = [HubFile(f"{path}/{name}") for name in names]
+        if not files[0].exists():
+            return open_folder(download(path), path)
+        tensors = {name: leaf for file in files for name, leaf in safetensors_file.read_leaves(file).items()}
+        return _opened(tensors, folder, path)
 
 
 def is_folder(folder: epath.Path) -> bool:
@@ -98,12 +145,17 @@ def open_folder(folder: epath.Path, path: str) -> Source:
     Raises:
       CheckpointError: for files that are missing or damaged, and settings that this package does not implement.
     """
+    return _opened(_tensors(folder, path), folder, path)
+
+
+def _opened(leaves: dict[str, Leaf], folder: epath.Path, path: str) -> Source:
+    """Tensors by their names in the files, with what the other files of `folder` state."""
     config = find_object(folder / CONFIG, error=CheckpointError) or {}
     stated = as_form(config, _Config, f"{path}/{CONFIG}", error=CheckpointError)
     for key in ("quantization_config", "transformers_weights"):
         if getattr(stated, key) is not None:
             raise CheckpointError(f"{path}/{CONFIG} has {key}, which this package does not support.")
-    leaves, settings = _tensors(folder, path), {}
+    settings = {}
     if family := family_of_model_type(stated.model_type):
         generation = find_object(folder / GENERATION, error=CheckpointError) or {}
         complete = _with_generation(config, generation, family.implied, path)

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 from etils import epath
 
-from adalink_jax import configuration
 from adalink_jax.cli.arguments import option, plain_parser, register, table, table_console
 from adalink_jax.errors import UserError
 from adalink_jax.files import locks
@@ -19,15 +18,12 @@ from adalink_jax.files.whole_file import write_bytes
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from adalink_jax.cli.base_proposal import Prepared, Request
     from adalink_jax.data.user_files.file_task import LoadedFileTask
     from adalink_jax.data.user_files.task_draft import Draft
-    from adalink_jax.training.setup import Setup
 
-BUNDLED = "bundled:pali_nano_instruct"
 MADE_BY = "Made by: adalink init"  # the first line of a file that it wrote
-IMAGE = "<start_of_image>"  # where a picture stands in a text
 SHOWN, MOST_LABELS = 4, 20
-LEAST_STEPS, MOST_STEPS, EPOCHS = 100, 2000, 3
 
 
 def init(argv: list[str]) -> int:
@@ -68,41 +64,42 @@ def _check_own(out: epath.Path) -> None:
 def _write(options: argparse.Namespace, name: str, out: epath.Path, sheet: epath.Path) -> int:
     """Writes the files and shows what is in them; returns the exit status."""
     register()
-    model, setup, vocabulary = _base(options)
     from adalink_jax import terminal
-    from adalink_jax.data.user_files import column_guess, task_draft
+    from adalink_jax.cli import base_proposal
+    from adalink_jax.data.user_files import column_guess
 
     known = {side: getattr(options, side) for side in ("inputs", "targets", "image", "images", "encoding")}
     guess = column_guess.guess(options.data, known)
-    has_images = "image" in guess.settings
-    if has_images and setup.image_shape is None:
-        raise UserError(
-            f"{options.data} has pictures, and {model} takes none; name a base that does (--base, --model)."
-        )
-    settings = guess.settings | {"vocabulary": vocabulary}
-    if setup.needs_images and not has_images:
-        settings["blank_image"] = True
-    doubts = list(guess.doubts)
-    if has_images and setup.model.backbone.image_places is not None and IMAGE not in settings["inputs"]:
-        settings["inputs"] = IMAGE + settings["inputs"]
-        doubts.append(f"INPUTS begins with {IMAGE}, which is where this base reads the picture")
     console = table_console()
-    with terminal.status(console, "reading"):
-        draft = task_draft.complete(settings, name)
+    machine = None if options.quick else base_proposal.free_machine()
+    request = base_proposal.Request(guess, name, out.stem, options.vocabulary, machine)
+    if options.model and not options.base:
+        raise UserError("--model is the gin file of a base; name the base with --base.")
+    with terminal.status(console, "reading the data" if options.quick else "reading the data, and planning the run"):
+        if options.base:
+            chosen = base_proposal.typed_base(options.base, options.model, request)
+        else:
+            chosen = base_proposal.proposed_base(request)
+    draft, doubts = chosen.draft, (*guess.doubts, *chosen.doubts)
     _show(console, draft, doubts)
-    if has_images:
+    if request.has_images:
         _write_contact_sheet(sheet, draft.loaded, out.stem)
-    typed = {key: value for key, value in vars(options).items() if value and key not in ("data", "out", "force")}
+    typed = {
+        key: value for key, value in vars(options).items() if value and key not in ("data", "out", "force", "quick")
+    }
     command = shlex.join([options.data, *(f"--{key}={value}" for key, value in typed.items())])
     draft.write(out, f"{MADE_BY} {command}")
-    console.print(f"\nWritten: {out}{f', and {sheet}, a sheet of pictures' if has_images else ''}", soft_wrap=True)
+    console.print(
+        f"\nWritten: {out}{f', and {sheet}, a sheet of pictures' if request.has_images else ''}", soft_wrap=True
+    )
     try:
         draft.file_task.refuse(draft.loaded)
     except UserError as e:
         console.print("A run will refuse it as it is:", style="bold red")
         console.print(str(e), soft_wrap=True)
         return 1
-    _show_commands(console, draft, model, out, options.base)
+    _show_base(console, chosen, request, proposed=not options.base)
+    _show_commands(console, chosen, out)
     return 0
 
 
@@ -115,7 +112,7 @@ def _parser() -> argparse.ArgumentParser:
         "wrote; or a folder of images with a subfolder per class, or with a table metadata.csv or .jsonl.",
         "adalink init reviews.csv --base hf://google/flan-t5-small",
         option("data", metavar="DATA", help="the file or folder; files beside it for other splits are found by name"),
-        option("--base", default=BUNDLED, metavar="PATH", help=f"the base model ({BUNDLED}), for its vocabulary"),
+        option("--base", metavar="PATH", help="the base model (one that fits the task, and this machine in an hour)"),
         option("--model", metavar="FILE", help="the base's gin file, if none of gin/models fits it alone"),
         option(
             "--vocabulary",
@@ -133,6 +130,11 @@ def _parser() -> argparse.ArgumentParser:
         ),
         option("--out", metavar="FILE", help="the gin file (the data's name, in this folder)"),
         option(
+            "--quick",
+            action="store_true",
+            help="leave out the estimate of memory and time, for which the run's programs are compiled",
+        ),
+        option(
             "--force",
             action="store_true",
             help="overwrite the gin file, if adalink init wrote it, and its sheet of pictures",
@@ -149,26 +151,6 @@ def _name(data: str) -> str:
     for suffix in SUFFIXES:
         stem = stem.removesuffix(suffix)
     return re.sub(r"\W+", "_", path.parent.name if split_of(stem) else stem).strip("_").lower() or "task"
-
-
-def _base(options: argparse.Namespace) -> "tuple[str, Setup, str]":
-    """The model's gin file, the setup that it describes, and its vocabulary."""
-    from adalink_jax.data import check_rows, load_vocabulary
-    from adalink_jax.serving.opening import model_file, vocabulary_of
-    from adalink_jax.training.setup import Setup
-
-    model = options.model or model_file(options.base, "name its gin file with --model")
-    flags, _ = configuration.parse_flags([f"--gin_file={model}"])
-    configuration.load(flags, require_all=False)
-    configuration.require({"Setup.model": "a model's file, such as --model=gin/models/pali_nano.gin"})
-    setup = Setup()  # pyright: ignore[reportCallIssue]  # gin supplies the model
-    vocabulary = options.vocabulary or vocabulary_of(options.base)
-    try:
-        ids = load_vocabulary(vocabulary).vocab_size
-        check_rows(f"The vocabulary {vocabulary}", ids, setup.model.backbone.config.vocab_size)
-    except UserError as e:
-        raise UserError(f"{e} (--vocabulary)") from e
-    return model, setup, vocabulary
 
 
 # --- output ---
@@ -248,23 +230,51 @@ def _write_contact_sheet(path: epath.Path, task: "LoadedFileTask", name: str) ->
     write_bytes(path, contact_sheet(samples, f"{name}: examples of train, with their targets"))
 
 
-def _show_commands(console: "Console", draft: "Draft", model: str, out: epath.Path, base: str) -> None:
-    """Prints the commands that train an adapter and score it."""
-    rows = len(draft.loaded.splits["train"])
-    steps = min(max(EPOCHS * rows // draft.batch_size, LEAST_STEPS), MOST_STEPS)
+def _show_base(console: "Console", chosen: "Prepared", request: "Request", proposed: bool) -> None:
+    """Prints what was proposed, and what its command needs here."""
+    from adalink_jax.cli import base_proposal
+
+    if proposed:
+        others = base_proposal.GATED_FOR_TEXT + base_proposal.FOR_TEXT
+        others = base_proposal.FOR_PICTURES if request.has_images else others
+        listed = table("base", "parameters", "", right=("parameters",), title="Bases for this task")
+        for base in sorted(others, key=lambda base: base.parameters or 0):
+            remark = "chosen" if base == chosen.base else ""
+            listed.add_row(base.path, f"{(base.parameters or 0) / 1e6:,.0f} M", remark)
+        console.print(listed)
+        console.print(
+            "Take another with --base. The Gemmas are gated: accept their terms on their pages at huggingface.co, then run hf auth login.",
+            soft_wrap=True,
+        )
+    plan = chosen.plan
+    if plan is None or request.machine is None or request.machine.accelerator is None:
+        return
+    minutes = 60 * base_proposal.hours(plan)
+    time = f"about {minutes:,.0f} minutes" if minutes >= 1.5 else "a minute or two"
+    memory = f"{base_proposal.needed_bytes(plan) / 1e9:,.1f} GB of memory"
+    console.print(f"\nThe command below takes up to {memory} and {time} on {plan.topology}.", soft_wrap=True)
+    if not plan.fits:
+        console.print(
+            "It does not fit into the memory that is free here; take a smaller base, or shorter TASK_FEATURE_LENGTHS.",
+            style="bold red",
+        )
+    elif minutes > 60 * base_proposal.MOST_HOURS:
+        console.print("It is quicker with a smaller base (--base), fewer TRAIN_STEPS, or a larger EVAL_PERIOD.")
+
+
+def _show_commands(console: "Console", chosen: "Prepared", out: epath.Path) -> None:
+    """Prints the commands that train an adapter, score it and use it."""
+    from adalink_jax.cli.base_proposal import shell_text
+
     run = f"runs/{out.stem}"
-    bindings = {"INITIAL_CHECKPOINT_PATH": base, "MODEL_DIR": run, "TRAIN_STEPS": steps, "EVAL_PERIOD": -(-steps // 4)}
-    files = (model, "gin/adapters/adalink.gin", str(out), "gin/runs/finetune.gin")
-    train = ["adalink train", *(f"--gin_file={shlex.quote(file)}" for file in files)]
-    train += [f"--gin.{name}={_quoted(value)}" for name, value in bindings.items()]
-    half = len(train) // 2 + 1
-    evaluate = f"adalink eval --gin_file={shlex.quote(f'{run}/config.gin')} --gin.INITIAL_ADAPTER_PATH={_quoted(f'{run}/adapter')}"
+    files = [x for x in chosen.command if x.startswith("--gin_file")]
+    files.insert(2, f"--gin_file={out}")
+    settings = [x for x in chosen.command if x not in files]
+    evaluate = (f"--gin_file={run}/config.gin", f"--gin.INITIAL_ADAPTER_PATH='{run}/adapter'")
     console.print("\nTo train an AdaLink on it, and to score the adapter again:", style="bold")
-    console.print("  " + " ".join(train[:half]) + " \\\n    " + " ".join(train[half:]), soft_wrap=True)
-    console.print(f"  {evaluate}", soft_wrap=True)
-
-
-def _quoted(value: str | int) -> str:
-    """A literal of gin, quoted for a shell as in t5x's documentation."""
-    text = repr(value)
-    return f'"{text}"' if isinstance(value, str) and not set(text) & set('"$`\\\\!') else shlex.quote(text)
+    console.print("  " + " ".join(["adalink train", *map(shell_text, files)]) + " \\", soft_wrap=True)
+    console.print("    " + " ".join(map(shell_text, settings)), soft_wrap=True)
+    console.print("  " + " ".join(["adalink eval", *map(shell_text, evaluate)]), soft_wrap=True)
+    console.print("Then, for rows without targets, or in Python (docs/predict.md):", style="bold")
+    console.print(f"  adalink infer new.csv predictions.jsonl --run {shell_text(run)}", soft_wrap=True)
+    console.print(f"  adalink_jax.Predictor({run!r})", soft_wrap=True)

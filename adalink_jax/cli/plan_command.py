@@ -60,6 +60,7 @@ def plan(argv: list[str]) -> int:
 
     from adalink_jax import parallel
     from adalink_jax.planning import search
+    from adalink_jax.planning.configured_job import configured_job
     from adalink_jax.planning.plan import make_plan
 
     def attempt(settings: search.Settings, where: str) -> "tuple[Plan, Job, bool]":
@@ -68,7 +69,7 @@ def plan(argv: list[str]) -> int:
             all_flags = all_flags.binding(name, text)
         configuration.load(all_flags, extra_files=("gin/runs/plan.gin",))
         configuration.require(MODEL)
-        job = _job()
+        job = configured_job()
         job_plan = make_plan(job, parse_topology(where), options.eval_examples)
         fsdp = dict(parallel.logical_axis_rules()).get("embed") is not None
         if not job_plan.fits:
@@ -114,26 +115,6 @@ def _prepare(text: str, searching: bool, quick: bool) -> None:
     compilation_cache.reset_cache()  # a cache that this process has used already
     if quick:
         jax.config.update("jax_optimization_level", "O0")
-
-
-def _job() -> "Job":
-    """The job that `train` would run with gin's configuration, or `train_pack` if that is configured."""
-    import gin
-
-    from adalink_jax.planning.plan import Job
-    from adalink_jax.training import run
-    from adalink_jax.training.packs import members, run_pack
-    from adalink_jax.training.step import CrossEntropy
-
-    settings, pack = gin.get_bindings(run.train), gin.get_bindings(run_pack.train_pack)
-    if "setup" in pack:
-        pack["members"] = members.grid(pack["learning_rates"], pack["seeds"], pack.get("ranks"))
-        settings = pack
-    return Job(
-        settings["setup"], settings["optimizer"], settings.get("loss") or CrossEntropy(), settings["total_steps"],
-        settings.get("eval_period", 0), settings.get("microbatches", 1), settings.get("members", ()),
-        settings.get("at_once"),
-    )  # fmt: skip
 
 
 def _print_plan(plan: "Plan", job: "Job", searching: bool) -> None:

@@ -159,7 +159,7 @@ def find_vocabulary(path: epath.PathLike) -> epath.Path | None:
         return None
     from adalink_jax.checkpoints import folder_of  # brings JAX, which worker processes do without
 
-    folder = folder_of(path)
+    folder = folder_of(path, weights=False)
     if folder.is_file():
         return folder
     if not folder.is_dir():

@@ -9,6 +9,7 @@ import pydantic
 from etils import epath
 
 from adalink_jax.errors import UserError
+from adalink_jax.files.hub_file import HubFile
 
 # Orbax looks for its own files by a pattern that begins with their folder; a line break or an escape would garble output.
 _PATTERN = re.compile(r"[*?\[\\\x00-\x1f\x7f]")
@@ -100,7 +101,7 @@ def is_there(path: epath.Path) -> bool:
     return path.exists() or (not is_remote(path) and os.path.islink(path))
 
 
-def file_size(path: epath.Path, remedy: str = "copy it again", error: type[UserError] = UserError) -> int:
+def file_size(path: epath.Path | HubFile, remedy: str = "copy it again", error: type[UserError] = UserError) -> int:
     """The size in bytes of a regular file, which may then be read; a FIFO would block and a device would never end.
 
     Args:

@@ -17,6 +17,7 @@ import pydantic
 from etils import epath
 
 from adalink_jax.errors import CheckpointError
+from adalink_jax.files.hub_file import HubFile
 from adalink_jax.files.leaves import Index, Leaf, check_shape
 from adalink_jax.files.places import file_size
 from adalink_jax.files.typed_json import Form, as_form
@@ -44,12 +45,12 @@ class _Header(Form):
     tensors: dict[str, _Tensor]
 
 
-def read_leaves(path: epath.Path) -> dict[str, Leaf]:
+def read_leaves(path: epath.Path | HubFile) -> dict[str, Leaf]:
     """The file's tensors by name; see `read_header`."""
     return read_header(path)[0]
 
 
-def read_header(path: epath.Path) -> tuple[dict[str, Leaf], dict[str, str]]:
+def read_header(path: epath.Path | HubFile) -> tuple[dict[str, Leaf], dict[str, str]]:
     """The file's tensors by name, and the metadata that its header states.
 
     Raises:
@@ -100,7 +101,7 @@ def digest(name: str, leaf: Leaf) -> str:
     return hashlib.sha256(start + np.ascontiguousarray(leaf.whole()).tobytes()).hexdigest()
 
 
-def _leaf(path: epath.Path, name: str, tensor: _Tensor, base: int) -> Leaf:
+def _leaf(path: epath.Path | HubFile, name: str, tensor: _Tensor, base: int) -> Leaf:
     dtype, shape = np.dtype(DTYPES[tensor.dtype]), tuple(tensor.shape)
     check_shape(shape, dtype)
     begin, end = tensor.data_offsets

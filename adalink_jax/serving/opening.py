@@ -132,7 +132,7 @@ def model_file(base: str, otherwise: str) -> str:
     Raises:
       UserError: if no file fits, or files of different models do.
     """
-    fitting = shipped.fitting_models(checkpoints.open_source(base))
+    fitting = shipped.fitting_models(checkpoints.open_source(base, download=False))
     files, settings = list(fitting), list(fitting.values())
     if not files:
         raise UserError(f"No file of gin/models fits {base}; {otherwise}.")

@@ -29,6 +29,7 @@ ADAPTER, RUN = "gin/adapters/adalink.gin", "gin/runs/finetune.gin"
 MOST_RANK, RANK_OF_WIDTH = 64, 4  # RANK is at most a quarter of the width
 LEAST_STEPS, MOST_STEPS, EPOCHS = 100, 2000, 3
 MOST_HOURS = 1.0
+START_HOURS = 1 / 60  # imports, data, base, compilation, baselines
 OF_THE_MEMORY = 0.8  # a job may take this share of what is free
 # On a CPU a step's temporaries are allocated anew each time while freed pages are kept (`host_memory`): measured, up to twice as much.
 HELD_BY_CPU, PROCESS_BYTES = 2, 10**9
@@ -192,10 +193,10 @@ def _memory(request: Request) -> int:
 
 
 def hours(plan: "Plan") -> float:
-    """The estimated hours of the whole job."""
+    """The estimated hours of the whole job, with its start."""
     from adalink_jax.planning.this_machine import SLOWER
 
-    return SLOWER * ((plan.estimate and plan.estimate.job_hours) or 0.0)
+    return START_HOURS + SLOWER * ((plan.estimate and plan.estimate.job_hours) or 0.0)
 
 
 def needed_bytes(plan: "Plan") -> int:

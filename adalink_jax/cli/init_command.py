@@ -250,7 +250,7 @@ def _show_base(console: "Console", chosen: "Prepared", request: "Request", propo
     if plan is None or request.machine is None or request.machine.accelerator is None:
         return
     minutes = 60 * base_proposal.hours(plan)
-    time = f"about {minutes:,.0f} minutes" if minutes >= 1.5 else "a minute or two"
+    time = "about " + (f"{minutes:,.0f} minutes" if minutes >= 1.5 else "a minute")
     memory = f"{base_proposal.needed_bytes(plan) / 1e9:,.1f} GB of memory"
     console.print(f"\nThe command below takes up to {memory} and {time} on {plan.topology}.", soft_wrap=True)
     if not plan.fits:

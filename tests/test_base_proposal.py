@@ -44,7 +44,8 @@ def test_a_text_task_gets_the_smallest_flan_whose_vocabulary_alone_is_downloaded
     assert "RANK" not in said and not any("safetensors" in path for path in asked)
 
 
-def test_pictures_whose_bases_are_all_gated_say_what_to_accept(init, tmp_path, monkeypatch):
+def test_pictures_whose_bases_are_all_gated_say_what_to_accept(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
     for i in range(20):
         (tmp_path / "photos" / "ab"[i % 2]).mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (6, 5)).save(tmp_path / "photos" / "ab"[i % 2] / f"{i}.png")
@@ -53,6 +54,13 @@ def test_pictures_whose_bases_are_all_gated_say_what_to_accept(init, tmp_path, m
     with hub(tmp_path / "hub", monkeypatch, gated):
         assert main(["init", "photos", "--out=task.gin", "--quick"]) == 2
     assert not (tmp_path / "task.gin").exists()
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith(
+        "error: Every public base for this task is gated. hf://google/t5gemma-2-270m-270m is gated; accept its terms"
+    )
+    assert (
+        "/google/t5gemma-2-270m-270m, then run hf auth login." in said and "--base bundled:pali_nano_instruct" in said
+    )
 
 
 def test_without_a_network_it_names_the_bundled_base_and_what_it_is_for(init, tmp_path, monkeypatch):

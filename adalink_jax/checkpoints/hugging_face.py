@@ -114,15 +114,12 @@ def open_on_the_hub(path: str) -> Source:
       CheckpointError: see `download` and `open_folder`.
     """
     folder = download(path, weights=False)
-    if (folder / SAFE).exists():  # in the cache
-        return open_folder(folder, path)
     index = folder / f"{SAFE}.index.json"
+    shards = read_form(index, _Index, error=CheckpointError).weight_map.values() if index.exists() else ()
+    names = sorted(set(shards)) or [SAFE]
+    if all((folder / name).exists() for name in names):  # in the cache
+        return open_folder(folder, path)
     with _from_the_hub(path):
-        names = (
-            sorted(set(read_form(index, _Index, error=CheckpointError).weight_map.values()))
-            if index.exists()
-            else [SAFE]
-        )
         files = [HubFile(f"{path}/{name}") for name in names]
         if not files[0].exists():
             return open_folder(download(path), path)

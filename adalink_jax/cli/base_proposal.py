@@ -136,8 +136,11 @@ def typed_base(path: str, model: str | None, request: Request) -> Prepared:
     """
     from adalink_jax.serving.opening import model_file, vocabulary_of
 
-    model = model or model_file(path, "name its gin file with --model")
-    return _prepared(Base(path, model, request.vocabulary or vocabulary_of(path)), request)
+    listed = next((base for base in (*FOR_TEXT, *GATED_FOR_TEXT, *FOR_PICTURES) if base.path == path), None)
+    if listed is None:
+        listed = Base(path, model or model_file(path, "name its gin file with --model"), vocabulary_of(path))
+    changes = {"model": model or listed.model, "vocabulary": request.vocabulary or listed.vocabulary}
+    return _prepared(dataclasses.replace(listed, **changes), request)
 
 
 def proposed_base(request: Request) -> Prepared:

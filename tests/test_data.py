@@ -180,7 +180,7 @@ def test_the_error_for_an_unknown_task_names_the_nearest(instruct):
 class Numbered:
     """A task of 50 numbered examples."""
 
-    name, vocab_size, has_images = "numbered", 60, False
+    name, vocab_size, has_images, labels = "numbered", 60, False, None
 
     def examples(self, split, seed=None, start=0):
         assert split == "train"

@@ -150,8 +150,8 @@ def test_metrics_by_what_the_targets_are(init, tmp_path):
     (tmp_path / "task.gin").unlink()
     rows = "".join('{"question": "q%d", "answers": ["a", "b"]}\n' % i for i in range(60))
     (tmp_path / "b.jsonl").write_text(rows)
-    _, said, settings = init(tmp_path / "b.jsonl")
-    assert settings["METRIC"] == "'exact_match'" and "The lists in answers are alternatives" in said
+    settings = init(tmp_path / "b.jsonl", "--lists=alternatives")[2]
+    assert settings["METRIC"] == "'exact_match'" and settings["LISTS"] == "'alternatives'"
     (tmp_path / "task.gin").unlink()
     settings = init(write(tmp_path / "c.csv", ROWS))[2]
     assert settings["METRICS"] == "('accuracy', 'macro_f1', 'balanced_accuracy')" and settings["METRIC"] == "'accuracy'"

@@ -59,7 +59,7 @@ def infer(argv: list[str]) -> int:
     else:
         predictor = Predictor(adapters=adapters)  # pyright: ignore[reportCallIssue]  # the model is bound by gin
         configuration.check_all_used(flags)
-    _predict(predictor, source, output)
+    _predict(predictor, source, output, lists=path.endswith(".jsonl") and options.format == "table")
     answers = convert(path)
     output.finish(keep=options.format == "table")
     print(f"{source.count:,} predictions in {answers}")
@@ -123,7 +123,8 @@ def _source(options: argparse.Namespace, trust_modules: bool) -> "rows.Source":
     return rows.of_file(options.input, templates, opened.rows, wants_images, opened.setup.needs_images)
 
 
-def _predict(predictor: "Predictor", source: "rows.Source", output: "rows.Output") -> None:
+def _predict(predictor: "Predictor", source: "rows.Source", output: "rows.Output", lists: bool) -> None:
+    """Predicts for all rows; sets of labels are written as lists, or as their texts."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
     from adalink_jax import terminal
@@ -154,6 +155,8 @@ def _predict(predictor: "Predictor", source: "rows.Source", output: "rows.Output
                 images = list(threads.map(read, chunk))
             names = ONLY if chunk[0].adapter is None else [ask.adapter or None for ask in chunk]
             predictions = predictor([ask.text for ask in chunk], images, names)
+            if predictor.labels is not None and not lists:
+                predictions = map(predictor.labels.text, predictions)
             output.append([ask.cells | {PREDICTION: text} for ask, text in zip(chunk, predictions)])
             bar.update(progress, completed=output.rows, rate=(output.rows - first) / (time.monotonic() - began))
     cut = ""

@@ -68,7 +68,7 @@ def _write(options: argparse.Namespace, name: str, out: epath.Path, sheet: epath
     from adalink_jax.cli import base_proposal
     from adalink_jax.data.user_files import column_guess
 
-    known = {side: getattr(options, side) for side in ("inputs", "targets", "image", "images", "encoding")}
+    known = {side: getattr(options, side) for side in ("inputs", "targets", "image", "images", "encoding", "lists")}
     guess = column_guess.guess(options.data, known)
     console = table_console()
     machine = None if options.quick else base_proposal.free_machine()
@@ -121,6 +121,11 @@ def _parser() -> argparse.ArgumentParser:
         ),
         option("--inputs", metavar="TEMPLATE", help="'question: {question}', with names of columns in braces"),
         option("--targets", metavar="TEMPLATE", help="what is to be predicted: '{answer}'"),
+        option(
+            "--lists",
+            choices=("alternatives", "labels"),
+            help="what lists in the target's column are: any one of the values is right, or all of them apply (multi-label)",
+        ),
         option("--image", metavar="TEMPLATE", help="the name of each row's picture: '{photo}', '{id}.jpg'"),
         option("--images", metavar="PATH", help="where the pictures are: a folder, .zip or .tar"),
         option(
@@ -197,17 +202,25 @@ def _show_labels(console: "Console", task: "LoadedFileTask") -> None:
     """Prints how often each target occurs, if there are few."""
     from rich.text import Text
 
-    counts = {
-        split: collections.Counter(examples[i]["references"][0] for i in range(min(len(examples), 100_000)))
-        for split, examples in task.splits.items()
-    }
+    from adalink_jax.data.label_sets import NO_LABEL
+
+    counts, rows = {}, {}
+    for split, examples in task.splits.items():
+        rows[split] = min(len(examples), 100_000)
+        texts = (examples[i]["references"][0] for i in range(rows[split]))
+        names = texts if task.labels is None else (x for text in texts for x in task.labels.split(text) or [NO_LABEL])
+        counts[split] = collections.Counter(names)
     train = counts["train"]
     if len(train) > max(MOST_LABELS, sum(train.values()) // 10):
         return
-    title = f"Targets: {len(train)} different ones"
-    shares = table("target", *counts, right=counts, overflow="ellipsis", title=title)
+    title = (
+        f"Targets: {len(train)} different ones" if task.labels is None else f"Labels: {len(train)}, alone or together"
+    )
+    shares = table(
+        "target" if task.labels is None else "label", *counts, right=counts, overflow="ellipsis", title=title
+    )
     for label, _ in train.most_common(MOST_LABELS):
-        shares.add_row(Text(label), *(f"{count[label] / sum(count.values()):.1%}" for count in counts.values()))
+        shares.add_row(Text(label), *(f"{count[label] / rows[split]:.1%}" for split, count in counts.items()))
     console.print(shares)
     for split, count in counts.items():
         if unknown := [label for label in count if label not in train]:

@@ -2,7 +2,8 @@
 
 A run that does not beat them has learned less than it seems. The classifier reads words and pictures coarsely: TF-IDF of words and
 pairs of words, and thumbnails. It is a logistic regression where there are few different answers, a ridge regression where the
-answers are numbers, and otherwise the answer of the nearest training example.
+answers are numbers, and otherwise the answer of the nearest training example. Where answers are sets of labels, it is one logistic
+regression for each label.
 """
 
 import collections
@@ -16,10 +17,12 @@ import numpy as np
 
 from adalink_jax.data.feature_converter import has_image, text_of
 from adalink_jax.data.images import decode_image, load_image, picture_array
+from adalink_jax.data.label_sets import LabelSets
 from adalink_jax.data.task_protocol import Example, Task
 
 COMMONEST, MEAN = "the commonest answer", "the mean answer"
 LOGISTIC, RIDGE, NEAREST = "logistic regression", "ridge regression", "the nearest training example's answer"
+PER_LABEL = "logistic regression of each label"
 MOST_TEXTS, MOST_PICTURES = 10_000, 2_000  # examples that are read of a split
 FEW_ANSWERS = 50
 _THUMBNAIL = (16, 16, 3)
@@ -58,12 +61,13 @@ def score_baselines(
     if not train or not examples:
         return []
     predictions = {}
-    if (numbers := as_numbers(answers)) is not None:
+    numbers = None if task.labels is not None else as_numbers(answers)
+    if numbers is not None:
         predictions[MEAN] = [_like(answers, numbers.mean())] * len(examples)
     else:
         predictions[COMMONEST] = [collections.Counter(answers).most_common(1)[0][0]] * len(examples)
     if (features := _features(train, examples)) is not None:
-        name, predictions_of = _classifier(answers, numbers)
+        name, predictions_of = _classifier(answers, numbers, task.labels)
         predictions[f"{features.name} with {name}"] = predictions_of(features.train, features.scored)
     without_images = [{name: x for name, x in example.items() if name != "image"} for example in examples]
     return [
@@ -86,11 +90,13 @@ def _like(answers: Sequence[str], value: float) -> str:
     return f"{value:.{max(len(answer.partition('.')[2]) for answer in answers)}f}"
 
 
-def _classifier(answers: Sequence[str], numbers: np.ndarray | None) -> tuple[str, Any]:
+def _classifier(answers: Sequence[str], numbers: np.ndarray | None, labels: LabelSets | None) -> tuple[str, Any]:
     """The name of a method, and a function of both splits' features that gives predictions as texts."""
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression, Ridge
+    from sklearn.multiclass import OneVsRestClassifier
     from sklearn.neighbors import NearestNeighbors
+    from sklearn.preprocessing import MultiLabelBinarizer
 
     def nearest(train, scored):
         neighbours = NearestNeighbors(n_neighbors=1, metric="cosine").fit(train)
@@ -101,9 +107,21 @@ def _classifier(answers: Sequence[str], numbers: np.ndarray | None) -> tuple[str
             warnings.simplefilter("ignore", ConvergenceWarning)
             return LogisticRegression(C=10.0, max_iter=300).fit(train, answers).predict(scored).tolist()
 
+    def per_label(train, scored):
+        assert labels is not None
+        binarizer = MultiLabelBinarizer().fit(sets)
+        classifier = OneVsRestClassifier(LogisticRegression(C=10.0, max_iter=300))
+        with warnings.catch_warnings():  # of labels that all examples have, too
+            warnings.simplefilter("ignore")
+            columns = classifier.fit(train, binarizer.transform(sets)).predict(scored)
+        return list(map(labels.text, binarizer.inverse_transform(columns)))
+
     def ridge(train, scored):
         return [_like(answers, x) for x in Ridge().fit(train, numbers).predict(scored)]
 
+    if labels is not None:
+        sets = list(map(labels.split, answers))
+        return (PER_LABEL, per_label) if 1 < len(set().union(*sets)) <= FEW_ANSWERS else (NEAREST, nearest)
     if numbers is not None:
         return RIDGE, ridge
     few = 1 < len(set(answers)) <= min(FEW_ANSWERS, len(answers) // 2)  # a class has two examples or more

@@ -34,7 +34,7 @@ class InContextTask:
             raise UserError(f"{task.name} has images; in_context_examples are for tasks of text.")
         self._task, self._room = task, lengths["inputs"]
         self.name, self.vocab_size, self.eos, self.has_images = task.name, task.vocab_size, task.eos, False
-        self.encode, self.decode = task.encode, task.decode
+        self.encode, self.decode, self.labels = task.encode, task.decode, task.labels
         examples = list(itertools.islice(task.examples("train", seed), count))
         if len(examples) < count:
             raise UserError(

@@ -24,7 +24,7 @@ class OverfitTask:
 
     def __init__(self, task: Task, count: int, batch_size: int, seed: int):
         self.name, self.vocab_size, self.eos, self.has_images = task.name, task.vocab_size, task.eos, task.has_images
-        self.encode, self.decode, self.score = task.encode, task.decode, task.score
+        self.encode, self.decode, self.score, self.labels = task.encode, task.decode, task.score, task.labels
         self._examples: Sequence[Example] = list(itertools.islice(task.examples("train", seed), count))
         if len(self._examples) < count:
             raise UserError(f"--overfit is {count}, and {task.name} has {len(self._examples)} to train on; lower it.")

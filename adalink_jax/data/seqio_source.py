@@ -39,7 +39,7 @@ class SeqioTask:
         eos = self._vocabulary.eos_id
         self.eos = EOS if eos is None else int(eos)
         self.vocab_size = max(feature.vocabulary.vocab_size for feature in features.values())
-        self.has_images = has_image(features)
+        self.has_images, self.labels = has_image(features), None
         self._known_sizes: dict[str, int] = {}
 
     def examples(self, split: str, seed: int | None = None, start: int = 0) -> Iterable[Example]:

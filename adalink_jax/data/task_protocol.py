@@ -3,6 +3,8 @@
 from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
+from adalink_jax.data.label_sets import LabelSets
+
 Example = dict[str, Any]  # one tokenised example; `Task.examples` lists the keys
 
 
@@ -14,12 +16,14 @@ class Task(Protocol):
       vocab_size: one more than the largest id in its examples.
       eos: the id that ends its targets.
       has_images: whether its examples have an `image` or `image_file`.
+      labels: how its targets write sets of labels; None if they are no such sets.
     """
 
     name: str
     vocab_size: int
     eos: int
     has_images: bool
+    labels: LabelSets | None
 
     @property
     def notes(self) -> Sequence[str]:

@@ -214,7 +214,7 @@ class AttachedModel:
         adapters: Names = ONLY,
         *,
         scores: bool = False,
-        choices: Sequence[str] | None = None,
+        choices: Sequence[str | Sequence[str]] | None = None,
     ) -> Any:
         """Predicts outputs; see `Predictor.__call__`. `adapters=None` is the plain base."""
         if self._predictor is None:

@@ -11,6 +11,8 @@ from jax.sharding import Mesh
 
 from adalink_jax import checkpoints, configuration, parallel
 from adalink_jax.configuration.gin_sources import RUN_CONFIG
+from adalink_jax.data.label_sets import SEPARATORS, LabelSets
+from adalink_jax.data.user_files.file_settings import LABELS
 from adalink_jax.data.vocabularies import BYTES
 from adalink_jax.errors import UserError
 from adalink_jax.files.places import path_of
@@ -18,7 +20,7 @@ from adalink_jax.serving import shipped
 from adalink_jax.training.setup import Parameters, Setup
 
 CONFIG, ADAPTER, MODEL = RUN_CONFIG, "adapter", "model"
-ROWS = ("inputs", "image", "images", "columns", "delimiter", "quoted")
+ROWS = ("inputs", "image", "images", "columns", "delimiter", "quoted", "lists", "label_separator")
 LENGTHS = {"inputs": 512, "targets": 64}  # for a base model; a run's are in its config.gin
 
 
@@ -46,8 +48,7 @@ class Opened:
       task_feature_lengths: the maximum lengths `{"inputs": L, "targets": T}`, in tokens.
       adapters: name -> folder, or module and parameters; the run's own adapter is called `adapter`.
       without_images: whether inputs without an image are allowed although the model takes images.
-      rows: for a run on the user's own files, how its rows were read and formatted: those of `inputs`, `image`, `images`, `columns`,
-        `delimiter`, `quoted` (see `FileTask`) that are set; {} for other runs.
+      rows: for a run on the user's own files, how its rows were read and formatted: those of `ROWS` (see `FileTask`) that are set; {} for other runs.
       loaded: the base model, if it is in memory.
     """
 
@@ -58,6 +59,12 @@ class Opened:
     without_images: bool = False
     rows: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     loaded: Loaded | None = None
+
+    @property
+    def labels(self) -> LabelSets | None:
+        """How the run's targets write sets of labels; None if they are no such sets."""
+        separator = self.rows.get("label_separator", SEPARATORS[0])
+        return LabelSets(separator) if self.rows.get("lists") == LABELS else None
 
 
 def open_model(path: str, vocabulary: str | None = None, trust_modules: bool = False) -> Opened:

@@ -101,7 +101,7 @@ class Predictor:
         self.names = list(served)
         template = opened.rows.get("inputs")
         self._template = None if template is None else Template("INPUTS", template)
-        self._without_images = opened.without_images
+        self._without_images, self.labels = opened.without_images, opened.labels
         self._vocabulary, self.batch_size = load_vocabulary(opened.vocabulary), batch_size
         check_rows(f"The vocabulary {opened.vocabulary}", self._vocabulary.vocab_size, backbone.config.vocab_size)
         if self._vocabulary.eos not in backbone.token_ids.ends:
@@ -181,7 +181,7 @@ class Predictor:
         adapters: Names = ONLY,
         *,
         scores: bool = False,
-        choices: Sequence[str] | None = None,
+        choices: Sequence[str | Sequence[str]] | None = None,
     ) -> Any:
         """Predicts the output for one input, or for each of several.
 
@@ -192,11 +192,13 @@ class Predictor:
             size, or a float32 array of the model's shape in [-1, 1].
           adapters: a name for all inputs, or one for each; None is the base model without an adapter. By default the only adapter.
           scores: also return log-likelihoods, in nats: the sum over the tokens of the output, including EOS.
-          choices: the possible answers; the most likely one is returned. Longer answers are less likely by their length alone.
+          choices: the possible answers; the most likely one is returned. Longer answers are less likely by their length alone. Where
+            targets are sets of labels, each is a whole set: a list of labels, or their text.
 
         Returns:
           For one input a text; with `scores`, `(text, log-likelihood)`; with `choices` and `scores`, a dict of all choices, the most likely
-          first. For several inputs, a list of these in their order.
+          first. For several inputs, a list of these in their order. Where the run's targets are sets of labels (LISTS), a list of labels stands
+          for a text, but for the keys of a dict.
 
         Raises:
           UserError: for an unknown adapter, images that are missing, too many or damaged, and choices that are too long.
@@ -209,16 +211,29 @@ class Predictor:
         if choices is not None:
             if isinstance(choices, str):
                 raise UserError(f"`choices` is the text {choices!r}; give a list of answers.")
-            likelihoods = self._choice_likelihoods(rows, index, list(choices))
-            return likelihoods if scores else [next(iter(row)) for row in likelihoods]
+            likelihoods = self._choice_likelihoods(rows, index, self._choice_texts(choices))
+            return likelihoods if scores else [self._answer(next(iter(row))) for row in likelihoods]
         ids = list(self._run(self._generate, rows, index, targets=False))
         self.rows_sampled += len(rows)
-        texts = list(map(self._text, ids))
+        texts = [self._answer(self._text(row)) for row in ids]
         if not scores:
             return texts
         targets = [self._until_end(row) for row in ids]
         likelihoods = self._likelihoods([row | {"targets": target} for row, target in zip(rows, targets)], index)
         return list(zip(texts, likelihoods))
+
+    def _answer(self, text: str) -> str | list[str]:
+        return text if self.labels is None else self.labels.split(text)
+
+    def _choice_texts(self, choices: Sequence[str | Sequence[str]]) -> list[str]:
+        """The choices as the targets that they were in training."""
+        labels = self.labels
+        if labels is None:
+            return list(choices)  # pyright: ignore[reportReturnType]  # the vocabulary refuses other things than texts
+        try:
+            return [labels.text(labels.split(choice) if isinstance(choice, str) else choice) for choice in choices]
+        except TypeError as e:
+            raise UserError(f"A choice cannot be written: {e}.") from e
 
     def _choice_likelihoods(self, rows: list[dict], index: np.ndarray, choices: list[str]) -> list[dict[str, float]]:
         targets = [[*self._vocabulary.encode(text), self._vocabulary.eos] for text in choices]

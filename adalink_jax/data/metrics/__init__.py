@@ -11,6 +11,7 @@ from adalink_jax.data.metrics import glue_scores, labels
 from adalink_jax.data.metrics.caption_scores import bleu, captions, cider, rouge_l
 from adalink_jax.data.metrics.class_scores import balanced_accuracy, macro_f1
 from adalink_jax.data.metrics.exact import accuracy, exact_match
+from adalink_jax.data.metrics.label_scores import label_sets
 from adalink_jax.data.metrics.levenshtein import anls
 from adalink_jax.data.metrics.number_scores import mae, pearson, rmse, spearman
 from adalink_jax.data.metrics.vqa_accuracy import vqa_accuracy
@@ -25,6 +26,7 @@ __all__ = [
     "cider",
     "exact_match",
     "glue_scores",
+    "label_sets",
     "labels",
     "macro_f1",
     "mae",

@@ -8,8 +8,10 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from adalink_jax.data.label_sets import SEPARATORS, items_of, separator_for
 from adalink_jax.data.user_files import table_files, table_rows
 from adalink_jax.data.user_files.delimited_files import DELIMITERS, records, was_quoted
+from adalink_jax.data.user_files.file_settings import ALTERNATIVES
 from adalink_jax.data.user_files.file_splits import files_of, first_of
 from adalink_jax.data.user_files.image_files import ARCHIVES, Pictures
 from adalink_jax.data.user_files.input_target_guess import Cells, column_texts, guess_inputs, guess_targets
@@ -41,7 +43,7 @@ def guess(data: str, known: Mapping[str, str | None]) -> Guess:
 
     Args:
       data: the file; a folder of images by class; or a folder with one table per split.
-      known: `inputs`, `targets`, `image`, `images`, `encoding` as the user gave them; None for those to guess.
+      known: `inputs`, `targets`, `image`, `images`, `encoding`, `lists` as the user gave them; None for those to guess.
 
     Raises:
       UserError: for what cannot be read, and if the use of the columns cannot be guessed.
@@ -81,12 +83,8 @@ def guess(data: str, known: Mapping[str, str | None]) -> Guess:
     in_image = re.findall(r"\{([^{}]*)\}", settings.get("image", ""))
     unused = [name for name in unused if name not in in_image]
     settings["targets"] = known.get("targets") or guess_targets(first, unused, rows, known.get("inputs"), doubts)
-    lists = [name for name in unused if settings["targets"] == f"{{{name}}}" and _holds_lists(rows, name)]
-    if lists:
-        doubts.append(
-            f"The lists in {lists[0]} are alternatives: one is drawn for each epoch, and a prediction that equals any is right; "
-            "if all labels of a list apply, write them as one text, such as 'a, b'"
-        )
+    target = next((name for name in unused if settings["targets"] == f"{{{name}}}"), None)
+    settings |= _lists(first, target, rows, known.get("lists"))
     unused = [name for name in unused if f"{{{name}}}" not in settings["targets"]]
     settings["inputs"] = known.get("inputs") or guess_inputs(unused, rows, "image" in settings, doubts)
     return Guess(settings, tuple(doubts))
@@ -139,9 +137,29 @@ def _has_header(path: str, delimiter: str, quoted: bool | None, encoding: str | 
 # --- columns ---
 
 
-def _holds_lists(rows: Sequence[Cells], name: str) -> bool:
-    """Whether a column has a list of several values."""
-    return any(isinstance(value := table_rows.cell(row, name), list) and len(value) > 1 for row in rows)
+def _lists(path: str, target: str | None, rows: Sequence[Cells], known: str | None) -> dict[str, str]:
+    """`lists`, and `label_separator` if it is not the usual one; empty if the target has no lists.
+
+    Raises:
+      UserError: if the user has not stated what lists are, or if the target has no lists.
+    """
+    values = [] if target is None else [table_rows.cell(row, target) for row in rows]
+    lists = [items for value in values if (items := items_of(value)) is not None]
+    longest = max(lists, key=len, default=[])
+    if known is None:
+        if len(longest) < 2:
+            return {}
+        raise UserError(
+            f"The column {target} of {path} holds lists, such as {longest[:4]}; state what they are: --lists=alternatives if any "
+            "one of the values is a right answer, or --lists=labels if all of them apply."
+        )
+    if target is None or (known == ALTERNATIVES and not lists):
+        raise UserError(f"--lists is {known}, and the target of {path} has no lists; leave --lists out.")
+    if known == ALTERNATIVES:
+        return {"lists": known}
+    texts = [str(item) for items in lists for item in items] if lists else list(map(str, values))
+    separator = separator_for(texts, are_sets=not lists)
+    return {"lists": known} | ({} if separator == SEPARATORS[0] else {"label_separator": separator})
 
 
 def _image(

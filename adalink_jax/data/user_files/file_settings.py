@@ -2,13 +2,15 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any
 
 from adalink_jax.data import metrics as scores
+from adalink_jax.data.label_sets import SEPARATORS, LabelSets
 from adalink_jax.data.user_files import row_checks
 from adalink_jax.errors import UserError
-from adalink_jax.typed_values import Fraction, NonNegativeInt
+from adalink_jax.typed_values import Fraction, NonNegativeInt, one_of
 
-METRICS: dict[str, Callable[[Sequence, Sequence[str]], dict[str, float]]] = {
+METRICS: dict[str, Callable[[Sequence, Sequence[Any]], dict[str, float]]] = {
     "accuracy": scores.accuracy,
     "macro_f1": scores.macro_f1,
     "balanced_accuracy": scores.balanced_accuracy,
@@ -22,9 +24,12 @@ METRICS: dict[str, Callable[[Sequence, Sequence[str]], dict[str, float]]] = {
     "spearman": scores.spearman,
     "rmse": scores.rmse,
     "mae": scores.mae,
+    "label_sets": scores.label_sets,
 }
 OF_NUMBERS = ("pearson", "spearman", "rmse", "mae")
 OF_CLASSES = ("macro_f1", "balanced_accuracy")
+OF_LABELS = ("label_sets",)
+ALTERNATIVES, LABELS = "alternatives", "labels"
 ONE_REFERENCE = ("accuracy", *OF_CLASSES, *OF_NUMBERS)
 
 
@@ -35,8 +40,12 @@ class FileSettings:
     Attributes:
       data: one or several files; or files by split (`train`, and optionally `validation` and `test`); or a folder of images
         with a subfolder per class, or per split and in it per class (its columns are `image`, `label`, `split`).
-      inputs, targets: templates such as `question: {question}`, with names of columns. If `targets` is one column that holds
-        lists, a row has several references: one is drawn for each epoch, and predictions are scored against all.
+      inputs, targets: templates such as `question: {question}`, with names of columns.
+      lists: what lists in the column of `targets` are. `alternatives`: a row has several references; one is drawn for each epoch, and
+        predictions are scored against all. `labels`: all of them apply; the target is the labels sorted by name and joined, or
+        `none` without labels, and is scored as a set. Both read the text of a list in a CSV, and `labels` splits other text.
+        None: lists are alternatives, and text is text.
+      label_separator: the character between two labels.
       vocabulary: the model's, as for `load_vocabulary`.
       image: a template for the name of each row's image, or a column that holds the bytes of images; None without images.
       images: the folder or archive (.zip, .tar) of the images; None for the folder of the table.
@@ -74,6 +83,8 @@ class FileSettings:
     validation_share: Fraction = 0.1
     test_share: Fraction = 0.1
     metrics: Sequence[str] = ("accuracy",)
+    lists: Annotated[str, one_of(ALTERNATIVES, LABELS)] | None = None
+    label_separator: str = SEPARATORS[0]
     blank_image: bool = False
     drop_shared: bool = False
     limits: Mapping[str, Fraction] = dataclasses.field(default_factory=dict)
@@ -89,4 +100,16 @@ class FileSettings:
             raise UserError("IMAGES is set, and IMAGE, which names each row's picture, is not.")
         if self.blank_image and self.image is not None:
             raise UserError("BLANK_IMAGE is for rows without pictures, and IMAGE is set; leave one out.")
+        if (
+            other := next((name for name in self.metrics if (name in OF_LABELS) != (self.lists == LABELS)), None)
+        ) is not None:
+            raise UserError(
+                f"METRICS has {other!r}, and LISTS is {self.lists!r}; {' and '.join(OF_LABELS)} and LISTS = 'labels' go together."
+            )
+        LabelSets(self.label_separator)
         row_checks.check_limits(self.limits)
+
+    @property
+    def labels(self) -> LabelSets | None:
+        """How a row's labels are written; None if targets are no sets of labels."""
+        return LabelSets(self.label_separator) if self.lists == LABELS else None

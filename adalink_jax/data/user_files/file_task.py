@@ -58,7 +58,8 @@ class FileTask(FileSettings):
         single = next((metric for metric in self.metrics if metric in ONE_REFERENCE), None)
         if loaded.several and single is not None:
             raise UserError(
-                f"{loaded.name} has rows with several references, and METRICS {single!r}; use 'exact_match'."
+                f"{loaded.name} has rows with several references, and METRICS {single!r}; use 'exact_match', or LISTS = 'labels' "
+                "if all of them apply."
             )
 
 
@@ -69,6 +70,7 @@ class LoadedFileTask:
       splits: split -> its rows.
       findings: what is wrong with them.
       several: whether a row has several references.
+      labels: how the targets write sets of labels; None if they are no such sets.
       remarks: what else the user should know of the data.
       lengths: split -> `{"inputs": Lengths, "targets": Lengths}`, of a sample.
       workers: see `FileSettings`.
@@ -82,7 +84,7 @@ class LoadedFileTask:
         on_rows: Callable[[int], None] = lambda count: None,
     ):
         """Reads all rows and counts the tokens of a sample; refuses nothing that it finds."""
-        self.name, self.workers = name, settings.workers
+        self.name, self.workers, self.labels = name, settings.workers, settings.labels
         self._settings, self._max = settings, dict(lengths)
         self._vocabulary: Vocabulary = load_vocabulary(settings.vocabulary)
         self.vocab_size, self.eos = self._vocabulary.vocab_size, self._vocabulary.eos
@@ -175,9 +177,13 @@ class LoadedFileTask:
         """See `Task.score`."""
         values = {}
         references = [list(example["references"]) for example in examples]
+        answers: Sequence[Any] = predictions
+        if self.labels is not None:
+            references = [self.labels.split(several[0]) for several in references]
+            answers = [self.labels.split(text) for text in predictions]
         for name in self._settings.metrics:
             targets = [several[0] for several in references] if name in ONE_REFERENCE else references
-            values.update({key: float(value) for key, value in METRICS[name](targets, predictions).items()})
+            values.update({key: float(value) for key, value in METRICS[name](targets, answers).items()})
         return values
 
 

@@ -11,7 +11,7 @@ from adalink_jax.errors import UserError
 
 TARGETS = (
     "target", "targets", "label", "labels", "answer", "answers", "output", "outputs", "completion", "response", "summary",
-    "caption", "captions", "alt", "translation", "class", "category", "sentiment", "gold", "score", "rating", "stars", "price",
+    "caption", "captions", "alt", "translation", "class", "category", "tags", "sentiment", "gold", "score", "rating", "stars", "price",
 )  # fmt: skip
 INPUTS = (
     "instruction", "question", "query", "prompt", "input", "inputs", "source_text", "text", "sentence", "sentence1", "sentence2",

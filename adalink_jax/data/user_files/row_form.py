@@ -11,6 +11,7 @@ from adalink_jax.data.user_files import table_files
 from adalink_jax.data.user_files.file_settings import OF_NUMBERS, FileSettings
 from adalink_jax.data.user_files.image_files import Pictures, RowPicture
 from adalink_jax.data.user_files.row_store import StoredRow, Writer
+from adalink_jax.data.user_files.target_texts import Targets
 from adalink_jax.data.user_files.text_templates import Template
 
 LONG_ROW = 50  # lines; a row of so many may have swallowed others
@@ -55,7 +56,7 @@ class RowForm:
     def __init__(self, settings: FileSettings, table: table_files.Table, folders: list[Pictures]):
         self._path, self._are_numbers = table.path, not set(OF_NUMBERS).isdisjoint(settings.metrics)
         self._inputs = Template("INPUTS", settings.inputs, table)
-        self._targets = Template("TARGETS", settings.targets, table)
+        self._targets = Targets(settings, table)
         image = None if settings.image is None else Template("IMAGE", settings.image, table)
         self._group = None if settings.group is None else Template("GROUP", settings.group, table)
         self._picture = None
@@ -71,7 +72,7 @@ class RowForm:
         """Adds a row to `source`, among its rows or its empty ones; else returns why it cannot be used, in words."""
         cells = row.cells
         try:
-            inputs, references = self._inputs.text(cells), self._targets.texts(cells)
+            inputs, references = self._inputs.text(cells), self._targets(cells)
             if self._are_numbers and (text := next((x for x in references if as_number(x) is None), None)) is not None:
                 return f"its target {text!r} is not a number, which METRICS are for"
             image = {} if self._picture is None else self._picture(cells)

@@ -10,9 +10,10 @@ from typing import Any
 from etils import epath
 
 from adalink_jax.data.baselines import FEW_ANSWERS, as_numbers
+from adalink_jax.data.label_sets import NO_LABEL
 from adalink_jax.data.metrics.number_scores import as_number
 from adalink_jax.data.user_files import row_checks
-from adalink_jax.data.user_files.file_settings import OF_CLASSES, OF_NUMBERS
+from adalink_jax.data.user_files.file_settings import ALTERNATIVES, LABELS, OF_CLASSES, OF_LABELS, OF_NUMBERS
 from adalink_jax.data.user_files.file_task import FileTask, LoadedFileTask, sample
 from adalink_jax.files.whole_file import write_text
 
@@ -22,6 +23,10 @@ LONG_TARGET = 5  # words
 ANSWERS_READ = 1_000
 MOST_ARE = 0.9
 MOST_ROWS = 32  # of a batch
+LISTS_REMARKS = {
+    ALTERNATIVES: "any value of a list is a right answer",
+    LABELS: f"all labels of a list apply: the target is them, sorted by name, with LABEL_SEPARATOR between; {NO_LABEL!r} without labels",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +68,7 @@ class Draft:
         }
         most = ", ".join(f"{side} {length}" for side, length in _most(self.loaded).items())
         remarks = {
+            "LISTS": LISTS_REMARKS.get(self.settings.get("lists", "")),
             "DROP_SHARED": "rows that are in another split too are dropped from the one that is trained on",
             "TASK_FEATURE_LENGTHS": f"99 of 100 have at most: {most} tokens",
         }
@@ -102,7 +108,8 @@ class Choice:
 
 def choose(settings: Mapping[str, Any], name: str) -> Choice:
     """Reads the rows, and chooses metric and lengths by what they hold; the arguments are those of `complete`."""
-    first = LoadedFileTask(FileTask(**settings, metrics=("exact_match",)), name, UNLIMITED)
+    any_metric = OF_LABELS if settings.get("lists") == LABELS else ("exact_match",)
+    first = LoadedFileTask(FileTask(**settings, metrics=any_metric), name, UNLIMITED)
     metrics, metric = _metrics(first)
     settings = {**settings, "metrics": metrics}
     if any(finding.kind == row_checks.SHARED and finding.count for finding in first.findings):
@@ -135,6 +142,8 @@ def _most(task: LoadedFileTask) -> dict[str, int]:
 
 def _metrics(task: LoadedFileTask) -> tuple[tuple[str, ...], str]:
     """The METRICS and the METRIC that fit the targets."""
+    if task.labels is not None:
+        return OF_LABELS, "micro_f1"
     rows = sample(task.splits["train"], ANSWERS_READ)
     words = sorted(len(row["references"][0].split()) for row in rows)
     if words[len(words) // 2] > LONG_TARGET:

@@ -5,8 +5,6 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
 from adalink_jax.data.user_files.table_rows import Table, Unreadable, cell
 from adalink_jax.errors import UserError
 
@@ -60,13 +58,6 @@ class Template:
         if cells and not any(cells.values()):
             return ""
         return "".join(plain + (cells[name] if name is not None else "") for plain, name in self._parts).strip()
-
-    def texts(self, row: Mapping[str, Any]) -> list[str]:
-        """Writes a row once for each value of a list, if the template names one column and that holds a list."""
-        value = cell(row, self.columns[0]) if len(self.columns) == 1 else None
-        values = value if isinstance(value, (list, tuple, np.ndarray)) else None
-        written = [self.text(row)] if values is None else [self.text({self.columns[0]: item}) for item in values]
-        return [text for text in written if text]
 
 
 def is_missing(value: object) -> bool:

@@ -23,6 +23,7 @@ HAS_SEQIO = 'sys_platform != "win32"'
 # The compiler for TPUs, for machines without one. The range covers the jax versions below; `constraints.txt` pairs them.
 PLAN = ["libtpu>=0.0.40,<0.0.51"]
 HUB = "huggingface_hub>=1.0"
+XLSX = "openpyxl>=3.1,<4"  # reads Excel workbooks
 TRANSFORMERS = "transformers>=5.0,<6"
 
 setup(
@@ -90,6 +91,7 @@ setup(
         # gs:// folders where TensorFlow, which also reads them, is not installed.
         "gcs": ["gcsfs>=2025.1"],
         "hf": [HUB, TRANSFORMERS],
+        "xlsx": [XLSX],
         # The references of the parity tests. On Linux, pip takes a build of torch with CUDA: some gigabytes.
         "parity": ["torch==2.13.0", TRANSFORMERS, "peft>=0.21,<0.22", "accelerate>=1.10"],
         # The documentation site; pinned, as a new theme changes the pages.
@@ -98,6 +100,7 @@ setup(
         "dev": [
             *PLAN,
             HUB,
+            XLSX,
             "tokenizers>=0.22",
             "ruff>=0.17,<0.18",
             "basedpyright>=1.40,<1.41",

@@ -48,3 +48,37 @@ def count_of(task, kind):
 def photos(folder, name, content, rows=40):
     written(folder, f"photos/{name}", content)
     return written(folder, "a.csv", csv_text([(f"t{i}", name) for i in range(rows)], "text,photo"))
+
+
+# As Hugging Face's `datasets` writes its data.
+LABELS = {
+    "info": {"features": {"text": {"dtype": "string"}, "label": {"names": ["bad", "good"], "_type": "ClassLabel"}}}
+}
+
+
+def arrow_table(count=60, first=0):
+    import pyarrow
+
+    rows = {"text": [f"text {first + i}" for i in range(count)], "label": [i % 2 for i in range(count)]}
+    return pyarrow.table(rows).replace_schema_metadata({"huggingface": json.dumps(LABELS)})
+
+
+def write_arrow(path, table, form="stream"):
+    import pyarrow
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = pyarrow.ipc.new_stream if form == "stream" else pyarrow.ipc.new_file
+    with new(str(path), table.schema) as writer:
+        writer.write_table(table, max_chunksize=7)
+    return path
+
+
+def save_to_disk(folder, shards=2, first=0):
+    """The files that `datasets.Dataset.save_to_disk` writes."""
+    names = [f"data-{i:05}-of-{shards:05}.arrow" for i in range(shards)]
+    for i, name in enumerate(names):
+        write_arrow(folder / name, arrow_table(60 // shards, first + i * 60))
+    state = {"_data_files": [{"filename": name} for name in names], "_split": folder.name, "_format_type": None}
+    written(folder, "state.json", json.dumps(state))
+    written(folder, "dataset_info.json", json.dumps(LABELS["info"]))
+    return tuple(f"{folder}/{name}" for name in names)

@@ -17,7 +17,7 @@ from adalink_jax.errors import Taken, UserError
 from adalink_jax.files import locks
 from adalink_jax.files.json_lines import read_json_lines
 from adalink_jax.files.whole_file import is_partial, writing_folder
-from adalink_jax.serving.rows import Output
+from adalink_jax.serving.prediction_file import Output
 from adalink_jax.training.contact_sheet import contact_sheet
 from adalink_jax.training.metric_writer import MetricWriter
 
@@ -152,7 +152,7 @@ def test_an_evaluation_of_something_else_is_written_too(tmp_path):
 def test_a_file_that_another_process_writes_is_left_alone(tmp_path):
     path = epath.Path(tmp_path) / "predictions.jsonl"
     program = (
-        "import sys\nfrom adalink_jax.serving.rows import Output\n"
+        "import sys\nfrom adalink_jax.serving.prediction_file import Output\n"
         f"output = Output({os.fspath(path)!r}, ['text'], {{}})\nprint('held', flush=True)\nsys.stdin.read()\n"
     )
     process = subprocess.Popen(

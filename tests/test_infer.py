@@ -125,7 +125,7 @@ def test_predictions_for_the_rows_of_a_csv_file(tmp_path, scenes, adapters, caps
 
 def test_a_kill_while_the_server_s_file_is_written_costs_nothing(tmp_path, scenes, monkeypatch):
     from adalink_jax.data import answer_files
-    from adalink_jax.serving import rows
+    from adalink_jax.serving import prediction_file
 
     inputs, images, _ = scenes
     Image.fromarray(np.round((images[0][..., 0] + 1) * 127.5).astype(np.uint8)).save(tmp_path / "0.png")
@@ -143,7 +143,7 @@ def test_a_kill_while_the_server_s_file_is_written_costs_nothing(tmp_path, scene
     assert not (tmp_path / "answers.json").exists()
     with monkeypatch.context() as patch:  # after it is there
         patch.setattr(Predictor, "__call__", interrupted)  # nothing is predicted again
-        patch.setattr(rows.Output, "finish", interrupted)
+        patch.setattr(prediction_file.Output, "finish", interrupted)
         assert main(command) == 130
     assert (tmp_path / "answers.json").exists()
     assert main(command) == 0 and sorted(os.listdir(tmp_path)) == sorted([*before, "answers.json"])

@@ -384,11 +384,11 @@ def test_a_headerless_table_and_lines_are_predicted_by_a_run_s_own_settings(tmp_
 
 
 def test_rows_of_json_with_other_keys_stay_under_their_columns_in_a_csv(tmp_path):
-    from adalink_jax.serving import rows
+    from adalink_jax.serving import prediction_file, rows
 
     (tmp_path / "a.jsonl").write_text('{"inputs": "x", "a": 1}\n{"b": 2, "inputs": "y"}\n')
     source = rows.of_file(str(tmp_path / "a.jsonl"), dict.fromkeys(("inputs", "image", "images")), {}, False)
-    output = rows.Output(str(tmp_path / "out.csv"), (*source.columns, "prediction"), {})
+    output = prediction_file.Output(str(tmp_path / "out.csv"), (*source.columns, "prediction"), {})
     for ask in source.asks():
         output.append([ask.cells | {"prediction": "p"}])
     assert (tmp_path / "out.csv").read_text() == "inputs,a,b,prediction\nx,1,,p\ny,,2,p\n"

@@ -4,7 +4,17 @@ import gzip
 import json
 
 import pytest
-from own_files_cases import csv_text, jsonl_text, load, picture, total, written
+from own_files_cases import (
+    arrow_table,
+    csv_text,
+    jsonl_text,
+    load,
+    picture,
+    save_to_disk,
+    total,
+    write_arrow,
+    written,
+)
 
 from adalink_jax.errors import UserError, sentence
 
@@ -159,14 +169,14 @@ def test_items_that_are_not_objects_are_rows_that_do_not_parse(tmp_path):
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".csv"])
 def test_predictions_stand_beside_what_was_nested(suffix, tmp_path):
-    from adalink_jax.serving import rows
+    from adalink_jax.serving import prediction_file, rows
 
     path = written(tmp_path, "a.jsonl", jsonl_text(NESTED[:2]))
     typed = {"inputs": "{review.text}", "image": None, "images": None}
     source = rows.of_file(str(path), typed, {}, False)
     asks = list(source.asks())
     assert source.columns == ("id", "review", "label") and [ask.text for ask in asks] == ["text 0", "text 1"]
-    output = rows.Output(str(tmp_path / f"out{suffix}"), (*source.columns, "prediction"), {})
+    output = prediction_file.Output(str(tmp_path / f"out{suffix}"), (*source.columns, "prediction"), {})
     output.append([ask.cells | {"prediction": "p"} for ask in asks])
     output.finish()
     if suffix == ".jsonl":
@@ -175,27 +185,6 @@ def test_predictions_stand_beside_what_was_nested(suffix, tmp_path):
 
 
 # --- Arrow, and folders as Hugging Face's `datasets` writes them ---
-
-LABELS = {
-    "info": {"features": {"text": {"dtype": "string"}, "label": {"names": ["bad", "good"], "_type": "ClassLabel"}}}
-}
-
-
-def arrow_table(count=60, first=0):
-    import pyarrow
-
-    rows = {"text": [f"text {first + i}" for i in range(count)], "label": [i % 2 for i in range(count)]}
-    return pyarrow.table(rows).replace_schema_metadata({"huggingface": json.dumps(LABELS)})
-
-
-def write_arrow(path, table, form="stream"):
-    import pyarrow
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new = pyarrow.ipc.new_stream if form == "stream" else pyarrow.ipc.new_file
-    with new(str(path), table.schema) as writer:
-        writer.write_table(table, max_chunksize=7)
-    return path
 
 
 @pytest.mark.parametrize("form", ["stream", "file", "parquet"])
@@ -228,17 +217,6 @@ def test_arrow_that_is_cut_short_is_refused(form, tmp_path):
         load(path)
     with pytest.raises(UserError, match=r"a\.arrow is damaged, or not an Arrow file"):
         load(written(tmp_path, "a.arrow", b"text,label"))
-
-
-def save_to_disk(folder, shards=2, first=0):
-    """The files that `datasets.Dataset.save_to_disk` writes."""
-    names = [f"data-{i:05}-of-{shards:05}.arrow" for i in range(shards)]
-    for i, name in enumerate(names):
-        write_arrow(folder / name, arrow_table(60 // shards, first + i * 60))
-    state = {"_data_files": [{"filename": name} for name in names], "_split": folder.name, "_format_type": None}
-    written(folder, "state.json", json.dumps(state))
-    written(folder, "dataset_info.json", json.dumps(LABELS["info"]))
-    return tuple(f"{folder}/{name}" for name in names)
 
 
 def test_what_save_to_disk_wrote_is_read(tmp_path):

@@ -19,7 +19,7 @@ from adalink_jax.files.places import path_of
 
 if typing.TYPE_CHECKING:
     from adalink_jax.data.task_protocol import Task
-    from adalink_jax.serving import Predictor, rows
+    from adalink_jax.serving import Predictor, prediction_file, rows
 
 ID_COLUMNS = {"glue": "idx", "vqav2": "question_id", "docvqa": "questionId", "coco": "image_id"}
 TASK = "task:"
@@ -37,7 +37,7 @@ def infer(argv: list[str]) -> int:
         configuration.require(MODEL)
         configuration.check_reachable(flags, "Predictor")
     from adalink_jax.parallel import compiler_settings
-    from adalink_jax.serving import Predictor, rows
+    from adalink_jax.serving import Predictor, prediction_file, rows
 
     compiler_settings.set_environment()
 
@@ -49,11 +49,11 @@ def infer(argv: list[str]) -> int:
     identity = {name: value for name, value in vars(options).items() if value and name not in where} | {
         "rows": source.count,
         "gin": [list(flags.files), sorted(map(list, flags.bindings))],
-        "files": rows.marks(
+        "files": prediction_file.marks(
             options.input, *adapters.values(), *([f"{options.run}/adapter"] if options.run else [])
         ),
     }  # fmt: skip
-    output = rows.Output(path, (*source.columns, rows.PREDICTION), identity)
+    output = prediction_file.Output(path, (*source.columns, rows.PREDICTION), identity)
     if options.run:
         predictor = Predictor(options.run, adapters=adapters or None, trust_modules=flags.trust_modules)
     else:
@@ -112,9 +112,13 @@ def _source(options: argparse.Namespace, trust_modules: bool) -> "rows.Source":
     from adalink_jax.serving import opening, rows
     from adalink_jax.training.setup import Setup
 
-    if options.input.startswith(TASK):
-        return rows.of_task(_task(options.run, trust_modules), options.input.removeprefix(TASK))
     templates = {name: getattr(options, name) for name in ("inputs", "image", "images", "encoding")}
+    if options.input.startswith(TASK):
+        if typed := [f"--{name}" for name, value in templates.items() if value is not None]:
+            raise UserError(
+                f"{' and '.join(typed)}: {options.input} has the task's own rows, as its file reads them; leave out {'it' if len(typed) == 1 else 'them'}."
+            )
+        return rows.of_task(_task(options.run, trust_modules), options.input.removeprefix(TASK))
     if not options.run:
         setup = Setup()  # pyright: ignore[reportCallIssue]  # bound by gin
         return rows.of_file(options.input, templates, {}, setup.image_shape is not None, setup.needs_images)
@@ -123,7 +127,7 @@ def _source(options: argparse.Namespace, trust_modules: bool) -> "rows.Source":
     return rows.of_file(options.input, templates, opened.rows, wants_images, opened.setup.needs_images)
 
 
-def _predict(predictor: "Predictor", source: "rows.Source", output: "rows.Output", lists: bool) -> None:
+def _predict(predictor: "Predictor", source: "rows.Source", output: "prediction_file.Output", lists: bool) -> None:
     """Predicts for all rows; sets of labels are written as lists, or as their texts."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
@@ -194,10 +198,12 @@ def _converter(options: argparse.Namespace, source: "rows.Source", path: str) ->
     if options.format == "table":
         return lambda path: path
     from adalink_jax.data import answer_files
-    from adalink_jax.serving import rows
+    from adalink_jax.serving import prediction_file
 
     output, settings = path_of(options.output), {}
-    if output.exists() and not rows.is_unfinished(path):  # of a process that was killed while it wrote the output
+    if output.exists() and not prediction_file.is_unfinished(
+        path
+    ):  # of a process that was killed while it wrote the output
         raise UserError(f"{output} exists already; name another file.")
     if not output.parent.is_dir():
         raise UserError(f"The parent folder of {output} does not exist; create it first.")

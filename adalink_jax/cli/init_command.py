@@ -108,7 +108,7 @@ def _parser() -> argparse.ArgumentParser:
         "init",
         "Read your own data and write one readable gin file, a task: columns, templates, splits, lengths, metric. Shows examples\n"
         "as the model will see them, lengths, labels, what is wrong with the rows, and the command to type next.\n"
-        "DATA is a .csv, .tsv, .jsonl, .json, .parquet or .arrow; a folder with such files for train, dev and test, or that save_to_disk\n"
+        "DATA is a .csv, .tsv, .jsonl, .json, .parquet, .arrow or .xlsx; a folder with such files for train, dev and test, or that save_to_disk\n"
         "wrote; or a folder of images with a subfolder per class, or with a table metadata.csv or .jsonl.",
         "adalink init reviews.csv --base hf://google/flan-t5-small",
         option("data", metavar="DATA", help="the file or folder; files beside it for other splits are found by name"),

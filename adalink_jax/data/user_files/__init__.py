@@ -1,4 +1,4 @@
-"""Tasks over the user's own files: tables (CSV, TSV, JSON, JSONL, Parquet, Arrow) and folders of images, without TensorFlow.
+"""Tasks over the user's own files: tables (CSV, TSV, JSON, JSONL, Parquet, Arrow, Excel) and folders of images, without TensorFlow.
 
 `file_settings` names the files, `table_files` reads rows, `row_form` writes them as examples by
 `text_templates` and `target_texts`, `image_files`

@@ -1,11 +1,12 @@
-"""Tables in files, row by row: CSV, TSV, JSON, JSONL, Parquet, Arrow, and a folder of images with a subfolder per class.
+"""Tables in files, row by row: CSV, TSV, JSON, JSONL, Parquet, Arrow, Excel, and a folder of images with a subfolder per class.
 
 Invariant: nothing is skipped silently. A row that parses is a `Row`, one that does not is a `BadRow` that says where and why, and
 a file that cannot be read as a whole is a `UserError`. No more than a line, or a group of rows of Parquet or Arrow, is in memory;
-a `.json` is in memory as a whole.
+a `.json` and the texts of an `.xlsx` are in memory as a whole.
 """
 
 import collections
+import dataclasses
 import os
 from collections.abc import Iterator, Sequence
 
@@ -15,11 +16,12 @@ from adalink_jax.data.user_files.arrow_files import open_arrow, open_parquet
 from adalink_jax.data.user_files.delimited_files import DELIMITERS, delimited
 from adalink_jax.data.user_files.json_files import open_json, open_jsonl
 from adalink_jax.data.user_files.table_rows import BadRow, Row, Table, check_columns, unclean
+from adalink_jax.data.user_files.xlsx_files import open_xlsx
 from adalink_jax.errors import UserError
 from adalink_jax.files.places import path_of, regular_file
 
 _JSON = {".jsonl": open_jsonl, ".ndjson": open_jsonl, ".json": open_json}
-_BINARY = {".parquet": open_parquet, ".arrow": open_arrow, ".feather": open_arrow}
+_BINARY = {".parquet": open_parquet, ".arrow": open_arrow, ".feather": open_arrow, ".xlsx": open_xlsx}
 OF_TEXT = (*DELIMITERS, *_JSON)
 SUFFIXES = (*DELIMITERS, *_JSON, *_BINARY)
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
@@ -134,6 +136,16 @@ def _image_folder(folder: epath.Path) -> Table:
             f"There is no picture in {folder}/{'SPLIT/' if nested else ''}CLASS/{why}; it takes {', '.join(PICTURES)}."
         )
     return Table(str(folder), (IMAGE, LABEL, *((SPLIT,) if nested else ())), rows)
+
+
+def joined(path: str, tables: Sequence[Table]) -> Table:
+    """The rows of several tables in one, with consecutive numbers."""
+
+    def rows() -> Iterator[Row | BadRow]:
+        for number, row in enumerate((row for table in tables for row in table.rows()), 1):
+            yield dataclasses.replace(row, line=number)
+
+    return Table(path, tuple(dict.fromkeys(name for table in tables for name in table.columns)), rows)
 
 
 def new_pictures(folder: epath.Path) -> tuple[Table, int] | None:

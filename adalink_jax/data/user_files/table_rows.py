@@ -25,7 +25,7 @@ class BadRow:
     """A row that does not parse.
 
     Attributes:
-      line: the line where it starts, from 1; in JSON arrays and Parquet the number of the row.
+      line: the line where it starts, from 1; in JSON arrays, Parquet and Excel the number of the row.
       reason: why, in words.
       lines: the number of lines that it takes.
     """

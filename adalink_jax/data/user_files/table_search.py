@@ -45,6 +45,18 @@ def files_at(data: str) -> Files:
     return {"train": data, **others} if others else data
 
 
+def saved_tables(folder: epath.Path) -> tuple[str, ...]:
+    """The Arrow files of a split that `save_to_disk` wrote to a folder, in order; none if it wrote no such folder.
+
+    Raises:
+      UserError: if it wrote several splits.
+    """
+    if (folder / SAVED_SPLITS).exists():
+        splits = [str(path) for path in sorted(folder.iterdir(), key=str) if (path / SAVED).exists()]
+        raise UserError(f"{folder} holds several splits; name one of {', '.join(splits)}.")
+    return tuple(_saved_files(folder)) if (folder / SAVED).exists() else ()
+
+
 def _in_folder(folder: epath.Path) -> Files:
     """The tables in a folder by split; or the folder itself, if it holds images."""
     if (folder / SAVED).exists():

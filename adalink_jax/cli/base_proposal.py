@@ -86,6 +86,7 @@ class Prepared:
 
     Attributes:
       base: the base.
+      setup: of its gin file.
       draft: the task.
       doubts: what was chosen for this base, for the user.
       command: the arguments of `adalink train`, without the task's file.
@@ -93,6 +94,7 @@ class Prepared:
     """
 
     base: Base
+    setup: "Setup"
     draft: "Draft"
     doubts: tuple[str, ...]
     command: tuple[str, ...]
@@ -238,14 +240,16 @@ def _prepared(base: Base, request: Request) -> Prepared:
     backbone = setup.model.backbone
     if request.has_images and backbone.image_places is not None and IMAGE not in settings["inputs"]:
         settings["inputs"] = IMAGE + settings["inputs"]
-        doubts.append(f"INPUTS begins with {IMAGE}, which is where this base reads the picture")
+        doubts.append(
+            f"INPUTS begins with {IMAGE}, which is where this base reads the picture; move it in INPUTS, if it belongs elsewhere"
+        )
     draft = task_draft.complete(settings, request.name)
     command = functools.partial(_command, base, draft, setup, request)
     for microbatches in (1, 2, 4, 8, 16):
         planned = _plan(draft, command(microbatches), request)
         if planned is None or planned.fits or draft.batch_size // microbatches < 2:
             break
-    return Prepared(base, draft, tuple(doubts), command(microbatches), planned)
+    return Prepared(base, setup, draft, tuple(doubts), command(microbatches), planned)
 
 
 def _setup(base: Base) -> "Setup":

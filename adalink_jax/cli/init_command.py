@@ -1,29 +1,22 @@
 """`adalink init`: writes a task file for the user's own data, and shows what the model will see of them."""
 
 import argparse
-import collections
 import re
 import shlex
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from etils import epath
 
 from adalink_jax.cli.arguments import option, plain_parser, register, table, table_console
+from adalink_jax.cli.init_examples import MADE_BY
 from adalink_jax.errors import UserError
 from adalink_jax.files import locks
 from adalink_jax.files.places import expanded, path_of
-from adalink_jax.files.whole_file import write_bytes
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from adalink_jax.cli.base_proposal import Prepared, Request
-    from adalink_jax.data.user_files.file_task import LoadedFileTask
-    from adalink_jax.data.user_files.task_draft import Draft
-
-MADE_BY = "Made by: adalink init"  # the first line of a file that it wrote
-SHOWN, MOST_LABELS = 4, 20
 
 
 def init(argv: list[str]) -> int:
@@ -34,21 +27,23 @@ def init(argv: list[str]) -> int:
     out = path_of(options.out or f"{name}.gin")
     if not out.parent.is_dir():
         raise UserError(f"The parent folder of {out} does not exist; create it first.")
-    sheet = out.with_name(f"{out.stem}.sheet.png")
     with locks.hold_file(out) as was_killed:
         if options.force and out.exists():
             _check_own(out)
         else:
-            for file in (out, sheet):
-                if file.exists() and not (file == sheet and was_killed):  # which writes the sheet first
+            for file in (out, *_sheets(out)):
+                if file.exists() and not (
+                    file != out and (was_killed or _is_own_page(file))
+                ):  # which writes a sheet first
                     raise UserError(
                         f"{file} exists already; name another file with --out, or overwrite it with --force."
                     )
         try:
-            return _write(options, name, out, sheet)
+            return _write(options, name, out)
         finally:
             if not out.exists():
-                sheet.unlink(missing_ok=True)
+                for sheet in _sheets(out):
+                    sheet.unlink(missing_ok=True)
 
 
 def _check_own(out: epath.Path) -> None:
@@ -61,11 +56,20 @@ def _check_own(out: epath.Path) -> None:
         )
 
 
-def _write(options: argparse.Namespace, name: str, out: epath.Path, sheet: epath.Path) -> int:
+def _is_own_page(sheet: epath.Path) -> bool:
+    return sheet.suffix == ".html" and MADE_BY.encode() in sheet.read_bytes()[:100]
+
+
+def _sheets(out: epath.Path) -> list[epath.Path]:
+    """The files of a sheet of pictures, and of texts."""
+    return [out.with_name(f"{out.stem}.sheet.{kind}") for kind in ("png", "html")]
+
+
+def _write(options: argparse.Namespace, name: str, out: epath.Path) -> int:
     """Writes the files and shows what is in them; returns the exit status."""
     register()
     from adalink_jax import terminal
-    from adalink_jax.cli import base_proposal
+    from adalink_jax.cli import base_proposal, init_examples
     from adalink_jax.data.user_files import column_guess
 
     known = {side: getattr(options, side) for side in ("inputs", "targets", "image", "images", "encoding", "lists")}
@@ -81,17 +85,19 @@ def _write(options: argparse.Namespace, name: str, out: epath.Path, sheet: epath
         else:
             chosen = base_proposal.proposed_base(request)
     draft, doubts = chosen.draft, (*guess.doubts, *chosen.doubts)
-    _show(console, draft, doubts)
+    init_examples.show(console, draft, doubts)
+    sheet = _sheets(out)[0 if request.has_images else 1]
     if request.has_images:
-        _write_contact_sheet(sheet, draft.loaded, out.stem)
+        init_examples.write_pictures(sheet, draft.loaded, chosen.setup, out.stem)
+    else:
+        init_examples.write_texts(sheet, draft, out.stem)
     typed = {
         key: value for key, value in vars(options).items() if value and key not in ("data", "out", "force", "quick")
     }
     command = shlex.join([options.data, *(f"--{key}={value}" for key, value in typed.items())])
     draft.write(out, f"{MADE_BY} {command}")
-    console.print(
-        f"\nWritten: {out}{f', and {sheet}, a sheet of pictures' if request.has_images else ''}", soft_wrap=True
-    )
+    kind = "pictures" if request.has_images else "texts"
+    console.print(f"\nWritten: {out}, and {sheet}, a sheet of {kind}", soft_wrap=True)
     try:
         draft.file_task.refuse(draft.loaded)
     except UserError as e:
@@ -142,7 +148,7 @@ def _parser() -> argparse.ArgumentParser:
         option(
             "--force",
             action="store_true",
-            help="overwrite the gin file, if adalink init wrote it, and its sheet of pictures",
+            help="overwrite the gin file, if adalink init wrote it, and its sheet",
         ),
     )
 
@@ -159,88 +165,6 @@ def _name(data: str) -> str:
 
 
 # --- output ---
-
-
-def _show(console: "Console", draft: "Draft", doubts: Sequence[str]) -> None:
-    """Prints examples, lengths, labels, and what is wrong with the rows."""
-    from rich.text import Text
-
-    from adalink_jax.data.user_files.file_task import sample
-
-    task = draft.loaded
-    headings = ("input", "tokens", "target", "tokens", "picture")
-    examples_table = table(*headings, right=("tokens",), title="Examples, as the model will see them")
-    rows = sample(task.splits["train"], SHOWN)
-    for row in rows:
-        example = task.example(row)
-        cells = [row["inputs"], len(example["inputs"]), example["targets_pretokenized"], len(example["targets"])]
-        picture = row["image_name"] or ("in the table" if row["image"] else "")
-        examples_table.add_row(*(Text(str(cell)) for cell in (*cells, picture)))
-    if not any(row["image_name"] or row["image"] for row in rows):
-        examples_table.columns.pop()
-    console.print(examples_table)
-    numeric = ("smallest", "half up to", "99 of 100 up to", "largest", "cut at")
-    lengths_table = table("split", "examples", "", *numeric, right=("examples", *numeric), overflow="ellipsis",
-                          title="Lengths in tokens, of a sample")  # fmt: skip
-    for split, examples in task.splits.items():
-        for i, (side, lengths) in enumerate(task.lengths[split].items()):
-            first = (split, f"{len(examples):,}") if i == 0 else ("", "")
-            numbers = (lengths.smallest, lengths.median, lengths.most, lengths.largest, draft.lengths[side])
-            lengths_table.add_row(*first, side, *map(str, numbers))
-    console.print(lengths_table)
-    _show_labels(console, task)
-    for remark in task.remarks:
-        console.print(f"{remark[0].upper()}{remark[1:]}.", soft_wrap=True)
-    for finding in task.findings:
-        if finding.count:
-            console.print(str(finding), soft_wrap=True)
-    for doubt in doubts:
-        console.print(f"{doubt}. Override with --targets or --inputs.", soft_wrap=True)
-
-
-def _show_labels(console: "Console", task: "LoadedFileTask") -> None:
-    """Prints how often each target occurs, if there are few."""
-    from rich.text import Text
-
-    from adalink_jax.data.label_sets import NO_LABEL
-
-    counts, rows = {}, {}
-    for split, examples in task.splits.items():
-        rows[split] = min(len(examples), 100_000)
-        texts = (examples[i]["references"][0] for i in range(rows[split]))
-        names = texts if task.labels is None else (x for text in texts for x in task.labels.split(text) or [NO_LABEL])
-        counts[split] = collections.Counter(names)
-    train = counts["train"]
-    if len(train) > max(MOST_LABELS, sum(train.values()) // 10):
-        return
-    title = (
-        f"Targets: {len(train)} different ones" if task.labels is None else f"Labels: {len(train)}, alone or together"
-    )
-    shares = table(
-        "target" if task.labels is None else "label", *counts, right=counts, overflow="ellipsis", title=title
-    )
-    for label, _ in train.most_common(MOST_LABELS):
-        shares.add_row(Text(label), *(f"{count[label] / rows[split]:.1%}" for split, count in counts.items()))
-    console.print(shares)
-    for split, count in counts.items():
-        if unknown := [label for label in count if label not in train]:
-            console.print(
-                f"{split} has targets that train does not have: {', '.join(map(repr, unknown[:5]))}", soft_wrap=True
-            )
-
-
-def _write_contact_sheet(path: epath.Path, task: "LoadedFileTask", name: str) -> None:
-    """Draws images of the training split with their texts."""
-    from adalink_jax.data.images import decode_image
-    from adalink_jax.data.user_files.file_task import sample
-    from adalink_jax.training.contact_sheet import contact_sheet
-
-    samples = []
-    for row in sample(task.splits["train"], 12):
-        target = task.example(row)["targets_pretokenized"]
-        picture = decode_image(task.encoded_image(row), (224, 224, 3), str(row["image_name"]))
-        samples.append({"image": picture, "inputs": row["inputs"], "target": target, "prediction": target})
-    write_bytes(path, contact_sheet(samples, f"{name}: examples of train, with their targets"))
 
 
 def _show_base(console: "Console", chosen: "Prepared", request: "Request", proposed: bool) -> None:

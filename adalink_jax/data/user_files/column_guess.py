@@ -59,12 +59,14 @@ def guess(data: str, known: Mapping[str, str | None]) -> Guess:
     if not os.path.isdir(first) and was_quoted(first, separator, ROWS_READ, encoding):
         settings["quoted"] = True
         doubts.append(
-            f"Cells of {first} are in quotation marks, which enclose them; if the marks are text, delete QUOTED"
+            f"Cells of {first} are in quotation marks, which enclose them; if the marks are text, delete QUOTED from the file"
         )
     if not _has_header(first, separator, settings.get("quoted"), encoding):
         cells = next(records(first, separator, settings.get("quoted"), encoding), [])
         settings["columns"] = tuple(f"column_{i}" for i in range(1, len(cells) + 1))
-        doubts.append(f"The first line of {first} is read as data, not as a header; if it is one, delete COLUMNS")
+        doubts.append(
+            f"The first line of {first} is read as data, not as a header; if it is one, delete COLUMNS from the file"
+        )
     table = table_files.open_table(first, settings.get("columns"), delimiter, settings.get("quoted"), encoding)
     rows = [row.cells for row in first_of(table.rows(), ROWS_READ)]
     if not rows:
@@ -105,7 +107,7 @@ def _encoding(path: str, doubts: list[str]) -> str | None:
         word = next(word for word in other.split() if table_rows.not_utf_8(word))
         read = word.encode(errors="surrogateescape").decode(WINDOWS)
         doubts.append(
-            f"{path} is not UTF-8 and is read as {WINDOWS}, with {read[:40]!r} in it; else name its --encoding"
+            f"{path} is not UTF-8 and is read as {WINDOWS}, with {read[:40]!r} in it; if that is wrong, name the --encoding"
         )
         return WINDOWS
     return None
@@ -192,7 +194,7 @@ def _image(
     if lost := next(filter(None, (_lost_pictures(name, rows, Pictures(str(folder))) for name in columns)), None):
         if not known.get("inputs"):
             raise UserError(f"{lost}; give --images, or leave the pictures out with --inputs.")
-        doubts.append(lost)
+        doubts.append(f"{lost}; to train with the pictures, give --images")
     return {}
 
 

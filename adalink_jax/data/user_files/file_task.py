@@ -151,6 +151,12 @@ class LoadedFileTask:
             return np.array(self._vocabulary.input_ids(text, self._max[side]), np.int32)
         return np.array([*self._vocabulary.encode(text)[: self._max[side] - 1], self.eos], np.int32)
 
+    def read(self, text: str, side: str) -> tuple[str, int]:
+        """What the model reads of a text of `inputs` or `targets`; and the number of its tokens before it is cut."""
+        ids = self._vocabulary.encode(text)
+        frame = len(self._vocabulary.input_ids("")) if side == "inputs" else 1
+        return self._vocabulary.decode(ids[: max(self._max[side] - frame, 0)]), len(ids) + frame
+
     def _image(self, row: StoredRow) -> dict[str, Any]:
         """`image` or `image_file` of a row; empty without images."""
         if self._settings.image is None:

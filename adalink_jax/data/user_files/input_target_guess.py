@@ -56,7 +56,7 @@ def guess_targets(
     named = [name for known in TARGETS for name in columns if known in name.lower().split(".")]
     if named:
         if len(named) > 1:
-            doubts.append(f"TARGETS is {named[0]}; it could be {' or '.join(named[1:])}")
+            doubts.append(f"TARGETS is {named[0]}; it could be {' or '.join(named[1:])}; override with --targets")
         return f"{{{named[0]}}}"
     texts = {
         name: of_column
@@ -78,7 +78,7 @@ def guess_targets(
             f"It is not clear which column of {path} is to be predicted; name it: --targets '{{COLUMN}}', of "
             f"{', '.join(columns)}."
         )
-    doubts.append(f"TARGETS is {guess}, {why}; no column has the name of a target")
+    doubts.append(f"TARGETS is {guess}, {why}; no column has the name of a target; override with --targets")
     return f"{{{guess}}}"
 
 
@@ -91,7 +91,9 @@ def guess_inputs(columns: Sequence[str], rows: Sequence[Cells], has_image: bool,
     named = [name for name in columns if _ends(name) in INPUTS and set(name.lower().split(".")).isdisjoint(TARGETS)]
     if not named and has_image:
         if columns:
-            doubts.append(f"INPUTS names no column; there are {', '.join(columns)}")
+            doubts.append(
+                f"INPUTS names no column; there are {', '.join(columns)}; to give the model some, use --inputs"
+            )
         return "what is this?"
     if not named:
         lengths = {name: sum(map(len, texts)) / len(texts) for name in columns if (texts := column_texts(rows, name))}
@@ -99,7 +101,9 @@ def guess_inputs(columns: Sequence[str], rows: Sequence[Cells], has_image: bool,
             raise UserError("It is not clear which columns are the input; name them: --inputs 'text: {COLUMN}'.")
         named = [max(lengths, key=lengths.__getitem__)]
         if len(lengths) > 1:
-            doubts.append(f"INPUTS is {named[0]}, the longest text; no column has the name of an input")
+            doubts.append(
+                f"INPUTS is {named[0]}, the longest text; no column has the name of an input; override with --inputs"
+            )
     return f"{{{named[0]}}}" if len(named) == 1 else " ".join(f"{name}: {{{name}}}" for name in named)
 
 

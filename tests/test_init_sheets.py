@@ -140,3 +140,30 @@ def test_tables_fit_a_narrow_terminal(width, tmp_path):
     text = out.getvalue()
     assert max(map(len, text.splitlines())) <= width and "\u2026" not in text  # nothing is left out
     assert "validation" in text and "category number 18" in " ".join(text.replace("\u2502", " ").split())
+
+
+def test_the_delimiter_is_reported(init, tmp_path):
+    rows = "".join(f"the text {i};{'yes' if i % 2 else 'no'}\n" for i in range(60))
+    (tmp_path / "sep.csv").write_text(f"sep=;\ntext;label\n{rows}")
+    said = " ".join(init("sep.csv")[1].split())
+    assert "The first line of sep.csv names the delimiter, ';', and is not read as a row." in said
+    (tmp_path / "task.gin").unlink()
+    (tmp_path / "semicolons.csv").write_text(f"text;label\n{rows}")
+    said = " ".join(init("semicolons.csv")[1].split())
+    assert "semicolons.csv is separated by ';'; if it is not, change DELIMITER in the file." in said
+
+
+def test_the_only_column_beside_a_picture_is_the_target(init, tmp_path):
+    for i in range(60):
+        Image.new("RGB", (9, 9), (i, 2 * i, 9)).save(tmp_path / f"{i}.png")
+    rows = [(f"{i}.png", f"a picture of {i}") for i in range(60)]
+    status, said = init(str(write(tmp_path / "a.csv", rows, ("file", "remark"))))
+    assert status == 0 and "TARGETS = '{remark}'" in (tmp_path / "task.gin").read_text(), said
+
+
+def test_numbers_that_pictures_happen_to_have_are_no_pictures(init, tmp_path):
+    for i in range(60):
+        Image.new("RGB", (9, 9), (i, 2 * i, 9)).save(tmp_path / f"{i}.png")
+    rows = [(i, f"the text {i}", i % 9) for i in range(300)]
+    status, said = init(str(write(tmp_path / "a.csv", rows, ("id", "text", "score"))))
+    assert status == 0 and "\nIMAGE =" not in (tmp_path / "task.gin").read_text(), said

@@ -260,7 +260,11 @@ def test_text_of_parquet_is_checked_and_a_date_spoils_only_a_row_that_uses_it(tm
     days = pyarrow.array([10_000_000 if i == 7 else -10_000_000 if i == 8 else i for i in range(60)], pyarrow.date32())
     labels = ["yes"] * 60
     assert total(load(parquet_of(tmp_path, labels, day=days))) == 60
-    with pytest.raises(UserError, match=r"no examples in train: line 1 of .*: a cell holds date, neither"):
+    task = load(parquet_of(tmp_path, labels, day=days), inputs="{day}", limits={"unparsed": 0.1})
+    assert "1970-01-03" in {row["inputs_pretokenized"] for split in task.splits for row in task.examples(split)}
+    with pytest.raises(
+        UserError, match=r"2 of 60 rows of train do not parse .*line 8 of .*: a cell holds date32\[day\], neither"
+    ):
         load(parquet_of(tmp_path, labels, day=days), inputs="{day}")
     bad = pyarrow.array([b"caf\xe9" if i == 3 else b"no" for i in range(60)]).view(pyarrow.string())
     with pytest.raises(UserError, match=r"line 4 of .*: it is not UTF-8 \(byte 0xE9\)"):

@@ -10,11 +10,11 @@ from typing import Any
 
 from adalink_jax.data.label_sets import SEPARATORS, items_of, separator_for
 from adalink_jax.data.user_files import table_files, table_rows
-from adalink_jax.data.user_files.delimited_files import DELIMITERS, records, was_quoted
+from adalink_jax.data.user_files.delimited_files import DELIMITERS, records, separator_line, was_quoted
 from adalink_jax.data.user_files.file_settings import ALTERNATIVES
 from adalink_jax.data.user_files.file_splits import files_of, first_of
 from adalink_jax.data.user_files.image_files import ARCHIVES, Pictures
-from adalink_jax.data.user_files.input_target_guess import Cells, column_texts, guess_inputs, guess_targets
+from adalink_jax.data.user_files.input_target_guess import TARGETS, Cells, column_texts, guess_inputs, guess_targets
 from adalink_jax.data.user_files.table_search import files_at
 from adalink_jax.errors import UserError
 from adalink_jax.files.places import path_of, regular_file
@@ -52,7 +52,7 @@ def guess(data: str, known: Mapping[str, str | None]) -> Guess:
     first = files_of(files)["train"][0]
     doubts: list[str] = []
     encoding = known.get("encoding") or _encoding(first, doubts)
-    delimiter = _delimiter(first, encoding)
+    delimiter = _delimiter(first, encoding, doubts)
     settings: dict[str, Any] = {"data": files} | ({} if delimiter is None else {"delimiter": delimiter})
     settings |= {} if encoding is None else {"encoding": encoding}
     separator = delimiter or DELIMITERS.get(table_files.suffix_of(first), "")
@@ -84,7 +84,9 @@ def guess(data: str, known: Mapping[str, str | None]) -> Guess:
     settings |= _image(first, unused, rows, known, doubts)
     in_image = re.findall(r"\{([^{}]*)\}", settings.get("image", ""))
     unused = [name for name in unused if name not in in_image]
-    settings["targets"] = known.get("targets") or guess_targets(first, unused, rows, known.get("inputs"), doubts)
+    settings["targets"] = known.get("targets") or guess_targets(
+        first, unused, rows, known.get("inputs"), "image" in settings, doubts
+    )
     target = next((name for name in unused if settings["targets"] == f"{{{name}}}"), None)
     settings |= _lists(first, target, rows, known.get("lists"))
     unused = [name for name in unused if f"{{{name}}}" not in settings["targets"]]
@@ -113,13 +115,19 @@ def _encoding(path: str, doubts: list[str]) -> str | None:
     return None
 
 
-def _delimiter(path: str, encoding: str | None) -> str | None:
-    """The delimiter of a CSV or TSV, if it is not the usual one."""
+def _delimiter(path: str, encoding: str | None, doubts: list[str]) -> str | None:
+    """The delimiter of a CSV or TSV, if it is not the usual one and no first line `sep=;` names it."""
     usual = DELIMITERS.get(table_files.suffix_of(path))
     if usual is None or os.path.isdir(path):
         return None
+    if (stated := separator_line(next(table_rows.lines(regular_file(path), encoding), ""))) is not None:
+        doubts.append(f"The first line of {path} names the delimiter, {stated!r}, and is not read as a row")
+        return None
     first = next(records(path, usual, None, encoding), [""])
-    return next((sign for sign in "\t;|," if sign != usual and sign in first[0]), None) if len(first) == 1 else None
+    sign = next((sign for sign in "\t;|," if sign != usual and sign in first[0]), None) if len(first) == 1 else None
+    if sign is not None:
+        doubts.append(f"{path} is separated by {sign!r}; if it is not, change DELIMITER in the file")
+    return sign
 
 
 def _has_header(path: str, delimiter: str, quoted: bool | None, encoding: str | None) -> bool:
@@ -211,11 +219,12 @@ def _lost_pictures(name: str, rows: Sequence[Cells], pictures: Pictures) -> str 
 
 
 def _picture_template(name: str, rows: Sequence[Cells], pictures: Pictures) -> str | None:
-    """`{NAME}`, or with a suffix, if most cells of the column name images that exist."""
-    texts = [text for text in column_texts(rows, name) if text][:PICTURES_TRIED]
+    """`{NAME}`, or with a suffix, if most cells of the column name images that exist; those of a target need their own suffix."""
+    texts = [text for text in column_texts(rows, name) if text]
+    texts = texts[:: -(-len(texts) // PICTURES_TRIED) or 1]
     if not texts or any("\n" in text or len(text) > 200 for text in texts):
         return None
-    for suffix in ("", *table_files.PICTURES):
+    for suffix in ("", *(table_files.PICTURES if name.lower() not in TARGETS else ())):
         if suffix == "" and not texts[0].lower().endswith(table_files.PICTURES):
             continue
         if sum(pictures.problem(text + suffix) is None for text in texts) >= 0.9 * len(texts):

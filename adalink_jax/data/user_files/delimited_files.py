@@ -62,8 +62,8 @@ def _records(
     csv.field_size_limit(LONGEST)
     source, line, size = lines(path, encoding), 1, 0
     first = next(source, "")
-    if stated := _SEPARATOR.fullmatch(first):
-        delimiter, line = stated[1], 2
+    if (stated := separator_line(first)) is not None:
+        delimiter, line = stated, 2
     else:
         source = itertools.chain([first] if first else [], source)
     quoting = csv.QUOTE_MINIMAL if quoted or (quoted is None and delimiter != "\t") else csv.QUOTE_NONE
@@ -95,6 +95,12 @@ def _records(
             continue
         if cells:
             yield line, cells, reader.line_num + before - line + 1
+
+
+def separator_line(line: str) -> str | None:
+    """The delimiter that a first line `sep=;` names; None for other lines."""
+    stated = _SEPARATOR.fullmatch(line)
+    return None if stated is None else stated[1]
 
 
 def records(path: str, delimiter: str, quoted: bool | None = None, encoding: str | None = None) -> Iterator[list[str]]:

@@ -36,7 +36,7 @@ def column_texts(rows: Sequence[Cells], name: str) -> list[str]:
 
 
 def guess_targets(
-    path: str, columns: Sequence[str], rows: Sequence[Cells], inputs: str | None, doubts: list[str]
+    path: str, columns: Sequence[str], rows: Sequence[Cells], inputs: str | None, has_image: bool, doubts: list[str]
 ) -> str:
     """The template of the targets: a column with a target's name; else the one with the fewest values, of up to 50; else the
     only one of numbers; else the only one that is neither an input nor an id.
@@ -46,6 +46,7 @@ def guess_targets(
       columns: columns that may be the target.
       rows: the first rows.
       inputs: the template of the inputs, if the user gave it.
+      has_image: whether rows have a picture, which may be the whole input.
       doubts: a guess that had alternatives is added.
 
     Raises:
@@ -71,7 +72,7 @@ def guess_targets(
         guess, why = min(classes, key=values.__getitem__), "which has the fewest values"
     elif len(numbers) == 1:
         guess, why = numbers[0], "the only one of numbers"
-    elif len(others) == 1 and len(columns) > 1:
+    elif len(others) == 1 and (len(columns) > 1 or inputs or has_image):
         guess, why = others[0], "the only one that is not an input"
     else:
         raise UserError(

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import datetime
 import gzip
 import io
 import re
@@ -233,6 +234,13 @@ def cell(cells: Mapping[str, Any], name: str) -> Any:
         if isinstance(value, Mapping) and name.startswith(f"{key}."):
             return cell(value, name.removeprefix(f"{key}."))
     return None
+
+
+def iso_text(value: datetime.date | datetime.time) -> str:
+    """A date, or a time, as ISO 8601; midnight of a day as the day."""
+    if isinstance(value, datetime.datetime) and value.time() == datetime.time():
+        return value.date().isoformat()
+    return value.isoformat()
 
 
 def is_picture(value: object) -> bool:

@@ -1,11 +1,12 @@
 """Templates that write rows as text: `question: {question} context: {text}`."""
 
+import datetime
 import decimal
 import re
 from collections.abc import Mapping
 from typing import Any
 
-from adalink_jax.data.user_files.table_rows import Table, Unreadable, cell
+from adalink_jax.data.user_files.table_rows import Table, Unreadable, cell, iso_text
 from adalink_jax.errors import UserError
 
 SHOWN = 20  # columns in a message
@@ -66,15 +67,17 @@ def is_missing(value: object) -> bool:
 
 
 def cell_text(value: object) -> str:
-    """A cell as text, without the spaces around it; "" for a missing value.
+    """A cell as text, without the spaces around it, a date as ISO 8601; "" for a missing value.
 
     Raises:
-      TypeError: for a cell that is neither text nor a number.
+      TypeError: for a cell that is neither text, a number nor a date.
     """
     if is_missing(value):
         return ""
     if isinstance(value, (str, int, float, bool)):
         return str(value).strip()
+    if isinstance(value, (datetime.date, datetime.time)):
+        return iso_text(value)
     if isinstance(value, decimal.Decimal):
         return f"{value:f}"
     kind = value.kind if isinstance(value, Unreadable) else type(value).__name__

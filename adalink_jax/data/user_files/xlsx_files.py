@@ -15,7 +15,16 @@ from typing import Any
 
 from etils import epath
 
-from adalink_jax.data.user_files.table_rows import LARGEST, BadRow, Row, Table, check_columns, strings, unclean
+from adalink_jax.data.user_files.table_rows import (
+    LARGEST,
+    BadRow,
+    Row,
+    Table,
+    check_columns,
+    iso_text,
+    strings,
+    unclean,
+)
 from adalink_jax.errors import UserError
 
 DAMAGED = (zipfile.BadZipFile, zlib.error, OSError, EOFError)
@@ -100,8 +109,6 @@ def _value(cell: Any) -> Any:
         return None
     if isinstance(value, float) and value.is_integer():
         return int(value)
-    if isinstance(value, datetime.datetime):
-        return value.date().isoformat() if value.time() == datetime.time() else value.isoformat()
     if isinstance(value, (datetime.date, datetime.time)):
-        return value.isoformat()
+        return iso_text(value)
     return str(value) if isinstance(value, datetime.timedelta) else value

@@ -24,7 +24,7 @@ def init(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
 
     def run(*arguments):
-        status = main(["init", *arguments, "--out=task.gin", BASE])
+        status = main(["init", *arguments, "--out=task.gin", "--quick", BASE])
         said = capsys.readouterr()
         return status, said.out + said.err
 

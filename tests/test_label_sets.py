@@ -17,6 +17,7 @@ from adalink_jax.errors import UserError
 NAMES = ("a", "s", "p")
 SETS = [list(labels) for count in range(4) for labels in itertools.permutations(NAMES, count)]
 ROWS = [{"text": f"{i} {' '.join(f'on {x}' for x in SETS[i % 16])}", "tags": SETS[i % 16]} for i in range(160)]
+BASE = "--base=bundled:pali_nano_instruct"
 LABELS = {"targets": "{tags}", "lists": "labels", "metrics": ("label_sets",)}
 
 
@@ -25,7 +26,7 @@ def init(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
 
     def run(*arguments):
-        status = main(["init", *arguments, "--out=task.gin", "--force"])
+        status = main(["init", *arguments, "--out=task.gin", "--force", "--quick", BASE])
         said = capsys.readouterr()
         return status, " ".join((said.out + said.err).split())
 
@@ -141,7 +142,7 @@ def test_a_run_learns_sets_and_predicts_lists(tmp_path, monkeypatch, capsys):
     """From `init` to `infer`: JSON lines have lists, a CSV their text; choices are whole sets."""
     monkeypatch.chdir(tmp_path)
     written(tmp_path, "a.jsonl", jsonl_text([{"text": row["text"][:8], "tags": row["tags"]} for row in ROWS]))
-    assert main(["init", "a.jsonl", "--lists=labels", "--vocabulary=bytes"]) == 0
+    assert main(["init", "a.jsonl", "--lists=labels", "--quick", BASE]) == 0
     files = ("gin/models/pali_nano.gin", "gin/adapters/full.gin", "a.gin", "gin/runs/finetune.gin")
     settings = {"INITIAL_CHECKPOINT_PATH": "bundled:pali_nano_raw", "MODEL_DIR": "run", "TRAIN_STEPS": 40, "LEARNING_RATE": 3e-3}  # fmt: skip
     command = ["train", *(f"--gin_file={file}" for file in files), *(f"--gin.{k}={v!r}" for k, v in settings.items())]

@@ -22,7 +22,7 @@ DEV       := $(VENV)/.installed-dev
 PYTEST    := JAX_PLATFORMS=cpu TF_CPP_MIN_LOG_LEVEL=3 $(BIN)/python -m pytest $(PYTEST_ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart lint test test-short test-attention test-slow test-t5x fuzz soak speed plan-matrix study docs wheel clean
+.PHONY: help quickstart lint test test-short test-attention test-slow test-t5x test-trackers fuzz soak speed plan-matrix study docs wheel clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -64,6 +64,20 @@ T5X_PYTHON ?= $(BIN)/python
 
 test-t5x:  ## the tests against t5x itself, with T5X_PYTHON=PATH, a Python that has t5x; skipped otherwise
 	JAX_PLATFORMS=cpu TF_CPP_MIN_LOG_LEVEL=3 $(T5X_PYTHON) -m pytest -m t5x tests/test_t5x.py
+
+# W&B, MLflow and trackio over the packages of $(VENV), with the versions of constraints-trackers.txt.
+TRACKERS := $(VENV)-trackers
+PURELIB  := -c "import sysconfig; print(sysconfig.get_path('purelib'))"
+
+test-trackers: $(TRACKERS)/.installed  ## the tests of trackers with the real W&B, MLflow and trackio, without a network
+	JAX_PLATFORMS=cpu TF_CPP_MIN_LOG_LEVEL=3 $(TRACKERS)/bin/python -m pytest tests/test_trackers.py
+
+$(TRACKERS)/.installed: $(PACKAGING) constraints-trackers.txt | $(DEV) $(INSTALLED)
+	@echo "Installing W&B, MLflow and trackio into $(TRACKERS) (200 MB)."
+	$(BIN)/python -m venv $(TRACKERS)
+	$(BIN)/python $(PURELIB) > $$($(TRACKERS)/bin/python $(PURELIB))/base.pth
+	$(TRACKERS)/bin/python -m pip install -q --disable-pip-version-check -c constraints-trackers.txt -e '.[wandb,mlflow,trackio]'
+	@touch $@
 
 # How many inputs, of which seed and kinds, e.g. FUZZ_ARGS='--seed 1 --kinds "tables,gin values"'.
 FUZZ_ARGS ?= --page docs/results/fuzz.md

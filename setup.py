@@ -92,6 +92,10 @@ setup(
         "gcs": ["gcsfs>=2025.1"],
         "hf": [HUB, TRANSFORMERS],
         "xlsx": [XLSX],
+        # Trackers (docs/trackers.md). W&B is read back by its own command; trackio says only in private where a run continues.
+        "wandb": ["wandb>=0.31,<1"],
+        "mlflow": ["mlflow-skinny>=3.10,<4", "SQLAlchemy>=2,<3", "alembic>=1.13"],
+        "trackio": ["trackio>=0.43,<0.44"],
         # The references of the parity tests. On Linux, pip takes a build of torch with CUDA: some gigabytes.
         "parity": ["torch==2.13.0", TRANSFORMERS, "peft>=0.21,<0.22", "accelerate>=1.10"],
         # The documentation site; pinned, as a new theme changes the pages.

@@ -37,7 +37,11 @@ LAYERS = {
     "configuration": "gin: flags, files, checks.",
     "files": "Small files written whole, locks.",
 }
-WITHOUT_PUBLIC_IMPORT = {"adalink_jax.data.seqio_tasks", "adalink_jax.data.seqio_source"}  # need TensorFlow and seqio
+WITHOUT_PUBLIC_IMPORT = {  # they need TensorFlow and seqio, or the library of a tracker
+    "adalink_jax.data.seqio_tasks",
+    "adalink_jax.data.seqio_source",
+    *(f"adalink_jax.training.trackers.{name}_tracker" for name in ("wandb", "mlflow", "trackio")),
+}
 TITLE_OF_TABLE = re.compile(r"^\[([\w.]+\.csv)\]\(\1\)$", re.MULTILINE)
 
 

@@ -136,6 +136,7 @@ def test_a_step_that_was_cut_short_is_in_tensorboard_once(tmp_path):
             if step >= resumed_at:
                 writer.write_picture(step, "validation", picture)
                 writer.write(step, {"validation/accuracy": step / 10})
+        writer.close()
     assert [row["step"] for row in read_json_lines(epath.Path(tmp_path) / "metrics.jsonl")] == [0, 6]
     found = EventAccumulator(str(tmp_path / "tensorboard"))
     found.Reload()

@@ -135,11 +135,17 @@ def used_settings() -> dict[str, str]:
 def train_options(flags: GinFlags) -> dict[str, Any]:
     """The arguments of `train`, `train_pack` and `tune` that record the settings, and refuse unused ones."""
 
+    def macros() -> dict[str, Any]:
+        """gin's macros; those that are not plain values as their text."""
+        plain = (bool, int, float, str, type(None))
+        values = gin_checks.macros_set().items()
+        return {name: value if isinstance(value, plain) else _literal(value) for name, value in sorted(values)}
+
     def config_text() -> str:
         gin_checks.check_all_used(flags)
         return operative_config()
 
-    return {"settings": used_settings, "config_text": config_text}
+    return {"settings": used_settings, "config_text": config_text, "macros": macros}
 
 
 def require(needed: dict[str, str]) -> None:
@@ -157,23 +163,23 @@ def require(needed: dict[str, str]) -> None:
             raise UserError(f"The configuration sets no {parameter}; add {remedy}.")
 
 
+def _literal(value: object) -> str:
+    """A value as gin text, with macros replaced by their values."""
+    if isinstance(value, gin_config.ConfigurableReference):
+        macros, name = gin_checks.macros_set(), gin_checks.macro_name(value)
+        if name in macros:
+            return _literal(macros[name])
+        unique = len(gin_config._REGISTRY.matching_selectors(value.selector.split(".")[-1])) == 1
+        return re.sub(r"(?:\w+\.)+(?=\w+(\(\))?$)", "", repr(value)) if unique else repr(value)
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{_literal(k)}: {_literal(v)}" for k, v in value.items()) + "}"
+    if isinstance(value, (list, tuple)):
+        inner = ", ".join(map(_literal, value)) + ("," if len(value) == 1 and isinstance(value, tuple) else "")
+        return f"[{inner}]" if isinstance(value, list) else f"({inner})"
+    return repr(value)
+
+
 def _flat(config: gin_checks.Config) -> dict[str, str]:
-    macros = gin_checks.macros_set()
-
-    def literal(value: object) -> str:
-        if isinstance(value, gin_config.ConfigurableReference):
-            name = gin_checks.macro_name(value)
-            if name in macros:
-                return literal(macros[name])
-            unique = len(gin_config._REGISTRY.matching_selectors(value.selector.split(".")[-1])) == 1
-            return re.sub(r"(?:\w+\.)+(?=\w+(\(\))?$)", "", repr(value)) if unique else repr(value)
-        if isinstance(value, dict):
-            return "{" + ", ".join(f"{literal(k)}: {literal(v)}" for k, v in value.items()) + "}"
-        if isinstance(value, (list, tuple)):
-            inner = ", ".join(map(literal, value)) + ("," if len(value) == 1 and isinstance(value, tuple) else "")
-            return f"[{inner}]" if isinstance(value, list) else f"({inner})"
-        return repr(value)
-
     out = {}
     short = collections.Counter((scope, selector.split(".")[-1]) for scope, selector in config)
     for (scope, selector), parameters in config.items():
@@ -181,5 +187,5 @@ def _flat(config: gin_checks.Config) -> dict[str, str]:
             name = selector.split(".")[-1]
             name = selector if short[scope, name] > 1 else name  # two modules may have configurables of one name
             prefix = f"{scope}/{name}" if scope else name
-            out |= {f"{prefix}.{parameter}": literal(value) for parameter, value in parameters.items()}
+            out |= {f"{prefix}.{parameter}": _literal(value) for parameter, value in parameters.items()}
     return dict(sorted(out.items()))

@@ -224,7 +224,9 @@ class Console(contextlib.AbstractContextManager["Console"]):
         self._out.print(files)
         config = f"--gin_file={self._model_dir}/config.gin{configuration.consent_option()}"
         self._out.print("\nTo try next:", style="bold")
-        commands = [f"tensorboard --logdir {self._model_dir}/tensorboard", f"adalink params {config}"]
+        commands = [f"adalink params {config}"]
+        if any(name == "tensorboard/" for name, _ in written):
+            commands.insert(0, f"tensorboard --logdir {self._model_dir}/tensorboard")
         if any(name == "adapter/" for name, _ in written):
             commands.insert(
                 0, f"""adalink eval {config} --gin.INITIAL_ADAPTER_PATH="'{self._model_dir}/adapter'" """.strip()

@@ -240,7 +240,7 @@ def write_end(
     return written + [
         (SUMMARY, "scores, counts, seconds"),
         ("metrics.jsonl", "every metric by step"),
-        ("tensorboard/", "the same for TensorBoard"),
+        *([("tensorboard/", "the same for TensorBoard")] if (folder / "tensorboard").exists() else ()),
         ("config.gin", "the configuration that was used"),
         ("model-info.txt", "every parameter: shape, dtype, sharding, trained or frozen"),
     ]

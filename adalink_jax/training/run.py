@@ -7,7 +7,8 @@ versions, the same bits as an uninterrupted run.
 import dataclasses
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import gin
 import jax
@@ -28,6 +29,7 @@ from adalink_jax.training.run_checkpoints import CheckpointConfig
 from adalink_jax.training.session import RunSession, Start, open_run
 from adalink_jax.training.setup import Parameters, Setup, load_parameters
 from adalink_jax.training.step import CrossEntropy, TrainState, make_train_step
+from adalink_jax.training.trackers import TENSORBOARD, RunFacts, TrackerName, import_libraries
 from adalink_jax.training.verdict import nothing_learned
 from adalink_jax.typed_values import NonNegativeInt, PositiveInt
 
@@ -47,8 +49,10 @@ def train(
     microbatches: PositiveInt = 1,
     log_period: PositiveInt | None = None,
     profile_steps: tuple[NonNegativeInt, PositiveInt] | None = None,
+    trackers: Sequence[TrackerName] = (TENSORBOARD,),
     settings: Callable[[], dict[str, str]] = dict,
     config_text: Callable[[], str] = lambda: "",
+    macros: Callable[[], dict[str, Any]] = dict,
     base: Parameters | None = None,
     batches: BatchIterator | None = None,
     keep_folder: bool = True,
@@ -68,9 +72,11 @@ def train(
       microbatches: parts that a batch is divided into, computed one after the other to save memory.
       log_period: steps between logged training metrics; None is a fortieth of the steps, and at most 50.
       profile_steps: `(first, last)` step of a profiler trace, written to `model_dir/profile`.
+      trackers: those that are given the metrics, see `training.trackers`; `metrics.jsonl` is always written.
       settings: returns `{setting: value}` once everything is configured; a run is resumed only under equal settings (except
         those in `run_checkpoints.MAY_CHANGE`).
       config_text: returns the text of `config.gin` once everything is configured.
+      macros: returns gin's macros by name, for the trackers.
       base: the backbone's leaves, if this process has them already, see `load_parameters`.
       batches: yields each batch to train on, in place of the training split, of which nothing is read then.
       keep_folder: whether the folder is kept after the run; if not, its files are not announced.
@@ -84,6 +90,7 @@ def train(
       Stopped: after a stop was requested and the state was saved.
     """
     check_metric(metric)
+    import_libraries(trackers)
     started = time.time()
     loss, checkpoints = loss or CrossEntropy(), checkpoints or CheckpointConfig()  # with gin's settings
     with open_run(setup, model_dir, total_steps, microbatches, checkpoints, settings, batches is not None) as session:
@@ -99,12 +106,15 @@ def train(
             config_text,
         )
         evaluator = session.evaluator(start.converter, setup.model)
-        run = Run(
-            session, start, params, evaluator, MetricWriter(model_dir, resumed_at=start.step), metric, keep_folder
+        facts = RunFacts(session.folder, start.config, macros())
+        writer = MetricWriter(
+            session.folder, start.step, trackers, facts, session.console.note, session.console.warning
         )
+        session.at_end.callback(writer.close, finished=False)
+        run = Run(session, start, params, evaluator, writer, metric, keep_folder)
         if start.step and metric is not None and not run.writer.has(0, f"validation/{metric}"):
             session.console.warning(
-                f"{model_dir}/metrics.jsonl lacks earlier rows; {model_dir}/tensorboard still has them."
+                f"{model_dir}/metrics.jsonl lacks earlier rows; a tracker, such as {model_dir}/tensorboard, may still have them."
             )
         if eval_period and start.step % eval_period == 0:
             run.evaluate(start.state)  # also where the run was killed between a checkpoint and its evaluation
@@ -289,6 +299,10 @@ class Run:
         written = outputs.write_end(
             session.folder, setup, self.params, state.trainable, last.trainable, untrained, after, summary
         )
+        for picture in (session.folder / name for name, _ in written if name.endswith(".png")):
+            self.writer.add_picture(int(last.step), f"test/{picture.stem}", picture)
+        adapter = session.folder / "adapter"
+        self.writer.close(finished=True, adapter=adapter if parallel.is_first() and adapter.exists() else None)
         session.console.finished(summary, untrained, after, written if self.keep_folder else [])
         return summary
 
@@ -306,6 +320,7 @@ class Run:
             examples = metrics.get("examples", self.session.setup.data.batch_size)
             self.step_seconds.append(examples / examples_per_second)
             self.input_seconds.append(metrics["input_wait"] * self.step_seconds[-1])
+            self.writer.reached(step)
             if step % period == 0:
                 values = {f"train/{name}": value for name, value in metrics.items()}
                 self.writer.write(step, values | {"train/examples_per_second": examples_per_second})

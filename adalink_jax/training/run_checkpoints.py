@@ -35,7 +35,7 @@ T = TypeVar("T")
 MAY_CHANGE = ("CheckpointConfig.", "Setup.vision_cache", "expect_devices.", "compiler_flags.", "decoder_weights.", "make_mesh.",
               "logical_axis_rules.", "check_environment.", *(
     f"{name}.{setting}" for name in ("train", "train_pack")
-    for setting in ("model_dir", "total_steps", "log_period", "profile_steps", "checkpoints", "at_once")
+    for setting in ("model_dir", "total_steps", "log_period", "profile_steps", "checkpoints", "at_once", "trackers")
 ))  # fmt: skip
 
 

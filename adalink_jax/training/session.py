@@ -102,6 +102,7 @@ class Start:
       facts: the checkpoint's facts; {} for a fresh run.
       batches: at the position that belongs to `state`; they are made ahead, and closing them ends their thread.
       converter: makes the features, for evaluation too.
+      config: the text of `config.gin`.
     """
 
     state: TrainState
@@ -109,6 +110,7 @@ class Start:
     facts: dict
     batches: Prefetched
     converter: FeatureConverter
+    config: str
 
     def segments(self, step: int) -> list[dict]:
         """The run's segments up to `step`, JSON-able: those of the checkpoint, and this process's if it made a step."""
@@ -170,10 +172,11 @@ class RunSession(Session):
             state, facts = self.newest.restore(state)
             batches.set_state(facts["data_position"])
             self.console.resumed(int(state.step), self.newest)
-        parallel.once(outputs.write_start, self.folder, params, config_text())
+        config = config_text()
+        parallel.once(outputs.write_start, self.folder, params, config)
         step = int(state.step)
         ahead = self.at_end.enter_context(Prefetched(batches, self.total_steps - step))
-        return Start(state, step, facts, ahead, converter)
+        return Start(state, step, facts, ahead, converter, config)
 
     def baselines(self) -> dict[str, dict[str, float]]:
         """Test scores without a model, see `verdict.baselines_of`; none where the caller makes the batches, whose examples are not known."""

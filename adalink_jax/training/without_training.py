@@ -57,6 +57,8 @@ def evaluate(
         if folder is not None:
             parallel.once(outputs.claim_scores, folder, run_dir, at_end)
         writer = None if folder is None else MetricWriter(folder, resumed_at=None)
+        if writer is not None:
+            at_end.callback(writer.close)
         scores = {}
         for step, read in readers.items():
             if run_dir is not None and writer is not None and (known := writer.values(step, f"{split}/")):

@@ -6,6 +6,7 @@ Like a single run it can be killed at any point and resumed by rerunning the com
 import dataclasses
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import gin
 import jax
@@ -26,6 +27,7 @@ from adalink_jax.training.run_checkpoints import CheckpointConfig
 from adalink_jax.training.session import RunSession, Start, open_run
 from adalink_jax.training.setup import Setup
 from adalink_jax.training.step import CrossEntropy, TrainState
+from adalink_jax.training.trackers import TENSORBOARD, TrackerName
 from adalink_jax.training.verdict import nothing_learned
 from adalink_jax.typed_values import NonNegativeInt, PositiveFloat, PositiveInt, Seed
 
@@ -51,8 +53,10 @@ def train_pack(
     log_period: PositiveInt | None = None,
     at_once: PositiveInt | None = None,
     test: bool = True,
+    trackers: Sequence[TrackerName] = (TENSORBOARD,),
     settings: Callable[[], dict[str, str]] = dict,
     config_text: Callable[[], str] = lambda: "",
+    macros: Callable[[], dict[str, Any]] = dict,
 ) -> dict:
     """Trains every combination of learning rate, seed and rank, or resumes.
 
@@ -67,7 +71,8 @@ def train_pack(
         improvement; the pack ends early once all have. None trains all members to the end.
       at_once: how many members are computed at once; None is all of them, on a CPU one after the other.
       test: score each member's best step on `test`, once, at the end.
-      settings, config_text: as for `train`.
+      trackers: TensorBoard, or nothing.
+      settings, config_text, macros: as for `train`.
 
     Returns:
       The contents of `summary.json`: `members`, a dict per member, in the order of the grid, and what they share.
@@ -80,13 +85,18 @@ def train_pack(
     if metric is None:
         raise UserError("A pack keeps each member's best step on validation, so it needs a metric: set METRIC.")
     check_metric(metric)
+    if others := [name for name in trackers if name != TENSORBOARD]:
+        raise UserError(
+            f"TRACKERS has {others[0]!r}, and the members of a pack are followed by {TENSORBOARD} alone; leave it out, or "
+            f"make each member a run of its own (`adalink sweep`)."
+        )
     started, members = time.time(), check_members(learning_rates, seeds, ranks)
     loss, checkpoints = loss or CrossEntropy(), checkpoints or CheckpointConfig()  # with gin's settings
     with open_run(members[0].setup(setup), model_dir, total_steps, microbatches, checkpoints, settings) as session:
         if session.summary is not None:
             return session.summary
         session.console.members([member.name for member in members])
-        run = PackRun.load(session, setup, members, optimizer, config_text, metric, patience, at_once)
+        run = PackRun.load(session, setup, members, optimizer, config_text, metric, patience, at_once, trackers)
         step = make_packed_step(
             run.pack.model, optimizer, own_batches=own_batches(members), at_once=at_once, loss=loss,
             microbatches=microbatches,
@@ -151,6 +161,7 @@ class PackRun:
         metric: str,
         patience: int | None,
         at_once: int | None,
+        trackers: Sequence[str],
     ) -> "PackRun":
         """Loads the pack, or its newest checkpoint; see `train_pack` for the arguments."""
         pack = load_pack(setup, members, session.mesh, session.rules)
@@ -160,7 +171,9 @@ class PackRun:
         start = session.start(pack.params, joined, make_batches, config_text)
         last, best = (partition.below(start.state.trainable, which) for which in ("last", "best"))
         start = dataclasses.replace(start, state=dataclasses.replace(start.state, trainable=last))
-        writers = [MetricWriter(session.folder / MEMBERS / member.name, start.step) for member in members]
+        writers = [MetricWriter(session.folder / MEMBERS / member.name, start.step, trackers) for member in members]
+        for writer in writers:
+            session.at_end.callback(writer.close, finished=False)
         progress = Progress(**start.facts["progress"]) if start.facts else Progress.start(len(members))
         evaluator = session.evaluator(start.converter, pack.model, at_once)
         return cls(session, start, pack, members, evaluator, writers, metric, patience, best, progress)
@@ -262,6 +275,8 @@ class PackRun:
             rows.append(row)
         summary = {"members": rows, "steps": int(state.step), "total_steps": total_steps} | shared
         outputs.write_summary(session.folder, summary)
+        for writer in self.writers:
+            writer.close()
         session.console.members_finished(summary)
         return summary
 
@@ -270,6 +285,8 @@ class PackRun:
 
         def log(step: int, metrics: dict, examples_per_second: float) -> None:
             bar(step, {"loss": float(np.nanmin(metrics["loss"]))}, examples_per_second)
+            for writer in self.writers:
+                writer.reached(step)
             if step % period == 0:
                 by_member = {name: np.broadcast_to(value, len(self.writers)) for name, value in metrics.items()}
                 for i, writer in enumerate(self.writers):

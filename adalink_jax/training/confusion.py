@@ -75,7 +75,8 @@ def _draw(matrix: Confusion, title: str) -> bytes:
     letters = 8 if size > 12 else 10
     upright = max(map(len, matrix.classes)) <= 4
     turned = {} if upright else {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
-    axis.set_xticks(range(size + 1), [*names, OTHER], fontsize=letters, **turned)
+    other = f"({OTHER})" if OTHER in matrix.classes else OTHER
+    axis.set_xticks(range(size + 1), [*names, other], fontsize=letters, **turned)
     axis.set_yticks(range(size), names, fontsize=letters)
     axis.set(xlabel="predicted", ylabel="true")
     figure.suptitle(textwrap.fill(title, max(44, 9 * size)), fontsize=11, fontweight="bold")

@@ -33,7 +33,7 @@ DAMAGED = (zipfile.BadZipFile, zlib.error, OSError, EOFError)
 def open_xlsx(path: epath.Path) -> Table:
     """See `table_files.open_table`. The workbook has one sheet with values, hidden ones apart."""
     with _opened(path) as workbook:
-        filled = [sheet.title for sheet in _sheets(workbook) if next(_rows(sheet), None) is not None]
+        filled = [sheet.title for sheet in _visible(workbook) if next(_rows(sheet), None) is not None]
         if len(filled) != 1:
             named = f"{len(filled)} sheets with rows: {', '.join(filled)}; save the one to read as a file of its own"
             raise UserError(f"{path} has {named}." if filled else f"{path} is empty.")
@@ -86,17 +86,14 @@ def _library(path: epath.Path) -> types.ModuleType:
     return openpyxl
 
 
-def _sheets(workbook: Any) -> Iterator[Any]:
+def _visible(workbook: Any) -> list[Any]:
     """The sheets of cells that are not hidden."""
-    for sheet in workbook.worksheets:
-        if sheet.sheet_state == "visible":
-            sheet.reset_dimensions()  # which other programs write wrongly
-            yield sheet
+    return [sheet for sheet in workbook.worksheets if sheet.sheet_state == "visible"]
 
 
 def _rows(sheet: Any) -> Iterator[tuple[int, list[Any]]]:
     """`(number, values)` of the rows that have a value."""
-    sheet.reset_dimensions()
+    sheet.reset_dimensions()  # which other programs write wrongly
     for number, row in enumerate(sheet.iter_rows(), 1):
         values = [_value(cell) for cell in row]
         if any(value is not None for value in values):

@@ -169,11 +169,11 @@ def _name(data: str) -> str:
 
 def _show_base(console: "Console", chosen: "Prepared", request: "Request", proposed: bool) -> None:
     """Prints what was proposed, and what its command needs here."""
-    from adalink_jax.cli import base_proposal
+    from adalink_jax.cli import base_proposal, public_bases
 
     if proposed:
-        others = base_proposal.GATED_FOR_TEXT + base_proposal.FOR_TEXT
-        others = base_proposal.FOR_PICTURES if request.has_images else others
+        others = public_bases.GATED_FOR_TEXT + public_bases.FOR_TEXT
+        others = public_bases.FOR_PICTURES if request.has_images else others
         listed = table("base", "parameters", "", right=("parameters",), title="Bases for this task")
         for base in sorted(others, key=lambda base: base.parameters or 0):
             remark = "chosen" if base == chosen.base else ""

@@ -95,6 +95,6 @@ def test_the_largest_that_fits_and_takes_an_hour_is_proposed(init, monkeypatch, 
         assert status == 2 and "more than is free here" in said
         return
     assert status == 0 and f"--gin.INITIAL_CHECKPOINT_PATH=\"'{chosen.path}'\"" in said
-    estimate = re.search(r"takes up to ([\d.]+) GB of memory and about ([\d,]+ minutes|a minute) on this machine", said)
+    estimate = re.search(r"takes about ([\d.]+) GB of memory and about ([\d,]+ minutes|a minute) on this machine", said)
     assert estimate and (estimate[2] == "a minute") == (chosen is LARGE)
     assert "--gin.RANK=16" in said and "--gin.KINDS=\"('text',)\"" in said  # a quarter of the width; no pictures

@@ -33,7 +33,7 @@ MOST_HOURS = 1.0
 START_HOURS = 1 / 60  # imports, data, base, compilation, baselines
 OF_THE_MEMORY = 0.8  # a job may take this share of what is free
 # On a CPU a step's temporaries are allocated anew each time while freed pages are kept (`host_memory`): measured, up to twice as much.
-HELD_BY_CPU, PROCESS_BYTES = 2, 10**9
+HELD_BY_CPU, PROCESS_BYTES = 2, 3 * 10**9 // 2
 
 
 @dataclasses.dataclass(frozen=True)

@@ -189,7 +189,7 @@ def _show_base(console: "Console", chosen: "Prepared", request: "Request", propo
     minutes = 60 * base_proposal.hours(plan)
     time = "about " + (f"{minutes:,.0f} minutes" if minutes >= 1.5 else "a minute")
     memory = f"{base_proposal.needed_bytes(plan) / 1e9:,.1f} GB of memory"
-    console.print(f"\nThe command below takes up to {memory} and {time} on {plan.topology}.", soft_wrap=True)
+    console.print(f"\nThe command below takes about {memory} and {time} on {plan.topology}.", soft_wrap=True)
     if not plan.fits:
         console.print(
             "It does not fit into the memory that is free here; take a smaller base, or shorter TASK_FEATURE_LENGTHS.",

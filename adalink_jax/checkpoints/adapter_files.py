@@ -20,7 +20,7 @@ from etils import epath
 from adalink_jax import parallel
 from adalink_jax.adapters import describe_adapter, make_adapter
 from adalink_jax.adapters.registry import METHODS
-from adalink_jax.checkpoints import peft_files
+from adalink_jax.checkpoints import hugging_face, peft_files
 from adalink_jax.checkpoints.adapter_facts import AdapterFacts
 from adalink_jax.checkpoints.digests import note_unverified
 from adalink_jax.errors import CheckpointError, UserError
@@ -110,6 +110,9 @@ def _write(destination: epath.Path, leaves: dict[str, np.ndarray], facts: Adapte
 def open_adapter(folder: Folder) -> tuple[dict[str, Leaf], AdapterFacts]:
     """Opens an adapter's folder, and compares all that it holds with the digests that it states.
 
+    Args:
+      folder: the folder, or `hf://OWNER/NAME[@revision]`, of which an adapter's files alone are downloaded.
+
     Returns:
       The leaves by this package's names, and the adapter's facts. `facts.verified` is False for files without digests, which
       version 0.1.0 and PEFT write.
@@ -118,7 +121,9 @@ def open_adapter(folder: Folder) -> tuple[dict[str, Leaf], AdapterFacts]:
       CheckpointError: for a folder that is not an adapter, a damaged file, invalid settings, and what this package does not
         implement.
     """
-    path, directory = os.fspath(folder), path_of(folder)
+    path = os.fspath(folder)
+    on_hub = path.startswith(hugging_face.HUB)
+    directory = hugging_face.download_files(path, CONFIG, WEIGHTS) if on_hub else path_of(folder)
     if (directory / PICKLE).exists() and not (directory / WEIGHTS).exists():
         raise CheckpointError(
             f"{path} holds {PICKLE}, a pickle, which is never opened; save it with PEFT as {WEIGHTS} (its default)."

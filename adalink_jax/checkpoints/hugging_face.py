@@ -70,14 +70,16 @@ def download(path: str, weights: bool = True) -> epath.Path:
         accepted its terms.
     """
     small = (CONFIG, "*.index.json", "qformer_tokenizer/*.json", *FILES_OF_THE_BASE)
+    if not weights:
+        return download_files(path, *small)
+    folder = download_files(path, *small, "model*.safetensors")
+    return folder if any(folder.glob("*.safetensors")) else download_files(path, *small, "pytorch_model*.bin")
+
+
+def download_files(path: str, *patterns: str) -> epath.Path:
+    """As `download`, of the files whose names match the `patterns`, with `*`."""
     with _from_the_hub(path) as (hub, repository, revision):
-        get = lambda *patterns: path_of(
-            hub.snapshot_download(repository, revision=revision, allow_patterns=list(patterns))
-        )
-        if not weights:
-            return get(*small)
-        folder = get(*small, "model*.safetensors")
-        return folder if any(folder.glob("*.safetensors")) else get(*small, "pytorch_model*.bin")
+        return path_of(hub.snapshot_download(repository, revision=revision, allow_patterns=list(patterns)))
 
 
 @contextlib.contextmanager

@@ -89,7 +89,10 @@ def _parse(argv: list[str]) -> tuple[configuration.GinFlags, argparse.Namespace]
             help="of INPUT: cp1252, shift_jis, ... (UTF-8, or UTF-16 with its mark; not the run's)",
         ),
         option(
-            "--adapters", metavar="NAME=PATH,...", default="", help="names and folders of adapters, all of one method"
+            "--adapters",
+            metavar="NAME=PATH,...",
+            default="",
+            help="names and folders of adapters (or hf://OWNER/NAME), all of one method",
         ),
         option(
             "--format",

@@ -47,6 +47,7 @@ COMMANDS = {
     "adapters": Command("adapter_commands", "show an adapter's files, verify them, or fold them into their base"),
     "check-method": Command("method_commands", "check that a method, yours or built-in, does everything that a method must do"),
     "export": Command("checkpoint_commands", "export an adapter for transformers: folded into its model, or as a torch hook"),
+    "push": Command("push_command", "push an adapter to the Hugging Face Hub, with a model card whose snippet was run"),
 }  # fmt: skip
 
 USAGE = """usage: adalink COMMAND [--gin_file=FILE ...] [--gin.NAME=VALUE ...] [options]

@@ -276,7 +276,7 @@ def load_adapter(base: LoadedBase, folder: str | os.PathLike[str]) -> AttachedMo
 
     Args:
       base: the one that it was trained on.
-      folder: what `AttachedModel.save`, `adalink train` or PEFT wrote.
+      folder: what `AttachedModel.save`, `adalink train` or PEFT wrote, or `hf://OWNER/NAME[@revision]`.
 
     Raises:
       CheckpointError: for a folder that is not an adapter, and for one of another base.

@@ -52,7 +52,7 @@ class Predictor:
     Args:
       model: a run's folder, whose adapter gets the name `adapter`; a base model in any form that INITIAL_CHECKPOINT_PATH takes; a
         `Setup`, whose adapter is ignored; or what is opened already.
-      adapters: name -> folder, all of one method; they replace a run's own adapter.
+      adapters: name -> folder or `hf://OWNER/NAME`, all of one method; they replace a run's own adapter.
       vocabulary: "bytes", a SentencePiece model, or a checkpoint's folder that has one; None for that of the run or the base model.
       task_feature_lengths: maximum lengths `{"inputs": L, "targets": T}`, in tokens; longer inputs are cut. None for those of the run; 512
         and 64 for a base model.

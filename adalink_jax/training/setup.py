@@ -41,7 +41,7 @@ class Setup:
         `bundled:NAME`; or a mapping from parts of the model to such paths, see `checkpoints.load_base`. None starts from
         random weights, which only a run that trains the whole backbone may do.
       checkpoint_renames: `(regular expression, replacement)` pairs for the leaf names of a base in an unknown format.
-      initial_adapter_path: an adapter folder to start from; None starts a fresh adapter.
+      initial_adapter_path: an adapter to start from, a folder or `hf://OWNER/NAME[@revision]`; None starts a fresh adapter.
       adapter_start: initial values of a fresh prompt (`prompt_start.from_vocabulary`, `from_class_labels`); None for random
         values.
       allow_other_base: accept an adapter that was trained on another base.

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 
 import pytest
 
@@ -92,6 +93,18 @@ def test_runs_without_a_sweep_and_members_of_packs_are_rows(tmp_path):
     assert [row["RANDOM_SEED"] for row in found.values()] == [None, 0, 1, None]
     assert found["x/started"]["state"] == "unfinished"
     assert list(rows(results.collect(str(tmp_path / "x" / "alone")))) == ["alone"]
+
+
+def test_numbers_in_names_and_groups_are_sorted_as_numbers(tmp_path, capsys):
+    for rate in ("10", "9", "1e-3", "0.1", "0.01"):
+        more = {"settings": {"LEARNING_RATE": rate}}
+        write_run(tmp_path / f"rate_{rate}_b", rank=4, seed=0, accuracy=0.5, sweep=False, **more)
+    rates = [0.001, 0.01, 0.1, 9, 10]
+    found = results.collect(str(tmp_path))
+    assert found.table["LEARNING_RATE"].to_pylist() == rates
+    assert found.grouped(["LEARNING_RATE"])["LEARNING_RATE"].to_pylist() == rates
+    assert main(["results", str(tmp_path)]) == 0
+    assert re.findall(r"rate_(\S+)_b", capsys.readouterr().out) == ["1e-3", "0.01", "0.1", "9", "10"]
 
 
 def test_groups_have_count_mean_and_interval(runs):

@@ -1,6 +1,8 @@
 """Complete runs from the command line: their files, and that killing, stopping or misusing them loses nothing."""
 
+import contextlib
 import gc
+import io
 import json
 import math
 import os
@@ -16,6 +18,7 @@ import pytest
 pytest.importorskip("seqio")
 
 from adalink_jax.cli.main import main  # noqa: E402
+from adalink_jax.training import console  # noqa: E402
 
 STEPS, PERIOD = 24, 6
 
@@ -64,16 +67,37 @@ def contents(folder):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     model_dir = tmp_path_factory.mktemp("runs") / "finished"
-    assert quickstart(model_dir) == 0
+    console._SHOWN.clear()
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        assert quickstart(model_dir) == 0
+    (model_dir.parent / "printed").write_text(out.getvalue())
     return model_dir
 
 
-def test_a_run_without_a_metric_scores_nothing_and_keeps_its_last_step(tmp_path, capsys):
+def test_a_run_ends_with_commands_that_use_it(finished, tmp_path):
+    lines = (finished.parent / "printed").read_text().split("To try next:")[1].strip().splitlines()
+    infer, in_python = (line.split("  #")[0].split() for line in lines[:2])
+    assert main([infer[1], infer[2], str(tmp_path / "predictions.jsonl"), *infer[4:]]) == 0
+    assert len((tmp_path / "predictions.jsonl").read_text().splitlines()) == 1000
+    assert in_python == [f"adalink_jax.Predictor({str(finished)!r})"]
+
+
+def test_the_table_of_parameters_fits_80_columns_and_names_the_sources(finished):
+    printed = (finished.parent / "printed").read_text()
+    table = printed[: printed.index("base: ")].splitlines()
+    assert all(len(line) <= 80 for line in table) and any("backbone/token_embedder " in line for line in table)
+    assert table[-1].startswith("backbone: bundled:pali_nano_instruct") and table[-2].startswith("adapter: fresh")
+
+
+def test_a_run_without_a_metric_scores_nothing_and_keeps_its_last_step(finished, tmp_path, capsys):
     assert quickstart(tmp_path / "unscored", TRAIN_STEPS=6, **{"train.metric": None}) == 0
     summary = json.loads((tmp_path / "unscored" / "summary.json").read_text())
     assert summary["step"] == summary["steps"] == 6 and summary["scores"] == {}
     assert not any("accuracy" in name for name in summary)
-    assert "step 6, the last" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "step 6, the last" in out
+    # the second run of this process on this base
+    assert "1,024 of 338,560 parameters are trained: 0.3025%" in out and "backbone/token_embedder" not in out
     assert not any(name.startswith(("validation", "test")) for row in rows(tmp_path / "unscored") for name in row)
     files = [(tmp_path / "unscored" / name / "adapter_model.safetensors") for name in ("adapter", "adapter_last")]
     assert files[0].read_bytes() == files[1].read_bytes()

@@ -92,9 +92,13 @@ def _open(path: str) -> Source:
     raise CheckpointError(f"{path} is not a base model; give {_KNOWN}.")
 
 
+def bundled_names() -> list[str]:
+    """The names of the base models in this package."""
+    return sorted(p.parent.name for p in _ASSETS.glob(f"*/{native.CONFIG}"))
+
+
 def _bundled(path: str) -> epath.Path:
-    name = path.removeprefix(BUNDLED)
-    names = sorted(p.parent.name for p in _ASSETS.glob(f"*/{native.CONFIG}"))
+    name, names = path.removeprefix(BUNDLED), bundled_names()
     if name not in names:
         raise CheckpointError(f"There is no bundled base model {name!r}; give one of {', '.join(names)}.")
     return path_of(_ASSETS) / name

@@ -26,6 +26,7 @@ class Command(NamedTuple):
 COMMANDS = {
     "quickstart": Command("run_commands", "adapt the bundled frozen model to a task that it cannot do; needs only this package", computes=True),
     "init": Command("init_command", "inspect your own data, a table or a folder of images, and write a task file for it"),
+    "list": Command("list_command", "list what can be named in a command: models, bases, adapters, tasks, metrics, ...; runs"),
     "train": Command("run_commands", "train an adapter (or a model), or resume a run: --gin_file=... --gin.NAME=value", computes=True),
     "pack": Command("comparison_commands", "train several adapters in one program: all learning rates x seeds x ranks", computes=True),
     "tune": Command("comparison_commands", "choose a method's learning rate on validation, with one pack", computes=True),

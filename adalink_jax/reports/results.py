@@ -13,6 +13,7 @@ import itertools
 import json
 import math
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -142,7 +143,8 @@ class Results:
         if not groups:
             raise UserError("No run is finished: there is nothing to group.")
         rows = []
-        for key, members in groups.items():
+        for key in sorted(groups, key=lambda key: [_in_order(str(value)) for value in key]):
+            members = groups[key]
             row = dict(zip(columns, key)) | {"runs": len(members)}
             for metric in self.metrics:
                 values = [member[metric] for member in members if member[metric] is not None]
@@ -208,14 +210,20 @@ def _folders(folder: epath.Path) -> Iterator[epath.Path]:
         return
     linked = lambda child: os.path.islink(os.fspath(child))  # a link would count a run twice
     children = [x for x in folder.iterdir() if not x.name.startswith(".") and x.is_dir() and not linked(x)]
-    for child in sorted(children, key=lambda path: path.name):
+    for child in sorted(children, key=lambda path: _in_order(path.name)):
         yield from _folders(child)
+
+
+def _in_order(text: str) -> list[tuple[float, str]]:
+    """The key that sorts texts with the numbers in them as numbers: 1e-3, 0.01, 9, 10."""
+    parts = re.split(r"(\d+(?:\.\d+)?(?:e[-+]?\d+)?)", text)
+    return [(float(part), "") if i % 2 else (0.0, part) for i, part in enumerate(parts)]
 
 
 def _read(path: epath.Path, root: epath.Path) -> Iterator[_Run]:
     """The run in a folder, or a pack's members."""
     record, members = read_state(path / RECORD, Record) or {}, path / "members"
-    for folder in sorted(members.iterdir(), key=lambda folder: folder.name) if members.exists() else [path]:
+    for folder in sorted(members.iterdir(), key=lambda folder: _in_order(folder.name)) if members.exists() else [path]:
         yield _read_run(folder, root, record, attempts_in=path)
 
 

@@ -1,6 +1,7 @@
 """A run's output: tables, a progress bar with the time left, and plain lines where there is no terminal."""
 
 import contextlib
+import shlex
 import time
 from collections.abc import Callable, Iterator, Sequence
 
@@ -16,6 +17,7 @@ from adalink_jax.training.run_checkpoints import RunCheckpoints
 from adalink_jax.training.setup import Parameters
 
 LINE_EVERY_SECONDS = 15  # without a terminal
+_SHOWN: list[dict[str, int]] = []  # the backbones whose tables this process has printed
 OnMetrics = Callable[[int, dict, float], None]  # step, its metrics, examples per second
 
 
@@ -64,7 +66,15 @@ class Console(contextlib.AbstractContextManager["Console"]):
         self._bar.stop()
 
     def parameters(self, params: Parameters) -> None:
-        """The table of trainable and frozen parameters, and where their values come from."""
+        """The table of trainable and frozen parameters, and where their values come from; where this process has shown that of the same
+        backbone, as a command of many runs has, only their counts."""
+        backbone = {
+            name: leaf.size for name, leaf in {**params.trainable, **params.frozen}.items() if "backbone/" in name
+        }
+        if backbone in _SHOWN:
+            self._out.print(parameter_tables.counts(params.trainable, params.frozen))
+            return
+        _SHOWN.append(backbone)
         self._out.print(parameter_tables.parameter_table(params.trainable, params.frozen, params.sources))
         if params.base is not None and params.base.fingerprint is not None:
             self._out.print(f"base: {params.base.name}, fingerprint {params.base.fingerprint[:12]}")
@@ -228,9 +238,14 @@ class Console(contextlib.AbstractContextManager["Console"]):
         if any(name == "tensorboard/" for name, _ in written):
             commands.insert(0, f"tensorboard --logdir {self._model_dir}/tensorboard")
         if any(name == "adapter/" for name, _ in written):
-            commands.insert(
-                0, f"""adalink eval {config} --gin.INITIAL_ADAPTER_PATH="'{self._model_dir}/adapter'" """.strip()
-            )
+            run = f"--run {shlex.quote(self._model_dir)}{configuration.consent_option()}"
+            trusted = ", trust_modules=True" if configuration.consent_option() else ""
+            commands = [
+                f"adalink infer task:test predictions.jsonl {run}  # or new.csv, a folder of images, ...",
+                f"adalink_jax.Predictor({self._model_dir!r}{trusted})  # in Python",
+                f"""adalink eval {config} --gin.INITIAL_ADAPTER_PATH="'{self._model_dir}/adapter'" """.strip(),
+                *commands,
+            ]
         for command in commands:
             self._out.print(f"  {command}", soft_wrap=True)
 

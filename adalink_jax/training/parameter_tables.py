@@ -34,7 +34,7 @@ def leaves(trainable: Leaves | Shapes, frozen: Leaves | Shapes) -> list[dict]:
 def parameter_table(
     trainable: Leaves | Shapes, frozen: Leaves | Shapes, sources: Mapping[str, str] | None = None
 ) -> Table:
-    """Parameters by part of the model, trainable beside frozen, with the sources of their values if they are given.
+    """Parameters by part of the model, trainable beside frozen; below it the sources of their values, if they are given.
 
     Args:
       trainable, frozen: the leaves by name.
@@ -47,19 +47,35 @@ def parameter_table(
             part = "/".join(name.split("/")[:2])
             parts.setdefault(part, [0, 0])[column] += leaf.size
             dtypes.setdefault(part, set()).add(str(leaf.dtype))
-    columns = ["part", Column("trainable", justify="right"), Column("frozen", justify="right")]
+    columns = [Column("part", overflow="fold")] + [Column(name, justify="right") for name in ("trainable", "frozen")]
     if sources is not None:
-        columns += ["stored as", Column("from", overflow="fold")]
-    table = Table(*columns, title="Parameters", title_justify="left")
+        columns.append(Column("stored as", overflow="fold"))
+    table = Table(*columns, title="Parameters", title_justify="left", caption_justify="left")
     show = lambda n: f"{n:,}" if n else "-"
+    parts_of: dict[str, list[str]] = {}
     for part, row in sorted(parts.items()):
-        cells = (", ".join(sorted(dtypes[part])), sources.get(part) or sources[part.split("/")[0]]) if sources else ()
-        table.add_row(part, *map(show, row), *cells)
+        if sources is not None:
+            parts_of.setdefault(sources.get(part) or sources[part.split("/")[0]], []).append(part)
+        table.add_row(part, *map(show, row), *([", ".join(sorted(dtypes[part]))] if sources is not None else []))
     sums = [sum(row[i] for row in parts.values()) for i in (0, 1)]
     table.add_section()
     table.add_row("all", *map(show, sums), style="bold")
-    table.caption = f"{sums[0]:,} of {sum(sums):,} parameters are trained: {sums[0] / max(1, sum(sums)):.4%}"
+    origins = [f"{_together(names, list(parts))}: {source}" for source, names in parts_of.items()]
+    table.caption = "\n".join([counts(trainable, frozen), *origins])
     return table
+
+
+def counts(trainable: Leaves | Shapes, frozen: Leaves | Shapes) -> str:
+    """How many of the parameters are trained, as one sentence."""
+    trained = count(trainable)
+    total = trained + count(frozen)
+    return f"{trained:,} of {total:,} parameters are trained: {trained / max(1, total):.4%}"
+
+
+def _together(names: list[str], every: list[str]) -> str:
+    """Names of parts, or the first folder alone (`backbone`) if they are all parts of it."""
+    folder = names[0].split("/")[0]
+    return folder if names == [part for part in sorted(every) if part.split("/")[0] == folder] else ", ".join(names)
 
 
 def leaf_table(trainable: Leaves | Shapes, frozen: Leaves | Shapes) -> Table:

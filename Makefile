@@ -106,7 +106,8 @@ STUDY     ?= runs/miniature
 KEPT      ?= docs/results/miniature
 STUDY_ARGS ?=
 
-study: $(INSTALLED)  ## run what is missing of the scaling study in miniature (many hours; resumes), then write its report
+study: $(INSTALLED)  ## run what is missing of the scaling study in miniature (many hours; resumes), then write its report; DATA=FOLDER of its data sets (docs/studies.md)
+	@test -e $(STUDY)/vocabulary/spiece.model || test -e $(DATA)/corpus_openstax/train.jsonl.gz || { echo "The study needs its data sets: there is no $(DATA)/corpus_openstax/train.jsonl.gz; docs/studies.md says how to get them. Then: make study DATA=FOLDER" >&2; exit 1; }
 	test -e $(STUDY)/vocabulary/spiece.model || $(BIN)/adalink vocabulary $(DATA)/corpus_openstax/train.jsonl.gz --pieces 1024 --out $(STUDY)/vocabulary
 	$(BIN)/adalink study --gin_file=gin/studies/miniature.gin --gin.MODEL_DIR="'$(STUDY)'" --gin.DATA_DIR="'$(DATA)'" --gin.VOCABULARY="'$(STUDY)/vocabulary'" --gin.Study.kept="'$(KEPT)'" --run $(STUDY_ARGS)
 	$(BIN)/adalink report $(KEPT) --out $(STUDY)/report.html --tables $(STUDY)/tables --title "The gap to full fine-tuning against model size, in miniature"

@@ -28,6 +28,10 @@ class Shift(nn.Module):
         return x + self.size * offset
 
 
+class HasOtherKinds(Shift):
+    kinds: int = 3  # the package reads the field as kinds of embeddings
+
+
 class SaysItStartsAsTheBase(Shift):
     identity_at_start: ClassVar[bool] = True
 

@@ -126,6 +126,8 @@ def test_each_command_has_help(capsys, command):
     (["check-method", "broken_methods.Shft"], ["broken_methods.py", "no Flax module Shft; nearest: Shift"]),
     (["check-method", "json.dumps"], ["no Flax module dumps"]),
     (["check-method", "Chain"], ["no default for adapters", "--gin.Chain.adapters=VALUE"]),
+    (["check-method", "broken_methods.HasOtherKinds"],
+     ["HasOtherKinds.kinds is 3", "('image', 'text', 'target')", "rename the field"]),
     (["check-method", "LoRA", "--gin.LoRA.rnk=3"], ["LoRA takes no rnk", "rank"]),
     (["check-method", "LoRA", "--gin.PromptTuning.length=3"], ["nothing in this run uses PromptTuning"]),
     (["quickstart", "--gin.make_mesh.model=3"], ["model=3", "1 devices"]),
@@ -199,3 +201,39 @@ def test_an_error_is_one_line_without_control_characters_whatever_is_named(capsy
 def test_something_else_in_the_place_of_a_file_is_one_sentence(number):
     error = disk_error(OSError(number, os.strerror(number), "run/lock"))
     assert str(error) == f"run/lock cannot be used ({os.strerror(number)}); move it away, or give another path."
+
+
+def test_data_beside_its_gin_file_but_not_in_the_working_folder_is_named(tmp_path, monkeypatch, capsys):
+    task = tmp_path / "task"
+    task.mkdir()
+    (task / "rows.csv").write_text("text,label\n" + "".join(f"word {i},{'ab'[i % 2]}\n" for i in range(40)))
+    settings = {"DATA": "rows.csv", "INPUTS": "{text}", "TARGETS": "{label}", "VOCABULARY": "bytes", "MIXTURE_OR_TASK_NAME": "rows",
+                "TASK_FEATURE_LENGTHS": {"inputs": 8, "targets": 4}, "BLANK_IMAGE": True, "BATCH_SIZE": 64}  # fmt: skip
+    lines = [f"{name} = {value!r}\n" for name, value in settings.items()]
+    (task / "rows.gin").write_text("include 'gin/tasks/files.gin'\n" + "".join(lines))
+    files = [f"--gin_file=gin/{name}.gin" for name in ("models/pali_nano", "adapters/adalink", "runs/finetune")]
+    argv = ["train", *files, "--gin.INITIAL_CHECKPOINT_PATH='bundled:pali_nano_instruct'",
+            f"--gin.MODEL_DIR='{tmp_path}/run'", "--gin.TRAIN_STEPS=2"]  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    assert main([*argv, "--gin_file=task/rows.gin"]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith(
+        f"error: DATA is 'rows.csv', relative to the working folder {tmp_path}, where it is not; it is in {task}: "
+    )
+    (task / "rows.csv").rename(tmp_path / "moved.csv")
+    assert main([*argv, "--gin_file=task/rows.gin"]) == 2
+    assert capsys.readouterr().err == f"error: There is no file rows.csv in the working folder, {tmp_path}.\n"
+    (tmp_path / "moved.csv").rename(tmp_path / "rows.csv")
+    assert main([*argv, "--gin_file=task/rows.gin"]) == 2  # found; the batch is larger than the data
+    assert re.search(r"BATCH_SIZE is 64, and rows has \d\d examples", capsys.readouterr().err)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_that_cannot_be_used_is_refused_before_data_is_read(tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr("adalink_jax.training.session.get_tasks", None)
+    for folder in (tmp_path / "file", tmp_path / "file" / "run"):
+        assert main(["quickstart", "--model_dir", str(folder)]) == 2
+        assert capsys.readouterr().err.startswith(
+            f"error: MODEL_DIR cannot be {folder}: {tmp_path}/file is not a folder"
+        )

@@ -111,7 +111,7 @@ def test_the_program_is_the_bases_own_but_for_the_table(backbone, method):
 
 @pytest.mark.parametrize("backbone, module, words", [
     ("PaLI", AdaLinkAdapter(rank=4, phi="relu"), r"images' adapter cannot be folded: AdaLinkAdapter is not linear here \(phi relu\)"),
-    ("1.1", PromptTuning(length=2), "PromptTuning cannot be folded: it does more than map"),
+    ("1.1", PromptTuning(length=2), "PromptTuning cannot be folded: it does not declare `per_token = True`"),
     ("1.1", AdaLinkAdapter(rank=4, kinds=("text", "target")), "adapts the decoder's input as well"),
 ])  # fmt: skip
 def test_what_cannot_be_folded_is_refused(backbone, module, words):

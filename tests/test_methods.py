@@ -82,7 +82,10 @@ every_pair = pytest.mark.parametrize(
     ],
 )
 NO_BANK = "NormTuning cannot be served from a bank: its changes to the layers cannot differ between rows."
-NOT_PER_TOKEN = "{} cannot be folded: it does more than map each token's embedding."
+NOT_PER_TOKEN = (
+    "{} cannot be folded: it does not declare `per_token = True`, that it maps each token's embedding by itself; declare that if it is "
+    "so, else keep it as an adapter."
+)
 NOT_APART = "{} does not keep the examples of a packed row apart; set PACK_EXAMPLES to False."
 NO_IMAGES = "{} reads images, and only text can be packed; set PACK_EXAMPLES to False."
 

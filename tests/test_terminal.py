@@ -4,12 +4,15 @@ import ast
 import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
+import time
 
 from PIL import Image
 from rich import progress, table
 from rich.text import Text
+from test_results import write_run
 
 from adalink_jax import terminal
 from adalink_jax.cli.main import main
@@ -69,6 +72,32 @@ def test_a_run_s_console_shows_text_as_it_is(capsys):
         out.members([HOSTILE])
         out.scores(1, HOSTILE, {})
     assert capsys.readouterr().out.count(HOSTILE) == 4
+
+
+def test_without_a_terminal_a_line_is_printed_now_and_then(monkeypatch, capsys):
+    monkeypatch.setattr(terminal, "LINE_EVERY_SECONDS", 0.05)
+    with terminal.progress() as show:
+        show(HOSTILE)
+        time.sleep(0.12)
+        show(HOSTILE, 0.25)
+        time.sleep(0.12)
+    out, err = capsys.readouterr()
+    lines = err.splitlines()
+    assert out == "" and 2 <= len(lines) <= 5
+    assert lines[0] == f"{HOSTILE}  (0 s)" and re.fullmatch(
+        re.escape(HOSTILE) + r": 25%, \d s left  \(0 s\)", lines[-1]
+    )
+    time.sleep(0.1)
+    assert capsys.readouterr().err == ""
+
+
+def test_long_commands_report_their_progress(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(terminal, "LINE_EVERY_SECONDS", 0.002)
+    write_run(tmp_path / "runs" / "a", rank=1, seed=0, accuracy=0.5)
+    assert main(["report", str(tmp_path / "runs"), "--out", str(tmp_path / "page.html")]) == 0
+    assert "writing the page" in capsys.readouterr().err
+    assert main(["convert", "bundled:pali_nano_instruct", str(tmp_path / "base"), "--to", "native"]) == 0
+    assert re.search(r"to native: \d+%, \d+ s left", capsys.readouterr().err)
 
 
 def adalink(*words, **how):

@@ -16,6 +16,7 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float, Int
 
+from adalink_jax.adapters.adapted_kinds import kinds_of
 from adalink_jax.adapters.layer_adapter import LayerAdapter
 from adalink_jax.adapters.packable import check_packable
 from adalink_jax.errors import UserError
@@ -60,7 +61,7 @@ class AdaptedModel(nn.Module):
                 f"The batch has `adapter_index`, but {type(self.adapter).__name__} is not a bank of adapters."
             )
         inputs = self._run("embed", batch, train, index=index)
-        wanted = getattr(self.adapter, "kinds", None) or ()
+        wanted = kinds_of(self.adapter)
         missing = [kind for kind in wanted if kind in ENCODER_KINDS and getattr(inputs, kind) is None]
         if missing and self.is_initializing():
             raise UserError(

@@ -20,6 +20,7 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
+from adalink_jax.adapters.adapted_kinds import kinds_of
 from adalink_jax.adapters.layer_adapter import LayerAdapter, Params
 from adalink_jax.errors import UserError
 from adalink_jax.models import paths
@@ -67,7 +68,7 @@ def fold_embeddings(
     """
     _check_per_token(adapter)
     name = type(adapter).__name__
-    kinds = getattr(adapter, "kinds", None) or tuple(sorted(params.keys() & set(KINDS))) or ("text",)
+    kinds = kinds_of(adapter) or tuple(sorted(params.keys() & set(KINDS))) or ("text",)
     if kinds != ("text",):
         raise UserError(
             f"{name} adapts {', '.join(kinds)}; only an adapter of the text alone can be folded into a table."
@@ -129,7 +130,7 @@ def fold_adapter(
     _check_per_token(adapter)
     folded: dict[str, Any] = dict(paths.flatten(jax.device_get(backbone)))
     present = ("image",) * ("projection" in backbone) + ("text",) * reads_text
-    kinds = getattr(adapter, "kinds", None) or tuple(sorted(params.keys() & set(KINDS))) or present
+    kinds = kinds_of(adapter) or tuple(sorted(params.keys() & set(KINDS))) or present
     if "target" in kinds:
         raise UserError(
             f"{type(adapter).__name__} adapts the decoder's input as well, and cannot be folded into the decoder's table."
@@ -153,7 +154,10 @@ def folded_backbone(backbone: Backbone, folded: Params) -> Backbone:
 
 def _check_per_token(adapter: nn.Module) -> None:
     if not getattr(adapter, "per_token", False):
-        raise UserError(f"{type(adapter).__name__} cannot be folded: it does more than map each token's embedding.")
+        raise UserError(
+            f"{type(adapter).__name__} cannot be folded: it does not declare `per_token = True`, that it maps each token's embedding "
+            f"by itself; declare that if it is so, else keep it as an adapter."
+        )
 
 
 def _adapted_embeddings(

@@ -220,13 +220,26 @@ def table(*headings: str, right: Collection[str] = (), overflow: "OverflowMethod
 
 @contextlib.contextmanager
 def bytes_bar(title: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A transient progress bar on stderr, with rate and time left; yields a function to call with the number of new bytes."""
+    """A transient progress bar on stderr, with rate and time left, or `terminal.progress`; yields a function to call with the number of
+    new bytes."""
     from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
 
     from adalink_jax import terminal
 
+    out = terminal.console(stderr=True)
+    if not out.is_terminal:
+        done = 0
+
+        def advance(n: int) -> None:
+            nonlocal done
+            done += n
+            show(title, min(1.0, done / total) if total else 0.0)
+
+        with terminal.progress() as show:
+            yield advance
+        return
     title_column = terminal.title_column(title)
     columns = (title_column, BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=terminal.console(stderr=True), transient=True) as bar:
+    with Progress(*columns, console=out, transient=True) as bar:
         task = bar.add_task(title, total=total)
         yield lambda n: bar.advance(task, n)

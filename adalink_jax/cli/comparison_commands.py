@@ -18,7 +18,9 @@ def _load(name: str, argv: list[str], text: str) -> GinFlags:
     """Parses the arguments, and loads `gin/runs/NAME.gin` and the flags."""
     flags, _ = parse_gin(gin_parser(name, text, f"adalink {name} " + EXAMPLE.format(name=name), SAME_BITS), argv)
     register()
-    return load_pack(flags, name)
+    flags = load_pack(flags, name)
+    configuration.check_working_folder(flags)
+    return flags
 
 
 def pack(argv: list[str]) -> int:

@@ -32,9 +32,12 @@ def check_method(argv: list[str]) -> int:
     if _DEVICES not in os.environ.get("XLA_FLAGS", ""):  # JAX reads it when it starts
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_DEVICES}=8".strip()
     register()
+    from adalink_jax.adapters.adapted_kinds import kinds_of
+
     method = _find(options.method)
     configuration.load(flags, require_all=False)
     adapter = _make(method)
+    kinds_of(adapter)
     configuration.check_all_used(flags)
     return _examine(adapter)
 
@@ -52,12 +55,12 @@ def _examine(adapter: "nn.Module") -> int:
     console, about = table_console(120), describe_adapter(adapter)
     outcomes = table("behaviour", "on", "", "because", title=about["method"], box=box.SIMPLE_HEAD)
     failed = 0
-    with terminal.status(console) as status:
-        for backbone in BACKBONES:
+    with terminal.progress() as show:
+        for i, backbone in enumerate(BACKBONES):
             case = Case(adapter, backbone)
-            for behaviour in BEHAVIOURS:
+            for j, behaviour in enumerate(BEHAVIOURS):
                 name = behaviour.__name__.replace("_", " ")
-                status.update(Text(f"{backbone}: {name}"))
+                show(f"{backbone}: {name}", (i + j / len(BEHAVIOURS)) / len(BACKBONES))
                 result = examine(behaviour, case)
                 failed += result.outcome == FAIL
                 outcome = Text(result.outcome, _STYLES.get(result.outcome, "dim"))

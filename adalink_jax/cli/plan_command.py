@@ -58,7 +58,7 @@ def plan(argv: list[str]) -> int:
     _prepare(options.topology, options.search, options.quick)
     register()
 
-    from adalink_jax import parallel
+    from adalink_jax import parallel, terminal
     from adalink_jax.planning import search
     from adalink_jax.planning.configured_job import configured_job
     from adalink_jax.planning.plan import make_plan
@@ -70,7 +70,9 @@ def plan(argv: list[str]) -> int:
         configuration.load(all_flags, extra_files=("gin/runs/plan.gin",))
         configuration.require(MODEL)
         job = configured_job()
-        job_plan = make_plan(job, parse_topology(where), options.eval_examples)
+        with terminal.progress() as show:
+            show(f"compiling for {where} {_flags(settings)}".rstrip())
+            job_plan = make_plan(job, parse_topology(where), options.eval_examples)
         fsdp = dict(parallel.logical_axis_rules()).get("embed") is not None
         if not job_plan.fits:
             job_plan.remedies = search.remedies(job_plan, job, fsdp)

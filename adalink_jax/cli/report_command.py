@@ -31,30 +31,37 @@ def report(argv: list[str]) -> int:
         if value is not None and not value.endswith(ending):
             raise UserError(f"{value!r} must end in {ending}.")
 
+    from adalink_jax import terminal
     from adalink_jax.experiments.scaling.cell_folder import holds_results, read_results
     from adalink_jax.reports import runs_report, scaling_report
 
-    command = shlex.join(["adalink", "report", *argv])
-    if holds_results(options.folder):
-        page = scaling_report.make(read_results(options.folder), command)
-    else:
-        page = runs_report.make(options.folder, command)
-    if options.title:
-        page = dataclasses.replace(page, title=options.title)
-    texts = {options.out: page.html()}
-    if options.markdown:
-        start = os.path.dirname(options.markdown) or "."
-        texts[options.markdown] = page.markdown(options.figures and os.path.relpath(options.figures, start))
-    if options.latex:
-        texts[options.latex] = page.latex()
-    if options.tables:
-        texts |= {os.path.join(options.tables, f"{part.name}.csv"): part.data.csv() for part in page.parts if part.data}
-    for name, text in texts.items():
-        path_of(name).parent.mkdir(parents=True, exist_ok=True)
-        write_text(path_of(name), text)
-    written = list(texts)
-    if options.figures:
-        names = page.write_figures(path_of(options.figures))
-        written.append(f"{len(names)} figures in {options.figures}")
+    with terminal.progress() as show:
+        command = shlex.join(["adalink", "report", *argv])
+        show("reading the runs, and drawing")
+        if holds_results(options.folder):
+            page = scaling_report.make(read_results(options.folder), command)
+        else:
+            page = runs_report.make(options.folder, command)
+        if options.title:
+            page = dataclasses.replace(page, title=options.title)
+        show("writing the page")
+        texts = {options.out: page.html()}
+        if options.markdown:
+            start = os.path.dirname(options.markdown) or "."
+            texts[options.markdown] = page.markdown(options.figures and os.path.relpath(options.figures, start))
+        if options.latex:
+            texts[options.latex] = page.latex()
+        if options.tables:
+            texts |= {
+                os.path.join(options.tables, f"{part.name}.csv"): part.data.csv() for part in page.parts if part.data
+            }
+        for name, text in texts.items():
+            path_of(name).parent.mkdir(parents=True, exist_ok=True)
+            write_text(path_of(name), text)
+        written = list(texts)
+        if options.figures:
+            show("writing the figures")
+            names = page.write_figures(path_of(options.figures))
+            written.append(f"{len(names)} figures in {options.figures}")
     print(f"Written: {', '.join(written)}.")
     return 0

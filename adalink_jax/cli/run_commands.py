@@ -41,6 +41,7 @@ def _configured(
         use_seqio(options)
         configuration.load(flags, extra_files=files, **how)
         configuration.require(dict(needed))
+        configuration.check_working_folder(flags)
         configuration.check_reachable(flags, *(["train"] if needed.keys() >= RUN.keys() else []))
         compiler_settings.set_environment()
         yield

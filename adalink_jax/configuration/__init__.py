@@ -20,6 +20,7 @@ from adalink_jax.configuration.load import (
 )
 from adalink_jax.configuration.modules import import_module
 from adalink_jax.configuration.value_types import check_argument
+from adalink_jax.configuration.working_folder import check_working_folder
 
 __all__ = [
     "GinFlags",
@@ -28,6 +29,7 @@ __all__ = [
     "check_all_used",
     "check_argument",
     "check_reachable",
+    "check_working_folder",
     "consent_option",
     "default_of",
     "gin_root",

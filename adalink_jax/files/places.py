@@ -48,7 +48,8 @@ def regular_file(text: str | os.PathLike[str], kind: str = "file") -> epath.Path
             other = next((name for is_other, name in _KINDS if is_other(mode)), "not a regular file")
             raise UserError(f"{text} is {other}; give a {kind}.")
     except (FileNotFoundError, NotADirectoryError) as e:
-        raise UserError(f"There is no {kind} {text}.") from e
+        where = "" if is_remote(path) or path.is_absolute() else f" in the working folder, {os.getcwd()}"
+        raise UserError(f"There is no {kind} {text}{where}.") from e
     except OSError as e:
         raise UserError(f"{text} cannot be read ({e.strerror}); give another {kind}.") from e
     except UnicodeEncodeError as e:

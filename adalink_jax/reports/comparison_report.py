@@ -1,6 +1,7 @@
 """The report of a comparison: Markdown, CSV and a plot."""
 
 import dataclasses
+import textwrap
 from collections.abc import Sequence
 
 import numpy as np
@@ -9,6 +10,7 @@ from matplotlib.figure import Figure
 
 from adalink_jax.experiments.comparisons.compare import Compared, Row
 from adalink_jax.files.whole_file import write_text, writing
+from adalink_jax.reports import style
 from adalink_jax.reports.page import Table
 from adalink_jax.reports.statistics import mean
 
@@ -67,21 +69,27 @@ def as_csv(compared: Compared) -> str:
 def draw(path: epath.Path, compared: Compared) -> None:
     """Draws one line per method: each seed's score, the mean and its interval, at the budget and at the plateau."""
     rows = compared.rows
-    figure = Figure(figsize=(7.5, 1.2 + 0.42 * len(rows)), layout="constrained", dpi=110)
+    names = [textwrap.fill(f"{row.name} ({row.trainable:,})", 36) for row in rows]
+    title = textwrap.fill(compared.task, 60)
+    lines = max(name.count("\n") + 1 for name in names)
+    height = 1.6 + 0.2 * title.count("\n") + max(0.42, 0.2 * lines) * len(rows)
+    figure = Figure(figsize=(7.5, height), layout="constrained", dpi=110)
     axis = figure.subplots()
     kinds = [("budget", "#1f6feb", -0.12), ("plateau", "#bf8700", 0.12)]
     for kind, colour, shift in kinds if all(row.plateau for row in rows) else kinds[:1]:
         for i, row in enumerate(rows):
             values = getattr(row, kind)
             estimate = mean(values)
-            axis.plot(values, [i + shift] * len(values), "o", color=colour, alpha=0.35, markersize=4)
+            axis.plot(values, [i + shift] * len(values), "o", color=colour, alpha=0.35, markersize=4, clip_on=False)
             axis.plot([estimate.low, estimate.high], [i + shift] * 2, color=colour, linewidth=2)
             label = kind if i == 0 else None
             axis.plot([estimate.value], [i + shift], "|", color=colour, markersize=14, markeredgewidth=2, label=label)
-    axis.set_yticks(range(len(rows)), [f"{row.name} ({row.trainable:,})" for row in rows])
+    axis.set_yticks(range(len(rows)), names)
     axis.invert_yaxis()
-    axis.set(xlabel=f"{compared.metric} on test; each seed, their mean and its 95 % interval", title=compared.task)
+    style.within_shares(axis, compared.metric, "x")
+    axis.set(xlabel=f"{compared.metric} on test; each seed, their mean and its 95 % interval")
+    figure.suptitle(title)
     axis.grid(axis="x", alpha=0.3)
-    axis.legend(loc="best")
+    figure.legend(loc="outside lower center", ncols=2)  # beside nothing that is drawn
     with writing(path) as file:
         figure.savefig(file, format="png")

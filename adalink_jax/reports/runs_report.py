@@ -96,12 +96,15 @@ def _map(results: Results, scores: Sequence[str]) -> Part | None:
 def _draw_map(grid: np.ndarray, down: tuple[str, list], across: tuple[str, list], label: str) -> Figure:
     """Draws `grid`; `down` and `across` are each axis's name and values."""
     figure, [axis] = style.panels(1, columns=1, height=0.35 * len(down[1]) + 1.2)
-    image = axis.imshow(grid, aspect="auto", cmap="cividis")
+    low, high = np.nanmin(grid), np.nanmax(grid)
+    low = low if low < high else high - 0.1  # of equal scores, matplotlib would draw a scale beyond them
+    image = axis.imshow(grid, aspect="auto", cmap="cividis", vmin=low, vmax=high)
     axis.grid(False)
-    axis.set_xticks(range(len(across[1])), across[1], rotation=30, ha="right")
-    axis.set_yticks(range(len(down[1])), down[1])
-    axis.set(xlabel=across[0], ylabel=down[0])
-    middle = np.nanmean([np.nanmin(grid), np.nanmax(grid)])
+    shown = lambda values: [style.upright(str(value)) for value in values]
+    axis.set_xticks(range(len(across[1])), shown(across[1]), rotation=30, ha="right")
+    axis.set_yticks(range(len(down[1])), shown(down[1]))
+    axis.set(xlabel=across[0], ylabel=style.upright(down[0]))
+    middle = (low + high) / 2
     for i, j in np.argwhere(np.isfinite(grid)):
         color = "white" if grid[i, j] < middle else "black"
         axis.text(j, i, f"{grid[i, j]:.2f}", ha="center", va="center", color=color, fontsize=6)
@@ -120,10 +123,14 @@ def _curves(folder: str, results: Results) -> Part | None:
     if not chosen:
         return None
     metrics = ["train/loss", *([score] if score else [])]
-    figure, axes = style.panels(len(BY) * len(metrics), columns=len(metrics))
+    metrics = [metric for metric in metrics if any(metric in line for _, lines in chosen for line in lines)]
+    units = [(1, (row["step_seconds"] or 0) / 60, (row["step_flops"] or 0) / 1e12) for row, _ in chosen]
+    measured = [j for j in range(len(BY)) if any(unit[j] for unit in units)]
+    if not metrics:
+        return None
+    figure, axes = style.panels(len(measured) * len(metrics), columns=len(metrics))
     data = []
     for i, (row, lines) in enumerate(chosen):
-        per_step = (1, (row["step_seconds"] or 0) / 60, (row["step_flops"] or 0) / 1e12)
         for k, metric in enumerate(metrics):
             points = [(line["step"], line[metric]) for line in lines if metric in line]
             data += [(row["run"], metric, step, value) for step, value in points]
@@ -131,11 +138,13 @@ def _curves(folder: str, results: Results) -> Part | None:
                 continue
             steps, values = np.array(points).T
             look: dict[str, Any] = {"color": style.COLOURS[i], "marker": style.MARKERS[i], "label": row["run"]}
-            for j, unit in enumerate(per_step):
-                if unit:
-                    axes[j * len(metrics) + k].plot(steps * unit, values, markevery=max(1, len(steps) // 8), **look)
-    for axis, (label, metric) in zip(axes, itertools.product(BY, metrics)):
-        axis.set(xlabel=label, ylabel=metric)
+            for place, j in enumerate(measured):
+                if unit := units[i][j]:
+                    axis = axes[place * len(metrics) + k]
+                    axis.plot(steps * unit, values, markevery=max(1, len(steps) // 8), clip_on=False, **look)
+    for axis, (j, metric) in zip(axes, itertools.product(measured, metrics)):
+        axis.set(xlabel=BY[j], ylabel=style.upright(metric))
+        style.within_shares(axis, metric)
     style.legend(figure, axes)
     text = f"The {len(chosen)} best by {score}." if score and len(rows) > CURVES else ""
     return Part("Curves", text, Table(("run", "metric", "step", "value"), data), figure)

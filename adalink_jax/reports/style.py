@@ -27,6 +27,10 @@ SETTINGS: dict[Any, Any] = {
 }  # fmt: skip
 
 
+_BEYOND_ONE = ("cider", "rmse", "mae", "loss")
+_PER_INCH = 14  # characters of a legend
+
+
 def applied() -> contextlib.AbstractContextManager[None]:
     """Applies the style inside the context; every part of a figure must be drawn there."""
     return matplotlib.rc_context(SETTINGS)
@@ -59,11 +63,21 @@ def upright(label: str) -> str:
     return textwrap.fill(label, 24, break_long_words=False)
 
 
+def within_shares(axis: Axes, metric: str, of: str = "y") -> None:
+    """Ends the axis of a score that cannot exceed 1 there: an interval or a margin may reach beyond."""
+    if metric.split("/")[-1] in _BEYOND_ONE:
+        return
+    low, high = sorted(axis.get_ylim() if of == "y" else axis.get_xlim())
+    axis.set(**{f"{of}lim": (low, min(high, 1.0))} if low < 1.0 else {})
+
+
 def legend(figure: Figure, axes: Sequence[Axes]) -> None:
     """Draws one legend for all panels, below them, with as many columns as fit into the figure's width."""
     handles = {}
     for axis in axes:
         handles |= {label: handle for handle, label in zip(*axis.get_legend_handles_labels())}
+    width = int(_PER_INCH * figure.get_figwidth())
+    handles = {textwrap.fill(label, width): handle for label, handle in handles.items()}
     with applied():
         for columns in range(min(len(handles), 4), 0, -1):
             drawn = figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=columns)

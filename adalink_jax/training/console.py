@@ -11,12 +11,12 @@ from rich.text import Text
 
 from adalink_jax import configuration, parallel, terminal
 from adalink_jax.data import Task
+from adalink_jax.terminal import LINE_EVERY_SECONDS
 from adalink_jax.training import parameter_tables
 from adalink_jax.training.evaluation import Result, printable
 from adalink_jax.training.run_checkpoints import RunCheckpoints
 from adalink_jax.training.setup import Parameters
 
-LINE_EVERY_SECONDS = 15  # without a terminal
 _SHOWN: list[dict[str, int]] = []  # the backbones whose tables this process has printed
 OnMetrics = Callable[[int, dict, float], None]  # step, its metrics, examples per second
 

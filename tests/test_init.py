@@ -400,3 +400,36 @@ def test_an_adapter_column_with_gaps_names_the_base_there(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"inputs": "x"}\n{"inputs": "y", "adapter": "b"}\n')
     source = rows.of_file(str(tmp_path / "a.jsonl"), dict.fromkeys(("inputs", "image", "images")), {}, False)
     assert [ask.adapter for ask in source.asks()] == ["", "b"]
+
+
+def test_a_template_without_braces_is_no_column(init, tmp_path):
+    path = write(tmp_path / "a.csv", ROWS)
+    status, said, _ = init(path, "--targets=label")
+    assert (
+        status == 2
+        and "--targets 'label' is the same text in every row; for a column write --targets '{label}'" in said
+    )
+
+
+def test_columns_that_nothing_reads_are_reported(init, tmp_path):
+    rows = [(i, f"flat {i}", i % 5 + 1, 100.0 * i) for i in range(60)]
+    status, said, settings = init(write(tmp_path / "a.csv", rows, ("id", "title", "rooms", "price")))
+    assert status == 0 and settings["INPUTS"] == "'{title}'"
+    assert "Not used: rooms; to give the model some, use --inputs, such as '{title} {rooms}'" in " ".join(said.split())
+
+
+def test_the_gin_file_of_another_model_is_refused(init, tmp_path):
+    status, said, settings = init(
+        write(tmp_path / "a.csv", ROWS), "--base=bundled:pali_nano_instruct", "--model=gin/models/t5_1_1_base.gin"
+    )
+    assert status == 2 and not settings
+    assert "gin/models/t5_1_1_base.gin (--model) is not the model of bundled:pali_nano_instruct" in said
+
+
+@pytest.mark.parametrize(
+    "typed, meant",
+    [("pali_nano_instruct", "bundled:pali_nano_instruct"), ("google/flan-t5-small", "hf://google/flan-t5-small")],
+)
+def test_a_base_without_its_beginning_is_asked_about(init, tmp_path, typed, meant):
+    status, said, _ = init(write(tmp_path / "a.csv", ROWS), f"--base={typed}")
+    assert status == 2 and f"There is no folder {typed}; did you mean {meant}? Else give" in said

@@ -374,8 +374,12 @@ def test_wrong_arguments_are_one_sentence(base):
             "`settings` has 'FROZEN_DTYPE', which is the class float32",
         ),
         (lambda: al.load_base(BASE, model="gin/models/t5_1_1_small.gin"), "pali_nano"),
-        (lambda: al.attach(BASE, al.AdaLinkAdapter()), "`base` is 'bundled.*, a text; it must be a LoadedBase"),
-        (lambda: al.attach(base, al.AdaLinkAdapter), "`adapter` is the class AdaLinkAdapter; it must be a Module"),
+        (lambda: al.attach(BASE, al.AdaLinkAdapter()), r"`base` is 'bundled.*'; load it first: load_base\('bundled"),
+        (lambda: al.attach(base, "lora"), r"`adapter` is 'lora'; give an adapter, such as AdaLinkAdapter\(rank=16\)"),
+        (lambda: al.attach(base, al.AdaLinkAdapter), "`adapter` is <class .*; give an adapter"),
+        (lambda: al.attach(base, al.AdaLinkAdapter(rank="16")), "`AdaLinkAdapter.rank` is '16', a text"),
+        (lambda: model(5), "`inputs` is 5; give a text, a row, or a list of them"),
+        (lambda: model.save(__file__), "is a file; give a folder"),
         (lambda: al.load_adapter(base, 3), "`folder` is 3"),
         (lambda: al.load_adapter(base, "nowhere"), "nowhere is not an adapter"),
         (lambda: fit(steps=0), "`steps` is 0, a whole number; it must be 1 or more"),
@@ -397,9 +401,19 @@ def test_wrong_arguments_are_one_sentence(base):
         (lambda: model.batch([{"inputs": "a"}]), r"rows\[0\] has no 'targets'"),
         (lambda: model.save(3), "`folder` is 3"),
     ]
+    with pytest.raises(UserError) as refused:
+        fit(batch_size=64)
+    assert "\n" not in str(refused.value)  # nor what gin adds
     before = values(model.trainable)
     for call, message in cases:
         with pytest.raises(UserError, match=message) as caught:
             call()
         assert "\n" not in str(caught.value).split("\n  In call to configurable")[0]
     assert_equal(values(model.trainable), before)
+
+
+def test_an_adapter_that_was_saved_takes_texts_alone_as_the_one_that_was_fitted(base, tmp_path):
+    model = al.attach(base, al.AdaLinkAdapter(rank=2))
+    model.save(tmp_path / "adapter")
+    again = al.load_adapter(base, tmp_path / "adapter")
+    assert again("a text") == model("a text") == model("a text", b"")

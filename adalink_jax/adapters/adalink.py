@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
 
+from adalink_jax.configuration import check_fields
 from adalink_jax.errors import UserError
 from adalink_jax.models.layers import param
 from adalink_jax.models.seam import ENCODER_KINDS, KINDS, Inputs
@@ -48,6 +49,7 @@ class AdaLink(nn.Module):
     scale: float = 1.0
 
     def __post_init__(self):
+        check_fields(self)
         _check(self.rank, self.phi)
         super().__post_init__()
 
@@ -85,6 +87,7 @@ class AdaLinkAdapter(nn.Module):
     per_token: ClassVar[bool] = True  # maps each embedding by itself, so `fold_text` can fold it
 
     def __post_init__(self):
+        check_fields(self)
         _check(self.rank, self.phi)
         if self.kinds is not None and (not self.kinds or set(self.kinds) - set(KINDS)):
             raise UserError(f"AdaLinkAdapter.kinds is {self.kinds!r}; it takes some of {KINDS}, or None.")

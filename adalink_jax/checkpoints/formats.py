@@ -36,7 +36,7 @@ def folder_of(path: str, must_exist: bool = False, weights: bool = True) -> epat
         return _bundled(path)
     folder = hugging_face.download(path, weights) if path.startswith(hugging_face.HUB) else path_of(path)
     if must_exist and not folder.is_dir():
-        raise CheckpointError(f"There is no folder {path}; give {_KNOWN}.")
+        raise CheckpointError(f"There is no folder {path}; {_meant(path)}give {_KNOWN}.")
     return folder
 
 
@@ -72,7 +72,7 @@ def _open(path: str) -> Source:
     if folder.suffix == big_vision.SUFFIX and folder.is_file():
         return big_vision.open_file(folder, path)
     if not folder.is_dir():
-        raise CheckpointError(f"There is no folder {path}; give {_KNOWN}.")
+        raise CheckpointError(f"There is no folder {path}; {_meant(path)}give {_KNOWN}.")
     if native.is_folder(folder):
         return native.open_folder(folder, path)
     if t5x_format.is_legacy(folder):
@@ -90,6 +90,14 @@ def _open(path: str) -> Source:
             f"{path} holds the checkpoints {', '.join(steps[-4:])}; give one of them, such as {path}/{steps[-1]}."
         )
     raise CheckpointError(f"{path} is not a base model; give {_KNOWN}.")
+
+
+def _meant(path: str) -> str:
+    """A question for a path that lacks the beginning that says where it is."""
+    if path in bundled_names():
+        return f"did you mean {BUNDLED}{path}? Else "
+    is_repository = re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", path) and not path_of(path).parent.exists()
+    return f"did you mean {hugging_face.HUB}{path}? Else " if is_repository else ""
 
 
 def bundled_names() -> list[str]:

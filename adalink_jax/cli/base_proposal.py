@@ -92,11 +92,20 @@ def typed_base(path: str, model: str | None, request: Request) -> Prepared:
     Raises:
       UserError: if it cannot be used for the task.
     """
+    from adalink_jax import checkpoints
+    from adalink_jax.serving import shipped
     from adalink_jax.serving.opening import model_file, vocabulary_of
 
     listed = next((base for base in (*FOR_TEXT, *GATED_FOR_TEXT, *FOR_PICTURES) if base.path == path), None)
     if listed is None:
         listed = Base(path, model or model_file(path, "name its gin file with --model"), vocabulary_of(path))
+    if model is not None:
+        flags, _ = configuration.parse_flags([f"--gin_file={model}"])
+        backbone = shipped.configured_backbone(flags)
+        try:
+            shipped.check_model(checkpoints.open_source(path, download=False), backbone)
+        except CheckpointError as e:
+            raise UserError(f"{model} (--model) is not the model of {path}; name the file that fits it. {e}") from e
     changes = {"model": model or listed.model, "vocabulary": request.vocabulary or listed.vocabulary}
     return _prepared(dataclasses.replace(listed, **changes), request)
 

@@ -19,7 +19,7 @@ from adalink_jax.configuration.load import (
     used_settings,
 )
 from adalink_jax.configuration.modules import import_module
-from adalink_jax.configuration.value_types import check_argument
+from adalink_jax.configuration.value_types import check_argument, check_fields
 from adalink_jax.configuration.working_folder import check_working_folder
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "bindings",
     "check_all_used",
     "check_argument",
+    "check_fields",
     "check_reachable",
     "check_working_folder",
     "consent_option",

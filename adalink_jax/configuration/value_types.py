@@ -119,6 +119,17 @@ def check_argument(name: str, value: Any, annotation: Any) -> None:
         raise UserError(f"`{name}` {problem}.")
 
 
+def check_fields(instance: Any) -> None:
+    """Checks the fields of a dataclass or module that users make, by their annotations.
+
+    Raises:
+      UserError: if a value is of another type.
+    """
+    for name, (annotation, _) in _annotations(type(instance)).items():
+        if hasattr(instance, name) and (problem := typed_values.wrong(getattr(instance, name), annotation)):
+            raise UserError(f"`{type(instance).__name__}.{name}` {problem}.")
+
+
 def _checked_bindings(selector: str, *arguments: Any, **how: Any) -> dict[str, Any]:
     bindings = _Bindings(_gin_bindings(selector, *arguments, **how))
     bindings.selector = selector

@@ -13,7 +13,8 @@ import numpy as np
 from adalink_jax import checkpoints, configuration, parallel
 from adalink_jax.adapters import AdaptedModel, make_adapter
 from adalink_jax.data import load_vocabulary
-from adalink_jax.errors import UserError
+from adalink_jax.errors import CheckpointError, UserError, sentence
+from adalink_jax.files.places import path_of
 from adalink_jax.models import paths
 from adalink_jax.python_api import fitting
 from adalink_jax.python_api.given_rows import IMAGE, INPUTS, TARGETS, checked_rows
@@ -41,7 +42,7 @@ class AttachedModel:
         self.base, self.adapter, self._lengths = base, adapter, dict(base.opened.task_feature_lengths)
         self._seed, self._fresh, self._facts = seed, folder is None, parameters.adapter_facts
         self._trainable: Leaves = parameters.trainable
-        self._without_images = False
+        self._without_images = base.setup.needs_images  # until rows with images are given
         self._vocabulary = load_vocabulary(base.opened.vocabulary)
         self._model = AdaptedModel(base.setup.model.backbone, adapter)
         self._predictor: Predictor | None = None
@@ -139,7 +140,10 @@ class AttachedModel:
         arguments = fitting.FitArguments(steps, batch_size, learning_rate, metrics, lengths, settings)
         start = None if self._fresh else self._write
         splits = {"train": train, "validation": validation, "test": test}
-        done = fitting.fit(self.base, self.adapter, self._seed, start, splits, arguments, model_dir)
+        try:
+            done = fitting.fit(self.base, self.adapter, self._seed, start, splits, arguments, model_dir)
+        except UserError as e:  # without the lines that gin adds
+            raise (CheckpointError if isinstance(e, CheckpointError) else UserError)(sentence(e)) from e
         self.lengths, self._without_images = done.lengths, done.without_images
         self._set(done.parameters.trainable, done.parameters.adapter_facts)
         return done.summary
@@ -217,6 +221,8 @@ class AttachedModel:
         choices: Sequence[str | Sequence[str]] | None = None,
     ) -> Any:
         """Predicts outputs; see `Predictor.__call__`. `adapters=None` is the plain base."""
+        if not isinstance(inputs, str | Mapping | Sequence):
+            raise UserError(f"`inputs` is {inputs!r}; give a text, a row, or a list of them.")
         if self._predictor is None:
             opened = dataclasses.replace(
                 self.base.opened,
@@ -235,6 +241,8 @@ class AttachedModel:
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Writes the adapter's folder, as `adalink train` does; `load_adapter`, `Predictor` and every command read it."""
         configuration.check_argument("folder", folder, str | os.PathLike)
+        if path_of(folder).is_file():
+            raise UserError(f"{folder} is a file; give a folder for the adapter.")
         self._write(os.fspath(folder))
 
     def _write(self, folder: str) -> None:
@@ -265,8 +273,11 @@ def attach(base: LoadedBase, adapter: nn.Module, *, seed: Seed | None = None) ->
     Raises:
       UserError: for another kind of argument, and an adapter that does not fit the base.
     """
-    configuration.check_argument("base", base, LoadedBase)
-    configuration.check_argument("adapter", adapter, nn.Module)
+    if not isinstance(base, LoadedBase):
+        raise UserError(f"`base` is {base!r}; load it first: load_base({str(base)!r}).")
+    if not isinstance(adapter, nn.Module):
+        raise UserError(f"`adapter` is {adapter!r}; give an adapter, such as AdaLinkAdapter(rank=16) or LoRA(rank=8).")
+    configuration.check_fields(adapter)
     configuration.check_argument("seed", seed, Seed | None)
     return AttachedModel(base, adapter, base.setup.random_seed if seed is None else seed)
 

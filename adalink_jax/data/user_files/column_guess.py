@@ -14,7 +14,14 @@ from adalink_jax.data.user_files.delimited_files import DELIMITERS, records, sep
 from adalink_jax.data.user_files.file_settings import ALTERNATIVES
 from adalink_jax.data.user_files.file_splits import files_of, first_of
 from adalink_jax.data.user_files.image_files import ARCHIVES, Pictures
-from adalink_jax.data.user_files.input_target_guess import TARGETS, Cells, column_texts, guess_inputs, guess_targets
+from adalink_jax.data.user_files.input_target_guess import (
+    TARGETS,
+    Cells,
+    are_ids,
+    column_texts,
+    guess_inputs,
+    guess_targets,
+)
 from adalink_jax.data.user_files.table_search import files_at
 from adalink_jax.errors import UserError
 from adalink_jax.files.places import path_of, regular_file
@@ -84,6 +91,7 @@ def guess(data: str, known: Mapping[str, str | None]) -> Guess:
     settings |= _image(first, unused, rows, known, doubts)
     in_image = re.findall(r"\{([^{}]*)\}", settings.get("image", ""))
     unused = [name for name in unused if name not in in_image]
+    _check_templates(known, filled)
     settings["targets"] = known.get("targets") or guess_targets(
         first, unused, rows, known.get("inputs"), "image" in settings, doubts
     )
@@ -91,7 +99,34 @@ def guess(data: str, known: Mapping[str, str | None]) -> Guess:
     settings |= _lists(first, target, rows, known.get("lists"))
     unused = [name for name in unused if f"{{{name}}}" not in settings["targets"]]
     settings["inputs"] = known.get("inputs") or guess_inputs(unused, rows, "image" in settings, doubts)
+    _report_unused(unused, rows, settings["inputs"], doubts)
     return Guess(settings, tuple(doubts))
+
+
+def _check_templates(known: Mapping[str, str | None], columns: Sequence[str]) -> None:
+    """Raises:
+    UserError: for a template without a column, which is the same text in every row.
+    """
+    for side in ("targets", "inputs"):
+        text = known.get(side) or ""
+        if text in columns or (side == "targets" and text and "{" not in text):
+            meant = text if text in columns else "COLUMN"
+            raise UserError(
+                f"--{side} {text!r} is the same text in every row; for a column write --{side} '{{{meant}}}', of {', '.join(columns)}."
+            )
+
+
+def _report_unused(columns: Sequence[str], rows: Sequence[Cells], inputs: str, doubts: list[str]) -> None:
+    """Adds the columns with texts or numbers that nothing reads, but for the numbers of rows and those that other doubts name."""
+    named = {word for doubt in doubts for word in re.findall(r"[^\s,;]+", doubt)}
+    left = [
+        name
+        for name in columns
+        if f"{{{name}}}" not in inputs and name not in named and not are_ids(name, column_texts(rows, name) or [""])
+    ]
+    if left:
+        example = " ".join((inputs, *(f"{{{name}}}" for name in left[:2])))
+        doubts.append(f"Not used: {', '.join(left)}; to give the model some, use --inputs, such as {example!r}")
 
 
 # --- the form of a CSV or TSV ---

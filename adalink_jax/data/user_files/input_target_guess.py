@@ -66,7 +66,7 @@ def guess_targets(
     }
     values = {name: len(set(of_column)) for name, of_column in texts.items()}
     classes = [name for name in texts if values[name] <= min(FEW_ANSWERS, len(texts[name]) // 2)]
-    others = [name for name in texts if not _are_ids(name, texts[name])]
+    others = [name for name in texts if not are_ids(name, texts[name])]
     numbers = [name for name in others if as_numbers(texts[name]) is not None]
     if classes:
         guess, why = min(classes, key=values.__getitem__), "which has the fewest values"
@@ -113,7 +113,7 @@ def _ends(name: str) -> str:
     return name.lower().rpartition(".")[2]
 
 
-def _are_ids(name: str, texts: Sequence[str]) -> bool:
+def are_ids(name: str, texts: Sequence[str]) -> bool:
     """Whether a column numbers the rows, by its name or because its whole numbers increase."""
     if IDS.fullmatch(name):
         return True

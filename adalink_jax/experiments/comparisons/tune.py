@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Callable
+from typing import Any
 
 from etils import epath
 
@@ -14,17 +14,16 @@ from adalink_jax.training.packs.run_pack import train_pack
 CURVE, PLOT = "curve.csv", "curve.png"
 
 
-def tune(model_dir: str, settings: Callable[[], dict[str, str]], config_text: Callable[[], str]) -> tuple[Tuned, str]:
+def tune(model_dir: str, **options: Any) -> tuple[Tuned, str]:
     """Trains the pack that gin describes, and writes `tuned.gin`, the curve and its plot into its folder.
 
     Args:
       model_dir: the pack's folder.
-      settings, config_text: see `train_pack`.
+      **options: `settings`, `config_text` and `macros` of `train_pack`.
 
     Returns:
       The choice, and the name of the metric.
     """
-    options = {"settings": settings, "config_text": config_text}
     summary = train_pack(model_dir=model_dir, test=False, **options)  # gin gives the other arguments
     members, metric = summary["members"], summary["metric"]
     tuned = choose([x["learning_rate"] for x in members], [x["validation"] for x in members])

@@ -9,7 +9,7 @@ import uuid
 import wandb  # pyright: ignore[reportMissingImports]  # optional
 from etils import epath
 
-from adalink_jax.files.places import is_remote
+from adalink_jax.files.places import is_remote, path_of
 from adalink_jax.training.trackers.tracker import Opened, Row, RunFacts, image_of, local_files
 
 
@@ -34,7 +34,7 @@ class Tracker:
 
     def _first_step_offline(self) -> int:
         """The first step that the files of earlier processes lack, of which a kill has cut the ends; read by W&B's own reader."""
-        here = epath.Path(self._run.settings.wandb_dir)
+        here = path_of(self._run.settings.wandb_dir)
         files = here.glob(f"offline-run-*-{self._run.id}/run-{self._run.id}.wandb")
         first = 0
         for file in files:

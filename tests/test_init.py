@@ -248,6 +248,12 @@ def test_excel_s_line_and_quoted_tabs_are_recognised(init, tmp_path):
     assert "QUOTED" not in init(tmp_path / "glue.tsv")[2]
 
 
+def test_a_tsv_whose_cells_are_all_in_quotation_marks_is_recognised(init, tmp_path):
+    (tmp_path / "a.tsv").write_text('"text"\t"label"\n' + "".join(f'"{text}"\t"{label}"\n' for text, label in ROWS))
+    status, said, settings = init("a.tsv")
+    assert status == 0 and settings["QUOTED"] == "True" and settings["TARGETS"] == "'{label}'", said
+
+
 def test_pictures_that_are_not_there_are_no_text(init, tmp_path):
     rows = [(f"what is in {i}?", f"train2014/p{i}.jpg", label) for i, (_, label) in enumerate(ROWS)]
     path = write(tmp_path / "vqa.csv", rows, ("question", "photo", "answer"))

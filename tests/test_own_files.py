@@ -20,7 +20,7 @@ from adalink_jax.files.places import regular_file
 LONG = "x" * (table_rows.LONGEST + 1)
 WHOLE = {
     "no_such_file": (None, b"", {}, r"There is no .*none\.csv"),
-    "of_no_known_kind": ("a.xlsx", b"PK", {}, r"a\.xlsx does not end in one of \.csv"),
+    "of_no_known_kind": ("a.docx", b"PK", {}, r"a\.docx does not end in one of \.csv"),
     "empty_csv": ("a.csv", b"", {}, r"a\.csv is empty"),
     "only_empty_lines": ("a.csv", b"\n\n\n", {}, r"a\.csv is empty"),
     "only_a_bom": ("a.csv", b"\xef\xbb\xbf", {}, r"a\.csv is empty"),

@@ -377,7 +377,7 @@ def test_wrong_arguments_are_one_sentence(base):
         (lambda: al.attach(BASE, al.AdaLinkAdapter()), r"`base` is 'bundled.*'; load it first: load_base\('bundled"),
         (lambda: al.attach(base, "lora"), r"`adapter` is 'lora'; give an adapter, such as AdaLinkAdapter\(rank=16\)"),
         (lambda: al.attach(base, al.AdaLinkAdapter), "`adapter` is <class .*; give an adapter"),
-        (lambda: al.attach(base, al.AdaLinkAdapter(rank="16")), "`AdaLinkAdapter.rank` is '16', a text"),
+        (lambda: al.attach(base, al.AdaLinkAdapter(rank="16")), "AdaLink's rank is '16'; it must be at least 1"),
         (lambda: model(5), "`inputs` is 5; give a text, a row, or a list of them"),
         (lambda: model.save(__file__), "is a file; give a folder"),
         (lambda: al.load_adapter(base, 3), "`folder` is 3"),

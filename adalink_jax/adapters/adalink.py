@@ -16,7 +16,6 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
 
-from adalink_jax.configuration import check_fields
 from adalink_jax.errors import UserError
 from adalink_jax.models.layers import param
 from adalink_jax.models.seam import ENCODER_KINDS, KINDS, Inputs
@@ -26,8 +25,8 @@ PHI = {"identity": lambda x: x, "relu": nn.relu, "gelu": nn.gelu, "silu": nn.sil
 
 
 def _check(rank: int, phi: str) -> None:
-    if rank < 1:
-        raise UserError(f"AdaLink's rank is {rank}; it must be at least 1.")
+    if not isinstance(rank, int) or rank < 1:
+        raise UserError(f"AdaLink's rank is {rank!r}; it must be at least 1.")
     if phi not in PHI:
         raise UserError(f"AdaLink's phi is {phi!r}; it must be one of {', '.join(PHI)}.")
 
@@ -49,7 +48,6 @@ class AdaLink(nn.Module):
     scale: float = 1.0
 
     def __post_init__(self):
-        check_fields(self)
         _check(self.rank, self.phi)
         super().__post_init__()
 
@@ -87,7 +85,6 @@ class AdaLinkAdapter(nn.Module):
     per_token: ClassVar[bool] = True  # maps each embedding by itself, so `fold_text` can fold it
 
     def __post_init__(self):
-        check_fields(self)
         _check(self.rank, self.phi)
         if self.kinds is not None and (not self.kinds or set(self.kinds) - set(KINDS)):
             raise UserError(f"AdaLinkAdapter.kinds is {self.kinds!r}; it takes some of {KINDS}, or None.")

@@ -16,7 +16,6 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from adalink_jax.adapters.layer_adapter import COLLECTION, LayerAdapter, Params, declare
-from adalink_jax.configuration import check_fields
 from adalink_jax.errors import UserError
 from adalink_jax.models import paths
 from adalink_jax.typed_values import FiniteFloat, PositiveInt
@@ -51,9 +50,8 @@ class LoRA(LayerAdapter):
     per_row: ClassVar[bool] = True
 
     def __post_init__(self):
-        check_fields(self)
-        if self.rank < 1:
-            raise UserError(f"LoRA's rank is {self.rank}; it must be at least 1.")
+        if not isinstance(self.rank, int) or self.rank < 1:
+            raise UserError(f"LoRA's rank is {self.rank!r}; it must be at least 1.")
         super().__post_init__()
 
     @nn.compact

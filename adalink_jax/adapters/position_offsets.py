@@ -12,7 +12,6 @@ import flax.linen as nn
 import gin
 import jax.numpy as jnp
 
-from adalink_jax.configuration import check_fields
 from adalink_jax.errors import UserError
 from adalink_jax.models.layers import param
 from adalink_jax.models.seam import Inputs
@@ -37,9 +36,10 @@ class PositionOffsets(nn.Module):
     per_segment: ClassVar[bool] = True
 
     def __post_init__(self):
-        check_fields(self)
-        if self.length < 1 or self.rank < 1:
-            raise UserError(f"PositionOffsets has length {self.length} and rank {self.rank}; both must be at least 1.")
+        if any(not isinstance(n, int) or n < 1 for n in (self.length, self.rank)):
+            raise UserError(
+                f"PositionOffsets has length {self.length!r} and rank {self.rank!r}; both must be at least 1."
+            )
         super().__post_init__()
 
     @nn.compact

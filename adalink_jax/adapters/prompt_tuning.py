@@ -11,7 +11,6 @@ import gin
 import jax.numpy as jnp
 from jax.nn import initializers
 
-from adalink_jax.configuration import check_fields
 from adalink_jax.errors import UserError
 from adalink_jax.models.layers import param
 from adalink_jax.models.seam import Inputs
@@ -34,9 +33,8 @@ class PromptTuning(nn.Module):
     init_scale: NonNegativeFloat = 0.5
 
     def __post_init__(self):
-        check_fields(self)
-        if self.length < 1:
-            raise UserError(f"PromptTuning.length is {self.length}; it must be at least 1.")
+        if not isinstance(self.length, int) or self.length < 1:
+            raise UserError(f"PromptTuning.length is {self.length!r}; it must be at least 1.")
         super().__post_init__()
 
     @nn.compact

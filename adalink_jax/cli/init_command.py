@@ -79,7 +79,8 @@ def _write(options: argparse.Namespace, name: str, out: epath.Path) -> int:
     request = base_proposal.Request(guess, name, out.stem, options.vocabulary, machine)
     if options.model and not options.base:
         raise UserError("--model is the gin file of a base; name the base with --base.")
-    with terminal.status(console, "reading the data" if options.quick else "reading the data, and planning the run"):
+    with terminal.progress() as show:
+        show("reading the data" if options.quick else "reading the data, and planning the run")
         if options.base:
             chosen = base_proposal.typed_base(options.base, options.model, request)
         else:

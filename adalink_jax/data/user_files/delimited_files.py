@@ -119,7 +119,8 @@ def was_quoted(path: str, delimiter: str, count: int, encoding: str | None = Non
         return False
     file = regular_file(path)
     as_text = list(itertools.islice(_records(file, delimiter, False, encoding), count))
-    if any(doubled(cell) for record in as_text if not isinstance(record, BadRow) for cell in record[1]):
+    cells = [cell for record in as_text if not isinstance(record, BadRow) for cell in record[1] if cell]
+    if any(map(doubled, cells)) or (cells and all(len(cell) > 1 and cell[0] == cell[-1] == '"' for cell in cells)):
         return True
     try:
         return not _even(as_text) and _even(list(itertools.islice(_records(file, delimiter, True, encoding), count)))

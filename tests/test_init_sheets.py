@@ -153,12 +153,15 @@ def test_the_delimiter_is_reported(init, tmp_path):
     assert "semicolons.csv is separated by ';'; if it is not, change DELIMITER in the file." in said
 
 
-def test_the_only_column_beside_a_picture_is_the_target(init, tmp_path):
+@pytest.mark.parametrize(
+    "name", ["remark", "text"]
+)  # also of the inputs' names, as in Hugging Face's folders of captions
+def test_the_only_column_beside_a_picture_is_the_target(init, tmp_path, name):
     for i in range(60):
         Image.new("RGB", (9, 9), (i, 2 * i, 9)).save(tmp_path / f"{i}.png")
     rows = [(f"{i}.png", f"a picture of {i}") for i in range(60)]
-    status, said = init(str(write(tmp_path / "a.csv", rows, ("file", "remark"))))
-    assert status == 0 and "TARGETS = '{remark}'" in (tmp_path / "task.gin").read_text(), said
+    status, said = init(str(write(tmp_path / "a.csv", rows, ("file", name))))
+    assert status == 0 and f"TARGETS = '{{{name}}}'" in (tmp_path / "task.gin").read_text(), said
 
 
 def test_numbers_that_pictures_happen_to_have_are_no_pictures(init, tmp_path):

@@ -149,7 +149,7 @@ def test_a_t5x_checkpoint_of_a_published_size_needs_no_gin_file(tmp_path, monkey
             == activations
         )
         assert f"gin/models/{name}.gin" in shipped.fitting_models(source)
-        monkeypatch.setattr("adalink_jax.checkpoints.open_source", lambda path, source=source: source)
+        monkeypatch.setattr("adalink_jax.checkpoints.open_source", lambda path, download, source=source: source)
         assert opening.model_file(name, "") == f"gin/models/{first}.gin"
 
 

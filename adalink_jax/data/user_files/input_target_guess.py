@@ -59,6 +59,9 @@ def guess_targets(
         if len(named) > 1:
             doubts.append(f"TARGETS is {named[0]}; it could be {' or '.join(named[1:])}; override with --targets")
         return f"{{{named[0]}}}"
+    if has_image and len(columns) == 1:
+        doubts.append(f"TARGETS is {columns[0]}, the only column beside the picture; override with --targets")
+        return f"{{{columns[0]}}}"
     texts = {
         name: of_column
         for name in columns

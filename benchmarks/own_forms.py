@@ -88,11 +88,12 @@ def utf_16(folder: pathlib.Path) -> list[str]:
 
 
 def missing_values(folder: pathlib.Path) -> list[str]:
-    rows = scenes(folder)
-    table(
-        folder / "rows.csv", [{**row, "answer": "nan" if i % 200 == 7 else row["answer"]} for i, row in enumerate(rows)]
-    )
-    return ["rows.csv"]
+    rows = [
+        json.dumps({**row, "answer": float("nan") if i % 200 == 7 else row["answer"]})
+        for i, row in enumerate(scenes(folder))
+    ]
+    (folder / "rows.jsonl").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    return ["rows.jsonl"]
 
 
 def only_column(folder: pathlib.Path) -> list[str]:
@@ -142,12 +143,11 @@ def label_sets(folder: pathlib.Path) -> list[str]:
 
 
 def numbers(folder: pathlib.Path) -> list[str]:
+    rows = scenes(folder, "digits_read")
+    values = [str(int(row["answer"].replace(" ", ""))) for row in rows]  # up to a hundred different ones
+    question = {"question": "which number is it?"}
     table(
-        folder / "rows.csv",
-        [
-            {"photo": row["photo"], "question": "sum of the digits", "total": row["answer"]}
-            for row in scenes(folder, "digits_sum")
-        ],
+        folder / "rows.csv", [{"photo": row["photo"], **question, "value": value} for row, value in zip(rows, values)]
     )
     return ["rows.csv"]
 
@@ -199,7 +199,7 @@ FORMS: dict[str, Callable[[pathlib.Path], list[str]]] = {
     "CSV with sep=;": excel_separator,
     "cp1252": windows,
     "UTF-16": utf_16,
-    "NaN among the answers": missing_values,
+    ".jsonl with NaN": missing_values,
     "one column beside the picture": only_column,
     "train.csv and dev.csv": halved_dev,
     "Excel": workbook,
@@ -235,7 +235,7 @@ def run(name: str, make: Callable[[pathlib.Path], list[str]], folder: pathlib.Pa
     reported = [
         line
         for line in text.splitlines()
-        if re.search(r"Override|--encoding|--lists|halved|missing|is read as|names the delimiter|quotation", line)
+        if re.search(r"Override|--encoding|--lists|halved|are left out|is read as|names the delimiter|quotation", line)
     ]
     return {
         "form": name, "typed": " ".join(typed), "reported": reported, "metric": metric,

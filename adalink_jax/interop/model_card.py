@@ -13,6 +13,7 @@ from adalink_jax.errors import UserError
 from adalink_jax.files.places import path_of
 from adalink_jax.files.run_files import Summary
 from adalink_jax.files.typed_json import find_object, read_state
+from adalink_jax.files.whole_file import write_text
 from adalink_jax.interop.folded import TEMPLATES
 from adalink_jax.version import __version__
 
@@ -185,7 +186,7 @@ def write_card(adapter: Described, repo: str, folder: epath.Path) -> None:
     }
     template = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
     text = template.from_string((TEMPLATES / "model_card.md.jinja").read_text()).render(about)
-    (folder / "README.md").write_text(str(ModelCard(text)))
+    write_text(folder / "README.md", str(ModelCard(text)))
 
 
 def _scores(adapter: Described) -> tuple[list[str], list[tuple[str, list[str]]]]:

@@ -15,6 +15,7 @@ from etils import epath
 
 from adalink_jax.checkpoints.adapter_files import CONFIG, WEIGHTS
 from adalink_jax.errors import UserError
+from adalink_jax.files.whole_file import write_bytes
 from adalink_jax.interop import model_card
 from adalink_jax.interop.model_card import HUB, PICTURE, Described
 
@@ -43,9 +44,9 @@ def prepare(adapter: Described, repo: str, folder: epath.Path) -> None:
       UserError: if the snippet fails.
     """
     for name in (CONFIG, WEIGHTS):
-        (folder / name).write_bytes((adapter.folder / name).read_bytes())
+        write_bytes(folder / name, (adapter.folder / name).read_bytes())
     if adapter.run is not None and (adapter.run / RUN_CONFIG).exists():
-        (folder / RUN_CONFIG).write_bytes((adapter.run / RUN_CONFIG).read_bytes())
+        write_bytes(folder / RUN_CONFIG, (adapter.run / RUN_CONFIG).read_bytes())
     model_card.write_card(adapter, repo, folder)
     _run_snippet(adapter, os.fspath(folder))
 

@@ -14,7 +14,8 @@ from etils import epath
 
 from adalink_jax.data.images import read_image
 from adalink_jax.errors import UserError
-from adalink_jax.files.places import is_remote
+from adalink_jax.files.places import is_remote, path_of
+from adalink_jax.files.whole_file import write_bytes
 from adalink_jax.typed_values import one_of
 
 if TYPE_CHECKING:
@@ -132,5 +133,5 @@ def local_files(folder: epath.Path) -> Iterator[list[pathlib.Path]]:
     with tempfile.TemporaryDirectory() as copies:
         files = sorted(folder.iterdir(), key=lambda file: file.name)
         for file in files if is_remote(folder) else ():
-            (pathlib.Path(copies) / file.name).write_bytes(file.read_bytes())
+            write_bytes(path_of(copies) / file.name, file.read_bytes())
         yield [pathlib.Path(copies if is_remote(folder) else folder) / file.name for file in files]

@@ -247,6 +247,7 @@ def test_a_plan_of_the_bundled_model(capsys):
     assert plan["frozen_bytes"] < plan["eval_hbm_bytes"] < plan["hbm_limit_bytes"]
 
 
+@pytest.mark.slow
 def test_a_plan_of_a_pack_scales_with_its_members(capsys):
     plans, options = [], ["--topology", "v5e:2x2", "--quick", "--json"]
     for seeds in ("(0,)", "(0,1,2)"):

@@ -109,6 +109,7 @@ def run_of(tracked, name):
     return json.loads((tracked / "trackers.json").read_text())[name]
 
 
+@pytest.mark.slow  # two processes; `make test-trackers` runs it
 def test_tensorboard_has_each_step_once_after_a_kill(tracked):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

@@ -74,7 +74,15 @@ def write(folder: pathlib.Path) -> None:
     (folder / "rows.csv").write_text("\n".join(["inputs,image,question_id", *rows, ""]), encoding="utf-8")
     (folder / "task.gin").unlink(missing_ok=True)
     (folder / "task.sheet.png").unlink(missing_ok=True)
-    run("init", str(folder / "pictures"), "--out", str(folder / "task.gin"))
+    run(
+        "init",
+        str(folder / "pictures"),
+        "--base",
+        "bundled:pali_nano_instruct",
+        "--quick",
+        "--out",
+        str(folder / "task.gin"),
+    )
     for name, text in {"sweep": SWEEP, "study": STUDY, "comparison": COMPARISON}.items():
         (folder / f"{name}.gin").write_text(text.format(task=folder / "task.gin"), encoding="utf-8")
     write_t5(folder)

@@ -161,7 +161,7 @@ JOBS = (
     Job("convert to native", ("convert", "bundled:pali_nano_raw", "out", "--to", "native", "--dtype", "bfloat16")),
     Job("export to hf", ("export", "{inputs}/adapter", "out", "--to", "hf", "--base", "{inputs}/t5")),
     Job("export to torch", ("export", "{inputs}/adapter", "out", "--to", "torch")),
-    Job("init", ("init", "{inputs}/pictures", "--out", "task.gin")),
+    Job("init", ("init", "{inputs}/pictures", "--base", "bundled:pali_nano_instruct", "--out", "task.gin")),
     Job("study", ("study", "--gin_file={inputs}/study.gin", OUT, "--run"), _steps),
     Job("pack", ("pack", *MODEL, *ADAPTER, *FEW, OUT, "--gin.SEEDS=(0, 1)"), _steps),
 )  # fmt: skip

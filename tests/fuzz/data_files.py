@@ -30,7 +30,8 @@ def _init(*argv: str, names: tuple[str, ...], equal: bool, check: Any = None) ->
         written = REFUSED if done.status == 1 else EQUAL if equal else UNPROTECTED
         return (check and check(done.out)) or Outcome(written, text=done.out)
 
-    return judge(run("init", *argv, "--out", OUT), accepted, names, DATA_STATUSES)
+    done = run("init", *argv, "--base", "bundled:pali_nano_instruct", "--quick", "--out", OUT)
+    return judge(done, accepted, names, DATA_STATUSES)
 
 
 # --- tables ---

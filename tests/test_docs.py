@@ -168,7 +168,8 @@ def site_pages():
     return module
 
 
-def test_the_reference_is_whole():
+def test_the_reference_is_whole(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "84")  # which the pages set; restored afterwards
     """Every command, every gin file and every layer has its place in the generated pages."""
     from adalink_jax.cli.main import COMMANDS as ALL
 

@@ -14,6 +14,11 @@ KINDS = {"models": "pali_nano", "bases": "hf://google/flan-t5-small", "adapters"
          "metrics": "macro_f1", "meshes": "fsdp", "decodings": "beam_search"}  # fmt: skip
 
 
+@pytest.fixture(autouse=True)
+def _terminal(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+
+
 def listed(capsys, *words):
     """The first cells of the rows of a table, without the continuations of folded ones, and all that was printed."""
     assert main(["list", *words]) == 0

@@ -169,8 +169,8 @@ def site_pages():
 
 
 def test_the_reference_is_whole(monkeypatch):
-    monkeypatch.setenv("COLUMNS", "84")  # which the pages set; restored afterwards
     """Every command, every gin file and every layer has its place in the generated pages."""
+    monkeypatch.setenv("COLUMNS", "84")  # which the pages set; restored afterwards
     from adalink_jax.cli.main import COMMANDS as ALL
 
     pages = site_pages()

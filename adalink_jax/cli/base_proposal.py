@@ -1,7 +1,8 @@
 """Which base `adalink init` takes: the typed one, or a public one that fits the task, this machine's memory, and an hour.
 
 Every base is judged by the command that `init` would print for it: the command's own configuration is planned (`planning.plan`) for this
-machine's memory and measured speed. Nothing but configurations, tokenizers and headers is downloaded.
+machine's memory and measured speed. Of a listed base its configuration and tokenizer are downloaded; of another one of the Hub its headers are
+read too (`checkpoints.open_source`).
 """
 
 import dataclasses

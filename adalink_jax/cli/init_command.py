@@ -144,7 +144,7 @@ def _parser() -> argparse.ArgumentParser:
         option(
             "--quick",
             action="store_true",
-            help="leave out the estimate of memory and time, for which the run's programs are compiled",
+            help="leave out the estimate of memory and time, for which the run's programs are compiled; without --base, take the smallest",
         ),
         option(
             "--force",

@@ -195,3 +195,10 @@ def test_an_adapter_of_peft_is_loaded_from_the_hub(hub):
     assert not any(path.endswith("training_args.bin") for _, path in hub.asked)
     predictor = al.Predictor("bundled:pali_nano_instruct", adapters={"theirs": "hf://ada/peft"})
     assert predictor.names == ["theirs"]
+
+
+def test_a_missing_library_is_one_sentence_before_anything_is_written(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    assert main(["push", str(tmp_path), "hf://me/reviews", "--out", str(tmp_path / "card")]) == 2
+    assert "needs huggingface_hub: pip install 'adalink-jax[hf]'" in capsys.readouterr().err
+    assert not (tmp_path / "card").exists()

@@ -29,12 +29,13 @@ def repo_of(place: str) -> str:
     """`OWNER/NAME` of `hf://OWNER/NAME`.
 
     Raises:
-      UserError: for any other text.
+      UserError: for any other text, and if huggingface_hub, which writes cards too, is not installed.
     """
     repo = place.removeprefix(HUB)
     if not place.startswith(HUB) or not _NAME.fullmatch(repo):
         raise UserError(f"{place!r} is not a repository of the Hub; give hf://OWNER/NAME.")
-    return repo
+    with _hub_errors(repo):
+        return repo
 
 
 def prepare(adapter: Described, repo: str, folder: epath.Path) -> None:

@@ -135,10 +135,20 @@ def test_an_invalid_configuration_is_reported_in_one_sentence(file, text, argv, 
 
 
 def test_a_missing_file_is_reported_with_the_nearest_ones():
-    with pytest.raises(
-        UserError, match="no gin file gin/runs/quikstart.gin; nearest shipped files: gin/runs/quickstart"
-    ):
+    with pytest.raises(UserError, match="no gin file gin/runs/quikstart.gin; did you mean gin/runs/quickstart.gin"):
         load("gin/runs/quikstart.gin")
+
+
+def test_a_misspelt_file_of_the_user_is_reported_with_the_user_s_near_ones(tmp_path, monkeypatch):
+    (tmp_path / "tasks").mkdir()
+    for name in ("tasks/reviews.gin", "tasks/reviews.csv", "tasks/other.gin"):
+        (tmp_path / name).write_text("")
+    monkeypatch.chdir(tmp_path)
+    for typed in ("tasks/revews.gin", "taks/reviews.gin"):
+        with pytest.raises(UserError, match=rf"no gin file {typed}; did you mean tasks/reviews.gin\?$"):
+            load(typed)
+    with pytest.raises(UserError, match=r"no gin file revews.gin; did you mean tasks/reviews.gin\?$"):
+        load("revews.gin", "--gin_search_paths=tasks")
 
 
 @pytest.mark.parametrize(

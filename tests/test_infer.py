@@ -344,6 +344,27 @@ def test_invalid_inputs_of_a_predictor_are_reported_in_one_sentence(predict, sce
 # --- own files: init, train, predict, resume ---
 
 
+def test_a_run_that_is_not_there_is_reported_with_the_others_of_its_folder(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "new.csv").write_text("inputs\na\n")
+    for name in ("a", "b", "c", "d", "sst2", "vqa"):
+        (tmp_path / "runs" / name).mkdir(parents=True)
+        (tmp_path / "runs" / name / "config.gin").write_text("")
+    (tmp_path / "runs" / "notes").mkdir()
+    first = "runs/a, runs/b, runs/c, runs/d, runs/sst2, and 1 more"
+    near = "runs/sst2, runs/a, runs/b, runs/c, runs/d, and 1 more"
+    for typed, others in (("runs/x", first), ("runs", first), ("runs/sst", near), ("rnus/sst2", "runs/sst2")):
+        for source in ("new.csv", "task:test"):
+            assert main(["infer", source, "out.jsonl", f"--run={typed}"]) == 2
+            assert capsys.readouterr().err == f"error: {typed} is not a run; runs near it: {others}.\n"
+        with pytest.raises(UserError, match=f"{typed} is not a run; runs near it: "):
+            Predictor(typed)
+    with pytest.raises(UserError, match="There is no folder other/x; did you mean hf://other/x"):
+        Predictor("other/x")
+    with pytest.raises(UserError, match="did you mean bundled:pali_nano_instruct"):
+        Predictor("pali_nano_instuct")
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """An AdaLink run on a CSV of scenes, by the commands that `adalink init` prints."""

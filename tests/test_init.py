@@ -144,6 +144,36 @@ def test_pictures_get_their_places_in_the_texts_of_a_base_that_reads_them_there(
     assert batch["images"].shape == (4, 16, 16, 3) and (batch["encoder_input_tokens"] == 262).sum() == 16
 
 
+def test_a_folder_that_is_named_as_a_table_is_a_folder(init, tmp_path):
+    for i in range(60):
+        picture(tmp_path / "photos.csv" / "ab"[i % 2] / f"{i}.png", (4 + i, 5))
+    status, said, settings = init("photos.csv")
+    assert status == 0 and settings["IMAGE"] == "'{image}'", said
+    (tmp_path / "photos.csv").rename(tmp_path / "old")
+    write(tmp_path / "photos.csv" / "train.csv", ROWS)
+    (tmp_path / "photos.csv" / "test.csv").mkdir()
+    status, said, settings = init("photos.csv", "--force")
+    assert status == 0 and settings["DATA"] == "{'train': 'photos.csv/train.csv'}", said
+
+
+@pytest.mark.parametrize("data, words", [
+    ("cat.png", "cat.png is one picture; give the folder of all pictures"),
+    ("empty", "empty is an empty folder; give a table, "),
+    ("flat", "flat has pictures, but no subfolders; move each picture to a subfolder named after its class"),
+    ("other", "other has no tables and no subfolders; give a table"),
+    ("set", "none is called train; name the table itself, such as set/reviews.csv"),
+    ("set/revews.csv", "; did you mean set/reviews.csv?"),
+    ("st", "; did you mean set?"),
+])  # fmt: skip
+def test_what_is_not_data_is_refused_with_a_remedy(init, tmp_path, data, words):
+    picture(tmp_path / "cat.png"), picture(tmp_path / "flat" / "a.png"), (tmp_path / "empty").mkdir()
+    write(tmp_path / "set" / "reviews.csv", ROWS)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "notes.md").write_text("x")
+    status, said, settings = init(data)
+    assert status == 2 and not settings and words in said and said.count("\n") == 1, said
+
+
 def test_metrics_by_what_the_targets_are(init, tmp_path):
     long = [(f"document {i}", "a summary of seven words or more " + "x" * i) for i in range(60)]
     assert init(write(tmp_path / "a.csv", long, ("document", "summary")))[2]["METRIC"] == "'rouge_l'"

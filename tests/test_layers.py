@@ -31,7 +31,7 @@ LAYERS = [
     ("parallel",),
     ("configuration", "files"),
     ("preemption",),
-    ("errors", "moved", "terminal", "timings", "token_ids", "typed_values", "version"),
+    ("errors", "moved", "near_names", "terminal", "timings", "token_ids", "typed_values", "version"),
 ]
 HEIGHT = {package: -number for number, packages in enumerate(LAYERS) for package in packages}
 

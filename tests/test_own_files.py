@@ -65,7 +65,7 @@ WHOLE = {
     "images_without_image": ("a.csv", csv_text(), {"images": "photos"}, r"IMAGE, which names each row's picture, is not"),
     "no_folder_of_images": ("a.csv", csv_text(), {"image": "{text}", "images": "none"}, r"There is no folder or archive .* none"),
     "archive_of_noise": ("a.zip", b"no zip", {"data": "B", "image": "{text}", "images": "A"}, r"not a complete archive"),
-    "folder_without_subfolders": ("photos/a.png", picture(), {"data": "D", "inputs": "?", "image": "{image}"}, r"has no subfolders"),
+    "folder_without_subfolders": ("photos/a.png", picture(), {"data": "D", "inputs": "?", "image": "{image}"}, r"has pictures, but no subfolders; move each"),
     "folder_without_pictures": ("photos/cats/a.txt", b"", {"data": "P", "inputs": "?", "image": "{image}"}, r"There is no picture in"),
     "stray_folder_beside_splits": ("photos/train/cats/a.png", picture(), {"data": "S", "inputs": "?", "image": "{image}"}, r"other, which is not a split"),
 }  # fmt: skip

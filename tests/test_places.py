@@ -10,7 +10,7 @@ import adalink_jax
 from adalink_jax.cli.main import main
 from adalink_jax.data.user_files.image_files import Pictures
 from adalink_jax.errors import UserError
-from adalink_jax.files.places import check_run_folder, path_of
+from adalink_jax.files.places import check_run_folder, path_of, regular_file
 
 PACKAGE = pathlib.Path(adalink_jax.__file__).parent
 
@@ -22,7 +22,8 @@ def test_every_path_is_made_by_path_of():
         f"{file.relative_to(PACKAGE)}:{number}"
         for file in sorted(PACKAGE.rglob("*.py"))
         for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1)
-        if made.search(line) and file.relative_to(PACKAGE).parts[0] not in ("files", "configuration", "launching")
+        if made.search(line)
+        and file.relative_to(PACKAGE).parts[0] not in ("files", "configuration", "launching", "near_names.py")
     ]
     assert places == []
 
@@ -70,3 +71,21 @@ def test_a_folder_that_cannot_be_made_is_refused(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="closed cannot be written to"):
         check_run_folder(str(tmp_path / "closed" / "x"))
     check_run_folder("gs://bucket/x")
+
+
+@pytest.mark.parametrize("typed, near", [
+    ("revews.csv", "reviews.csv"), ("reviews", "reviews.csv"), ("reviews.txt", "reviews.csv"), ("Reviews.CSV", "reviews.csv"),
+    ("~/revews.csv", "~/reviews.csv"), ("dta/train.csv.gz", "data/train.csv.gz"), ("data/trian.csv", "data/train.csv.gz"),
+    ("rows.csv", None), ("none/revews.csv", None), ("revews/x.csv", None),
+])  # fmt: skip
+def test_a_misspelt_path_is_reported_with_the_near_ones(typed, near, tmp_path, monkeypatch):
+    """Those of the same kind alone; and by the names of the files, since suffixes make all alike."""
+    (tmp_path / "data").mkdir()
+    for name in ("reviews.csv", "reviews.gin", "x.csv", "data/train.csv.gz", ".review.csv"):
+        (tmp_path / name).write_text("")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(UserError) as error:
+        regular_file(typed, endings=(".csv",))
+    message = str(error.value)
+    assert message.endswith(f"; did you mean {near}?" if near else ".") and ("mean" in message) == bool(near)

@@ -30,6 +30,7 @@ from adalink_jax.files.places import path_of
 from adalink_jax.files.typed_json import Form, as_form, parse_object, read_text
 from adalink_jax.files.whole_file import writing_folder
 from adalink_jax.models import paths
+from adalink_jax.near_names import did_you_mean, near_paths
 from adalink_jax.version import __version__
 
 WEIGHTS, CONFIG, PICKLE = "adapter_model.safetensors", "adapter_config.json", "adapter_model.bin"
@@ -130,9 +131,8 @@ def open_adapter(folder: Folder) -> tuple[dict[str, Leaf], AdapterFacts]:
         )
     for name in (CONFIG, WEIGHTS):
         if not (directory / name).exists():
-            raise CheckpointError(
-                f"{path} is not an adapter: it has no {name}; give a folder such as a run's `adapter/`."
-            )
+            remedy = did_you_mean(near_paths(path), "; give a folder such as a run's `adapter/`.")
+            raise CheckpointError(f"{path} is not an adapter: it has no {name}{remedy}")
     config = _read_config(directory / CONFIG, path)
     leaves, metadata = safetensors_file.read_header(directory / WEIGHTS)
     about = config.get("adalink") or {}

@@ -12,6 +12,7 @@ from adalink_jax.checkpoints.families.family import check_stated
 from adalink_jax.checkpoints.source import Source
 from adalink_jax.errors import CheckpointError
 from adalink_jax.files.places import path_of
+from adalink_jax.near_names import near, near_paths
 
 BUNDLED = "bundled:"
 _ASSETS = pathlib.Path(__file__).parent.parent / "assets"
@@ -93,11 +94,11 @@ def _open(path: str) -> Source:
 
 
 def _meant(path: str) -> str:
-    """A question for a path that lacks the beginning that says where it is."""
-    if path in bundled_names():
-        return f"did you mean {BUNDLED}{path}? Else "
+    """A question for a path that is misspelt, or lacks the beginning that says where it is."""
     is_repository = re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", path) and not path_of(path).parent.exists()
-    return f"did you mean {hugging_face.HUB}{path}? Else " if is_repository else ""
+    meant = [BUNDLED + name for name in near(path, bundled_names())[:1]] or near_paths(path)
+    meant = meant or ([hugging_face.HUB + path] if is_repository else [])
+    return f"did you mean {' or '.join(meant)}? Else " if meant else ""
 
 
 def bundled_names() -> list[str]:

@@ -1,12 +1,13 @@
 """The `adalink` command: finds the subcommand, imports its module, and prints errors in one sentence."""
 
-import difflib
 import importlib
 import io
 import os
 import signal
 import sys
 from typing import NamedTuple
+
+from adalink_jax.near_names import did_you_mean, near
 
 
 class Command(NamedTuple):
@@ -119,8 +120,8 @@ def _run(argv: list[str]) -> int:
         return 0
     name, *rest = argv
     if name not in COMMANDS:
-        near = difflib.get_close_matches(name, COMMANDS, 1)
-        hint = f"; did you mean `adalink {near[0]}`?" if near else f"; there are: {', '.join(COMMANDS)}."
+        commands = [f"`adalink {command}`" for command in near(name, COMMANDS)[:1]]
+        hint = did_you_mean(commands, f"; there are: {', '.join(COMMANDS)}.")
         print(f"error: there is no command {name!r}{hint}", file=sys.stderr)
         return USER_ERROR
     try:

@@ -3,7 +3,6 @@
 gin's public interface cannot list macros, references and configurables; the functions under "inside gin" read its internals.
 """
 
-import difflib
 import graphlib
 import inspect
 from collections.abc import Callable, Iterable, Iterator
@@ -16,14 +15,15 @@ from adalink_jax.configuration import moved_selectors
 from adalink_jax.configuration.flags import GinFlags
 from adalink_jax.configuration.requirements import MACROS
 from adalink_jax.errors import UserError
+from adalink_jax.near_names import near
 
 Config = dict[tuple[str, str], dict[str, object]]  # (scope, selector) -> parameter -> value
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
     """`"; nearest: A, B"`, the end of an error message; "" if no name is near."""
-    near = difflib.get_close_matches(name, sorted(names), 3, cutoff=0.5)
-    return f"; nearest: {', '.join(near)}" if near else ""
+    near_names = near(name, names)
+    return f"; nearest: {', '.join(near_names)}" if near_names else ""
 
 
 # --- inside gin ---

@@ -1,12 +1,12 @@
 """Finds gin files: by the path as typed, in the search paths, among the shipped files, in installed packages (`t5x/...`)."""
 
-import difflib
 import importlib.util
 import os
 import pathlib
 from collections.abc import Sequence
 
 from adalink_jax.errors import UserError
+from adalink_jax.near_names import did_you_mean, near, near_paths
 
 _PACKAGE = pathlib.Path(__file__).resolve().parent.parent
 
@@ -26,7 +26,7 @@ def find(name: str, search_paths: Sequence[str]) -> str:
     """The path of the gin file called `name`.
 
     Raises:
-      UserError: if it does not exist, or is a folder or a device; with the nearest shipped files.
+      UserError: if it does not exist (the message names near files), or is a folder or a device.
     """
     tried = [os.path.join(root, os.path.expanduser(name)) for root in [*roots(search_paths), *_package(name)]]
     for path in tried:
@@ -35,9 +35,9 @@ def find(name: str, search_paths: Sequence[str]) -> str:
     for path in filter(os.path.exists, tried):
         raise UserError(f"{path} is {'a folder' if os.path.isdir(path) else 'not a regular file'}; name a gin file.")
     shipped = sorted(str(path.relative_to(gin_root().parent)) for path in gin_root().rglob("*.gin"))
-    near = difflib.get_close_matches(name, shipped, 3) or difflib.get_close_matches(f"gin/{name}", shipped, 3)
-    hint = f"nearest shipped files: {', '.join(near)}" if near else f"shipped files are in {gin_root()}"
-    raise UserError(f"There is no gin file {name}; {hint}.")
+    users = [path for root in ["", *search_paths] for path in near_paths(os.path.join(root, name), (".gin",))]
+    nearest = users or near(name, shipped) or near(f"gin/{name}", shipped)
+    raise UserError(f"There is no gin file {name}{did_you_mean(nearest, f'; shipped files are in {gin_root()}.')}")
 
 
 def _package(name: str) -> list[str]:

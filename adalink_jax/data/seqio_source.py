@@ -1,6 +1,5 @@
 """seqio tasks and mixtures behind the `Task` protocol. Importing this module keeps TensorFlow off all accelerators."""
 
-import difflib
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, cast
@@ -16,6 +15,7 @@ from adalink_jax.data.seqio_vocabulary import HuggingFaceVocabulary, check_task
 from adalink_jax.data.task_protocol import Example
 from adalink_jax.data.transformers_vocabulary import EOS
 from adalink_jax.errors import UserError
+from adalink_jax.near_names import near
 
 for _kind in ("GPU", "TPU"):
     tf.config.set_visible_devices([], _kind)
@@ -155,8 +155,8 @@ def get_tasks(
         registering.register()
     known = [*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()]
     if name not in known:
-        near = difflib.get_close_matches(name, known, 3) or sorted(known)
-        raise UserError(f"There is no task or mixture {name!r} (MIXTURE_OR_TASK_NAME); nearest: {', '.join(near)}.")
+        nearest = near(name, known) or sorted(known)
+        raise UserError(f"There is no task or mixture {name!r} (MIXTURE_OR_TASK_NAME); nearest: {', '.join(nearest)}.")
     task_or_mixture = seqio.get_mixture_or_task(name)
     tasks = seqio.get_subtasks(task_or_mixture)
     for task in tasks:

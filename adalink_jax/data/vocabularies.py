@@ -30,6 +30,7 @@ from adalink_jax.data.transformers_vocabulary import (
 from adalink_jax.errors import UserError
 from adalink_jax.files.places import path_of
 from adalink_jax.files.whole_file import write_bytes
+from adalink_jax.near_names import did_you_mean, near, near_paths
 from adalink_jax.typed_values import NonNegativeInt
 
 BYTES = "bytes"
@@ -111,7 +112,7 @@ def _load_sentencepiece(path: str, extra_ids: int) -> Any:
     from sentencepiece import sentencepiece_model_pb2
 
     if not path_of(path).is_file():
-        raise UserError(f"There is no SentencePiece model {path}.")
+        raise UserError(f"There is no SentencePiece model {path}{did_you_mean(near_paths(path))}")
     try:
         model_proto = sentencepiece_model_pb2.ModelProto  # pyright: ignore[reportAttributeAccessIssue]  # made at import
         proto = model_proto.FromString(path_of(path).read_bytes())
@@ -163,7 +164,9 @@ def find_vocabulary(path: epath.PathLike) -> epath.Path | None:
     if folder.is_file():
         return folder
     if not folder.is_dir():
-        raise UserError(f"There is no folder or SentencePiece model {path}.")
+        raise UserError(
+            f"There is no folder or SentencePiece model {path}{did_you_mean(near(path, [BYTES]) or near_paths(path))}"
+        )
     if holds_tokenizer(folder):
         return folder
     if (folder / SENTENCEPIECE_FILE).exists():

@@ -3,6 +3,7 @@
 import os
 import re
 import stat
+from collections.abc import Sequence
 from typing import Annotated
 
 import pydantic
@@ -10,6 +11,7 @@ from etils import epath
 
 from adalink_jax.errors import UserError
 from adalink_jax.files.hub_file import HubFile
+from adalink_jax.near_names import did_you_mean, near_paths
 
 # Orbax looks for its own files by a pattern that begins with their folder; a line break or an escape would garble output.
 _PATTERN = re.compile(r"[*?\[\\\x00-\x1f\x7f]")
@@ -33,11 +35,17 @@ def path_of(text: str | os.PathLike[str]) -> epath.Path:
     return epath.Path(expanded(text))
 
 
-def regular_file(text: str | os.PathLike[str], kind: str = "file") -> epath.Path:
+def regular_file(text: str | os.PathLike[str], kind: str = "file", endings: Sequence[str] = ()) -> epath.Path:
     """The path of a file to read, as a user typed it. Nothing is opened: a pipe or a device would hang, or never end.
 
+    Args:
+      text: the path.
+      kind: what the error calls it.
+      endings: how such files end, see `near_names.near_paths`.
+
     Raises:
-      UserError: if there is no such file, or it is a folder, a pipe, a device, a socket, or a link to itself.
+      UserError: if there is no such file (the message names near ones), or it is a folder, a pipe, a device, a socket, or a link to
+        itself.
     """
     path = path_of(text)
     try:
@@ -49,7 +57,7 @@ def regular_file(text: str | os.PathLike[str], kind: str = "file") -> epath.Path
             raise UserError(f"{text} is {other}; give a {kind}.")
     except (FileNotFoundError, NotADirectoryError) as e:
         where = "" if is_remote(path) or path.is_absolute() else f" in the working folder, {os.getcwd()}"
-        raise UserError(f"There is no {kind} {text}{where}.") from e
+        raise UserError(f"There is no {kind} {text}{where}{did_you_mean(near_paths(text, endings))}") from e
     except OSError as e:
         raise UserError(f"{text} cannot be read ({e.strerror}); give another {kind}.") from e
     except UnicodeEncodeError as e:

@@ -29,6 +29,7 @@ from adalink_jax.files.places import path_of
 from adalink_jax.files.run_files import Record, Summary
 from adalink_jax.files.typed_json import read_state
 from adalink_jax.files.whole_file import writing
+from adalink_jax.near_names import did_you_mean, near_paths
 from adalink_jax.reports.statistics import Estimate, mean
 from adalink_jax.training.segments import environment_note
 
@@ -174,7 +175,7 @@ def collect(folder: str) -> Results:
     root = path_of(folder)
     runs = [run for path in _folders(root) for run in _read(path, root)] if root.is_dir() else []
     if not runs:
-        raise UserError(f"There is no run in {folder}.")
+        raise UserError(f"There is no run in {folder}{did_you_mean(near_paths(folder))}")
     varied = list(dict.fromkeys(name for run in runs for name in run.varied))
     settings = list(dict.fromkeys(name for run in runs for name in sorted(run.settings)))
     flat = [{**run.facts, **run.settings, **run.varied} for run in runs]

@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -10,17 +11,20 @@ from etils import epath
 from jax.sharding import Mesh
 
 from adalink_jax import checkpoints, configuration, parallel
+from adalink_jax.checkpoints.formats import BUNDLED, bundled_names
 from adalink_jax.configuration.gin_sources import RUN_CONFIG
 from adalink_jax.data.label_sets import SEPARATORS, LabelSets
 from adalink_jax.data.user_files.file_settings import LABELS
 from adalink_jax.data.vocabularies import BYTES
 from adalink_jax.errors import UserError
-from adalink_jax.files.places import path_of
+from adalink_jax.files.places import is_remote, path_of
+from adalink_jax.near_names import near_paths
 from adalink_jax.serving import shipped
 from adalink_jax.training.setup import Parameters, Setup
 
 CONFIG, ADAPTER, MODEL = RUN_CONFIG, "adapter", "model"
 ROWS = ("inputs", "image", "images", "columns", "delimiter", "quoted", "lists", "label_separator")
+NAMED_RUNS = 5  # of a folder, in an error
 LENGTHS = {"inputs": 512, "targets": 64}  # for a base model; a run's are in its config.gin
 
 
@@ -82,13 +86,31 @@ def open_model(path: str, vocabulary: str | None = None, trust_modules: bool = F
     with configuration.isolated():
         if "://" not in path.removeprefix("gs://") and (path_of(path) / CONFIG).exists():
             return _run(path_of(path), vocabulary, trust_modules)
+        _refuse_if_meant_another(path)
         return _base(path, vocabulary)
 
 
 def load_run(folder: str | epath.Path, trust_modules: bool) -> None:
     """Loads the configuration of the run in `folder`; see `open_model`."""
+    _refuse_if_meant_another(folder)
     flags = configuration.GinFlags((str(path_of(folder) / CONFIG),), trust_modules=trust_modules)
     configuration.load(flags, require_all=False)
+
+
+def _refuse_if_meant_another(folder: str | epath.Path) -> None:
+    """Raises:
+    UserError: if this is not a run, but holds runs, or is missing beside some; the message names them.
+    """
+    text, path = os.fspath(folder), path_of(folder)
+    if is_remote(text) or text.startswith(BUNDLED) or text in bundled_names() or (path / CONFIG).exists():
+        return
+    beside = path if path.exists() else path.parent
+    near = map(path_of, near_paths(text))
+    others = sorted(beside.iterdir(), key=str) if beside.is_dir() else ()
+    runs = list(dict.fromkeys(str(other) for other in (*near, *others) if (other / CONFIG).exists()))
+    if runs:
+        more = f", and {len(runs) - NAMED_RUNS:,} more" if len(runs) > NAMED_RUNS else ""
+        raise UserError(f"{text} is not a run; runs near it: {', '.join(runs[:NAMED_RUNS])}{more}.")
 
 
 def _run(folder: epath.Path, vocabulary: str | None, trust_modules: bool) -> Opened:

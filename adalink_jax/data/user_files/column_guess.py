@@ -57,6 +57,8 @@ def guess(data: str, known: Mapping[str, str | None]) -> Guess:
     """
     files = files_at(data)
     first = files_of(files)["train"][0]
+    if not os.path.isdir(first):
+        table_files.table_file(first)
     doubts: list[str] = []
     encoding = known.get("encoding") or _encoding(first, doubts)
     delimiter = _delimiter(first, encoding, doubts)

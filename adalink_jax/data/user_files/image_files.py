@@ -19,6 +19,7 @@ from adalink_jax.data.user_files.table_rows import cell
 from adalink_jax.data.user_files.text_templates import Template
 from adalink_jax.errors import UserError
 from adalink_jax.files.places import expanded, path_of, regular_file
+from adalink_jax.near_names import did_you_mean, near_paths
 
 ARCHIVES = (".zip", ".tar")
 DAMAGED = (OSError, EOFError, zipfile.BadZipFile, tarfile.TarError, zlib.error)
@@ -43,7 +44,7 @@ class Pictures:
             _opened(self.root)
         elif not path_of(self.root).is_dir():
             raise UserError(
-                f"There is no folder or archive ({', '.join(ARCHIVES)}) {self.root} for the images (IMAGES)."
+                f"There is no folder or archive ({', '.join(ARCHIVES)}) {self.root} for the images (IMAGES){did_you_mean(near_paths(self.root, ARCHIVES))}"
             )
 
     def problem(self, name: str) -> str | None:

@@ -67,9 +67,7 @@ def open_table(
         raise UserError(f"{path} is not text; ENCODING is for CSV, TSV and JSON files.")
     if path_of(path).is_dir():
         return _image_folder(path_of(path))
-    where = regular_file(path)
-    if suffix not in SUFFIXES:
-        raise UserError(f"{path} does not end in one of {', '.join(SUFFIXES)}; save it as one of these.")
+    where = table_file(path)
     if suffix in DELIMITERS:
         table = delimited(where, DELIMITERS[suffix] if delimiter is None else delimiter, columns, quoted, encoding)
     elif not columns is delimiter is quoted is None:
@@ -84,11 +82,27 @@ def open_table(
     return table
 
 
+def table_file(path: str) -> epath.Path:
+    """The path of a table to read, as a user typed it.
+
+    Raises:
+      UserError: if there is no such file (the message names near ones), or it is not a table.
+    """
+    where = regular_file(path, endings=SUFFIXES)
+    if suffix_of(path) in PICTURES:
+        raise UserError(
+            f"{path} is one picture; give the folder of all pictures, with a subfolder per class, or the table that names them."
+        )
+    if suffix_of(path) not in SUFFIXES:
+        raise UserError(f"{path} does not end in one of {', '.join(SUFFIXES)}; save it as one of these.")
+    return where
+
+
 def picture_root(images: str | None, path: str) -> str:
     """The folder or archive of a table's images: `images`, or else the table's folder."""
     if images is not None:
         return images
-    return folder_of(path) if suffix_of(path) in SUFFIXES else path
+    return path if path_of(path).is_dir() else folder_of(path)
 
 
 def folder_of(path: str) -> str:
@@ -105,7 +119,7 @@ def _image_folder(folder: epath.Path) -> Table:
         (path for path in folder.iterdir() if path.is_dir() and path.name[0] != "."), key=lambda p: p.name
     )
     if not subfolders:
-        raise UserError(f"{folder} has no subfolders; give a folder of images with one per class.")
+        raise UserError(_why_no_classes(folder))
     splits = [split_of(path.name) for path in subfolders]
     if any(splits) and not all(splits):
         stray = subfolders[splits.index(None)].name
@@ -136,6 +150,21 @@ def _image_folder(folder: epath.Path) -> Table:
             f"There is no picture in {folder}/{'SPLIT/' if nested else ''}CLASS/{why}; it takes {', '.join(PICTURES)}."
         )
     return Table(str(folder), (IMAGE, LABEL, *((SPLIT,) if nested else ())), rows)
+
+
+def _why_no_classes(folder: epath.Path) -> str:
+    """The error for a folder without subfolders."""
+    names = [path.name for path in folder.iterdir() if path.name[0] != "."]
+    if not names:
+        return f"{folder} is an empty folder; give a table, a folder of tables, or a folder of pictures."
+    if any(suffix_of(name) in PICTURES for name in names):
+        return (
+            f"{folder} has pictures, but no subfolders; move each picture to a subfolder named after its class, or add a table "
+            f"metadata.csv that names the pictures."
+        )
+    return (
+        f"{folder} has no tables and no subfolders; give a table, or a folder of pictures with a subfolder per class."
+    )
 
 
 def joined(path: str, tables: Sequence[Table]) -> Table:

@@ -89,7 +89,7 @@ def _in_folder(folder: epath.Path) -> Files:
     if (metadata := next((table for table in tables if _stem(table) == METADATA), None)) is not None:
         return metadata
     if tables:
-        raise UserError(f"{folder} holds tables, but none is called train; name the table itself.")
+        raise UserError(f"{folder} holds tables, but none is called train; name the table itself, such as {tables[0]}.")
     return str(folder)
 
 
@@ -105,7 +105,9 @@ def _several(files: Sequence[str]) -> str | tuple[str, ...]:
 
 def _tables(folder: epath.Path) -> list[str]:
     files = sorted(folder.iterdir(), key=lambda path: path.name)
-    return [str(file) for file in files if table_files.suffix_of(file.name) in table_files.SUFFIXES]
+    return [
+        str(file) for file in files if table_files.suffix_of(file.name) in table_files.SUFFIXES and not file.is_dir()
+    ]
 
 
 def _saved_files(folder: epath.Path) -> list[str]:

@@ -10,6 +10,7 @@ import jax
 
 from adalink_jax import AdaLinkAdapter, AdaptedModel, parallel
 from adalink_jax.contract.tiny import tiny_pali
+from adalink_jax.models.quantised import Storage
 from adalink_jax.parallel.accelerators import parse_topology
 from adalink_jax.planning.collectives import collectives
 from adalink_jax.planning.hlo import Program
@@ -29,7 +30,7 @@ def check(case):
     model = AdaptedModel(tiny_pali(**options), AdaLinkAdapter(rank=4))
     optimizer = optimizers.adamw(1e-3, clip_norm=1.0)
     with parallel.use_mesh(mesh, rules):
-        state, frozen = abstract.abstract_state(model, ("adapter/.*",), "float32", optimizer, mesh, rules)
+        state, frozen = abstract.abstract_state(model, ("adapter/.*",), Storage(), optimizer, mesh, rules)
         shards = parallel.shards_of(state.trainable, mesh)
         batch = {
             name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=parallel.batch_sharding(mesh))

@@ -17,6 +17,7 @@ from etils.epath import Path
 from adalink_jax import T5, AdaptedModel, T5Config, checkpoints, parallel
 from adalink_jax.errors import UserError
 from adalink_jax.models import paths
+from adalink_jax.models.quantised import Storage
 from adalink_jax.training.abstract import abstract_leaves
 
 SIZES = {"vocab_size": 1024, "emb_dim": 64, "num_heads": 8, "head_dim": 16, "mlp_dim": 256, "num_encoder_layers": 2,
@@ -82,9 +83,10 @@ def load(base: str, case: str) -> dict:
     Counted.total = 0
     Counted.fails = "fails" in options and jax.process_index() == jax.process_count() - 1
     with parallel.use_mesh(mesh, rules):
-        wanted = paths.unflatten(abstract_leaves(model("scanned" in options), mesh, rules))["backbone"]
+        leaves = Storage(dtype).stored(abstract_leaves(model("scanned" in options), mesh, rules), ())
+        wanted = paths.unflatten(leaves)["backbone"]
         try:
-            loaded = checkpoints.load_base(base, wanted, dtype=lambda name: dtype).params
+            loaded = checkpoints.load_base(base, wanted).params
         except (OSError, UserError) as e:
             return {"case": case, "error": str(e)}
         read = Counted.total

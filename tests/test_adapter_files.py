@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 
 from adalink_jax import AdaLinkAdapter, LoRA
 from adalink_jax.adapters import describe_adapter
-from adalink_jax.checkpoints import load_adapter, read_adapter, save_adapter
+from adalink_jax.checkpoints import BaseReference, load_adapter, read_adapter, save_adapter
 from adalink_jax.checkpoints.adapter_files import CONFIG, WEIGHTS
 from adalink_jax.errors import CheckpointError
 from adalink_jax.models import paths
@@ -32,7 +32,7 @@ def tree(width=6, rank=2):
 def load(folder, module=MODULE, **shape):
     sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree(**shape))
-    return load_adapter(str(folder), abstract, MARK, module=module)
+    return load_adapter(str(folder), abstract, BaseReference("base", MARK), module=module)
 
 
 def write(folder):

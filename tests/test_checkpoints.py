@@ -10,7 +10,15 @@ from helpers import init, random_batch, tiny_pali
 from jax.sharding import NamedSharding, PartitionSpec
 
 from adalink_jax import AdaLinkAdapter, AdaptedModel, parallel
-from adalink_jax.checkpoints import digests, fingerprint, load_adapter, load_base, save_adapter, save_base
+from adalink_jax.checkpoints import (
+    BaseReference,
+    digests,
+    fingerprint,
+    load_adapter,
+    load_base,
+    save_adapter,
+    save_base,
+)
 from adalink_jax.errors import CheckpointError
 from adalink_jax.models import paths
 
@@ -111,7 +119,10 @@ def test_a_digest_changes_with_every_single_bit(dtype):
 
 
 def test_frozen_leaves_can_be_stored_in_bfloat16(params, base):
-    loaded = load_base(base, abstract(params["backbone"]), dtype=lambda name: "bfloat16")
+    wanted = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, "bfloat16", sharding=x.sharding), abstract(params["backbone"])
+    )
+    loaded = load_base(base, wanted)
     assert {leaf.dtype for leaf in jax.tree.leaves(loaded.leaves)} == {jnp.dtype("bfloat16")}
     assert loaded.fingerprint == fingerprint(params["backbone"])
 
@@ -157,7 +168,7 @@ def test_a_path_without_a_base_is_refused_with_the_known_ones(params):
 
 
 def test_an_adapter_is_loaded_bit_for_bit(params, adapter):
-    loaded, about = load_adapter(adapter, abstract(params["adapter"]), "f" * 64)
+    loaded, about = load_adapter(adapter, abstract(params["adapter"]), BaseReference("base", "f" * 64))
     assert_equal(loaded, params["adapter"])
     assert about["settings"] == {"rank": 4}
     assert json.loads((adapter / "adapter_config.json").read_text())["adalink"]["format_version"] == 2
@@ -165,18 +176,20 @@ def test_an_adapter_is_loaded_bit_for_bit(params, adapter):
 
 def test_an_adapter_for_another_base_is_refused_unless_allowed(params, adapter):
     with pytest.raises(CheckpointError, match="trained on another base: tiny ffffffffffff, this one is eeeeeeeeeeee"):
-        load_adapter(adapter, abstract(params["adapter"]), "e" * 64)
-    loaded, _ = load_adapter(adapter, abstract(params["adapter"]), "e" * 64, allow_other_base=True)
+        load_adapter(adapter, abstract(params["adapter"]), BaseReference("base", "e" * 64))
+    loaded, _ = load_adapter(
+        adapter, abstract(params["adapter"]), BaseReference("base", "e" * 64), allow_other_base=True
+    )
     assert_equal(loaded, params["adapter"])
 
 
 def test_a_damaged_adapter_is_refused(params, adapter):
     damage(adapter / "adapter_model.safetensors", "truncated")
     with pytest.raises(CheckpointError, match="damaged or cut short"):
-        load_adapter(adapter, abstract(params["adapter"]), "f" * 64)
+        load_adapter(adapter, abstract(params["adapter"]), BaseReference("base", "f" * 64))
     (adapter / "adapter_config.json").write_text('{"adalink": {}}')
     with pytest.raises(CheckpointError, match="lacks `adalink.format_version`"):
-        load_adapter(adapter, abstract(params["adapter"]), "f" * 64)
+        load_adapter(adapter, abstract(params["adapter"]), BaseReference("base", "f" * 64))
 
 
 def test_an_adapter_of_another_rank_or_with_nan_is_refused(params, tmp_path, adapter):
@@ -184,9 +197,9 @@ def test_an_adapter_of_another_rank_or_with_nan_is_refused(params, tmp_path, ada
         "adapter"
     ]
     with pytest.raises(CheckpointError, match="use its method and settings"):
-        load_adapter(adapter, abstract(other), "f" * 64)
+        load_adapter(adapter, abstract(other), BaseReference("base", "f" * 64))
     about = {"method": "AdaLinkAdapter", "settings": {}, "base": {"name": "tiny", "fingerprint": "f" * 64}}
     broken = jax.tree.map(lambda x: x.at[0, 0].set(jnp.nan), params["adapter"])
     save_adapter(tmp_path / "nan", broken, about)
     with pytest.raises(CheckpointError, match="not finite"):
-        load_adapter(tmp_path / "nan", abstract(broken), "f" * 64)
+        load_adapter(tmp_path / "nan", abstract(broken), BaseReference("base", "f" * 64))

@@ -32,8 +32,8 @@ def load(folder, dtype="float32", scanned=False):
     if scanned:
         shapes = {"encoder/layers/mlp/wi/kernel": (2, 6, 4), "token_embedder/embedding": (9, 6)}
     place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    wanted = {name: jax.ShapeDtypeStruct(shape, np.float32, sharding=place) for name, shape in shapes.items()}
-    return load_base(str(folder), wanted, lambda name: dtype)
+    wanted = {name: jax.ShapeDtypeStruct(shape, dtype, sharding=place) for name, shape in shapes.items()}
+    return load_base(str(folder), wanted)
 
 
 def test_every_flipped_bit_is_found(params, tmp_path):

@@ -14,7 +14,7 @@ from helpers import init, random_batch, tiny_t5
 
 from adalink_jax import T5, AdaptedModel, Chain, LoRA, PromptTuning, configuration
 from adalink_jax.adapters import describe_adapter, make_adapter, stack_adapters
-from adalink_jax.checkpoints import load_adapter, save_adapter
+from adalink_jax.checkpoints import BaseReference, load_adapter, save_adapter
 from adalink_jax.errors import CheckpointError, UserError
 from adalink_jax.training.setup import Setup, load_parameters
 
@@ -78,9 +78,9 @@ def test_all_settings_of_a_custom_method_are_compared(tmp_path):
     save_adapter(str(tmp_path), tree, describe_adapter(Shift()) | {"base": {"name": "base", "fingerprint": MARK}})
     sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
-    load_adapter(str(tmp_path), abstract, MARK, module=Shift())
+    load_adapter(str(tmp_path), abstract, BaseReference("base", MARK), module=Shift())
     with pytest.raises(CheckpointError, match=r"has size = 1.0, but the model has 2.0"):
-        load_adapter(str(tmp_path), abstract, MARK, module=Shift(size=2.0))
+        load_adapter(str(tmp_path), abstract, BaseReference("base", MARK), module=Shift(size=2.0))
 
 
 def test_settings_that_no_file_holds_are_refused_before_training():

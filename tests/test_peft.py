@@ -16,6 +16,7 @@ from test_t5_parity import assert_close
 from adalink_jax import T5, AdaptedModel, LoRA, PromptTuning, T5Config, parallel
 from adalink_jax.adapters import abstract_params, describe_adapter, make_adapter
 from adalink_jax.checkpoints import (
+    BaseReference,
     config_fields,
     fingerprint_of_source,
     load_adapter,
@@ -258,6 +259,6 @@ def test_another_alpha_is_refused(base, tmp_path):
     write_theirs(tmp_path, form, "lora")
     _, params = load(folder, OURS["lora"](form))
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), params["adapter"])
-    load_adapter(tmp_path, abstract, "f" * 64, module=OURS["lora"](form))
+    load_adapter(tmp_path, abstract, BaseReference("base", "f" * 64), module=OURS["lora"](form))
     with pytest.raises(CheckpointError, match=r"has alpha = 6.0, but the model has 8.0"):
-        load_adapter(tmp_path, abstract, "f" * 64, module=LoRA(3, 8.0))
+        load_adapter(tmp_path, abstract, BaseReference("base", "f" * 64), module=LoRA(3, 8.0))

@@ -17,6 +17,7 @@ from adalink_jax.cli.arguments import register
 from adalink_jax.cli.main import main
 from adalink_jax.errors import UserError
 from adalink_jax.models import paths
+from adalink_jax.models.quantised import Storage
 from adalink_jax.parallel.accelerators import ACCELERATORS, parse_topology
 from adalink_jax.planning import plan as plan_module
 from adalink_jax.planning.collectives import collectives
@@ -41,7 +42,7 @@ def step_of(model, trainable=("adapter/.*",), microbatches=1):
     mesh, rules = parallel.make_mesh(), parallel.logical_axis_rules()
     optimizer = optimizers.adamw(1e-3)
     with parallel.use_mesh(mesh, rules):
-        state, frozen = abstract.abstract_state(model, trainable, "float32", optimizer, mesh, rules)
+        state, frozen = abstract.abstract_state(model, trainable, Storage(), optimizer, mesh, rules)
     batch = model.backbone.abstract_batch(8, 6, 4)
     return make_train_step(model, optimizer, microbatches=microbatches), state, frozen, batch
 
@@ -167,7 +168,7 @@ def test_planned_bytes_equal_those_of_a_run():
     optimizer = optimizers.adamw(optimizers.constant(0.1), clip_norm=1.0)
     with parallel.use_mesh(mesh, rules):
         params = load_parameters(setup, mesh, rules)
-        state, frozen = abstract.abstract_state(setup.model, setup.trainable, "float32", optimizer, mesh, rules)
+        state, frozen = abstract.abstract_state(setup.model, setup.trainable, Storage(), optimizer, mesh, rules)
     real = lambda tree: sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
     assert abstract.bytes_per_device(state.trainable) == real(params.trainable)
     assert abstract.bytes_per_device(state.opt_state) == real(optimizer.init(params.trainable))
@@ -208,7 +209,7 @@ def test_a_moment_has_its_parameter_s_sharding():
     optimizer = optimizers.grouped(optimizers.adamw(0.1, clip_norm=1.0), {"backbone/vision/.*": optimizers.adamw(0.2)})
     with parallel.use_mesh(mesh, rules):
         state, _ = abstract.abstract_state(
-            AdaptedModel(tiny_pali()), ("backbone/.*",), "float32", optimizer, mesh, rules
+            AdaptedModel(tiny_pali()), ("backbone/.*",), Storage(), optimizer, mesh, rules
         )
     split = lambda tree: sum(x.sharding.shard_shape(x.shape) != x.shape for x in jax.tree.leaves(tree))
     assert split(state.opt_state) == 2 * split(state.trainable) > 0

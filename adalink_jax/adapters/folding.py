@@ -25,6 +25,7 @@ from adalink_jax.adapters.layer_adapter import LayerAdapter, Params
 from adalink_jax.errors import UserError
 from adalink_jax.models import paths
 from adalink_jax.models.backbone import Backbone
+from adalink_jax.models.quantised import Quantised, dequantised
 from adalink_jax.models.seam import KINDS, Inputs
 
 TABLE, ENCODER_TABLE = "token_embedder/embedding", "encoder/token_embedder/embedding"
@@ -128,7 +129,7 @@ def fold_adapter(
     if isinstance(adapter, LayerAdapter):
         return jax.device_get(adapter.apply({"params": params}, backbone, method="merge"))
     _check_per_token(adapter)
-    folded: dict[str, Any] = dict(paths.flatten(jax.device_get(backbone)))
+    folded: dict[str, Any] = {name: _exact(leaf) for name, leaf in paths.flatten(backbone).items()}
     present = ("image",) * ("projection" in backbone) + ("text",) * reads_text
     kinds = kinds_of(adapter) or tuple(sorted(params.keys() & set(KINDS))) or present
     if "target" in kinds:
@@ -150,6 +151,11 @@ def folded_backbone(backbone: Backbone, folded: Params) -> Backbone:
     if backbone.config.encoder_embedding == own_table:
         return backbone
     return backbone.clone(config=dataclasses.replace(cast(Any, backbone.config), encoder_embedding=own_table))
+
+
+def _exact(leaf: Any) -> np.ndarray:
+    """A leaf on the host; a quantised one dequantised to float32."""
+    return jax.device_get(dequantised(leaf) if isinstance(leaf, Quantised) else leaf)
 
 
 def _check_per_token(adapter: nn.Module) -> None:

@@ -18,6 +18,7 @@ from flax import linen as nn
 from adalink_jax.adapters.layer_adapter import COLLECTION, LayerAdapter, Params, declare
 from adalink_jax.errors import UserError
 from adalink_jax.models import paths
+from adalink_jax.models.quantised import Quantised, dequantised
 from adalink_jax.typed_values import FiniteFloat, PositiveInt
 
 KERNEL = "/kernel"
@@ -76,13 +77,17 @@ class LoRA(LayerAdapter):
         return {COLLECTION: paths.unflatten(scaled)}
 
     def merge(self, backbone: Params) -> dict[str, Any]:
-        """Returns the backbone's parameters with `(alpha / rank) * down @ up` added to each kernel, in the kernel's dtype."""
+        """Returns the backbone's parameters with `(alpha / rank) * down @ up` added to each kernel, in the kernel's dtype.
+
+        A quantised kernel becomes float32: quantised again, it would lose much of what was added.
+        """
         branches = paths.flatten(self(backbone)[COLLECTION])
         merged = dict(paths.flatten(backbone))
         for name in {name.rpartition("/")[0] for name in branches}:
             kernel = merged[name + KERNEL]
             delta = branches[f"{name}/down"] @ branches[f"{name}/up"]
-            merged[name + KERNEL] = (kernel + delta).astype(kernel.dtype)
+            stored = jnp.float32 if isinstance(kernel, Quantised) else kernel.dtype
+            merged[name + KERNEL] = (dequantised(kernel) + delta).astype(stored)
         return paths.unflatten(merged)
 
     @nn.nowrap

@@ -22,7 +22,7 @@ from adalink_jax.checkpoints.architecture import (
     stated_settings,
 )
 from adalink_jax.checkpoints.convert import PASSES, check_destination, convert
-from adalink_jax.checkpoints.digests import digests, fingerprint, fingerprint_of_source
+from adalink_jax.checkpoints.digests import digests, fingerprint, fingerprint_of_source, reference_of_source
 from adalink_jax.checkpoints.families.family import family_of_config
 from adalink_jax.checkpoints.formats import folder_of, open_source
 from adalink_jax.checkpoints.load_base import Base, load_base
@@ -57,6 +57,7 @@ __all__ = [
     "family_of_config",
     "fingerprint",
     "fingerprint_of_source",
+    "reference_of_source",
     "folder_of",
     "load_adapter",
     "load_base",

@@ -15,6 +15,8 @@ class BaseReference:
     Attributes:
       name: the base model's name.
       fingerprint: the fingerprint of its weights; None where the file does not state it (PEFT's files).
+      parent: of a quantised base model, the fingerprint of the one that it was made from; None for all others.
+      precision: of a quantised base model, how it is stored ("int8", "int4/64"); None for all others.
       family: the name of its language model's family, by which the layers of a file in PEFT's layout are called; None where the file
         does not state it.
     """
@@ -22,6 +24,18 @@ class BaseReference:
     name: str
     fingerprint: str | None
     family: str | None = None
+    parent: str | None = None
+    precision: str | None = None
+
+    @property
+    def exact(self) -> str | None:
+        """The fingerprint of the model as it was before anything was quantised."""
+        return self.parent or self.fingerprint
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields by name; the optional ones where they are known."""
+        optional = ("family", "parent", "precision")
+        return {key: value for key, value in vars(self).items() if value is not None or key not in optional}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,16 +73,21 @@ class AdapterFacts:
         extra = dict(facts)
         method, settings, base = extra.pop("method"), extra.pop("settings"), extra.pop("base")
         optional = {key: extra.pop(key) for key in _OPTIONAL if key in extra}
-        reference = BaseReference(base["name"], base["fingerprint"], base.get("family"))
-        return cls(method, settings, reference, **optional, extra=extra)
+        fields = [field.name for field in dataclasses.fields(BaseReference)]
+        return cls(
+            method, settings, BaseReference(**{f: base[f] for f in fields if f in base}), **optional, extra=extra
+        )
 
     def to_json(self) -> dict[str, Any]:
         """The facts that are known, by their keys in the file."""
         optional = {key: value for key in _OPTIONAL if (value := getattr(self, key)) is not None}
-        base = dataclasses.asdict(self.base)
-        if self.base.family is None:
-            del base["family"]
-        return {"method": self.method, "settings": dict(self.settings), "base": base, **optional, **self.extra}
+        return {
+            "method": self.method,
+            "settings": dict(self.settings),
+            "base": self.base.to_json(),
+            **optional,
+            **self.extra,
+        }
 
     def other_inputs(self, path: str, empty_input: Sequence[int]) -> str | None:
         """How inputs differ from those that the adapter was trained on.

@@ -21,7 +21,7 @@ from adalink_jax import parallel
 from adalink_jax.adapters import describe_adapter, make_adapter
 from adalink_jax.adapters.registry import METHODS
 from adalink_jax.checkpoints import hugging_face, peft_files
-from adalink_jax.checkpoints.adapter_facts import AdapterFacts
+from adalink_jax.checkpoints.adapter_facts import AdapterFacts, BaseReference
 from adalink_jax.checkpoints.digests import note_unverified
 from adalink_jax.errors import CheckpointError, UserError
 from adalink_jax.files import safetensors_file, sealed_json
@@ -47,6 +47,8 @@ class _Base(Form):
     name: str | None
     fingerprint: str | None
     family: str | None = None
+    parent: str | None = None
+    precision: str | None = None
 
 
 class _About(Form):
@@ -215,8 +217,9 @@ def _note(folder: Folder, facts: AdapterFacts) -> None:
 def load_adapter(
     folder: Folder,
     abstract: Mapping[str, Any],
-    base_fingerprint: str,
+    base: BaseReference,
     allow_other_base: bool = False,
+    allow_other_precision: bool = False,
     module: nn.Module | None = None,
     inputs_embeds_scale: float = 1.0,
 ) -> tuple[dict[str, jax.Array], AdapterFacts]:
@@ -225,8 +228,9 @@ def load_adapter(
     Args:
       folder: what `save_adapter` or PEFT wrote.
       abstract: the wanted leaves by their names in memory, flat or nested: `jax.ShapeDtypeStruct`s with shardings.
-      base_fingerprint: the fingerprint of the base model that it is to work on.
+      base: the base model that it is to work on.
       allow_other_base: accept an adapter that was trained on another base model (transfer experiments).
+      allow_other_precision: accept one that was trained on the same base model in another precision.
       module: the wanted method; settings that shapes do not show (phi, scale, alpha) are then compared too.
       inputs_embeds_scale: the backbone's. PEFT's prompts precede the multiplication, this package's do not, so they are multiplied.
 
@@ -241,7 +245,7 @@ def load_adapter(
     leaves, facts = open_adapter(folder)
     if not allow_other_base:
         remedy = "load that base, or set ALLOW_OTHER_BASE = True for a transfer experiment"
-        check_base(folder, facts, base_fingerprint, remedy)
+        check_base(folder, facts, base, remedy, allow_other_precision)
     wanted = paths.flatten(abstract)
     check_shapes(folder, facts, leaves, paths.unscanned_shapes(wanted))
     if module is not None:
@@ -255,20 +259,38 @@ def load_adapter(
     }, facts
 
 
-def check_base(path: Folder, facts: AdapterFacts, base_fingerprint: str, remedy: str) -> None:
-    """Refuses an adapter that was trained on another base model; passes one whose file does not state its base (PEFT's).
+def check_base(
+    path: Folder, facts: AdapterFacts, base: BaseReference, remedy: str, allow_other_precision: bool = False
+) -> None:
+    """Refuses an adapter that was trained on another base model, or on the same one in another precision.
+
+    The rule: fingerprints are compared, which differ between an exact base and each of its quantised forms. Where they differ,
+    but those of the exact models are equal, the adapter was trained on the same base in another precision. An adapter
+    whose file does not state its base (PEFT's) passes.
 
     Args:
       path: the adapter, for the error.
       facts: its facts.
-      base_fingerprint: the fingerprint of the base model that it is to work on.
-      remedy: what to do instead, which ends the error.
+      base: the base model that it is to work on.
+      remedy: what to do instead of loading it on another base, which ends the error.
+      allow_other_precision: whether the same base in another precision will do.
     """
-    if facts.base.fingerprint not in (None, base_fingerprint):
-        raise CheckpointError(
-            f"The adapter {path} was trained on another base: {facts.base.name} {facts.base.fingerprint[:12]}, this one is "
-            f"{base_fingerprint[:12]}; {remedy}."
-        )
+    stated = facts.base
+    if stated.fingerprint in (None, base.fingerprint):
+        return
+    if stated.exact == base.exact:
+        if not allow_other_precision:
+            trained, here = (f"in {x.precision}" if x.precision else "as it is, not quantised" for x in (stated, base))
+            raise CheckpointError(
+                f"The adapter {path} was trained on this base {trained}, and the base is loaded here "
+                f"{here.removesuffix(', not quantised')}; load it in that precision (FROZEN_DTYPE), or set ALLOW_OTHER_PRECISION = "
+                f"True (`adalink adapters verify` measures what that changes)."
+            )
+        return
+    raise CheckpointError(
+        f"The adapter {path} was trained on another base: {stated.name} {str(stated.fingerprint)[:12]}, this one is "
+        f"{str(base.fingerprint)[:12]}; {remedy}."
+    )
 
 
 def check_base_settings(

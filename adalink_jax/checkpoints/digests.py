@@ -17,9 +17,11 @@ import jax.numpy as jnp
 from jaxtyping import UInt
 
 from adalink_jax import parallel
+from adalink_jax.checkpoints.adapter_facts import BaseReference
 from adalink_jax.checkpoints.source import Source
 from adalink_jax.errors import CheckpointError
 from adalink_jax.models import paths
+from adalink_jax.models.quantised import dequantised
 
 
 def _checksum(bits: UInt[jax.Array, "..."]) -> UInt[jax.Array, "2"]:
@@ -45,23 +47,43 @@ def _bits(x: jax.Array) -> UInt[jax.Array, "..."]:
 
 
 @functools.partial(jax.jit, static_argnames=("is_stacked", "rounded"))
-def _leaf_checksums(x: jax.Array, is_stacked: bool, rounded: bool) -> UInt[jax.Array, "layers 2"]:
+def _leaf_checksums(x: Any, is_stacked: bool, rounded: bool) -> UInt[jax.Array, "layers 2"]:
     """One checksum per layer of a stack, or one in all."""
     if rounded:
-        x = x.astype(jnp.bfloat16)
+        x = dequantised(x).astype(jnp.bfloat16)
     return jax.vmap(_checksum)(_bits(x)) if is_stacked else _checksum(_bits(x))[None]
 
 
-def _named_checksums(leaves: Iterable[tuple[str, Any]], rounded: bool) -> dict[str, str]:
-    pending = []
-    for name, leaf in leaves:
+class Checksums:
+    """Checksums of leaves that come one after the other; none is held here, and nothing waits for a device before `by_name`.
+
+    Attributes:
+      rounded: whether the values are rounded to bfloat16 first, or their exact bits count.
+    """
+
+    def __init__(self, rounded: bool):
+        self.rounded = rounded
+        self._sums: list[tuple[dict[str, tuple[int, ...]], jax.Array]] = []
+
+    def add(self, name: str, leaf: Any) -> None:
+        """Adds a leaf by its name in memory: an array of 1, 2 or 4 bytes, or, rounded, a `Quantised` one."""
         shapes = paths.unscanned_shapes({name: leaf})
-        pending.append((shapes, parallel.settle(_leaf_checksums(leaf, name not in shapes, rounded))))
-    out = {}
-    for shapes, sums in pending:
-        for (unscanned, shape), (first, second) in zip(shapes.items(), parallel.to_host(sums)):
-            out[unscanned] = f"{'x'.join(map(str, shape))} {first:08x}{second:08x}"
-    return dict(sorted(out.items()))
+        self._sums.append((shapes, parallel.settle(_leaf_checksums(leaf, name not in shapes, self.rounded))))
+
+    def by_name(self) -> dict[str, str]:
+        """The shape and the checksum of every leaf, by unscanned name."""
+        out = {}
+        for shapes, sums in self._sums:
+            for (unscanned, shape), (first, second) in zip(shapes.items(), parallel.to_host(sums)):
+                out[unscanned] = f"{'x'.join(map(str, shape))} {first:08x}{second:08x}"
+        return dict(sorted(out.items()))
+
+
+def _named_checksums(leaves: Iterable[tuple[str, Any]], rounded: bool) -> dict[str, str]:
+    checksums = Checksums(rounded)
+    for name, leaf in leaves:
+        checksums.add(name, leaf)
+    return checksums.by_name()
 
 
 @functools.cache
@@ -89,12 +111,18 @@ def digests_as_read(leaves: Iterable[tuple[str, Any]]) -> dict[str, str]:
 def fingerprint(params: Mapping[str, Any]) -> str:
     """The SHA-256 (hex) of a base model's digests, of its weights rounded to bfloat16.
 
-    It is the same for float32 and bfloat16 copies, scanned and unrolled, any sharding, and any format of file.
+    It is the same for float32 and bfloat16 copies, scanned and unrolled, any sharding, and any format of file. A quantised model
+    has another than the one that it was made from: that of its dequantised values.
 
     Args:
-      params: the backbone's `{name in memory: array}` without the leading `backbone/`, flat or nested.
+      params: the backbone's `{name in memory: array or Quantised}` without the leading `backbone/`, flat or nested.
     """
     return _fingerprint_of(paths.flatten(params).items())
+
+
+def reference_of_source(source: Source) -> BaseReference:
+    """What an adapter's facts state of an opened checkpoint's model; reads all of it."""
+    return BaseReference(source.name, fingerprint_of_source(source), parent=source.parent, precision=source.precision)
 
 
 def fingerprint_of_source(source: Source) -> str:
@@ -123,7 +151,7 @@ def marks_of_source(source: Source, dtype: str | None) -> tuple[str, dict[str, s
         stored = value if dtype is None else value.astype(dtype)
         if stored.dtype.itemsize < 8:
             exact |= digests({name: stored})
-    mark = _joined(rounded)
+    mark = joined(rounded)
     if source.fingerprint not in (None, mark):
         raise CheckpointError(
             f"The weights in {source.path} do not have the fingerprint that it states; copy or write it again."
@@ -132,9 +160,10 @@ def marks_of_source(source: Source, dtype: str | None) -> tuple[str, dict[str, s
 
 
 def _fingerprint_of(leaves: Iterable[tuple[str, Any]]) -> str:
-    return _joined(_named_checksums(leaves, rounded=True))
+    return joined(_named_checksums(leaves, rounded=True))
 
 
-def _joined(checksums: Mapping[str, str]) -> str:
+def joined(checksums: Mapping[str, str]) -> str:
+    """The fingerprint of a base model with these `Checksums`, rounded, by unscanned name."""
     lines = [f"{name} {checksum}" for name, checksum in sorted(checksums.items())]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()

@@ -8,23 +8,26 @@ import dataclasses
 import functools
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 from adalink_jax import parallel, timings
 from adalink_jax.checkpoints import native
 from adalink_jax.checkpoints.adapter_facts import BaseReference
 from adalink_jax.checkpoints.architecture import check_fit, check_settings
-from adalink_jax.checkpoints.digests import digests, digests_as_read, fingerprint, note_unverified
+from adalink_jax.checkpoints.digests import Checksums, digests, fingerprint, joined, note_unverified
 from adalink_jax.checkpoints.families.family import FAMILIES, LANGUAGE, Shapes, family_of_shapes
 from adalink_jax.checkpoints.formats import open_source
 from adalink_jax.checkpoints.source import Source
 from adalink_jax.errors import CheckpointError
 from adalink_jax.files.leaves import Leaf
 from adalink_jax.models import paths
+from adalink_jax.models.quantised import Quantised, precision_of, quantise
 
 Renames = Sequence[tuple[str, str | None]]
 Paths = Mapping[str | None, str | None]  # part of the model (None: all of it) -> its checkpoint (None: fresh)
@@ -39,18 +42,23 @@ class Base:
       name: the base model's name.
       fingerprint: the fingerprint of the weights; None while some leaves are fresh.
       sources: top folder of the leaves' names -> where they came from, for messages.
+      parent: of a quantised model, the fingerprint of the model that it was made from.
+      precision: of a quantised model, how it is stored ("int8", "int4/64").
     """
 
     leaves: dict[str, jax.Array]
     name: str
     fingerprint: str | None
     sources: dict[str, str]
+    parent: str | None = None
+    precision: str | None = None
 
     @property
     def reference(self) -> BaseReference:
         """What an adapter's facts state of this base model."""
         family = family_of_shapes(paths.unscanned_shapes(self.leaves))
-        return BaseReference(self.name, self.fingerprint, family.name if family else None)
+        name = family.name if family else None
+        return BaseReference(self.name, self.fingerprint, name, self.parent, self.precision)
 
     @property
     def params(self) -> dict[str, Any]:
@@ -62,7 +70,6 @@ class Base:
 def load_base(
     path: str | os.PathLike[str] | Mapping[str, str | None],
     abstract: Mapping[str, Any],
-    dtype: Callable[[str], str] = lambda name: "float32",
     renames: Renames = (),
     configs: Mapping[str, Any] | None = None,
 ) -> Base:
@@ -72,9 +79,8 @@ def load_base(
       path: anything that `open_source` takes; or a mapping from parts of the model to such paths. A part is a top folder of
         the leaves' names (`vision`, `projection`), or `language` for all leaves that no other key names. A part whose path
         is None is fresh.
-      abstract: the wanted leaves by their names in memory, flat or nested: `jax.ShapeDtypeStruct`s, with shardings where
-        there is a mesh.
-      dtype: maps a name in memory to the dtype that the leaf is stored in.
+      abstract: the wanted leaves by their names in memory, flat or nested: `jax.ShapeDtypeStruct`s of the dtype in which they are to be
+        stored, or abstract `Quantised` ones, with shardings where there is a mesh.
       renames: see `rename`.
       configs: the configurations of the model's parts (`configs_of`), which are compared with what the checkpoint states;
         positions for another resolution than the vision tower's are resampled. None compares shapes only.
@@ -96,8 +102,11 @@ def load_base(
             )
             leaves |= part_leaves
             notes |= part_notes
-    arrays = _read(wanted, leaves, dtype, _stated(sources.values()))
-    mark = fingerprint(arrays) if arrays.keys() == wanted.keys() else None
+    precision = precision_of(wanted.values())
+    _check_precision(sources.values(), precision)
+    arrays, as_read = _read(wanted, leaves, _stated(sources.values()))
+    complete = arrays.keys() == wanted.keys()
+    mark = joined(as_read) if complete else None
     stated = (
         next(iter(sources.values())).fingerprint if len(path_of_part) == len(sources) == 1 and not renames else None
     )
@@ -113,7 +122,23 @@ def load_base(
         part_path = path_of_part[part]
         text = "fresh" if part_path is None else f"{part_path}, {sources[part_path].kind}"
         descriptions |= {top: text + notes.get(top, "") for top in {name.split("/")[0] for name in shapes}}
-    return Base(arrays, " + ".join(source.name for source in sources.values()), mark, descriptions)
+    name = " + ".join(source.name for source in sources.values())
+    parents = [source.parent for source in sources.values() if source.parent is not None]
+    if precision is None:
+        stated_precision = next((source.precision for source in sources.values() if source.precision), None)
+        return Base(arrays, name, mark, descriptions, parents[0] if parents else None, stated_precision)
+    quantised_mark = fingerprint(arrays) if complete else None
+    return Base(arrays, name, quantised_mark, descriptions, parents[0] if parents else mark, precision)
+
+
+def _check_precision(sources: Iterable[Source], wanted: str | None) -> None:
+    """Refuses to quantise a quantised model in another way."""
+    for source in sources:
+        if wanted and source.precision and wanted != source.precision:
+            raise CheckpointError(
+                f"{source.path} is stored in {source.precision}, and quantised again (to {wanted}) it would lose twice; "
+                f"set FROZEN_DTYPE and QUANTISED_BLOCK as the file has them, or give the base that it was made from."
+            )
 
 
 def _stated(sources: Iterable[Source]) -> dict[Leaf, tuple[Source, str]]:
@@ -222,40 +247,99 @@ def _split(shapes: Shapes, path_of_part: Paths) -> dict[str | None, dict[str, tu
 
 
 def _read(
-    wanted: Mapping[str, Any],
-    leaves: Mapping[str, Leaf],
-    dtype: Callable[[str], str],
-    stated: Mapping[Leaf, tuple[Source, str]],
-) -> dict[str, jax.Array]:
-    """Those of the wanted arrays that `leaves` has, each device with its own part (see `parallel.Readers`).
+    wanted: Mapping[str, Any], leaves: Mapping[str, Leaf], stated: Mapping[Leaf, tuple[Source, str]]
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Those of the wanted leaves that `leaves` has, each device with its own part (see `parallel.Readers`).
 
-    Leaves with `stated` digests are compared with them in the file's dtype, before they are cast.
+    Leaves with `stated` digests are compared with them in the file's dtype, before they are cast. Of a stack that is to be
+    quantised, one layer is in memory at a time as the file has it.
+
+    Returns:
+      The arrays by name in memory, and by unscanned name the checksums, rounded, of what was read.
     """
     readers, arrays, compared = parallel.Readers(), {}, {}
+    exact, rounded = Checksums(rounded=False), Checksums(rounded=True)
 
-    def read() -> Iterator[tuple[str, jax.Array]]:
-        for name, leaf in wanted.items():
-            names = paths.unscanned_names(name, leaf.shape)
-            if names[0] not in leaves:
-                continue
-            parts, stored = [leaves[part_name] for part_name in names], np.dtype(dtype(name))
-            dtypes = {part.dtype for part in parts if part in stated}
-            exact = dtypes.pop() if len(dtypes) == 1 and all(part in stated for part in parts) else None
-            array = _place(readers, leaf, parts, names != [name], exact or stored)
-            if exact is not None:
-                compared.update(zip(names, parts))
-                yield name, array
-            arrays[name] = array if array.dtype == stored else _cast(stored, leaf.sharding)(array)
+    def read(name: str, leaf: Any, parts: list[Leaf], names: list[str], stored: np.dtype | None) -> jax.Array:
+        """An array in the dtype of its files, whose digests are compared, or else in `stored` (None: in the files')."""
+        dtypes = {part.dtype for part in parts}
+        file_dtype = dtypes.pop() if len(dtypes) == 1 else np.dtype(np.float32)
+        is_stated = file_dtype.itemsize < 8 and all(part in stated for part in parts)
+        dtype = (
+            file_dtype if is_stated or (stored is None and file_dtype.itemsize < 8) else stored or np.dtype(np.float32)
+        )
+        array = _place(readers, leaf, parts, names != [name], dtype)
+        if is_stated:
+            compared.update(zip(names, parts))
+            exact.add(name, array)
+        return array
 
-    actual = digests_as_read(read())
+    for name, leaf in wanted.items():
+        names = paths.unscanned_names(name, leaf.shape)
+        if names[0] not in leaves:
+            continue
+        parts = [leaves[part_name] for part_name in names]
+        if not isinstance(leaf, Quantised):
+            array = read(name, leaf, parts, names, leaf.dtype)
+            arrays[name] = array if array.dtype == leaf.dtype else _cast(leaf.dtype, leaf.sharding)(array)
+            rounded.add(name, arrays[name])
+            continue
+        is_stacked = names != [name]
+        one = _layer_of(leaf) if is_stacked else leaf
+        stack = _empty(leaf) if is_stacked else None
+        for number, (part, part_name) in enumerate(zip(parts, names)):
+            array = read(part_name, one.codes, [part], [part_name], None)
+            rounded.add(part_name, array)
+            stack = _quantise(one)(array) if stack is None else _put(leaf)(stack, _quantise(one)(array), number)
+            parallel.settle(stack)
+        arrays[name] = stack
+    actual = exact.by_name()
     readers.finish()
     _check_digests({leaf: actual[name] for name, leaf in compared.items()}, stated)
-    return arrays
+    return arrays, rounded.by_name()
 
 
 @functools.lru_cache(maxsize=None)
 def _cast(dtype: np.dtype, sharding: jax.sharding.Sharding) -> Callable[[jax.Array], jax.Array]:
     return jax.jit(lambda x: x.astype(dtype), out_shardings=sharding)
+
+
+def _layer_of(stack: Quantised) -> Quantised:
+    """One layer of an abstract stack."""
+
+    def layer(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        place: Any = x.sharding
+        if isinstance(place, NamedSharding):
+            place = NamedSharding(place.mesh, PartitionSpec(*place.spec[1:]))
+        return jax.ShapeDtypeStruct(x.shape[1:], x.dtype, sharding=place)
+
+    return jax.tree.map(layer, stack)
+
+
+def _shardings(leaf: Quantised) -> Any:
+    return jax.tree.map(lambda x: x.sharding, leaf)
+
+
+def _empty(stack: Quantised) -> Quantised:
+    return jax.jit(
+        lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), stack), out_shardings=_shardings(stack)
+    )()
+
+
+@functools.lru_cache(maxsize=None)
+def _quantise(leaf: Quantised) -> Callable[[jax.Array], Quantised]:
+    def make(values: jax.Array) -> Quantised:
+        return dataclasses.replace(quantise(values, leaf.kind, leaf.block, leaf.axis), matmul=leaf.matmul)
+
+    return jax.jit(make, out_shardings=_shardings(leaf))
+
+
+@functools.lru_cache(maxsize=None)
+def _put(stack: Quantised) -> Callable[[Quantised, Quantised, int], Quantised]:
+    put = lambda whole, layer, i: jax.tree.map(
+        lambda x, new: jax.lax.dynamic_update_index_in_dim(x, new, i, 0), whole, layer
+    )
+    return jax.jit(put, donate_argnums=0, out_shardings=_shardings(stack))
 
 
 def _place(readers: parallel.Readers, wanted: Any, parts: list[Leaf], is_stacked: bool, dtype: np.dtype) -> jax.Array:

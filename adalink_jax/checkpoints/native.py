@@ -24,6 +24,7 @@ from adalink_jax.files.places import path_of
 from adalink_jax.files.typed_json import Form, as_form, parse_object, read_text
 from adalink_jax.files.whole_file import writing_folder
 from adalink_jax.models import paths
+from adalink_jax.models.quantised import Quantised, dequantised
 
 Marks = tuple[str, Mapping[str, str]]  # fingerprint, digests
 WEIGHTS, CONFIG = "model.safetensors", "base_config.json"
@@ -90,7 +91,7 @@ def open_folder(folder: epath.Path, path: str) -> Source:
 def save_base(
     folder: str | epath.Path, params: Mapping[str, Any], name: str, about: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Writes a backbone's parameters as a native base model, in float32; all processes call it, process 0 writes.
+    """Writes a backbone's parameters as a native base model, in float32 (quantised leaves as their values); all processes call it, process 0 writes.
 
     Args:
       folder: created if absent.
@@ -102,6 +103,7 @@ def save_base(
       The contents of `base_config.json`, with the `fingerprint`.
     """
     params = paths.flatten(params)
+    params = {key: dequantised(leaf) if isinstance(leaf, Quantised) else leaf for key, leaf in params.items()}
     leaves = paths.unscan(parallel.to_host(params))
     leaves = {key: from_array(np.ascontiguousarray(leaf, np.float32), key) for key, leaf in leaves.items()}
     exact = digests_as_read((key, jnp.asarray(leaf, jnp.float32)) for key, leaf in params.items())

@@ -28,6 +28,8 @@ class Source:
       settings: part of the model (`language`, `vision`, `qformer`) -> the fields of that part's configuration that the
         checkpoint states and that shapes do not show (`{"language": {"mlp_activations": ...}}`).
       fingerprint: the fingerprint that the checkpoint states, or None.
+      parent: of a quantised model, the fingerprint of the model that it was made from; None for all others.
+      precision: of a quantised model, how it is stored ("int8", "int4/64"); None for all others.
       digests: the exact `digests` that it states of its leaves in the file's dtypes, or {}.
       config: the contents of `config.json`, or {}.
       position_rule: how to resample the vision tower's positions for another resolution (`positions.RULES`).
@@ -40,6 +42,8 @@ class Source:
     folder: epath.Path
     settings: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     fingerprint: str | None = None
+    parent: str | None = None
+    precision: str | None = None
     digests: Mapping[str, str] = dataclasses.field(default_factory=dict)
     config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     position_rule: str = "bilinear"

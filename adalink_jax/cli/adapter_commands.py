@@ -176,10 +176,10 @@ def _compare(path: str, facts: "checkpoints.AdapterFacts", base: str) -> str:
 
     source = checkpoints.open_source(base)
     with bytes_bar("fingerprint", source.nbytes) as on_bytes:
-        mark = checkpoints.fingerprint_of_source(checkpoints.counted(source, on_bytes))
-    checkpoints.check_base(path, facts, mark, "it cannot be used with this base, so give its own with --base")
+        reference = checkpoints.reference_of_source(checkpoints.counted(source, on_bytes))
+    checkpoints.check_base(path, facts, reference, "it cannot be used with this base, so give its own with --base")
     return (
-        f"{base}, fingerprint {mark[:12]}"
+        f"{base}, fingerprint {str(reference.fingerprint)[:12]}"
         if facts.base.fingerprint
         else "not compared: the file does not state its base"
     )

@@ -23,7 +23,7 @@ from adalink_jax.adapters import (
     folded_backbone,
     make_adapter,
 )
-from adalink_jax.checkpoints import load_adapter, save_adapter
+from adalink_jax.checkpoints import BaseReference, load_adapter, save_adapter
 from adalink_jax.contract.case import ROWS, Case, compiled
 from adalink_jax.errors import CheckpointError, UserError
 from adalink_jax.models import paths
@@ -76,7 +76,7 @@ def moves_only_its_own_leaves(case: Case) -> None:
 def is_saved_and_loaded(case: Case) -> None:
     """Saved, rebuilt from its settings and loaded, the adapter gives the same outputs bit for bit."""
     with _saved(case) as (folder, abstract):
-        loaded, facts = load_adapter(folder, abstract, _BASE, module=case.adapter)
+        loaded, facts = load_adapter(folder, abstract, BaseReference("base", _BASE), module=case.adapter)
     again = make_adapter(facts.method, facts.settings)
     same = case.program(again) == case.program(case.adapter)
     _require(same, f"rebuilt from {facts.settings}, it computes something else")
@@ -88,7 +88,7 @@ def refuses_another_base(case: Case) -> None:
     """Loading the adapter for another base is refused."""
     with _saved(case) as (folder, abstract):
         try:
-            load_adapter(folder, abstract, _OTHER)
+            load_adapter(folder, abstract, BaseReference("base", _OTHER))
         except CheckpointError as e:
             return _require("another base" in str(e), str(e))
     raise Fails("the adapter loads onto another base")

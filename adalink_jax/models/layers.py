@@ -1,6 +1,7 @@
 """Layers shared by all families: dense, embedding, norms, MLP, attention.
 
-Every parameter is float32 and carries logical axis names (`parallel/sharding.py`). Arithmetic is in each module's `dtype`,
+Every parameter is declared as float32, with logical axis names (`parallel/sharding.py`); what is stored in its place may be
+bfloat16 or `Quantised`, which only `Dense` and `Embed` read. Arithmetic is in each module's `dtype`,
 except for norm statistics, attention scores and the softmax, which are float32.
 
 Letters: B batch, L or S sequence length, Q queries, D model width, H heads, K head width, F MLP width, V vocabulary.
@@ -20,6 +21,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Float, Int
 
 from adalink_jax.models.attention import Bias, attend, attend_merged
+from adalink_jax.models.quantised import Quantised, product, rows
 from adalink_jax.models.rotary import Rotation
 from adalink_jax.models.structs import Struct
 from adalink_jax.parallel import constrain, splits
@@ -63,7 +65,7 @@ class Dense(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "... inputs"]) -> Float[Array, "... outputs"]:
         kernel = param(self, "kernel", self.kernel_init, (x.shape[-1], self.features), self.axes)
-        y = jnp.dot(x.astype(self.dtype), kernel.astype(self.dtype))
+        y = product(x, kernel, self.dtype, self.axes)
         if self.use_bias:
             bias = param(self, "bias", nn.initializers.zeros, (self.features,), self.axes[1:])
             y = y + bias.astype(self.dtype)
@@ -77,16 +79,19 @@ class Embed(nn.Module):
     features: int
     dtype: str
     embedding_init: ClassVar[Callable] = staticmethod(nn.initializers.normal(1.0))
+    axes: ClassVar[tuple[str, str]] = ("vocab", "embed")
 
     def setup(self) -> None:
         shape = (self.vocab_size, self.features)
-        self.embedding = param(self, "embedding", self.embedding_init, shape, ("vocab", "embed"))
+        self.embedding = param(self, "embedding", self.embedding_init, shape, self.axes)
 
     def __call__(self, ids: Int[Array | np.ndarray, "B L"]) -> Float[Array, "B L D"]:
-        return constrain(jnp.take(self.embedding, ids, axis=0).astype(self.dtype), "batch", "length", "embed")
+        return constrain(rows(self.embedding, ids, self.dtype), "batch", "length", "embed")
 
     def attend(self, x: Float[Array, "... D"]) -> Float[Array, "... V"]:
         """Scores every token by the dot product with its embedding."""
+        if isinstance(self.embedding, Quantised):
+            return product(x, self.embedding, self.dtype, self.axes)
         return jnp.dot(x.astype(self.dtype), self.embedding.astype(self.dtype).T)
 
 

@@ -20,9 +20,10 @@ def flatten(tree: Mapping[str, Any], is_leaf: Callable[[Any], bool] | None = Non
 
     Args:
       tree: the dict.
-      is_leaf: which inner nodes are leaves too; None means none.
+      is_leaf: which dicts are leaves too; None means none. All else is a leaf, even a pytree.
     """
-    leaves = jax.tree_util.tree_flatten_with_path(tree, is_leaf)[0]
+    ends = lambda node: not isinstance(node, Mapping | None) or (is_leaf is not None and is_leaf(node))
+    leaves = jax.tree_util.tree_flatten_with_path(tree, ends)[0]
     return dict(sorted(("/".join(str(key.key) for key in path), leaf) for path, leaf in leaves))
 
 

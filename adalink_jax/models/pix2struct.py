@@ -22,6 +22,7 @@ from adalink_jax.errors import UserError
 from adalink_jax.models import layers, t5
 from adalink_jax.models.attention import Bias
 from adalink_jax.models.backbone import Batch
+from adalink_jax.models.quantised import product
 from adalink_jax.models.seam import Inputs
 from adalink_jax.models.vit import BACKGROUND
 from adalink_jax.parallel import constrain
@@ -93,9 +94,10 @@ class Projection(nn.Module):
         table = lambda name: layers.param(
             self, name, nn.initializers.normal(0.02), (cfg.num_positions, cfg.emb_dim), ("position", "embed")
         )
-        kernel = layers.param(self, "kernel", layers.fan_in, (cfg.patch_width - PLACE, cfg.emb_dim), ("patch", "embed"))
+        axes = ("patch", "embed")
+        kernel = layers.param(self, "kernel", layers.fan_in, (cfg.patch_width - PLACE, cfg.emb_dim), axes)
         bias = layers.param(self, "bias", nn.initializers.zeros, (cfg.emb_dim,), ("embed",))
-        x = jnp.dot(patches[..., PLACE:].astype(cfg.dtype), kernel.astype(cfg.dtype)) + bias.astype(cfg.dtype)
+        x = product(patches[..., PLACE:], kernel, cfg.dtype, axes) + bias.astype(cfg.dtype)
         for axis, name in enumerate(("row_embedding", "column_embedding")):
             # The last of `num_positions` patches in one row or column has the table's last vector.
             x = x + jnp.take(table(name), place[..., axis], axis=0, mode="clip").astype(cfg.dtype)

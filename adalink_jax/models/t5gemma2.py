@@ -28,6 +28,7 @@ from adalink_jax.models import gemma, layers
 from adalink_jax.models.attention import AttentionKind, Bias
 from adalink_jax.models.backbone import Batch
 from adalink_jax.models.encoder_decoder import EndIds, check_ids
+from adalink_jax.models.quantised import product
 from adalink_jax.models.rotary import Rotation, rotation
 from adalink_jax.models.seam import Cache, Encoded, Inputs
 from adalink_jax.models.stack import StackConfig, run_layers
@@ -150,8 +151,9 @@ class Projection(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "B N width"]) -> Float[Array, "B N D"]:
         x = gemma.RMSNorm(self.dtype, name="norm")(x)
-        kernel = layers.param(self, "kernel", layers.fan_in, (x.shape[-1], self.features), ("vision_embed", "embed"))
-        return jnp.dot(x, kernel.astype(self.dtype))
+        axes = ("vision_embed", "embed")
+        kernel = layers.param(self, "kernel", layers.fan_in, (x.shape[-1], self.features), axes)
+        return product(x, kernel, self.dtype, axes)
 
 
 def _rotations(cfg: T5Gemma2Config, positions: Int[Array, " L"]) -> Rotation:

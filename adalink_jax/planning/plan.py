@@ -232,7 +232,7 @@ def _arguments(job: Job, mesh: Mesh, rules: parallel.LogicalRules) -> tuple[Adap
     decoded["sampling_ids"] = jax.ShapeDtypeStruct((rows, 3), np.int32, sharding=place)
     if not job.members:
         state, frozen = abstract.abstract_state(
-            setup.model, setup.trainable, setup.frozen_dtype, job.optimizer, mesh, rules
+            setup.model, setup.trainable, setup.storage, job.optimizer, mesh, rules
         )  # fmt: skip
         return setup.model, (state, frozen, batch(trained)), (state.trainable, frozen, decoded)
     model, state, members, frozen = abstract_pack(setup, job.members, job.optimizer, mesh, rules)

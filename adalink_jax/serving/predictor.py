@@ -143,7 +143,7 @@ class Predictor:
             if not adapters:
                 return plain.model, loaded.tree()
             base: Any = loaded.base  # not None: all parameters are frozen, so they come from a checkpoint
-            self._members = [self._member(setup, adapter, base.fingerprint) for adapter in adapters.values()]
+            self._members = [self._member(setup, adapter, base) for adapter in adapters.values()]
             bank, stacked = stack_adapters(setup.model.backbone, self._members)
             return AdaptedModel(setup.model.backbone, bank), {**loaded.tree(), "adapter": stacked}
 
@@ -155,7 +155,9 @@ class Predictor:
             _, stacked = stack_adapters(self._setup.model.backbone, self._members)
         self._params = {**self._params, "adapter": stacked}
 
-    def _member(self, setup: Setup, adapter: Any, fingerprint: str) -> tuple[nn.Module, Mapping[str, Any]]:
+    def _member(
+        self, setup: Setup, adapter: Any, base: checkpoints.BaseReference
+    ) -> tuple[nn.Module, Mapping[str, Any]]:
         """Module and parameters of an adapter, which is in a folder or in memory."""
         if isinstance(adapter, tuple):
             return adapter
@@ -170,7 +172,7 @@ class Predictor:
         abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes)
         scale = setup.model.backbone.inputs_embeds_scale
         leaves, _ = checkpoints.load_adapter(
-            folder, abstract, fingerprint, setup.allow_other_base, inputs_embeds_scale=scale
+            folder, abstract, base, setup.allow_other_base, setup.allow_other_precision, inputs_embeds_scale=scale
         )
         return module, paths.unflatten(leaves)
 

@@ -12,8 +12,8 @@ from jax.sharding import Mesh
 from adalink_jax import parallel
 from adalink_jax.adapters import AdaptedModel, abstract_params
 from adalink_jax.models import paths
+from adalink_jax.models.quantised import Quantised, Storage, bits_of
 from adalink_jax.training import partition
-from adalink_jax.training.leaf_dtypes import leaf_dtype
 from adalink_jax.training.partition import Leaves, Shapes
 from adalink_jax.training.step import TrainState
 
@@ -33,17 +33,14 @@ def abstract_leaves(model: AdaptedModel, mesh: Mesh, rules: parallel.LogicalRule
 def abstract_state(
     model: AdaptedModel,
     trainable: tuple[str, ...],
-    frozen_dtype: str,
+    storage: Storage,
     optimizer: optax.GradientTransformation,
     mesh: Mesh,
     rules: parallel.LogicalRules,
-) -> tuple[TrainState, dict[str, jax.ShapeDtypeStruct]]:
+) -> tuple[TrainState, dict[str, jax.ShapeDtypeStruct | Quantised]]:
     """`(state, frozen)` of a run: see `Setup` for the arguments."""
     trained, rest = partition.split(abstract_leaves(model, mesh, rules), trainable)
-    frozen = {
-        name: jax.ShapeDtypeStruct(x.shape, leaf_dtype(name, trained, frozen_dtype), sharding=x.sharding)
-        for name, x in rest.items()
-    }
+    frozen = storage.stored(rest, ())
     step = jax.ShapeDtypeStruct((), jnp.int32, sharding=parallel.replicated(mesh))
     opt_state = abstract_optimizer(optimizer.init, trained, mesh)
     return TrainState(cast(jax.Array, step), cast(Leaves, trained), opt_state), frozen
@@ -65,6 +62,6 @@ def abstract_optimizer(init: Callable, trainable: Shapes, mesh: Mesh) -> Any:
 
 
 def bytes_per_device(tree: Any) -> int:
-    """Bytes of `tree`'s leaves on one device."""
-    size = lambda x: x.dtype.itemsize * math.prod(x.sharding.shard_shape(x.shape))
-    return sum(size(x) for x in jax.tree.leaves(tree))
+    """Bytes of `tree`'s arrays on one device."""
+    bits = lambda x: bits_of(x.dtype) * math.prod(x.sharding.shard_shape(x.shape))
+    return sum(-(-bits(x) // 8) for x in jax.tree.leaves(tree))

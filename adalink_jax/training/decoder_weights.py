@@ -15,6 +15,7 @@ import jax
 from adalink_jax import parallel
 from adalink_jax.adapters import AdaptedModel, abstract_params
 from adalink_jax.models import paths
+from adalink_jax.models.quantised import bits_of, gathered
 from adalink_jax.parallel.accelerators import accelerator_of
 from adalink_jax.training.partition import Leaves
 from adalink_jax.typed_values import one_of
@@ -45,7 +46,7 @@ def placed(model: AdaptedModel, leaves: Leaves, kind: str) -> Leaves:
     sharded = _sharded(model, leaves)
     if kind == "sharded" or not sharded or (kind == "auto" and not _fits({name: leaves[name] for name in sharded})):
         return leaves
-    return {**leaves, **{name: parallel.gather(leaves[name], axes) for name, axes in sharded.items()}}
+    return {**leaves, **{name: gathered(leaves[name], axes) for name, axes in sharded.items()}}
 
 
 def _sharded(model: AdaptedModel, leaves: Leaves) -> Mapping[str, tuple[str | None, ...]]:
@@ -62,5 +63,6 @@ def _fits(leaves: Leaves) -> bool:
     mesh = jax.sharding.get_abstract_mesh()
     device = mesh.abstract_device
     chip = accelerator_of(device.device_kind) if device else None
-    size = sum(x.dtype.itemsize * math.prod(x.shape) for x in leaves.values()) / mesh.shape[parallel.MODEL]
+    bits = sum(bits_of(x.dtype) * math.prod(x.shape) for x in jax.tree.leaves(leaves))
+    size = bits / 8 / mesh.shape[parallel.MODEL]
     return chip is None or size <= LARGEST_SHARE * chip.memory

@@ -63,7 +63,7 @@ def fold_base(folder: str, backbone: Backbone, base: str, destination: str) -> F
         adapted, after = logits(setup.model, tree), logits(plain, {"backbone": folded})
     distance = lambda other: float(np.abs(adapted - other).max() / adapted.std())
     facts = {
-        "folded": {"adapter": adapter_facts.method, "base": params.base and dataclasses.asdict(params.base)}
+        "folded": {"adapter": adapter_facts.method, "base": params.base and params.base.to_json()}
     } | checkpoints.stated_settings(plain.backbone)
     written = checkpoints.save_base(str(target), folded, name=target.name, about=facts)
     return Folded(written["fingerprint"], plain.backbone.config.encoder_embedding, distance(before), distance(after))

@@ -11,9 +11,10 @@ from typing import Any
 import jax
 
 from adalink_jax.models import paths
+from adalink_jax.models.quantised import Quantised
 
-Leaves = Mapping[str, jax.Array]  # name in memory -> array
-Shapes = Mapping[str, jax.ShapeDtypeStruct]
+Leaves = Mapping[str, jax.Array]  # name in memory -> array; frozen ones may be `Quantised`
+Shapes = Mapping[str, jax.ShapeDtypeStruct | Quantised]
 
 
 def split(tree: Mapping[str, Any], expressions: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:

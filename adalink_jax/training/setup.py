@@ -20,12 +20,12 @@ from adalink_jax.data.patches import Patches
 from adalink_jax.errors import UserError
 from adalink_jax.models import paths
 from adalink_jax.models.decoding import Decoding, Sampling
+from adalink_jax.models.quantised import TABLE, Matmul, Quantised, Storage, StoredDType, dequantised
 from adalink_jax.training import partition
 from adalink_jax.training.abstract import abstract_leaves
-from adalink_jax.training.leaf_dtypes import leaf_dtype
 from adalink_jax.training.partition import Leaves, Shapes
 from adalink_jax.training.prompt_start import Start
-from adalink_jax.typed_values import DType, Seed
+from adalink_jax.typed_values import PositiveInt, Seed
 
 
 @gin.configurable
@@ -45,7 +45,9 @@ class Setup:
       adapter_start: initial values of a fresh prompt (`prompt_start.from_vocabulary`, `from_class_labels`); None for random
         values.
       allow_other_base: accept an adapter that was trained on another base.
-      frozen_dtype: dtype in which the backbone's frozen leaves are stored, "float32" or "bfloat16" (see `leaf_dtypes`).
+      allow_other_precision: accept an adapter that was trained on the same base in another precision (int8, ...).
+      frozen_dtype: how the backbone's frozen leaves are stored: "float32", "bfloat16", or the kernels as "int8", "fp8", "int4" or "nf4".
+      quantised_block, quantised_exact, frozen_matmul: see `Storage`.
       random_seed: seed of fresh leaves and of dropout.
       vision_cache: a folder for the frozen vision tower's outputs, computed once per image (`fill_vision_cache`); None
         computes them in every step.
@@ -61,7 +63,11 @@ class Setup:
     initial_adapter_path: str | None = None
     adapter_start: Start | None = None
     allow_other_base: bool = False
-    frozen_dtype: DType = "float32"
+    allow_other_precision: bool = False
+    frozen_dtype: StoredDType = "float32"
+    quantised_block: PositiveInt | None = None
+    quantised_exact: tuple[str, ...] = TABLE
+    frozen_matmul: Matmul = None
     random_seed: Seed = 0
     vision_cache: str | None = None
     qformer_vocabulary: str | None = None
@@ -77,6 +83,12 @@ class Setup:
         if self.dataset is None:
             raise UserError("Setup.dataset is not set; add a task's file, such as --gin_file=gin/tasks/digits.gin.")
         return self.dataset
+
+    @property
+    def storage(self) -> Storage:
+        """How the frozen leaves are stored."""
+        activations = self.model.backbone.config.dtype
+        return Storage(self.frozen_dtype, self.quantised_block, self.quantised_exact, self.frozen_matmul, activations)
 
     def train_batch(self, rows: int) -> dict[str, jax.ShapeDtypeStruct]:
         """Shapes of the features of `rows` training rows, of packed examples where the data say so (PACK_EXAMPLES)."""
@@ -184,8 +196,8 @@ def load_parameters(
         )
     if setup.model.adapter is not None:
         describe_adapter(setup.model.adapter)  # fails now rather than when the adapter is written
-    wanted = abstract_leaves(setup.model, mesh, rules)
     trainable_names = split_abstract(setup.model, setup.trainable)[0].keys()
+    wanted = setup.storage.stored(abstract_leaves(setup.model, mesh, rules), trainable_names)
     if any(name.startswith("backbone/") for name in trainable_names):
         checkpoints.stated_settings(setup.model.backbone)  # likewise for the base model's file
     if loaded_base is None:
@@ -197,7 +209,7 @@ def load_parameters(
         if base is None or base.fingerprint is None:
             raise UserError("INITIAL_ADAPTER_PATH is set, but there is no base; set INITIAL_CHECKPOINT_PATH as well.")
         loaded, facts = checkpoints.load_adapter(
-            setup.initial_adapter_path, adapter, base.fingerprint, setup.allow_other_base, setup.model.adapter,
+            setup.initial_adapter_path, adapter, base, setup.allow_other_base, setup.allow_other_precision, setup.model.adapter,
             setup.model.backbone.inputs_embeds_scale,
         )  # fmt: skip
         check_adapter(setup, setup.initial_adapter_path, facts)
@@ -232,7 +244,6 @@ def _load_backbone(setup: Setup, wanted: Shapes, trainable_names) -> tuple[dict[
         loaded = checkpoints.load_base(
             setup.initial_checkpoint_path,
             partition.below(wanted, "backbone"),
-            dtype=lambda name: leaf_dtype(f"backbone/{name}", trainable_names, setup.frozen_dtype),
             renames=setup.checkpoint_renames,
             configs=checkpoints.configs_of(setup.model.backbone),
         )
@@ -264,7 +275,7 @@ def apply_adapter_start(setup: Setup, adapter: Leaves, leaves: Leaves) -> Leaves
     if not setup.model.backbone.reads_text:
         raise UserError("PROMPT_START takes vectors of words, and the model's encoder reads no text; leave it out.")
     table = leaves.get("backbone/encoder/token_embedder/embedding", leaves["backbone/token_embedder/embedding"])
-    table = table * setup.model.backbone.embedding_scale
+    table = (dequantised(table) if isinstance(table, Quantised) else table) * setup.model.backbone.embedding_scale
     return setup.adapter_start(adapter, table, jax.random.key(setup.random_seed))
 
 

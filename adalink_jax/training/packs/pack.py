@@ -113,7 +113,7 @@ def abstract_pack(
     Raises:
       UserError: for members that do not fit one program, and as `abstract.abstract_state`.
     """
-    alone, frozen = abstract.abstract_state(setup.model, setup.trainable, setup.frozen_dtype, optimizer, mesh, rules)
+    alone, frozen = abstract.abstract_state(setup.model, setup.trainable, setup.storage, optimizer, mesh, rules)
     _check_adapters_are_trainable(frozen)
     model, padding = setup.model, {}
     if partition.below(alone.trainable, "adapter"):

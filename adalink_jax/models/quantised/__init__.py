@@ -1,0 +1,31 @@
+"""Weights of the frozen model in eight bits or four: how they are stored, and the products that use them."""
+
+from adalink_jax.models.quantised.arrays import (
+    CODE_DTYPES,
+    Quantised,
+    bits_of,
+    block_size,
+    dequantised,
+    precision_of,
+    quantise,
+)
+from adalink_jax.models.quantised.products import gathered, product, rows
+from adalink_jax.models.quantised.storage import STORED, TABLE, Matmul, Storage, StoredDType
+
+__all__ = [
+    "CODE_DTYPES",
+    "STORED",
+    "TABLE",
+    "Matmul",
+    "Quantised",
+    "Storage",
+    "StoredDType",
+    "bits_of",
+    "block_size",
+    "dequantised",
+    "gathered",
+    "precision_of",
+    "product",
+    "quantise",
+    "rows",
+]

@@ -9,8 +9,8 @@ import sys
 
 import pytest
 
-from adalink_jax.cli.main import COMMANDS, main
-from adalink_jax.errors import disk_error
+from adalink_jax.cli.main import COMMANDS, USER_ERROR, main
+from adalink_jax.errors import Stopped, disk_error
 
 PUBLISHED = {
     "t5_1_0_small": 60_506_624, "t5_1_0_base": 222_903_552, "t5_1_0_large": 737_668_096,
@@ -39,6 +39,14 @@ def as_it_was(monkeypatch):
     """Restores what a command changes in its process."""
     monkeypatch.setenv("XLA_FLAGS", os.environ["XLA_FLAGS"])
     monkeypatch.setattr(sys, "path", [*sys.path])
+
+
+def test_help_names_the_exit_status_of_every_way_to_stop(capsys):
+    assert main(["--help"]) == 0
+    listed = re.search(r"exit statuses: (.*?);", capsys.readouterr().out, re.DOTALL)[1]
+    assert set(map(int, re.findall(r"(?:^|, )(\d+)\s", listed))) == {
+        0, 1, USER_ERROR, Stopped.status, *(kind.status for kind in Stopped.__subclasses__())
+    }  # fmt: skip
 
 
 def counts(capsys, *flags):

@@ -116,7 +116,7 @@ def test_an_unused_setting_is_an_error(file):
     (COFFEE, ["--gin.BEANS", "--json"], ["--gin.BEANS needs a value"]),
     ("BEANS = 'a'\nbrew.beans = %BEAN", [], ["nearest: BEANS"]),
     ("BEANS = 'a'", [], ["BEANS is set, but nothing refers to it"]),
-    ("BEANS = %gin.REQUIRED\nbrew.beans = %BEANS", [], ["Not set: BEANS", "--gin.BEANS=VALUE"]),
+    ("BEANS = %gin.REQUIRED\nbrew.beans = %BEANS", [], ["Not set: BEANS (in ", "coffee.gin, line 1); add --gin.BEANS=VALUE"]),
     ("include 'gin/nothing.gin'", [], ["line 1", "gin/nothing.gin"]),
     ("import no_such_module", [], ["line 1", "no_such_module"]),
     (COFFEE, ["--gin.DEGRES=80"], ["DEGRES is set, but nothing refers to it", "nearest: DEGREES"]),

@@ -58,7 +58,7 @@ def test_so_is_one_below_such_a_folder(tmp_path, monkeypatch):
         check_run_folder("runs/x")
 
 
-def test_a_folder_that_cannot_be_made_is_refused(tmp_path, monkeypatch):
+def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     (tmp_path / "closed").mkdir()
@@ -67,10 +67,24 @@ def test_a_folder_that_cannot_be_made_is_refused(tmp_path, monkeypatch):
             check_run_folder(str(folder))
     with pytest.raises(UserError, match="MODEL_DIR has a part of 300 bytes"):
         check_run_folder(str(tmp_path / ("x" * 300) / "y"))
-    monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write everywhere
-    with pytest.raises(UserError, match="closed cannot be written to"):
-        check_run_folder(str(tmp_path / "closed" / "x"))
+    with pytest.raises(UserError, match="MODEL_DIR cannot be /proc/x: /proc cannot be written to"):
+        check_run_folder("/proc/x")  # where root has all permissions
     check_run_folder("gs://bucket/x")
+    check_run_folder(str(tmp_path / "closed" / "x"))
+    assert os.listdir(tmp_path / "closed") == []
+
+
+@pytest.mark.parametrize("command", [
+    ["sweep", "--gin_file=gin/sweeps/digits_small.gin", "--run"], ["sweep", "--gin_file=gin/sweeps/digits_small.gin", "--element=0"],
+    ["compare", "--gin_file=gin/comparisons/digits.gin"], ["quickstart"],
+    ["study", "--gin_file=gin/studies/miniature.gin", "--gin.DATA_DIR='x'", "--gin.VOCABULARY='bytes'", "--run"],
+])  # fmt: skip
+def test_every_command_that_trains_refuses_such_a_folder_first(command, tmp_path, capfd):
+    (tmp_path / "file").write_text("")
+    for folder, why in ((tmp_path / "file", "is not a folder"), ("/proc/x", "/proc cannot be written to")):
+        assert main([*command, f"--gin.MODEL_DIR={str(folder)!r}"]) == 2
+        error = capfd.readouterr().err
+        assert error.startswith(f"error: MODEL_DIR cannot be {folder}: ") and why in error and error.count("\n") == 1
 
 
 @pytest.mark.parametrize("typed, near", [

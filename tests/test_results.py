@@ -153,7 +153,9 @@ def test_runs_of_different_environments_are_reported(runs, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("argv, words", [
-    (["--where", "RNAK=4"], "There is no column called RNAK: RANK"),
+    (["--where", "RNAK=4"], "There is no column called RNAK; did you mean RANK, AdaLinkAdapter.rank"),
+    (["--group", "RANDOM_SEEDS"], "There is no column called RANDOM_SEEDS; did you mean RANDOM_SEED"),
+    (["--group", "xyz"], "There is no column called xyz; there are, for example, RANK, RANDOM_SEED"),
     (["--where", "RANK"], "--where takes NAME=VALUE"),
     (["--group", "accuracy"], "Several columns are called accuracy"),
     (["--out", "table.xlsx"], "must end in .csv or .parquet"),
@@ -170,3 +172,61 @@ def test_a_folder_without_runs_is_refused(tmp_path):
     for folder in (tmp_path, tmp_path / "none"):
         with pytest.raises(UserError, match="There is no run in"):
             results.collect(str(folder))
+
+
+CONFIG = """import adalink_jax.training.run
+
+# Macros:
+# ==============================================================================
+INPUTS = '# Parameters for {{text}}'
+KINDS = ('text',)
+MODEL_DIR = 'runs/{0}'
+OPTIMIZER = @adamw()
+RANK = {1}
+
+# Parameters for AdaLinkAdapter:
+# ==============================================================================
+AdaLinkAdapter.rank = %RANK
+"""
+
+
+def test_macros_are_columns_as_the_user_set_them(tmp_path, capsys):
+    for i, rank in enumerate((1, 1, 4)):
+        write_run(tmp_path / f"r{i}", rank=rank, seed=i, accuracy=0.1, sweep=False)
+        (tmp_path / f"r{i}" / "config.gin").write_text(CONFIG.format(i, rank))
+    table = results.collect(str(tmp_path))
+    row = rows(table)["r2"]
+    assert row["RANK"] == row["AdaLinkAdapter.rank"] == 4 and "MODEL_DIR" not in row
+    assert (row["INPUTS"], row["KINDS"], row["OPTIMIZER"]) == ("# Parameters for {text}", "('text',)", "@adamw()")
+    assert table.differing()[0] == "RANK"
+    assert main(["results", str(tmp_path), "--group", "RANK"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [re.findall(r"[\d.]+", line)[:2] for line in lines if line.startswith("│")] == [["1", "2"], ["4", "1"]]
+    (tmp_path / "r2" / "config.gin").write_text("RANK = (")
+    assert rows(results.collect(str(tmp_path)))["r2"]["state"] == "damaged"
+
+
+def test_what_is_equal_or_does_not_fit_is_named_below_the_table(runs, monkeypatch, capsys):
+    from adalink_jax import terminal
+    from adalink_jax.cli import results_command
+
+    def printed(width, *more):
+        monkeypatch.setattr(results_command, "table_console", lambda: terminal.console(width=width))
+        assert main(["results", str(runs), *more]) == 0
+        out = capsys.readouterr().out
+        heading = next(line for line in out.splitlines() if line.startswith("┃"))
+        assert max(map(len, [line for line in out.splitlines() if line[0] in "┃│"])) <= width
+        return re.findall(r"[^\s┃]+", heading), out
+
+    done = ("--where", "state=done")
+    names, out = printed(1000, *done)
+    assert names == ["run", "RANK", "RANDOM_SEED", "validation/accuracy", "test/accuracy", "trained"]
+    assert "Equal in all rows: state done, frozen/accuracy 0.0000, step 8, steps 10, seconds 2.5" in out
+    assert "Too wide" not in out
+    names, out = printed(80, *done)
+    assert names == ["run", "RANK", "RANDOM_SEED", "validation/accuracy", "test/accuracy"]
+    assert "Too wide for this terminal: trained; --out FILE.csv writes all columns." in out
+    names, out = printed(20, *done)
+    assert names == ["run"] and "RANK, RANDOM_SEED, validation/accuracy, test/accuracy, trained; --out" in out
+    assert printed(1000)[0][1] == "state"
+    assert "Equal in" not in printed(1000, *done, "RANK=4", "RANDOM_SEED=1")[1]

@@ -5,7 +5,7 @@ from adalink_jax.cli.arguments import SAME_BITS, gin_parser, parse_gin, register
 from adalink_jax.configuration import GinFlags
 from adalink_jax.experiments.run_configuration import bound_model_dir, load_pack
 from adalink_jax.files import locks
-from adalink_jax.files.places import path_of
+from adalink_jax.files.places import check_run_folder, path_of
 
 EXAMPLE = (
     "--gin_file=gin/models/pali_nano.gin --gin_file=gin/adapters/adalink.gin --gin_file=gin/tasks/digits.gin \\\n"
@@ -93,6 +93,7 @@ def compare(argv: list[str]) -> int:
     def on_part(method: str, part: str) -> None:
         console.rule(f"{method} ({names.index(method) + 1} of {len(names)}): {part}", align="left")
 
+    check_run_folder(comparison.model_dir)
     folder = path_of(comparison.model_dir)
     with locks.hold_folder(folder):
         compared = comparisons.compare(comparison, flags, on_part)

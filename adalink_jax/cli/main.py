@@ -59,8 +59,8 @@ Adapt frozen T5- and PaLI-style encoder-decoders through their input embeddings.
 commands:
 {commands}
 
-exit statuses: 0 done, 1 a check failed, 2 bad input, 130 stopped by Ctrl-C, 75 stopped by SIGTERM, SIGUSR1 or SIGUSR2; after the last
-two rerun the same command: it resumes, or starts clean
+exit statuses: 0 done, 1 a check failed, 2 bad input, 3 a loss that is NaN or infinite, 4 another process works in the folder, 130 stopped
+by Ctrl-C, 75 stopped by SIGTERM, SIGUSR1 or SIGUSR2; after the last two rerun the same command: it resumes, or starts clean
 
 `adalink COMMAND --help` describes a command. Strings in --gin flags need their own quotes: --gin.MODEL_DIR="'runs/x'"
 """
@@ -80,8 +80,8 @@ def main(argv: list[str] | None = None) -> int:
 
     Returns:
       The exit status: 0; 1 for numbers that differ (verify-base, adapters fold), a method that fails (check-method), a job that
-      does not fit (plan), and a sweep or study with failed runs; 2 for bad input; 4 for a run of a sweep that another process
-      trains; 130 for a command that Ctrl-C stopped, 75 if it was a preemption notice (see `preemption`); the job's own status for
+      does not fit (plan), and a sweep or study with failed runs; 2 for bad input; 3 for a loss that is NaN or infinite; 4
+      for a folder in which another process works; 130 for a command that Ctrl-C stopped, 75 if it was a preemption notice (see `preemption`); the job's own status for
       launch --submit, if it waits for the job.
     """
     if sys.stderr is None:  # closed; a file that is opened later would take its number, and what libraries print

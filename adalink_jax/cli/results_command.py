@@ -7,6 +7,11 @@ from adalink_jax.cli.arguments import option, plain_parser, table, table_console
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    from rich.console import Console
+    from rich.table import Table
+
+UNLIMITED = 100_000  # characters of a line
+CHOSEN_BY = ("runs", "validation/", "test/")  # columns that are shown though they are equal in all rows
 
 
 def results(argv: list[str]) -> int:
@@ -14,7 +19,7 @@ def results(argv: list[str]) -> int:
     parser = plain_parser(
         "results",
         "Collect all runs below a folder, of `adalink train`, sweeps, packs, tuning and comparisons, into one table. The console\n"
-        "shows the settings that differ and the scores; files have all columns. Unfinished runs are rows too.",
+        "shows what differs, and lists what is equal in all rows; files have all columns. Unfinished runs are rows too.",
         "adalink results runs/small --where RANK=4 --group LEARNING_RATE --out small.csv",
         option("folder", help="the folder of a run or of a sweep, or one with many of them"),
         option(
@@ -46,7 +51,8 @@ def results(argv: list[str]) -> int:
     for path in options.out:
         tables.write(path, rows)
     columns = rows.column_names if options.group else selected.summary_columns()
-    _print(rows.select(columns), f"{selected.table.num_rows} runs in {options.folder}, {selected.finished} finished")
+    print(f"{selected.table.num_rows} runs in {options.folder}, {selected.finished} finished")
+    _print(rows.select(columns))
     for note in filter(None, (selected.learned_note(), selected.environments_note())):
         print(note)
     if options.out:
@@ -54,14 +60,33 @@ def results(argv: list[str]) -> int:
     return 0
 
 
-def _print(rows: "pa.Table", title: str) -> None:
+def _print(rows: "pa.Table") -> None:
+    """Prints the columns that differ, as many as fit, and lines with what is left out."""
     names = [name for name in rows.column_names if not name.endswith((" low", " high"))]
+    cells = [{name: _cell(row, name) for name in names} for row in rows.to_pylist()]
+    may_hide = [name for name in names[1:] if len(cells) > 1 and not name.startswith(CHOSEN_BY)]
+    equal = [name for name in may_hide if len({row[name] for row in cells}) == 1]
+    shown = [name for name in names if name not in equal]
+    console = table_console()
+    while len(shown) > 1 and _width(console, _table(cells, shown)) > console.width:
+        shown.pop()
+    console.print(_table(cells, shown))
+    if equal:
+        print(f"Equal in all rows: {', '.join(f'{name} {cells[0][name]}'.strip() for name in equal)}.")
+    if hidden := [name for name in names if name not in (*shown, *equal)]:
+        print(f"Too wide for this terminal: {', '.join(hidden)}; --out FILE.csv writes all columns.")
+
+
+def _table(cells: list[dict[str, str]], names: list[str]) -> "Table":
     out = table(*names, right=set(names) - {"run", "state"})
-    for row in rows.to_pylist():
-        style = None if row.get("state", "done") == "done" else "yellow"
-        out.add_row(*(_cell(row, name) for name in names), style=style)
-    print(title)
-    table_console().print(out)
+    for row in cells:
+        out.add_row(*(row[name] for name in names), style=None if row.get("state", "done") == "done" else "yellow")
+    return out
+
+
+def _width(console: "Console", out: "Table") -> int:
+    """The characters of the table's lines if no cell is folded."""
+    return console.measure(out, options=console.options.update(max_width=UNLIMITED)).maximum
 
 
 def _cell(row: dict[str, Any], name: str) -> str:

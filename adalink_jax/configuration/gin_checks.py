@@ -5,7 +5,7 @@ gin's public interface cannot list macros, references and configurables; the fun
 
 import graphlib
 import inspect
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, cast
 
 import gin
@@ -84,25 +84,26 @@ def explain_unknown(name: str) -> str | None:
     return None
 
 
-def check_macros(flags: GinFlags, require_all: bool) -> None:
+def check_macros(flags: GinFlags, require_all: bool, places: Mapping[tuple[str, str, str], str]) -> None:
     """Checks that every used macro is set, and that every set macro is used.
 
     Args:
       flags: macros set on the command line must be used; those set in files too if `require_all`.
       require_all: also refuse values left at `%gin.REQUIRED`. False for commands that need only a part of a configuration.
+      places: (scope, selector, parameter) -> where it is bound, in words.
 
     Raises:
       UserError: with the macros, and the nearest names.
     """
     known = macros_set()
     used_by: dict[str, str] = {}
-    required = []
+    required: dict[str, str] = {}  # its name -> where it is
     for (scope, selector), parameters in CONFIG.items():
         for parameter, value in parameters.items():
             user = scope if selector == MACRO else f"{selector.split('.')[-1]}.{parameter}"
             value_references = list(references(value))
             if value is gin.REQUIRED or any(r.scoped_selector.startswith("gin.REQUIRED") for r in value_references):
-                required.append(user)
+                required[user] = places.get((scope, selector, parameter), "")
             for reference in value_references:
                 name = macro_name(reference)
                 if name is not None and name != user:  # a macro used only by itself counts as unused
@@ -119,7 +120,8 @@ def check_macros(flags: GinFlags, require_all: bool) -> None:
         if name not in used_by:
             raise UserError(f"{name} is set, but nothing refers to it{nearest(name, used_by)}.")
     if required and require_all:
-        raise UserError(f"Not set: {', '.join(required)}; add {' '.join(f'--gin.{name}=VALUE' for name in required)}.")
+        names = ", ".join(f"{name} ({place})" if place else name for name, place in required.items())
+        raise UserError(f"Not set: {names}; add {' '.join(f'--gin.{name}=VALUE' for name in required)}.")
 
 
 def _check_cycles(known: dict[str, object]) -> None:

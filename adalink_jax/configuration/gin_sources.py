@@ -20,6 +20,7 @@ from adalink_jax.configuration import gin_files
 from adalink_jax.errors import UserError
 
 RUN_CONFIG = "config.gin"  # the record of a run in its folder
+_PARAMETERS = "\n# Parameters for "  # what gin writes below the macros
 MOST_BYTES = 16 * 2**20
 MOST_FILES = 200  # in all, so that files that include others many times end soon
 
@@ -74,6 +75,22 @@ def read(names: Sequence[str], search_paths: Sequence[str]) -> list[Source]:
     for name in names:
         add(name, (), False)
     return sources
+
+
+def recorded_macros(config: str, path: str) -> dict[str, bool | int | float | str]:
+    """gin's macros in the record of a run: name -> value, or the text of one that is not a number, a truth value or a string.
+
+    Args:
+      config: the contents of `config.gin`.
+      path: its path, for errors.
+
+    Raises:
+      UserError, SyntaxError: if it cannot be read.
+    """
+    statements = Source(RUN_CONFIG, path, config.partition(_PARAMETERS)[0], of_run=True).statements
+    bound = {x.selector: x.value for x in statements if isinstance(x, config_parser.BindingStatement)}
+    is_plain = lambda value: isinstance(value, (bool, int, float, str))
+    return {name: value if is_plain(value) else repr(value) for name, value in bound.items()}
 
 
 @contextlib.contextmanager

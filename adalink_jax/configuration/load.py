@@ -52,7 +52,7 @@ def load(flags: GinFlags, extra_files: Sequence[str] = (), require_all: bool = T
         raise UserError(_explain(e)) from e
     if any(problems):
         raise UserError(next(filter(None, problems)))
-    gin_checks.check_macros(flags, require_all)
+    gin_checks.check_macros(flags, require_all, value_types.PLACES)
     value_types.check_literals()
     # gin.finalize() also locks, but refuses macros that a partial configuration leaves unset.
     gin_config._set_config_is_locked(True)

@@ -3,6 +3,7 @@
 import os
 import re
 import stat
+import tempfile
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -76,11 +77,12 @@ def _no_pattern(folder: str) -> str:
 RunFolder = Annotated[str, pydantic.AfterValidator(_no_pattern)]
 
 
-def check_run_folder(folder: str) -> None:
+def check_run_folder(folder: str, name: str = "MODEL_DIR") -> None:
     """Checks that a run can write to a folder on this machine, before it is made.
 
     Args:
-      folder: MODEL_DIR, as typed.
+      folder: as typed.
+      name: of the setting or argument, for the errors.
 
     Raises:
       UserError: if checkpoints cannot be written below such a path, the folder is a file, or it cannot be made.
@@ -88,21 +90,25 @@ def check_run_folder(folder: str) -> None:
     try:
         _no_pattern(folder)
     except ValueError as e:
-        raise UserError(f"MODEL_DIR is {folder!r}; it must be {e}.") from e
+        raise UserError(f"{name} is {folder!r}; it must be {e}.") from e
     path = os.path.realpath(path_of(folder))
     if is_remote(folder):
         return
     if long := [part for part in path.split(os.sep) if len(os.fsencode(part)) > _LONGEST_NAME]:
         raise UserError(
-            f"MODEL_DIR has a part of {len(os.fsencode(long[0]))} bytes ({long[0][:20]}...); give one of at most {_LONGEST_NAME}."
+            f"{name} has a part of {len(os.fsencode(long[0]))} bytes ({long[0][:20]}...); give one of at most {_LONGEST_NAME}."
         )
     parent = path
     while not os.path.lexists(parent):
         parent = os.path.dirname(parent)
     if not os.path.isdir(parent):
-        raise UserError(f"MODEL_DIR cannot be {folder}: {parent} is not a folder; give another folder.")
-    if not os.access(parent, os.W_OK | os.X_OK):
-        raise UserError(f"MODEL_DIR cannot be {folder}: {parent} cannot be written to; give another folder.")
+        raise UserError(f"{name} cannot be {folder}: {parent} is not a folder; give another folder.")
+    try:
+        os.rmdir(tempfile.mkdtemp(prefix=".", dir=parent))  # os.access permits /proc
+    except OSError as e:
+        raise UserError(
+            f"{name} cannot be {folder}: {parent} cannot be written to ({e.strerror}); give another folder."
+        ) from e
 
 
 def is_there(path: epath.Path) -> bool:

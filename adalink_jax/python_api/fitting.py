@@ -101,7 +101,7 @@ def fit(
             at_end.enter_context(_nothing_saved())
         else:
             folder = os.fspath(model_dir)
-            check_run_folder(folder)
+            check_run_folder(folder, "`model_dir`")
         at_end.enter_context(configuration.isolated())
         at_end.enter_context(_compilation_cache_of_run())
         tables = {name: parallel.once(write_table, of, path_of(folder) / NAME, name) for name, of in rows.items()}

@@ -1,14 +1,14 @@
 """All runs below a folder as one pyarrow table: one row per run, finished or not.
 
-Columns, in this order: `run` (its folder), `state`; the settings that a sweep varies, and all settings, by their gin names; then
-the measurements: `validation/METRIC` (of the best step), `test/METRIC`, `frozen/METRIC` (on test, before the first step),
+Columns, in this order: `run` (its folder), `state`; the settings that a sweep varies; gin's macros, such as `RANK`; all settings by
+their gin names; then the measurements: `validation/METRIC` (of the best step), `test/METRIC`, `frozen/METRIC` (on test, before the first step),
 `baseline/METRIC` (on test, the best method without a model), `trained` (parameters), `step` (the best), `steps`, `seconds`, `step_seconds`, `step_flops` (of a step's matrix products, with those
 that remat recomputes), and `version/PACKAGE`.
 """
 
 import ast
+import collections
 import dataclasses
-import difflib
 import itertools
 import json
 import math
@@ -23,18 +23,19 @@ import pyarrow.csv
 import pyarrow.parquet
 from etils import epath
 
+from adalink_jax.configuration.gin_sources import RUN_CONFIG, recorded_macros
 from adalink_jax.errors import UserError
 from adalink_jax.experiments.sweeps.run_folder import DONE, RECORD, SUMMARY, last_step, state_of
 from adalink_jax.files.places import path_of
 from adalink_jax.files.run_files import Record, Summary
 from adalink_jax.files.typed_json import read_state
 from adalink_jax.files.whole_file import writing
-from adalink_jax.near_names import did_you_mean, near_paths
+from adalink_jax.near_names import did_you_mean, near, near_paths
 from adalink_jax.reports.statistics import Estimate, mean
 from adalink_jax.training.segments import environment_note
 
 UNFINISHED = "unfinished"  # of a run outside a sweep, whose attempts are not recorded
-MARKS = (SUMMARY, RECORD, "config.gin", "checkpoints", "before.json")  # files of a run's folder
+MARKS = (SUMMARY, RECORD, RUN_CONFIG, "checkpoints", "before.json")  # files of a run's folder
 SCORES = ("validation/", "test/", "frozen/", "baseline/")  # how their columns begin
 COUNTS = ("trained", "step", "steps")
 MEASURED = (*COUNTS, "seconds", "step_seconds", "step_flops")
@@ -47,7 +48,7 @@ class Results:
 
     Attributes:
       table: one row per run.
-      settings: the names of its columns of settings.
+      settings: the names of its columns of settings, macros first.
       varied: those of them that a sweep or a pack varies.
       summaries: of the runs, in the order of the rows; {} of an unfinished one.
     """
@@ -95,7 +96,7 @@ class Results:
         return list(names.values())
 
     def column(self, name: str) -> str:
-        """Finds a column by its name, or by the last part of it (`rank` for `AdaLinkAdapter.rank`).
+        """Finds a column by its name, or by the last part of it (`phi` for `AdaLinkAdapter.phi`).
 
         Raises:
           UserError: if there is no such column, or several.
@@ -103,12 +104,19 @@ class Results:
         columns = self.table.column_names
         if name in columns:
             return name
-        matches = [column for column in columns if column.replace("/", ".").split(".")[-1] == name]
-        if len(matches) != 1:
-            near = matches or difflib.get_close_matches(name, columns, 3, cutoff=0.4) or columns[:3]
-            raise UserError(
-                f"{'Several columns are' if matches else 'There is no column'} called {name}: {', '.join(near)}."
-            )
+        by_last_part: dict[str, list[str]] = {}
+        for column in columns:
+            by_last_part.setdefault(column.replace("/", ".").split(".")[-1], []).append(column)
+        matches = by_last_part.get(name, [])
+        if len(matches) > 1:
+            raise UserError(f"Several columns are called {name}: {', '.join(matches)}; name one of them.")
+        if not matches:
+            in_lower_case = collections.defaultdict(list)
+            for part, named in by_last_part.items():
+                in_lower_case[part.lower()] += named
+            meant = [column for part in near(name.lower(), in_lower_case) for column in in_lower_case[part]][:3]
+            listed = f"; there are, for example, {', '.join([*self.differing(), *self.metrics][:5])}."
+            raise UserError(f"There is no column called {name}{did_you_mean(meant, listed)}")
         return matches[0]
 
     def where(self, conditions: Sequence[str]) -> "Results":
@@ -158,9 +166,10 @@ class Results:
 
 @dataclasses.dataclass(frozen=True)
 class _Run:
-    """One row: what was measured, all settings, those that a sweep varies, and the summary."""
+    """One row: what was measured, gin's macros, all settings, those that a sweep varies, and the summary."""
 
     facts: dict[str, Any]
+    macros: dict[str, Any]
     settings: dict[str, Any]
     varied: dict[str, Any]
     summary: Mapping[str, Any]
@@ -177,10 +186,16 @@ def collect(folder: str) -> Results:
     if not runs:
         raise UserError(f"There is no run in {folder}{did_you_mean(near_paths(folder))}")
     varied = list(dict.fromkeys(name for run in runs for name in run.varied))
-    settings = list(dict.fromkeys(name for run in runs for name in sorted(run.settings)))
-    flat = [{**run.facts, **run.settings, **run.varied} for run in runs]
+    settings = list(
+        dict.fromkeys(name for kind in ("macros", "settings") for run in runs for name in sorted(getattr(run, kind)))
+    )
+    flat = [{**run.facts, **run.macros, **run.settings, **run.varied} for run in runs]
     names = {name for row in flat for name in row}
-    scores = sorted(name for name in names if name.startswith(SCORES))
+    kind = lambda name: next(i for i, beginning in enumerate(SCORES) if name.startswith(beginning))
+    selecting = lambda name: f"validation/{name.split('/', 1)[1]}" in names
+    scores = sorted(
+        (name for name in names if name.startswith(SCORES)), key=lambda name: (kind(name), not selecting(name), name)
+    )
     versions = sorted(name for name in names if name.startswith("version/"))
     unvaried = [name for name in settings if name not in varied]
     order = ["run", "state", *varied, *unvaried, *scores, *MEASURED, *versions]
@@ -244,6 +259,12 @@ def _read_run(path: epath.Path, root: epath.Path, record: Mapping[str, Any], att
         if (path / SUMMARY).exists():
             state = "damaged"
     varied |= {MEMBER_SETTINGS[name]: repr(summary[name]) for name in MEMBER_SETTINGS if summary.get(name) is not None}
+    macros = {}
+    try:
+        if (config := attempts_in / RUN_CONFIG).exists():
+            macros = recorded_macros(config.read_text(encoding="utf-8"), str(config))
+    except (UserError, SyntaxError):
+        state = "damaged"
     relative = str(path)[len(str(root)) :].strip("/")
     facts = {"run": relative or path.name, "state": state, "trained": summary.get("trainable")}
     facts |= {name: summary.get(name) for name in MEASURED if name != "trained"}
@@ -259,7 +280,8 @@ def _read_run(path: epath.Path, root: epath.Path, record: Mapping[str, Any], att
         facts[f"validation/{summary.get('metric', 'accuracy')}"] = summary["validation"]
     settings = summary.get("settings") or record.get("settings", {})
     values = lambda texts: {name: _value(text) for name, text in texts.items()}
-    return _Run(facts, values(settings), values(varied), summary)
+    macros = {name: x for name, x in macros.items() if name != "MODEL_DIR"}  # which `run` is
+    return _Run(facts, macros, values(settings), values(varied), summary)
 
 
 def _value(text: str) -> bool | int | float | str:

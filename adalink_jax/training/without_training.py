@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from adalink_jax import parallel, preemption
 from adalink_jax.data import VisionCache
 from adalink_jax.errors import UserError
-from adalink_jax.files.places import path_of
+from adalink_jax.files.places import check_run_folder, path_of
 from adalink_jax.training import fill_vision_cache, outputs
 from adalink_jax.training.evaluation import NUM_SAMPLES
 from adalink_jax.training.metric_writer import MetricWriter
@@ -42,6 +42,8 @@ def evaluate(
         was trained on, unless `setup.allow_other_base` permits a transfer.
       Stopped: after a stop was requested.
     """
+    if output_dir is not None:
+        check_run_folder(output_dir, "--output_dir")
     with open_session(setup) as session, contextlib.ExitStack() as at_end:
         params = load_parameters(setup, session.mesh, session.rules)
         # A run's checkpoints were trained on this configuration's inputs, whatever its initial adapter was trained on.

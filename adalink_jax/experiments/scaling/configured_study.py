@@ -16,7 +16,7 @@ from adalink_jax.experiments.scaling import study as studies
 from adalink_jax.experiments.scaling.cell_folder import CellFolder, chosen_rate
 from adalink_jax.experiments.scaling.study import BASES, RUNS, TUNING, Cell, Study
 from adalink_jax.experiments.sweeps import runner
-from adalink_jax.files.places import is_remote
+from adalink_jax.files.places import check_run_folder, is_remote
 from adalink_jax.training.run_checkpoints import identity_of
 
 COMMANDS = {BASES: "train", TUNING: "tune", RUNS: "pack"}
@@ -137,6 +137,7 @@ class ConfiguredStudy:
         rate = self.rate(cell) if cell.stage == RUNS else None
         if cell.stage == RUNS and rate is None:
             raise UserError(f"The learning rate of {name} is not tuned; --run does that first.")
+        check_run_folder(self.study.model_dir)
         folder = self.folder(cell)
         command = [COMMANDS[cell.stage], *studies.flags_of(self.study, cell, self._flags, rate).arguments()]
         status = folder.make(lambda: main(command), f"{cell.stage}: {cell.name}", self.study.model_dir)
@@ -161,6 +162,7 @@ class ConfiguredStudy:
         """
         if is_remote(self.study.model_dir):
             raise UserError(f"--run needs a folder with locks and logs, and {self.study.model_dir} is a bucket.")
+        check_run_folder(self.study.model_dir)
         self.check()
         for cell in self.tuned():  # a process may have been killed before it kept its result
             if (folder := self.folder(cell)).trained():

@@ -13,7 +13,7 @@ from adalink_jax.experiments.run_configuration import bound_model_dir, load_pack
 from adalink_jax.experiments.sweeps import hardware_plan, runner
 from adalink_jax.experiments.sweeps.run_folder import RunFolder
 from adalink_jax.experiments.sweeps.sweep import Sweep, SweepRun, expand
-from adalink_jax.files.places import is_remote
+from adalink_jax.files.places import check_run_folder, is_remote
 from adalink_jax.launching.job import ARRAY_INDEX
 from adalink_jax.training.run_checkpoints import identity_of
 
@@ -75,6 +75,7 @@ class ConfiguredSweep:
             raise UserError(
                 f"There is no run {which!r}; the sweep has {len(self.runs)}, from 0 to {len(self.runs) - 1}."
             )
+        check_run_folder(self.model_dir)
         command = [self._command, *self._flags_of(run).arguments()]
         title = f"Run {run.number} of {len(self.runs)}: {run.name}"
         return self._folder(run).make(lambda: main(command), title, self.model_dir)
@@ -89,6 +90,7 @@ class ConfiguredSweep:
             raise UserError(
                 f"--run needs a folder with locks and logs, and {self.model_dir} is a bucket; use --element for each run."
             )
+        check_run_folder(self.model_dir)
         return runner.run_all(["sweep", *self._flags.arguments()], self.folders(), parallel, console)
 
     def _flags_of(self, run: SweepRun) -> GinFlags:

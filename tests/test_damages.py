@@ -15,6 +15,7 @@ from adalink_jax import AdaLink, LoRA
 from adalink_jax.adapters import describe_adapter
 from adalink_jax.checkpoints import (
     config_fields,
+    convert,
     hugging_face,
     load_base,
     native,
@@ -28,6 +29,7 @@ from adalink_jax.checkpoints.source import Source
 from adalink_jax.errors import CheckpointError, UserError
 from adalink_jax.experiments.sweeps.run_folder import RunFolder
 from adalink_jax.files.leaves import from_array
+from adalink_jax.models.quantised import Storage
 from adalink_jax.reports import results, runs_report
 
 SHARE = 0.1  # of all damages, which `make fuzz` tries
@@ -96,6 +98,14 @@ def native_base(folder):
     return load
 
 
+def quantised_base(folder):
+    leaves = {"mlp/wi/kernel": np.random.default_rng(0).normal(size=(8, 5)).astype("f"), "mlp/scale": np.ones(5, "f")}
+    convert(source(folder, leaves), folder, "native", storage=Storage("int4", 4, ()))
+    place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    wanted = {name: jax.ShapeDtypeStruct(x.shape, np.float32, sharding=place) for name, x in leaves.items()}
+    return lambda path: load_base(str(path), wanted)
+
+
 def older_base(folder):
     native_base(folder)
     config = json.loads((folder / native.CONFIG).read_text()) | {"format_version": 1}
@@ -155,7 +165,7 @@ def peft_adapter(folder):
     return read_adapter
 
 
-SEALED = (native_base, adapter, lora)  # formats with digests of all that they hold
+SEALED = (native_base, quantised_base, adapter, lora)  # formats with digests of all that they hold
 FORMATS = (*SEALED, older_base, hugging_face_folder, t5x_checkpoint, orbax_checkpoint, tower, peft_adapter)
 
 

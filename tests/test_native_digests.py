@@ -105,7 +105,7 @@ def test_a_newer_file_is_called_newer(params, tmp_path):
     save_base(tmp_path / "base", params, "tiny", {})
     config = json.loads((tmp_path / "base" / CONFIG).read_text())
     (tmp_path / "base" / CONFIG).write_text(
-        json.dumps({"format_version": 3, "name": "tiny", "fingerprint": config["fingerprint"]})
+        json.dumps({"format_version": 4, "name": "tiny", "fingerprint": config["fingerprint"]})
     )
     with pytest.raises(CheckpointError, match="written by a newer version"):
         load(tmp_path / "base")

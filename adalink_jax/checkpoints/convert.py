@@ -12,10 +12,12 @@ from etils import epath
 from adalink_jax.checkpoints import hugging_face, native, t5x_format
 from adalink_jax.checkpoints.digests import marks_of_source
 from adalink_jax.checkpoints.formats import BUNDLED, open_source
+from adalink_jax.checkpoints.quantised_files import quantised_model
 from adalink_jax.checkpoints.source import Source, counted
 from adalink_jax.errors import CheckpointError
 from adalink_jax.files.places import path_of
 from adalink_jax.files.whole_file import is_partial, writing_folder
+from adalink_jax.models.quantised import Storage
 
 LAST = (native.CONFIG, hugging_face.CONFIG, t5x_format.FILE)
 PASSES = 3  # over the values: the source's fingerprint, the writing, the fingerprint of what was written
@@ -46,6 +48,7 @@ def convert(
     to: str,
     dtype: str | None = None,
     on_bytes: Callable[[int], None] = lambda count: None,
+    storage: Storage | None = None,
 ) -> str:
     """Writes `source` in another format.
 
@@ -53,22 +56,33 @@ def convert(
       source: a base model; for `hf` its settings must state every deciding field of its family.
       folder: a new or an empty folder.
       to: one of `base_formats.FORMATS`.
-      dtype: "float32" or "bfloat16"; None keeps the source's.
-      on_bytes: called with the number of bytes of each read; they add up to `PASSES` times the source's if `dtype` is None.
+      dtype: "float32" or "bfloat16"; None keeps the source's. The values of a quantised source are float32.
+      on_bytes: called with the number of bytes of each read; they add up to `PASSES` times the source's if `dtype` and `storage` are
+        None.
+      storage: quantises the kernels (`native` alone); all other values keep the source's dtype.
 
     Returns:
       The fingerprint.
 
     Raises:
-      CheckpointError: if the folder is not empty, the format has no place for a leaf, or a file is damaged.
+      CheckpointError: if the folder is not empty, the format has no place for a leaf, or a file is damaged; for a source that is
+        quantised already, if it is to be quantised.
     """
     path, watched = check_destination(folder), counted(source, on_bytes)
     config = hugging_face.config_of(source, dtype) if to == "hf" else {}  # refuses before anything is written
+    quantised = None
+    if storage is not None:
+        if to != "native" or dtype is not None:
+            raise CheckpointError(
+                f"Only --to native holds a base in {storage.dtype}; give --dtype float32 or bfloat16."
+            )
+        quantised = quantised_model(watched, storage, marks_of_source(watched, None)[0])
+        watched = quantised.source
     marks = marks_of_source(watched, dtype)
     with writing_folder(path, LAST) as new:
         if to == "native":
             hugging_face.copy_files(source, new)
-            native.write(new, watched, dtype, marks)
+            native.write(new, watched, dtype, marks, quantised)
         elif to == "t5x":
             t5x_format.write(new, watched, dtype)
         else:

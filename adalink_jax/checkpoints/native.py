@@ -1,5 +1,6 @@
 """Native base models: a folder with `model.safetensors` (unscanned names) and `base_config.json`.
 
+Of a quantised model the values of `model.safetensors` are codes and scales (`quantised_files`).
 `base_config.json` is written last and holds the fingerprint and exact digests of all leaves, which every load compares with the
 arrays that it read. Files of version 0.1.0 have the fingerprint alone, which is of values rounded to bfloat16.
 """
@@ -16,6 +17,7 @@ from adalink_jax import parallel
 from adalink_jax.checkpoints.digests import digests_as_read, fingerprint
 from adalink_jax.checkpoints.families.family import LANGUAGE
 from adalink_jax.checkpoints.positions import BILINEAR
+from adalink_jax.checkpoints.quantised_files import QuantisedForm, QuantisedModel, values_of
 from adalink_jax.checkpoints.source import Source
 from adalink_jax.errors import CheckpointError
 from adalink_jax.files import safetensors_file, sealed_json
@@ -28,7 +30,7 @@ from adalink_jax.models.quantised import Quantised, dequantised
 
 Marks = tuple[str, Mapping[str, str]]  # fingerprint, digests
 WEIGHTS, CONFIG = "model.safetensors", "base_config.json"
-FORMAT_VERSION = 2
+FORMAT_VERSION, QUANTISED_VERSION = 2, 3
 _REMEDY = "copy or write it again"
 UNVERIFIED = "native base model (without digests, of version 0.1.0)"
 
@@ -44,6 +46,8 @@ class _Config(Form):
     settings: dict[str, Any] = {}
     part_settings: dict[str, dict[str, Any]] = {}
     position_rule: Literal["bilinear", "bicubic"] = BILINEAR
+    quantised: QuantisedForm | None = None
+    parent: str | None = None
 
 
 def is_folder(folder: epath.Path) -> bool:
@@ -64,7 +68,7 @@ def open_folder(folder: epath.Path, path: str) -> Source:
     text = read_text(folder / CONFIG, _REMEDY, CheckpointError)
     stated = parse_object(text, f"{path}/{CONFIG}", _REMEDY, CheckpointError)
     config = as_form(stated, _Config, f"{path}/{CONFIG}", _REMEDY, CheckpointError)
-    if config.format_version > FORMAT_VERSION:
+    if config.format_version > QUANTISED_VERSION:
         raise CheckpointError(f"{path} was written by a newer version of adalink-jax; update adalink-jax.")
     sealed = config.format_version > 1 or config.digest is not None
     if sealed and not (config.digest and config.digests is not None and sealed_json.is_intact(text, config.digest)):
@@ -74,6 +78,8 @@ def open_folder(folder: epath.Path, path: str) -> Source:
     leaves, metadata = safetensors_file.read_header(folder / WEIGHTS)
     if sealed and metadata not in ({}, safetensors_file.PLAIN):
         raise CheckpointError(f"The header of {path}/{WEIGHTS} was changed after it was written; {_REMEDY}.")
+    if config.quantised is not None:
+        leaves = values_of(leaves, config.quantised, f"{path}/{WEIGHTS}")
     plain = lambda fields: {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
     return Source(
         kind="native base model" if sealed else UNVERIFIED,
@@ -83,6 +89,7 @@ def open_folder(folder: epath.Path, path: str) -> Source:
         folder=folder,
         settings={part: plain(fields) for part, fields in {LANGUAGE: config.settings, **config.part_settings}.items()},
         fingerprint=config.fingerprint,
+        parent=config.parent,
         digests=config.digests or {},
         position_rule=config.position_rule,
     )
@@ -116,7 +123,9 @@ def save_base(
     return parallel.once(write)
 
 
-def write(folder: epath.Path, source: Source, dtype: str | None, marks: Marks) -> dict[str, Any]:
+def write(
+    folder: epath.Path, source: Source, dtype: str | None, marks: Marks, quantised: QuantisedModel | None = None
+) -> dict[str, Any]:
     """Writes a source as a native base model.
 
     Args:
@@ -124,6 +133,7 @@ def write(folder: epath.Path, source: Source, dtype: str | None, marks: Marks) -
       source: the model.
       dtype: the dtype of all values; None keeps each leaf's own.
       marks: the source's fingerprint and digests (`digests.marks_of_source`, for the same dtype).
+      quantised: the source's quantised form, whose `source` it is, to be written as it is; None for values as they are.
 
     Returns:
       The contents of `base_config.json`.
@@ -132,7 +142,12 @@ def write(folder: epath.Path, source: Source, dtype: str | None, marks: Marks) -
     about: dict[str, Any] = {"settings": parts.pop(LANGUAGE, {}), "converted_from": source.kind}
     if parts:
         about |= {"part_settings": parts, "position_rule": source.position_rule}
-    return _write(folder, source.leaves, source.name, about, marks, dtype)
+    if quantised is not None:
+        form = quantised.form.model_dump()
+        about |= {"format_version": QUANTISED_VERSION, "parameters": source.parameters}
+        about |= {"quantised": form, "parent": source.parent}
+    tensors = source.leaves if quantised is None else quantised.tensors
+    return _write(folder, tensors, source.name, about, marks, dtype)
 
 
 def _write(

@@ -29,7 +29,6 @@ class Source:
         checkpoint states and that shapes do not show (`{"language": {"mlp_activations": ...}}`).
       fingerprint: the fingerprint that the checkpoint states, or None.
       parent: of a quantised model, the fingerprint of the model that it was made from; None for all others.
-      precision: of a quantised model, how it is stored ("int8", "int4/64"); None for all others.
       digests: the exact `digests` that it states of its leaves in the file's dtypes, or {}.
       config: the contents of `config.json`, or {}.
       position_rule: how to resample the vision tower's positions for another resolution (`positions.RULES`).
@@ -43,7 +42,6 @@ class Source:
     settings: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     fingerprint: str | None = None
     parent: str | None = None
-    precision: str | None = None
     digests: Mapping[str, str] = dataclasses.field(default_factory=dict)
     config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     position_rule: str = "bilinear"
@@ -54,22 +52,28 @@ class Source:
         return {name: leaf.shape for name, leaf in self.leaves.items()}
 
     @property
+    def precision(self) -> str | None:
+        """How a quantised model is stored, by its leaf with the largest blocks ("int8", "int4/64"); None for all others."""
+        block = lambda precision: int(precision.partition("/")[2] or 0)
+        return max((leaf.precision for leaf in self.leaves.values() if leaf.precision), key=block, default=None)
+
+    @property
     def parameters(self) -> int:
         """Number of values."""
         return sum(leaf.size for leaf in self.leaves.values())
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the values in the files' dtypes."""
+        """Bytes of the values in the files."""
         return sum(leaf.nbytes for leaf in self.leaves.values())
 
 
 def counted(source: Source, on_bytes: Callable[[int], None]) -> Source:
-    """`source`, calling `on_bytes` with the number of bytes of each read."""
+    """`source`, calling `on_bytes` with the number of bytes in the file of each read."""
 
     def read(leaf: Leaf, index: Index) -> np.ndarray:
         values = leaf.read(index)
-        on_bytes(values.nbytes)
+        on_bytes(leaf.bytes_of(values.size))
         return values
 
     watch = lambda leaf: dataclasses.replace(leaf, read=functools.partial(read, leaf))

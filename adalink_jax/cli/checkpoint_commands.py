@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 from adalink_jax import configuration
 from adalink_jax.cli.arguments import bytes_bar, gin_parser, option, parse, plain_parser, register, table, table_console
+from adalink_jax.cli.stored_as import dequantised_row, dtype_of, storage_of, stored_as
 from adalink_jax.errors import CheckpointError, UserError
-from adalink_jax.files.base_formats import FORMATS
+from adalink_jax.files.base_formats import FORMATS, QUANTISED
 from adalink_jax.files.places import path_of
 from adalink_jax.files.whole_file import write_text
 
@@ -51,14 +52,16 @@ def inspect(argv: list[str]) -> int:
         "name": source.name,
         "parameters": source.parameters,
         "bytes": source.nbytes,
-        "dtypes": sorted({leaf.dtype.name for leaf in source.leaves.values()}),
+        "dtypes": sorted({dtype_of(leaf) for leaf in source.leaves.values()}),
+        "precision": source.precision,
+        "parent": source.parent,
         "sizes": checkpoints.config_fields(source),
         "fits": list(shipped.fitting_models(source)),
         "fingerprint": mark,
     }
     if options.json:
         leaves = {
-            name: {"shape": leaf.shape, "dtype": leaf.dtype.name, "origin": leaf.origin}
+            name: {"shape": leaf.shape, "dtype": dtype_of(leaf), "origin": leaf.origin}
             for name, leaf in source.leaves.items()
         }
         print(json.dumps(facts | {"leaves": leaves}))
@@ -72,7 +75,8 @@ def inspect(argv: list[str]) -> int:
         ("kind", source.kind),
         ("name", source.name),
         ("parameters", f"{source.parameters:,}"),
-        ("stored as", f"{', '.join(facts['dtypes'])}, {filesize.decimal(source.nbytes)}"),
+        ("stored as", f"{stored_as(source)}, {filesize.decimal(source.nbytes)}"),
+        *([("made from", str(source.parent))] if source.precision else []),
         ("sizes", sizes or "unknown: its leaves keep their own names; CHECKPOINT_RENAMES maps them to this package's"),
         ("fits", ", ".join(facts["fits"]) or none),
         ("fingerprint", mark or "not computed"),
@@ -85,14 +89,27 @@ def convert(argv: list[str]) -> int:
     parser = gin_parser(
         "convert",
         "Write a base model in another format, leaf by leaf, and check that it reads back with the same values.\n"
-        + "\n".join(f"  {name:<7} {text}" for name, text in FORMATS.items()),
+        + "\n".join(f"  {name:<7} {text}" for name, text in FORMATS.items())
+        + "\nint8, fp8, int4 and nf4 quantise the kernels (native alone; docs/quantised.md).",
         "adalink convert hf://google/flan-t5-small bases/flan_t5_small --to native --dtype bfloat16",
         option("source", help="a folder (native, Hugging Face, t5x), hf://OWNER/NAME or bundled:NAME"),
         option("destination", help="a new folder; for t5x name it checkpoint_N, N being the step"),
         option("--to", required=True, choices=tuple(FORMATS)),
-        option("--dtype", choices=("float32", "bfloat16"), help="dtype of the values; by default the source's"),
+        option(
+            "--dtype",
+            choices=("float32", "bfloat16", *QUANTISED),
+            help="how the values are stored; by default as the source's",
+        ),
+        option("--block", type=int, metavar="N", help="how many inputs of a kernel share a scale, as QUANTISED_BLOCK"),
+        option(
+            "--exact",
+            nargs="*",
+            metavar="RULE",
+            help="what is not quantised, as QUANTISED_EXACT: parts of paths such as decoder/logits_dense; by default token_embedder",
+        ),
     )
     flags, options = _parse(parser, argv)
+    storage = storage_of(options.to, options.dtype, options.block, options.exact)
     register()
     from adalink_jax import checkpoints
     from adalink_jax.serving import shipped
@@ -101,12 +118,17 @@ def convert(argv: list[str]) -> int:
     if flags.files or options.to == "hf":
         source = shipped.completed_source(source, flags)
         configuration.check_all_used(flags)
-    with bytes_bar(f"to {options.to}", checkpoints.PASSES * source.nbytes) as on_bytes:
-        mark = checkpoints.convert(source, options.destination, options.to, options.dtype, on_bytes)
+    passes = checkpoints.PASSES + (storage is not None)
+    dtype = options.dtype if storage is None else None
+    with bytes_bar(f"to {options.to}", passes * source.nbytes) as on_bytes:
+        mark = checkpoints.convert(source, options.destination, options.to, dtype, on_bytes, storage)
+    stored = [] if storage is None else [("stored as", stored_as(checkpoints.open_source(options.destination)))]
     print_facts(
         ("wrote", f"{options.destination}: {FORMATS[options.to]}"),
         ("from", f"{options.source}: {source.kind}"),
         ("parameters", f"{source.parameters:,}"),
+        *stored,
+        *dequantised_row(source.precision),
         ("fingerprint", mark),
         ("read back", "the same fingerprint"),
     )
@@ -264,7 +286,7 @@ def _print_leaves(source: "checkpoints.Source") -> None:
 
     grouped: dict[tuple[str, str, str], int] = {}
     for name, leaf in source.leaves.items():
-        key = (re.sub(r"layers_\d+", "layers_*", name), " x ".join(map(str, leaf.shape)), leaf.dtype.name)
+        key = (re.sub(r"layers_\d+", "layers_*", name), " x ".join(map(str, leaf.shape)), dtype_of(leaf))
         grouped[key] = grouped.get(key, 0) + 1
     headings = ("name", "shape", "stored as", "count")
     leaves = table(*headings, right=("count",), title=source.path, box=box.SIMPLE_HEAD)

@@ -5,3 +5,4 @@ FORMATS = {
     "hf": "a Hugging Face folder, as transformers loads it",
     "t5x": "a checkpoint_N of msgpack and zarr, as t5x restores it",
 }
+QUANTISED = ("int8", "fp8", "int4", "nf4")  # how `native` stores kernels, beside float32 and bfloat16

@@ -23,6 +23,8 @@ class Leaf:
       origin: name in the file.
       read: maps one bounded slice per axis to that part of the array, in the file's dtype.
       grain: shape of the part that is cheapest to read at once, such as a chunk or a row.
+      precision: of a quantised array, how it is stored ("int8", "int4/64"); `read` and `dtype` are of its values. None for all others.
+      bits: of a quantised array, the bits in the file for each value, with its scales.
     """
 
     shape: tuple[int, ...]
@@ -30,6 +32,8 @@ class Leaf:
     origin: str
     read: Callable[[Index], np.ndarray]
     grain: tuple[int, ...]
+    precision: str | None = None
+    bits: float | None = None
 
     @property
     def size(self) -> int:
@@ -38,8 +42,12 @@ class Leaf:
 
     @property
     def nbytes(self) -> int:
-        """The number of bytes in the file's dtype."""
-        return self.size * self.dtype.itemsize
+        """The number of bytes in the file."""
+        return self.bytes_of(self.size)
+
+    def bytes_of(self, size: int) -> int:
+        """The number of bytes in the file of so many values."""
+        return size * self.dtype.itemsize if self.bits is None else round(size * self.bits / 8)
 
     def whole(self) -> np.ndarray:
         """Reads the whole array."""

@@ -2,6 +2,7 @@
 
 from adalink_jax.models.quantised.arrays import (
     CODE_DTYPES,
+    NF4,
     Quantised,
     bits_of,
     block_size,
@@ -14,6 +15,7 @@ from adalink_jax.models.quantised.storage import STORED, TABLE, Matmul, Storage,
 
 __all__ = [
     "CODE_DTYPES",
+    "NF4",
     "STORED",
     "TABLE",
     "Matmul",

@@ -131,7 +131,7 @@ def quantise(
     inside = _in_blocks(jnp.asarray(values, jnp.float32), block_size(values.shape[axis], kind, block), axis)
     high, low = (reduce(inside, axis=axis, keepdims=True) for reduce in (jnp.max, jnp.min))
     extreme = jnp.where(high >= -low, high, low) if code < 0 else jnp.maximum(high, -low)
-    scales = (extreme / code).astype(jnp.bfloat16)
+    scales = jnp.where(extreme == 0, 0, extreme / code).astype(jnp.bfloat16)  # not -0
     divisor = scales.astype(jnp.float32)
     scaled = inside / jnp.where(divisor == 0, 1, divisor)
     if kind == "nf4":

@@ -8,6 +8,7 @@ from adalink_jax.checkpoints.adapter_files import (
     check_shapes,
     load_adapter,
     open_adapter,
+    own_base,
     read_adapter,
     save_adapter,
 )
@@ -64,6 +65,7 @@ __all__ = [
     "open_adapter",
     "open_source",
     "open_t5x_run",
+    "own_base",
     "read_adapter",
     "save_adapter",
     "save_base",

@@ -37,6 +37,7 @@ WEIGHTS, CONFIG, PICKLE = "adapter_model.safetensors", "adapter_config.json", "a
 FORMAT_VERSION = 2  # 1 has no digests
 _SEALED = {**safetensors_file.PLAIN, "adalink": "sealed"}  # the metadata of a file whose configuration states digests
 _REMEDY = "copy or write it again"
+_LOAD_AGAIN = "load it in that precision (FROZEN_DTYPE), or set ALLOW_OTHER_PRECISION = True (`adalink adapters verify` measures what that changes)"
 _PEFT_TYPE = "ADALINK"
 _UNSEEN = ("phi", "scale", "alpha")  # settings that decide the numbers and that shapes do not show
 
@@ -260,7 +261,12 @@ def load_adapter(
 
 
 def check_base(
-    path: Folder, facts: AdapterFacts, base: BaseReference, remedy: str, allow_other_precision: bool = False
+    path: Folder,
+    facts: AdapterFacts,
+    base: BaseReference,
+    remedy: str,
+    allow_other_precision: bool = False,
+    precision_remedy: str = _LOAD_AGAIN,
 ) -> None:
     """Refuses an adapter that was trained on another base model, or on the same one in another precision.
 
@@ -274,6 +280,7 @@ def check_base(
       base: the base model that it is to work on.
       remedy: what to do instead of loading it on another base, which ends the error.
       allow_other_precision: whether the same base in another precision will do.
+      precision_remedy: what to do instead of loading it on another precision.
     """
     stated = facts.base
     if stated.fingerprint in (None, base.fingerprint):
@@ -281,16 +288,25 @@ def check_base(
     if stated.exact == base.exact:
         if not allow_other_precision:
             trained, here = (f"in {x.precision}" if x.precision else "as it is, not quantised" for x in (stated, base))
+            if stated.precision == base.precision:
+                here += " with other leaves exact (QUANTISED_EXACT)"
             raise CheckpointError(
-                f"The adapter {path} was trained on this base {trained}, and the base is loaded here "
-                f"{here.removesuffix(', not quantised')}; load it in that precision (FROZEN_DTYPE), or set ALLOW_OTHER_PRECISION = "
-                f"True (`adalink adapters verify` measures what that changes)."
+                f"The adapter {path} was trained on this base {trained}, and the base is loaded here {here}; {precision_remedy}."
             )
         return
     raise CheckpointError(
         f"The adapter {path} was trained on another base: {stated.name} {str(stated.fingerprint)[:12]}, this one is "
         f"{str(base.fingerprint)[:12]}; {remedy}."
     )
+
+
+def own_base(base: BaseReference) -> str:
+    """What to do for an adapter of the base in another precision, where nothing but the base's path can be given."""
+    if base.precision is None:
+        return "give the exact base with --base"
+    kind, _, block = base.precision.partition("/")
+    size = f" --block {block}" if block else ""
+    return f"give the base in that form with --base, which `adalink convert BASE NEW --to native --dtype {kind}{size}` writes"
 
 
 def check_base_settings(

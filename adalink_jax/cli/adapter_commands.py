@@ -1,5 +1,6 @@
 """`adalink adapters`: show an adapter's folder, verify it, fold it into its base, extract one from a run of t5x."""
 
+import argparse
 import dataclasses
 import json
 import math
@@ -9,6 +10,8 @@ from typing import TYPE_CHECKING
 from adalink_jax import configuration
 from adalink_jax.cli.arguments import bytes_bar, gin_parser, option, parse, plain_parser, register
 from adalink_jax.cli.checkpoint_commands import print_facts
+from adalink_jax.cli.stored_as import dequantised_row
+from adalink_jax.errors import CheckpointError
 
 if TYPE_CHECKING:
     from adalink_jax import checkpoints
@@ -61,27 +64,39 @@ def show(argv: list[str]) -> int:
 
 def verify(argv: list[str]) -> int:
     """`adalink adapters verify`."""
-    parser = plain_parser(
+    parser = gin_parser(
         "adapters verify",
         "Read all of an adapter and check that it is what was written, by its digests, that every value is finite, that its\n"
-        "method and settings are valid, and, with --base, that it was trained on that base. A failed check is one sentence and exit status 2.",
+        "method and settings are valid, and, with --base, that it was trained on that base. A failed check is one sentence and exit status 2.\n"
+        "Where it was trained on a quantised form of that base, and for each --precision, the logits of random inputs are compared with\n"
+        "those on its own precision (docs/quantised.md).",
         "adalink adapters verify runs/quickstart/adapter --base bundled:pali_nano_instruct",
         option("path", help="an adapter's folder"),
         option("--base", metavar="PATH", help="the base that it should have been trained on"),
+        option(
+            "--precision",
+            nargs="+",
+            default=[],
+            metavar="P",
+            help="compare outputs on these forms of the exact base: exact, int8, fp8, int4, nf4, or with a block, int4/32",
+        ),
+        option("--exact", nargs="*", metavar="RULE", help="QUANTISED_EXACT of these forms, if it is not the default"),
     )
-    options = parser.parse_args(argv)
+    flags, options = parse(parser, argv)
+    if options.precision and options.base is None:
+        parser.error("--precision needs --base with the exact base")
     register()
     from adalink_jax import checkpoints
     from adalink_jax.adapters import make_adapter
 
     leaves, facts = checkpoints.read_adapter(options.path)
     make_adapter(facts.method, facts.settings)
-    base = "not compared; give it with --base" if options.base is None else _compare(options.path, facts, options.base)
+    base = [("base", "not compared; give it with --base")]
+    if options.base is not None:
+        base = _compare(flags, options, facts)
     values = f"{sum(leaf.size for leaf in leaves.values()):,}, all finite"
     digests = dict(_rows(facts))["digests"]
-    print_facts(
-        ("adapter", options.path), ("values", values), ("digests", digests), ("method", facts.summary), ("base", base)
-    )
+    print_facts(("adapter", options.path), ("values", values), ("digests", digests), ("method", facts.summary), *base)
     return 0
 
 
@@ -117,6 +132,7 @@ def fold(argv: list[str]) -> int:
     )
     print_facts(
         ("wrote", f"{options.destination}: a native base model"),
+        *dequantised_row(folded.precision),
         ("fingerprint", folded.fingerprint),
         (
             "logits",
@@ -158,9 +174,11 @@ def _rows(facts: "checkpoints.AdapterFacts") -> list[tuple[str, str]]:
     from adalink_jax import checkpoints
 
     mark = facts.base.fingerprint
+    form = f" in {facts.base.precision}" if facts.base.precision else ""
     rows = {
         "method": facts.summary,
-        "base": f"{facts.base.name}, " + (f"fingerprint {mark[:12]}" if mark else "its fingerprint is not stated"),
+        "base": f"{facts.base.name}{form}, "
+        + (f"fingerprint {mark[:12]}" if mark else "its fingerprint is not stated"),
         "task": facts.task,
         "step": facts.step,
         "metrics": ", ".join(f"{name} {value:g}" for name, value in (facts.metrics or {}).items()) or None,
@@ -170,16 +188,59 @@ def _rows(facts: "checkpoints.AdapterFacts") -> list[tuple[str, str]]:
     return [(label, str(value)) for label, value in rows.items() if value is not None]
 
 
-def _compare(path: str, facts: "checkpoints.AdapterFacts", base: str) -> str:
-    """Refuses another base than the adapter's; returns the row that `verify` prints."""
+def _compare(
+    flags: configuration.GinFlags, options: argparse.Namespace, facts: "checkpoints.AdapterFacts"
+) -> list[tuple[str, str]]:
+    """Refuses another base than the adapter's; returns the rows that `verify` prints, with outputs on other precisions of the base."""
     from adalink_jax import checkpoints
 
-    source = checkpoints.open_source(base)
+    source = checkpoints.open_source(options.base)
     with bytes_bar("fingerprint", source.nbytes) as on_bytes:
         reference = checkpoints.reference_of_source(checkpoints.counted(source, on_bytes))
-    checkpoints.check_base(path, facts, reference, "it cannot be used with this base, so give its own with --base")
-    return (
-        f"{base}, fingerprint {str(reference.fingerprint)[:12]}"
-        if facts.base.fingerprint
-        else "not compared: the file does not state its base"
-    )
+    remedy = "it cannot be used with this base, so give its own with --base"
+    checkpoints.check_base(options.path, facts, reference, remedy, allow_other_precision=True)
+    is_own = facts.base.fingerprint in (None, reference.fingerprint)
+    form = f", in {source.precision}" if source.precision else ""
+    trained_on = f"it in {facts.base.precision}" if facts.base.precision else "the exact base"
+    trained = "" if is_own else f"; the adapter was trained on {trained_on}"
+    compared = f"{options.base}{form}, fingerprint {str(reference.fingerprint)[:12]}{trained}"
+    rows = [("base", compared if facts.base.fingerprint else "not compared: the file does not state its base")]
+    if is_own and not options.precision:
+        return rows
+    if source.precision is not None:
+        wanted = " ".join(options.precision or [source.precision])
+        raise CheckpointError(
+            f"{options.base} is stored in {source.precision}, from which no other precision can be made; to compare outputs give the exact "
+            f"base, whose fingerprint is {str(source.parent)[:12]}, with --base, and --precision {wanted}."
+        )
+    return rows + _effects(flags, options, () if is_own else ("exact",))
+
+
+def _effects(
+    flags: configuration.GinFlags, options: argparse.Namespace, precisions: tuple[str, ...]
+) -> list[tuple[str, str]]:
+    """Rows that say how far outputs are on each precision, beside those requested."""
+    from adalink_jax.models.quantised import TABLE
+    from adalink_jax.serving import shipped
+    from adalink_jax.serving.opening import model_file
+    from adalink_jax.training.precision_effect import precision_effects
+
+    if not flags.files:
+        file = model_file(options.base, "add the model's file with --gin_file")
+        flags = configuration.GinFlags((file,))
+    backbone = shipped.configured_backbone(flags)
+    configuration.check_all_used(flags)
+    rules = TABLE if options.exact is None else tuple(options.exact)
+    wanted = (*precisions, *options.precision)
+    own_precision, effects = precision_effects(options.path, backbone, options.base, wanted, rules)
+    return [
+        ("outputs", f"on random inputs, compared with those on the adapter's own precision, {own_precision}"),
+        *(
+            (
+                f"on {effect.precision}",
+                f"logits differ by {effect.difference:.2g} of their spread; the most likely token is the same at {effect.agreement:.1%} of "
+                f"the positions",
+            )
+            for effect in effects
+        ),
+    ]

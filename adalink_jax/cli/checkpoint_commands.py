@@ -241,6 +241,7 @@ def export(argv: list[str]) -> int:
         changes = interop.export_folded(options.adapter, source, options.destination, options.dtype, on_bytes)
     print_facts(
         ("wrote", f"{options.destination}: the base with the folded adapter, for transformers 5"),
+        *dequantised_row(source.precision),
         ("logits", f"the adapter changes them by {changes['adapter']:.1e} of their spread, rounding the stored table by "
                    f"{changes['rounding']:.1e}"),
         ("check", f"python {options.destination}/self_check.py (with the transformers that serves it)"),

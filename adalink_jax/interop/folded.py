@@ -19,7 +19,7 @@ from etils import epath
 from adalink_jax.adapters import AdaptedModel, fold_embeddings
 from adalink_jax.adapters.folding import ENCODER_TABLE, TABLE
 from adalink_jax.checkpoints import AdapterFacts, Source, counted, hugging_face, reference_of_source
-from adalink_jax.checkpoints.adapter_files import check_base, check_base_settings
+from adalink_jax.checkpoints.adapter_files import check_base, check_base_settings, own_base
 from adalink_jax.checkpoints.convert import LAST, check_destination
 from adalink_jax.errors import UserError
 from adalink_jax.files import safetensors_file
@@ -69,7 +69,8 @@ def export_folded(
     table, backbone = embeddings.get(ENCODER_TABLE, embeddings[TABLE]), backbone_of(source)
     stored = np.dtype(dtype) if dtype else table.dtype
     source_read = counted(source, on_bytes)
-    check_base(adapter, facts, reference_of_source(source_read), "give its own base with --base")
+    base = reference_of_source(source_read)
+    check_base(adapter, facts, base, "give its own base with --base", precision_remedy=own_base(facts.base))
     check_base_settings(adapter, facts, source.settings, "fold it into a native base (`adalink adapters fold`)")
     adapted = fold_embeddings(module, params, embeddings, backbone.embedding_scale, backbone.replaced_ids)
     exact = adapted[ENCODER_TABLE]

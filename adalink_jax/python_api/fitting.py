@@ -160,7 +160,7 @@ def _check_call(
 def _checked_setup(base: LoadedBase) -> Setup:
     """The setup of the configuration, whose base must be the one that is loaded."""
     setup = Setup()  # pyright: ignore[reportCallIssue]  # by gin
-    fields = ("initial_checkpoint_path", "checkpoint_renames", "frozen_dtype", "allow_other_base")
+    fields = ("initial_checkpoint_path", "checkpoint_renames", "storage", "allow_other_base", "allow_other_precision")
     facts = lambda setup, *place: (setup.model.backbone, *(getattr(setup, field) for field in fields), *place)
     if facts(setup, parallel.make_mesh(), parallel.logical_axis_rules()) != facts(base.setup, base.mesh, base.rules):
         raise UserError("`settings` change the base, which is loaded already; give them to `load_base`.")

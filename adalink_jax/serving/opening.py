@@ -3,6 +3,7 @@
 import ast
 import dataclasses
 import os
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -18,9 +19,10 @@ from adalink_jax.data.user_files.file_settings import LABELS
 from adalink_jax.data.vocabularies import BYTES
 from adalink_jax.errors import UserError
 from adalink_jax.files.places import is_remote, path_of
+from adalink_jax.models import paths
 from adalink_jax.near_names import near_paths
 from adalink_jax.serving import shipped
-from adalink_jax.training.setup import Parameters, Setup
+from adalink_jax.training.setup import Parameters, Setup, split_abstract
 
 CONFIG, ADAPTER, MODEL = RUN_CONFIG, "adapter", "model"
 ROWS = ("inputs", "image", "images", "columns", "delimiter", "quoted", "lists", "label_separator")
@@ -123,7 +125,9 @@ def _run(folder: epath.Path, vocabulary: str | None, trust_modules: bool) -> Ope
     setup = dataclasses.replace(setup, dataset=None, vision_cache=None, initial_adapter_path=None, adapter_start=None)
     adapters = {ADAPTER: str(folder / ADAPTER)} if (folder / ADAPTER).exists() else {}
     if (folder / MODEL).exists():
-        setup = dataclasses.replace(setup, initial_checkpoint_path=str(folder / MODEL))
+        exact = (*setup.quantised_exact, *_trained_kernels(setup))  # they were trained as they are
+        model = str(folder / MODEL)
+        setup = dataclasses.replace(setup, initial_checkpoint_path=model, quantised_exact=exact, trainable=())
     if not adapters and not (folder / MODEL).exists():
         raise UserError(
             f"{folder} has neither {ADAPTER}/ nor {MODEL}/, since the run has not ended; rerun its command to finish it."
@@ -142,6 +146,17 @@ def _run(folder: epath.Path, vocabulary: str | None, trust_modules: bool) -> Ope
         value_of("FileTask.blank_image", False),
         {name: value for name, value in rows.items() if value is not None},
     )
+
+
+def _trained_kernels(setup: Setup) -> list[str]:
+    """The kernels that a run trained on a quantised base, as rules of QUANTISED_EXACT."""
+    if not setup.storage.quantises:
+        return []
+    trained = [
+        name.split("/")[1:] for name in split_abstract(setup.model, setup.trainable)[0] if name.startswith("backbone/")
+    ]
+    part = lambda text: r"layers_\d+" if text == paths.SCANNED else re.escape(text)
+    return ["/".join(map(part, name)) for name in trained]
 
 
 def _base(path: str, vocabulary: str | None) -> Opened:

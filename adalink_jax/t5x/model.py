@@ -14,11 +14,13 @@ from t5x import losses, models  # pyright: ignore[reportAttributeAccessIssue]  #
 
 from adalink_jax import configuration, parallel
 from adalink_jax.adapters import AdaptedModel, abstract_params
+from adalink_jax.configuration.gin_checks import macros_set
 from adalink_jax.data.seqio_features import EncDecFeatureConverter, ImageFeatureConverter, Vocabulary, check_task
 from adalink_jax.data.seqio_source import SHIPPED_TASKS
 from adalink_jax.data.seqio_vocabulary import seqio_vocabulary
 from adalink_jax.data.vocabularies import check_rows
 from adalink_jax.errors import UserError
+from adalink_jax.files.base_formats import QUANTISED
 from adalink_jax.models import paths
 from adalink_jax.models.blip2 import INSTRUCTION
 from adalink_jax.models.decoding import Decoding, Sampling
@@ -91,6 +93,10 @@ class AdaptedEncoderDecoderModel(models.BaseTransformerModel):  # pyright: ignor
                 f"The model has {module.backbone.token_ids}, but t5x starts with 0, pads with 0 and ends with 1; use `adalink train`."
             )
         bound = configuration.bindings()
+        if (stored := macros_set().get("FROZEN_DTYPE")) in QUANTISED:
+            raise UserError(
+                f"FROZEN_DTYPE is {stored!r}, and t5x keeps every leaf as it trains it; leave it out, or use `adalink train`."
+            )
         for name, remedy in _NOT_IN_T5X.items():
             if bound.get(name, "None") != "None":
                 raise UserError(f"{name} is {bound[name]}, which t5x cannot apply; {remedy}.")

@@ -118,10 +118,18 @@ def _tower(setup: Setup, params: Parameters) -> Tower:
     }
     settings["preparation"] = dataclasses.asdict(cast(Any, setup.preparation))
     settings["image"] = [*(setup.image_shape or ()), backbone.vision_config.patch_size]
-    settings["weights"] = setup.frozen_dtype
+    settings["weights"] = _weights(setup, params)
     return Tower(
         checkpoints.fingerprint(tower), json.dumps(settings, sort_keys=True), tuple(shapes.shape[1:]), shapes.dtype.name
     )
+
+
+def _weights(setup: Setup, params: Parameters) -> str | dict[str, Any]:
+    """How the tower's weights are stored; FROZEN_DTYPE alone, unless it quantises."""
+    if not setup.storage.quantises:
+        return setup.frozen_dtype
+    stated = {"dtype": setup.frozen_dtype, "block": setup.quantised_block, "exact": list(setup.quantised_exact)}
+    return stated | {"matmul": setup.frozen_matmul, "parent": params.base and params.base.parent}
 
 
 def _abstract_inputs(setup: Setup, rows: int) -> dict:

@@ -21,7 +21,7 @@ from adalink_jax.training.segments import versions
 # Beginnings of the names of settings that do not change a program.
 IRRELEVANT = (
     "Sweep.", "Comparison.", "train.model_dir", "train.metric", "train_pack.model_dir", "train_pack.metric",
-    "train_pack.patience", "Setup.random_seed", "Setup.initial_", "Setup.checkpoint_renames", "Setup.allow_other_base",
+    "train_pack.patience", "Setup.random_seed", "Setup.initial_", "Setup.checkpoint_renames", "Setup.allow_other_",
     "DatasetConfig.seed", "DatasetConfig.mixture_or_task_", "DatasetConfig.train_examples", "PublishedData.",
     "warmup_cosine.peak", "warmup_constant.peak", "check_environment.",
 )  # fmt: skip

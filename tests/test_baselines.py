@@ -1,5 +1,6 @@
 """What tasks score without a model, and the sentence of a run that did not beat it."""
 
+import dataclasses
 import itertools
 import json
 import re
@@ -13,7 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from adalink_jax.cli.main import main
 from adalink_jax.data import DatasetConfig, FileTask, score_baselines
 from adalink_jax.errors import UserError
-from adalink_jax.training.verdict import baselines_of, nothing_learned
+from adalink_jax.training.verdict import Training, baselines_of, nothing_learned
 
 LENGTHS = {"inputs": 64, "targets": 16}
 
@@ -109,11 +110,29 @@ BASELINES = {"the commonest answer": {"accuracy": 0.5}, "TF-IDF with logistic re
     ],
 )  # fmt: skip
 def test_the_verdict(step, score, message):
-    verdict = nothing_learned("accuracy", step, score, 0.9 if step == 0 else 0.1, BASELINES)
+    verdict = nothing_learned("accuracy", step, score, 0.9 if step == 0 else 0.1, BASELINES, Training([]))
     if message is None:
         assert verdict is None
     else:
         assert re.search(message, verdict)
+
+
+FALLING, FLAT = [4.0, 3.0, 2.0, 1.0], [4.0, 3.0, 2.0, 2.0]
+
+
+@pytest.mark.parametrize("training, remedies", [
+    (Training(FLAT, "hf://google/flan-t5-small"), "Try another LEARNING_RATE, more TRAIN_STEPS, a base that knows such data, or longer"),
+    (Training(FALLING, "hf://google/flan-t5-small"), "Try first more TRAIN_STEPS, for the loss was still falling; then another LEARNING_RATE, a base"),
+    (Training(FLAT, "bundled:pali_nano_raw"), "Try first another base (INITIAL_CHECKPOINT_PATH), for the bundled ones know digits alone; then"),
+    (Training(FALLING, "bundled:pali_nano_raw"), "digits alone; then more TRAIN_STEPS, for the loss was still falling; then another LEARNING_RATE, or"),
+    (Training([9.0, 8.0, 7.0], None), "Try another LEARNING_RATE, more TRAIN_STEPS"),  # too few to say
+])  # fmt: skip
+def test_what_to_try_first(training, remedies):
+    assert remedies in nothing_learned("accuracy", 0, 0.1, 0.1, {}, training)
+    by_heart = dataclasses.replace(training, overfit=16)
+    message = nothing_learned("accuracy", 40, 0.5, 0.1, {}, by_heart)
+    assert "Not learned by heart: accuracy is 0.5000 on the 16 examples" in message and remedies in message
+    assert nothing_learned("accuracy", 40, 0.95, 0.1, {}, by_heart) is None
 
 
 def test_a_run_that_learns_nothing_says_so_wherever_it_is_looked_at(tmp_path, capsys):
@@ -138,7 +157,10 @@ def test_a_run_that_learns_nothing_says_so_wherever_it_is_looked_at(tmp_path, ca
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["baselines"]["TF-IDF with logistic regression"] == {"accuracy": 1.0}
     assert summary["nothing_learned"].startswith("Nothing was learned: no step was better on validation")
-    assert summary["nothing_learned"] in shown
+    assert summary["nothing_learned"] in shown and "the bundled ones know digits alone" in shown
+    assert summary["scores_are_of"] == "the frozen base" and "adapted accuracy" not in shown
+    assert "frozen accuracy on test" in shown and "the adapter before training, of step 0" in shown
+    assert re.search(r"\d+ of \d+ answers name no class \(`other`\), such as '", shown)
     assert "confusion.png" in shown and "which class was predicted for which" in shown
     assert {path.name for path in (tmp_path / "run").rglob("*confusion.png")} == {
         "confusion.png", "step_000000_validation_confusion.png", "step_000002_validation_confusion.png"
@@ -153,7 +175,12 @@ def test_a_run_that_learns_nothing_says_so_wherever_it_is_looked_at(tmp_path, ca
         and summary["nothing_learned"] in table
     )
     assert main(["report", str(tmp_path / "run"), "--out", str(tmp_path / "report.html")]) == 0
+    untrained = "No step was better than step 0, so the scores of run are those of the frozen base."
+    assert untrained in table and untrained in (tmp_path / "report.html").read_text()
     assert "1 run learned nothing" in (page := (tmp_path / "report.html").read_text())
+    assert "`other` counts answers that are not the name of a class" in page
+    assert "samples.png" not in page and not (tmp_path / "run" / "samples.png").exists()  # the pictures are blank
+    assert "<h2>Sample predictions" in page and "film" in page
     assert "<h2>Confusion matrix" in page and "run: confusion.png" in page
     capsys.readouterr()
     assert main(command) == 0
@@ -172,9 +199,13 @@ def test_a_few_examples_are_learned_by_heart(tmp_path, capsys):
                 "LEARNING_RATE": 3e-3}  # fmt: skip
     command = ["train", *(f"--gin_file={file}" for file in files), *(f"--gin.{k}={v!r}" for k, v in settings.items())]
     assert main([*command, "--overfit", "3"]) == 0
-    assert "trained and scored on the same 3 examples" in capsys.readouterr().out
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "trained and scored on the same 3 examples" in shown and "adapted accuracy on test: 1.0000" in shown
+    assert "Learned by heart: accuracy is 1.0000 on the 3 examples" in shown
+    assert "Next, train on all examples: the same command without --overfit" in shown
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["adapted_accuracy"] == summary["validation"] == 1.0 > summary["frozen_accuracy"]
+    assert summary["scores_are_of"] == "the trained model"
     assert summary["baselines"] == {} and summary["nothing_learned"] is None
     rows = [json.loads(row) for row in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows if "train/loss" in row] == list(range(1, 31))  # so that a short run has a curve

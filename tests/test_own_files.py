@@ -55,7 +55,7 @@ WHOLE = {
     "2001_keys": ("a.jsonl", jsonl_text([{f"k{i}": i} for i in range(2001)]), {}, r"2,001 columns or more"),
     "delimiter_a_quote": ("a.csv", csv_text(), {"delimiter": '"'}, r"DELIMITER is '\"'; it must be one character"),
     "every_row_ragged": ("a.csv", "text,label\n" + "a,b,c\n" * 60, {}, r"no examples in train: line 2 of .*: it has 3 cells"),
-    "one_row": ("a.csv", csv_text(GOOD[:1]), {}, r"The split \w+ has no examples; give it a file"),
+    "one_row": ("a.csv", csv_text(GOOD[:1]), {}, r"The split \w+ has no examples; give it rows of its own \(DATA\)"),
     "files_and_split_column": ("a.csv", csv_text(), {"split": "label", "data": {"train": "A", "test": "A"}}, r"give one of them"),
     "no_file_to_train_on": ("a.csv", csv_text(), {"data": {"test": "A"}}, r"takes a file, or files by 'train'"),
     "unknown_metric": ("a.csv", csv_text(), {"metrics": ("bleurt",)}, r"METRICS has 'bleurt'"),

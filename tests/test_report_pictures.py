@@ -43,6 +43,16 @@ def test_a_comparison_with_long_names_and_scores_near_1(tmp_path, figures):
     assert figures[-1].axes[0].get_xlim()[1] > 1.0
 
 
+def test_the_scores_of_a_study_end_at_1():
+    from test_scaling import report_of
+
+    near_1 = lambda n, regime, method: 0.995
+    figures = {part.title: part.figure for part in report_of(near_1, noise=0.02).parts if part.figure is not None}
+    for title in ("Score against size", "Score against trained parameters", "Sensitivity to the learning rate"):
+        assert [axis.get_ylim()[1] <= 1.0 for axis in figures[title].axes] == [True] * len(figures[title].axes), title
+    assert figures["Gap to full fine-tuning"].axes[0].get_ylim()[0] < 0
+
+
 @pytest.mark.parametrize("timed", [True, False])
 def test_a_report_of_runs_with_long_names(tmp_path, timed):
     for rate in (0.1, 0.01):

@@ -198,10 +198,16 @@ def test_macros_are_columns_as_the_user_set_them(tmp_path, capsys):
     row = rows(table)["r2"]
     assert row["RANK"] == row["AdaLinkAdapter.rank"] == 4 and "MODEL_DIR" not in row
     assert (row["INPUTS"], row["KINDS"], row["OPTIMIZER"]) == ("# Parameters for {text}", "('text',)", "@adamw()")
-    assert table.differing()[0] == "RANK"
+    assert table.differing() == ["RANK", "DatasetConfig.seed"]
+    (tmp_path / "started").mkdir()
+    (tmp_path / "started" / "config.gin").write_text(CONFIG.format(3, 8))  # its settings are not known yet
+    assert results.collect(str(tmp_path)).differing() == ["RANK", "DatasetConfig.seed"]
     assert main(["results", str(tmp_path), "--group", "RANK"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [re.findall(r"[\d.]+", line)[:2] for line in lines if line.startswith("│")] == [["1", "2"], ["4", "1"]]
+    write_run(tmp_path / "r3", rank=4, seed=3, accuracy=0.1, sweep=False, step=0, scores_are_of="the frozen base")
+    assert main(["results", str(tmp_path)]) == 0
+    assert "so the scores of r3 are those of the frozen base." in capsys.readouterr().out
     (tmp_path / "r2" / "config.gin").write_text("RANK = (")
     assert rows(results.collect(str(tmp_path)))["r2"]["state"] == "damaged"
 

@@ -53,7 +53,7 @@ def results(argv: list[str]) -> int:
     columns = rows.column_names if options.group else selected.summary_columns()
     print(f"{selected.table.num_rows} runs in {options.folder}, {selected.finished} finished")
     _print(rows.select(columns))
-    for note in filter(None, (selected.learned_note(), selected.environments_note())):
+    for note in filter(None, (selected.untrained_note(), selected.learned_note(), selected.environments_note())):
         print(note)
     if options.out:
         print(f"Written to {', '.join(str(pathlib.PurePath(path)) for path in options.out)}.")

@@ -19,12 +19,14 @@ from adalink_jax.configuration.load import (
     used_settings,
 )
 from adalink_jax.configuration.modules import import_module
+from adalink_jax.configuration.setting_names import as_named, named_as
 from adalink_jax.configuration.value_types import check_argument, check_fields
 from adalink_jax.configuration.working_folder import check_working_folder
 
 __all__ = [
     "GinFlags",
     "as_in_0_1_0",
+    "as_named",
     "bindings",
     "check_all_used",
     "check_argument",
@@ -37,6 +39,7 @@ __all__ = [
     "import_module",
     "isolated",
     "load",
+    "named_as",
     "operative_config",
     "parse_flags",
     "require",

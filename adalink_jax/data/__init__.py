@@ -8,7 +8,7 @@ here imports JAX when it is imported. The training loop sees only an iterator of
 from adalink_jax.data.baselines import Baseline, score_baselines
 from adalink_jax.data.batch_order import BatchIterator, EpochIterator
 from adalink_jax.data.batches import padded_batches, train_batches
-from adalink_jax.data.feature_converter import INSTRUCTION, Batch, FeatureConverter, has_image, text_of
+from adalink_jax.data.feature_converter import INSTRUCTION, Batch, FeatureConverter, has_image, lacks_image, text_of
 from adalink_jax.data.published import PublishedData, SpanCorruption
 from adalink_jax.data.task_protocol import Example, Task
 from adalink_jax.data.tasks import DatasetConfig, get_tasks, seqio_sources
@@ -47,6 +47,7 @@ __all__ = [
     "check_rows",
     "get_tasks",
     "has_image",
+    "lacks_image",
     "load_vocabulary",
     "padded_batches",
     "score_baselines",

@@ -100,7 +100,7 @@ class FeatureConverter:
         padding = rows - len(examples)
         batch[name] = np.stack([*values, *[np.zeros_like(values[0])] * padding])
         if any(map(_encoded, examples)):
-            batch["image_present"] = np.array([not _absent(example) for example in examples] + [False] * padding)
+            batch["image_present"] = np.array([not lacks_image(example) for example in examples] + [False] * padding)
         return batch
 
     def packed(self, rows: Sequence[Sequence[Example]]) -> Batch:
@@ -150,7 +150,7 @@ class FeatureConverter:
                     f"The inputs of {self._name(example)} have {places} places for the tokens of an image (id {placeholder}), and there is "
                     f"no image; leave out <start_of_image>, or give the image."
                 )
-            if places != number and has_image(example) and not _absent(example):
+            if places != number and has_image(example) and not lacks_image(example):
                 raise UserError(
                     f"The inputs of {self._name(example)} have {places} places for the {number} tokens of its image (id {placeholder}); write "
                     f"<start_of_image> once where the image stands, and give TASK_FEATURE_LENGTHS['inputs'] room for all of it."
@@ -191,7 +191,7 @@ class FeatureConverter:
                 raise UserError(
                     f"The image of {self._name(example)} is an encoded file; give FeatureConverter the model's image_shape."
                 )
-            if _absent(example):
+            if lacks_image(example):
                 return np.zeros(shape, np.float32)
             preparation = self.preparation
             if not self.reads_text:
@@ -212,7 +212,7 @@ class FeatureConverter:
         return [self.image(example) for example in examples]
 
     def _cached(self, cache: VisionCache, example: Example) -> np.ndarray:
-        if _absent(example):
+        if lacks_image(example):
             return np.zeros(cache.tower.shape, np.dtype(cache.tower.dtype))
         return cache.read(self.key(example), self._name(example))
 
@@ -252,7 +252,8 @@ def _encoded(example: Example) -> bool:
     return isinstance(example.get("image"), bytes) or "image_file" in example
 
 
-def _absent(example: Example) -> bool:
+def lacks_image(example: Example) -> bool:
+    """Whether an example of a task with images has none: its text stands alone, and the model gets a blank image."""
     image = example.get("image", example.get("image_file"))
     return isinstance(image, (bytes, str)) and not image
 

@@ -25,7 +25,9 @@ class _Scored(Form):
     metric: str | None = None
     scores: dict[str, float | None] = {}
     baselines: dict[str, dict[str, float]] = {}
+    scores_are_of: str | None = None
     nothing_learned: str | None = None
+    learned_by_heart: str | None = None
 
 
 class _Member(_Scored):

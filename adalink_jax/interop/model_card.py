@@ -198,7 +198,10 @@ def _scores(adapter: Described) -> tuple[list[str], list[tuple[str, list[str]]]]
         return ["test"], [(name.replace("_", " "), [shown(value)]) for name, value in stated.items()]
     baselines = summary.get("baselines", {}).items()
     return ["validation", "test"], [
-        ("this adapter", [shown(summary.get("validation")), shown(summary[f"adapted_{metric}"])]),
+        (
+            "this adapter" if summary.get("step") else "this adapter, before training",
+            [shown(summary.get("validation")), shown(summary[f"adapted_{metric}"])],
+        ),
         ("the frozen base", ["", shown(summary.get(f"frozen_{metric}"))]),
         *((name, ["", shown(of_metrics[metric])]) for name, of_metrics in baselines if metric in of_metrics),
     ]

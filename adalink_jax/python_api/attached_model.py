@@ -140,10 +140,12 @@ class AttachedModel:
         arguments = fitting.FitArguments(steps, batch_size, learning_rate, metrics, lengths, settings)
         start = None if self._fresh else self._write
         splits = {"train": train, "validation": validation, "test": test}
-        try:
-            done = fitting.fit(self.base, self.adapter, self._seed, start, splits, arguments, model_dir)
-        except UserError as e:  # without the lines that gin adds
-            raise (CheckpointError if isinstance(e, CheckpointError) else UserError)(sentence(e)) from e
+        with configuration.named_as(fitting.SHOWN):
+            try:
+                done = fitting.fit(self.base, self.adapter, self._seed, start, splits, arguments, model_dir)
+            except UserError as e:  # without the lines that gin adds
+                kind = CheckpointError if isinstance(e, CheckpointError) else UserError
+                raise kind(configuration.as_named(sentence(e))) from e
         self.lengths, self._without_images = done.lengths, done.without_images
         self._set(done.parameters.trainable, done.parameters.adapter_facts)
         return done.summary

@@ -35,6 +35,13 @@ ARGUMENTS = {
     "TRAIN_STEPS": "steps", "BATCH_SIZE": "batch_size", "LEARNING_RATE": "learning_rate", "METRICS": "metrics",
     "TASK_FEATURE_LENGTHS": "lengths", "MODEL_DIR": "model_dir", "DATA": "train",
 }  # fmt: skip
+# What messages call them, and what only a command can do.
+SHOWN = {name: f"`{argument}`" for name, argument in ARGUMENTS.items()} | {
+    "DATA": "`train`, `validation`, `test`",
+    "METRIC": "`metrics`",
+    "INITIAL_CHECKPOINT_PATH": "`load_base`",
+    "rerun the same command": "call `fit` again with the same arguments",
+}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -36,6 +36,7 @@ from adalink_jax.training.segments import environment_note
 
 UNFINISHED = "unfinished"  # of a run outside a sweep, whose attempts are not recorded
 MARKS = (SUMMARY, RECORD, RUN_CONFIG, "checkpoints", "before.json")  # files of a run's folder
+NAMED = 3  # runs in a note
 SCORES = ("validation/", "test/", "frozen/", "baseline/")  # how their columns begin
 COUNTS = ("trained", "step", "steps")
 MEASURED = (*COUNTS, "seconds", "step_seconds", "step_flops")
@@ -82,18 +83,32 @@ class Results:
         counted = "1 run" if len(notes) == 1 else f"{len(notes)} of {self.table.num_rows} runs"
         return f"{counted} learned nothing, or less than a method without a model. {notes[0][0]}: {notes[0][1]}"
 
+    def untrained_note(self) -> str | None:
+        """One sentence that names the runs whose scores are not a trained model's, and whose they are; else None."""
+        named: dict[str, list[str]] = {}
+        for name, summary in zip(self.table["run"].to_pylist(), self.summaries):
+            if summary.get("step") == 0 and (whose := summary.get("scores_are_of")):
+                named.setdefault(whose, []).append(name)
+        said = [
+            f"{', '.join(names[:NAMED])}{f' and {len(names) - NAMED:,} more' if len(names) > NAMED else ''} are those of {whose}"
+            for whose, names in named.items()
+        ]
+        return f"No step was better than step 0, so the scores of {'; of '.join(said)}." if said else None
+
     def environments_note(self) -> str | None:
         """One sentence if the finished runs were made with different versions or hardware; else None."""
         return environment_note(self.summaries, "runs")
 
     def differing(self) -> list[str]:
         """Settings that differ between runs; of settings that change together only one, preferably one that a sweep varies."""
-        names: dict[tuple[int, ...], str] = {}
+        chosen: dict[str, list[Any]] = {}
         for name in (*self.varied, *self.settings):
-            values = tuple(map(str, self.table[name].to_pylist()))
-            if len(set(values)) > 1:
-                names.setdefault(tuple(map(values.index, values)), name)  # which values are equal to which
-        return list(names.values())
+            values = self.table[name].to_pylist()
+            if len({str(value) for value in values if value is not None}) > 1 and not any(
+                _change_together(values, others) for others in chosen.values()
+            ):
+                chosen[name] = values
+        return list(chosen)
 
     def column(self, name: str) -> str:
         """Finds a column by its name, or by the last part of it (`phi` for `AdaLinkAdapter.phi`).
@@ -173,6 +188,12 @@ class _Run:
     settings: dict[str, Any]
     varied: dict[str, Any]
     summary: Mapping[str, Any]
+
+
+def _change_together(values: Sequence[Any], others: Sequence[Any]) -> bool:
+    """Whether two settings separate the same runs; those that lack one of them, as unfinished runs do, do not count."""
+    pairs = {(str(x), str(y)) for x, y in zip(values, others) if x is not None and y is not None}
+    return 1 < len(pairs) == len({x for x, _ in pairs}) == len({y for _, y in pairs})
 
 
 def collect(folder: str) -> Results:

@@ -17,6 +17,7 @@ from adalink_jax.reports import style
 from adalink_jax.reports.page import Part, Report, Table
 from adalink_jax.reports.results import DONE, Results, collect
 from adalink_jax.reports.statistics import mean
+from adalink_jax.training.confusion import OTHER
 from adalink_jax.training.outputs import CONFUSION, PICTURE, SAMPLES, SUMMARY
 
 BY = ("step", "minutes of steps (steps x median step time)", "TFLOPs of steps (their matrix products)")
@@ -56,7 +57,7 @@ def make(folder: str, command: str) -> Report:
         f"{results.table.num_rows} runs below {folder}, {results.finished} finished. For runs with a metric, the step was chosen on "
         f"validation, and test was read once."
     )
-    for note in filter(None, (results.learned_note(), results.environments_note())):
+    for note in filter(None, (results.untrained_note(), results.learned_note(), results.environments_note())):
         summary += f" {note}"
     return Report(f"Runs in {path_of(folder).name}", command, summary, [part for part in parts if part is not None])
 
@@ -192,5 +193,6 @@ def _confusion(folder: str, results: Results) -> Part | None:
         pictures = sorted(path.glob(f"{CONFUSION}*.png"), key=str) if row[score] is not None else []
         if pictures:
             shown = {f"{row['run']}: {picture.name}": read_image(str(picture)) for picture in pictures}
-            return Part("Confusion matrix", f"On test, of {row['run']}, the best by {score}.", pictures=shown)
+            text = f"On test, of {row['run']}, the best by {score}. `{OTHER}` counts answers that are not the name of a class."
+            return Part("Confusion matrix", text, pictures=shown)
     return None

@@ -83,6 +83,7 @@ def against_trained(runs: StudyRuns, methods: Sequence[str], looks: Looks) -> Fi
                 axis.plot(x, y, linestyle=":", linewidth=0.8, label=method, **looks[method])
         label = style.upright(f"{runs.metrics[task]} on test")
         axis.set(xscale="log", title=task, xlabel="trained parameters", ylabel=label)
+        style.within_shares(axis, runs.metrics[task])
     style.legend(figure, axes)
     return figure
 
@@ -102,5 +103,7 @@ def against_rate(tuning: Sequence[Mapping[str, Any]], looks: Looks) -> Figure:
         axis.plot(rates, scores, linestyle=dashes[row["size"]], **looks[row["method"]])
         label = style.upright(f"{row['metric']} on validation")
         axis.set(xscale="log", title=row["task"], xlabel="learning rate", ylabel=label)
+    for axis, task in zip(axes, tasks):
+        style.within_shares(axis, next(row["metric"] for row in tuning if row["task"] == task))
     style.legend(figure, axes)
     return figure

@@ -98,6 +98,8 @@ def _scores(runs: StudyRuns, methods: Sequence[str], drawn: Sequence[str], looks
     figure = scaling_figures.against_size(
         runs, drawn, runs.by_size, lambda task: f"{runs.metrics[task]} on test", looks
     )
+    for axis, metric in zip(figure.axes, runs.metrics.values()):
+        style.within_shares(axis, metric)
     rows = [
         (task, regime, size, method, mean(list(scores.values())), len(scores))
         for (size, regime, task, method), scores in runs.scores.items()

@@ -14,6 +14,7 @@ from adalink_jax.data.metrics.number_scores import as_number
 MOST_CLASSES = 30
 OTHER = "other"  # the column of predictions that are not the name of a class
 _LETTERS, _LONGEST = 20, 40  # of a class's name: on a line, and in all
+_EXAMPLES = 3  # of predictions that are no class
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,10 +24,20 @@ class Confusion:
     Attributes:
       classes: their names, the C different targets: in order of their numbers, or by name.
       counts: int64 [C, C + 1]: true class, predicted class; the last column is of predictions that name no class.
+      others: examples of such predictions, the commonest first.
     """
 
     classes: tuple[str, ...]
     counts: np.ndarray
+    others: tuple[str, ...] = ()
+
+    def others_note(self) -> str | None:
+        """How many predictions are not the name of a class, with examples; None if each is."""
+        count, total = int(self.counts[:, -1].sum()), int(self.counts.sum())
+        if not count:
+            return None
+        examples = ", ".join(map(repr, map(_shortened, self.others)))
+        return f"{count:,} of {total:,} answers name no class (`{OTHER}`), such as {examples}"
 
 
 def confusion(targets: Sequence[str], predictions: Sequence[str]) -> Confusion | None:
@@ -39,9 +50,10 @@ def confusion(targets: Sequence[str], predictions: Sequence[str]) -> Confusion |
     classes = sorted(names, key=lambda name: (numbers[name] if are_numbers else 0.0, name))
     place = {name: i for i, name in enumerate(classes)}
     counts = np.zeros((len(classes), len(classes) + 1), np.int64)
+    others = collections.Counter(text for text in predictions if text not in place)
     for (true, predicted), count in collections.Counter(zip(targets, predictions)).items():
         counts[place[true], place.get(predicted, len(classes))] += count
-    return Confusion(tuple(classes), counts)
+    return Confusion(tuple(classes), counts, tuple(text for text, _ in others.most_common(_EXAMPLES)))
 
 
 def draw(matrix: Confusion, title: str) -> bytes:
@@ -78,7 +90,8 @@ def _draw(matrix: Confusion, title: str) -> bytes:
     other = f"({OTHER})" if OTHER in matrix.classes else OTHER
     axis.set_xticks(range(size + 1), [*names, other], fontsize=letters, **turned)
     axis.set_yticks(range(size), names, fontsize=letters)
-    axis.set(xlabel="predicted", ylabel="true")
+    note = f"predicted ({OTHER}: an answer that names no class)" if counts[:, -1].any() else "predicted"
+    axis.set(xlabel=note, ylabel="true")
     figure.suptitle(textwrap.fill(title, max(44, 9 * size)), fontsize=11, fontweight="bold")
     figure.colorbar(image, ax=axis, label="share of the row", shrink=0.8)
     out = io.BytesIO()
@@ -87,7 +100,11 @@ def _draw(matrix: Confusion, title: str) -> bytes:
 
 
 def _wrapped(name: str) -> str:
+    return textwrap.fill(_shortened(name), _LETTERS) or "(empty)"
+
+
+def _shortened(name: str) -> str:
     shown = "".join(c if c.isprintable() else "\N{MIDDLE DOT}" for c in name)
     if len(shown) > _LONGEST:  # names often differ at their ends
         shown = f"{shown[: _LONGEST // 2]} ... {shown[-_LONGEST // 2 + 5 :]}"
-    return textwrap.fill(shown, _LETTERS) or "(empty)"
+    return shown

@@ -12,7 +12,7 @@ from rich.text import Text
 from adalink_jax import configuration, parallel, terminal
 from adalink_jax.data import Task
 from adalink_jax.terminal import LINE_EVERY_SECONDS
-from adalink_jax.training import parameter_tables
+from adalink_jax.training import parameter_tables, verdict
 from adalink_jax.training.evaluation import Result, printable
 from adalink_jax.training.run_checkpoints import RunCheckpoints
 from adalink_jax.training.setup import Parameters
@@ -121,17 +121,17 @@ class Console(contextlib.AbstractContextManager["Console"]):
 
     def note(self, text: str) -> None:
         """One line."""
-        self._out.print(text, soft_wrap=True)
+        self._out.print(configuration.as_named(text), soft_wrap=True)
 
     def warning(self, text: str) -> None:
         """One line that stands out."""
-        self._out.print(text, style="bold red", soft_wrap=True)
+        self._out.print(configuration.as_named(text), style="bold red", soft_wrap=True)
 
     def already_done(self, summary: dict) -> None:
         """The run was finished before."""
         self._out.print(
             f"The run in {self._model_dir} is already finished, at step {summary.get('steps')}; delete the folder, or set another "
-            f"MODEL_DIR, to run it again.",
+            f"{configuration.as_named('MODEL_DIR')}, to run it again.",
             soft_wrap=True,
         )
         if summary.get("members"):
@@ -210,14 +210,15 @@ class Console(contextlib.AbstractContextManager["Console"]):
         self._bar.stop()
         if before is not None and after is not None:
             self._predictions(before, after)
-        for name, value in summary.items():
-            if name.startswith(("frozen_", "adapted_")):
-                self._out.print(Text.assemble((name.replace("_", " "), "bold"), " on test: ", (f"{value:.4f}", "bold")))
+        for name, value in verdict.frozen_and_adapted(summary).items():
+            self._out.print(Text.assemble((name, "bold"), " on test: ", (f"{value:.4f}", "bold")))
         for name, scores in summary.get("baselines", {}).items():
             if summary["metric"] in scores:
                 self._out.print(f"{name} on test: {scores[summary['metric']]:.4f}")
         if summary.get("nothing_learned"):
             self.warning(summary["nothing_learned"])
+        if summary.get("learned_by_heart"):
+            self.note(summary["learned_by_heart"])
         written_step = (
             f"best step {summary['step']} of {summary['steps']}" if after else f"step {summary['step']}, the last"
         )

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from adalink_jax import parallel, timings
 from adalink_jax.adapters import AdaptedModel
-from adalink_jax.data import FeatureConverter, Task, has_image, padded_batches, text_of
+from adalink_jax.data import FeatureConverter, Task, has_image, lacks_image, padded_batches, text_of
 from adalink_jax.data.metrics.number_scores import LOWER_IS_BETTER
 from adalink_jax.errors import UserError
 from adalink_jax.models import paths
@@ -214,8 +214,10 @@ def printable(text: str) -> str:
 
 def _sample(example: dict, converter: FeatureConverter) -> dict:
     text = lambda name: text_of(example[f"{name}_pretokenized"])
-    image = {"image": converter.preparation.shown(converter.image(example))} if has_image(example) else {}
-    return {"inputs": text("inputs"), "target": text("targets"), **image}
+    sample: dict = {"inputs": text("inputs"), "target": text("targets")}
+    if has_image(example) and not lacks_image(example):
+        sample["image"] = converter.preparation.shown(converter.image(example))
+    return sample
 
 
 def _confusions(

@@ -117,6 +117,10 @@ class MetricWriter:
         values = {tag: value for row in self._rows if row["step"] == step for tag, value in row.items()}
         return {tag.removeprefix(prefix): value for tag, value in values.items() if tag.startswith(prefix)}
 
+    def series(self, tag: str) -> list[float]:
+        """All values written under a tag, in the order of their steps."""
+        return [row[tag] for row in self._rows if row.get(tag) is not None]
+
 
 def _row(row: dict) -> Row:
     return Row(row["step"], {tag: value for tag, value in row.items() if tag != "step" and value is not None})

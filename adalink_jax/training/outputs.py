@@ -18,7 +18,7 @@ from adalink_jax.files import locks
 from adalink_jax.files.places import path_of
 from adalink_jax.files.typed_json import Form, read_state
 from adalink_jax.files.whole_file import write_bytes, write_json, write_text
-from adalink_jax.training import confusion, contact_sheet, parameter_tables, partition, segments
+from adalink_jax.training import confusion, contact_sheet, parameter_tables, partition, segments, verdict
 from adalink_jax.training.evaluation import Result
 from adalink_jax.training.metric_writer import MetricWriter
 from adalink_jax.training.partition import Leaves
@@ -153,7 +153,10 @@ def write_parameters(
         facts = adapter_facts(setup.model, base, **about)
         checkpoints.save_adapter(folder / "adapter", adapter, facts)
         size = parallel.once(lambda: sum(f.stat().length for f in (folder / "adapter").iterdir()))
-        written.append(("adapter/", f"the adapter, {size / 1000:.0f} kB; INITIAL_ADAPTER_PATH takes it"))
+        which = (
+            "the adapter" if summary["step"] or summary["metric"] is None else "the adapter before training, of step 0"
+        )
+        written.append(("adapter/", f"{which}, {size / 1000:.0f} kB; INITIAL_ADAPTER_PATH takes it"))
         if not backbone_trained and last_adapter:
             last_facts = dataclasses.replace(facts, step=summary["steps"], metrics=None)
             checkpoints.save_adapter(folder / "adapter_last", last_adapter, last_facts)
@@ -189,8 +192,8 @@ def write_pictures(writer: MetricWriter, step: int, split: str, result: Result) 
         return
     shown = ", ".join(f"{name} {value:.3f}" for name, value in list(result.scores.items())[:3])
     title = f"{split}, step {step}: {shown}"
-    if result.samples and "image" in result.samples[0]:
-        writer.write_picture(step, split, contact_sheet.contact_sheet(result.samples, title))
+    if pictured := [sample for sample in result.samples if "image" in sample]:
+        writer.write_picture(step, split, contact_sheet.contact_sheet(pictured, title))
     for kind, matrix in _matrices(result).items():
         writer.write_picture(step, split, confusion.draw(matrix, title), kind)
 
@@ -227,14 +230,16 @@ def write_end(
         for kind, matrix in _matrices(after).items():
             title = f"{kind.removeprefix(CONFUSION)[1:] or summary['task']}, test, step {summary['step']}"
             parallel.once(lambda: write_bytes(folder / f"{kind}.png", confusion.draw(matrix, title)))  # noqa: B023
-            written.append(
-                (f"{kind}.png", "which class was predicted for which, on test; for each evaluation in samples/")
-            )
-    if before is not None and after is not None and "image" in after.samples[0]:
-        shown = {name: value for name, value in summary.items() if name.startswith(("frozen_", "adapted_"))}
-        title = f"{summary['task']}: " + ", ".join(f"{k.replace('_', ' ')} {v:.3f}" for k, v in shown.items())
-        old = [sample["prediction"] for sample in before.samples]
-        parallel.once(lambda: write_bytes(folder / PICTURE, contact_sheet.contact_sheet(after.samples, title, old)))
+            description = "which class was predicted for which, on test; for each evaluation in samples/"
+            written.append((f"{kind}.png", "; ".join(filter(None, (description, matrix.others_note())))))
+        pictured = [(old["prediction"], new) for old, new in zip(before.samples, after.samples) if "image" in new]
+    else:
+        pictured = []
+    if pictured:
+        shown = ", ".join(f"{name} {value:.3f}" for name, value in verdict.frozen_and_adapted(summary).items())
+        old, new = zip(*pictured)
+        sheet = lambda: contact_sheet.contact_sheet(new, f"{summary['task']}: {shown}", old)
+        parallel.once(lambda: write_bytes(folder / PICTURE, sheet()))
         written.append((PICTURE, "sample images with the predictions; those of each evaluation are in samples/"))
     parallel.once(write_summary, folder, summary)
     return written + [

@@ -30,7 +30,7 @@ from adalink_jax.training.session import RunSession, Start, open_run
 from adalink_jax.training.setup import Parameters, Setup, load_parameters
 from adalink_jax.training.step import CrossEntropy, TrainState, make_train_step
 from adalink_jax.training.trackers import TENSORBOARD, RunFacts, TrackerName, import_libraries
-from adalink_jax.training.verdict import nothing_learned
+from adalink_jax.training.verdict import Training, after_overfit, nothing_learned, whose_scores
 from adalink_jax.typed_values import NonNegativeInt, PositiveInt
 
 
@@ -269,11 +269,16 @@ class Run:
             assert before is not None and after is not None  # a stopped run does not come here
             self.writer.write(int(last.step), after.tagged("test"))
             frozen, adapted = before.result.scores[self.metric], after.scores[self.metric]
+            training = Training(self.writer.series("train/loss"), setup.initial_checkpoint_path, setup.data.overfit)
             scores = {
                 f"frozen_{self.metric}": frozen,
                 f"adapted_{self.metric}": adapted,
+                "scores_are_of": whose_scores(int(state.step), setup.initial_adapter_path),
                 "baselines": before.baselines,
-                "nothing_learned": nothing_learned(self.metric, int(state.step), adapted, frozen, before.baselines),
+                "nothing_learned": nothing_learned(
+                    self.metric, int(state.step), adapted, frozen, before.baselines, training
+                ),
+                "learned_by_heart": after_overfit(self.metric, adapted, training),
             }
         summary = {
             **scores,

@@ -14,7 +14,7 @@ import jax
 from etils import epath
 from jax.sharding import Mesh
 
-from adalink_jax import parallel, timings
+from adalink_jax import configuration, parallel, timings
 from adalink_jax.adapters import AdaptedModel, check_packable
 from adalink_jax.data import FeatureConverter, Task, check_rows, get_tasks
 from adalink_jax.data.batch_order import BatchIterator
@@ -191,7 +191,8 @@ class RunSession(Session):
             save()
             self.newest.wait()
             step = self.newest.latest_step()  # asked in all processes: none ends before the others have saved
-            raise self.stop.stopped(f"Stopped after step {step} and saved; rerun the same command to resume.")
+            message = f"Stopped after step {step} and saved; rerun the same command to resume."
+            raise self.stop.stopped(configuration.as_named(message))
 
     def _claim(self) -> None:
         """Locks the run's folder until the process leaves it."""

@@ -214,7 +214,7 @@ def _divided(settings: FileSettings, sources: Mapping[str, RowSource]) -> tuple[
     for name, split in splits.items():
         if not len(split):
             raise UserError(
-                f"The split {name} has no examples; give it a file (DATA), or a larger share "
+                f"The split {name} has no examples; give it rows of its own (DATA), or a larger share "
                 f"(VALIDATION_SHARE, TEST_SHARE) of the {len(sources[TRAIN].rows):,} rows."
             )
     return splits, findings

@@ -28,7 +28,7 @@ from adalink_jax.training.session import RunSession, Start, open_run
 from adalink_jax.training.setup import Setup
 from adalink_jax.training.step import CrossEntropy, TrainState
 from adalink_jax.training.trackers import TENSORBOARD, TrackerName
-from adalink_jax.training.verdict import nothing_learned
+from adalink_jax.training.verdict import Training, nothing_learned, whose_scores
 from adalink_jax.typed_values import NonNegativeInt, PositiveFloat, PositiveInt, Seed
 
 MEMBERS = "members"
@@ -263,10 +263,14 @@ class PackRun:
             }
             if results is not None:
                 score = results[i].scores[self.metric]
-                learned_nothing = nothing_learned(self.metric, row["step"], score, None, baselines)
+                training = Training(
+                    self.writers[i].series("train/loss"), setup.initial_checkpoint_path, setup.data.overfit
+                )
+                learned_nothing = nothing_learned(self.metric, row["step"], score, None, baselines, training)
                 row |= {
                     f"adapted_{self.metric}": score,
                     "scores": results[i].scores,
+                    "scores_are_of": whose_scores(row["step"], setup.initial_adapter_path),
                     "nothing_learned": learned_nothing,
                 }
             folder = session.folder / MEMBERS / member.name

@@ -2,7 +2,9 @@
 
 import csv
 import re
+import types
 
+import jax
 import pytest
 from hub_server import hub
 from PIL import Image
@@ -98,3 +100,23 @@ def test_the_largest_that_fits_and_takes_an_hour_is_proposed(init, monkeypatch, 
     estimate = re.search(r"takes about ([\d.]+) GB of memory and about ([\d,]+ minutes|a minute) on this machine", said)
     assert estimate and (estimate[2] == "a minute") == (chosen is LARGE)
     assert "--gin.RANK=16" in said and "--gin.KINDS=\"('text',)\"" in said  # a quarter of the width; no pictures
+
+
+@pytest.mark.parametrize(
+    "devices, batch, microbatches", [(1, 32, [1, 2, 4, 8, 16]), (8, 32, [1, 2, 4]), (3, 30, [1, 2]), (48, 48, [1])]
+)
+def test_the_batch_divides_over_the_devices_and_microbatches(init, tmp_path, monkeypatch, devices, batch, microbatches):
+    planned = []
+
+    def plan(draft, command, request):
+        text = next((x for x in command if "MICROBATCHES" in x), "=1")
+        planned.append((draft.batch_size, int(text.rpartition("=")[2])))
+        return types.SimpleNamespace(fits=False)
+
+    monkeypatch.setattr(jax, "local_device_count", lambda: devices)
+    monkeypatch.setattr(base_proposal, "_plan", plan)
+    status, said = init("--base=bundled:pali_nano_instruct", "--quick")
+    assert status == 0, said
+    assert planned == [(batch, number) for number in microbatches]
+    assert f"BATCH_SIZE = {batch}\n" in (tmp_path / "task.gin").read_text()
+    assert ("MICROBATCHES" in said) == (microbatches[-1] > 1)

@@ -3,6 +3,7 @@
 import json
 import pathlib
 import re
+import shutil
 import subprocess
 import sys
 
@@ -202,3 +203,20 @@ def test_a_missing_library_is_one_sentence_before_anything_is_written(tmp_path, 
     assert main(["push", str(tmp_path), "hf://me/reviews", "--out", str(tmp_path / "card")]) == 2
     assert "needs huggingface_hub: pip install 'adalink-jax[hf]'" in capsys.readouterr().err
     assert not (tmp_path / "card").exists()
+
+
+def test_the_card_of_texts_on_a_model_that_also_takes_pictures_is_of_texts(run, tmp_path):
+    """Version 0.1.0 drew the blank pictures of such a run."""
+    copy = tmp_path / "texts"
+    shutil.copytree(run, copy)
+    summary = json.loads((copy / "summary.json").read_text())
+    assert "pipeline_tag: image-text-to-text" in card_of(copy, tmp_path / "pictures")
+    summary["settings"]["FileTask.blank_image"] = "True"
+    (copy / "summary.json").write_text(json.dumps(summary))
+    text = card_of(copy, tmp_path / "of_texts")
+    assert "pipeline_tag: text2text-generation" in text and "your own" not in text
+
+
+def card_of(folder, out):
+    assert push(folder / "adapter", PLACE, "--out", out) == 0
+    return (out / "README.md").read_text()

@@ -194,6 +194,8 @@ def _prepared(base: Base, request: Request) -> Prepared:
     Raises:
       UserError: if the base cannot be used for the task, or its vocabulary is not available.
     """
+    import jax
+
     from adalink_jax.data.user_files import task_draft
 
     setup = _setup(base)
@@ -209,13 +211,19 @@ def _prepared(base: Base, request: Request) -> Prepared:
         doubts.append(
             f"INPUTS begins with {IMAGE}, which is where this base reads the picture; move it in INPUTS, if it belongs elsewhere"
         )
-    draft = task_draft.complete(settings, request.name)
+    draft = _divided(task_draft.complete(settings, request.name), devices := jax.local_device_count())
     command = functools.partial(_command, base, draft, setup, request)
-    for microbatches in (1, 2, 4, 8, 16):
+    microbatches, planned = 1, None
+    for microbatches in (number for number in (1, 2, 4, 8, 16) if draft.batch_size % (devices * number) == 0):
         planned = _plan(draft, command(microbatches), request)
-        if planned is None or planned.fits or draft.batch_size // microbatches < 2:
+        if planned is None or planned.fits:
             break
     return Prepared(base, setup, draft, tuple(doubts), command(microbatches), planned)
+
+
+def _divided(draft: "Draft", devices: int) -> "Draft":
+    """The draft with a batch that divides over this machine's devices, at least a row each."""
+    return dataclasses.replace(draft, batch_size=devices * max(1, draft.batch_size // devices))
 
 
 def _setup(base: Base) -> "Setup":

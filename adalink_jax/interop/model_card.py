@@ -58,8 +58,9 @@ class Described:
 
     @property
     def needs_image(self) -> bool:
-        """Whether the run's samples have images."""
-        return self.run is not None and (self.run / "samples.png").exists()
+        """Whether the run's samples have images, and not the blank ones of a table of texts."""
+        blank = self.setting("FileTask.blank_image") is True  # 0.1.0 drew them
+        return self.run is not None and not blank and (self.run / "samples.png").exists()
 
     def setting(self, name: str) -> Any:
         """The value of one of the run's settings; None if the run does not have it."""

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from adalink_jax import configuration, timings
+from adalink_jax import timings
 from adalink_jax.data import DatasetConfig, Task, score_baselines
 from adalink_jax.training.evaluation import combined
 
@@ -101,7 +101,7 @@ def nothing_learned(
         problem = f"Little was learned: {metric} on test is {score:.4f}, and {name} alone has {value:.4f}"
     else:
         return None
-    return configuration.as_named(f"{problem}. {training.remedies}")
+    return f"{problem}. {training.remedies}"
 
 
 def after_overfit(metric: str, score: float, training: Training) -> str | None:

@@ -5,13 +5,17 @@ import json
 
 import numpy as np
 import pytest
-from test_quantised_files import KERNEL, facts, same_bits
+from helpers import tiny_t5
+from safetensors.numpy import load_file
+from test_quantised_files import KERNEL, facts, params_of, same_bits
 
-from adalink_jax import AdaLinkAdapter, AdaptedModel, checkpoints, configuration, parallel
+from adalink_jax import T5, AdaLinkAdapter, AdaptedModel, checkpoints, configuration, parallel
+from adalink_jax.adapters import describe_adapter
 from adalink_jax.checkpoints import open_source
 from adalink_jax.cli.arguments import register
 from adalink_jax.cli.main import main
 from adalink_jax.errors import CheckpointError
+from adalink_jax.interop import model_card
 from adalink_jax.models.quantised import Storage, dequantised, quantise
 from adalink_jax.serving import shipped
 from adalink_jax.serving.opening import open_model
@@ -171,3 +175,31 @@ def test_a_vision_cache_belongs_to_one_quantised_tower(trained, tmp_path, capsys
         settings = {"FROZEN_DTYPE": "int4", "QUANTISED_BLOCK": 16} | other
         assert train(tmp_path / "second", VISION_CACHE=cache, **settings) == 2
         assert "settings weights" in capsys.readouterr().err
+
+
+def test_the_card_s_snippet_loads_the_base_in_the_adapter_s_precision(trained):
+    adapter = str(trained / "int8" / "adapter")
+    text = model_card.snippet(model_card.describe(adapter), adapter)
+    assert "settings={'FROZEN_DTYPE': 'int8'})" in text
+    found = {}
+    exec(text.partition("model.lengths")[0], found)
+    assert found["base"].parameters.base.precision == "int8"
+
+
+def test_export_folds_an_adapter_into_the_values_of_a_quantised_t5(tmp_path, capsys):
+    settings = {"mlp_activations": ["gelu", "linear"], "relpos_max_distance": 128}
+    checkpoints.save_base(tmp_path / "t5", params_of(T5(tiny_t5())), "tiny", {"settings": settings})
+    checkpoints.convert(open_source(tmp_path / "t5"), tmp_path / "nf4", "native", storage=Storage("nf4"))
+    leaves = {"text/down": np.ones((32, 2), "f"), "text/up": np.ones((2, 32), "f")}
+    base = checkpoints.reference_of_source(open_source(tmp_path / "nf4"))
+    about = describe_adapter(AdaLinkAdapter(rank=2, kinds=("text",))) | {"base": base.to_json()}
+    checkpoints.save_adapter(tmp_path / "adapter", leaves, about)
+    command = ["export", str(tmp_path / "adapter"), str(tmp_path / "hf"), "--to", "hf", "--base"]
+    assert main([*command, str(tmp_path / "t5")]) == 2
+    assert "`adalink convert BASE NEW --to native --dtype nf4` writes" in capsys.readouterr().err
+    assert main([*command, str(tmp_path / "nf4")]) == 0
+    assert "those of the base in nf4, dequantised" in facts(capsys.readouterr().out)["values"]
+    exported, quantised = load_file(tmp_path / "hf" / "model.safetensors"), open_source(tmp_path / "nf4")
+    kernel = exported["encoder.block.0.layer.1.DenseReluDense.wi_0.weight"].T
+    same_bits(np.ascontiguousarray(kernel), quantised.leaves[KERNEL].whole())
+    assert np.any(exported["encoder.embed_tokens.weight"] != exported["shared.weight"])

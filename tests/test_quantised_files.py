@@ -62,7 +62,7 @@ def load(folder, storage, **settings):
     model = AdaptedModel(tiny_pali(**settings))
     leaves = paths.flatten(jax.tree.map(abstract, parallel.unbox(abstract_params(model))["backbone"]))
     wanted = storage.stored({f"backbone/{name}": leaf for name, leaf in leaves.items()}, ())
-    return checkpoints.load_base(str(folder), {name.removeprefix("backbone/"): leaf for name, leaf in wanted.items()})
+    return checkpoints.load_base(folder, {name.removeprefix("backbone/"): leaf for name, leaf in wanted.items()})
 
 
 def same_bits(one, other):
@@ -340,3 +340,10 @@ def test_what_convert_refuses(flags, sentence, folders, tmp_path, capsys):
     assert main(["convert", str(folders["int8"]), str(tmp_path / "new"), *flags.split()]) == 2
     assert sentence in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
+
+
+def test_of_a_model_made_of_parts_no_file_states_the_exact_one(exact, folders):
+    parts = {"vision": str(folders["int8"]), "language": str(exact)}
+    for storage in (Storage(), storage_of("int8")):
+        base = load(parts, storage)
+        assert (base.parent, base.precision) == (None, "int8")

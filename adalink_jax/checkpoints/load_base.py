@@ -42,7 +42,7 @@ class Base:
       name: the base model's name.
       fingerprint: the fingerprint of the weights; None while some leaves are fresh.
       sources: top folder of the leaves' names -> where they came from, for messages.
-      parent: of a quantised model, the fingerprint of the model that it was made from.
+      parent: of a quantised model, the fingerprint of the model that it was made from; None where no file states it.
       precision: of a quantised model, how it is stored ("int8", "int4/64").
     """
 
@@ -123,12 +123,14 @@ def load_base(
         text = "fresh" if part_path is None else f"{part_path}, {sources[part_path].kind}"
         descriptions |= {top: text + notes.get(top, "") for top in {name.split("/")[0] for name in shapes}}
     name = " + ".join(source.name for source in sources.values())
-    parents = [source.parent for source in sources.values() if source.parent is not None]
+    # Of parts, and of leaves that were changed, no file states the fingerprint of the exact model.
+    whole = next(iter(sources.values())) if stated is not None and not notes else None
+    stated_precision = next((source.precision for source in sources.values() if source.precision), None)
+    parent = whole.parent if whole is not None and stated_precision else None
     if precision is None:
-        stated_precision = next((source.precision for source in sources.values() if source.precision), None)
-        return Base(arrays, name, mark, descriptions, parents[0] if parents else None, stated_precision)
+        return Base(arrays, name, mark, descriptions, parent, stated_precision)
     quantised_mark = fingerprint(arrays) if complete else None
-    return Base(arrays, name, quantised_mark, descriptions, parents[0] if parents else mark, precision)
+    return Base(arrays, name, quantised_mark, descriptions, parent if stated_precision else mark, precision)
 
 
 def _check_precision(sources: Iterable[Source], wanted: str | None) -> None:

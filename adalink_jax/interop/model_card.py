@@ -15,6 +15,7 @@ from adalink_jax.files.run_files import Summary
 from adalink_jax.files.typed_json import find_object, read_state
 from adalink_jax.files.whole_file import write_text
 from adalink_jax.interop.folded import TEMPLATES
+from adalink_jax.models.quantised import TABLE
 from adalink_jax.version import __version__
 
 HUB, BUNDLED, CHAT = "hf://", "bundled:", "chat:"
@@ -118,9 +119,19 @@ def _value(text: str) -> Any:
         return text
 
 
+def _stored(adapter: Described) -> dict[str, Any]:
+    """The settings that quantise the exact base as in training; {} for an adapter of the exact base."""
+    kind, _, block = (adapter.facts.base.precision or "").partition("/")
+    exact = adapter.setting("Setup.quantised_exact") or TABLE
+    settings = {"FROZEN_DTYPE": kind or None, "QUANTISED_BLOCK": int(block) if block else None}
+    settings["QUANTISED_EXACT"] = exact if kind and tuple(exact) != TABLE else None
+    return {name: value for name, value in settings.items() if value is not None}
+
+
 def snippet(adapter: Described, place: str) -> str:
     """Python that loads the adapter from `place` and predicts one output."""
     more = f", vocabulary={adapter.vocabulary!r}" if adapter.vocabulary else ""
+    more += f", settings={stored!r}" if (stored := _stored(adapter)) else ""
     lengths = adapter.setting("DatasetConfig.task_feature_lengths")
     lines = [
         "import adalink_jax as al",
@@ -214,6 +225,7 @@ def _facts(adapter: Described) -> list[tuple[str, str]]:
     code = lambda value: f"`{value}`".replace("|", "\\|")
     rows = [
         ("base", code(adapter.base)),
+        ("base stored as", code(facts.base.precision) if facts.base.precision else None),
         ("fingerprint of the base", code(facts.base.fingerprint) if facts.base.fingerprint else None),
         ("method", code(facts.summary)),
         ("trained parameters", f"{summary['trainable']:,}" if summary.get("trainable") else None),

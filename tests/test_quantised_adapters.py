@@ -91,6 +91,7 @@ def test_an_adapter_on_another_precision_is_refused_unless_allowed(trained, exac
     for adapter, base, settings, sentence in cases:
         with pytest.raises(CheckpointError, match=f"^The adapter .* was trained on this base .*{sentence}"):
             load_on(adapter, base, **settings)
+    for adapter, base, settings, _ in (cases[0], cases[4]):
         assert load_on(adapter, base, **settings, allow_other_precision=True).adapter_facts is not None
     with pytest.raises(CheckpointError, match="trained on another base"):
         load_on(own, "bundled:pali_nano_raw", frozen_dtype="int8", allow_other_precision=True)
@@ -114,8 +115,6 @@ def test_verify_measures_other_precisions(trained, exact_adapter, tmp_path, caps
     )
     share = lambda text: float(text.split(" by ")[1].split()[0])
     assert 0 < share(shown["on exact"]) < share(shown["on nf4/16"])
-    assert main(["adapters", "verify", str(exact_adapter), "--base", BASE, "--precision", "int8"]) == 0
-    assert share(facts(capsys.readouterr().out)["on int8"]) == pytest.approx(share(shown["on exact"]), rel=0.1)
     refused = {
         (str(exact_adapter), str(trained / "base8")): "is stored in int8, from which no other precision can be made",
         (own, BASE, "--exact"): "since other leaves were kept exact; give its run's QUANTISED_EXACT with --exact",

@@ -11,6 +11,9 @@ import re
 from collections.abc import Iterator
 
 _BITS = {"pred": 8, "token": 0, "opaque": 0} | {
+    "f8e4m3fn": 8,
+    "f8e5m2": 8,
+} | {
     f"{kind}{bits}": bits for kind, sizes in (("s", (2, 4, 8, 16, 32, 64)), ("u", (2, 4, 8, 16, 32, 64)),
                                               ("f", (16, 32, 64)), ("bf", (16,)), ("c", (64, 128))) for bits in sizes
 }  # fmt: skip

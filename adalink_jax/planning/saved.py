@@ -48,8 +48,9 @@ def saved_on_chip(
     """What a step saves, as `by_stack`: bytes per chip for one microbatch, before a `model` axis divides some of it."""
     parts = parallel.data_axis_size(mesh)
     rows = max(1, setup.data.batch_size // microbatches // parts) * parts
-    leaves = partition.split(abstract.abstract_leaves(setup.model, mesh, rules), setup.trainable)
-    arrays = saved_arrays(make_loss(setup.model, loss), *leaves, setup.train_batch(rows))
+    trainable, frozen = partition.split(abstract.abstract_leaves(setup.model, mesh, rules), setup.trainable)
+    frozen = setup.storage.stored(frozen, ())
+    arrays = saved_arrays(make_loss(setup.model, loss), trainable, frozen, setup.train_batch(rows))
     return by_stack([dataclasses.replace(array, nbytes=-(-array.nbytes // parts)) for array in arrays])
 
 

@@ -1,15 +1,21 @@
 """Settings that make a job fit or faster: what each would save, and searches that compile the job with them."""
 
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 
+import jax
+
+from adalink_jax.models.quantised import bits_of
 from adalink_jax.parallel.accelerators import parse_topology
 from adalink_jax.parallel.compiler_settings import sets_of
 from adalink_jax.planning.plan import Job, Plan
 from adalink_jax.training.decoder_weights import decoder_weights
+from adalink_jax.training.setup import split_abstract
 
 Settings = Mapping[str, str]  # macro or parameter -> text of the value, as typed after --gin.
 
 GB = 1e9
+SMALLER = ("float32", "bfloat16", "int8", "int4")  # dtypes of frozen weights that a search tries, one after the other
 
 
 def remedies(plan: Plan, job: Job, fsdp: bool) -> list[str]:
@@ -27,10 +33,11 @@ def remedies(plan: Plan, job: Job, fsdp: bool) -> list[str]:
         out.append(
             f"--gin_file=gin/meshes/fsdp.gin: {parameters / GB:.1f} GB of parameters per chip become {parameters / data / GB:.1f}"
         )
-    if job.setup.frozen_dtype == "float32" and plan.frozen_bytes:
-        half = plan.frozen_bytes / 2
+    for dtype in _smaller(job) if plan.frozen_bytes else ():
+        smaller = plan.frozen_bytes * _stored_bytes(job, dtype) / _stored_bytes(job, job.setup.frozen_dtype)
+        check = "" if dtype == "bfloat16" else " (`adalink quantise-check` measures what that changes)"
         out.append(
-            f"--gin.FROZEN_DTYPE=\"'bfloat16'\": {plan.frozen_bytes / GB:.1f} GB of frozen weights become {half / GB:.1f}"
+            f"--gin.FROZEN_DTYPE=\"'{dtype}'\": {plan.frozen_bytes / GB:.1f} GB of frozen weights become {smaller / GB:.1f}{check}"
         )
     if plan.flops == plan.model_flops:
         out.append("--gin.REMAT=\"'full'\": activations are recomputed instead of stored, for more FLOPs")
@@ -55,24 +62,46 @@ def remedies(plan: Plan, job: Job, fsdp: bool) -> list[str]:
     return out
 
 
+def _smaller(job: Job) -> tuple[str, ...]:
+    """The dtypes in which the job's frozen weights would be smaller, the least change first."""
+    return SMALLER[SMALLER.index(job.setup.frozen_dtype) + 1 :] if job.setup.frozen_dtype in SMALLER else ()
+
+
+def _stored_bytes(job: Job, dtype: str) -> float:
+    """Bytes of the job's frozen leaves if FROZEN_DTYPE were `dtype`, on one device."""
+    setup = dataclasses.replace(job.setup, frozen_dtype=dtype, frozen_matmul=None)
+    stored = setup.storage.stored(split_abstract(setup.model, setup.trainable)[1], ())
+    return sum(bits_of(x.dtype) / 8 * x.size for x in jax.tree.leaves(stored))
+
+
 def _evaluation_is_too_large(plan: Plan) -> bool:
     return bool(plan.eval_hbm_bytes and plan.hbm_limit_bytes and plan.eval_hbm_bytes > plan.hbm_limit_bytes)
 
 
 def candidates(plan: Plan, job: Job, fsdp: bool) -> Iterator[tuple[dict[str, str], str]]:
-    """`(settings, topology)` to try, the cheapest change first; each candidate keeps the settings of earlier ones."""
+    """`(settings, topology)` to try, the cheapest change first; each candidate keeps the settings of earlier ones.
+
+    Weights in eight bits or four come after what leaves the model's numbers as they are, and before larger slices.
+    """
     settings: dict[str, str] = {}
     if fsdp and _evaluation_is_too_large(plan) and decoder_weights() != "sharded":
         settings = {"DECODER_WEIGHTS": "'sharded'"}
         yield settings, plan.topology
     rows = job.setup.data.batch_size
-    if job.setup.frozen_dtype == "float32" and plan.frozen_bytes:
+    smaller = _smaller(job) if plan.frozen_bytes else ()
+    if "bfloat16" in smaller:
         settings = settings | {"FROZEN_DTYPE": "'bfloat16'"}
         yield settings, plan.topology
-    for topology in (plan.topology, *parse_topology(plan.topology).larger()):
+    quantised = [settings | {"FROZEN_DTYPE": repr(dtype)} for dtype in smaller if dtype != "bfloat16"]
+    larger = parse_topology(plan.topology).larger()
+    for start, topology in (
+        (settings, plan.topology),
+        *((changed, plan.topology) for changed in quantised),
+        *((settings, topology) for topology in larger),
+    ):
         ways = parse_topology(topology).chips // plan.mesh["model"]
-        here = dict(settings)
-        if topology != plan.topology:
+        here = dict(start)
+        if start is not settings or topology != plan.topology:
             yield here, topology
         if ways > 1 and not fsdp:
             here = here | {"logical_axis_rules.fsdp": "True"}

@@ -11,6 +11,7 @@ _FREE = {
     "iota", "partition-id", "replica-id", "opt-barrier", "all-gather-done", "all-reduce-done", "async-done", "copy-done",
     "collective-permute-done", "slice-done",
 }  # fmt: skip
+_ALIAS = "output_to_operand_aliasing={{}: (0, {})}"  # of a fusion inside of another that only reads its operand in other tiles
 _SLICES = {"dynamic-slice", "slice", "gather"}
 
 
@@ -63,11 +64,12 @@ def _read(program: Program, body: dict[str, Instruction], name: str, size: int) 
 
 
 def _users(body: dict[str, Instruction], name: str) -> list[tuple[Instruction, str]]:
-    """`(instruction, the operand's name)` for every instruction that reads `name`, directly or through bitcasts."""
+    """`(instruction, the operand's name)` for every instruction that reads `name`, directly or through what has no array of its own."""
     users = []
     for instruction in body.values():
         if name in instruction.operands:
-            users += _users(body, instruction.name) if instruction.opcode == "bitcast" else [(instruction, name)]
+            in_place = instruction.opcode == "bitcast" or _ALIAS in instruction.text
+            users += _users(body, instruction.name) if in_place else [(instruction, name)]
     return users
 
 

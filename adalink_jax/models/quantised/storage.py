@@ -76,12 +76,12 @@ class Storage:
         return self.activations if self.quantises else self.dtype
 
     def stored(
-        self, leaves: Mapping[str, jax.ShapeDtypeStruct], trainable_names: Collection[str]
+        self, leaves: Mapping[str, Any], trainable_names: Collection[str]
     ) -> dict[str, jax.ShapeDtypeStruct | Quantised]:
         """The leaves as they are in memory: trainable ones and an adapter's are float32.
 
         Args:
-          leaves: all leaves of a model by name (`backbone/...`, `adapter/...`), float32, with shardings where there is a mesh.
+          leaves: all leaves of a model by name (`backbone/...`, `adapter/...`), `jax.ShapeDtypeStruct`s of float32, with shardings where there is a mesh.
           trainable_names: names of the trainable leaves.
 
         Raises:

@@ -1,0 +1,121 @@
+"""Compiled programs with a quantised base: bytes of arguments and temporaries, and what FSDP gathers."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from adalink_jax import T5, AdaLinkAdapter, AdaptedModel, T5Config, parallel
+from adalink_jax.models.decoding import Sampling
+from adalink_jax.models.quantised import CODE_DTYPES, Quantised, Storage
+from adalink_jax.parallel.accelerators import parse_topology
+from adalink_jax.planning.plan import devices_of
+from adalink_jax.training import abstract, optimizers
+from adalink_jax.training.evaluation import make_generate
+from adalink_jax.training.step import make_train_step
+
+SIZES = {"vocab_size": 640, "emb_dim": 512, "num_heads": 8, "head_dim": 64, "mlp_dim": 2048}
+DEPTH = 6
+ROWS, INPUTS, TARGETS = 16, 64, 32
+# Values of the kernels of one layer of the decoder: two attentions, and a gated MLP.
+LAYER = 8 * 512 * 512 + 3 * 512 * 2048
+XLA_NAMES = {"int8": "s8", "fp8": "f8e4m3fn", "int4": "s4", "nf4": "u4"}
+
+
+def programs(topology, dtype, which=("step", "decoding"), fsdp=False, quick=False, **settings):
+    """The compiled step and decoding of a T5 on `topology`, in bfloat16, and the frozen leaves."""
+    depth = {"num_encoder_layers": DEPTH, "num_decoder_layers": DEPTH}
+    backbone = T5(T5Config(**{**SIZES, **depth, "dtype": "bfloat16", "scan_layers": True, **settings}))
+    model, optimizer = AdaptedModel(backbone, AdaLinkAdapter(rank=8)), optimizers.adamw(1e-3)
+    mesh, rules = (
+        parallel.make_mesh(devices=devices_of(parse_topology(topology))),
+        parallel.logical_axis_rules(fsdp=fsdp),
+    )
+    level = jax.config.jax_optimization_level
+    jax.config.update("jax_optimization_level", "O0" if quick else level)
+    with parallel.use_mesh(mesh, rules):
+        storage = Storage(dtype, activations="bfloat16")
+        state, frozen = abstract.abstract_state(model, ("adapter/.*",), storage, optimizer, mesh, rules)
+        place = parallel.batch_sharding(mesh)
+        shapes = backbone.abstract_batch(ROWS, INPUTS, TARGETS)
+        batch = {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place) for name, x in shapes.items()}
+        step = jax.jit(make_train_step(model, optimizer), donate_argnums=0)
+        decode = jax.jit(make_generate(model, TARGETS, Sampling()))
+        ids = {"sampling_ids": jax.ShapeDtypeStruct((ROWS, 3), jnp.int32, sharding=place)}
+        lower = {
+            "step": lambda: step.lower(state, frozen, batch),
+            "decoding": lambda: decode.lower(state.trainable, frozen, batch | ids),
+        }
+        try:
+            return *(lower[name]().compile() for name in which), frozen
+        finally:
+            jax.config.update("jax_optimization_level", level)
+
+
+def temporaries(program):
+    """Bytes of a program's temporaries; on a TPU the peak less what its arguments and results hold."""
+    memory = program.memory_analysis()
+    held = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+    return memory.temp_size_in_bytes, memory.peak_memory_in_bytes - held
+
+
+@pytest.fixture(autouse=True)
+def no_cache():
+    """Programs for machines that are not here are not stored."""
+    before = jax.config.jax_enable_compilation_cache
+    jax.config.update("jax_enable_compilation_cache", False)
+    yield
+    jax.config.update("jax_enable_compilation_cache", before)
+
+
+@pytest.mark.parametrize("dtype", ["int8", *(pytest.param(x, marks=pytest.mark.slow) for x in ("fp8", "int4", "nf4"))])
+def test_fsdp_gathers_codes(dtype):
+    depth = {"num_encoder_layers": 2, "num_decoder_layers": 2}
+    *compiled, frozen = programs("v5e:2x2", dtype, fsdp=True, quick=True, **depth)
+    for program in compiled:
+        gathers = re.findall(r"= (\w+)\[([\d,]+)\]\S* all-gather\(", program.as_text())
+        kernels = {dims for name, leaf in frozen.items() if name.endswith("kernel") for dims in [leaf.shape[-2:]]}
+        kinds = {kind for kind, dims in gathers if tuple(map(int, dims.split(",")))[-2:] in kernels}
+        assert kinds == {XLA_NAMES[dtype]}
+
+
+@pytest.mark.parametrize("dtype", CODE_DTYPES)
+def test_arguments_have_the_bits_that_the_dtype_names(dtype):
+    """In the program, not by `.nbytes`, which counts a byte for each value of four bits."""
+    (step, frozen), (plain, plain_frozen) = (programs("cpu:1", x, ["step"], quick=True) for x in (dtype, "bfloat16"))
+    kernels = sum(leaf.size for leaf in frozen.values() if isinstance(leaf, Quantised))
+    exact = sum(leaf.size for leaf in frozen.values() if not isinstance(leaf, Quantised))
+    scales = kernels / 64 if dtype in ("int4", "nf4") else sum(
+        leaf.size / leaf.shape[-2] for leaf in frozen.values() if isinstance(leaf, Quantised)
+    )  # fmt: skip
+    bits = {"int8": 8, "fp8": 8, "int4": 4, "nf4": 4}[dtype]
+    expected = kernels * bits / 8 + 2 * scales + 2 * exact
+    others = plain.memory_analysis().argument_size_in_bytes - 2 * sum(leaf.size for leaf in plain_frozen.values())
+    stored = step.memory_analysis().argument_size_in_bytes - others
+    assert kernels > 10e6 and stored == pytest.approx(expected, rel=0.02)
+    assert abstract.bytes_per_device(frozen) == pytest.approx(expected, rel=0.001)
+
+
+def check_temporaries(topology, dtype, **settings):
+    """That a step and a decoding need no more temporaries than in bfloat16, up to the values of one layer."""
+    of = [programs(topology, x, **settings)[:2] for x in (dtype, "bfloat16")]
+    peak = topology.startswith("v")
+    for name, program, plain in zip(("step", "decoding"), *of):
+        more = temporaries(program)[peak] - temporaries(plain)[peak]
+        print(
+            f"{topology} {dtype} {settings} {name}: {more / 2**20:.1f} MiB more than {temporaries(plain)[peak] / 2**20:.1f}"
+        )
+        assert more <= (2 if peak else 4) * LAYER, (name, more, temporaries(plain)[peak])  # CPUs compute in float32
+
+
+def test_a_scanned_program_has_at_most_one_layer_dequantised():
+    check_temporaries("cpu:1", "int8")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", CODE_DTYPES)
+@pytest.mark.parametrize("scan_layers", [True, False])
+@pytest.mark.parametrize("remat", ["none", "frozen", "full"])
+def test_temporaries_on_a_tpu(dtype, scan_layers, remat):
+    check_temporaries("v5e:1x1", dtype, scan_layers=scan_layers, remat=remat)

@@ -27,7 +27,7 @@ from adalink_jax.checkpoints.source import Source
 from adalink_jax.errors import CheckpointError
 from adalink_jax.files.leaves import Leaf
 from adalink_jax.models import paths
-from adalink_jax.models.quantised import Quantised, precision_of, quantise
+from adalink_jax.models.quantised import Quantised, in_form, precision_of
 
 Renames = Sequence[tuple[str, str | None]]
 Paths = Mapping[str | None, str | None]  # part of the model (None: all of it) -> its checkpoint (None: fresh)
@@ -283,7 +283,7 @@ def _read(
         parts = [leaves[part_name] for part_name in names]
         if not isinstance(leaf, Quantised):
             array = read(name, leaf, parts, names, leaf.dtype)
-            arrays[name] = array if array.dtype == leaf.dtype else _cast(leaf.dtype, leaf.sharding)(array)
+            arrays[name] = array if array.dtype == leaf.dtype else _converted(leaf)(array)
             rounded.add(name, arrays[name])
             continue
         is_stacked = names != [name]
@@ -292,7 +292,8 @@ def _read(
         for number, (part, part_name) in enumerate(zip(parts, names)):
             array = read(part_name, one.codes, [part], [part_name], None)
             rounded.add(part_name, array)
-            stack = _quantise(one)(array) if stack is None else _put(leaf)(stack, _quantise(one)(array), number)
+            layer = _converted(one)(array)
+            stack = layer if stack is None else _put(leaf)(stack, layer, number)
             parallel.settle(stack)
         arrays[name] = stack
     actual = exact.by_name()
@@ -302,8 +303,9 @@ def _read(
 
 
 @functools.lru_cache(maxsize=None)
-def _cast(dtype: np.dtype, sharding: jax.sharding.Sharding) -> Callable[[jax.Array], jax.Array]:
-    return jax.jit(lambda x: x.astype(dtype), out_shardings=sharding)
+def _converted(form: jax.ShapeDtypeStruct | Quantised) -> Callable[[jax.Array], Any]:
+    """A program that converts an array to the form and the placement of an abstract leaf."""
+    return jax.jit(lambda values: in_form(values, form), out_shardings=_shardings(form))
 
 
 def _layer_of(stack: Quantised) -> Quantised:
@@ -318,7 +320,7 @@ def _layer_of(stack: Quantised) -> Quantised:
     return jax.tree.map(layer, stack)
 
 
-def _shardings(leaf: Quantised) -> Any:
+def _shardings(leaf: jax.ShapeDtypeStruct | Quantised) -> Any:
     return jax.tree.map(lambda x: x.sharding, leaf)
 
 
@@ -326,14 +328,6 @@ def _empty(stack: Quantised) -> Quantised:
     return jax.jit(
         lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), stack), out_shardings=_shardings(stack)
     )()
-
-
-@functools.lru_cache(maxsize=None)
-def _quantise(leaf: Quantised) -> Callable[[jax.Array], Quantised]:
-    def make(values: jax.Array) -> Quantised:
-        return dataclasses.replace(quantise(values, leaf.kind, leaf.block, leaf.axis), matmul=leaf.matmul)
-
-    return jax.jit(make, out_shardings=_shardings(leaf))
 
 
 @functools.lru_cache(maxsize=None)

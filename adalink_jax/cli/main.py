@@ -45,6 +45,7 @@ COMMANDS = {
     "params": Command("run_commands", "count trainable and frozen parameters of any configuration, without allocating them"),
     "inspect": Command("checkpoint_commands", "describe a base checkpoint: leaves, sizes, fingerprint, matching shipped model"),
     "convert": Command("checkpoint_commands", "write a base model in another format: native, Hugging Face, t5x"),
+    "quantise-check": Command("quantise_command", "measure what a base in eight bits or four changes: layers, logits, greedy outputs", computes=True),
     "verify-base": Command("checkpoint_commands", "compare a base model's logits and outputs with those of transformers"),
     "adapters": Command("adapter_commands", "show an adapter's files, verify them, or fold them into their base"),
     "check-method": Command("method_commands", "check that a method, yours or built-in, does everything that a method must do"),

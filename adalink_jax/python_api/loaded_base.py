@@ -12,14 +12,11 @@ from jax.sharding import Mesh
 from adalink_jax import configuration, parallel
 from adalink_jax.adapters import AdaptedModel
 from adalink_jax.configuration import GinFlags
-from adalink_jax.data import check_rows, load_vocabulary
 from adalink_jax.errors import UserError
-from adalink_jax.parallel import compiler_settings
-from adalink_jax.serving.opening import LENGTHS, Loaded, Opened, model_file, register, vocabulary_of
+from adalink_jax.serving.opening import Loaded, Opened, open_base
 from adalink_jax.training.setup import Parameters, Setup, load_parameters
 from adalink_jax.typed_values import shown
 
-RUN = "gin/runs/finetune.gin"
 Settings = Mapping[str, Any]
 
 
@@ -114,21 +111,8 @@ def load_base(
     configuration.check_argument("model", model, str | None)
     configuration.check_argument("vocabulary", vocabulary, str | None)
     path = os.fspath(path)
-    register()
-    with configuration.isolated():
-        file = model or model_file(path, "name its gin file: load_base(path, model=...)")
-        flags = GinFlags((file, RUN), (("INITIAL_CHECKPOINT_PATH", repr(path)), *bindings_of(settings)))
-        configuration.load(flags, require_all=False)
-        configuration.require({"Setup.model": "a model's file: load_base(path, model='gin/models/...')"})
-        configuration.check_reachable(flags)
-        compiler_settings.set_environment()
-        setup = Setup()  # pyright: ignore[reportCallIssue]  # gin supplies the model
-        name = vocabulary or vocabulary_of(path)
-        check_rows(f"The vocabulary {name}", load_vocabulary(name).vocab_size, setup.model.backbone.config.vocab_size)
-        mesh, rules = parallel.make_mesh(), parallel.logical_axis_rules()
-        with parallel.use_mesh(mesh, rules):
-            parameters = load_parameters(setup, mesh, rules)
-    return LoadedBase(path, flags, Opened(setup, name, LENGTHS, {}, loaded=Loaded(parameters, mesh, rules)))
+    flags, opened = open_base(path, model, vocabulary, bindings_of(settings), "load_base(path, model='gin/models/...')")
+    return LoadedBase(path, flags, opened)
 
 
 def bindings_of(settings: Settings | None) -> tuple[tuple[str, str], ...]:

@@ -4,7 +4,7 @@ import ast
 import dataclasses
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from adalink_jax import checkpoints, configuration, parallel
 from adalink_jax.checkpoints.formats import BUNDLED, bundled_names
 from adalink_jax.configuration.gin_sources import RUN_CONFIG
+from adalink_jax.data import check_rows, load_vocabulary
 from adalink_jax.data.label_sets import SEPARATORS, LabelSets
 from adalink_jax.data.user_files.file_settings import LABELS
 from adalink_jax.data.vocabularies import BYTES
@@ -21,12 +22,14 @@ from adalink_jax.errors import UserError
 from adalink_jax.files.places import is_remote, path_of
 from adalink_jax.models import paths
 from adalink_jax.near_names import near_paths
+from adalink_jax.parallel import compiler_settings
 from adalink_jax.serving import shipped
-from adalink_jax.training.setup import Parameters, Setup, split_abstract
+from adalink_jax.training.setup import Parameters, Setup, load_parameters, split_abstract
 
 CONFIG, ADAPTER, MODEL = RUN_CONFIG, "adapter", "model"
 ROWS = ("inputs", "image", "images", "columns", "delimiter", "quoted", "lists", "label_separator")
 NAMED_RUNS = 5  # of a folder, in an error
+RUN = "gin/runs/finetune.gin"  # has the settings of a base model
 LENGTHS = {"inputs": 512, "targets": 64}  # for a base model; a run's are in its config.gin
 
 
@@ -164,6 +167,38 @@ def _base(path: str, vocabulary: str | None) -> Opened:
     configuration.load(flags, require_all=False)
     setup = Setup(initial_checkpoint_path=path)  # pyright: ignore[reportCallIssue]  # the model is bound by gin
     return Opened(setup, vocabulary or vocabulary_of(path), LENGTHS, {})
+
+
+def open_base(
+    path: str, model: str | None, vocabulary: str | None, bindings: Sequence[tuple[str, str]], how: str
+) -> tuple[configuration.GinFlags, Opened]:
+    """Loads a base model without an adapter.
+
+    Args:
+      path: see INITIAL_CHECKPOINT_PATH.
+      model: the base's file of gin/models; None for the one that fits its checkpoint.
+      vocabulary: None for the base's own.
+      bindings: further settings, `(name, text)`.
+      how: how the user names the model's file, for errors.
+
+    Returns:
+      The flags of a command that would load the same, and the model in memory.
+    """
+    register()
+    with configuration.isolated():
+        file = model or model_file(path, f"name its gin file: {how}")
+        flags = configuration.GinFlags((file, RUN), (("INITIAL_CHECKPOINT_PATH", repr(path)), *bindings))
+        configuration.load(flags, require_all=False)
+        configuration.require({"Setup.model": f"a model's file: {how}"})
+        configuration.check_reachable(flags)
+        compiler_settings.set_environment()
+        setup = Setup()  # pyright: ignore[reportCallIssue]  # gin supplies the model
+        name = vocabulary or vocabulary_of(path)
+        check_rows(f"The vocabulary {name}", load_vocabulary(name).vocab_size, setup.model.backbone.config.vocab_size)
+        mesh, rules = parallel.make_mesh(), parallel.logical_axis_rules()
+        with parallel.use_mesh(mesh, rules):
+            parameters = load_parameters(setup, mesh, rules)
+    return flags, Opened(setup, name, LENGTHS, {}, loaded=Loaded(parameters, mesh, rules))
 
 
 def model_file(base: str, otherwise: str) -> str:

@@ -11,7 +11,7 @@ from adalink_jax.models.quantised.arrays import (
     quantise,
 )
 from adalink_jax.models.quantised.products import gathered, product, rows
-from adalink_jax.models.quantised.storage import STORED, TABLE, Matmul, Storage, StoredDType
+from adalink_jax.models.quantised.storage import STORED, TABLE, Matmul, Storage, StoredDType, in_form
 
 __all__ = [
     "CODE_DTYPES",
@@ -26,6 +26,7 @@ __all__ = [
     "block_size",
     "dequantised",
     "gathered",
+    "in_form",
     "precision_of",
     "product",
     "quantise",

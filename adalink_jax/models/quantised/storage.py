@@ -16,7 +16,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from adalink_jax.errors import UserError
 from adalink_jax.models import paths
-from adalink_jax.models.quantised.arrays import CODE_DTYPES, Quantised, block_size
+from adalink_jax.models.quantised.arrays import CODE_DTYPES, Quantised, block_size, quantise
 from adalink_jax.typed_values import one_of
 
 STORED = ("float32", "bfloat16", *CODE_DTYPES)
@@ -98,6 +98,12 @@ class Storage:
 
         return {name: stored(name, leaf) for name, leaf in leaves.items()}
 
+    def of(self, leaves: Mapping[str, Any]) -> dict[str, Any]:
+        """A backbone's frozen leaves in memory (`backbone/...`), as they are stored; see `stored`."""
+        wanted = self.stored({name: jax.ShapeDtypeStruct(x.shape, jnp.float32) for name, x in leaves.items()}, ())
+        convert = jax.jit(in_form, static_argnums=1)
+        return {name: convert(leaf, wanted[name]) for name, leaf in leaves.items()}
+
     def _quantised(self, leaves: Mapping[str, jax.ShapeDtypeStruct]) -> set[str]:
         """The names of those of a backbone's frozen leaves that are quantised."""
         if not self.quantises:
@@ -134,6 +140,13 @@ class Storage:
         codes = jax.ShapeDtypeStruct(leaf.shape, CODE_DTYPES[self.dtype][0], sharding=leaf.sharding)
         scales = jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=_with_blocks(leaf.sharding, at, blocks))
         return Quantised(codes, scales, axis, self.matmul)
+
+
+def in_form(leaf: jax.Array, form: jax.ShapeDtypeStruct | Quantised) -> Any:
+    """A leaf in the form of an abstract one: cast to its dtype, or quantised."""
+    if not isinstance(form, Quantised):
+        return leaf.astype(form.dtype)
+    return dataclasses.replace(quantise(leaf, form.kind, form.block, form.axis), matmul=form.matmul)
 
 
 def _with_blocks(sharding: Any, at: int, blocks: int) -> Any:

@@ -30,6 +30,7 @@ shape_checks.install()
 import gin  # noqa: E402
 import jax  # noqa: E402
 import pytest  # noqa: E402
+import small_digits  # noqa: E402
 from launch_cases import fake, make_files, path_with  # noqa: E402
 
 
@@ -53,6 +54,16 @@ def no_settings_of_other_tests():
     gin.clear_config()
     yield
     gin.clear_config()
+
+
+@pytest.fixture(scope="module")
+def few_scenes():
+    """Leaves few scenes of each bundled task, see small_digits.py."""
+    from adalink_jax.data import digits
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(digits, "SCENES", {**small_digits.SCENES})
+        yield
 
 
 @pytest.fixture

@@ -1,8 +1,11 @@
 """Small models and batches that several tests share."""
 
+import json
 import os
 import subprocess
 import sys
+
+import small_digits
 
 from adalink_jax.contract.tiny import (
     VOCAB,
@@ -15,9 +18,11 @@ from adalink_jax.contract.tiny import (
     tiny_t5gemma,
     tiny_t5gemma2,
 )
+from adalink_jax.data import digits
 
 __all__ = [
     "VOCAB",
+    "adalink_here",
     "hold_in_another_process",
     "init",
     "random_batch",
@@ -29,6 +34,11 @@ __all__ = [
     "tiny_t5gemma2",
     "with_devices",
 ]
+
+
+def adalink_here(*arguments):
+    """The command line of an `adalink` whose bundled tasks have as many scenes as those of this process."""
+    return [sys.executable, small_digits.__file__, json.dumps(digits.SCENES), *arguments]
 
 
 def hold_in_another_process(folder):

@@ -42,7 +42,7 @@ def test_the_page_has_its_parts():
     ids=lambda command: command.split()[1],
 )
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Orbax's own
-def test_its_commands_run(folder, command, capsys):
+def test_its_commands_run(folder, few_scenes, command, capsys):
     from adalink_jax.cli.main import main
 
     assert main(shlex.split(command)[1:]) == 0

@@ -38,13 +38,14 @@ def test_a_target_whose_sound_input_is_refused_ends_the_run(tmp_path, monkeypatc
 
 
 INPUTS = {
-    "adapters": 25, "native bases": 12, "Hugging Face bases": 12, "t5x bases": 12, "runs": 20, "resumed runs": 3, "gin values": 20,
-    "gin files": 10, "tables": 15, "pictures": 8, "archives": 8, "shell payloads": 25, "jobs": 10,
+    "adapters": 12, "native bases": 6, "Hugging Face bases": 6, "t5x bases": 6, "runs": 10, "gin values": 12,
+    "gin files": 6, "tables": 8, "pictures": 4, "archives": 4, "shell payloads": 12, "jobs": 5,
 }  # fmt: skip
 
 
 def test_no_input_is_accepted_though_changed_or_ends_in_a_traceback(tmp_path):
-    assert INPUTS.keys() == targets.TARGETS.keys()
+    # Resumed runs need half a minute before their first input; test_run.py resumes damaged ones.
+    assert targets.TARGETS.keys() - INPUTS.keys() == {"resumed runs"}
     tally = fuzz("fuzz.targets", INPUTS, 20, tmp_path)
     failures = [
         f"{count} x {kind}: {outcome}, {detail}\n{(tally.kept[kind, outcome, detail] / 'about.json').read_text('utf-8')}"

@@ -135,10 +135,11 @@ def place(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def alone(place):
-    """An undisturbed run of one process."""
-    with Job(1, ["quickstart", *flags(place / "alone")], place) as job:
-        statuses, outputs = job.end()
-    assert statuses == [0], outputs[0][-3000:]
+    """An undisturbed run of one process, this one."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(place)
+        patch.syspath_prepend(place)
+        assert main(["quickstart", *flags(place / "alone")]) == 0
     return place / "alone"
 
 
@@ -158,7 +159,7 @@ def test_several_processes_give_the_run_of_one(place, alone, count, devices, mor
 
 
 @pytest.mark.parametrize("counts", [(2, 1), pytest.param((4, 2, 1), marks=pytest.mark.slow)])
-def test_a_stopped_job_resumes_with_fewer_processes_and_the_same_data(place, alone, counts):
+def test_a_stopped_job_resumes_with_fewer_processes_and_the_same_data(place, alone, counts, monkeypatch, capsys):
     model_dir, saved = place / f"stopped_{counts}", [0]
     for count in counts[:-1]:
         with Job(count, ["quickstart", *flags(model_dir)], place) as job:
@@ -172,36 +173,58 @@ def test_a_stopped_job_resumes_with_fewer_processes_and_the_same_data(place, alo
             assert "Traceback" not in text
     assert saved == sorted(set(saved)) and saved[-1] < STEPS
     assert not (model_dir / "summary.json").exists()
-    with Job(counts[-1], ["quickstart", *flags(model_dir)], place) as job:
-        statuses, outputs = job.end()
-    assert statuses == [0], outputs[0][-3000:]
-    assert f"Resuming from step {saved[-1]} " in outputs[0]
+    assert counts[-1] == 1  # this process
+    monkeypatch.chdir(place)
+    assert main(["quickstart", *flags(model_dir)]) == 0
+    assert f"Resuming from step {saved[-1]} " in capsys.readouterr().out
     assert_same_run(model_dir, alone)
 
 
-LATE = """
+WITHIN = """
 import argparse, sys, time
+from jax.experimental import multihost_utils
 from adalink_jax.cli.arguments import processes
 index = int(sys.argv[2])
 with processes(argparse.Namespace(multiprocess=False, coordinator_address=sys.argv[1], process_count=2, process_index=index)):
-    time.sleep(30 * index)
+    {}
 """
+
+
+def start_two(text):
+    """Starts two processes of a job that run this text instead of a command."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    command = [sys.executable, "-c", WITHIN.format(text), address]
+    return [subprocess.Popen([*command, str(i)], stdout=subprocess.PIPE, text=True) for i in range(2)]
 
 
 @pytest.mark.slow
 def test_a_process_that_comes_late_to_the_end_is_waited_for():
     """It comes later than JAX itself would wait, which would then end the others by SIGABRT."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        address = f"localhost:{free.getsockname()[1]}"
-    started = [subprocess.Popen([sys.executable, "-c", LATE, address, str(index)]) for index in range(2)]
-    assert [process.wait(120) for process in started] == [0, 0]
+    assert [process.wait(120) for process in start_two("time.sleep(30 * index)")] == [0, 0]
 
 
+@pytest.mark.parametrize("victim", [0, pytest.param(1, marks=pytest.mark.slow)])  # the second is missed after 20 s
+def test_a_killed_process_ends_what_waits_for_it(victim):
+    """A job that trains: the next test, which is slow."""
+    processes = start_two("while True: print(multihost_utils.process_allgather(index), flush=True)")
+    try:
+        assert "[0 1]\n" in iter(processes[victim].stdout.readline, "")  # after a line of Gloo's
+        processes[victim].kill()
+        processes[1 - victim].communicate(timeout=60)
+        assert processes[1 - victim].returncode != 0
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("victim, number", [
     (1, signal.SIGKILL),
-    pytest.param(0, signal.SIGKILL, marks=pytest.mark.slow),
-    pytest.param(1, signal.SIGSTOP, marks=pytest.mark.slow),  # it is silent while its connections are open
+    (0, signal.SIGKILL),
+    (1, signal.SIGSTOP),  # it is silent while its connections are open
 ])  # fmt: skip
 def test_a_killed_process_ends_the_job(place, victim, number):
     model_dir = place / f"killed_{victim}_{number}"

@@ -12,6 +12,7 @@ from test_run import contents, start, wait_for
 pytest.importorskip("seqio")
 
 from adalink_jax.cli.main import main  # noqa: E402
+from adalink_jax.data import digits  # noqa: E402
 from adalink_jax.errors import UserError  # noqa: E402
 from adalink_jax.experiments.comparisons.compare import Compared, Comparison, Row  # noqa: E402
 from adalink_jax.experiments.comparisons.learning_rate import choose  # noqa: E402
@@ -21,6 +22,7 @@ from adalink_jax.training.packs.members import Progress  # noqa: E402
 
 MODEL = ["--gin_file=gin/models/pali_nano.gin", "--gin_file=gin/tasks/digits.gin"]
 ADALINK = "--gin_file=gin/adapters/adalink.gin"
+pytestmark = pytest.mark.usefixtures("enough_scenes")
 SMALL = {"INITIAL_CHECKPOINT_PATH": "bundled:pali_nano_instruct", "MIXTURE_OR_TASK_NAME": "digits_reverse",
          "TRAIN_STEPS": 12, "EVAL_PERIOD": 6, "CHECKPOINT_PERIOD": 6, "BATCH_SIZE": 16, "WARMUP_STEPS": 2}  # fmt: skip
 GRID = {"LEARNING_RATES": (0.01, 0.003), "SEEDS": (0, 3), "RANKS": (2, 4), "DROPOUT_RATE": 0.1}
@@ -37,7 +39,15 @@ def pack(model_dir, *more, **values):
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
+def enough_scenes(few_scenes):
+    """Few scenes but for validation: of 500, a few steps get some right, so that there is something to choose."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(digits.SCENES, "validation", 500)
+        yield
+
+
+@pytest.fixture(scope="module")
+def finished(enough_scenes, tmp_path_factory):
     model_dir = tmp_path_factory.mktemp("packs") / "finished"
     assert pack(model_dir, **GRID) == 0
     return model_dir

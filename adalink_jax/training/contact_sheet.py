@@ -4,6 +4,7 @@ import io
 import textwrap
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 from adalink_jax.training.evaluation import printable
 
@@ -38,7 +39,11 @@ def _draw(samples: Sequence[dict], title: str, before: Sequence[str] | None) -> 
     layout = ConstrainedLayoutEngine(h_pad=0.14)  # inches around each image and its text
     figure = Figure(figsize=(2.9 * COLUMNS, height * rows + 0.6), layout=layout, dpi=110)
     figure.suptitle(title, fontsize=13, fontweight="bold")
-    grid = figure.subplots(rows, COLUMNS, squeeze=False)
+    no_ticks: dict[str, Any] = {
+        "xticks": [],
+        "yticks": [],
+    }  # the layout would measure those of an axis that is off, too
+    grid = figure.subplots(rows, COLUMNS, squeeze=False, subplot_kw=no_ticks)
     for axis in grid.flat:
         axis.set_axis_off()
     for axis, sample, lines in zip(grid.flat, samples, below):

@@ -1,4 +1,4 @@
-"""A sweep of 48 runs, with a file of steps in place of training: `python sweep_program.py FOLDER` runs it.
+"""A sweep of 24 runs, with a file of steps in place of training: `python sweep_program.py FOLDER` runs it.
 
 With a run's name after the folder, this is the process of that run.
 """
@@ -15,7 +15,7 @@ from adalink_jax.experiments.sweeps.run_folder import RunFolder, Taken
 from adalink_jax.experiments.sweeps.runner import Runner, follow
 from adalink_jax.files.whole_file import write_json
 
-STEPS = 3
+RUNS, STEPS = 24, 3
 
 
 def work(run: RunFolder, parent: str) -> int:
@@ -38,7 +38,7 @@ def work(run: RunFolder, parent: str) -> int:
 
 
 def main(folder: str, name: str = "", parent: str = "") -> int:
-    names = [f"run_{number}" for number in range(48)]
+    names = [f"run_{number}" for number in range(RUNS)]
     runs = {each: RunFolder(f"{folder}/{each}", {}, {}, STEPS) for each in names}
     if name:
         return work(runs[name], parent)

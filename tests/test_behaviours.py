@@ -68,7 +68,9 @@ def test_every_behaviour_is_seen_to_fail():
     assert {behaviour for behaviour, _ in BROKEN.values()} | others == {behaviour.__name__ for behaviour in BEHAVIOURS}
 
 
-@pytest.mark.parametrize("method, backbone", [(Shift, "T5"), (Shift, "PaLI"), (Scales, "T5")])
+@pytest.mark.parametrize("method, backbone", [
+    (Shift, "T5"), pytest.param(Shift, "PaLI", marks=pytest.mark.slow), (Scales, "T5")
+])  # fmt: skip
 def test_correct_custom_methods_pass(method, backbone):
     found = Case(method(), backbone)
     results = {behaviour.__name__: examine(behaviour, found) for behaviour in BEHAVIOURS}

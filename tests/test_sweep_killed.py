@@ -12,6 +12,7 @@ import time
 
 import pytest
 from sweep_cases import FEW, arguments, starts
+from sweep_program import RUNS
 
 from adalink_jax.experiments.sweeps.run_folder import RunFolder
 
@@ -64,12 +65,12 @@ def interrupted(command, folder, runs, kills, seconds, with_children=False):
     return count
 
 
-def test_48_runs_killed_three_times_are_each_made_once(tmp_path):
+def test_24_runs_killed_three_times_are_each_made_once(tmp_path):
     folder = tmp_path / "sweep"
     count = interrupted(
-        [sys.executable, str(PROGRAM), str(folder)], folder, 48, kills=3, seconds=240, with_children=True
+        [sys.executable, str(PROGRAM), str(folder)], folder, RUNS, kills=3, seconds=240, with_children=True
     )
-    assert sum(count.values()) <= 48 + 3 * 4  # what was killed was started again
+    assert sum(count.values()) <= RUNS + 3 * 4  # what was killed was started again
     assert {(folder / name / "steps.txt").read_text() for name in count} == {"012"}
 
 
@@ -80,7 +81,7 @@ def test_two_sweeps_at_once_make_each_run_once(tmp_path):
     for process in both:
         out, _ = process.communicate(timeout=240)
         assert process.returncode == 0, out
-    assert list(starts(folder).values()) == [1] * 48
+    assert list(starts(folder).values()) == [1] * RUNS
     assert {path.read_text() for path in folder.glob("*/steps.txt")} == {"012"}
 
 
@@ -108,11 +109,11 @@ def test_a_stopped_sweep_stops_its_runs_and_resumes(tmp_path):
     process.send_signal(signal.SIGTERM)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 1 and "Preempted" in err  # `adalink` makes one sentence of it, and status 75
-    counted = [int(count) for count in re.findall(r"(\d+) of 48 done", out)]
+    counted = [int(count) for count in re.findall(r"(\d+) of 24 done", out)]
     assert counted and all(count <= made() for count in counted)  # one that was stopped is not done
     for path in folder.glob("*/lock"):
         assert not RunFolder(str(path.parent), {}, {}, 3).taken()
-    assert len(list(folder.glob("*/summary.json"))) < 48
+    assert len(list(folder.glob("*/summary.json"))) < RUNS
     process = begin(command)
     assert process.communicate(timeout=240) and process.returncode == 0
     assert {path.read_text() for path in folder.glob("*/steps.txt")} == {"012"}

@@ -106,7 +106,7 @@ assert not [name for name in sys.modules if name.split(".")[0] in BLOCKED]
 """
 
 
-@pytest.mark.parametrize("installed", [False, True])
+@pytest.mark.parametrize("installed", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_csv_is_looked_at_trained_on_scored_and_predicted_for(tmp_path, installed):
     """Nothing of TensorFlow is imported, installed or not."""
     names = next(line for line in BLOCK.splitlines() if line.startswith("BLOCKED"))

@@ -355,7 +355,7 @@ def test_a_mesh_splits_an_axis_of_the_slice_if_it_must():
 def test_a_plan_takes_the_flags_of_train(capsys, tmp_path):
     flags = ["--gin_file=gin/runs/quickstart.gin", f"--gin.MODEL_DIR='{tmp_path}'", "--gin.MICROBATCHES=2"]
     flags += ["--gin.train_pack.metric='accuracy'"]  # files of tasks set it; it does not make this a pack
-    assert main(["plan", *flags, "--gin.RANK=8", "--topology", "v5e:2x2"]) == 0
+    assert main(["plan", *flags, "--gin.RANK=8", "--topology", "v5e:2x2", "--quick"]) == 0
     shown = " ".join(capsys.readouterr().out.split())  # a terminal breaks lines
     assert "needed in evaluations" in shown and "2 microbatches" in shown and "It fits" in shown and "128 rows" in shown
     assert not list(tmp_path.iterdir())

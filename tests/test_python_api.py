@@ -358,6 +358,18 @@ def test_rows_that_cannot_be_used_are_named(rows, message):
         checked_rows(rows, "train")
 
 
+def test_targets_that_are_lists_are_what_the_caller_states(base):
+    model = al.attach(base, al.AdaLinkAdapter(rank=2))
+    rows = [{"inputs": f"film {i}", "targets": ["funny", "short"] if i % 2 else ["funny"]} for i in range(48)]
+    fit = lambda **settings: model.fit(rows, steps=4, batch_size=8, settings=FEW | settings)
+    with pytest.raises(
+        UserError, match=r"train\[1\] has a list as 'targets', \['funny', 'short'\]; state what lists are: settings="
+    ):
+        fit()
+    assert fit(LISTS="labels")["metric"] == "micro_f1"
+    assert fit(LISTS="alternatives")["metric"] == "exact_match"
+
+
 def test_wrong_arguments_are_one_sentence(base):
     model = al.attach(base, al.AdaLinkAdapter(rank=2))
     fit = lambda **arguments: model.fit(ROWS, **({"steps": 4, "batch_size": 16, "settings": FEW} | arguments))

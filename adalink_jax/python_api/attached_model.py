@@ -113,7 +113,7 @@ class AttachedModel:
     ) -> dict[str, Any]:
         """Trains the adapter as `adalink train` does, and keeps the step that is best on `validation`.
 
-        Rows are a list of dicts, a dict of columns, or a data set, with `inputs`, `targets` (a text, or a list of several references) and,
+        Rows are a list of dicts, a dict of columns, or a data set, with `inputs`, `targets` (a text, or a list, with `LISTS` in `settings`) and,
         if the model takes images, `image` (a path, a PIL image, or uint8 [height, width, channels]).
 
         Args:

@@ -102,6 +102,7 @@ def fit(
         name: rows for name, rows in splits.items() if rows is not None and not (own_batches and name == "train")
     }
     rows = {name: checked_rows(of, name) for name, of in of_rows.items()}
+    _check_lists(rows, (arguments.settings or {}).get("LISTS"))
     with contextlib.ExitStack() as at_end:
         if model_dir is None:
             folder = at_end.enter_context(tempfile.TemporaryDirectory(prefix="adalink-fit-"))
@@ -164,6 +165,17 @@ def _check_call(
         raise UserError(f"`settings` has {name!r}; give it as `{ARGUMENTS[name]}`.")
 
 
+def _check_lists(rows: Mapping[str, Sequence[Mapping[str, Any]]], lists: Any) -> None:
+    """Refuses targets that are lists if the caller has not stated what these are, as `adalink init` does."""
+    targets = ((f"{name}[{i}]", row[TARGETS]) for name, of in rows.items() for i, row in enumerate(of))
+    several = next(((place, x) for place, x in targets if isinstance(x, list) and len(x) > 1), None)
+    if lists is None and several is not None:
+        raise UserError(
+            f"{several[0]} has a list as {TARGETS!r}, {several[1][:4]}; state what lists are: settings={{'LISTS': 'alternatives'}} if any "
+            "one of the values is a right answer, or {'LISTS': 'labels'} if all of them apply."
+        )
+
+
 def _checked_setup(base: LoadedBase) -> Setup:
     """The setup of the configuration, whose base must be the one that is loaded."""
     setup = Setup()  # pyright: ignore[reportCallIssue]  # by gin
@@ -186,6 +198,8 @@ def _data_bindings(
         "targets": f"{{{TARGETS}}}",
         "vocabulary": base.opened.vocabulary,
     }
+    if lists := (arguments.settings or {}).get("LISTS"):
+        settings["lists"] = lists
     if has_images:
         settings["image"] = f"{{{IMAGE}}}"
     elif base.setup.needs_images:

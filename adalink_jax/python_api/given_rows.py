@@ -1,6 +1,6 @@
 """The rows that a caller gives: checked one by one, in any of their forms, and written as a table for `FileTask`.
 
-A row has `inputs`, `targets` (a text, or a list of several references), and `image` if the model takes images.
+A row has `inputs`, `targets` (a text, or a list, see `FileSettings.lists`), and `image` if the model takes images.
 """
 
 import io

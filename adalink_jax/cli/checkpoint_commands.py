@@ -98,7 +98,7 @@ def convert(argv: list[str]) -> int:
         option(
             "--dtype",
             choices=("float32", "bfloat16", *QUANTISED),
-            help="how the values are stored; by default as the source's",
+            help="how the values are stored; by default as the source's (of a quantised base, float32)",
         ),
         option("--block", type=int, metavar="N", help="how many inputs of a kernel share a scale, as QUANTISED_BLOCK"),
         option(

@@ -1,0 +1,150 @@
+"""What a base in eight bits or four costs an adapter: AdaLink, LoRA and the frozen base, each trained on each precision of the base, and
+adapters of the exact base on the quantised one and the other way round.
+
+    python benchmarks/quantised.py [--out runs/quantised] [--base NAME=PATH,MODEL ...] [--steps 400]
+
+The bundled bases, and others by --base (a native folder and its gin file, such as those of the study in miniature). Every cell is a pack of
+five seeds (`adalink pack`) in a folder of its own, so rerunning the command resumes it. Writes quantised.md and quantised.json to --out: means
+over the seeds on the test set, and differences from float32 paired by seed, with 95 % intervals.
+"""
+
+import argparse
+import dataclasses
+import json
+import pathlib
+import subprocess
+import sys
+from collections.abc import Mapping
+
+import numpy as np
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from adalink_jax.data import digits
+from adalink_jax.reports.statistics import difference, mean
+from adalink_jax.serving import Predictor
+from adalink_jax.serving.opening import open_base
+
+DTYPES = ("float32", "bfloat16", "int8", "fp8", "int4", "nf4")
+SEEDS = (0, 1, 2, 3, 4)
+TASKS = ("digits_reverse", "digits_inverted")
+BUNDLED = {name: (f"bundled:{name}", "gin/models/pali_nano.gin") for name in ("pali_nano_instruct", "pali_nano_raw")}
+PROJECTIONS = (
+    r"encoder/.*/attention/(query|value)",
+    r"decoder/.*/encoder_decoder_attention/(query|value)",
+)
+METHODS = {
+    "AdaLink": ["--gin_file=gin/adapters/adalink.gin", "--gin.RANK=16"],
+    "LoRA": ["--gin_file=gin/adapters/lora.gin", "--gin.RANK=4", f"--gin.PROJECTIONS={PROJECTIONS!r}"],
+}
+Scores = Mapping[int, float]  # seed -> accuracy on test
+
+
+def train(folder: pathlib.Path, base: tuple[str, str], task: str, method: str, dtype: str, steps: int) -> dict:
+    """Trains a pack of all seeds, unless it is there already; returns its summary."""
+    if not (folder / "summary.json").exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        path, model = base
+        settings = {
+            "INITIAL_CHECKPOINT_PATH": path, "MIXTURE_OR_TASK_NAME": task, "MODEL_DIR": str(folder), "TRAIN_STEPS": steps,
+            "EVAL_PERIOD": steps // 4, "BATCH_SIZE": 64, "SEEDS": SEEDS, "FROZEN_DTYPE": dtype,
+        }  # fmt: skip
+        files = [f"--gin_file={name}" for name in (model, "gin/tasks/digits.gin", "gin/runs/pack.gin")]
+        flags = [*files, *METHODS[method], *(f"--gin.{name}={value!r}" for name, value in settings.items())]
+        with (folder / "log.txt").open("w") as log:
+            subprocess.run([sys.executable, "-m", "adalink_jax", "pack", *flags], stdout=log, stderr=log, check=True)
+    return json.loads((folder / "summary.json").read_text())
+
+
+def adapters_of(folder: pathlib.Path) -> dict[int, str]:
+    """Seed -> the adapter's folder of a pack's member."""
+    summary = json.loads((folder / "summary.json").read_text())
+    return {member["seed"]: str(folder / "members" / member["name"] / "adapter") for member in summary["members"]}
+
+
+def scored(file: pathlib.Path, base: tuple[str, str], task: str, dtype: str, adapters: Mapping[int, str]) -> Scores:
+    """Accuracy on test of adapters, whatever precision they were trained on, on the base in `dtype`; without adapters of the base, as 0."""
+    if not file.exists():
+        settings = (("FROZEN_DTYPE", repr(dtype)), ("ALLOW_OTHER_PRECISION", "True"))
+        _, opened = open_base(*base, None, settings, "--base NAME=PATH,MODEL")
+        named = {str(seed): folder for seed, folder in adapters.items()}
+        predictor = Predictor(dataclasses.replace(opened, adapters=named))
+        scenes = digits.compose(task, "test")
+        texts, targets = [str(x) for x in scenes["inputs"]], [str(x) for x in scenes["targets"]]
+        score = lambda name: float(np.mean(np.equal(predictor(texts, scenes["image"], name), targets)))
+        scores = {seed: score(str(seed)) for seed in adapters} or {0: score(None)}
+        file.write_text(json.dumps(scores), encoding="utf-8")
+    return {int(seed): score for seed, score in json.loads(file.read_text(encoding="utf-8")).items()}
+
+
+def main() -> None:
+    """Trains and scores every cell, writes the table."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("runs/quantised"))
+    parser.add_argument("--base", action="append", default=[], metavar="NAME=PATH,MODEL")
+    parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=tuple(digits.ADAPTATION))
+    parser.add_argument("--steps", type=int, default=400)
+    options = parser.parse_args()
+    bases = dict(BUNDLED)
+    for text in options.base:
+        name, _, where = text.partition("=")
+        path, _, model = where.partition(",")
+        bases[name] = path, model
+    cells = [(b, t, m, d) for b in bases for t in options.tasks for m in METHODS for d in DTYPES]
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    rows = []
+    out = options.out.resolve()
+    with Progress(*columns) as progress:
+        bar = progress.add_task("", total=len(cells))
+        for base, task, method, dtype in cells:
+            progress.update(bar, description=f"{base} {task} {method} {dtype}")
+            where = lambda d, base=base, task=task, method=method: out / base / task / method / d
+            summary = train(where(dtype), bases[base], task, method, dtype, options.steps)
+            trained = {member["seed"]: member["adapted_accuracy"] for member in summary["members"]}
+            frozen = scored(where(dtype) / "frozen.json", bases[base], task, dtype, {})
+            row = {
+                "base": base, "task": task, "method": method, "dtype": dtype, "frozen": frozen[0], "trained": trained,
+            }  # fmt: skip
+            if dtype != "float32":
+                exact, here = adapters_of(where("float32")), adapters_of(where(dtype))
+                row["from_exact"] = scored(where(dtype) / "from_exact.json", bases[base], task, dtype, exact)
+                row["on_exact"] = scored(where(dtype) / "on_exact.json", bases[base], task, "float32", here)
+            rows.append(row)
+            progress.advance(bar)
+    (out / "quantised.json").write_text(json.dumps(rows, indent=1))
+    (out / "quantised.md").write_text(report(rows, options.steps))
+    print((out / "quantised.md").read_text())
+
+
+def report(rows: list[dict], steps: int) -> str:
+    """The tables as Markdown."""
+    lines = [
+        f"Accuracy on test, {steps} steps, {len(SEEDS)} seeds; differences from float32 paired by seed, 95 % intervals.",
+        "",
+    ]
+    for base, task, method in dict.fromkeys((row["base"], row["task"], row["method"]) for row in rows):
+        lines += [f"### {base}, {task}, {method}", ""]
+        lines += [
+            "| stored as | frozen | trained on it | difference | adapter of float32 | adapter of it, on float32 |",
+            "|---" * 6 + "|",
+        ]
+        group = [row for row in rows if (row["base"], row["task"], row["method"]) == (base, task, method)]
+        exact = group[0]["trained"]
+        for row in group:
+            change = "" if row["dtype"] == "float32" else str(difference(row["trained"], exact))
+            others = [
+                f"{mean([*row[key].values()]).value:.3f}" if key in row else "" for key in ("from_exact", "on_exact")
+            ]
+            trained = f"{mean([*row['trained'].values()]).value:.3f}"
+            lines.append(f"| {row['dtype']} | {row['frozen']:.3f} | {trained} | {change} | {' | '.join(others)} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

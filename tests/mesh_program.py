@@ -1,6 +1,6 @@
 """Run by test_mesh.py in a process of eight virtual devices: training on meshes against training on one device.
 
-python mesh_program.py METHOD[@T5Gemma|@T5Gemma2|@PaliGemma|@Pix2Struct] STEPS MESH...          MESH: DATAxMODEL[,fsdp][,scanned][,blockwise], such as 2x4,fsdp,scanned
+python mesh_program.py METHOD[+DTYPE][@T5Gemma|@T5Gemma2|@PaliGemma|@Pix2Struct] STEPS MESH...          MESH: DATAxMODEL[,fsdp][,scanned][,blockwise], such as 2x4,fsdp,scanned; DTYPE: of the frozen leaves
 """
 
 import sys
@@ -27,6 +27,7 @@ from adalink_jax.models import (  # noqa: E402
     T5GemmaConfig,
     paths,  # noqa: E402
 )
+from adalink_jax.models.quantised import Storage, in_form  # noqa: E402
 from adalink_jax.training import optimizers, partition, setup  # noqa: E402
 from adalink_jax.training.step import TrainState, make_train_step  # noqa: E402
 
@@ -90,8 +91,18 @@ def values(tree):
     return paths.unscan({name: np.asarray(leaf) for name, leaf in paths.flatten(tree).items()})
 
 
+def stored(leaves, dtype):
+    """Frozen leaves as a run has them, each placed as `Storage` says."""
+    shapes = {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding) for name, x in leaves.items()}
+    forms = Storage(dtype).stored(shapes, ())
+    place = lambda form: jax.tree.map(lambda x: x.sharding, form)
+    convert = lambda leaf, form: jax.jit(lambda x: in_form(x, form), out_shardings=place(form))(leaf)
+    return {name: parallel.settle(convert(leaf, forms[name])) for name, leaf in leaves.items()}
+
+
 def train(method, steps, shape, fsdp, scanned, weights, attention="reference", name="PaLI"):
     """Losses, the first step's gradients and the trainable leaves at the end, from the unscanned `weights`."""
+    method, _, dtype = method.partition("+")
     adapter, trainable, optimizer = (part() if callable(part) else part for part in METHODS[method])
     model = AdaptedModel(backbone(scanned, attention, name), adapter)
     devices = jax.devices()[: shape[0] * shape[1]]
@@ -102,6 +113,7 @@ def train(method, steps, shape, fsdp, scanned, weights, attention="reference", n
         wanted = paths.rescan(weights, leaves)
         tree = paths.unflatten({name: jax.device_put(wanted[name], leaf.sharding) for name, leaf in leaves.items()})
         trained, frozen = partition.split(tree, trainable)
+        frozen = stored(frozen, dtype) if dtype else frozen
         step = make_train_step(model, optimizer, shards=parallel.shards_of(trained, mesh))
         keep = lambda updates, state, params=None: (updates, updates)
         seen = optax.GradientTransformation(lambda params: jax.tree.map(jnp.zeros_like, params), keep)
@@ -134,7 +146,7 @@ def main(method, steps, *cases):
     name = name or "PaLI"
     jax.config.update("jax_default_matmul_precision", "highest")
     mesh, rules = parallel.make_mesh(1, 1, devices=jax.devices()[:1]), parallel.logical_axis_rules()
-    adapter, _, _ = METHODS[method]
+    adapter, _, _ = METHODS[method.partition("+")[0]]
     model = AdaptedModel(backbone(False, name=name), adapter())
     with parallel.use_mesh(mesh, rules):
         config = setup.Setup(model, trainable=("adapter/.*", "backbone/.*") if adapter() else ("backbone/.*",))

@@ -9,6 +9,8 @@ from helpers import init, random_batch, tiny_pali
 from adalink_jax import AdaLinkAdapter, AdaptedModel, Chain, LoRA, NormTuning, PromptTuning
 from adalink_jax.adapters import abstract_params, unpad
 from adalink_jax.errors import UserError
+from adalink_jax.models import paths
+from adalink_jax.models.quantised import Storage
 from adalink_jax.training import optimizers
 from adalink_jax.training.packs.pack import Members, make_packed_step, pack_adapters
 from adalink_jax.training.step import TrainState, make_train_step
@@ -22,18 +24,20 @@ METHODS = {
 SIZES, SEEDS, RATES, STEPS = (1, 3, 3), (0, 1, 2), (1e-3, 1e-3, 5e-4), 100
 
 
-SLOW = [("adept", 1), ("lora", 1), ("lora", 3), ("norm_tuning", 2)]
+SLOW = [(method, n, "float32") for method, n in (("adept", 1), ("lora", 1), ("lora", 3), ("norm_tuning", 2))]
+SLOW += [("adalink", 3, "int8"), ("lora", 3, "int4")]
 
 
 @pytest.mark.parametrize(
-    "method, at_once", [("adalink", 3), *(pytest.param(*case, marks=pytest.mark.slow) for case in SLOW)]
+    "method, at_once, dtype",
+    [("adalink", 3, "float32"), *(pytest.param(*case, marks=pytest.mark.slow) for case in SLOW)],
 )
-def test_each_member_is_trained_as_it_would_be_alone(method, at_once):
+def test_each_member_is_trained_as_it_would_be_alone(method, at_once, dtype):
     backbone = tiny_pali(dropout_rate=0.1)
     batches = [random_batch(backbone, 4, 6, 5, seed) for seed in range(5)]
     modules = [METHODS[method](size) for size in SIZES]
     fresh = [init(AdaptedModel(backbone, module), batches[0], seed) for module, seed in zip(modules, SEEDS)]
-    frozen = {"backbone": fresh[0]["backbone"]}
+    frozen = paths.unflatten(Storage(dtype).of(paths.flatten({"backbone": fresh[0]["backbone"]})))
     optimizer = lambda rate: optimizers.adamw(
         optimizers.warmup_cosine(rate, STEPS, 10), weight_decay=0.01, clip_norm=1.0
     )

@@ -384,3 +384,16 @@ def test_a_search_finds_settings_that_fit(capsys):
     assert last["fits"] and not any(each["fits"] for each in others)
     assert last["hbm_bytes"] <= last["hbm_limit_bytes"] < plan["hbm_bytes"]
     assert {"REMAT", "MICROBATCHES"} & last["settings"].keys()
+
+
+@pytest.mark.slow
+def test_a_search_proposes_fewer_bits_after_all_that_keeps_the_numbers(capsys):
+    """T5 XXL on one v5e chip: its arguments alone exceed the memory in bfloat16, so those candidates are not compiled."""
+    flags = ["--gin_file=gin/models/t5_1_1_xxl.gin", "--gin_file=gin/adapters/adalink.gin", "--gin.BATCH_SIZE=1"]
+    assert main(["plan", *flags, "--topology", "v5e:1x1", "--search", "--json", "--quick"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    dtypes = [each["settings"].get("FROZEN_DTYPE") for each in plan["search"]]
+    assert dtypes[0] == "'bfloat16'" and dtypes.index("'int8'") == len(dtypes) - dtypes[::-1].index("'bfloat16'")
+    best = next(each for each in plan["search"] if each["fits"])
+    assert best["settings"]["FROZEN_DTYPE"] == "'int8'" and best["topology"] == "v5e:1x1"
+    assert 11.0e9 < best["frozen_bytes"] < 11.6e9 < 22e9 < plan["search"][0]["frozen_bytes"]

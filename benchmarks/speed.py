@@ -1,10 +1,10 @@
 """Speed, side by side with PyTorch, PEFT, transformers and t5x; its growth with rank, length, bank, depth and chips; and one GPU.
 
-    python -m benchmarks.speed [--parts table startup rank length bank depth chips gpu] [--out runs/speed] [--page docs/results/speed.md]
+    python -m benchmarks.speed [--parts table quantised startup rank length bank depth chips gpu] [--out runs/speed] [--page docs/results/speed.md]
 
 `table`: T5 1.1 small (77 M) in float32. All contenders of a row have the same weights and take turns, each in a process of its own; a matrix
 product of the same process count takes turns too, and gives the limit of the row. `startup`: seconds by phase of `adalink` itself, on a warm compilation cache. The curves take a point after the other, in CPU seconds,
-which other work on the machine hardly changes. `gpu` needs one, ten
+which other work on the machine hardly changes. `quantised`: our step and decoding with the frozen base in each dtype. `gpu` needs one, ten
 minutes. Every row and point has a file in --out: a rerun resumes, and one that is deleted is measured anew. --page rewrites what stands between
 the page's marks, from the files. A part that was not measured stays as it is on the page.
 """
@@ -20,11 +20,11 @@ from typing import Any
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from benchmarks.speed_parts import page
-from benchmarks.speed_parts.work import MATMUL, ROWS, SMALL, TINY, Model, Work
+from benchmarks.speed_parts.work import MATMUL, QUANTISED, ROWS, SMALL, TINY, Model, Work
 from benchmarks.speed_parts.worker import Contender
 
 CURVES = ("rank", "length", "bank", "depth", "chips")
-PARTS = ("table", "startup", *CURVES, "gpu")
+PARTS = ("table", "quantised", "startup", *CURVES, "gpu")
 POINT_RUNS = 3
 
 
@@ -55,6 +55,9 @@ class Run:
             for work in ROWS:
                 if work.name in self.rows:
                     yield work.name, lambda work=work: self.row(work.shrunk() if self.tiny else work)
+        elif part == "quantised":
+            for work in QUANTISED:
+                yield work.name, lambda work=work: self.row(work.shrunk() if self.tiny else work)
         elif part == "startup":
             from benchmarks.speed_parts import startup
 

@@ -67,9 +67,10 @@ def test_what_fails_in_a_process_is_raised_here():
 def test_tiny_sizes_run_and_resume(tmp_path):
     pytest.importorskip("peft")
     command = [sys.executable, "-m", "benchmarks.speed", "--tiny", "--turns", "1", "--out", str(tmp_path)]
-    command += ["--parts", "table", "rank", "bank", "gpu", "--rows", "step-128", "greedy-1"]
+    command += ["--parts", "table", "quantised", "rank", "bank", "gpu", "--rows", "step-128", "greedy-1"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
+    assert "stored as" in done.stdout and "| nf4 |" in done.stdout
     assert "the same tokens" in done.stdout and "adapters in the bank" in done.stdout
     files = {file: file.stat().st_mtime for file in tmp_path.rglob("*.json")}
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)

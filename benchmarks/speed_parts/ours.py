@@ -49,23 +49,37 @@ def _timed_step(adapted: AdaptedModel, trainable: dict, frozen: dict, batch: dic
     placed = parallel.put_batch(batch, mesh)
     flops = count_flops(train_step, state, frozen, placed)
     compiled = jax.jit(train_step, donate_argnums=0).lower(state, frozen, placed).compile()
-    memory, holder = compiled.memory_analysis(), [state]
+    holder = [state]
 
     def run() -> float:
         holder[0], metrics = compiled(holder[0], frozen, placed)
         return float(metrics["loss"])
 
-    return run, {"flops": flops, "temporaries": memory.temp_size_in_bytes if memory else None}
+    return run, {"flops": flops} | _memory(compiled)
 
 
-def step(work: Work, model: Model, base: str, name: str) -> Program:
-    """The row's training step by `name`: adalink, lora or full."""
+def _memory(program: jax.stages.Compiled) -> dict[str, Any]:
+    """Bytes of a program's temporaries and arguments."""
+    memory = program.memory_analysis()
+    return {"temporaries": memory and memory.temp_size_in_bytes, "arguments": memory and memory.argument_size_in_bytes}
+
+
+def step(work: Work, model: Model, base: str, name: str, dtype: str | None) -> Program:
+    """The row's training step by `name`: adalink, lora or full.
+
+    Args:
+      work, model, base: what is measured, and the folder of the weights.
+      name: the method.
+      dtype: FROZEN_DTYPE, with scanned layers; None for float32 and unrolled ones.
+    """
     adapter = {"adalink": AdaLinkAdapter(rank=model.rank), "lora": LoRA(rank=model.lora_rank), "full": None}[name]
-    adapted, trainable = AdaptedModel(backbone(model), adapter), (".*",) if adapter is None else ("adapter/.*",)
+    base_model = backbone(model, scan_layers=dtype is not None)
+    adapted, trainable = AdaptedModel(base_model, adapter), (".*",) if adapter is None else ("adapter/.*",)
     batch = random_batch(model.vocab_size, work.batch, work.inputs, work.targets)
     mesh, rules = parallel.make_mesh(), parallel.logical_axis_rules()
     with parallel.use_mesh(mesh, rules):
-        params = load_parameters(Setup(adapted, trainable, initial_checkpoint_path=base), mesh, rules)
+        setup = Setup(adapted, trainable, initial_checkpoint_path=base, frozen_dtype=dtype or "float32")
+        params = load_parameters(setup, mesh, rules)
         return _timed_step(adapted, params.trainable, params.frozen, batch, mesh)
 
 
@@ -89,14 +103,15 @@ def random_step(adapted: AdaptedModel, batch: dict, dtype: str = "float32") -> P
         return _timed_step(adapted, trainable, frozen, batch, mesh)
 
 
-def decode(work: Work, model: Model, base: str) -> Program:
-    """The row's decoding. Its limit counts the FLOPs of one forward pass over inputs and outputs: 2 a parameter and token."""
-    adapted = AdaptedModel(backbone(model))
+def decode(work: Work, model: Model, base: str, dtype: str | None) -> Program:
+    """The row's decoding, with the arguments of `step`. Its limit counts the FLOPs of one forward pass over inputs and outputs: 2 a parameter and token."""
+    adapted = AdaptedModel(backbone(model, scan_layers=dtype is not None))
     decoding = Sampling(min_length=work.targets - 1) if work.beams == 1 else BeamSearch(work.beams)
     batch = random_batch(model.vocab_size, work.batch, work.inputs, work.targets)
     mesh, rules = parallel.make_mesh(), parallel.logical_axis_rules()
     with parallel.use_mesh(mesh, rules):
-        params = load_parameters(Setup(adapted, initial_checkpoint_path=base), mesh, rules).tree()
+        setup = Setup(adapted, initial_checkpoint_path=base, frozen_dtype=dtype or "float32")
+        params = load_parameters(setup, mesh, rules).tree()
         rows = {name: np.repeat(x, work.beams, axis=0) for name, x in batch.items()}
         flops = count_flops(lambda params, batch: adapted.apply({"params": params}, batch), params, rows)
         inputs = parallel.put_batch({"encoder_input_tokens": batch["encoder_input_tokens"]}, mesh)
@@ -104,9 +119,7 @@ def decode(work: Work, model: Model, base: str) -> Program:
             adapted.apply({"params": params}, batch, work.targets, decoding, method="generate").ids
         )
         compiled = jax.jit(generate).lower(params, inputs).compile()
-    memory = compiled.memory_analysis()
-    facts = {"flops": flops, "temporaries": memory.temp_size_in_bytes if memory else None}
-    return lambda: np.asarray(compiled(params, inputs))[0, 0].tolist(), facts
+    return lambda: np.asarray(compiled(params, inputs))[0, 0].tolist(), {"flops": flops} | _memory(compiled)
 
 
 def matmul(model: Model) -> Program:
@@ -121,5 +134,6 @@ def prepare(contender: str, work: Work, model: Model, base: str) -> Program:
     """The program of one of this package's contenders."""
     if contender == "matmul":
         return matmul(model)
-    name = contender.removeprefix("ours ")
-    return decode(work, model, base) if name == "decoding" else step(work, model, base, name)
+    _, name, *dtypes = contender.split()
+    dtype = dtypes[0] if dtypes else None
+    return decode(work, model, base, dtype) if name == "decoding" else step(work, model, base, name, dtype)

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from benchmarks.speed_parts import gpu, growth
-from benchmarks.speed_parts.work import MATMUL, ROWS
+from benchmarks.speed_parts.work import DTYPES, MATMUL, QUANTISED, ROWS
 
 Cell = dict[str, Any]
 
@@ -153,6 +153,26 @@ def _spread(measured: list[tuple[Any, Cell]]) -> list[str]:
     return [_table(["work", "ours / theirs in single turns", "first results, theirs and ours"], rows)] if rows else []
 
 
+def quantised(cells: dict[str, Cell]) -> str:
+    """Our step and decoding with the frozen base in each dtype."""
+    measured = [(work, cells[work.name]) for work in QUANTISED if work.name in cells]
+    rows = []
+    for work, cell in measured:
+        median = [statistics.median(cell["seconds"][name]) for name in work.contenders]
+        size = lambda name, key, cell=cell: f"{cell['facts'][name][key] / 1e6:,.0f}"
+        for name, dtype, seconds in zip(work.contenders, DTYPES, median):
+            title = work.title if dtype == DTYPES[0] else ""
+            ratio = f"{seconds / median[0]:.2f}"
+            rows.append([title, dtype, _seconds(seconds), ratio, size(name, "arguments"), size(name, "temporaries")])
+    heads = ["work", "stored as", "seconds", "ratio to float32", "arguments, MB", "temporaries, MB"]
+    environment = _environment([cell for _, cell in measured]) if measured else ""
+    return (
+        f"{_table(heads, rows, 2)}\n\nMedians of turns; scanned layers, float32 activations. {environment}"
+        if rows
+        else ""
+    )
+
+
 def curves(cells: dict[str, Cell]) -> str:
     """A sentence per curve."""
     lines = []
@@ -263,6 +283,7 @@ def startup(cells: dict[str, Cell]) -> str:
 
 SECTIONS: dict[str, Callable[[dict[str, Cell]], str]] = {
     "table": table,
+    "quantised": quantised,
     "startup": startup,
     "curves": curves,
     "gpu": gpu_table,

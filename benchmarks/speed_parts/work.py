@@ -69,3 +69,10 @@ ROWS = (
     Work("greedy-1", "greedy, batch 1, 64 in, 32 out", "decode", 1, 64, 32, DECODING),
     Work("beams-4", "4 beams, batch 8, 64 in, 32 out", "decode", 8, 64, 32, DECODING, beams=4),
 )  # fmt: skip
+
+# The same with a frozen base in each dtype, and scanned layers: `ours adalink DTYPE`, `ours decoding DTYPE`.
+DTYPES = ("float32", "bfloat16", "int8", "fp8", "int4", "nf4")
+QUANTISED = tuple(
+    dataclasses.replace(work, name=f"dtypes-{work.name}", contenders=tuple(f"{who} {dtype}" for dtype in DTYPES))
+    for work, who in ((ROWS[0], "ours adalink"), (ROWS[2], "ours decoding"), (ROWS[3], "ours decoding"))
+)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from adalink_jax.cli.arguments import option, plain_parser, register, table, table_console
 from adalink_jax.errors import UserError
-from adalink_jax.models.quantised import CODE_DTYPES
+from adalink_jax.files.base_formats import QUANTISED
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -30,8 +30,8 @@ def quantise_check(argv: list[str]) -> int:
         option("--images", metavar="PATH", help="where the images are: a folder, .zip or .tar"),
         option("--model", metavar="FILE", help="the base's file of gin/models, if none or several fit; or your own"),
         option("--vocabulary", metavar="PATH", help="the base's vocabulary, if it has none"),
-        option("--dtypes", nargs="+", choices=tuple(CODE_DTYPES), default=tuple(CODE_DTYPES), metavar="DTYPE",
-               help=f"of {', '.join(CODE_DTYPES)}; by default all"),
+        option("--dtypes", nargs="+", choices=tuple(QUANTISED), default=tuple(QUANTISED), metavar="DTYPE",
+               help=f"of {', '.join(QUANTISED)}; by default all"),
         option("--block", type=int, metavar="N", help="how many inputs of a kernel share a scale, as QUANTISED_BLOCK"),
         option("--exact", nargs="*", metavar="RULE", help="what is not quantised, as QUANTISED_EXACT; by default token_embedder"),
         option("--rows", type=int, default=ROWS, metavar="N", help=f"the first N rows of INPUT (default {ROWS})"),

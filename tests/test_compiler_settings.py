@@ -135,6 +135,7 @@ def test_the_platforms_of_jax_decide_which_variables_are_set(monkeypatch):
     assert environment == once == {"LIBTPU_INIT_ARGS": "--xla_jf_spmd_threshold_for_windowed_einsum_mib=1000000"}
 
 
+@pytest.mark.slow
 def test_a_search_plans_with_all_sets_and_names_the_fastest(capsys):
     assert main(["plan", *SHARDED, "--topology", "v5e:2x2", "--quick", "--search"]) == 0
     shown = " ".join(capsys.readouterr().out.split())

@@ -158,7 +158,8 @@ def test_several_processes_give_the_run_of_one(place, alone, count, devices, mor
     assert ["best step" in text for text in outputs] == [True] + [False] * (count - 1)  # one of them prints
 
 
-@pytest.mark.parametrize("counts", [(2, 1), pytest.param((4, 2, 1), marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("counts", [(2, 1), (4, 2, 1)])
 def test_a_stopped_job_resumes_with_fewer_processes_and_the_same_data(place, alone, counts, monkeypatch, capsys):
     model_dir, saved = place / f"stopped_{counts}", [0]
     for count in counts[:-1]:

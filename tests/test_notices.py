@@ -80,6 +80,7 @@ def test_a_compiling_run_ends_immediately(tmp_path):
     assert not (tmp_path / "run" / "before.json").exists()
 
 
+@pytest.mark.slow
 def test_the_other_processes_of_a_job_end_too(tmp_path):
     """One is stopped before it has met the other, to which JAX reports the loss."""
     with socket.socket() as free:

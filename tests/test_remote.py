@@ -61,6 +61,7 @@ def flags(model_dir, **macros):
     return [f"--gin.MODEL_DIR='{model_dir}'", *(f"--gin.{k}={v!r}" for k, v in (SETTINGS | macros).items())]
 
 
+@pytest.mark.slow
 def test_a_run_in_a_bucket_is_a_run_in_a_folder(bucket, tmp_path, capsys):
     assert main(["quickstart", *flags("gs://bucket/run")]) == 0
     assert main(["quickstart", *flags(tmp_path / "run")]) == 0
@@ -104,7 +105,7 @@ def test_a_run_in_a_bucket_goes_on(bucket, capsys):
 
 @pytest.mark.parametrize("kilobytes, words", [
     pytest.param(2, "could not be written (File too large); make room there", marks=pytest.mark.slow),
-    (60, "File too large"),
+    pytest.param(60, "File too large", marks=pytest.mark.slow),
 ])  # fmt: skip
 def test_a_full_disk_is_one_sentence_and_nothing_is_lost(tmp_path, kilobytes, words):
     """A limit on the size of files stands for a full disk: the first meets a file of the run, the second a checkpoint."""

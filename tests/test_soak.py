@@ -20,6 +20,7 @@ def soak(folder, *options):
     return done.stdout, [kill for episode in episodes for kill in episode["kills"]]
 
 
+@pytest.mark.slow
 def test_a_conversion_that_is_killed_starts_clean(tmp_path):
     said, kills = soak(tmp_path, "--commands", "convert", "--kills", "1")
     assert "| convert | 1 |" in said and kills[0]["found"] == 0

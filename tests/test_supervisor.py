@@ -55,6 +55,7 @@ def test_a_notice_is_forwarded(tmp_path):
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
+@pytest.mark.slow
 def test_a_job_of_two_processes_trains(tmp_path, monkeypatch, capfd):
     pytest.importorskip("seqio")
     from test_hosts import TASK, flags

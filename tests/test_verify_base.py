@@ -169,6 +169,7 @@ def test_another_epsilon_is_refused(folders, tmp_path):
         verified(path)
 
 
+@pytest.mark.slow
 def test_the_page_has_every_difference_and_the_exports(folders, tmp_path, capsys):
     page = tmp_path / "report.html"
     assert main(["verify-base", str(folders("ByT5")), "--report", str(page)]) == 0

@@ -11,7 +11,7 @@ CPU = ("cpu:8,1", "cpu:8,2", "cpu:8,1,fsdp", "cpu:8,2,fsdp,scanned")
 TPU = ("v5e:2x4,1", "v5e:2x4,2,scanned", "v5e:2x4,1,fsdp", "v5e:2x4,2,fsdp")
 
 
-@pytest.mark.parametrize("cases", [CPU, TPU], ids=["cpu", "tpu"])
+@pytest.mark.parametrize("cases", [pytest.param(CPU, id="cpu"), pytest.param(TPU, id="tpu", marks=pytest.mark.slow)])
 def test_only_the_adapter_s_gradient_crosses_devices_once_a_step_in_float32(cases):
     """Activations are bfloat16, the frozen leaves float32; see contract_program.py for what is asked of each case."""
     env = with_devices(8)

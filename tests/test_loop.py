@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import loop_program
+import pytest
 from helpers import with_devices
 
 
@@ -12,6 +13,7 @@ def test_a_step_that_transfers_data_implicitly_fails_on_one_device(tmp_path, cap
     assert capsys.readouterr().out.splitlines() == ["run: refused", "pack: refused"]
 
 
+@pytest.mark.slow
 def test_a_step_that_transfers_data_implicitly_fails_on_a_mesh(tmp_path):
     env = with_devices(8)
     done = subprocess.run(

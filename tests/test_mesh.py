@@ -122,7 +122,7 @@ def assert_trains_as_on_one_device(method, steps, *cases):
     pytest.param("adalink@T5Gemma", 20, ("2x4,fsdp,scanned",), marks=pytest.mark.slow),
     ("adalink@T5Gemma2", 10, ("2x4,fsdp,scanned",)),
     pytest.param("full@T5Gemma2", 5, ("4x2,fsdp,blockwise",), marks=pytest.mark.slow),
-    ("adalink@PaliGemma", 10, ("2x4,fsdp,scanned",)),
+    pytest.param("adalink@PaliGemma", 10, ("2x4,fsdp,scanned",), marks=pytest.mark.slow),
     pytest.param("adalink@Pix2Struct", 20, ("2x4,fsdp,scanned", "4x2,blockwise"), marks=pytest.mark.slow),
     pytest.param("lora@PaliGemma", 20, ("1x8", "4x2,fsdp,blockwise"), marks=pytest.mark.slow),
     pytest.param("lora@T5Gemma", 20, ("1x8", "4x2,fsdp,blockwise"), marks=pytest.mark.slow),

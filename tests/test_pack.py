@@ -21,7 +21,7 @@ METHODS = {
     "lora": lambda size: LoRA(rank=size),
     "norm_tuning": lambda size: NormTuning(),
 }
-SIZES, SEEDS, RATES, STEPS = (1, 3, 3), (0, 1, 2), (1e-3, 1e-3, 5e-4), 100
+SIZES, SEEDS, RATES, STEPS = (1, 3, 3), (0, 1, 2), (1e-3, 1e-3, 5e-4), 50
 
 
 SLOW = [(method, n, "float32") for method, n in (("adept", 1), ("lora", 1), ("lora", 3), ("norm_tuning", 2))]

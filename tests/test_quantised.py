@@ -99,12 +99,12 @@ def test_errors_are_those_of_the_format_and_quantising_again_changes_nothing(kin
     "family, kind, exact, scan_layers",
     [
         ("T5", "int8", ("token_embedder",), True),
-        ("T5", "int4", (), False),
+        pytest.param(*("T5", "int4", (), False), marks=pytest.mark.slow),
         ("PaLI", "fp8", ("token_embedder",), False),
-        ("T5Gemma", "nf4", (), True),
+        pytest.param(*("T5Gemma", "nf4", (), True), marks=pytest.mark.slow),
         ("PaliGemma", "int8", (), False),
         ("T5Gemma2", "int4", ("token_embedder",), True),
-        ("Pix2Struct", "nf4", ("token_embedder",), False),
+        pytest.param(*("Pix2Struct", "nf4", ("token_embedder",), False), marks=pytest.mark.slow),
     ],
 )
 def test_outputs_and_gradients_are_those_of_the_dequantised_model(family, kind, exact, scan_layers):

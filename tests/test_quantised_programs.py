@@ -80,7 +80,7 @@ def test_fsdp_gathers_codes(dtype):
         assert kinds == {XLA_NAMES[dtype]}
 
 
-@pytest.mark.parametrize("dtype", CODE_DTYPES)
+@pytest.mark.parametrize("dtype", ["int8", "int4", *(pytest.param(x, marks=pytest.mark.slow) for x in ("fp8", "nf4"))])
 def test_arguments_have_the_bits_that_the_dtype_names(dtype):
     """In the program, not by `.nbytes`, which counts a byte for each value of four bits."""
     (step, frozen), (plain, plain_frozen) = (programs("cpu:1", x, ["step"], quick=True) for x in (dtype, "bfloat16"))

@@ -136,7 +136,8 @@ def test_an_adapter_of_peft_gives_its_logits(base, tmp_path, kind):
 OTHERS = {"attn_logit_softcapping": 3.0, "query_pre_attn_scalar": 9}
 
 
-@pytest.mark.parametrize("changes", [{"sliding_window": 9}, pytest.param(OTHERS, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("changes", [{"sliding_window": 9}, OTHERS])
 def test_verify_base_agrees_and_finds_one_changed_setting(tmp_path, capsys, changes):
     folder, other = tmp_path / "base", tmp_path / "other"
     make_t5gemma("grouped", vocab_size=300).save_pretrained(folder)

@@ -15,7 +15,7 @@ from adalink_jax.errors import UserError
 from adalink_jax.models import paths
 from adalink_jax.models.quantised import CODE_DTYPES, Quantised, Storage, dequantised, quantise
 from adalink_jax.planning.saved import saved_arrays
-from adalink_jax.training import partition
+from adalink_jax.training import parameter_tables, partition
 from adalink_jax.training.step import make_loss
 
 KINDS = tuple(CODE_DTYPES)
@@ -167,6 +167,11 @@ def test_lora_on_quantised_kernels_trains_and_merges():
     assert float(jnp.std(without - before)) > 1e-3 * float(jnp.std(before))
     changed = [name for name, leaf in paths.flatten(merged).items() if isinstance(leaf, Quantised)]
     assert changed and not [name for name in changed if name.endswith(("query/kernel", "value/kernel"))]
+
+
+def test_scales_are_not_counted_as_parameters():
+    exact, leaves = (case("T5", storage)[1] for storage in (Storage(), Storage("int4", block=16)))
+    assert parameter_tables.count(leaves) == parameter_tables.count(exact) == sum(x.size for x in exact.values())
 
 
 def names_quantised(exact, **settings):

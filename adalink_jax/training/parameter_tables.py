@@ -12,12 +12,13 @@ from jax.sharding import NamedSharding
 from rich.table import Column, Table
 
 from adalink_jax.models import paths
+from adalink_jax.models.quantised import Quantised
 from adalink_jax.training.partition import Leaves, Shapes
 
 
 def count(tree: Any) -> int:
-    """Number of parameters of a (possibly abstract) tree."""
-    return sum(leaf.size for leaf in jax.tree.leaves(tree))
+    """Number of parameters of a (possibly abstract) tree; scales are no parameters."""
+    return sum(leaf.size for leaf in jax.tree.leaves(tree, is_leaf=lambda node: isinstance(node, Quantised)))
 
 
 def leaves(trainable: Leaves | Shapes, frozen: Leaves | Shapes) -> list[dict]:

@@ -1,7 +1,7 @@
 """Layers shared by all families: dense, embedding, norms, MLP, attention.
 
 Every parameter is declared as float32, with logical axis names (`parallel/sharding.py`); what is stored in its place may be
-bfloat16 or `Quantised`, which only `Dense` and `Embed` read. Arithmetic is in each module's `dtype`,
+bfloat16 or `Quantised`, which `product` and `rows` read. Arithmetic is in each module's `dtype`,
 except for norm statistics, attention scores and the softmax, which are float32.
 
 Letters: B batch, L or S sequence length, Q queries, D model width, H heads, K head width, F MLP width, V vocabulary.

@@ -7,7 +7,8 @@ each output, int4 and nf4 blocks of 64. The extreme is the largest magnitude, an
 or 1 (nf4). int4 uses all of its 16 codes as llama.cpp's Q4_0 does: the extreme is the value of largest magnitude with its sign, its code is
 -8, and the scale may be negative. nf4's 16 values are those of Dettmers et al., 2023 (QLoRA, arXiv:2305.14314, appendix E).
 
-Invariant: `quantise(dequantised(x))` is `x`, to the bit: a bfloat16 scale times a code is exact in float32.
+Invariant: `quantise(dequantised(x))` is `x`, to the bit: a bfloat16 scale times a whole code is exact in
+float32, and nf4 finds its nearest value again.
 """
 
 import dataclasses

@@ -97,7 +97,14 @@ setup(
         "mlflow": ["mlflow-skinny>=3.10,<4", "SQLAlchemy>=2,<3", "alembic>=1.13"],
         "trackio": ["trackio>=0.43,<0.44"],
         # The references of the parity tests. On Linux, pip takes a build of torch with CUDA: some gigabytes.
-        "parity": ["torch==2.13.0", TRANSFORMERS, "peft>=0.21,<0.22", "accelerate>=1.10"],
+        "parity": [
+            "torch==2.13.0",
+            TRANSFORMERS,
+            "peft>=0.21,<0.22",
+            "accelerate>=1.10",
+            "qwix>=0.1.8,<0.2",
+            "gguf>=0.19,<0.20",
+        ],
         # The documentation site; pinned, as a new theme changes the pages.
         "docs": ["sphinx==9.0.4", "myst-nb==1.4.0", "sphinx-book-theme==1.4.0"],
         # What checks, tests and builds the package.

@@ -177,9 +177,10 @@ def test_a_setting_that_no_reference_leads_to_is_refused_before_anything_is_read
 
 
 def test_a_method_that_fails_is_status_1(capsys, monkeypatch):
-    from adalink_jax.contract import behaviours
+    from adalink_jax.contract import behaviours, tiny
 
     monkeypatch.setattr(behaviours, "BEHAVIOURS", behaviours.BEHAVIOURS[:2])
+    monkeypatch.setattr(tiny, "BACKBONES", {name: tiny.BACKBONES[name] for name in ("T5", "PaLI")})
     assert main(["check-method", "broken_methods.HasNoEffect"]) == 1
     out = capsys.readouterr().out
     assert re.search(r"changes the outputs +T5 +fail +its parameters have no effect on the logits", out)

@@ -181,6 +181,7 @@ def test_verify_base_distinguishes_equal_and_other_numbers(byt5, tmp_path, capsy
     assert "does NOT give the numbers" in message
 
 
+@pytest.mark.slow
 def test_outputs_with_other_ids_and_equal_text_are_not_the_same(byt5, monkeypatch):
     rows = verify_base(open_source(byt5), str(byt5), ByteVocabulary()).rows
     assert all(row.same for row in rows) and len({row.difference for row in rows}) > 10

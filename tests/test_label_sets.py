@@ -138,6 +138,7 @@ def test_splitting_text_is_the_inverse_of_writing_it():
     assert sets.text([" a ", "", "a"]) == "a" and sets.split("b|a |b||") == ["a", "b"] and sets.split("none") == []
 
 
+@pytest.mark.slow
 def test_a_run_learns_sets_and_predicts_lists(tmp_path, monkeypatch, capsys):
     """From `init` to `infer`: JSON lines have lists, a CSV their text; choices are whole sets."""
     monkeypatch.chdir(tmp_path)

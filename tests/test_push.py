@@ -205,6 +205,7 @@ def test_a_missing_library_is_one_sentence_before_anything_is_written(tmp_path, 
     assert not (tmp_path / "card").exists()
 
 
+@pytest.mark.slow
 def test_the_card_of_texts_on_a_model_that_also_takes_pictures_is_of_texts(run, tmp_path):
     """Version 0.1.0 drew the blank pictures of such a run."""
     copy = tmp_path / "texts"

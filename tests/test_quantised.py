@@ -100,7 +100,7 @@ def test_errors_are_those_of_the_format_and_quantising_again_changes_nothing(kin
     [
         ("T5", "int8", ("token_embedder",), True),
         pytest.param(*("T5", "int4", (), False), marks=pytest.mark.slow),
-        ("PaLI", "fp8", ("token_embedder",), False),
+        pytest.param(*("PaLI", "fp8", ("token_embedder",), False), marks=pytest.mark.slow),
         pytest.param(*("T5Gemma", "nf4", (), True), marks=pytest.mark.slow),
         ("PaliGemma", "int8", (), False),
         ("T5Gemma2", "int4", ("token_embedder",), True),

@@ -165,6 +165,7 @@ def test_a_kernel_that_is_trained_on_a_quantised_base_stays_exact(tmp_path):
     assert opened.base is not None and opened.base.fingerprint == saved.fingerprint
 
 
+@pytest.mark.slow
 def test_a_vision_cache_belongs_to_one_quantised_tower(trained, tmp_path, capsys):
     cache = str(tmp_path / "cache")
     assert train(tmp_path / "first", VISION_CACHE=cache, FROZEN_DTYPE="int4", QUANTISED_BLOCK=16) == 0

@@ -23,7 +23,7 @@ LAYER = 8 * 512 * 512 + 3 * 512 * 2048
 XLA_NAMES = {"int8": "s8", "fp8": "f8e4m3fn", "int4": "s4", "nf4": "u4"}
 
 
-def programs(topology, dtype, which=("step", "decoding"), fsdp=False, quick=False, **settings):
+def programs(topology, dtype, which=("step", "decoding"), fsdp=False, quick=False, matmul=None, **settings):
     """The compiled step and decoding of a T5 on `topology`, in bfloat16, and the frozen leaves."""
     depth = {"num_encoder_layers": DEPTH, "num_decoder_layers": DEPTH}
     backbone = T5(T5Config(**{**SIZES, **depth, "dtype": "bfloat16", "scan_layers": True, **settings}))
@@ -35,7 +35,7 @@ def programs(topology, dtype, which=("step", "decoding"), fsdp=False, quick=Fals
     level = jax.config.jax_optimization_level
     jax.config.update("jax_optimization_level", "O0" if quick else level)
     with parallel.use_mesh(mesh, rules):
-        storage = Storage(dtype, activations="bfloat16")
+        storage = Storage(dtype, activations="bfloat16", matmul=matmul)
         state, frozen = abstract.abstract_state(model, ("adapter/.*",), storage, optimizer, mesh, rules)
         place = parallel.batch_sharding(mesh)
         shapes = backbone.abstract_batch(ROWS, INPUTS, TARGETS)
@@ -69,10 +69,19 @@ def no_cache():
     jax.config.update("jax_enable_compilation_cache", before)
 
 
-@pytest.mark.parametrize("dtype", ["int8", *(pytest.param(x, marks=pytest.mark.slow) for x in ("fp8", "int4", "nf4"))])
-def test_fsdp_gathers_codes(dtype):
+@pytest.mark.parametrize(
+    "dtype, matmul",
+    [
+        ("int8", None),
+        *(
+            pytest.param(*x, marks=pytest.mark.slow)
+            for x in (("int8", "int8"), ("fp8", None), ("int4", None), ("nf4", None))
+        ),
+    ],
+)
+def test_fsdp_gathers_codes(dtype, matmul):
     depth = {"num_encoder_layers": 2, "num_decoder_layers": 2}
-    *compiled, frozen = programs("v5e:2x2", dtype, fsdp=True, quick=True, **depth)
+    *compiled, frozen = programs("v5e:2x2", dtype, fsdp=True, quick=True, matmul=matmul, **depth)
     for program in compiled:
         gathers = re.findall(r"= (\w+)\[([\d,]+)\]\S* all-gather\(", program.as_text())
         kernels = {dims for name, leaf in frozen.items() if name.endswith("kernel") for dims in [leaf.shape[-2:]]}
@@ -80,7 +89,7 @@ def test_fsdp_gathers_codes(dtype):
         assert kinds == {XLA_NAMES[dtype]}
 
 
-@pytest.mark.parametrize("dtype", ["int8", "int4", *(pytest.param(x, marks=pytest.mark.slow) for x in ("fp8", "nf4"))])
+@pytest.mark.parametrize("dtype", ["int4", *(pytest.param(x, marks=pytest.mark.slow) for x in ("int8", "fp8", "nf4"))])
 def test_arguments_have_the_bits_that_the_dtype_names(dtype):
     """In the program, not by `.nbytes`, which counts a byte for each value of four bits."""
     (step, frozen), (plain, plain_frozen) = (programs("cpu:1", x, ["step"], quick=True) for x in (dtype, "bfloat16"))

@@ -132,6 +132,7 @@ def test_a_pack_ends_when_no_member_improves(tmp_path):
     assert [(member["step"], member["steps"]) for member in summary["members"]] == [(0, 6), (0, 6)]
 
 
+@pytest.mark.slow
 def test_a_member_that_diverges_leaves_the_others_alone(tmp_path, capsys):
     more = {"LEARNING_RATES": (3e38, 0.003), "SEEDS": (0,), "WARMUP_STEPS": 0}
     assert pack(tmp_path / "p", **more) == 0

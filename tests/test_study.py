@@ -183,6 +183,7 @@ def arguments(folder, *more, model_dir="made", kept="kept"):
     ]
 
 
+@pytest.mark.slow
 def test_each_cell_keeps_its_result_and_runs_have_the_tuned_learning_rate(made):
     found = {(row["stage"], row.get("method")): row for row in read_results(str(made / "kept"))}
     assert len(found) == 5 and found[BASES, None]["parameters"] == 337_536
@@ -195,11 +196,13 @@ def test_each_cell_keeps_its_result_and_runs_have_the_tuned_learning_rate(made):
         assert run["base"]["fingerprint"] == found[RUNS, "AdaLink"]["base"]["fingerprint"]
 
 
+@pytest.mark.slow
 def test_a_kept_result_is_not_made_again_without_its_folder(made, capsys):
     assert main(arguments(made, "--run", model_dir="elsewhere")) == 0
     assert "to make" not in capsys.readouterr().out and not (made / "elsewhere").exists()
 
 
+@pytest.mark.slow
 def test_a_tuning_that_was_killed_before_its_choice_was_written_is_finished(made):
     cell = f"{TUNING}/nano.raw.reverse.adalink"
     files = made / "made" / cell / "tuned.gin", made / "kept" / f"{cell}.json"
@@ -210,6 +213,7 @@ def test_a_tuning_that_was_killed_before_its_choice_was_written_is_finished(made
     assert [file.read_text() for file in files] == texts
 
 
+@pytest.mark.slow
 def test_a_missing_result_needs_its_base(made, capsys, tmp_path):
     from adalink_jax import configuration
     from adalink_jax.experiments.scaling.configured_study import ConfiguredStudy, Selection
@@ -226,6 +230,7 @@ def test_a_missing_result_needs_its_base(made, capsys, tmp_path):
     assert "runs: 2" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_cells_of_different_environments_are_reported(made, tmp_path, capsys):
     shutil.copytree(made / "kept", tmp_path / "kept")
     shutil.copy(made / "study.gin", tmp_path)
@@ -247,6 +252,7 @@ def test_cells_of_different_environments_are_reported(made, tmp_path, capsys):
         ("'EVAL_PERIOD = 2'", "'EVAL_PERIOD = 1'"),
     ],
 )
+@pytest.mark.slow
 def test_results_of_another_description_or_base_are_refused(made, tmp_path, capsys, old, new):
     shutil.copytree(made / "kept", tmp_path / "kept")
     shutil.rmtree(tmp_path / "kept" / BASES)
@@ -256,6 +262,7 @@ def test_results_of_another_description_or_base_are_refused(made, tmp_path, caps
     assert not (tmp_path / "made").exists()
 
 
+@pytest.mark.slow
 def test_a_run_is_refused_if_its_base_was_replaced_by_one_with_other_settings(made, tmp_path, capsys):
     (tmp_path / "study.gin").write_text(STUDY.replace("'TRAIN_STEPS = 3'", "'TRAIN_STEPS = 2'"))
     command, *_, model_dir, kept, run = arguments(made, "--run", kept="none_kept")
@@ -268,6 +275,7 @@ def test_a_run_is_refused_if_its_base_was_replaced_by_one_with_other_settings(ma
         base.rename(made / "made" / BASES)
 
 
+@pytest.mark.slow
 def test_folders_may_be_moved_here_from_elsewhere(made, tmp_path, capsys):
     shutil.copytree(made / "made", tmp_path / "made")
     shutil.copy(made / "study.gin", tmp_path)
@@ -275,6 +283,7 @@ def test_folders_may_be_moved_here_from_elsewhere(made, tmp_path, capsys):
     assert "runs: 2" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_base_with_finished_runs_is_not_trained_again(made, tmp_path, capsys):
     shutil.copytree(made / "kept", tmp_path / "kept")
     (tmp_path / "kept" / RUNS / "nano.raw.reverse.full.json").unlink()
@@ -283,6 +292,7 @@ def test_a_base_with_finished_runs_is_not_trained_again(made, tmp_path, capsys):
     assert "1 runs from bases/nano.raw are finished" in capsys.readouterr().err and not (tmp_path / "made").exists()
 
 
+@pytest.mark.slow
 def test_a_setting_at_its_default_does_not_change_the_digest(made, tmp_path):
     shutil.copytree(made / "kept", tmp_path / "kept")
     (tmp_path / "study.gin").write_text(
@@ -291,12 +301,14 @@ def test_a_setting_at_its_default_does_not_change_the_digest(made, tmp_path):
     assert main(arguments(tmp_path)) == 0
 
 
+@pytest.mark.slow
 def test_results_are_kept_later_if_they_were_not_kept_at_first(made, tmp_path):
     assert main(arguments(made, "--run", kept="later")) == 0
     kept = lambda name: {path.relative_to(made / name): path.read_text() for path in (made / name).glob("*/*.json")}
     assert kept("later") == kept("kept") and len(kept("kept")) == 5
 
 
+@pytest.mark.slow
 def test_lost_tuning_is_made_again_and_blocks_nothing(made, tmp_path):
     from adalink_jax import configuration
     from adalink_jax.experiments.scaling.configured_study import ConfiguredStudy, Selection
@@ -310,6 +322,7 @@ def test_lost_tuning_is_made_again_and_blocks_nothing(made, tmp_path):
     assert [cell.name for cell in needed[TUNING]] == ["tuning/nano.raw.reverse.full"]
 
 
+@pytest.mark.slow
 def test_unknown_cells_and_sizes_are_reported(made, capsys):
     assert main(arguments(made, "--element", "runs/x")) == 2
     assert "The study has no runs/x" in capsys.readouterr().err
@@ -323,6 +336,7 @@ def test_unknown_cells_and_sizes_are_reported(made, capsys):
 # --- vocabularies ---
 
 
+@pytest.mark.slow
 def test_a_vocabulary_is_the_same_each_time_and_writes_every_character(tmp_path, capsys):
     from adalink_jax.data.vocabularies import load_vocabulary
 
@@ -351,6 +365,7 @@ def test_a_vocabulary_is_the_same_each_time_and_writes_every_character(tmp_path,
         (None, None, "There is no file"),
     ],
 )
+@pytest.mark.slow
 def test_text_that_cannot_make_a_vocabulary_is_reported(tmp_path, capsys, name, content, message):
     path = tmp_path / (name or "none.txt")
     if name:

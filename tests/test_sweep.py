@@ -294,6 +294,7 @@ def test_a_pack_does_not_hide_settings_from_elsewhere():
         expand(Sweep({"RANDOM_SEED": (0, 1), "DATA_SEED": (0, 1)}, pack=("RANDOM_SEED",)))
 
 
+@pytest.mark.slow
 def test_a_packed_sweep_is_made_by_packs_and_its_members_are_results(tmp_path, capsys):
     from adalink_jax.reports import results
 

@@ -227,6 +227,7 @@ def test_a_folder_without_a_fixed_chat_template_is_refused(tmp_path, template, m
         load_vocabulary(f"chat:{tmp_path}")
 
 
+@pytest.mark.slow
 def test_a_chat_template_travels_with_the_run_and_its_adapter(tmp_path, capsys):
     folder, data = tmp_path / "base", tmp_path / "reviews.csv"
     make_t5gemma("grouped", vocab_size=300).save_pretrained(folder)

@@ -35,7 +35,7 @@ def batch_of(inputs, targets):
             "decoder_loss_weights": (targets > 0).astype(np.float32)}  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", ["reference", "blockwise"])
+@pytest.mark.parametrize("kind", ["reference", pytest.param("blockwise", marks=pytest.mark.slow)])
 def test_logits_loss_likelihood_and_the_gradient_of_the_input_embeddings(pair, kind):
     theirs, _, params, folder = pair
     model, _ = ours(folder, attention=kind)

@@ -152,6 +152,7 @@ def test_added_tokens_that_are_not_reproduced_fail(folders, tmp_path):
     assert "tokens" in failures(verification)
 
 
+@pytest.mark.slow
 def test_another_resampling_fails(folders, tmp_path):
     path = changed(folders("Blip2"), tmp_path / "x", "preprocessor_config.json", resample=2)
     assert verified(path).agrees

@@ -67,6 +67,7 @@ def test_a_run_with_a_cache_ends_with_the_same_adapter(runs):
     assert any(np.abs(leaf).max() > 1e-3 for name, leaf in plain[0].items() if "up" in name)
 
 
+@pytest.mark.slow
 def test_the_cache_of_a_run_is_read_by_others(runs, capsys):
     folder, plain, _ = runs
     before = {path.name: path.stat().st_mtime_ns for path in (folder / "vision").iterdir()}

@@ -46,9 +46,10 @@ def rows(table: Any, ids: Int[Array | np.ndarray, "..."], dtype: str) -> Float[A
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _product(x: Array, weights: Quantised, axes: Axes) -> Array:
+    weights = _whole(weights, axes)
     if weights.matmul == "int8":
         return _int8_product(x, weights)
-    return _contract(x, _values(weights, axes, x.dtype), weights.axis)
+    return _contract(x, dequantised(weights, x.dtype), weights.axis)
 
 
 def _forward(x: Array, weights: Quantised, axes: Axes) -> tuple[Array, Quantised]:
@@ -58,7 +59,7 @@ def _forward(x: Array, weights: Quantised, axes: Axes) -> tuple[Array, Quantised
 def _backward(axes: Axes, weights: Quantised, cotangent: Array) -> tuple[Array, None]:
     """The gradient of `x` by the dequantised weights, whichever way the product itself was computed."""
     other = -1 if weights.axis == -2 else -2
-    return _contract(cotangent, _values(weights, axes, cotangent.dtype), other), None
+    return _contract(cotangent, dequantised(_whole(weights, axes), cotangent.dtype), other), None
 
 
 _product.defvjp(_forward, _backward)
@@ -78,9 +79,9 @@ def gathered(leaf: Any, axes: Sequence[str | None]) -> Any:
     return dataclasses.replace(leaf, codes=codes, scales=scales)
 
 
-def _values(weights: Quantised, axes: Axes, dtype: Any) -> Array:
-    """The dequantised matrix. Under FSDP the codes are gathered, and not the values."""
-    return dequantised(gathered(weights, axes) if parallel.splits_parameters() else weights, dtype)
+def _whole(weights: Quantised, axes: Axes) -> Quantised:
+    """The matrix as products take it: under FSDP its codes are gathered, and not its values."""
+    return gathered(weights, axes) if parallel.splits_parameters() else weights
 
 
 def _int8_product(x: Array, weights: Quantised) -> Array:

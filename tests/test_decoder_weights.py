@@ -67,7 +67,7 @@ def test_outputs_are_equal_and_no_weight_is_gathered_for_a_token():
 
 @pytest.mark.parametrize("kind, name", [
     ("TPU v4", "v4"), ("TPU v5 lite", "v5e"), ("TPU v5", "v5p"), ("TPU v6 lite", "v6e"), ("NVIDIA A100-SXM4-80GB", "a100"),
-    ("NVIDIA H100 80GB HBM3", "h100"), ("NVIDIA H200", "h200"), ("NVIDIA B200", "b200"),
+    ("NVIDIA H100 80GB HBM3", "h100"), ("NVIDIA H200", "h200"), ("NVIDIA B200", "b200"), ("TPU7x", "tpu7x"), ("NVIDIA GB200", "gb200"),
 ])  # fmt: skip
 def test_a_device_s_kind_names_its_chip(kind, name):
     assert accelerator_of(kind) is ACCELERATORS[name]

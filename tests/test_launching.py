@@ -125,8 +125,8 @@ def test_kubernetes_does_not_expand_what_looks_like_its_variables(place):
 
 
 @pytest.mark.parametrize("text, hosts", [
-    ("v5e:1x1", 1), ("v5e:2x4", 1), ("v5e:4x4", 4), ("v6e:2x4*2", 2), ("v4:2x2x1", 1), ("v5p:2x2x2", 2), ("v5p:4x4x4*2", 32),
-    ("h100:4", 1), ("h100:8", 1), ("h100:16", 2), ("cpu:8", 1),
+    ("v5e:1x1", 1), ("v5e:2x4", 1), ("v5e:4x4", 4), ("v6e:2x4*2", 2), ("v4:2x2x1", 1), ("v5p:2x2x2", 2), ("v5p:4x4x4*2", 32), ("tpu7x:2x2x2", 2),
+    ("h100:4", 1), ("h100:8", 1), ("h100:16", 2), ("gb200:8", 2), ("cpu:8", 1),
 ])  # fmt: skip
 def test_hosts_of_a_topology(text, hosts):
     assert (parse_topology(text).hosts, parse_topology(text).chips_per_host * hosts) == (
@@ -137,7 +137,7 @@ def test_hosts_of_a_topology(text, hosts):
 
 def test_every_accelerator_has_its_names_in_the_cloud():
     assert NODES.keys() == ACCELERATORS.keys()
-    assert CLOUD_NAMES.keys() == {name for name, chip in ACCELERATORS.items() if chip.platform == "tpu"}
+    assert CLOUD_NAMES.keys() == {name for name, chip in ACCELERATORS.items() if chip.platform == "tpu"} - {"tpu7x"}
 
 
 def test_the_commands_of_several_processes_are_those_that_take_their_flags(capsys):
@@ -196,6 +196,7 @@ def test_a_folder_records_the_job(place):
     (["slurm", topology("h100:8"), "--", "train", "--gin_file=none.gin"], "no gin file none.gin"),
     (["local", "--processes", "0", "--", *TRAIN], "must be 1 or more"),
     (["tpu", topology("h100:8"), *PROJECT, "--", *TRAIN], "must be a TPU's"),
+    (["tpu", topology("tpu7x:2x2x1"), *PROJECT, "--", *TRAIN], "use `adalink launch gke`"),
     (["tpu", topology("v5e:4x4"), *PROJECT, "--", "train", "--gin.MODEL_DIR='runs/x'"], "to which all 4 hosts can write"),
     (["tpu", topology("v5e:2x4"), *PROJECT, "--", "train", "--gin.MODEL_DIR='/runs/x'"], "under the current folder"),
     (["tpu", topology("v5e:2x4"), *PROJECT, "--", "train", "--gin.MODEL_DIR='../x'"], "under the current folder"),

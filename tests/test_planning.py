@@ -229,7 +229,7 @@ def test_the_compiler_knows_every_slice_of_the_table(name):
     for shape in ACCELERATORS[name].slices[:6]:
         for slices in ("", "*2"):
             topology = parse_topology(f"{name}:{shape}{slices}")
-            assert len(devices_of(topology)) == topology.chips
+            assert len(devices_of(topology)) == topology.devices
 
 
 def test_a_plan_of_the_bundled_model(capsys):
@@ -246,6 +246,27 @@ def test_a_plan_of_the_bundled_model(capsys):
     assert plan["collectives"]["all-reduce"]["bytes"] == plan["trainable_bytes"] + 8
     assert 0 < plan["estimated_mfu"] <= 1 and plan["compiler"] == "tpu"
     assert plan["frozen_bytes"] < plan["eval_hbm_bytes"] < plan["hbm_limit_bytes"]
+
+
+def test_a_chip_of_tpu7x_is_two_devices(capsys):
+    flags = [*NANO, "--topology", "tpu7x:2x2x1", "--quick", "--json"]
+    assert main(["plan", *flags]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert plan["fits"] and plan["chips"] == 4 and plan["mesh"] == {"slice": 1, "data": 8, "model": 1}
+    chip = ACCELERATORS["tpu7x"]
+    assert plan["hbm_limit_bytes"] == chip.memory < 96 * 2**30
+    assert plan["estimated_compute_seconds"] == pytest.approx(plan["flops"] / 8 / (2307e12 / 2))
+    assert plan["estimated_chip_hours"] == pytest.approx(4 * plan["estimated_job_hours"])
+
+
+def test_the_network_s_bandwidth_can_be_given(capsys):
+    seconds = []
+    for options in ([], ["--network_bandwidth", "0.625"]):  # a tenth of the vendor's
+        flags = [*NANO, "--gin_file=gin/meshes/multislice.gin", "--gin.SLICES=2", "--topology", "tpu7x:2x2x1*2"]
+        assert main(["plan", *flags, "--quick", "--json", *options]) == 0
+        seconds.append(json.loads(capsys.readouterr().out)["estimated_collective_seconds"])
+    assert 1 < seconds[1] / seconds[0] < 10.001
+    assert main(["plan", *NANO, "--topology", "cpu:8", "--network_bandwidth", "1"]) == 2
 
 
 @pytest.mark.slow

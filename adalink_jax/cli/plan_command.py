@@ -1,6 +1,8 @@
 """`adalink plan`: whether a job fits, and how fast it can be."""
 
+import dataclasses
 import json
+import math
 import os
 import typing
 from collections.abc import Mapping
@@ -34,7 +36,7 @@ def plan(argv: list[str]) -> int:
             "--topology",
             required=True,
             metavar="CHIP:SHAPE",
-            help="v5e:4x8, v5p:4x4x4, v6e:16x16*2 (two slices), h100:8, cpu:8",
+            help="v5e:4x8, v5p:4x4x4, v6e:16x16*2 (two slices), tpu7x:2x2x1, h100:8, cpu:8",
         ),
         option(
             "--search",
@@ -49,12 +51,30 @@ def plan(argv: list[str]) -> int:
             action="store_true",
             help="compile with the least optimization: ten times faster, and programs need somewhat more memory",
         ),
+        option(
+            "--network_bandwidth",
+            type=float,
+            metavar="GB",
+            help="GB per second that a device sends out of its slice or node (by default the vendor's figure)",
+        ),
         option("--json", action="store_true", help="print the plan as one JSON object"),
     )
     flags, options = parse(parser, argv)
     os.environ.update(NO_TPU_HERE)  # read when JAX is imported
-    from adalink_jax.parallel.accelerators import parse_topology
+    from adalink_jax.errors import UserError
+    from adalink_jax.parallel.accelerators import Topology, parse_topology
 
+    def topology(text: str) -> Topology:
+        parsed, bandwidth = parse_topology(text), options.network_bandwidth
+        if bandwidth is None:
+            return parsed
+        if parsed.accelerator is None or bandwidth <= 0:
+            raise UserError("--network_bandwidth must be more than 0, and needs the --topology of TPUs or GPUs.")
+        return dataclasses.replace(
+            parsed, accelerator=dataclasses.replace(parsed.accelerator, network_bandwidth=bandwidth * GB)
+        )
+
+    topology(options.topology)
     _prepare(options.topology, options.search, options.quick)
     register()
 
@@ -72,7 +92,7 @@ def plan(argv: list[str]) -> int:
         job = configured_job()
         with terminal.progress() as show:
             show(f"compiling for {where} {_flags(settings)}".rstrip())
-            job_plan = make_plan(job, parse_topology(where), options.eval_examples)
+            job_plan = make_plan(job, topology(where), options.eval_examples)
         fsdp = dict(parallel.logical_axis_rules()).get("embed") is not None
         if not job_plan.fits:
             job_plan.remedies = search.remedies(job_plan, job, fsdp)
@@ -163,7 +183,8 @@ def _table(plan: "Plan", job: "Job") -> "Table":
         box=box.SIMPLE,
         show_header=False,
     )
-    row = lambda name, value, note="": table.add_row(name, value, note)
+    unit = "chip" if math.prod(plan.mesh.values()) == plan.chips else "device"
+    row = lambda name, value, note="": table.add_row(name, value, note.replace("per chip", f"per {unit}"))
     gigabytes = lambda n: "-" if n is None else f"{n / GB:,.3f} GB"
     rows = f"{job.setup.data.batch_size} rows, {job.microbatches} microbatches"
     limit = f"of {plan.hbm_limit_bytes / GB:,.1f} GB" if plan.hbm_limit_bytes else "the limit is not known"

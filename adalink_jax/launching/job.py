@@ -83,7 +83,7 @@ class Job:
         check_processes(self, processes)
         added = list(options or ["--multiprocess"]) if processes > 1 else []
         if self.command in ("train", "quickstart") and "NUM_DEVICES" not in dict(self.flags.bindings):
-            added.append(f"--gin.NUM_DEVICES={self.topology.chips}")
+            added.append(f"--gin.NUM_DEVICES={self.topology.devices}")
         return ["adalink", *self.arguments, *added]
 
 

@@ -24,7 +24,8 @@ from adalink_jax.launching.variables import check_reserved
 from adalink_jax.parallel.accelerators import Accelerator, Topology
 
 SCRIPT, WORKER = "job.sh", "worker.sh"
-# Accelerator -> Google's name for its slices, the number in that name per chip, and the runtime version.
+# Accelerator -> Google's name for its slices, the number in that name per chip, and the runtime version. TPU7x is absent: Google's
+# documentation names GKE as the way to create it.
 CLOUD_NAMES = {
     "v4": ("v4", 2, "tpu-ubuntu2204-base"),
     "v5e": ("v5litepod", 1, "v2-alpha-tpuv5-lite"),
@@ -97,6 +98,8 @@ def render(job: Job, settings: Tpu, staged: dict[str, str]) -> Rendered:
     accelerator = topology.accelerator
     if accelerator is None or topology.platform != "tpu":
         raise UserError(f"TOPOLOGY is {topology.text!r}, but must be a TPU's, such as 'v5e:4x8'.")
+    if accelerator.name not in CLOUD_NAMES:
+        raise UserError(f"{topology.text} is created through GKE; use `adalink launch gke`.")
     _check(job, settings)
     check_under_current_folder(staged, "the TPU's hosts")
     for path in staged:

@@ -1,8 +1,9 @@
 """The table of accelerators: what planning, MFU and launching know of chips and of the slices that are available.
 
-Figures are per chip, from the vendors' data sheets; TPU link and network bandwidths are from "How to Scale Your Model" (2025),
-part 2. `memory` of a TPU is what its compiler allows a program; of a GPU it is 92 % of the card, which JAX takes with
-XLA_PYTHON_CLIENT_MEM_FRACTION=.92.
+Figures are per device of JAX, from the vendors' data sheets; TPU link and network bandwidths are from "How to Scale Your Model" (2025),
+part 2. A device is a chip, except on TPU7x, whose chips are two devices (of a chip's 192 GiB, 7,380 GB/s, 2,307 TFLOP/s, 1,200 GB/s
+of links in both directions, 100 Gbit/s of network). `memory` of a TPU is what its compiler allows a program; of a GPU it is 92 % of the
+card, which JAX takes with XLA_PYTHON_CLIENT_MEM_FRACTION=.92.
 """
 
 import contextlib
@@ -29,12 +30,14 @@ class Accelerator:
       memory: bytes that a program may use.
       memory_bandwidth: bytes per second.
       peak_flops: dense bfloat16 matrix FLOPs per second.
-      link_bandwidth: bytes per second that a chip sends to chips of its slice (TPU: one link, one way) or node.
+      link_bandwidth: bytes per second that a device sends to devices of its slice (TPU: one link, one way) or node.
       links: links along which a ring sends at once (TPU: both directions of one axis of the torus).
-      network_bandwidth: bytes per second that a chip sends out of its slice or node.
+      network_bandwidth: bytes per second that a device sends out of its slice or node.
       chips_per_host: chips of one host, in slices of several hosts.
       chips_of_lone_host: the most chips of a host that is the only one of its slice.
       slices: available TPU topologies; () for GPUs, which come in any number.
+      devices_per_chip: devices of JAX on a chip.
+      chips_linked: GPUs that NVLink joins; None for those of one host.
     """
 
     name: str
@@ -48,6 +51,8 @@ class Accelerator:
     chips_per_host: int
     chips_of_lone_host: int
     slices: tuple[str, ...]
+    devices_per_chip: int = 1
+    chips_linked: int | None = None
 
 
 ACCELERATORS = {
@@ -57,14 +62,36 @@ ACCELERATORS = {
         Accelerator("v5e", "tpu", int(15.75 * GiB), 819e9, 197e12, 45e9, 2, 3.125e9, 4, 8, _FLAT),
         Accelerator("v5p", "tpu", int(95.74 * GiB), 2.765e12, 459e12, 90e9, 2, 6.25e9, 4, 4, (*_CUBES, "16x16x16")),
         Accelerator("v6e", "tpu", int(31.25 * GiB), 1.64e12, 918e12, 90e9, 2, 12.5e9, 4, 8, _FLAT),
+        Accelerator(
+            "tpu7x",
+            "tpu",
+            int(94.75 * GiB),
+            3.69e12,
+            1153.5e12,
+            50e9,
+            2,
+            6.25e9,
+            4,
+            4,
+            ("1x1x1", *_CUBES, "16x16x16"),
+            2,
+        ),
         Accelerator("a100", "gpu", int(0.92 * 80e9), 2.039e12, 312e12, 300e9, 1, 25e9, 8, 8, ()),
         Accelerator("h100", "gpu", int(0.92 * 80e9), 3.35e12, 989e12, 450e9, 1, 50e9, 8, 8, ()),
         Accelerator("h200", "gpu", int(0.92 * 141e9), 4.8e12, 989e12, 450e9, 1, 50e9, 8, 8, ()),
         Accelerator("b200", "gpu", int(0.92 * 180e9), 7.7e12, 2250e12, 900e9, 1, 50e9, 8, 8, ()),
+        Accelerator("gb200", "gpu", int(0.92 * 186e9), 8e12, 2500e12, 900e9, 1, 50e9, 4, 4, (), chips_linked=72),
     )
 }
 CPU = "cpu"
-_TPU_KINDS = {"TPU v4": "v4", "TPU v5 lite": "v5e", "TPU v5": "v5p", "TPU v5p": "v5p", "TPU v6 lite": "v6e"}
+_TPU_KINDS = {
+    "TPU v4": "v4",
+    "TPU v5 lite": "v5e",
+    "TPU v5": "v5p",
+    "TPU v5p": "v5p",
+    "TPU v6 lite": "v6e",
+    "TPU7x": "tpu7x",
+}
 
 
 _stood_for: contextvars.ContextVar[Accelerator | None] = contextvars.ContextVar("stood_for", default=None)
@@ -111,6 +138,11 @@ class Topology:
     def chips(self) -> int:
         """Number of chips in all slices."""
         return self.num_slices * math.prod(map(int, self.shape.split("x")))
+
+    @property
+    def devices(self) -> int:
+        """Number of devices of JAX on all chips."""
+        return self.chips * (self.accelerator.devices_per_chip if self.accelerator else 1)
 
     @property
     def hosts(self) -> int:

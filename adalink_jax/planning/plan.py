@@ -133,7 +133,7 @@ def devices_of(topology: Topology) -> Sequence[jax.Device]:  # pyright: ignore[r
             )
         return here[: topology.chips]
     options: dict[str, Any] = {"num_slices": topology.num_slices} if topology.num_slices > 1 else {}
-    if topology.shape == "1x1":
+    if set(topology.shape) == {"1", "x"}:
         options["chips_per_host_bounds"] = (1, 1, 1)
     if accelerator.name == "v4":
         options["chip_config_name"] = "megacore"
@@ -198,7 +198,7 @@ def make_plan(job: Job, topology: Topology, eval_examples: int) -> Plan:
             decoding = _decoding(job, topology, eval_program.executable, eval_examples)
     if step_program.executable:
         program = Program(step_program.executable.as_text() or "")
-        sent, moved = collectives(program, topology.chips, topology.num_slices), bytes_moved(program)
+        sent, moved = collectives(program, topology.devices, topology.num_slices), bytes_moved(program)
         if chip:
             estimate = roofline.estimate(
                 chip, topology, flops=flops, model_flops=model_flops, moved=moved, sent=sent,
@@ -348,7 +348,7 @@ def _decoding(job: Job, topology: Topology, program: jax.stages.Compiled, exampl
     text, tokens = program.as_text() or "", lengths["targets"]
     # The first token is decoded before the loop.
     whole, shorter = (Program(text, open_trips) for open_trips in (max(tokens - 1, 0), max(tokens - 2, 0)))
-    sent, less = (collectives(read, topology.chips, topology.num_slices) for read in (whole, shorter))
+    sent, less = (collectives(read, topology.devices, topology.num_slices) for read in (whole, shorter))
     total = lambda sent: sum(one.times * one.nbytes for one in sent)
     work = roofline.Decoding(-(-examples // rows), forward, bytes_moved(whole), sent)
     return _Evaluation(work, total(sent) - total(less))

@@ -93,7 +93,7 @@ def estimate(
     """
     compute, memory, collective = parts = _seconds(chip, topology, flops, moved, sent)
     step = max(parts)
-    mfu = model_flops / topology.chips / chip.peak_flops / step
+    mfu = model_flops / topology.devices / chip.peak_flops / step
     out = Estimate(step, compute, memory, collective, mfu=mfu)
     if decoding is None:
         return out
@@ -107,13 +107,13 @@ def _seconds(
 ) -> tuple[float, float, float]:
     """Seconds of a program's compute, of its memory traffic and of its collectives."""
     collective = sum(c.times * c.sent_bytes / _bandwidth(chip, topology, c) for c in sent)
-    return flops / topology.chips / chip.peak_flops, moved / chip.memory_bandwidth, collective
+    return flops / topology.devices / chip.peak_flops, moved / chip.memory_bandwidth, collective
 
 
 def _bandwidth(chip: Accelerator, topology: Topology, collective: Collective) -> float:
     """Bytes per second that a chip sends in a collective: along links of its slice or node, or over the network."""
-    out_of_node = chip.platform == "gpu" and collective.group > chip.chips_per_host
+    out_of_node = chip.platform == "gpu" and collective.group > (chip.chips_linked or chip.chips_per_host)
     if collective.slices > 1 or out_of_node:
         return chip.network_bandwidth
-    whole_slice = collective.group * topology.num_slices == topology.chips
+    whole_slice = collective.group * topology.num_slices == topology.devices
     return chip.link_bandwidth * chip.links * (topology.axes if whole_slice else 1)

@@ -99,7 +99,7 @@ def candidates(plan: Plan, job: Job, fsdp: bool) -> Iterator[tuple[dict[str, str
         *((changed, plan.topology) for changed in quantised),
         *((settings, topology) for topology in larger),
     ):
-        ways = parse_topology(topology).chips // plan.mesh["model"]
+        ways = parse_topology(topology).devices // plan.mesh["model"]
         here = dict(start)
         if start is not settings or topology != plan.topology:
             yield here, topology

@@ -16,7 +16,7 @@ GCLOUD = """
 case "$*" in
   *" list "*) printf '%s' "$FAKE_LIST" ;;
   *" describe "*) [ -z "$FAKE_STATES" ] || { head -n 1 "$FAKE_STATES"; [ "$(wc -l <"$FAKE_STATES")" -le 1 ] || sed -i 1d "$FAKE_STATES"; } ;;
-  *"worker.sh run") [ -z "$FAKE_WAIT" ] || while [ ! -e "$FAKE_WAIT" ]; do /bin/sleep 0.05; done ;;
+  *"worker.sh watch"*) [ -z "$FAKE_WAIT" ] || while [ ! -e "$FAKE_WAIT" ]; do /bin/sleep 0.05; done ;;
   *"kill -TERM"*) [ -z "$FAKE_WAIT" ] || touch "$FAKE_WAIT" ;;
 esac
 for pattern in $FAKE_FAIL; do
@@ -50,19 +50,20 @@ class Script:
     def verbs(self) -> list[str]:
         """Each call as one word: `create`, `scp`, `run`."""
         word = lambda text: next(
-            (w for w in ("install", "run", "kill", "mkdir") if re.search(rf"ssh.*{w}", text)), text.split()[1]
+            (w for w in ("install", "start", "watch", "status", "kill", "mkdir") if re.search(rf"ssh.*{w}", text)),
+            text.split()[1],
         )
         return [word(text) for text in self.calls]
 
 
-WHOLE = ["list", "create", "describe", "describe", "mkdir", "scp", "install", "run", "delete"]
+WHOLE = ["list", "create", "describe", "describe", "mkdir", "scp", "install", "start", "watch", "delete"]
 
 
 def test_a_slice_is_created_used_and_deleted(place):
     script = Script(place, "tpu_slice")
     done = script.run()
     assert done.returncode == 0, done.stderr
-    every = "--node=all --worker=all"
+    every = "--node=all --worker=all --batch-size=8"
     assert script.calls == [
         "queued-resources list --format=value(name.basename())",
         "queued-resources create digits-reverse --accelerator-type=v5litepod-32 --runtime-version=v2-alpha-tpuv5-lite "
@@ -74,7 +75,8 @@ def test_a_slice_is_created_used_and_deleted(place):
         "runs/launch/digits-reverse/files/few runs/launch/digits-reverse/files/helper.py runs/launch/digits-reverse/files/mine.gin "
         "runs/launch/digits-reverse/files/more.gin runs/launch/digits-reverse/files/other_tasks.py digits-reverse:adalink/digits-reverse/",
         f"queued-resources ssh digits-reverse {every} --command=bash adalink/digits-reverse/worker.sh install",
-        f"queued-resources ssh digits-reverse {every} --command=bash adalink/digits-reverse/worker.sh run",
+        f"queued-resources ssh digits-reverse {every} --command=bash adalink/digits-reverse/worker.sh start",
+        f"queued-resources ssh digits-reverse {every} --command=bash adalink/digits-reverse/worker.sh watch +1",
         "queued-resources delete digits-reverse --force --quiet",
     ]
     assert script.verbs == WHOLE
@@ -84,8 +86,9 @@ def test_a_slice_is_created_used_and_deleted(place):
     (" create :1", ["list", "create", "delete"], 1),
     (" scp :4", [*WHOLE[:6], "delete"], 4),
     ("install:5", [*WHOLE[:7], "delete"], 5),
-    ("bash*run:3", [*WHOLE[:8], "describe", "delete"], 3),
-    ("bash*run:75", [*WHOLE[:8], "describe", "delete"], 75),
+    ("bash*start:6", [*WHOLE[:8], "describe", "delete"], 6),
+    ("bash*watch:3", [*WHOLE[:9], "status", "describe", "delete"], 3),
+    ("bash*watch:75", [*WHOLE[:9], "status", "describe", "delete"], 75),
     ("mkdir:1", [*WHOLE[:4], *["mkdir"] * 5, "delete"], 1),
 ])  # fmt: skip
 def test_a_failure_at_any_point_leaves_nothing_running(place, fail, verbs, status):
@@ -102,9 +105,9 @@ def test_a_slice_that_never_becomes_active_is_deleted(place, state):
 
 
 def test_a_slice_that_was_taken_away_gives_status_75(place):
-    script = Script(place, "tpu_slice", "bash*run:255", states=("ACTIVE", "SUSPENDED"))
+    script = Script(place, "tpu_slice", "bash*watch:255 status:255", states=("ACTIVE", "SUSPENDED"))
     assert script.run().returncode == 75
-    assert script.verbs[-2:] == ["describe", "delete"]
+    assert script.verbs[-4:] == ["status", "describe", "describe", "delete"]
 
 
 def test_a_failed_deletion_prints_the_command(place):
@@ -122,7 +125,7 @@ def test_a_name_that_is_taken_is_refused(place):
     assert script.verbs == ["list"]
 
 
-@pytest.mark.parametrize("fail", ["", "scp:4", "install:5", "bash*run:3", "mkdir:1"])
+@pytest.mark.parametrize("fail", ["", "scp:4", "install:5", "bash*watch:3", "mkdir:1"])
 def test_a_slice_that_existed_before_is_never_deleted(place, fail):
     script = Script(place, "tpu_existing", fail)
     assert script.run().returncode == int(fail.partition(":")[2] or 0)
@@ -133,7 +136,7 @@ def test_a_slice_that_existed_before_is_never_deleted(place, fail):
 
 
 def test_if_the_job_cannot_be_stopped_on_an_existing_slice_the_command_is_printed(place):
-    script = Script(place, "tpu_existing", "bash*run:255 kill:1")
+    script = Script(place, "tpu_existing", "bash*watch:255 kill:1")
     done = script.run()
     assert done.returncode == 255
     assert "--command='kill $(cat adalink/digits-reverse/pid)'" in done.stderr.splitlines()[-1]
@@ -141,28 +144,56 @@ def test_if_the_job_cannot_be_stopped_on_an_existing_slice_the_command_is_printe
 
 def test_a_local_model_dir_is_copied_to_the_host_and_back(place):
     (place / "runs" / "digits_reverse").mkdir(parents=True)
-    script = Script(place, "tpu_one_host", "bash*run:75")
+    script = Script(place, "tpu_one_host", "bash*watch:75")
     assert script.run().returncode == 75
     copies = [text for text in script.calls if " scp " in text]
-    assert copies[0].split()[5:7] == ["wheel.whl", "versions.txt"]
+    assert copies[0].split()[6:8] == ["wheel.whl", "versions.txt"]
     assert copies[1].endswith(" runs/digits_reverse digits-reverse:adalink/digits-reverse/runs/")
     assert copies[2].endswith("--worker=0 digits-reverse:adalink/digits-reverse/runs/digits_reverse runs/")
     assert script.verbs[-3:] == ["scp", "describe", "delete"]
 
 
 def test_a_notice_lets_the_job_save_and_deletes_the_slice(place):
-    script = Script(place, "tpu_slice", "bash*run:75")
+    script = Script(place, "tpu_slice", "bash*watch:75")
     script.env["FAKE_WAIT"] = str(place / "stopped")
     process = subprocess.Popen(
         ["bash", script.path], env=script.env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     deadline = time.monotonic() + 30
-    while "run" not in script.verbs:
+    while "watch" not in script.verbs:
         assert time.monotonic() < deadline
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
     assert process.wait(30) == 75
-    assert script.verbs == [*WHOLE[:8], "kill", "describe", "delete"]
+    assert script.verbs == [*WHOLE[:9], "kill", "status", "describe", "delete"]
+
+
+def test_a_lost_connection_is_tried_again_while_the_job_runs_on(place):
+    """The first connection breaks while a host runs; the slice is kept, and the second follows the job to its end."""
+    script = Script(place, "tpu_slice")
+    once = 'case "$*" in *"watch +1"* | *"[ -f"*) exit 255 ;; esac\n'
+    script._calls = fake(place / "fakes", "gcloud", once + GCLOUD)
+    done = script.run()
+    assert done.returncode == 0 and "was lost, and is tried again" in done.stderr
+    assert script.verbs == [*WHOLE[:9], "status", "describe", "watch", "delete"]
+    assert script.calls[-2].endswith("worker.sh watch 10")
+
+
+def test_a_job_outlives_the_connection_that_starts_it(place):
+    assert launch("tpu_existing") == 0
+    host = place / "host"
+    (host / ".venv" / "bin").mkdir(parents=True)
+    worker = shutil.copy(folder_of("tpu_existing") / "worker.sh", host / "worker.sh")
+    fake(place / "fakes", "gcloud", "echo a secret")
+    fake(host / ".venv" / "bin", "adalink", 'sleep 1; echo "step 1, $HF_TOKEN"; exit 75')
+    subprocess.run(["bash", worker, "start"], check=True, timeout=20)  # its session ends at once
+    assert not (host / "status").exists()
+    for lines in ("+1", "10"):
+        done = subprocess.run(["bash", worker, "watch", lines], capture_output=True, text=True, timeout=20)
+        assert (done.returncode, done.stdout) == (75, "step 1, a secret\n")
+    subprocess.run(["bash", worker, "start"], check=True, timeout=20)
+    os.killpg(int((host / "keeper").read_text()), signal.SIGKILL)  # as if the host had started again
+    assert subprocess.run(["bash", worker, "watch", "10"], capture_output=True, timeout=20).returncode == 1
 
 
 def test_each_host_runs_its_elements(place):

@@ -117,6 +117,18 @@ def test_variables_arrive_unchanged(tmp_path, settings):
     assert found.arguments("adalink") == [["params"]] and not found.pwned and found.status == 0
 
 
+def test_secrets_are_named_and_read_where_the_job_runs(tmp_path):
+    text = "".join(text for text in PAYLOADS if not text.endswith("\n")) + "."
+    (tmp_path / "kept").write_text(text)
+    settings = dataclasses.replace(SETTINGS["slurm"], secrets={"PAYLOAD": "kept"})
+    found = ran(tmp_path, job(settings), settings)
+    assert found.arguments("environment") == [[text]] and not found.pwned
+    with pytest.raises(UserError, match="A is in both ENV and SECRETS"):
+        dataclasses.replace(settings, env={"A": "x"}, secrets={"A": "kept"})
+    with pytest.raises(UserError, match="^SECRETS "):
+        dataclasses.replace(settings, secrets={"A": "$(touch PWN)"})
+
+
 @pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
 def test_names_of_variables_are_checked(settings):
     for name in (*PAYLOADS, "1A", "é", "A-B"):
@@ -151,7 +163,7 @@ def test_settings_of_a_tpu_arrive_unchanged(tmp_path):
     settings = dataclasses.replace(SETTINGS["tpu"], ssh_flags=flags)
     found = ran(tmp_path, job(settings), settings)
     sent = [words for words in found.arguments("gcloud") if words[3] == "ssh"]
-    assert len(sent) == 3 and all(tuple(words[7 : 7 + len(flags)]) == flags for words in sent)
+    assert len(sent) == 4 and all(tuple(words[7 : 7 + len(flags)]) == flags for words in sent)
     assert not found.pwned
     for name in (
         "create_flags",

@@ -21,7 +21,7 @@ from adalink_jax.launching.job import (
     check_shared_model_dir,
     check_under_current_folder,
 )
-from adalink_jax.launching.variables import GPU_MEMORY, check_reserved
+from adalink_jax.launching.variables import GPU_MEMORY, check_variables
 from adalink_jax.parallel.accelerators import Topology
 
 MANIFEST = "jobset.yaml"
@@ -80,7 +80,7 @@ class Gke:
 
     def __post_init__(self):
         check_settings(self)
-        check_reserved(self.env, "gke")
+        check_variables("gke", self.env)
 
 
 def render(job: Job, settings: Gke, staged: dict[str, str]) -> Rendered:

@@ -9,7 +9,7 @@ import gin
 from adalink_jax.launching import job_templates
 from adalink_jax.launching.alphabets import Count, CountOrZero, Env, check_settings
 from adalink_jax.launching.job import Commands, Job, Rendered
-from adalink_jax.launching.variables import check_reserved
+from adalink_jax.launching.variables import check_variables
 from adalink_jax.parallel.accelerators import Topology
 
 
@@ -37,7 +37,7 @@ class Local:
 
     def __post_init__(self):
         check_settings(self)
-        check_reserved(self.env, "local")
+        check_variables("local", self.env)
 
     @property
     def topology(self) -> str:

@@ -15,13 +15,15 @@ from adalink_jax.launching.alphabets import (
     Name,
     Number,
     Option,
+    Path,
     Text,
     Time,
+    Variable,
     check_settings,
     require,
 )
 from adalink_jax.launching.job import SEVERAL, Commands, Job, Rendered
-from adalink_jax.launching.variables import GPU_MEMORY, check_reserved
+from adalink_jax.launching.variables import GPU_MEMORY, check_variables
 from adalink_jax.parallel.accelerators import Topology
 
 SCRIPT = "job.sbatch"
@@ -46,6 +48,7 @@ class Slurm:
       container_mounts: `FROM:TO` each.
       sbatch: additional options, such as `--mem=0`.
       env: environment variables of the processes.
+      secrets: variable -> file that holds its value, on the cluster.
 
     Raises:
       UserError: for other values.
@@ -66,10 +69,11 @@ class Slurm:
     container_mounts: tuple[Text, ...] = ()
     sbatch: tuple[Option, ...] = ()
     env: Env = dataclasses.field(default_factory=dict)
+    secrets: dict[Variable, Path] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
         check_settings(self)
-        check_reserved(self.env, "slurm")
+        check_variables("slurm", self.env, self.secrets)
 
 
 def render(job: Job, settings: Slurm, staged: dict[str, str]) -> Rendered:

@@ -10,7 +10,7 @@ import gin
 
 from adalink_jax.errors import UserError
 from adalink_jax.launching import job_templates
-from adalink_jax.launching.alphabets import Env, Label, Name, Option, Path, Text, check_settings, require
+from adalink_jax.launching.alphabets import Env, Label, Name, Option, Path, Text, Variable, check_settings, require
 from adalink_jax.launching.job import (
     ARRAY_INDEX,
     WRITING,
@@ -20,7 +20,7 @@ from adalink_jax.launching.job import (
     check_shared_model_dir,
     check_under_current_folder,
 )
-from adalink_jax.launching.variables import check_reserved
+from adalink_jax.launching.variables import check_variables
 from adalink_jax.parallel.accelerators import Accelerator, Topology
 
 SCRIPT, WORKER = "job.sh", "worker.sh"
@@ -47,6 +47,7 @@ class Tpu:
       project: Google Cloud project.
       zone: Google Cloud zone.
       wheel: file of this package that each host installs (`make wheel`).
+      extras: of this package, which the hosts install too, such as `hf`.
       constraints: pip constraints file; None for no constraints.
       runtime_version: system image of the hosts; None for the usual one of the chip.
       spot: request Spot capacity.
@@ -57,6 +58,7 @@ class Tpu:
       tpu: an existing slice; None creates one.
       per_host: run the elements of an array independently, one at a time per host.
       env: environment variables of the processes.
+      secrets: variable -> name of a secret of Google's Secret Manager, which the hosts' service account may read.
 
     Raises:
       UserError: for other values.
@@ -66,6 +68,7 @@ class Tpu:
     project: Name
     zone: Name
     wheel: Path
+    extras: tuple[Name, ...] = ()
     constraints: Path | None = None
     runtime_version: Name | None = None
     spot: bool = False
@@ -76,10 +79,11 @@ class Tpu:
     tpu: Label | None = None
     per_host: bool = False
     env: Env = dataclasses.field(default_factory=dict)
+    secrets: dict[Variable, Name] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
         check_settings(self)
-        check_reserved(self.env, "tpu")
+        check_variables("tpu", self.env, self.secrets)
 
 
 def render(job: Job, settings: Tpu, staged: dict[str, str]) -> Rendered:
@@ -113,7 +117,8 @@ def render(job: Job, settings: Tpu, staged: dict[str, str]) -> Rendered:
         "where": _where(settings),
         "request": _request(job, settings, accelerator),
         "gcloud": _EXISTING if settings.tpu else _QUEUED,
-        "all_hosts": ("--worker=all",) if settings.tpu else ("--node=all", "--worker=all"),
+        # gcloud would reach 64 hosts at once, and a job waits for all.
+        "all_hosts": (*(() if settings.tpu else ("--node=all",)), "--worker=all", f"--batch-size={topology.hosts}"),
         "model_dir": model_dir,
         "model_dir_parent": model_dir and (os.path.dirname(model_dir) or "."),
         "hosts": topology.hosts,
@@ -124,10 +129,12 @@ def render(job: Job, settings: Tpu, staged: dict[str, str]) -> Rendered:
     on_host = {
         "job": job,
         "setup": [job_templates.Shell(command) for command in settings.setup],
-        "wheel": os.path.basename(settings.wheel),
+        "wheel": f"./{os.path.basename(settings.wheel)}[{','.join(('tpu', *settings.extras))}]",
         "constraints": settings.constraints and os.path.basename(settings.constraints),
         "words": ["adalink", *job.arguments] if settings.per_host else job.words(topology.hosts),
         "env": list(settings.env.items()),
+        "secrets": list(settings.secrets.items()),
+        "project": settings.project,
         "hosts": topology.hosts,
         "elements": (job.array or topology.hosts) if settings.per_host else None,
         "bounds": _BOUNDS[topology.chips_per_host],

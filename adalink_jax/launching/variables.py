@@ -1,4 +1,6 @@
-"""Environment variables of a job's processes: the launcher's own and the user's, ENV.
+"""Environment variables of a job's processes: the launcher's own, and the user's, ENV and SECRETS.
+
+SECRETS names where a value is kept (a file, a secret of the cloud); no file of a job holds the value.
 
 XLA's flags are not among them: each command adds those of COMPILER_FLAGS to what it finds (`parallel.compiler_settings`).
 """
@@ -20,15 +22,19 @@ RESERVED = {
 GPU_MEMORY = {"XLA_PYTHON_CLIENT_MEM_FRACTION": ".92"}  # as the table of accelerators assumes
 
 
-def check_reserved(names: Collection[str], launcher: str) -> None:
-    """Checks that ENV leaves the launcher's variables alone.
+def check_variables(launcher: str, env: Collection[str], secrets: Collection[str] = ()) -> None:
+    """Checks that ENV and SECRETS leave the launcher's variables alone, and each other's.
 
     Raises:
-      UserError: for the first that it sets.
+      UserError: for the first that they set.
     """
-    for name in names:
-        if name in RESERVED[launcher]:
-            raise UserError(f"ENV sets {name}, which `adalink launch {launcher}` sets itself; leave it out.")
+    for setting, names in (("ENV", env), ("SECRETS", secrets)):
+        for name in names:
+            if name in RESERVED[launcher]:
+                raise UserError(f"{setting} sets {name}, which `adalink launch {launcher}` sets itself; leave it out.")
+    for name in secrets:
+        if name in env:
+            raise UserError(f"{name} is in both ENV and SECRETS; leave one out.")
 
 
 def compiler_variables(env: Mapping[str, str]) -> Variables:

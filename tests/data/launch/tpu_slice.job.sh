@@ -1,6 +1,7 @@
 #!/bin/bash
 # digits-reverse, written by `adalink launch tpu`: v5e:4x8. Run it with: bash runs/launch/digits-reverse/job.sh
 # It creates a queued resource, runs the job on all of its hosts, and deletes what it created, however it ends.
+# The job outlives the connection to its hosts: if that is lost, the script connects again.
 # Ctrl-C or SIGTERM stops the job, which saves first; a second one ends the script without waiting for that.
 set -euo pipefail
 
@@ -9,7 +10,7 @@ folder=runs/launch/digits-reverse
 home=adalink/digits-reverse
 gcloud=(gcloud compute tpus queued-resources)
 where=(--project=my-project --zone=us-west4-a)
-hosts=(--node=all --worker=all)
+hosts=(--node=all --worker=all --batch-size=8)
 ssh_flags=()
 asked=false
 started=false
@@ -21,6 +22,24 @@ on_all() {
 
 copy() {
   "${gcloud[@]}" scp "${where[@]}" ${ssh_flags[@]+"${ssh_flags[@]}"} "$@"
+}
+
+# Prints the job's log until it has ended on all hosts, and ends with its status.
+watch() {
+  local lines=+1 status
+  while true; do
+    status=0
+    on_all "bash $home/worker.sh watch $lines" || status=$?
+    if [ "$status" -eq 0 ] || on_all "[ -f $home/status ]"; then
+      return "$status"
+    fi
+    case $("${gcloud[@]}" describe "$name" "${where[@]}" --format='value(state.state)') in
+      FAILED | SUSPENDING | SUSPENDED | DELETING) return "$status" ;;
+    esac
+    echo "The connection to $name was lost, and is tried again; the job runs on." >&2
+    lines=10
+    sleep 30 & wait $!
+  done
 }
 
 stop() {
@@ -100,7 +119,8 @@ done
 copy --recurse "${hosts[@]}" wheel.whl "$folder/worker.sh" "$folder"/files/few "$folder"/files/helper.py "$folder"/files/mine.gin "$folder"/files/more.gin "$folder"/files/other_tasks.py "$name:$home/"
 on_all "bash $home/worker.sh install"
 started=true
-on_all "bash $home/worker.sh run" &
+on_all "bash $home/worker.sh start"
+watch &
 running=$!
 wait "$running"
 running=

@@ -103,10 +103,14 @@ def keeps(what: str) -> None:
 
 def stopped(number: int) -> str:
     """The sentence for a command that a signal stopped: what it kept, and how to resume."""
-    name = signal.Signals(number).name
+    return stopped_by(signal.Signals(number).name)
+
+
+def stopped_by(cause: str) -> str:
+    """The same sentence for another cause, such as "the loss of another process"."""
     if _remains:
-        return f"Stopped by {name}; {_remains}; rerun the same command to resume."
-    return f"Stopped by {name} with nothing to save; rerun the same command."
+        return f"Stopped by {cause}; {_remains}; rerun the same command to resume."
+    return f"Stopped by {cause} with nothing to save; rerun the same command."
 
 
 def something_to_save() -> None:

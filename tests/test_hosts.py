@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -186,7 +187,8 @@ import argparse, sys, time
 from jax.experimental import multihost_utils
 from adalink_jax.cli.arguments import processes
 index = int(sys.argv[2])
-with processes(argparse.Namespace(multiprocess=False, coordinator_address=sys.argv[1], process_count=2, process_index=index)):
+options = dict(multiprocess=False, coordinator_address=sys.argv[1], process_count=2, process_index=index)
+with processes(argparse.Namespace(initialization_timeout=20, heartbeat_timeout=10, **options)):
     {}
 """
 
@@ -197,7 +199,8 @@ def start_two(text):
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
     command = [sys.executable, "-c", WITHIN.format(text), address]
-    return [subprocess.Popen([*command, str(i)], stdout=subprocess.PIPE, text=True) for i in range(2)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return [subprocess.Popen([*command, str(i)], **pipes) for i in range(2)]
 
 
 @pytest.mark.slow
@@ -206,19 +209,32 @@ def test_a_process_that_comes_late_to_the_end_is_waited_for():
     assert [process.wait(120) for process in start_two("time.sleep(30 * index)")] == [0, 0]
 
 
-@pytest.mark.parametrize("victim", [0, pytest.param(1, marks=pytest.mark.slow)])  # the second is missed after 20 s
+@pytest.mark.parametrize("victim", [0, 1])
 def test_a_killed_process_ends_what_waits_for_it(victim):
-    """A job that trains: the next test, which is slow."""
+    """A job that trains: a later test, which is slow."""
     processes = start_two("while True: print(multihost_utils.process_allgather(index), flush=True)")
     try:
         assert "[0 1]\n" in iter(processes[victim].stdout.readline, "")  # after a line of Gloo's
         processes[victim].kill()
-        processes[1 - victim].communicate(timeout=60)
-        assert processes[1 - victim].returncode != 0
+        err = processes[1 - victim].communicate(timeout=60)[1]
+        assert processes[1 - victim].returncode == 75
+        assert re.search("Stopped by the loss of another process.*; rerun the same command", err)
     finally:
         for process in processes:
             process.kill()
             process.communicate()
+
+
+@pytest.mark.parametrize("index", [1, pytest.param(0, marks=pytest.mark.slow)])
+def test_a_process_that_nobody_joins_ends_with_a_restartable_status(place, index):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    alone = [f"--coordinator_address={address}", "--process_count=2", f"--process_index={index}"]
+    with Job(1, ["quickstart", *flags(place / "nobody"), *alone, "--initialization_timeout=2"], place) as job:
+        statuses, outputs = job.end(60)
+    assert statuses == [75]
+    assert "Stopped by a process that did not come within 2 s (--initialization_timeout)" in outputs[0]
 
 
 @pytest.mark.slow
@@ -229,12 +245,14 @@ def test_a_killed_process_ends_what_waits_for_it(victim):
 ])  # fmt: skip
 def test_a_killed_process_ends_the_job(place, victim, number):
     model_dir = place / f"killed_{victim}_{number}"
-    with Job(2, ["quickstart", *flags(model_dir, TRAIN_STEPS=100_000, EVAL_PERIOD=0)], place) as job:
+    with Job(
+        2, ["quickstart", *flags(model_dir, TRAIN_STEPS=100_000, EVAL_PERIOD=0), "--heartbeat_timeout=10"], place
+    ) as job:
         job.wait_for(lambda: trained(model_dir, 2))
         job.processes[victim].send_signal(number)
         other = job.processes[1 - victim]
-        other.communicate(timeout=60)
-        assert other.returncode != 0
+        output = other.communicate(timeout=60)[0]
+        assert other.returncode == 75 and "Stopped by the loss of another process" in output
         job.processes[victim].send_signal(signal.SIGCONT)
         job.processes[victim].communicate(timeout=30)
         assert job.processes[victim].returncode != 0

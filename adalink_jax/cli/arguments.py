@@ -124,6 +124,20 @@ def add_processes(parser: argparse.ArgumentParser) -> None:
         ),
         option("--process_count", metavar="N", type=int, help="number of processes"),
         option("--process_index", metavar="I", type=int, help="index of this process, from 0"),
+        option(
+            "--initialization_timeout",
+            metavar="SECONDS",
+            type=int,
+            default=300,
+            help="end with status 75 if the processes have not met after this time (default: 300)",
+        ),
+        option(
+            "--heartbeat_timeout",
+            metavar="SECONDS",
+            type=int,
+            default=100,
+            help="end with status 75 if another process was silent for this time; a long compilation is not silent (default: 100)",
+        ),
     )
 
 
@@ -157,13 +171,21 @@ def processes(options: argparse.Namespace) -> Iterator[None]:
     from adalink_jax import parallel
     from adalink_jax.errors import Stopped
 
-    parallel.initialize(options.multiprocess, options.coordinator_address, options.process_count, options.process_index)
-    try:
-        yield
-    except Stopped:
+    parallel.initialize(
+        options.multiprocess,
+        options.coordinator_address,
+        options.process_count,
+        options.process_index,
+        options.initialization_timeout,
+        options.heartbeat_timeout,
+    )
+    with parallel.ending_without_peer():
+        try:
+            yield
+        except Stopped:
+            parallel.leave()
+            raise
         parallel.leave()
-        raise
-    parallel.leave()
 
 
 def register() -> None:

@@ -1,6 +1,15 @@
 """Processes, meshes and logical axis rules: which device holds which part of every array. Imports no other layer."""
 
-from adalink_jax.parallel.distributed import Agreement, all_agree, expect_devices, initialize, is_first, leave, once
+from adalink_jax.parallel.distributed import (
+    Agreement,
+    all_agree,
+    ending_without_peer,
+    expect_devices,
+    initialize,
+    is_first,
+    leave,
+    once,
+)
 from adalink_jax.parallel.mesh import MODEL, data_axis_size, make_mesh
 from adalink_jax.parallel.read_once import Readers, host_zeros
 from adalink_jax.parallel.sharding import (
@@ -40,6 +49,7 @@ __all__ = [
     "constrain_shards",
     "data_axis_size",
     "elements_per_device",
+    "ending_without_peer",
     "expect_devices",
     "gather",
     "host_zeros",

@@ -4,8 +4,9 @@ Invariant: every process runs the same lines with the same values. A value that 
 reaches the others only through `once`, `all_agree` and `Agreement`.
 """
 
+import contextlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import gin
@@ -17,16 +18,24 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from adalink_jax import preemption
 from adalink_jax.errors import Taken, UserError
+from adalink_jax.parallel import missing_peer
 from adalink_jax.parallel.sharding import replicated, settle
 from adalink_jax.typed_values import PositiveInt
 
 T = TypeVar("T")
 
-TIMEOUT_SECONDS = 20  # after a process fell silent or ended too early, until the others end too
+INITIALIZATION_TIMEOUT = 300  # seconds, JAX's default
+HEARTBEAT_TIMEOUT = 100  # seconds, JAX's default; heartbeats are sent by a thread of C++, during compilations too
+SHUTDOWN_TIMEOUT = 20  # seconds
 
 
 def initialize(
-    detect: bool = False, coordinator_address: str | None = None, count: int | None = None, index: int | None = None
+    detect: bool = False,
+    coordinator_address: str | None = None,
+    count: int | None = None,
+    index: int | None = None,
+    initialization_timeout: int = INITIALIZATION_TIMEOUT,
+    heartbeat_timeout: int = HEARTBEAT_TIMEOUT,
 ) -> None:
     """Joins the processes of a job; does nothing without arguments. Call it before any computation with JAX.
 
@@ -35,6 +44,8 @@ def initialize(
       coordinator_address: `HOST:PORT` of process 0.
       count: number of processes.
       index: index of this process, from 0.
+      initialization_timeout: seconds that the processes have to meet; then this one ends with status 75 (`missing_peer`).
+      heartbeat_timeout: seconds of silence after which a process counts as lost, and the others end with status 75.
 
     Raises:
       UserError: for incomplete or wrong settings, an undetected cluster, or processes that do not connect.
@@ -52,17 +63,25 @@ def initialize(
                 f"--coordinator_address={coordinator_address} must be HOST:PORT, and --process_index={index} must be at "
                 f"least 0 and less than --process_count={count}."
             )
+    if min(initialization_timeout, heartbeat_timeout) < 1:
+        raise UserError("--initialization_timeout and --heartbeat_timeout are seconds, at least 1.")
     # JAX's preemption service would swallow SIGTERM from here on.
     jax.config.update("jax_enable_preemption_service", False)
+    absent = f"a process that did not come within {initialization_timeout} s (--initialization_timeout)"
     try:
-        jax.distributed.initialize(
-            coordinator_address,
-            count,
-            index,
-            # Otherwise Slurm's detection would assign each process one GPU, regardless of its allocation.
-            cluster_detection_method=None if missing else "deactivate",
-            heartbeat_timeout_seconds=TIMEOUT_SECONDS,
-            shutdown_timeout_seconds=TIMEOUT_SECONDS,
+        with missing_peer.meeting(absent):
+            jax.distributed.initialize(
+                coordinator_address,
+                count,
+                index,
+                # Otherwise Slurm's detection would assign each process one GPU, regardless of its allocation.
+                cluster_detection_method=None if missing else "deactivate",
+                initialization_timeout=initialization_timeout,
+                heartbeat_timeout_seconds=heartbeat_timeout,
+                shutdown_timeout_seconds=SHUTDOWN_TIMEOUT,
+            )
+        missing_peer.watch(
+            f"the loss of another process, which ended or was silent for {heartbeat_timeout} s (--heartbeat_timeout)"
         )
         preemption.met()
     except (ValueError, RuntimeError) as e:
@@ -77,12 +96,24 @@ def initialize(
 def leave() -> None:
     """Leaves the job once all processes have called this. Compute nothing with JAX afterwards.
 
-    Otherwise each would wait for the others while Python exits, for TIMEOUT_SECONDS at most; and process 0, which writes and
+    Otherwise each would wait for the others while Python exits, for SHUTDOWN_TIMEOUT at most; and process 0, which writes and
     prints, exits later than the others.
     """
     if jax.process_count() > 1:
         all_agree(True)
         jax.distributed.shutdown()
+        missing_peer.unwatch()
+
+
+@contextlib.contextmanager
+def ending_without_peer() -> Iterator[None]:
+    """While entered, an error by which a collective reports a lost process ends this one too, with status 75 (`missing_peer`)."""
+    try:
+        yield
+    except Exception as e:
+        if jax.process_count() == 1 or not missing_peer.is_lost_peer(e):
+            raise
+        missing_peer.end(f"the loss of another process ({str(e).splitlines()[0][:200]})")
 
 
 @gin.configurable

@@ -19,6 +19,7 @@ from adalink_jax.data import BatchIterator
 from adalink_jax.errors import NotFinite
 from adalink_jax.training.partition import Leaves
 from adalink_jax.training.step import TrainState
+from adalink_jax.training.watchdog import Watchdog
 
 Step = Callable[[TrainState, Leaves, Leaves], tuple[TrainState, dict[str, jax.Array]]]
 
@@ -95,8 +96,9 @@ def run_loop(
         mark, waited = now, 0.0
 
     first_traced, last_traced = profile or (0, 0)
-    with contextlib.ExitStack() as trace:  # at the latest it ends with the loop
+    with Watchdog() as watchdog, contextlib.ExitStack() as trace:  # at the latest it ends with the loop
         while step < total_steps and not stop():
+            watchdog.begins(step + 1)
             if step + 1 == first_traced:
                 trace.enter_context(jax.profiler.trace(profile_dir))
             asked = time.perf_counter()
@@ -116,6 +118,7 @@ def run_loop(
             due = [period for period in after_steps if period.due(step, total_steps)]
             if due:
                 read_pending()
+                watchdog.rests()
                 for period in due:
                     period.action(state)
                 mark = time.perf_counter()

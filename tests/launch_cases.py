@@ -66,8 +66,37 @@ CASES = {
     "tpu_per_host": ("tpu", [topology("v5e:4x4"), *PROJECT, "--per_host", "--array", "6", "--name", "sweep"], SWEEP),
     "gke_two_slices": ("gke", [topology("v5e:4x8*2"), *CLUSTER, "--gin.SPOT=True"], TRAIN),
     "gke_gpus": ("gke", [topology("h100:16"), *CLUSTER, "--gin.QUEUE='team'", "--gin.SERVICE_ACCOUNT='me'"], TRAIN),
+    "gke_options": (
+        "gke",
+        [
+            topology("tpu7x:2x2x2*2"),
+            *CLUSTER,
+            "--gin.NODE_SELECTOR={'cloud.google.com/gke-nodepool': 'mine'}",
+            "--gin.PRIORITY='high'",
+            "--gin.TTL_SECONDS=3600",
+            "--gin.END_STATUSES=(2, 3)",
+            "--gin.HOST_NETWORK=True",
+            "--gin.STACK_TRACES=True",
+            "--gin.SETUP=('echo $HOME $(date)',)",
+            "--gin.ENV={'A': 'b'}",
+            "--gin.SECRETS={'HF_TOKEN': 'hub/token'}",
+        ],
+        TRAIN,
+    ),
+    "gke_a3_mega": (
+        "gke",
+        [topology("h100:16"), *CLUSTER, "--gin.ACCELERATOR='nvidia-h100-mega-80gb'"],
+        TRAIN,
+    ),
     "gke_one_host": ("gke", [topology("v6e:2x4"), *CLUSTER], TRAIN),
 }
+
+# Each accelerator that the other cases lack, on two hosts.
+for chip, shape in (("v4", "2x2x2"), ("v5p", "2x2x2"), ("a100", "16"), ("h200", "16"), ("b200", "16"), ("gb200", "8")):
+    CASES[f"gke_{chip}"] = ("gke", [topology(f"{chip}:{shape}"), *CLUSTER], TRAIN)
+    if "x" not in shape:
+        CASES[f"slurm_{chip}"] = ("slurm", [topology(f"{chip}:{shape}")], TRAIN)
+CASES["tpu_v5p"] = ("tpu", [topology("v5p:2x2x2"), *PROJECT], TRAIN)
 
 MINE = "import few.tasks\ninclude 'more.gin'\n\nTRAIN_STEPS = 20\n"
 FILES = {

@@ -41,7 +41,7 @@ def job(settings, *arguments: str, **fields) -> Job:
 # Neither our filters nor calls, nor blocks whose output is not a value: all of these could write a text that is not quoted.
 NODES = {
     "Add", "And", "Assign", "AssignBlock", "Call", "Compare", "Concat", "CondExpr", "Const", "Filter", "For", "Getattr", "If", "Name",
-    "Not", "Operand", "Output", "Sub", "Template", "TemplateData", "Test", "Tuple",
+    "Not", "Operand", "Or", "Output", "Sub", "Template", "TemplateData", "Test", "Tuple",
 }  # fmt: skip
 
 
@@ -194,7 +194,7 @@ def test_a_model_dir_is_copied_to_the_host_and_back(tmp_path):
 
 QUOTED = {
     ("slurm", "container_image"), ("slurm", "container_mounts"), ("tpu", "create_flags"), ("tpu", "ssh_flags"),
-    ("slurm", "setup"), ("tpu", "setup"), ("slurm", "sbatch"),
+    ("slurm", "setup"), ("tpu", "setup"), ("gke", "setup"), ("slurm", "sbatch"),
 }  # fmt: skip
 REFUSED = [
     (launcher, field.name)

@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 
+import jsonschema
 import pytest
 import yaml
 from launch_cases import CASES, CLUSTER, PROJECT, STAGED, SWEEP, TRAIN, fake, folder_of, launch, topology
@@ -99,12 +100,14 @@ def test_a_manifest_is_valid_and_has_a_pod_for_each_host(case):
     assert len(longest) <= 63
     # Exit status 75 restarts all pods, bad input does not.
     (codes,) = [rule["onExitCodes"] for rule in job["podFailurePolicy"]["rules"] if "onExitCodes" in rule]
-    assert codes["operator"] == "In" and 2 in codes["values"] and 75 not in codes["values"]
+    assert codes["operator"] == "In" and {2, 3} <= {*codes["values"]} and 75 not in codes["values"]
     assert job["backoffLimit"] == 0 and pod["restartPolicy"] == "Never"
     assert jobset["spec"]["failurePolicy"]["rules"] == [
-        {"action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}
+        {"name": "programFailed", "action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}
     ]
-    assert container["command"][:2] == ["adalink", "train"]  # without a shell: it is process 1
+    start = container["command"].index("adalink")
+    assert container["command"][start : start + 2] == ["adalink", "train"]
+    assert container["command"][:start] in ([], ["bash", "-c", 'set -e\necho $$HOME $$(date)\nexec "$$@"', "bash"])
     if wanted.hosts == 1:
         assert not any("multiprocess" in word or "coordinator" in word for word in container["command"])
     elif wanted.platform == "gpu":
@@ -116,6 +119,57 @@ def test_a_manifest_is_valid_and_has_a_pod_for_each_host(case):
     (files,) = maps
     paths = {item["key"]: item["path"] for item in pod["volumes"][0]["configMap"]["items"]}
     assert {path: files["data"][key] for key, path in paths.items()}.keys() == STAGED
+
+
+@pytest.mark.parametrize("case", [case for case, (launcher, *_) in CASES.items() if launcher == "gke"])
+def test_a_manifest_has_the_fields_that_jobset_and_kubernetes_publish(case):
+    """The schema has every field that the manifests use, and no other, with its type: see its `$comment`."""
+    *_, jobset = yaml.safe_load_all((GOLDEN / f"{case}.jobset.yaml").read_text())
+    schema = json.loads((ROOT / "tests" / "data" / "jobset_schema.json").read_text())
+    jsonschema.Draft202012Validator.check_schema(schema)
+    jsonschema.validate(jobset, schema)
+    for damage in ({"ttlSecondsAfterFinish": 1}, {"ttlSecondsAfterFinished": "1"}):
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate(jobset | {"spec": jobset["spec"] | damage}, schema)
+
+
+def test_every_accelerator_of_a_launcher_has_a_golden_file():
+    chips = {launcher: set() for launcher in ("gke", "slurm", "tpu")}
+    for launcher, options, _ in CASES.values():
+        chips[launcher].add(next(word for word in options if "TOPOLOGY" in word).split("'")[1].partition(":")[0])
+    assert chips["gke"] == NODES.keys() and chips["tpu"] == CLOUD_NAMES.keys()
+    assert chips["slurm"] == {"cpu", *(name for name, chip in ACCELERATORS.items() if chip.platform == "gpu")}
+
+
+def test_hosts_of_gpus_get_the_networks_of_their_machine():
+    """Annotations, volumes, libraries and tolerations are those of xpk's decorators; a host alone needs none of them."""
+    pods = {}
+    for case, (launcher, *_) in CASES.items():
+        if launcher == "gke":
+            *_, jobset = yaml.safe_load_all((GOLDEN / f"{case}.jobset.yaml").read_text())
+            pods[case] = jobset["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]
+    names = {}
+    for case, pod in pods.items():
+        for volume in pod["spec"]["containers"][0]["volumeMounts"]:
+            assert volume["name"] in {there["name"] for there in pod["spec"]["volumes"]}, case
+        annotations = pod.get("metadata", {}).get("annotations", {})
+        interfaces = json.loads(annotations.get("networking.gke.io/interfaces", "[]"))
+        assert [one["interfaceName"] for one in interfaces] == [f"eth{i}" for i in range(len(interfaces))]
+        names[case] = len(interfaces), [one["name"] for one in pod["spec"].get("initContainers", ())]
+    assert names["gke_gpus"] == (5, ["tcpx-daemon"]) and names["gke_a3_mega"] == (9, ["tcpxo-daemon"])
+    assert names["gke_h200"] == names["gke_b200"] == (10, []) and names["gke_gb200"] == (6, [])
+    assert names["gke_a100"] == names["gke_v4"] == (0, []) and names["gke_options"] == (0, ["stack-traces"])
+    keys = lambda case: {one["key"] for one in pods[case]["spec"]["tolerations"]}
+    assert keys("gke_gb200") == {"nvidia.com/gpu", "user-workload", "kubernetes.io/arch"}
+    assert keys("gke_v4") == {"google.com/tpu"}
+
+
+def test_a_process_that_hangs_prints_its_stacks(tmp_path):
+    program = "import time\nfrom adalink_jax import stack_traces\nstack_traces.start(0.1)\ntime.sleep(0.5)"
+    path = tmp_path / "stacks.txt"
+    env = os.environ | {"PYTHONPATH": str(ROOT), "ADALINK_STACK_TRACES": str(path)}
+    subprocess.run([sys.executable, "-c", program], env=env, check=True)
+    assert 'File "<string>", line 4' in path.read_text()
 
 
 def test_kubernetes_does_not_expand_what_looks_like_its_variables(place):
@@ -207,6 +261,10 @@ def test_a_folder_records_the_job(place):
     (["tpu", topology("v5e:4x4"), *PROJECT, "--array", "2", "--", *SWEEP], "needs --per_host"),
     (["tpu", topology("v5e:4x4"), *PROJECT, "--per_host", "--", *TRAIN], "into one MODEL_DIR"),
     (["gke", topology("cpu:4"), *CLUSTER, "--", *TRAIN], "GKE needs TPUs or GPUs"),
+    (["gke", topology("v5e:2x4"), *CLUSTER, "--gin.END_STATUSES=(2, 75)", "--", *TRAIN], "END_STATUSES has 75"),
+    (["gke", topology("h100:16"), *CLUSTER, "--gin.HOST_NETWORK=True", "--", *TRAIN], "HOST_NETWORK excludes"),
+    (["gke", topology("v5e:2x4"), *CLUSTER, "--gin.NETWORKS=('default',)", "--", *TRAIN], "have no networks of their own"),
+    (["gke", topology("v5e:2x4"), *CLUSTER, "--gin.SECRETS={'A': 'b'}", "--", *TRAIN], "must be SECRET/KEY"),
     (["gke", topology("v5e:2x4"), *CLUSTER, "--", "train", "--gin.MODEL_DIR='runs/x'"], "a pod's disk is deleted"),
     (["gke", topology("v5e:4x4"), *CLUSTER, "--name", "a" * 50, "--", *TRAIN], "3 characters too long"),
     (["status", "nothing"], "There is no job nothing"),
@@ -362,7 +420,7 @@ def test_a_jobset_is_created_queried_and_deleted(place):
     assert kubectl.read_text().splitlines() == [
         f"{where} create --filename=runs/launch/digits-reverse/jobset.yaml",
         f"{where} get jobsets,pods --selector=jobset.sigs.k8s.io/jobset-name=digits-reverse --output=wide",
-        f"{where} logs --selector=jobset.sigs.k8s.io/jobset-name=digits-reverse --prefix --tail=1000 --max-log-requests=16",
+        f"{where} logs --selector=jobset.sigs.k8s.io/jobset-name=digits-reverse --container=adalink --prefix --tail=1000 --max-log-requests=16",
         f"{where} delete jobset/digits-reverse configmap/digits-reverse --ignore-not-found",
     ]
 

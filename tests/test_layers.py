@@ -30,7 +30,7 @@ LAYERS = [
     ("models",),
     ("parallel",),
     ("configuration", "files"),
-    ("preemption",),
+    ("preemption", "stack_traces"),
     ("errors", "moved", "near_names", "terminal", "timings", "token_ids", "typed_values", "version"),
 ]
 HEIGHT = {package: -number for number, packages in enumerate(LAYERS) for package in packages}

@@ -135,12 +135,13 @@ def _run(argv: list[str]) -> int:
     # TensorFlow is used only to read data, and is noisy when imported.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-    from adalink_jax import preemption, timings
+    from adalink_jax import preemption, stack_traces, timings
     from adalink_jax.cli import host_memory, phases
     from adalink_jax.errors import Stopped, UserError, disk_error, sentence
 
     if COMMANDS[name].computes:
         host_memory.keep_freed_pages()
+        stack_traces.start()
     several = any(text.startswith(_SEVERAL_PROCESSES) for text in rest)
     try:
         timings_file, rest = phases.split(rest)

@@ -40,6 +40,7 @@ PATH = Alphabet(
 TIME = Alphabet(r"\d+(-\d+)?(:\d+){0,2}|UNLIMITED", "a time of Slurm's, such as '24:00:00', '2-12:00' or 'UNLIMITED'")
 OPTION = Alphabet(r"-[^\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]+", "an option in one line that begins with -")
 NUMBER = Alphabet(r"\d{1,10}", "the number of a job")
+SECRET_KEY = Alphabet(r"[a-z0-9][-a-z0-9.]*/[-._A-Za-z0-9]+", "SECRET/KEY, a secret of Kubernetes and its key")
 VARIABLE = Alphabet(r"[A-Za-z_][A-Za-z0-9_]*", "a variable's name: letters, digits and _, the first not a digit")
 TEXT = Alphabet(r"[^\x00\ud800-\udfff]*", "a text of Unicode characters without NUL")
 
@@ -50,9 +51,11 @@ Time = Annotated[str, pydantic.AfterValidator(TIME)]
 Option = Annotated[str, pydantic.AfterValidator(OPTION)]
 Number = Annotated[str, pydantic.AfterValidator(NUMBER)]
 Text = Annotated[str, pydantic.AfterValidator(TEXT)]
+SecretKey = Annotated[str, pydantic.AfterValidator(SECRET_KEY)]
 Variable = Annotated[str, pydantic.AfterValidator(VARIABLE)]
 Env = dict[Variable, Text]
 Count = Annotated[int, pydantic.Field(ge=1)]
+Status = Annotated[int, pydantic.Field(ge=1, le=255)]
 CountOrZero = Annotated[int, pydantic.Field(ge=0)]
 
 

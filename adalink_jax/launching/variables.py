@@ -12,12 +12,13 @@ from adalink_jax.launching.job import ARRAY_INDEX
 from adalink_jax.parallel.compiler_settings import VARIABLES
 
 Variables = dict[str, str]
+STACK_TRACES = "ADALINK_STACK_TRACES"  # read by `adalink_jax.stack_traces`
 # By launcher: the variables that distinguish its processes.
 RESERVED = {
     "local": ("JAX_PLATFORMS", "CUDA_VISIBLE_DEVICES"),
     "slurm": (ARRAY_INDEX,),
     "tpu": (ARRAY_INDEX, "TPU_CHIPS_PER_PROCESS_BOUNDS", "TPU_PROCESS_BOUNDS", "TPU_VISIBLE_DEVICES"),
-    "gke": (),
+    "gke": (STACK_TRACES,),
 }
 GPU_MEMORY = {"XLA_PYTHON_CLIENT_MEM_FRACTION": ".92"}  # as the table of accelerators assumes
 

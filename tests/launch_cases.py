@@ -34,6 +34,7 @@ CASES = {
             "--gin.CONTAINER_MOUNTS=('/data:/data', '/scratch:/scratch')",
             "--gin.SBATCH=('--mem=0',)",
             "--gin.SECRETS={'WANDB_API_KEY': 'secrets/wandb'}",
+            "--gin.MAX_CHIP_HOURS=84",
         ],
         TRAIN,
     ),
@@ -42,7 +43,13 @@ CASES = {
     "tpu_slice": ("tpu", [topology("v5e:4x8"), *PROJECT, "--gin.SPOT=True"], TRAIN),
     "tpu_two_slices": (
         "tpu",
-        [topology("v4:2x2x4*2"), *PROJECT, "--gin.RESERVED=True", "--gin.CREATE_FLAGS=('--internal-ips',)"],
+        [
+            topology("v4:2x2x4*2"),
+            *PROJECT,
+            "--gin.RESERVED=True",
+            "--gin.CREATE_FLAGS=('--internal-ips',)",
+            "--gin.MAX_CHIP_HOURS=100",
+        ],
         TRAIN,
     ),
     "tpu_one_host": (
@@ -80,6 +87,7 @@ CASES = {
             "--gin.SETUP=('echo $HOME $(date)',)",
             "--gin.ENV={'A': 'b'}",
             "--gin.SECRETS={'HF_TOKEN': 'hub/token'}",
+            "--gin.MAX_CHIP_HOURS=176",
         ],
         TRAIN,
     ),

@@ -15,6 +15,7 @@ import pytest
 import yaml
 from launch_cases import CASES, CLUSTER, PROJECT, STAGED, SWEEP, TRAIN, fake, folder_of, launch, topology
 
+from adalink_jax import launching
 from adalink_jax.cli.main import main
 from adalink_jax.errors import UserError
 from adalink_jax.launching import job as jobs
@@ -162,6 +163,58 @@ def test_hosts_of_gpus_get_the_networks_of_their_machine():
     keys = lambda case: {one["key"] for one in pods[case]["spec"]["tolerations"]}
     assert keys("gke_gb200") == {"nvidia.com/gpu", "user-workload", "kubernetes.io/arch"}
     assert keys("gke_v4") == {"google.com/tpu"}
+
+
+def test_no_attempt_takes_more_than_its_share_of_the_chip_hours():
+    """176 chip-hours on 16 chips in 11 attempts; 84 on 4 chips in 21; 100 on 32 chips in one."""
+    assert "activeDeadlineSeconds: 3600\n" in (GOLDEN / "gke_options.jobset.yaml").read_text()
+    assert "#SBATCH --time=60\n" in (GOLDEN / "slurm_container.job.sbatch").read_text()
+    assert "(sleep 11250 && kill -TERM $$) &\n" in (GOLDEN / "tpu_two_slices.job.sh").read_text()
+
+
+@pytest.mark.parametrize("time, shorter", [
+    ("30", "30"), ("90", "60"), ("59:59", "59:59"), ("60:01", "60"), ("1:00:00", "1:00:00"), ("24:00:00", "60"), ("0-1", "0-1"), ("1-0", "60"),
+    ("0-0:30", "0-0:30"), ("0-1:00:01", "60"), ("UNLIMITED", "60"),
+])  # fmt: skip
+def test_the_share_of_the_chip_hours_shortens_the_time_limit(time, shorter):
+    settings = launching.Slurm("h100:4", time=time, max_requeues=1, max_chip_hours=8)
+    job = jobs.Job("j", ("params",), parse_topology("h100:4"), "job")
+    text = launching.slurm.render(job, settings, {}).files["job.sbatch"]
+    assert f"#SBATCH --time={shorter}\n" in text
+
+
+@pytest.mark.parametrize("most, hours, message", [
+    (100, 60.5, "Cost: at best 60.5 chip-hours (121.00 at 2 each), at most 100.0 chip-hours (200.00 at 2 each).\n"),
+    (60, 60.5, "error: The job takes 60.5 chip-hours (121.00 at 2 each) at best, more than MAX_CHIP_HOURS = 60; raise it, or train fewer steps.\n"),
+    (1, 60.5, "error: MAX_CHIP_HOURS = 1 leaves 40 seconds on 8 chips to each of 11 attempts, of at least 300; raise it, or allow fewer restarts.\n"),
+    (None, 60.5, "Cost: at best 60.5 chip-hours (121.00 at 2 each).\n"),
+])  # fmt: skip
+def test_a_job_states_its_cost_and_keeps_to_its_budget(place, capsys, monkeypatch, most, hours, message):
+    calls = fake(place / "fakes", "kubectl", "")
+    fake(place / "fakes", "python", f"""echo '{json.dumps({"fits": True, "estimated_chip_hours": hours})}'""")
+    monkeypatch.setattr(sys, "executable", str(place / "fakes" / "python"))
+    options = [topology("v6e:2x4"), *CLUSTER, f"--gin.MAX_CHIP_HOURS={most}", "--gin.PRICE=2", "--submit"]
+    refused = message.startswith("error")
+    assert main(["launch", "gke", *options, "--", *TRAIN]) == (2 if refused else 0)
+    shown = capsys.readouterr()
+    assert message == (shown.err if refused else shown.out) and bool(calls.read_text()) != refused
+
+
+@pytest.mark.parametrize("text, alone", [
+    ("v5e:16x16*2", "v5e:2x2"), ("v5e:2x4", "v5e:2x4"), ("v5p:4x4x4", "v5p:2x2x1"), ("tpu7x:4x4x4", "tpu7x:2x2x1"), ("h100:16", "h100:8"),
+])  # fmt: skip
+def test_a_canary_is_ten_steps_on_one_host(place, capsys, text, alone):
+    launcher = ["gke", topology(text), *CLUSTER]
+    more = ["--gin.BATCH_SIZE=1024", "--gin.SLICES=2"]
+    assert main(["launch", *launcher, "--canary", "--", *TRAIN, *more]) == 0
+    held = json.loads(pathlib.Path("runs/launch/digits-reverse-canary/job.json").read_text(encoding="utf-8"))
+    assert held["topology"] == alone and held["name"] == "digits-reverse-canary"
+    changed = dict(word.removeprefix("--gin.").split("=", 1) for word in held["arguments"] if word.startswith("--gin."))
+    assert re.fullmatch(r"'gs://bucket/runs/digits_reverse/canary_\d{8}T\d{6}'", changed["MODEL_DIR"])
+    assert changed["TRAIN_STEPS"] == "10" and changed["SLICES"] == "1"
+    assert int(changed["BATCH_SIZE"]) * parse_topology(text).hosts == 1024
+    assert main(["launch", *launcher, "--canary", "--", "eval"]) == 2
+    assert "--canary tries a `train` command" in capsys.readouterr().err
 
 
 def test_a_process_that_hangs_prints_its_stacks(tmp_path):

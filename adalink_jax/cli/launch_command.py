@@ -1,6 +1,7 @@
 """`adalink launch`: jobs on other machines, and jobs of several processes on this machine."""
 
 import argparse
+import dataclasses
 import sys
 import typing
 
@@ -29,6 +30,11 @@ _EXAMPLES = {
     "gke": "--gin_file=my_cluster.gin --gin.TOPOLOGY=\"'v5e:4x8'\"",
 }
 
+_CANARY = option(
+    "--canary",
+    action="store_true",
+    help="run ten steps on one host of the same chips, with the job's own base, data and bucket, as the job NAME-canary",
+)
 _ARRAY = option(
     "--array", type=int, metavar="N", help="run the command N times, each with its number in ADALINK_ARRAY_INDEX"
 )
@@ -37,9 +43,11 @@ _OPTIONS = {
         option("--processes", type=int, metavar="N", help="number of processes (PROCESSES)"),
         option("--devices", type=int, metavar="M", help="devices per process (DEVICES)"),
     ),
-    "slurm": (_ARRAY,),
+    "slurm": (_ARRAY, _CANARY),
+    "gke": (_CANARY,),
     "tpu": (
         _ARRAY,
+        _CANARY,
         option("--tpu", metavar="NAME", help="run on an existing slice, which is kept (TPU)"),
         option(
             "--per_host", action="store_true", help="run each element of an array on one host of the slice (PER_HOST)"
@@ -102,9 +110,11 @@ def _launch(part: str, argv: list[str]) -> int:
             flags = flags.binding(macro.upper(), repr(value))
     settings = _settings(part, flags)
     job = _job(options, settings, tuple(argv[cut + 1 :]))
+    if getattr(options, "canary", False):
+        job = canary(job)
 
     from adalink_jax import launching
-    from adalink_jax.launching import record, submit, variables
+    from adalink_jax.launching import cost, record, submit, variables
     from adalink_jax.launching.job_templates import line
 
     staged = record.stage(job.flags)
@@ -113,8 +123,9 @@ def _launch(part: str, argv: list[str]) -> int:
         print(note, file=sys.stderr)
     written = record.write(job, part, settings, rendered, staged, line(["adalink", "launch", part, *argv]))
     if options.submit:
-        if not options.no_plan:
-            submit.check_fits(job, settings)
+        chip_hours = None if options.no_plan else submit.check_plan(job, settings)
+        if not isinstance(settings, launching.Local) and (sentence := cost.check(settings, chip_hours)):
+            print(sentence, flush=True)
         return submit.submit(job, settings, rendered.submit)
     print(rendered.files[rendered.main])
     print(f"Written to {job.folder}: {', '.join(written)}")
@@ -124,6 +135,32 @@ def _launch(part: str, argv: list[str]) -> int:
     for command in commands:
         print(f"  {line(command)}")
     return 0
+
+
+def canary(job: "launching.Job") -> "launching.Job":
+    """Ten steps of a training job on one host of its chips, into a new folder below MODEL_DIR.
+
+    Raises:
+      UserError: for another command, and without MODEL_DIR.
+    """
+    from adalink_jax.launching.record import now
+
+    if job.command != "train" or job.array is not None or not job.model_dir:
+        raise UserError("--canary tries a `train` command whose --gin.MODEL_DIR is given.")
+    bound = dict(job.flags.bindings)
+    folder = f"{job.model_dir.rstrip('/')}/canary_{now()[:19].replace(':', '').replace('-', '')}"
+    changes = {"MODEL_DIR": repr(folder), "TRAIN_STEPS": "10"}
+    if "SLICES" in bound:
+        changes["SLICES"] = "1"
+    if bound.get("BATCH_SIZE", "").isdecimal():  # as many rows on each chip as in the whole job
+        changes["BATCH_SIZE"] = str(max(int(bound["BATCH_SIZE"]) // job.topology.hosts, 1))
+    return dataclasses.replace(
+        job,
+        name=f"{job.name}-canary",
+        folder=f"{job.folder.rstrip('/')}-canary",
+        topology=job.topology.one_host(),
+        arguments=(*job.arguments, *(f"--gin.{name}={text}" for name, text in changes.items())),
+    )
 
 
 def _settings(part: str, flags: configuration.GinFlags) -> "launching.Settings":

@@ -55,6 +55,7 @@ SecretKey = Annotated[str, pydantic.AfterValidator(SECRET_KEY)]
 Variable = Annotated[str, pydantic.AfterValidator(VARIABLE)]
 Env = dict[Variable, Text]
 Count = Annotated[int, pydantic.Field(ge=1)]
+Amount = Annotated[float, pydantic.Field(gt=0, allow_inf_nan=False)]
 Status = Annotated[int, pydantic.Field(ge=1, le=255)]
 CountOrZero = Annotated[int, pydantic.Field(ge=0)]
 

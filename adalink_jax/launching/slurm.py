@@ -7,8 +7,9 @@ import re
 import gin
 
 from adalink_jax.errors import UserError
-from adalink_jax.launching import job_templates
+from adalink_jax.launching import cost, job_templates
 from adalink_jax.launching.alphabets import (
+    Amount,
     Count,
     CountOrZero,
     Env,
@@ -37,7 +38,7 @@ class Slurm:
     Attributes:
       topology: `h100:16`, or `cpu:4` for four processes on the CPUs of one node.
       account, partition, qos: options of `sbatch`; None leaves one out.
-      time: time limit of one run of the job, in Slurm's format.
+      time: time limit of one run of the job, in Slurm's format; with MAX_CHIP_HOURS that limits it.
       gpus_per_node: None for the number in the table of accelerators.
       cpus_per_process: None for the cluster's default.
       signal_seconds: seconds before the time limit at which the job is sent SIGUSR1, to save.
@@ -49,6 +50,7 @@ class Slurm:
       sbatch: additional options, such as `--mem=0`.
       env: environment variables of the processes.
       secrets: variable -> file that holds its value, on the cluster.
+      max_chip_hours, price: see `cost.Priced`.
 
     Raises:
       UserError: for other values.
@@ -70,6 +72,8 @@ class Slurm:
     sbatch: tuple[Option, ...] = ()
     env: Env = dataclasses.field(default_factory=dict)
     secrets: dict[Variable, Path] = dataclasses.field(default_factory=dict)
+    max_chip_hours: Amount | None = None
+    price: Amount | None = None
 
     def __post_init__(self):
         check_settings(self)
@@ -97,6 +101,7 @@ def render(job: Job, settings: Slurm, staged: dict[str, str]) -> Rendered:
     # A command that runs in one process uses all GPUs of one node.
     processes = topology.chips if job.command in SEVERAL or nodes > 1 else 1
     script = os.path.join(job.folder, SCRIPT)
+    seconds = cost.attempt_seconds(job, settings, 1 + settings.max_requeues)
     text = job_templates.fill(
         "slurm.sh.jinja",
         job=job,
@@ -109,6 +114,8 @@ def render(job: Job, settings: Slurm, staged: dict[str, str]) -> Rendered:
         env=list(((GPU_MEMORY if topology.platform == "gpu" else {}) | settings.env).items()),
         # Not quoted: lines of shell, and options in comments, which `sbatch` reads.
         setup=[job_templates.Shell(command) for command in settings.setup],
+        limited=seconds is not None,
+        time=settings.time if seconds is None else _shorter(settings.time, seconds // 60),
         options=[job_templates.Shell(option) for option in settings.sbatch],
         words=job.words(processes),
     )
@@ -149,6 +156,19 @@ def number(printed: str) -> str:
             f"sbatch printed {printed.strip()[-200:]!r}, in which there is no job's number; `squeue --me` lists the jobs that run."
         )
     return match[1]
+
+
+def _shorter(time: str, minutes: int) -> str:
+    """The shorter of a time in Slurm's format (minutes, H:M:S, D-H:M:S, ...) and of a number of minutes."""
+    days, dash, rest = time.rpartition("-")
+    parts = [int(part) for part in rest.split(":")] if rest != "UNLIMITED" else []
+    if not parts:
+        return str(minutes)
+    if not dash and len(parts) < 3:
+        parts = [0, *parts]  # minutes, or minutes:seconds
+    parts += [0] * (3 - len(parts))
+    seconds = int(days or 0) * 86400 + parts[0] * 3600 + parts[1] * 60 + parts[2]
+    return time if seconds <= minutes * 60 else str(minutes)
 
 
 def _per_node(job: Job, settings: Slurm) -> int:

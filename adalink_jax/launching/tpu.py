@@ -9,8 +9,19 @@ import os
 import gin
 
 from adalink_jax.errors import UserError
-from adalink_jax.launching import job_templates
-from adalink_jax.launching.alphabets import Env, Label, Name, Option, Path, Text, Variable, check_settings, require
+from adalink_jax.launching import cost, job_templates
+from adalink_jax.launching.alphabets import (
+    Amount,
+    Env,
+    Label,
+    Name,
+    Option,
+    Path,
+    Text,
+    Variable,
+    check_settings,
+    require,
+)
 from adalink_jax.launching.job import (
     ARRAY_INDEX,
     WRITING,
@@ -59,6 +70,7 @@ class Tpu:
       per_host: run the elements of an array independently, one at a time per host.
       env: environment variables of the processes.
       secrets: variable -> name of a secret of Google's Secret Manager, which the hosts' service account may read.
+      max_chip_hours, price: see `cost.Priced`.
 
     Raises:
       UserError: for other values.
@@ -80,6 +92,8 @@ class Tpu:
     per_host: bool = False
     env: Env = dataclasses.field(default_factory=dict)
     secrets: dict[Variable, Name] = dataclasses.field(default_factory=dict)
+    max_chip_hours: Amount | None = None
+    price: Amount | None = None
 
     def __post_init__(self):
         check_settings(self)
@@ -125,6 +139,7 @@ def render(job: Job, settings: Tpu, staged: dict[str, str]) -> Rendered:
         "home": f"adalink/{job.name}",
         "top_level": sorted({path.split("/")[0] for path in staged}),
         "script": script,
+        "seconds": cost.attempt_seconds(job, settings, 1),
     }
     on_host = {
         "job": job,

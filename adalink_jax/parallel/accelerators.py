@@ -177,6 +177,18 @@ class Topology:
         """Kind of device: "tpu", "gpu" or "cpu"."""
         return self.accelerator.platform if self.accelerator else CPU
 
+    def one_host(self) -> "Topology":
+        """One whole host of the same chips, or these if they are fewer.
+
+        Raises:
+          UserError: see `hosts`.
+        """
+        if self.accelerator is None or self.hosts == 1:
+            return self
+        chips = self.chips_per_host
+        fitting = [shape for shape in self.accelerator.slices if math.prod(map(int, shape.split("x"))) == chips]
+        return parse_topology(f"{self.accelerator.name}:{(fitting or [chips])[0]}")
+
     def larger(self) -> list[str]:
         """Returns larger topologies of the same chip, smallest first."""
         size = math.prod(map(int, self.shape.split("x")))

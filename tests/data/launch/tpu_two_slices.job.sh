@@ -15,6 +15,7 @@ ssh_flags=()
 asked=false
 started=false
 running=
+timer=
 
 on_all() {
   "${gcloud[@]}" ssh "$name" "${where[@]}" ${ssh_flags[@]+"${ssh_flags[@]}"} "${hosts[@]}" --command="$1"
@@ -66,6 +67,7 @@ finish() {
   trap '' INT TERM
   trap - EXIT
   set +e
+  [ -z "$timer" ] || kill "$timer"
   if $asked; then
     # If the slice was taken away, the job can be started again: exit status 75, as after a preemption notice.
     if [ "$status" -ne 0 ] && $started; then
@@ -109,6 +111,9 @@ while true; do
   sleep 30 & wait $!
 done
 
+# MAX_CHIP_HOURS, from here on.
+(sleep 11250 && kill -TERM $$) &
+timer=$!
 # A new host may not accept connections yet.
 failures=0
 until on_all 'rm -f adalink/digits-reverse/pid && mkdir -p adalink/digits-reverse'; do

@@ -192,6 +192,8 @@ def test_a_job_outlives_the_connection_that_starts_it(place):
         done = subprocess.run(["bash", worker, "watch", lines], capture_output=True, text=True, timeout=20)
         assert (done.returncode, done.stdout) == (75, "step 1, a secret\n")
     subprocess.run(["bash", worker, "start"], check=True, timeout=20)
+    while not (host / "pid").exists():
+        time.sleep(0.05)
     os.killpg(int((host / "keeper").read_text()), signal.SIGKILL)  # as if the host had started again
     assert subprocess.run(["bash", worker, "watch", "10"], capture_output=True, timeout=20).returncode == 1
 

@@ -51,6 +51,37 @@ def test_hosts_see_each_example_of_an_epoch_once_between_them(task, hosts):
     assert sorted(seen) == sorted(target for _ in range(steps) for target in targets(next(whole)))
 
 
+@pytest.mark.parametrize("hosts", [2, 8])
+def test_a_host_reads_its_own_rows_only_and_has_them_as_one_host_does(task, hosts, monkeypatch):
+    per_epoch = len(task.splits["train"]) // 8
+    whole = batches_of(task)
+    expected = [next(whole) for _ in range(per_epoch)]
+    read, example = [], task.example
+    monkeypatch.setattr(task, "example", lambda row, seed=None: read.append(row["line"]) or example(row, seed))
+    for host in range(hosts):
+        rows = list(range(host, 8, hosts))
+        reader, before = batches_of(task, rows), len(read)
+        for batch in expected:
+            np.testing.assert_equal(next(reader), {name: values[rows] for name, values in batch.items()})
+        assert len(read) - before == per_epoch * len(rows)
+    assert len(read) == len(set(read)) == per_epoch * 8
+
+
+def test_a_far_position_is_reached_without_reading_what_is_before(task, monkeypatch):
+    per_epoch = len(task.splits["train"]) // 8
+    epoch, batch = divmod(10**6, per_epoch)
+    far, again = batches_of(task), batches_of(task)
+    read, example = [], task.example
+    monkeypatch.setattr(task, "example", lambda row, seed=None: read.append(row["line"]) or example(row, seed))
+    far.set_state({"epoch": epoch, "batch": batch})
+    first = next(far)
+    assert len(read) <= 8 * per_epoch
+    again.set_state({"epoch": epoch, "batch": 0})
+    for _ in range(batch):
+        next(again)
+    np.testing.assert_equal(next(again), first)
+
+
 def test_worker_processes_give_the_same_batches_also_when_resumed(tmp_path):
     path = written(tmp_path, "a.csv", csv_text([(f"text {i}", str(i)) for i in range(60)]))
     plain, forked = batches_of(load(path)), batches_of(load(path, workers=2))

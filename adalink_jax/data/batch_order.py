@@ -12,6 +12,7 @@ from adalink_jax.data.task_protocol import Example
 from adalink_jax.errors import UserError
 
 ExamplesOfEpoch = Callable[[int, int], Iterable[Example]]  # (seed, start) -> the examples from number `start` on
+ExamplesAt = Callable[[int, Sequence[int]], Iterable[Example]]  # (seed, numbers) -> the examples with these numbers
 
 
 class BatchIterator(Protocol):
@@ -90,6 +91,51 @@ class EpochIterator:
         """Moves to a batch; its epoch is opened by the following `next`."""
         self._epoch, self._batch = int(state["epoch"]), int(state["batch"])
         self._batches: Iterator[Batch] | None = None
+
+
+class OwnRowsIterator(EpochIterator):
+    """The batches and states of an `EpochIterator`, of which this process reads its own rows only.
+
+    Args:
+      examples_at: `(seed, numbers) -> iterable` of the examples with these numbers in the epoch of this seed.
+      size: returns the number of examples of an epoch with this seed.
+      converter, batch_size, seed, rows: see `EpochIterator`.
+    """
+
+    def __init__(
+        self,
+        examples_at: ExamplesAt,
+        size: Callable[[int], int],
+        converter: FeatureConverter,
+        batch_size: int,
+        seed: int,
+        rows: Sequence[int] | None = None,
+    ):
+        self._examples_at, self._size = examples_at, size
+        in_order: ExamplesOfEpoch = lambda seed, start: examples_at(seed, range(start, size(seed)))
+        super().__init__(in_order, converter, batch_size, seed, rows)
+
+    def _open(self, start: int) -> Iterator[Batch]:
+        """The batches of this epoch from number `start` on."""
+        seed = epoch_seed(self._seed, self._epoch)
+        batches = range(start, self._size(seed) // self._batch_size)
+        examples = iter(self._examples_at(seed, _OwnNumbers(batches, self._batch_size, self._rows)))
+        for _ in batches:
+            yield self._converter(list(itertools.islice(examples, len(self._rows))))
+
+
+class _OwnNumbers(Sequence[int]):
+    """The numbers of the examples in `rows` of each of `batches`, computed when they are asked for."""
+
+    def __init__(self, batches: range, batch_size: int, rows: Sequence[int]):
+        self._batches, self._batch_size, self._rows = batches, batch_size, rows
+
+    def __len__(self) -> int:
+        return len(self._batches) * len(self._rows)
+
+    def __getitem__(self, i: int) -> int:  # pyright: ignore[reportIncompatibleMethodOverride]
+        batch, row = divmod(i, len(self._rows))
+        return self._batches[batch] * self._batch_size + self._rows[row]
 
 
 _BATCHES = "adalink_jax.data.batches"

@@ -7,10 +7,10 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
-from adalink_jax.data.batch_order import BatchIterator, EpochIterator, ExamplesOfEpoch
+from adalink_jax.data.batch_order import BatchIterator, EpochIterator, ExamplesOfEpoch, OwnRowsIterator
 from adalink_jax.data.feature_converter import Batch, FeatureConverter
 from adalink_jax.data.packed_examples import PackedIterator
-from adalink_jax.data.task_protocol import Example, Task
+from adalink_jax.data.task_protocol import Example, NumberedTask, Task
 from adalink_jax.data.tasks import DatasetConfig
 from adalink_jax.data.user_files.file_task import LoadedFileTask
 from adalink_jax.data.user_files.workers import WorkerIterator
@@ -22,12 +22,17 @@ def train_batches(
 ) -> BatchIterator:
     """Returns the batches of the training split, in the order of `dataset.seed`; of each batch only `rows`, if given.
 
+    Of a `NumberedTask` only these rows are read, unless rows are packed or `train_examples` drawn; of other tasks all are.
+
     Raises:
       UserError: from `next`, if the split has fewer examples than a batch (packed: none) or than `dataset.train_examples`.
     """
     converter = dataclasses.replace(converter, task_name=task.name)
     if not dataset.pack and dataset.train_examples is None and isinstance(task, LoadedFileTask) and task.workers:
         return WorkerIterator(task, converter, dataset.batch_size, dataset.seed, rows)
+    if not dataset.pack and dataset.train_examples is None and isinstance(task, NumberedTask):
+        at, size = functools.partial(task.examples_at, "train"), functools.partial(task.size, "train")
+        return OwnRowsIterator(at, size, converter, dataset.batch_size, dataset.seed, rows)
     examples: ExamplesOfEpoch = lambda seed, start: task.examples("train", seed, start)
     if dataset.train_examples is not None:
         examples = _few(examples, dataset.train_examples, dataset.seed)

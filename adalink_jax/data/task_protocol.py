@@ -1,7 +1,7 @@
 """What the other layers know about a task: its examples, its vocabulary, and how its predictions are scored."""
 
 from collections.abc import Iterable, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from adalink_jax.data.label_sets import LabelSets
 
@@ -53,4 +53,23 @@ class Task(Protocol):
 
     def score(self, examples: Sequence[Example], predictions: Sequence[str]) -> dict[str, float]:
         """Returns the metrics of the predictions for `examples`, which may come without their images."""
+        ...
+
+
+@runtime_checkable
+class NumberedTask(Protocol):
+    """A task whose examples are read by their numbers, each at the same cost wherever it is."""
+
+    def size(self, split: str, seed: int) -> int:
+        """The number of examples of a pass with this seed."""
+        ...
+
+    def examples_at(self, split: str, seed: int | None, numbers: Sequence[int]) -> Iterable[Example]:
+        """The examples that `Task.examples(split, seed)` has at these numbers; no other is read.
+
+        Args:
+          split: the split to read.
+          seed: see `Task.examples`.
+          numbers: from 0, in any order; needs only `len` and `[]`.
+        """
         ...

@@ -122,14 +122,24 @@ class LoadedFileTask:
             data = data.shuffle(seed=seed)
         return data.map(functools.partial(self.example, seed=seed))
 
+    def size(self, split: str, seed: int | None = None) -> int:
+        """The number of examples of a split, whatever the seed."""
+        return len(self.splits[split])
+
     def examples(self, split: str, seed: int | None = None, start: int = 0) -> Iterable[Example]:
         """See `Task.examples`."""
+        return self.examples_at(split, seed, range(start, self.size(split)))
+
+    def examples_at(self, split: str, seed: int | None, numbers: Sequence[int]) -> Iterable[Example]:
+        """See `NumberedTask.examples_at`; four threads read ahead."""
         import grain
 
-        data = self.dataset(split, seed)
-        if start >= len(data):
+        if not len(numbers):
             return iter(())
-        return iter(data[start:].to_iter_dataset(grain.ReadOptions(num_threads=4, prefetch_buffer_size=64)))
+        data = self.dataset(split, seed)
+        chosen = grain.MapDataset.source(numbers).map(lambda number: data[number])
+        ahead = chosen.to_iter_dataset(grain.ReadOptions(num_threads=4, prefetch_buffer_size=64))
+        return iter(cast(Iterable[Example], ahead))  # grain's type allows gaps; there are no gaps here
 
     def example(self, row: StoredRow, seed: int | None = None) -> Example:
         """Tokenises a row; with a seed, draws one reference of several."""

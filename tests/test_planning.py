@@ -22,7 +22,7 @@ from adalink_jax.parallel.accelerators import ACCELERATORS, parse_topology
 from adalink_jax.planning import plan as plan_module
 from adalink_jax.planning.collectives import collectives
 from adalink_jax.planning.hlo import Array, Program
-from adalink_jax.planning.plan import devices_of, without_remat
+from adalink_jax.planning.plan import devices_of, with_remat
 from adalink_jax.planning.traffic import bytes_moved
 from adalink_jax.training import abstract, optimizers
 from adalink_jax.training.flops import count_flops
@@ -79,7 +79,7 @@ def test_flops_per_parameter_and_token_are_four_for_adapter_training_and_six_for
 def test_flops_with_and_without_recomputation():
     model = lambda remat: AdaptedModel(tiny_pali(remat=remat), AdaLinkAdapter(rank=4))
     flops = [count_flops(*step_of(model(remat))) for remat in ("full", "save:mlp_hidden,projections", "none")]
-    assert flops[0] > flops[1] > flops[2] == count_flops(*step_of(without_remat(model("full"))))
+    assert flops[0] > flops[1] > flops[2] == count_flops(*step_of(with_remat(model("full"), "none")))
 
 
 @pytest.mark.parametrize("iterations", [3, 24])
@@ -394,27 +394,14 @@ def test_a_plan_that_does_not_fit_is_printed_with_remedies(capsys):
 
 
 @pytest.mark.slow
-def test_a_search_finds_settings_that_fit(capsys):
+def test_a_search_finds_settings_that_fit(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     lengths = "--gin.TASK_FEATURE_LENGTHS={'inputs': 512, 'targets': 128}"
-    big = ["--gin.BATCH_SIZE=1024", lengths, "--gin.FROZEN_DTYPE='bfloat16'", "--topology", "v5e:1x1"]
+    big = ["--gin.BATCH_SIZE=512", lengths, "--gin.FROZEN_DTYPE='bfloat16'", "--topology", "v5e:1x1"]
     flags = ["--gin_file=gin/models/t5_1_1_small.gin", "--gin_file=gin/adapters/adalink.gin", *big]
-    assert main(["plan", *flags, "--search", "--json"]) == 0
+    assert main(["plan", *flags, "--search", "--json", "--quick"]) == 0
     plan = json.loads(capsys.readouterr().out)
     assert not plan["fits"]
-    *others, last = plan["search"]
-    assert last["fits"] and not any(each["fits"] for each in others)
-    assert last["hbm_bytes"] <= last["hbm_limit_bytes"] < plan["hbm_bytes"]
-    assert {"REMAT", "MICROBATCHES"} & last["settings"].keys()
-
-
-@pytest.mark.slow
-def test_a_search_proposes_fewer_bits_after_all_that_keeps_the_numbers(capsys):
-    """T5 XXL on one v5e chip: its arguments alone exceed the memory in bfloat16, so those candidates are not compiled."""
-    flags = ["--gin_file=gin/models/t5_1_1_xxl.gin", "--gin_file=gin/adapters/adalink.gin", "--gin.BATCH_SIZE=1"]
-    assert main(["plan", *flags, "--topology", "v5e:1x1", "--search", "--json", "--quick"]) == 0
-    plan = json.loads(capsys.readouterr().out)
-    dtypes = [each["settings"].get("FROZEN_DTYPE") for each in plan["search"]]
-    assert dtypes[0] == "'bfloat16'" and dtypes.index("'int8'") == len(dtypes) - dtypes[::-1].index("'bfloat16'")
-    best = next(each for each in plan["search"] if each["fits"])
-    assert best["settings"]["FROZEN_DTYPE"] == "'int8'" and best["topology"] == "v5e:1x1"
-    assert 11.0e9 < best["frozen_bytes"] < 11.6e9 < 22e9 < plan["search"][0]["frozen_bytes"]
+    best = min((each for each in plan["search"] if each["fits"]), key=lambda each: each["estimated_step_seconds"])
+    assert best["hbm_bytes"] <= best["hbm_limit_bytes"] < plan["hbm_bytes"]
+    assert best["topology"] == "v5e:1x1" and {"REMAT", "MICROBATCHES"} & best["settings"].keys()

@@ -1,11 +1,12 @@
 """`adalink plan`: whether a job fits, and how fast it can be."""
 
+import argparse
 import dataclasses
 import json
 import math
 import os
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from adalink_jax import configuration
 from adalink_jax.cli.arguments import gin_parser, option, parse, register
@@ -14,7 +15,9 @@ from adalink_jax.configuration.requirements import MODEL
 if typing.TYPE_CHECKING:
     from rich.table import Table
 
+    from adalink_jax.parallel.accelerators import Topology
     from adalink_jax.planning.plan import Job, Plan
+    from adalink_jax.planning.search import Tried
 
 GB = 1e9
 # Without these the TPU compiler queries the machine's metadata, and warns on machines without a TPU.
@@ -41,7 +44,8 @@ def plan(argv: list[str]) -> int:
         option(
             "--search",
             action="store_true",
-            help="if the job does not fit, try settings and larger slices until it does; then try the sets of compiler flags",
+            help="find the fastest settings that fit: mesh, REMAT, microbatches, then fewer bits, then larger slices; at most eight "
+            "compilations, several at once, kept for the next search",
         ),
         option(
             "--eval_examples", type=int, default=1000, metavar="N", help="examples that an evaluation decodes (1000)"
@@ -61,62 +65,86 @@ def plan(argv: list[str]) -> int:
     )
     flags, options = parse(parser, argv)
     os.environ.update(NO_TPU_HERE)  # read when JAX is imported
-    from adalink_jax.errors import UserError
-    from adalink_jax.parallel.accelerators import Topology, parse_topology
-
-    def topology(text: str) -> Topology:
-        parsed, bandwidth = parse_topology(text), options.network_bandwidth
-        if bandwidth is None:
-            return parsed
-        if parsed.accelerator is None or bandwidth <= 0:
-            raise UserError("--network_bandwidth must be more than 0, and needs the --topology of TPUs or GPUs.")
-        return dataclasses.replace(
-            parsed, accelerator=dataclasses.replace(parsed.accelerator, network_bandwidth=bandwidth * GB)
-        )
-
-    topology(options.topology)
+    topology = _topology(options.topology, options.network_bandwidth)
     _prepare(options.topology, options.search, options.quick)
     register()
 
     from adalink_jax import parallel, terminal
-    from adalink_jax.planning import search
     from adalink_jax.planning.configured_job import configured_job
     from adalink_jax.planning.plan import make_plan
+    from adalink_jax.planning.remedies import remedies
 
-    def attempt(settings: search.Settings, where: str) -> "tuple[Plan, Job, bool]":
-        all_flags = flags
-        for name, text in settings.items():
-            all_flags = all_flags.binding(name, text)
-        configuration.load(all_flags, extra_files=("gin/runs/plan.gin",))
-        configuration.require(MODEL)
-        job = configured_job()
-        with terminal.progress() as show:
-            show(f"compiling for {where} {_flags(settings)}".rstrip())
-            job_plan = make_plan(job, topology(where), options.eval_examples)
-        fsdp = dict(parallel.logical_axis_rules()).get("embed") is not None
-        if not job_plan.fits:
-            job_plan.remedies = search.remedies(job_plan, job, fsdp)
-        return job_plan, job, fsdp
-
-    first, job, fsdp = attempt({}, options.topology)
+    configuration.load(flags, extra_files=("gin/runs/plan.gin",))
+    configuration.require(MODEL)
+    job = configured_job()
+    with terminal.progress() as show:
+        show(f"compiling for {options.topology}")
+        first = make_plan(job, topology, options.eval_examples)
+    fsdp = dict(parallel.logical_axis_rules()).get("embed") is not None
+    if not first.fits:
+        first.remedies = remedies(first, job, fsdp)
     if not options.json:
         _print_plan(first, job, options.search)
-    tried: list[tuple[search.Settings, str, Plan]] = [({}, options.topology, first)]
-    if options.search:
-        for candidate in search.search(first, job, fsdp, lambda settings, where: attempt(settings, where)[0]):
-            tried.append(candidate)
-            if not options.json:
-                _print_candidate(*candidate)
-        if not options.json:
-            _print_fastest(tried)
-    candidates = [
-        {"settings": {**settings}, "topology": where, **plan.to_json()} for settings, where, plan in tried[1:]
-    ]
+    tried = _searched(first, job, fsdp, flags, options) if options.search else []
     if options.json:
+        candidates = [{"settings": {**settings}, **plan} for settings, _, plan in tried]
         print(
             json.dumps(first.to_json() | {"quick": options.quick} | ({"search": candidates} if options.search else {}))
         )
-    return 0 if first.fits or any(candidate["fits"] for candidate in candidates) else 1
+    return 0 if first.fits or any(plan["fits"] for *_, plan in tried) else 1
+
+
+def _topology(text: str, network_bandwidth: float | None) -> "Topology":
+    """The topology called `text`; `network_bandwidth` in GB per second, or None for its chip's own.
+
+    Raises:
+      UserError: for a bandwidth that is not positive, or of devices that are not in the table.
+    """
+    from adalink_jax.errors import UserError
+    from adalink_jax.parallel.accelerators import parse_topology
+
+    parsed = parse_topology(text)
+    if network_bandwidth is None:
+        return parsed
+    if parsed.accelerator is None or network_bandwidth <= 0:
+        raise UserError("--network_bandwidth must be more than 0, and needs the --topology of TPUs or GPUs.")
+    chip = dataclasses.replace(parsed.accelerator, network_bandwidth=network_bandwidth * GB)
+    return dataclasses.replace(parsed, accelerator=chip)
+
+
+def _searched(
+    first: "Plan", job: "Job", fsdp: bool, flags: configuration.GinFlags, options: argparse.Namespace
+) -> "list[Tried]":
+    """The candidates of a search, which it prints as they come unless the plan is printed as JSON."""
+    from adalink_jax import terminal
+    from adalink_jax.planning.arithmetic import typed_choice
+    from adalink_jax.planning.attempts import attempt_all
+    from adalink_jax.planning.search import Tried, search
+
+    more = ["--eval_examples", str(options.eval_examples), *(["--quick"] if options.quick else [])]
+    if options.network_bandwidth is not None:
+        more += ["--network_bandwidth", str(options.network_bandwidth)]
+    topology_of = lambda text: _topology(text, options.network_bandwidth)
+    tried = [Tried({}, options.topology, first.to_json())]
+    with terminal.progress() as show:
+
+        def attempt(wanted: "Sequence[tuple[Mapping[str, str], str]]") -> "list[dict | None]":
+            all_flags = []
+            for settings, _ in wanted:
+                of = flags
+                for name, text in settings.items():
+                    of = of.binding(name, text)
+                all_flags.append(of)
+            return attempt_all(all_flags, [where for _, where in wanted], more, show)
+
+        typed = typed_choice(job, first.mesh["model"], fsdp)
+        for candidate in search(tried[0].plan, job, typed, attempt, os.cpu_count() or 1, topology_of):
+            tried.append(candidate)
+            if not options.json:
+                _print_candidate(candidate)
+    if not options.json:
+        _print_fastest(tried)
+    return tried[1:]
 
 
 def _prepare(text: str, searching: bool, quick: bool) -> None:
@@ -231,26 +259,28 @@ def _table(plan: "Plan", job: "Job") -> "Table":
     return table
 
 
-def _print_candidate(settings: Mapping[str, str], where: str, candidate: "Plan") -> None:
-    fits = "fits" if candidate.fits else "does not fit"
-    needed = max(candidate.hbm_bytes, candidate.eval_hbm_bytes or 0)
-    seconds = candidate.estimate and candidate.estimate.step_seconds
+def _print_candidate(candidate: "Tried") -> None:
+    settings, where, plan = candidate
+    fits = "fits" if plan["fits"] else "does not fit"
+    needed = max(plan["hbm_bytes"], plan["eval_hbm_bytes"] or 0)
+    seconds = plan["estimated_step_seconds"]
     step = f", {seconds * 1e3:,.2f} ms per step at best" if seconds else ""
     print(f"{fits}: {needed / GB:,.1f} GB per chip{step} with --topology {where} {_flags(settings)}", flush=True)
 
 
-def _print_fastest(tried: "list[tuple[Mapping[str, str], str, Plan]]") -> None:
-    """Names the settings with which a step is fastest, of those that fit the topology that fits."""
+def _print_fastest(tried: "Sequence[Tried]") -> None:
+    """Names the settings with which a step is fastest, of those that fit."""
     times = [
-        (plan.estimate.step_seconds, len(settings), where, settings)
+        (plan["estimated_step_seconds"], len(settings), where, settings)
         for settings, where, plan in tried
-        if plan.fits and plan.estimate and plan.estimate.step_seconds
+        if plan["fits"]
     ]
-    if len(times) > 1:
-        seconds, _, where, settings = min(times, key=lambda row: row[:2])
-        print(
-            f"fastest: {seconds * 1e3:,.2f} ms per step at best with --topology {where} {_flags(settings) or 'as typed'}"
-        )
+    times = [row for row in times if row[0]]
+    if not times:
+        print("Nothing fits of what was tried.")
+        return
+    seconds, _, where, settings = min(times, key=lambda row: row[:2])
+    print(f"fastest: {seconds * 1e3:,.2f} ms per step at best with --topology {where} {_flags(settings) or 'as typed'}")
 
 
 def _flags(settings: Mapping[str, str]) -> str:

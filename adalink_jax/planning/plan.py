@@ -187,7 +187,7 @@ def make_plan(job: Job, topology: Topology, eval_examples: int) -> Plan:
         )
         flops = count_flops(step, *arguments)
         saved = saved_on_chip(job.setup, job.loss, job.microbatches, mesh, rules)
-        model_flops = count_flops(_step(job, without_remat(model), 1, at_once), *arguments)
+        model_flops = count_flops(_step(job, with_remat(model, "none"), 1, at_once), *arguments)
     needed, eval_needed, fits = step_program.needed, None, False
     if eval_program:
         eval_needed = eval_program.needed + sizes["optimizer_bytes"]
@@ -256,10 +256,10 @@ def _generate(job: Job, model: AdaptedModel, at_once: int | None) -> jax.stages.
     return jax.jit(make_generate_packed(generate, at_once) if job.members else generate)
 
 
-def without_remat(model: AdaptedModel) -> AdaptedModel:
-    """`model` without recomputation, of which model FLOPs are counted."""
+def with_remat(model: AdaptedModel, remat: str) -> AdaptedModel:
+    """`model` with this REMAT in all of its stacks. Model FLOPs are counted with "none"."""
     changes = {
-        name: dataclasses.replace(value, remat="none")
+        name: dataclasses.replace(value, remat=remat)
         for name, value in vars(model.backbone).items()
         if hasattr(value, "remat")
     }

@@ -109,6 +109,11 @@ def _described(jaxpr: Jaxpr, array: Var) -> SavedArray:
     modules = [part.split(".")[0] for part in re.sub(r"\w+\(|\)", "", path).split("/")]
     modules = [part for part in modules if part and not _METHODS.fullmatch(part)]
     index = next((i for i, part in enumerate(modules) if _LAYER.fullmatch(part)), None)
+    if index is None and modules and primitive == "input":  # what enters each layer of a scan
+        layers = tuple(range(aval.shape[0]))
+        return SavedArray(
+            "/".join(dict.fromkeys(modules)), layers, "residual stream", primitive, aval.shape, _nbytes(aval)
+        )
     if index is None:
         return SavedArray("other", (), name or [*modules, "loss"][0], primitive, aval.shape, _nbytes(aval))
     number = _LAYER.fullmatch(modules[index])

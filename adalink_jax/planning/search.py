@@ -1,145 +1,166 @@
-"""Settings that make a job fit or faster: what each would save, and searches that compile the job with them."""
+"""The fastest settings with which a job fits: ranked by arithmetic, and the best of them compiled.
+
+Settings that leave the model's numbers as they are come first (mesh, REMAT, microbatches); fewer bits of the frozen weights only where none
+of those fits, and larger slices last.
+"""
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
-import jax
-
-from adalink_jax.models.quantised import bits_of
-from adalink_jax.parallel.accelerators import parse_topology
+from adalink_jax.parallel.accelerators import Topology, parse_topology
 from adalink_jax.parallel.compiler_settings import sets_of
-from adalink_jax.planning.plan import Job, Plan
+from adalink_jax.planning.arithmetic import Arithmetic, Choice, Guess
+from adalink_jax.planning.plan import Job
+from adalink_jax.planning.remedies import smaller
 from adalink_jax.training.decoder_weights import decoder_weights
-from adalink_jax.training.setup import split_abstract
+
+LIMIT = 8  # compilations of a search
+MODEL = (1, 2, 4, 8)  # devices that share heads and MLPs
+REMATS = ("none", "frozen", "full")
 
 Settings = Mapping[str, str]  # macro or parameter -> text of the value, as typed after --gin.
-
-GB = 1e9
-SMALLER = ("float32", "bfloat16", "int8", "int4")  # dtypes of frozen weights that a search tries, one after the other
-
-
-def remedies(plan: Plan, job: Job, fsdp: bool) -> list[str]:
-    """Settings that reduce the memory of a job that does not fit, each with what it would save; the cheapest change first.
-
-    Args:
-      plan: the plan, which does not fit.
-      job: the planned job.
-      fsdp: whether its parameters are sharded over `data`.
-    """
-    out = []
-    data, others = plan.mesh["data"], plan.trainable_bytes + plan.optimizer_bytes
-    parameters = plan.frozen_bytes + others
-    if data > 1 and not fsdp:
-        out.append(
-            f"--gin_file=gin/meshes/fsdp.gin: {parameters / GB:.1f} GB of parameters per chip become {parameters / data / GB:.1f}"
-        )
-    for dtype in _smaller(job) if plan.frozen_bytes else ():
-        smaller = plan.frozen_bytes * _stored_bytes(job, dtype) / _stored_bytes(job, job.setup.frozen_dtype)
-        check = "" if dtype == "bfloat16" else " (`adalink quantise-check` measures what that changes)"
-        out.append(
-            f"--gin.FROZEN_DTYPE=\"'{dtype}'\": {plan.frozen_bytes / GB:.1f} GB of frozen weights become {smaller / GB:.1f}{check}"
-        )
-    if plan.flops == plan.model_flops:
-        out.append("--gin.REMAT=\"'full'\": activations are recomputed instead of stored, for more FLOPs")
-    largest = job.setup.data.batch_size // (plan.mesh["data"] * plan.mesh["slice"])
-    if job.microbatches < largest:
-        size = f", of {plan.temp_bytes / GB:.1f} GB," if plan.temp_bytes else ""
-        out.append(
-            f"--gin.MICROBATCHES={2 * job.microbatches} (up to {largest}): temporaries{size} shrink about in proportion"
-        )
-    if _evaluation_is_too_large(plan):
-        if fsdp and decoder_weights() != "sharded":
-            out.append(
-                "--gin.DECODER_WEIGHTS=\"'sharded'\": evaluations gather a layer's weights for each token, not all of them once"
-            )
-        out.append(
-            f"--gin.BATCH_SIZE: an evaluation decodes a whole batch of {job.setup.data.batch_size} rows at once; fewer rows need "
-            f"less than {(plan.eval_hbm_bytes or 0) / GB:.1f} GB per chip"
-        )
-    larger = parse_topology(plan.topology).larger()
-    if larger:
-        out.append(f"--topology {larger[0]}: more chips, each with fewer rows (and, with FSDP, fewer parameters)")
-    return out
+# Compiles candidates, several at once; each becomes `Plan.to_json()`, or None where the job refuses its settings.
+Attempt = Callable[[Sequence[tuple[Settings, str]]], Sequence[dict[str, Any] | None]]
 
 
-def _smaller(job: Job) -> tuple[str, ...]:
-    """The dtypes in which the job's frozen weights would be smaller, the least change first."""
-    return SMALLER[SMALLER.index(job.setup.frozen_dtype) + 1 :] if job.setup.frozen_dtype in SMALLER else ()
+class Tried(NamedTuple):
+    """A candidate that was compiled: its settings, its topology and its plan as JSON values."""
 
-
-def _stored_bytes(job: Job, dtype: str) -> float:
-    """Bytes of the job's frozen leaves if FROZEN_DTYPE were `dtype`, on one device."""
-    setup = dataclasses.replace(job.setup, frozen_dtype=dtype, frozen_matmul=None)
-    stored = setup.storage.stored(split_abstract(setup.model, setup.trainable)[1], ())
-    return sum(bits_of(x.dtype) / 8 * x.size for x in jax.tree.leaves(stored))
-
-
-def _evaluation_is_too_large(plan: Plan) -> bool:
-    return bool(plan.eval_hbm_bytes and plan.hbm_limit_bytes and plan.eval_hbm_bytes > plan.hbm_limit_bytes)
-
-
-def candidates(plan: Plan, job: Job, fsdp: bool) -> Iterator[tuple[dict[str, str], str]]:
-    """`(settings, topology)` to try, the cheapest change first; each candidate keeps the settings of earlier ones.
-
-    Weights in eight bits or four come after what leaves the model's numbers as they are, and before larger slices.
-    """
-    settings: dict[str, str] = {}
-    if fsdp and _evaluation_is_too_large(plan) and decoder_weights() != "sharded":
-        settings = {"DECODER_WEIGHTS": "'sharded'"}
-        yield settings, plan.topology
-    rows = job.setup.data.batch_size
-    smaller = _smaller(job) if plan.frozen_bytes else ()
-    if "bfloat16" in smaller:
-        settings = settings | {"FROZEN_DTYPE": "'bfloat16'"}
-        yield settings, plan.topology
-    quantised = [settings | {"FROZEN_DTYPE": repr(dtype)} for dtype in smaller if dtype != "bfloat16"]
-    larger = parse_topology(plan.topology).larger()
-    for start, topology in (
-        (settings, plan.topology),
-        *((changed, plan.topology) for changed in quantised),
-        *((settings, topology) for topology in larger),
-    ):
-        ways = parse_topology(topology).devices // plan.mesh["model"]
-        here = dict(start)
-        if start is not settings or topology != plan.topology:
-            yield here, topology
-        if ways > 1 and not fsdp:
-            here = here | {"logical_axis_rules.fsdp": "True"}
-            yield here, topology
-        if plan.flops == plan.model_flops:
-            here = here | {"REMAT": "'full'"}
-            yield here, topology
-        most = rows // ways
-        for factor in (4, 16, most):
-            if job.microbatches < factor <= most and rows % (ways * factor) == 0:
-                yield here | {"MICROBATCHES": str(factor)}, topology
+    settings: Settings
+    topology: str
+    plan: dict[str, Any]
 
 
 def search(
-    plan: Plan, job: Job, fsdp: bool, attempt: Callable[[Settings, str], Plan], limit: int = 24
-) -> Iterator[tuple[Settings, str, Plan]]:
-    """Plans `candidates` until one fits, and what fits with the other sets of compiler flags of its chips.
+    first: dict[str, Any],
+    job: Job,
+    typed: Choice,
+    attempt: Attempt,
+    at_once: int,
+    topology_of: Callable[[str], Topology] = parse_topology,
+) -> Iterator[Tried]:
+    """Compiles what arithmetic expects to fit, the fastest first, until nothing that is left could be faster.
 
     Args:
-      plan: the plan of the job as typed.
+      first: the plan of the job as typed.
       job: that job.
-      fsdp: whether its parameters are sharded over `data`.
-      attempt: `(settings, topology) -> plan`.
-      limit: the most candidates.
-
-    Yields:
-      `(settings, topology, plan)` of each candidate.
+      typed: its choice.
+      attempt: compiles candidates.
+      at_once: how many to compile at once.
+      topology_of: the topology of a text.
     """
-    settings: Settings = {}
-    if not plan.fits:
-        for _, (settings, topology) in zip(range(limit), candidates(plan, job, fsdp)):
-            plan = attempt(settings, topology)
-            yield settings, topology, plan
-            if plan.fits:
-                break
-    platform = parse_topology(plan.topology).platform
-    if plan.fits and plan.compiler == platform:
-        for flag_set in sets_of(platform):
-            if flag_set.name != plan.compiler_flags:
-                other = {**settings, "COMPILER_FLAGS": repr(flag_set.name)}
-                yield other, plan.topology, attempt(other, plan.topology)
+    left, best = LIMIT, first if first["fits"] else None
+    settings, where = {}, first["topology"]
+    if topology_of(where).accelerator is None:
+        return
+    arithmetic, learned = Arithmetic(job), _Learned()
+    dtypes = [(where, dtype) for dtype in (typed.dtype, *smaller(job))]
+    for topology, dtype in (*dtypes, *((topology, typed.dtype) for topology in topology_of(where).larger())):
+        ranking = _Ranking(arithmetic, topology_of(topology), typed, dtype, learned)
+        if (topology, dtype) == (where, typed.dtype):
+            ranking.learn(typed, first)
+        while left and (guesses := ranking.next(min(at_once, left), best)):
+            wanted = [(ranking.settings(guess.choice), topology) for guess in guesses]
+            left -= len(wanted)
+            for guess, (chosen, _), plan in zip(guesses, wanted, attempt(wanted)):
+                ranking.learn(guess.choice, plan)
+                if plan is None:
+                    continue
+                yield Tried(chosen, topology, plan)
+                if plan["fits"] and (best is None or _seconds(plan) < _seconds(best)):
+                    best, settings = plan, chosen
+        if best or not left:
+            break
+    if best and best["compiler"] == topology_of(best["topology"]).platform:
+        others = [flag_set.name for flag_set in sets_of(best["compiler"]) if flag_set.name != best["compiler_flags"]]
+        wanted = [({**settings, "COMPILER_FLAGS": repr(name)}, best["topology"]) for name in others]
+        for (chosen, topology), plan in zip(wanted, attempt(wanted)):
+            if plan is not None:
+                yield Tried(chosen, topology, plan)
+
+
+@dataclasses.dataclass
+class _Learned:
+    """What compiled programs teach about all others.
+
+    Attributes:
+      evaluation: bytes that an evaluation needs beside the arguments, on all devices together; 0 if none was compiled. It depends on
+        BATCH_SIZE, and little on the settings of a search.
+      slower: the least ratio of compiled to guessed seconds; 0 if none was compiled.
+    """
+
+    evaluation: float = 0.0
+    slower: float = 0.0
+
+
+class _Ranking:
+    """The choices of one topology and dtype that are left, and what compiled ones taught."""
+
+    def __init__(self, arithmetic: Arithmetic, topology: Topology, typed: Choice, dtype: str, learned: _Learned):
+        assert topology.accelerator is not None
+        self.devices, self.memory = topology.devices, topology.accelerator.memory
+        self.typed, self.learned = typed, learned
+        rows = arithmetic.job.setup.data.batch_size
+        microbatches = [n for n in {typed.microbatches, *(2**i for i in range(rows.bit_length()))} if rows % n == 0]
+        remats = dict.fromkeys((*REMATS, typed.remat))
+        choices = (
+            Choice(model, fsdp, remat, count, dtype)
+            for model, fsdp, remat, count in itertools.product(
+                {*MODEL, typed.model}, (False, True), remats, microbatches
+            )
+        )
+        self.left = [guess for choice in choices if (guess := arithmetic.guess(topology, choice))]
+        self.more: dict[tuple[int, bool], float] = {}  # mesh -> bytes that its programs needed beyond their guesses
+        self.sharded: set[tuple[int, bool]] = (
+            set()
+        )  # meshes whose evaluations fit only with DECODER_WEIGHTS = 'sharded'
+
+    def settings(self, choice: Choice) -> dict[str, str]:
+        """The settings of a choice that differ from the typed ones."""
+        more = {"DECODER_WEIGHTS": "'sharded'"} if _mesh(choice) in self.sharded else {}
+        return choice.settings(self.typed) | more
+
+    def next(self, count: int, best: dict[str, Any] | None) -> list[Guess]:
+        """The fastest guesses that should fit and be faster than `best`; of equal times the one with the fewest microbatches."""
+        evaluation = self.learned.evaluation / self.devices
+        step = lambda g: g.temporaries + self.more.get(_mesh(g.choice), 0)
+        fits = lambda g: g.arguments + max(step(g), evaluation) <= self.memory
+        faster = lambda g: best is None or g.seconds * (self.learned.slower or 1) < 0.98 * _seconds(best)
+        # Times within a few percent are equal to what arithmetic knows.
+        order = lambda g: (float(f"{g.seconds:.1e}"), g.choice.microbatches, g.choice.model, g.temporaries)
+        return sorted((g for g in self.left if fits(g) and faster(g)), key=order)[:count]
+
+    def learn(self, choice: Choice, plan: dict[str, Any] | None) -> None:
+        """Removes a compiled choice, and corrects the guesses of those like it."""
+        guess = next((g for g in self.left if g.choice == choice), None)
+        self.left = [g for g in self.left if g.choice != choice]
+        if guess is None or plan is None:
+            return
+        needed = plan["hbm_bytes"] - guess.arguments - guess.temporaries
+        self.more[_mesh(choice)] = max(needed, self.more.get(_mesh(choice), 0))
+        if plan["estimated_step_seconds"]:
+            slower = _seconds(plan) / guess.seconds
+            self.learned.slower = min(slower, self.learned.slower or slower)
+        if not plan["eval_hbm_bytes"]:
+            return
+        gathers = choice.fsdp and decoder_weights() != "sharded" and _mesh(choice) not in self.sharded
+        if not gathers:
+            rest = (plan["eval_hbm_bytes"] - guess.arguments) * self.devices
+            self.learned.evaluation = min(rest, self.learned.evaluation or rest)
+        if plan["eval_hbm_bytes"] <= plan["hbm_limit_bytes"]:
+            return
+        if gathers:
+            self.sharded.add(_mesh(choice))
+            self.left.append(guess)
+        else:  # no other REMAT and no microbatches change what an evaluation needs
+            self.left = [g for g in self.left if _mesh(g.choice) != _mesh(choice)]
+
+
+def _mesh(choice: Choice) -> tuple[int, bool]:
+    return choice.model, choice.fsdp
+
+
+def _seconds(plan: dict[str, Any]) -> float:
+    return plan["estimated_step_seconds"]

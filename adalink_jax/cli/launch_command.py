@@ -114,7 +114,7 @@ def _launch(part: str, argv: list[str]) -> int:
         job = canary(job)
 
     from adalink_jax import launching
-    from adalink_jax.launching import cost, record, submit, variables
+    from adalink_jax.launching import budget, record, submit, variables
     from adalink_jax.launching.job_templates import line
 
     staged = record.stage(job.flags)
@@ -124,7 +124,7 @@ def _launch(part: str, argv: list[str]) -> int:
     written = record.write(job, part, settings, rendered, staged, line(["adalink", "launch", part, *argv]))
     if options.submit:
         chip_hours = None if options.no_plan else submit.check_plan(job, settings)
-        if not isinstance(settings, launching.Local) and (sentence := cost.check(settings, chip_hours)):
+        if not isinstance(settings, launching.Local) and (sentence := budget.check(settings, chip_hours)):
             print(sentence, flush=True)
         return submit.submit(job, settings, rendered.submit)
     print(rendered.files[rendered.main])

@@ -13,7 +13,7 @@ from typing import Any
 import gin
 
 from adalink_jax.errors import UserError
-from adalink_jax.launching import cost, job_templates
+from adalink_jax.launching import budget, job_templates
 from adalink_jax.launching.alphabets import (
     Amount,
     CountOrZero,
@@ -85,7 +85,7 @@ class Gke:
       grace_seconds: seconds to save after SIGTERM; a Spot node grants less.
       env: environment variables of the processes.
       secrets: variable -> SECRET/KEY, a secret of Kubernetes in the namespace.
-      max_chip_hours, price: see `cost.Priced`.
+      max_chip_hours, price: see `budget.Priced`.
 
     Raises:
       UserError: for other values.
@@ -171,7 +171,7 @@ def render(job: Job, settings: Gke, staged: dict[str, str]) -> Rendered:
         "slices": topology.num_slices,
         "hosts": hosts,
         "resource": resource,
-        "seconds": cost.attempt_seconds(job, settings, 1 + settings.max_restarts),
+        "seconds": budget.attempt_seconds(job, settings, 1 + settings.max_restarts),
         "chips": topology.chips_per_host,
         "tpu": tpu,
         "annotations": list(network.with_interfaces(names).items()) if network else [],

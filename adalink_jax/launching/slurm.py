@@ -7,7 +7,7 @@ import re
 import gin
 
 from adalink_jax.errors import UserError
-from adalink_jax.launching import cost, job_templates
+from adalink_jax.launching import budget, job_templates
 from adalink_jax.launching.alphabets import (
     Amount,
     Count,
@@ -50,7 +50,7 @@ class Slurm:
       sbatch: additional options, such as `--mem=0`.
       env: environment variables of the processes.
       secrets: variable -> file that holds its value, on the cluster.
-      max_chip_hours, price: see `cost.Priced`.
+      max_chip_hours, price: see `budget.Priced`.
 
     Raises:
       UserError: for other values.
@@ -101,7 +101,7 @@ def render(job: Job, settings: Slurm, staged: dict[str, str]) -> Rendered:
     # A command that runs in one process uses all GPUs of one node.
     processes = topology.chips if job.command in SEVERAL or nodes > 1 else 1
     script = os.path.join(job.folder, SCRIPT)
-    seconds = cost.attempt_seconds(job, settings, 1 + settings.max_requeues)
+    seconds = budget.attempt_seconds(job, settings, 1 + settings.max_requeues)
     text = job_templates.fill(
         "slurm.sh.jinja",
         job=job,

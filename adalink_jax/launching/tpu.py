@@ -9,7 +9,7 @@ import os
 import gin
 
 from adalink_jax.errors import UserError
-from adalink_jax.launching import cost, job_templates
+from adalink_jax.launching import budget, job_templates
 from adalink_jax.launching.alphabets import (
     Amount,
     Env,
@@ -70,7 +70,7 @@ class Tpu:
       per_host: run the elements of an array independently, one at a time per host.
       env: environment variables of the processes.
       secrets: variable -> name of a secret of Google's Secret Manager, which the hosts' service account may read.
-      max_chip_hours, price: see `cost.Priced`.
+      max_chip_hours, price: see `budget.Priced`.
 
     Raises:
       UserError: for other values.
@@ -139,7 +139,7 @@ def render(job: Job, settings: Tpu, staged: dict[str, str]) -> Rendered:
         "home": f"adalink/{job.name}",
         "top_level": sorted({path.split("/")[0] for path in staged}),
         "script": script,
-        "seconds": cost.attempt_seconds(job, settings, 1),
+        "seconds": budget.attempt_seconds(job, settings, 1),
     }
     on_host = {
         "job": job,

@@ -49,6 +49,7 @@ def run_loop(
     stop: Callable[[], bool] = lambda: False,
     profile: tuple[int, int] | None = None,
     profile_dir: str = "",
+    watchdog: Watchdog | None = None,
 ) -> TrainState:
     """Trains from `state.step` to `total_steps`.
 
@@ -70,6 +71,7 @@ def run_loop(
       stop: asked before each step; True ends the loop early, with the state of the last complete step.
       profile: `(first, last)` steps of a profiler trace.
       profile_dir: folder of the trace.
+      watchdog: reports a step that hangs; None makes one.
 
     Returns:
       The state of the last step.
@@ -96,7 +98,7 @@ def run_loop(
         mark, waited = now, 0.0
 
     first_traced, last_traced = profile or (0, 0)
-    with Watchdog() as watchdog, contextlib.ExitStack() as trace:  # at the latest it ends with the loop
+    with watchdog or Watchdog() as watchdog, contextlib.ExitStack() as trace:  # at the latest it ends with the loop
         while step < total_steps and not stop():
             watchdog.begins(step + 1)
             if step + 1 == first_traced:

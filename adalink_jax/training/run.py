@@ -178,6 +178,7 @@ class Run:
                     on_metrics=session.console.progress(self.start.step, total_steps, self._log_every(log_period)),
                     after_steps=[Period(session.checkpoint_period, self.save), Period(eval_period, self.evaluate)],
                     stop=session.stop.before_step, profile=profile_steps, profile_dir=str(session.folder / "profile"),
+                    watchdog=session.watchdog,
                 )  # fmt: skip
         except NotFinite as e:
             session.newest.wait()

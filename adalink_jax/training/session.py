@@ -35,6 +35,7 @@ from adalink_jax.training.segments import Segment, check_environment
 from adalink_jax.training.setup import Parameters, Setup, split_abstract
 from adalink_jax.training.step import TrainState, check_batch
 from adalink_jax.training.verdict import baselines_of
+from adalink_jax.training.watchdog import Watchdog
 
 T = TypeVar("T")
 
@@ -132,6 +133,7 @@ class RunSession(Session):
       at_end: releases the folder's lock, and ends the thread that makes batches.
       facts: of the newest checkpoint; {} if there is no checkpoint.
       summary: of a run that is finished already; None otherwise.
+      watchdog: for the training loop; made here, before the settings are checked and recorded.
     """
 
     folder: epath.Path
@@ -144,6 +146,7 @@ class RunSession(Session):
     at_end: contextlib.ExitStack
     facts: dict = dataclasses.field(default_factory=dict)
     summary: dict | None = None
+    watchdog: Watchdog = dataclasses.field(default_factory=Watchdog)
 
     def start(
         self,

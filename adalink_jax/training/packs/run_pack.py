@@ -194,7 +194,7 @@ class PackRun:
                     self.start.state, self.pack.params.frozen, batches, mesh=session.mesh, total_steps=total_steps,
                     on_metrics=self._log_every(log_period, session.console.progress(first, total_steps, lambda *_: None)),
                     after_steps=[Period(eval_period, self.evaluate), Period(session.checkpoint_period, self.save)],
-                    stop=lambda: session.stop.before_step() or self.at_plateau(),
+                    stop=lambda: session.stop.before_step() or self.at_plateau(), watchdog=session.watchdog,
                 )  # fmt: skip
         except NotFinite as e:
             raise NotFinite(f"{e} Training stopped; lower LEARNING_RATES, or clip gradients.") from e

@@ -92,6 +92,8 @@ setup(
         "gcs": ["gcsfs>=2025.1"],
         "hf": [HUB, TRANSFORMERS],
         "xlsx": [XLSX],
+        # `adalink launch ray`; the version must be the cluster's.
+        "ray": ["ray>=2.40,<3"],
         # Trackers (docs/trackers.md). W&B is read back by its own command; trackio says only in private where a run continues.
         "wandb": ["wandb>=0.31,<1"],
         "mlflow": ["mlflow-skinny>=3.10,<4", "SQLAlchemy>=2,<3", "alembic>=1.13"],

@@ -301,6 +301,8 @@ def test_a_folder_records_the_job(place):
     (["slurm", topology("h100:8"), "--folder", "my jobs", "--", *TRAIN], "must be a path of letters"),
     (["slurm", topology("h100:8"), "--", *TRAIN, "--multiprocess"], "set by the launcher"),
     (["slurm", topology("h100:8"), "--", "train", "--gin_file=none.gin"], "no gin file none.gin"),
+    (["ray", topology("h100:16"), "--", *TRAIN], "each task of Ray is on one host"),
+    (["ray", topology("h100:1"), "--name", "x", "--", "pack", "--gin.MODEL_DIR='runs/x'"], "that all nodes of Ray share"),
     (["local", "--processes", "0", "--", *TRAIN], "must be 1 or more"),
     (["tpu", topology("h100:8"), *PROJECT, "--", *TRAIN], "must be a TPU's"),
     (["tpu", topology("tpu7x:2x2x1"), *PROJECT, "--", *TRAIN], "use `adalink launch gke`"),

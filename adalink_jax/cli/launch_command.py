@@ -17,6 +17,7 @@ LAUNCHERS = {
     "slurm": "a batch script for a cluster with Slurm",
     "tpu": "Cloud TPU VMs, through gcloud",
     "gke": "a JobSet on Google Kubernetes Engine",
+    "ray": "tasks on an existing Ray cluster",
 }
 CONTROLS = {
     "status": "query a job's status",
@@ -28,6 +29,7 @@ _EXAMPLES = {
     "slurm": "--gin.TOPOLOGY=\"'h100:16'\" --gin.PARTITION=\"'gpu'\"",
     "tpu": "--gin_file=my_project.gin --gin.TOPOLOGY=\"'v5e:4x8'\"",
     "gke": "--gin_file=my_cluster.gin --gin.TOPOLOGY=\"'v5e:4x8'\"",
+    "ray": "--gin.TOPOLOGY=\"'h100:1'\"",
 }
 
 _CANARY = option(
@@ -43,6 +45,7 @@ _OPTIONS = {
         option("--processes", type=int, metavar="N", help="number of processes (PROCESSES)"),
         option("--devices", type=int, metavar="M", help="devices per process (DEVICES)"),
     ),
+    "ray": (_ARRAY,),
     "slurm": (_ARRAY, _CANARY),
     "gke": (_CANARY,),
     "tpu": (
@@ -57,7 +60,7 @@ _OPTIONS = {
 
 
 def launch(argv: list[str]) -> int:
-    """`adalink launch`: local, slurm, tpu, gke; status, logs, cancel."""
+    """`adalink launch`: local, slurm, tpu, gke, ray; status, logs, cancel."""
     texts = LAUNCHERS | CONTROLS
     width = max(map(len, texts))
     parser = plain_parser(
@@ -124,9 +127,11 @@ def _launch(part: str, argv: list[str]) -> int:
     written = record.write(job, part, settings, rendered, staged, line(["adalink", "launch", part, *argv]))
     if options.submit:
         chip_hours = None if options.no_plan else submit.check_plan(job, settings)
-        if not isinstance(settings, launching.Local) and (sentence := budget.check(settings, chip_hours)):
+        if not isinstance(settings, launching.Local | launching.Ray) and (
+            sentence := budget.check(settings, chip_hours)
+        ):
             print(sentence, flush=True)
-        return submit.submit(job, settings, rendered.submit)
+        return submit.submit(job, settings, rendered.submit, staged)
     print(rendered.files[rendered.main])
     print(f"Written to {job.folder}: {', '.join(written)}")
     plan = None if options.no_plan else submit.plan_words(job)

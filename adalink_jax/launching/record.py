@@ -22,7 +22,7 @@ from adalink_jax.configuration import GinFlags, gin_files, gin_root
 from adalink_jax.errors import UserError
 from adalink_jax.files.typed_json import Form, as_form, read_form, read_object
 from adalink_jax.files.whole_file import write_json, write_text
-from adalink_jax.launching import Gke, Local, Settings, Slurm, Tpu
+from adalink_jax.launching import Gke, Local, Ray, Settings, Slurm, Tpu
 from adalink_jax.launching.alphabets import Count, Label
 from adalink_jax.launching.job import Job, Rendered, string
 from adalink_jax.parallel.accelerators import parse_topology
@@ -36,7 +36,7 @@ _INCLUDE = re.compile(r"^\s*include\s+['\"](.+?)['\"]", re.MULTILINE)
 _MODULE = re.compile(r"mixture_or_task_module\s*=\s*['\"]([\w.]+)['\"]")
 
 
-SettingsT = TypeVar("SettingsT", Gke, Local, Slurm, Tpu)
+SettingsT = TypeVar("SettingsT", Gke, Local, Ray, Slurm, Tpu)
 
 
 class Submission(Form):
@@ -64,7 +64,7 @@ class JobRecord(Form, Generic[SettingsT]):
     """What this package reads of `job.json`, which `write` and `submitted` make; and `folder`, which `read` adds."""
 
     name: Label
-    launcher: Literal["gke", "local", "slurm", "tpu"]
+    launcher: Literal["gke", "local", "ray", "slurm", "tpu"]
     arguments: tuple[str, ...]
     topology: Annotated[str, pydantic.AfterValidator(_topology)]
     array: Count | None
@@ -75,10 +75,16 @@ class JobRecord(Form, Generic[SettingsT]):
 
 
 class _Launched(Form):
-    launcher: Literal["gke", "local", "slurm", "tpu"]
+    launcher: Literal["gke", "local", "ray", "slurm", "tpu"]
 
 
-_RECORDS = {"gke": JobRecord[Gke], "local": JobRecord[Local], "slurm": JobRecord[Slurm], "tpu": JobRecord[Tpu]}
+_RECORDS = {
+    "gke": JobRecord[Gke],
+    "local": JobRecord[Local],
+    "ray": JobRecord[Ray],
+    "slurm": JobRecord[Slurm],
+    "tpu": JobRecord[Tpu],
+}
 
 
 class Process(Form):

@@ -12,7 +12,7 @@ from typing import Any
 
 from adalink_jax import preemption
 from adalink_jax.errors import UserError
-from adalink_jax.launching import Settings, local, record, slurm, supervisor, tpu
+from adalink_jax.launching import Settings, local, ray, ray_tasks, record, slurm, supervisor, tpu
 from adalink_jax.launching.job import Job
 from adalink_jax.launching.job_templates import line
 from adalink_jax.launching.variables import compiler_variables
@@ -78,22 +78,25 @@ def _run_plan(words: list[str], flags: dict[str, str]) -> dict[str, Any]:
         raise UserError(f"The job could not be planned ({why}); --no_plan submits it without planning.") from e
 
 
-def submit(job: Job, settings: Settings, command: tuple[str, ...]) -> int:
+def submit(job: Job, settings: Settings, command: tuple[str, ...], staged: dict[str, str]) -> int:
     """Submits a job whose folder is written, and records that.
 
     Args:
       job: the job.
       settings: of its launcher.
       command: the command that submits it, see `Rendered`.
+      staged: path -> text of the job's own files.
 
     Returns:
-      The exit status: of the job for local jobs and TPUs, which run in the foreground, else of the submission.
+      The exit status: of the job for local jobs, TPUs and Ray, which run in the foreground, else of the submission.
 
     Raises:
       UserError: if the program that submits, or a file that TPU hosts install, is not on this machine, or if it does not print an id.
     """
     if isinstance(settings, local.Local):
         return _run_local(job, settings)
+    if isinstance(settings, ray.Ray):
+        return _run_tasks(job, settings, staged)
     if isinstance(settings, tpu.Tpu):
         require_program("gcloud")
         for name in filter(None, (settings.wheel, settings.constraints)):
@@ -142,6 +145,17 @@ def _run_local(job: Job, settings: local.Local) -> int:
         status = processes.wait()
     print(f"Ended with status {status}.", flush=True)
     return status
+
+
+def _run_tasks(job: Job, settings: ray.Ray, staged: dict[str, str]) -> int:
+    """Waits for the tasks of a Ray cluster; while this process runs, `control` knows it. Without it Ray ends them."""
+    pid = pathlib.Path(job.folder, "tasks.pid")
+    record.note_process(pid, os.getpid())
+    record.submitted(job.folder)
+    try:
+        return ray_tasks.run(job, settings, staged)
+    finally:
+        pid.unlink(missing_ok=True)
 
 
 def _run_in_foreground(job: Job, command: tuple[str, ...]) -> int:

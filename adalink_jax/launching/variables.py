@@ -16,6 +16,7 @@ STACK_TRACES = "ADALINK_STACK_TRACES"  # read by `adalink_jax.stack_traces`
 # By launcher: the variables that distinguish its processes.
 RESERVED = {
     "local": ("JAX_PLATFORMS", "CUDA_VISIBLE_DEVICES"),
+    "ray": (ARRAY_INDEX,),
     "slurm": (ARRAY_INDEX,),
     "tpu": (ARRAY_INDEX, "TPU_CHIPS_PER_PROCESS_BOUNDS", "TPU_PROCESS_BOUNDS", "TPU_VISIBLE_DEVICES"),
     "gke": (STACK_TRACES,),

@@ -74,7 +74,7 @@ class Job:
         env = with_devices(devices)
         start = lambda i: subprocess.Popen(
             command + (several(i) if count > 1 else []), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-            env=env, cwd=cwd,
+            env=env, cwd=cwd[i] if isinstance(cwd, list) else cwd,
         )  # fmt: skip
         self.processes = [start(i) for i in range(count)]
 
@@ -319,3 +319,34 @@ def test_a_missing_cluster_gives_one_sentence(place):
         statuses, outputs = job.end()
     assert statuses == [2]
     assert "--multiprocess found no cluster" in outputs[0] and outputs[0].count("\n") == 1
+
+
+def own_table(folder, name):
+    rows = [f"text {i},{i % 5}" for i in range(400)]
+    (folder / name).mkdir()
+    (folder / name / "rows.csv").write_text("\n".join(["text,label", *rows]))
+    return folder / name
+
+
+def own_flags(model_dir):
+    return [
+        "train", "--gin_file=gin/models/pali_nano.gin", "--gin_file=gin/adapters/adalink.gin", "--gin_file=gin/tasks/files.gin",
+        "--gin_file=gin/runs/finetune.gin", f"--gin.MODEL_DIR='{model_dir}'", "--gin.TRAIN_STEPS=4", "--gin.EVAL_PERIOD=0",
+        "--gin.INITIAL_CHECKPOINT_PATH='bundled:pali_nano_instruct'", "--gin.DATA='rows.csv'", "--gin.INPUTS='{text}'",
+        "--gin.TARGETS='{label}'", "--gin.VOCABULARY='bytes'", "--gin.MIXTURE_OR_TASK_NAME='rows'", "--gin.METRIC=None",
+        "--gin.TASK_FEATURE_LENGTHS={'inputs': 12, 'targets': 4}", "--gin.KINDS=('text',)", "--gin.RANK=4",
+        "--gin.BATCH_SIZE=8", "--gin.BLANK_IMAGE=True", "--gin.DataAgreement.every=2",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("differs", [pytest.param(False, marks=pytest.mark.slow), True])
+def test_a_process_with_other_data_ends_the_job_in_one_sentence(tmp_path, differs):
+    folders = [own_table(tmp_path, "a"), own_table(tmp_path, "b")]
+    if differs:
+        text = (folders[1] / "rows.csv").read_text()
+        (folders[1] / "rows.csv").write_text(text.replace(",3\n", ",4\n"))
+    with Job(2, own_flags(tmp_path / "run"), folders) as job:
+        statuses, outputs = job.end()
+    assert statuses == ([2, 2] if differs else [0, 0]), [text[-3000:] for text in outputs]
+    for text in outputs:
+        assert ("process 1 not that of process 0; give every host the same files (DATA)" in text) == differs

@@ -21,6 +21,7 @@ from adalink_jax.data.batch_order import BatchIterator
 from adalink_jax.errors import NotFinite
 from adalink_jax.files.places import RunFolder
 from adalink_jax.training import outputs
+from adalink_jax.training.data_agreement import DataAgreement
 from adalink_jax.training.evaluation import NUM_SAMPLES, Evaluator, Result, check_metric
 from adalink_jax.training.flops import count_traced
 from adalink_jax.training.loop import Period, run_loop
@@ -92,6 +93,7 @@ def train(
     check_metric(metric)
     import_libraries(trackers)
     started = time.time()
+    agreement = DataAgreement()  # with gin's settings
     loss, checkpoints = loss or CrossEntropy(), checkpoints or CheckpointConfig()  # with gin's settings
     with open_run(setup, model_dir, total_steps, microbatches, checkpoints, settings, batches is not None) as session:
         if session.summary is not None:
@@ -111,7 +113,8 @@ def train(
             session.folder, start.step, trackers, facts, session.console.note, session.console.warning
         )
         session.at_end.callback(writer.close, finished=False)
-        run = Run(session, start, params, evaluator, writer, metric, keep_folder)
+        run = Run(session, start, params, evaluator, writer, metric, keep_folder, agreement)
+        run.compare_data(start.state)
         if start.step and metric is not None and not run.writer.has(0, f"validation/{metric}"):
             session.console.warning(
                 f"{model_dir}/metrics.jsonl lacks earlier rows; a tracker, such as {model_dir}/tensorboard, may still have them."
@@ -146,6 +149,7 @@ class Run:
     writer: MetricWriter
     metric: str | None
     keep_folder: bool = True
+    agreement: DataAgreement = DataAgreement()
     step_seconds: list[float] = dataclasses.field(default_factory=list)
     input_seconds: list[float] = dataclasses.field(default_factory=list)
     step_flops: int | None = None
@@ -176,7 +180,11 @@ class Run:
                     counted_step, self.start.state, self.params.frozen, batches, mesh=session.mesh,
                     total_steps=total_steps,
                     on_metrics=session.console.progress(self.start.step, total_steps, self._log_every(log_period)),
-                    after_steps=[Period(session.checkpoint_period, self.save), Period(eval_period, self.evaluate)],
+                    after_steps=[
+                        Period(self.agreement.every, self.compare_data),
+                        Period(session.checkpoint_period, self.save),
+                        Period(eval_period, self.evaluate),
+                    ],
                     stop=session.stop.before_step, profile=profile_steps, profile_dir=str(session.folder / "profile"),
                     watchdog=session.watchdog,
                 )  # fmt: skip
@@ -191,6 +199,14 @@ class Run:
             raise NotFinite(f"{e} Training stopped; {newest}; lower the learning rate, or clip gradients.") from e
         self.evaluate(state)
         return state
+
+    def compare_data(self, state: TrainState) -> None:
+        """See `DataAgreement.check`; batches that the caller makes are not compared."""
+        session, start = self.session, self.start
+        if not session.own_batches:
+            self.agreement.check(
+                session.task, session.setup.data, start.converter, int(state.step), start.batches.get_state()
+            )
 
     def save(self, state: TrainState) -> None:
         """Writes a checkpoint, with the position of the data and the run's segments."""

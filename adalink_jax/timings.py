@@ -22,6 +22,7 @@ _JAX_EVENTS = {
     "/jax/core/compile/jaxpr_to_mlir_module_duration": "lowering",
     "/jax/core/compile/backend_compile_duration": "compiling (or the compilation cache)",
 }
+COMPILING = tuple(_JAX_EVENTS.values())
 
 
 @dataclasses.dataclass
@@ -88,6 +89,20 @@ def entries() -> dict[Path, Entry]:
     order = {path: number for number, path in enumerate(_entries)}
     begins = lambda path: [order[path[: end + 1]] for end in range(len(path))]
     return {path: _entries[path] for path in sorted(_entries, key=begins)}
+
+
+def exclusive() -> dict[Path, float]:
+    """Seconds of each phase so far without those of the phases inside it. Phases that are still open are missing."""
+    seconds = {path: entry.seconds for path, entry in _entries.items()}
+    for path, entry in _entries.items():
+        if path[:-1] in seconds:
+            seconds[path[:-1]] -= entry.seconds
+    return {path: max(0.0, spent) for path, spent in seconds.items()}
+
+
+def process_begin() -> float:
+    """When the process began, by `time.perf_counter`."""
+    return _BEGIN
 
 
 def report() -> list[dict[str, Any]]:

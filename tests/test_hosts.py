@@ -21,7 +21,7 @@ from adalink_jax.data import EpochIterator, FeatureConverter, padded_batches  # 
 from adalink_jax.training.interrupt import Interrupted, StopRequest  # noqa: E402
 
 STEPS = 40
-MEASURED = ("train/examples_per_second", "train/input_wait")
+MEASURED = ("train/examples_per_second", "train/input_wait", "timing/step_seconds", "timing/target_tokens_per_second")
 TASK = """
 import functools
 import seqio

@@ -19,7 +19,12 @@ from adalink_jax.cli.main import main  # noqa: E402
 
 LIBRARIES = {"wandb": "wandb", "mlflow": "mlflow-skinny", "trackio": "trackio"}
 STEPS, KILLED_AT = 24, 17
-SPEED = ("train/examples_per_second", "train/input_wait")  # of a step that was made twice, either is right
+SPEED = (
+    "train/examples_per_second",
+    "train/input_wait",
+    "timing/step_seconds",
+    "timing/target_tokens_per_second",
+)  # of a step that was made twice, either is right
 
 # Kills the run between two steps; W&B and trackio have written some of the earlier ones to the disk by then, but not all.
 KILLED = f"""

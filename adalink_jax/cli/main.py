@@ -42,6 +42,7 @@ COMMANDS = {
     "infer": Command("infer_command", "predict for a file, a folder of images or a task; each row may name its adapter", computes=True),
     "plan": Command("plan_command", "check whether a job fits hardware that is not here, and how fast it can be"),
     "launch": Command("launch_command", "write a job for Slurm, Cloud TPU, GKE or local processes; submit, query or stop it"),
+    "profile": Command("profile_command", "trace a few steps of a run in progress: the dearest operations, the share of collectives"),
     "params": Command("run_commands", "count trainable and frozen parameters of any configuration, without allocating them"),
     "inspect": Command("checkpoint_commands", "describe a base checkpoint: leaves, sizes, fingerprint, matching shipped model"),
     "convert": Command("checkpoint_commands", "write a base model in another format: native, Hugging Face, t5x"),

@@ -127,6 +127,13 @@ class Console(contextlib.AbstractContextManager["Console"]):
         """One line that stands out."""
         self._out.print(configuration.as_named(text), style="bold red", soft_wrap=True)
 
+    def goodput(self, shares: dict[str, float]) -> None:
+        """The share of the run's time that its steps needed."""
+        self.note(
+            f"goodput {shares['goodput']:.0%} of {shares['wall_seconds']:.0f} s with {shares['restarts']} restarts; evaluations "
+            f"{shares['evaluation_seconds']:.1f} s, checkpoints {shares['checkpoint_seconds']:.1f} s"
+        )
+
     def already_done(self, summary: dict) -> None:
         """The run was finished before."""
         self._out.print(

@@ -50,6 +50,7 @@ def run_loop(
     profile: tuple[int, int] | None = None,
     profile_dir: str = "",
     watchdog: Watchdog | None = None,
+    before_step: Callable[[TrainState], None] = lambda state: None,
 ) -> TrainState:
     """Trains from `state.step` to `total_steps`.
 
@@ -72,6 +73,7 @@ def run_loop(
       profile: `(first, last)` steps of a profiler trace.
       profile_dir: folder of the trace.
       watchdog: reports a step that hangs; None makes one.
+      before_step: called before each step with the state so far (`trace_requests`).
 
     Returns:
       The state of the last step.
@@ -100,6 +102,7 @@ def run_loop(
     first_traced, last_traced = profile or (0, 0)
     with watchdog or Watchdog() as watchdog, contextlib.ExitStack() as trace:  # at the latest it ends with the loop
         while step < total_steps and not stop():
+            before_step(state)
             watchdog.begins(step + 1)
             if step + 1 == first_traced:
                 trace.enter_context(jax.profiler.trace(profile_dir))

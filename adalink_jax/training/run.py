@@ -5,6 +5,7 @@ versions, the same bits as an uninterrupted run.
 """
 
 import dataclasses
+import json
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -20,7 +21,8 @@ from adalink_jax.data import train_batches
 from adalink_jax.data.batch_order import BatchIterator
 from adalink_jax.errors import NotFinite
 from adalink_jax.files.places import RunFolder
-from adalink_jax.training import outputs
+from adalink_jax.files.whole_file import write_text
+from adalink_jax.training import outputs, speed
 from adalink_jax.training.data_agreement import DataAgreement
 from adalink_jax.training.evaluation import NUM_SAMPLES, Evaluator, Result, check_metric
 from adalink_jax.training.flops import count_traced
@@ -30,6 +32,7 @@ from adalink_jax.training.run_checkpoints import CheckpointConfig
 from adalink_jax.training.session import RunSession, Start, open_run
 from adalink_jax.training.setup import Parameters, Setup, load_parameters
 from adalink_jax.training.step import CrossEntropy, TrainState, make_train_step
+from adalink_jax.training.trace_requests import TraceRequests
 from adalink_jax.training.trackers import TENSORBOARD, RunFacts, TrackerName, import_libraries
 from adalink_jax.training.verdict import Training, after_overfit, nothing_learned, whose_scores
 from adalink_jax.typed_values import NonNegativeInt, PositiveInt
@@ -92,7 +95,7 @@ def train(
     """
     check_metric(metric)
     import_libraries(trackers)
-    started = time.time()
+    started, run_start = time.time(), speed.RunStart()
     agreement = DataAgreement()  # with gin's settings
     loss, checkpoints = loss or CrossEntropy(), checkpoints or CheckpointConfig()  # with gin's settings
     with open_run(setup, model_dir, total_steps, microbatches, checkpoints, settings, batches is not None) as session:
@@ -113,7 +116,7 @@ def train(
             session.folder, start.step, trackers, facts, session.console.note, session.console.warning
         )
         session.at_end.callback(writer.close, finished=False)
-        run = Run(session, start, params, evaluator, writer, metric, keep_folder, agreement)
+        run = Run(session, start, params, evaluator, writer, metric, keep_folder, agreement, run_start)
         run.compare_data(start.state)
         if start.step and metric is not None and not run.writer.has(0, f"validation/{metric}"):
             session.console.warning(
@@ -150,6 +153,7 @@ class Run:
     metric: str | None
     keep_folder: bool = True
     agreement: DataAgreement = DataAgreement()
+    run_start: speed.RunStart | None = None
     step_seconds: list[float] = dataclasses.field(default_factory=list)
     input_seconds: list[float] = dataclasses.field(default_factory=list)
     step_flops: int | None = None
@@ -175,7 +179,7 @@ class Run:
             return step(*arguments)
 
         try:
-            with self.start.batches as batches:
+            with self.start.batches as batches, TraceRequests(session.folder) as requests:
                 state = run_loop(
                     counted_step, self.start.state, self.params.frozen, batches, mesh=session.mesh,
                     total_steps=total_steps,
@@ -186,7 +190,7 @@ class Run:
                         Period(eval_period, self.evaluate),
                     ],
                     stop=session.stop.before_step, profile=profile_steps, profile_dir=str(session.folder / "profile"),
-                    watchdog=session.watchdog,
+                    watchdog=session.watchdog, before_step=requests.before_step,
                 )  # fmt: skip
         except NotFinite as e:
             session.newest.wait()
@@ -317,6 +321,9 @@ class Run:
             "versions": outputs.versions(),
             "segments": self.start.segments(int(last.step)),
         }
+        if parallel.is_first() and (shares := speed.goodput(session.folder, int(last.step), self.step_seconds)):
+            write_text(session.folder / "goodput.json", json.dumps(shares, indent=2) + "\n")
+            session.console.goodput(shares)
         untrained = before and before.result
         written = outputs.write_end(
             session.folder, setup, self.params, state.trainable, last.trainable, untrained, after, summary
@@ -343,9 +350,13 @@ class Run:
             self.step_seconds.append(examples / examples_per_second)
             self.input_seconds.append(metrics["input_wait"] * self.step_seconds[-1])
             self.writer.reached(step)
+            if self.run_start is not None and parallel.is_first():
+                self.session.console.note(self.run_start.record(self.session.folder, step))
+            self.run_start = None
             if step % period == 0:
                 values = {f"train/{name}": value for name, value in metrics.items()}
-                self.writer.write(step, values | {"train/examples_per_second": examples_per_second})
+                values |= {"train/examples_per_second": examples_per_second}
+                self.writer.write(step, values | speed.measured(self.step_seconds[-1], metrics, self.step_flops))
 
         return log
 

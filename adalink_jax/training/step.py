@@ -150,6 +150,7 @@ def make_train_step(
         metrics = {
             "loss": loss_sum / tokens,
             "grad_norm": optax.tree.norm(grads),
+            **grad_norms(grads),
             "tokens": tokens,
             **optimizers.learning_rates(opt_state),
             **packing_metrics(batch),
@@ -158,6 +159,15 @@ def make_train_step(
         return TrainState(state.step + 1, cast(Leaves, trainable), opt_state), metrics
 
     return train_step
+
+
+def grad_norms(grads: Leaves) -> dict[str, jax.Array]:
+    """The gradient's norm of each part of the model, by the first two words of its leaves' names: `grad_norm/adapter/image` of a
+    modality, `grad_norm/backbone/encoder`; empty if there is one part."""
+    parts: dict[str, list[jax.Array]] = {}
+    for name, grad in grads.items():
+        parts.setdefault("/".join(name.split("/")[:2]), []).append(grad)
+    return {f"grad_norm/{part}": optax.tree.norm(leaves) for part, leaves in parts.items()} if len(parts) > 1 else {}
 
 
 def packing_metrics(batch: Leaves) -> dict[str, jax.Array]:

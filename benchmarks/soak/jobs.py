@@ -14,7 +14,17 @@ import numpy as np
 from safetensors.numpy import load_file
 
 # Files that tell when and how often a job was started, and those that only this machine needs.
-TRACES = ("lock", "log.txt", "attempts.jsonl", "tensorboard", "checkpoints", "best", "compilation_cache")
+TRACES = (
+    "starts.jsonl",
+    "goodput.json",
+    "lock",
+    "log.txt",
+    "attempts.jsonl",
+    "tensorboard",
+    "checkpoints",
+    "best",
+    "compilation_cache",
+)
 # What killed processes may leave beside files that were being written, and what belongs to this machine alone.
 HIDDEN = re.compile(r"\.(.+\.)?(partial|lock|[0-9a-f]{8})|\.compilation_cache")
 # Values that are measured, or the segments of a resumed run. A process that makes no step measures none.
@@ -26,6 +36,8 @@ MEASURED = (
     "input_wait",
     "train/examples_per_second",
     "train/input_wait",
+    "timing/step_seconds",
+    "timing/target_tokens_per_second",
 )
 
 Contents = Mapping[str, Any]

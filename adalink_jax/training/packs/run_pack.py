@@ -27,6 +27,7 @@ from adalink_jax.training.run_checkpoints import CheckpointConfig
 from adalink_jax.training.session import RunSession, Start, open_run
 from adalink_jax.training.setup import Setup
 from adalink_jax.training.step import CrossEntropy, TrainState
+from adalink_jax.training.trace_requests import TraceRequests
 from adalink_jax.training.trackers import TENSORBOARD, TrackerName
 from adalink_jax.training.verdict import Training, nothing_learned, whose_scores
 from adalink_jax.typed_values import NonNegativeInt, PositiveFloat, PositiveInt, Seed
@@ -188,13 +189,14 @@ class PackRun:
         if not first or (eval_period and first % eval_period == 0):
             self.evaluate(self.start.state)  # also where the run was stopped before an evaluation
         try:
-            with self.start.batches as batches:
+            with self.start.batches as batches, TraceRequests(session.folder) as requests:
                 state = run_loop(
                     lambda state, frozen, batch: step(state, self.pack.members, frozen, batch),
                     self.start.state, self.pack.params.frozen, batches, mesh=session.mesh, total_steps=total_steps,
                     on_metrics=self._log_every(log_period, session.console.progress(first, total_steps, lambda *_: None)),
                     after_steps=[Period(eval_period, self.evaluate), Period(session.checkpoint_period, self.save)],
                     stop=lambda: session.stop.before_step() or self.at_plateau(), watchdog=session.watchdog,
+                    before_step=requests.before_step,
                 )  # fmt: skip
         except NotFinite as e:
             raise NotFinite(f"{e} Training stopped; lower LEARNING_RATES, or clip gradients.") from e

@@ -1,0 +1,98 @@
+"""Profiler traces of a run in progress: `adalink profile` leaves a request in the run's folder, and every process traces some steps.
+
+A thread looks for the request every few seconds, so the loop itself reads no file, and waits for nothing until a trace ends.
+"""
+
+import contextlib
+import threading
+import time
+from typing import Any
+
+import jax
+from etils import epath
+
+from adalink_jax.errors import UserError
+from adalink_jax.files.typed_json import Form, read_state
+from adalink_jax.files.whole_file import write_json, write_text
+from adalink_jax.typed_values import PositiveInt
+
+FOLDER, REQUEST = "profile", "request.json"
+LOOK_SECONDS = 2.0
+
+
+class Request(Form):
+    """`MODEL_DIR/profile/request.json`."""
+
+    name: str
+    steps: PositiveInt
+
+
+def ask(model_dir: epath.Path, steps: int) -> epath.Path:
+    """Asks the run in `model_dir` for a trace of so many steps; returns the folder to which it will be written.
+
+    Raises:
+      UserError: if there is no run.
+    """
+    if not (model_dir / "config.gin").exists():
+        raise UserError(f"{model_dir} holds no run (it has no config.gin); give the MODEL_DIR of a run in progress.")
+    name = time.strftime("%Y%m%d_%H%M%S")
+    (model_dir / FOLDER).mkdir(parents=True, exist_ok=True)
+    write_json(model_dir / FOLDER / REQUEST, {"name": name, "steps": steps})
+    return model_dir / FOLDER / name
+
+
+def is_done(folder: epath.Path) -> bool:
+    """Whether process 0 has written its trace."""
+    return (folder / "done_0.txt").exists()
+
+
+class TraceRequests(contextlib.AbstractContextManager["TraceRequests"]):
+    """A context around a training loop, which calls `before_step` before each step, and once after the last one.
+
+    Args:
+      model_dir: the run's folder.
+    """
+
+    def __init__(self, model_dir: epath.Path):
+        self._folder = model_dir / FOLDER
+        self._asked: dict[str, Any] | None = None
+        self._seen = self._last = ""
+        self._left = 0
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._look, name="trace requests", daemon=True)
+
+    def __enter__(self) -> "TraceRequests":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._ended.set()
+        if self._left:
+            self._end()
+
+    def before_step(self, state: Any) -> None:
+        """Begins the trace that was asked for, or ends one after its last step; `state` is that of the step before."""
+        if self._left:
+            self._left -= 1
+            if not self._left:
+                jax.block_until_ready(state)
+                self._end()
+        elif self._asked is not None:
+            request, self._asked = self._asked, None
+            self._last, self._left = request["name"], request["steps"]
+            jax.block_until_ready(state)
+            jax.profiler.start_trace(str(self._folder / self._last))
+
+    def _end(self) -> None:
+        self._left = 0
+        jax.profiler.stop_trace()
+        write_text(self._folder / self._last / f"done_{jax.process_index()}.txt", "")
+
+    def _look(self) -> None:
+        while not self._ended.wait(LOOK_SECONDS):
+            with contextlib.suppress(OSError, UserError):  # a request that cannot be read must not end the run
+                request = read_state(self._folder / REQUEST, Request)
+                if request and request["name"] != self._seen:
+                    self._seen = request["name"]
+                    if not (self._folder / self._seen / f"done_{jax.process_index()}.txt").exists():
+                        self._asked = request

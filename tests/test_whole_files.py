@@ -24,7 +24,8 @@ PACKAGE = pathlib.Path(adalink_jax.__file__).parent
 IN_PLACE = {
     "checkpoints/adapter_files.py", "checkpoints/native.py", "checkpoints/hugging_face.py", "checkpoints/t5x_format.py",
     "interop/folded.py", "interop/hook.py", "launching/supervisor.py", "launching/submit.py", "serving/rows.py",
-    "experiments/sweeps/runner.py", "cli/main.py",  # logs, and /dev/null
+    "experiments/sweeps/runner.py", "cli/main.py", "stack_traces.py",  # logs, and /dev/null
+    "launching/ray_tasks.py",  # a temporary folder
 }  # fmt: skip
 
 

@@ -17,13 +17,14 @@ from adalink_jax import configuration
 from adalink_jax.configuration import GinFlags
 from adalink_jax.errors import UserError
 from adalink_jax.files import whole_file
+from adalink_jax.files.places import path_of
 
 PACKAGES = ("jax", "jaxlib", "libtpu", "flax", "optax")
 
 
-def folder() -> pathlib.Path:
+def folder() -> epath.Path:
     """Where plans are kept: `adalink_jax/plans` of the user's cache folder ($XDG_CACHE_HOME, ~/.cache)."""
-    return pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache") / "adalink_jax" / "plans"
+    return path_of(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "adalink_jax" / "plans"
 
 
 def attempt_all(
@@ -55,7 +56,7 @@ def attempt_all(
         return list(pool.map(one, flags, keys, topologies))
 
 
-def _planned(arguments: list[str], file: pathlib.Path) -> dict[str, Any] | None:
+def _planned(arguments: list[str], file: epath.Path) -> dict[str, Any] | None:
     if file.exists():
         return json.loads(file.read_text(encoding="utf-8"))
     done = subprocess.run(
@@ -67,7 +68,7 @@ def _planned(arguments: list[str], file: pathlib.Path) -> dict[str, Any] | None:
         raise UserError(f"A plan ended with status {done.returncode}: {done.stderr.strip()[-500:]}")
     plan = json.loads(done.stdout)
     file.parent.mkdir(parents=True, exist_ok=True)
-    whole_file.write_json(epath.Path(file), plan)
+    whole_file.write_json(file, plan)
     return plan
 
 

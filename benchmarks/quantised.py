@@ -4,8 +4,8 @@ adapters of the exact base on the quantised one and the other way round.
     python benchmarks/quantised.py [--out runs/quantised] [--base NAME=PATH,MODEL ...] [--steps 400]
 
 The bundled bases, and others by --base (a native folder and its gin file, such as those of the study in miniature). Every cell is a pack of
-five seeds (`adalink pack`) in a folder of its own, so rerunning the command resumes it. Writes quantised.md and quantised.json to --out: means
-over the seeds on the test set, and differences from float32 paired by seed, with 95 % intervals.
+five seeds (`adalink pack`) in a folder of its own, so rerunning the command resumes it. Writes quantised.md, quantised.svg and
+quantised.json to --out: means over the seeds on the test set, and differences from float32 paired by seed, with 95 % intervals.
 """
 
 import argparse
@@ -17,9 +17,12 @@ import sys
 from collections.abc import Mapping
 
 import numpy as np
+from etils import epath
+from matplotlib.figure import Figure
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from adalink_jax.data import digits
+from adalink_jax.reports import style
 from adalink_jax.reports.statistics import difference, mean
 from adalink_jax.serving import Predictor
 from adalink_jax.serving.opening import open_base
@@ -118,32 +121,65 @@ def main() -> None:
             progress.advance(bar)
     (out / "quantised.json").write_text(json.dumps(rows, indent=1))
     (out / "quantised.md").write_text(report(rows, options.steps))
+    style.save(picture(rows), epath.Path(out / "quantised.svg"))
     print((out / "quantised.md").read_text())
+
+
+def groups_of(rows: list[dict]) -> dict[tuple[str, str, str], list[dict]]:
+    """`(base, task, method)` -> its rows; the first is that of float32."""
+    found: dict[tuple[str, str, str], list[dict]] = {}
+    for row in rows:
+        found.setdefault((row["base"], row["task"], row["method"]), []).append(row)
+    return found
 
 
 def report(rows: list[dict], steps: int) -> str:
     """The tables as Markdown."""
     lines = [
-        f"Accuracy on test, {steps} steps, {len(SEEDS)} seeds; differences from float32 paired by seed, 95 % intervals.",
+        f"Accuracy on test, {steps} steps, {len(SEEDS)} seeds; differences from the adapter trained and used on float32, paired by seed, with",
+        "95 % intervals (none where all seeds agree).",
         "",
     ]
-    for base, task, method in dict.fromkeys((row["base"], row["task"], row["method"]) for row in rows):
+    for (base, task, method), group in groups_of(rows).items():
         lines += [f"### {base}, {task}, {method}", ""]
         lines += [
-            "| stored as | frozen | trained on it | difference | adapter of float32 | adapter of it, on float32 |",
-            "|---" * 6 + "|",
+            "| stored as | frozen | trained on it | difference | float32's adapter on it | its adapter on float32 |",
+            "|---|---:|---:|---|---|---|",
         ]
-        group = [row for row in rows if (row["base"], row["task"], row["method"]) == (base, task, method)]
         exact = group[0]["trained"]
         for row in group:
-            change = "" if row["dtype"] == "float32" else str(difference(row["trained"], exact))
-            others = [
-                f"{mean([*row[key].values()]).value:.3f}" if key in row else "" for key in ("from_exact", "on_exact")
-            ]
+            keys = () if row["dtype"] == "float32" else ("trained", "from_exact", "on_exact")
+            changes = [str(difference(row[key], exact)) for key in keys] or [""] * 3
             trained = f"{mean([*row['trained'].values()]).value:.3f}"
-            lines.append(f"| {row['dtype']} | {row['frozen']:.3f} | {trained} | {change} | {' | '.join(others)} |")
+            lines.append(f"| {row['dtype']} | {row['frozen']:.3f} | {trained} | {' | '.join(changes)} |")
         lines.append("")
     return "\n".join(lines)
+
+
+def picture(rows: list[dict]) -> Figure:
+    """Differences from float32 by dtype: of adapters trained on each precision, and of float32's adapters used on it."""
+    groups = groups_of(rows)
+    places = [*dict.fromkeys(key[:2] for key in groups)]
+    figure, axes = style.panels(len(places))
+    labels = {"trained": "trained on it", "from_exact": "trained on float32, used on it"}
+    with style.applied():
+        for axis, (base, task) in zip(axes, places):
+            series = [(method, key) for method in METHODS for key in labels if (base, task, method) in groups]
+            for i, (method, key) in enumerate(series):
+                exact, *others = groups[base, task, method]
+                found = [difference(row[key], exact["trained"]) for row in others]
+                values = [one.value for one in found]
+                ends = [[abs(a - b) if np.isfinite(b) else 0.0 for a, b in zip(values, side)] for side in
+                        ([one.low for one in found], [one.high for one in found])]  # fmt: skip
+                at = np.arange(len(found)) + 0.15 * (i - 1.5)
+                axis.errorbar(
+                    at, values, ends, fmt=style.MARKERS[i], color=style.COLOURS[i], label=f"{method}, {labels[key]}"
+                )
+            axis.axhline(0, color="black", linewidth=0.8)
+            axis.set(title=f"{base}, {task}", ylabel="accuracy - float32's")
+            axis.set_xticks(range(len(DTYPES) - 1), DTYPES[1:])
+    style.legend(figure, axes)
+    return figure
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import pytest
 
 from adalink_jax import timings
 from adalink_jax.cli.main import main
+from adalink_jax.parallel.accelerators import ACCELERATORS
 from adalink_jax.training import speed, trace_requests
 from adalink_jax.training.step import grad_norms
 from adalink_jax.training.trace_requests import TraceRequests
@@ -41,9 +42,10 @@ def test_goodput_counts_the_time_of_all_starts(tmp_path):
     assert found["goodput"] == pytest.approx(0.4, abs=0.01) and found["restarts"] == 1
 
 
-def test_a_step_says_its_tokens_and_the_share_of_the_peak(monkeypatch):
+@pytest.mark.parametrize("name", ["v5e", "tpu7x"])  # one device a chip, and two
+def test_a_step_says_its_tokens_and_the_share_of_the_peak(monkeypatch, name):
     assert speed.measured(0.5, {"tokens": 100.0}, 10)["timing/target_tokens_per_second"] == 200
-    chip = speed.accelerator_of("TPU v5 lite")
+    chip = ACCELERATORS[name]
     monkeypatch.setattr(speed, "accelerator_of", lambda kind: chip)
     flops = int(chip.peak_flops) * jax.device_count() // 4
     assert speed.measured(0.5, {"tokens": 1.0}, flops)["timing/mfu"] == pytest.approx(0.5)

@@ -27,9 +27,9 @@ class Accelerator:
     Attributes:
       name: its name in topologies.
       platform: "tpu", "gpu" or "cpu".
-      memory: bytes that a program may use.
-      memory_bandwidth: bytes per second.
-      peak_flops: dense bfloat16 matrix FLOPs per second.
+      memory: bytes of a device that a program may use.
+      memory_bandwidth: bytes per second of a device.
+      peak_flops: dense bfloat16 matrix FLOPs per second of a device.
       link_bandwidth: bytes per second that a device sends to devices of its slice (TPU: one link, one way) or node.
       links: links along which a ring sends at once (TPU: both directions of one axis of the torus).
       network_bandwidth: bytes per second that a device sends out of its slice or node.

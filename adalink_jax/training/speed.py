@@ -38,8 +38,7 @@ def measured(seconds: float, metrics: Mapping[str, Any], step_flops: int | None)
     values = {"timing/step_seconds": seconds, "timing/target_tokens_per_second": metrics["tokens"] / seconds}
     chip = accelerator_of(jax.devices()[0].device_kind)
     if chip is not None and step_flops:
-        chips = jax.device_count() / chip.devices_per_chip
-        values["timing/mfu"] = step_flops / seconds / (chips * chip.peak_flops)
+        values["timing/mfu"] = step_flops / seconds / (jax.device_count() * chip.peak_flops)
     peaks = [(device.memory_stats() or {}).get("peak_bytes_in_use") for device in jax.local_devices()]
     if any(peaks):
         values["timing/memory_high_water"] = float(max(peak or 0 for peak in peaks))

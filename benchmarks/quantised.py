@@ -127,10 +127,10 @@ def main() -> None:
 
 def groups_of(rows: list[dict]) -> dict[tuple[str, str, str], list[dict]]:
     """`(base, task, method)` -> its rows; the first is that of float32."""
-    found: dict[tuple[str, str, str], list[dict]] = {}
+    groups: dict[tuple[str, str, str], list[dict]] = {}
     for row in rows:
-        found.setdefault((row["base"], row["task"], row["method"]), []).append(row)
-    return found
+        groups.setdefault((row["base"], row["task"], row["method"]), []).append(row)
+    return groups
 
 
 def report(rows: list[dict], steps: int) -> str:
@@ -167,11 +167,11 @@ def picture(rows: list[dict]) -> Figure:
             series = [(method, key) for method in METHODS for key in labels if (base, task, method) in groups]
             for i, (method, key) in enumerate(series):
                 exact, *others = groups[base, task, method]
-                found = [difference(row[key], exact["trained"]) for row in others]
-                values = [one.value for one in found]
+                changes = [difference(row[key], exact["trained"]) for row in others]
+                values = [one.value for one in changes]
                 ends = [[abs(a - b) if np.isfinite(b) else 0.0 for a, b in zip(values, side)] for side in
-                        ([one.low for one in found], [one.high for one in found])]  # fmt: skip
-                at = np.arange(len(found)) + 0.15 * (i - 1.5)
+                        ([one.low for one in changes], [one.high for one in changes])]  # fmt: skip
+                at = np.arange(len(changes)) + 0.15 * (i - 1.5)
                 axis.errorbar(
                     at, values, ends, fmt=style.MARKERS[i], color=style.COLOURS[i], label=f"{method}, {labels[key]}"
                 )

@@ -43,6 +43,7 @@ INPUTS = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_no_input_is_accepted_though_changed_or_ends_in_a_traceback(tmp_path):
     # Resumed runs need half a minute before their first input; test_run.py resumes damaged ones.
     assert targets.TARGETS.keys() - INPUTS.keys() == {"resumed runs"}

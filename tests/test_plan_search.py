@@ -115,6 +115,7 @@ def test_an_evaluation_that_is_too_large_is_not_compiled_again_and_again():
     assert {one.topology for one in tried} == {"v5e:2x2"} and tried[-1].plan["fits"]
 
 
+@pytest.mark.slow
 def test_a_plan_is_kept_for_the_next_search_of_the_same_job(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     register()

@@ -259,6 +259,7 @@ def test_a_chip_of_tpu7x_is_two_devices(capsys):
     assert plan["estimated_chip_hours"] == pytest.approx(4 * plan["estimated_job_hours"])
 
 
+@pytest.mark.slow
 def test_the_network_s_bandwidth_can_be_given(capsys):
     seconds = []
     for options in ([], ["--network_bandwidth", "0.625"]):  # a tenth of the vendor's

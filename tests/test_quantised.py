@@ -102,7 +102,7 @@ def test_errors_are_those_of_the_format_and_quantising_again_changes_nothing(kin
         pytest.param(*("T5", "int4", (), False), marks=pytest.mark.slow),
         pytest.param(*("PaLI", "fp8", ("token_embedder",), False), marks=pytest.mark.slow),
         pytest.param(*("T5Gemma", "nf4", (), True), marks=pytest.mark.slow),
-        ("PaliGemma", "int8", (), False),
+        pytest.param(*("PaliGemma", "int8", (), False), marks=pytest.mark.slow),
         ("T5Gemma2", "int4", ("token_embedder",), True),
         pytest.param(*("Pix2Struct", "nf4", ("token_embedder",), False), marks=pytest.mark.slow),
     ],

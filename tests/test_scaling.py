@@ -230,6 +230,7 @@ def test_a_break_in_the_law_is_a_missed_prediction():
     assert {row["the intervals"] for row in rows_of(report_of(broken), title)} == {"are disjoint"}
 
 
+@pytest.mark.slow
 def test_variants_are_compared_with_the_method_itself():
     score = lambda n, regime, method: {"AdaLink": 0.5, "AdaLink, low rank": 0.4}.get(method, 0.8)
     methods = ("AdaLink", "AdaLink, low rank", "full fine-tuning")

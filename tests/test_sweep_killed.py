@@ -65,6 +65,7 @@ def interrupted(command, folder, runs, kills, seconds, with_children=False):
     return count
 
 
+@pytest.mark.slow
 def test_24_runs_killed_three_times_are_each_made_once(tmp_path):
     folder = tmp_path / "sweep"
     count = interrupted(

@@ -88,11 +88,12 @@ class _Learned:
     Attributes:
       evaluation: bytes that an evaluation needs beside the arguments, on all devices together; 0 if none was compiled. It depends on
         BATCH_SIZE, and little on the settings of a search.
-      slower: the least ratio of compiled to guessed seconds; 0 if none was compiled.
+      slower: mesh -> the least ratio of compiled to guessed seconds. Of meshes without a compiled program nothing is known, so the best of
+        each is compiled.
     """
 
     evaluation: float = 0.0
-    slower: float = 0.0
+    slower: dict[tuple[int, bool], float] = dataclasses.field(default_factory=dict)
 
 
 class _Ranking:
@@ -127,10 +128,16 @@ class _Ranking:
         evaluation = self.learned.evaluation / self.devices
         step = lambda g: g.temporaries + self.more.get(_mesh(g.choice), 0)
         fits = lambda g: g.arguments + max(step(g), evaluation) <= self.memory
-        faster = lambda g: best is None or g.seconds * (self.learned.slower or 1) < 0.98 * _seconds(best)
+        faster = lambda g: (
+            best is None or g.seconds * self.learned.slower.get(_mesh(g.choice), 1) < 0.98 * _seconds(best)
+        )
         # Times within a few percent are equal to what arithmetic knows.
         order = lambda g: (float(f"{g.seconds:.1e}"), g.choice.microbatches, g.choice.model, g.temporaries)
-        return sorted((g for g in self.left if fits(g) and faster(g)), key=order)[:count]
+        ranked = sorted((g for g in self.left if fits(g) and faster(g)), key=order)
+        of_meshes: dict[tuple[int, bool], Guess] = {}
+        for guess in ranked:
+            of_meshes.setdefault(_mesh(guess.choice), guess)
+        return [*of_meshes.values()][:count]  # one of each mesh at once, since one teaches about the others
 
     def learn(self, choice: Choice, plan: dict[str, Any] | None) -> None:
         """Removes a compiled choice, and corrects the guesses of those like it."""
@@ -142,7 +149,7 @@ class _Ranking:
         self.more[_mesh(choice)] = max(needed, self.more.get(_mesh(choice), 0))
         if plan["estimated_step_seconds"]:
             slower = _seconds(plan) / guess.seconds
-            self.learned.slower = min(slower, self.learned.slower or slower)
+            self.learned.slower[_mesh(choice)] = min(slower, self.learned.slower.get(_mesh(choice), slower))
         if not plan["eval_hbm_bytes"]:
             return
         gathers = choice.fsdp and decoder_weights() != "sharded" and _mesh(choice) not in self.sharded

@@ -275,10 +275,11 @@ def _print_fastest(tried: "Sequence[Tried]") -> None:
         for settings, where, plan in tried
         if plan["fits"]
     ]
-    times = [row for row in times if row[0]]
     if not times:
         print("Nothing fits of what was tried.")
         return
+    if not all(row[0] for row in times):
+        return  # CPUs, whose speed is not known
     seconds, _, where, settings = min(times, key=lambda row: row[:2])
     print(f"fastest: {seconds * 1e3:,.2f} ms per step at best with --topology {where} {_flags(settings) or 'as typed'}")
 

@@ -1,7 +1,8 @@
 """A process that has lost another one of its job ends with one sentence and exit status 75, "restart the job".
 
 JAX notices the loss in two ways. A collective fails with an error, or JAX's coordination service misses heartbeats and calls C's
-`abort` in one of its threads, after printing its own message; no Python code runs then, so the signal has a handler of C.
+`abort` in one of its threads, after printing its own message. Python's own signal handlers run in the main thread alone, so the signal is
+handled by a callback that C calls in that thread.
 """
 
 import contextlib

@@ -182,6 +182,25 @@ def test_a_stopped_job_resumes_with_fewer_processes_and_the_same_data(place, alo
     assert_same_run(model_dir, alone)
 
 
+@pytest.mark.slow
+def test_all_processes_name_the_example_that_is_not_finite(place):
+    """It is a row of the second process: every process computes with it, and all end alike."""
+    scenes = "digits.compose(name, split)"
+    poisoned = f"{{**(whole := {scenes}), 'image': np.where(np.arange(len(whole['image']))[:, None, None, None] == 30, POISON[split], whole['image'])}}"
+    text = "import numpy as np\nPOISON = {'train': np.float32('nan'), 'validation': np.float32(0), 'test': np.float32(0)}\n"
+    text += TASK.replace(scenes, poisoned)
+    (place / "poisoned_digits.py").write_text(text.replace("digits_few", "digits_poisoned"))
+    names = {"MIXTURE_OR_TASK_NAME": "digits_poisoned", "DatasetConfig.mixture_or_task_module": "poisoned_digits"}
+    with Job(2, ["quickstart", *flags(place / "poisoned", **names)], place) as job:
+        statuses, outputs = job.end()
+    assert statuses == [3, 3], [text[-3000:] for text in outputs]
+    found = [
+        re.search(r"The loss of step \d+ is nan. Row \d+ of the batch .* Training stopped.*", text) for text in outputs
+    ]
+    assert found[0] and found[1] and found[0][0] == found[1][0], outputs
+    assert "alone makes it so: its images are not finite" in found[0][0]
+
+
 WITHIN = """
 import argparse, sys, time
 from jax.experimental import multihost_utils

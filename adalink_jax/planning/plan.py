@@ -25,6 +25,7 @@ from adalink_jax.planning.traffic import bytes_moved
 from adalink_jax.training import abstract
 from adalink_jax.training.evaluation import make_generate, make_generate_packed
 from adalink_jax.training.flops import count_flops
+from adalink_jax.training.not_finite import holding
 from adalink_jax.training.packs.members import Member, own_batches
 from adalink_jax.training.packs.pack import abstract_pack, make_packed_step
 from adalink_jax.training.setup import Setup
@@ -246,8 +247,15 @@ def _step(job: Job, model: AdaptedModel, shards: int, at_once: int | None) -> Ca
             model, job.optimizer, own_batches=own_batches(job.members), at_once=at_once, loss=job.loss,
             microbatches=job.microbatches,
         )  # fmt: skip
-    return make_train_step(
-        model, job.optimizer, loss=job.loss, seed=job.setup.random_seed, microbatches=job.microbatches, shards=shards
+    return holding(
+        make_train_step(
+            model,
+            job.optimizer,
+            loss=job.loss,
+            seed=job.setup.random_seed,
+            microbatches=job.microbatches,
+            shards=shards,
+        )
     )
 
 

@@ -134,7 +134,7 @@ class AttachedModel:
 
         Raises:
           UserError, CheckpointError: for arguments, rows and files that cannot be used, before anything is compiled.
-          NotFinite: if the loss of a step is NaN or infinite.
+          NotFinite: if the loss or the gradient of a step is NaN or infinite.
           Stopped: after Ctrl-C or a notice; with `model_dir` the state was saved.
         """
         arguments = fitting.FitArguments(steps, batch_size, learning_rate, metrics, lengths, settings)

@@ -24,6 +24,20 @@ from adalink_jax.training.watchdog import Watchdog
 Step = Callable[[TrainState, Leaves, Leaves], tuple[TrainState, dict[str, jax.Array]]]
 
 
+class StepNotFinite(NotFinite):
+    """The loss or the gradient of a step was not finite.
+
+    Attributes:
+      step: its number.
+      state: the state after the steps that were dispatched until this was known (`not_finite.holding` keeps that before the step).
+      batch: of the step, on the devices.
+    """
+
+    def __init__(self, what: str, step: int, state: TrainState, batch: Leaves):
+        super().__init__(f"The {what}.")
+        self.step, self.state, self.batch = step, state, batch
+
+
 @dataclasses.dataclass(frozen=True)
 class Period:
     """An action after every `every`-th step and after the last one (0: after the last one only)."""
@@ -79,7 +93,7 @@ def run_loop(
       The state of the last step.
 
     Raises:
-      NotFinite: names the first step whose loss (for a pack: every member's) is not finite.
+      StepNotFinite: names the first step whose loss or gradient (for a pack: every member's) is not finite.
       JaxRuntimeError: for a step that transfers data implicitly.
     """
     step = int(state.step)
@@ -89,13 +103,18 @@ def run_loop(
         nonlocal pending, mark, waited
         if pending is None:
             return
-        pending_step, rows, metrics = pending
+        pending_step, batch, metrics = pending
         pending = None
         metrics = {name: value if value.ndim else float(value) for name, value in jax.device_get(metrics).items()}
-        if not np.isfinite(metrics["loss"]).any():
-            raise NotFinite(f"The loss of step {pending_step} is {metrics['loss']}.")
+        loss, norm = metrics["loss"], metrics.get("grad_norm", 0.0)
+        if not (np.isfinite(loss) & np.isfinite(norm)).any():
+            of_loss, of_gradient = (
+                f"loss of step {pending_step} is {loss}",
+                f"gradient of step {pending_step} has the norm {norm}",
+            )
+            raise StepNotFinite(of_gradient if np.isfinite(loss).any() else of_loss, pending_step, state, batch)
         now = time.perf_counter()
-        seconds, examples = now - mark, float(np.max(metrics.get("examples", rows)))
+        seconds, examples = now - mark, float(np.max(metrics.get("examples", len(next(iter(batch.values()))))))
         on_metrics(pending_step, metrics | {"input_wait": waited / seconds}, examples / seconds)
         mark, waited = now, 0.0
 
@@ -111,12 +130,11 @@ def run_loop(
                 batch = next(batches)
             waited += time.perf_counter() - asked
             batch = parallel.put_batch(batch, mesh)
-            rows = len(next(iter(batch.values())))
             with jax.transfer_guard("disallow"), timings.phase("step"):  # of this thread; others have their own guard
                 state, metrics = parallel.settle(train_step(state, frozen, batch))
                 step += 1
                 read_pending()
-            pending = (step, rows, metrics)
+            pending = (step, batch, metrics)
             if step == last_traced:
                 jax.block_until_ready(state)
                 trace.close()

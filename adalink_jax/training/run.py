@@ -19,19 +19,19 @@ import optax
 from adalink_jax import moved, parallel
 from adalink_jax.data import train_batches
 from adalink_jax.data.batch_order import BatchIterator
-from adalink_jax.errors import NotFinite
 from adalink_jax.files.places import RunFolder
 from adalink_jax.files.whole_file import write_text
 from adalink_jax.training import outputs, speed
 from adalink_jax.training.data_agreement import DataAgreement
 from adalink_jax.training.evaluation import NUM_SAMPLES, Evaluator, Result, check_metric
 from adalink_jax.training.flops import count_traced
-from adalink_jax.training.loop import Period, run_loop
+from adalink_jax.training.loop import Period, StepNotFinite, run_loop
 from adalink_jax.training.metric_writer import MetricWriter, log_every
+from adalink_jax.training.not_finite import Explanation, holding
 from adalink_jax.training.run_checkpoints import CheckpointConfig
 from adalink_jax.training.session import RunSession, Start, open_run
 from adalink_jax.training.setup import Parameters, Setup, load_parameters
-from adalink_jax.training.step import CrossEntropy, TrainState, make_train_step
+from adalink_jax.training.step import CrossEntropy, TrainState, make_gradients, make_train_step
 from adalink_jax.training.trace_requests import TraceRequests
 from adalink_jax.training.trackers import TENSORBOARD, RunFacts, TrackerName, import_libraries
 from adalink_jax.training.verdict import Training, after_overfit, nothing_learned, whose_scores
@@ -90,7 +90,7 @@ def train(
 
     Raises:
       UserError, CheckpointError: for bad settings and files, before anything is compiled or overwritten.
-      NotFinite: if the loss of a step is NaN or infinite.
+      NotFinite: if the loss or the gradient of a step is NaN or infinite.
       Stopped: after a stop was requested and the state was saved.
     """
     check_metric(metric)
@@ -125,12 +125,15 @@ def train(
         if eval_period and start.step % eval_period == 0:
             run.evaluate(start.state)  # also where the run was killed between a checkpoint and its evaluation
         before = run.score_before(start.state)
-        step = make_train_step(
-            setup.model, optimizer, loss=loss, seed=setup.random_seed, microbatches=microbatches,
-            shards=parallel.shards_of(params.trainable, session.mesh),
-        )  # fmt: skip
+        options: Any = {"loss": loss, "seed": setup.random_seed, "microbatches": microbatches,
+                        "shards": parallel.shards_of(params.trainable, session.mesh)}  # fmt: skip
+        step = holding(make_train_step(setup.model, optimizer, **options))
+        dataset = None if session.own_batches else setup.data
         state = run.train(
             jax.jit(step, donate_argnums=0),
+            Explanation(
+                setup.model, make_gradients(setup.model, **options), session.mesh, session.task, dataset, start.step
+            ),
             total_steps,
             eval_period,
             log_period or log_every(total_steps),
@@ -161,6 +164,7 @@ class Run:
     def train(
         self,
         step: jax.stages.Wrapped,
+        explanation: Explanation,
         total_steps: int,
         eval_period: int,
         log_period: int,
@@ -169,9 +173,13 @@ class Run:
         """Trains from the start to `total_steps`, and evaluates the last state.
 
         Raises:
-          NotFinite: names the newest checkpoint and a remedy.
+          NotFinite: names the step, what made it so, the newest checkpoint and a remedy.
         """
         session = self.session
+
+        def before_step(state: TrainState) -> None:
+            explanation.before_step(self.start.batches.get_state())
+            requests.before_step(state)
 
         def counted_step(*arguments):
             if self.step_flops is None:  # traced once, for this and for the call
@@ -190,17 +198,10 @@ class Run:
                         Period(eval_period, self.evaluate),
                     ],
                     stop=session.stop.before_step, profile=profile_steps, profile_dir=str(session.folder / "profile"),
-                    watchdog=session.watchdog, before_step=requests.before_step,
+                    watchdog=session.watchdog, before_step=before_step,
                 )  # fmt: skip
-        except NotFinite as e:
-            session.newest.wait()
-            newest_step = session.newest.latest_step()
-            newest = (
-                "no checkpoint had been written"
-                if newest_step is None
-                else f"the newest checkpoint is of step {newest_step}"
-            )
-            raise NotFinite(f"{e} Training stopped; {newest}; lower the learning rate, or clip gradients.") from e
+        except StepNotFinite as e:
+            raise explanation.of(e, self.params.frozen, session.newest) from e
         self.evaluate(state)
         return state
 

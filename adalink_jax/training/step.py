@@ -84,6 +84,47 @@ def make_loss(
     return summed_loss
 
 
+def make_gradients(
+    model: nn.Module,
+    *,
+    loss: Callable = CrossEntropy(),
+    seed: int | jax.Array = 0,
+    microbatches: int = 1,
+    shards: int = 1,
+    constants: Mapping[str, Any] = MappingProxyType({}),
+) -> Callable[[TrainState, Leaves, Leaves], tuple[tuple[jax.Array, jax.Array], Leaves]]:
+    """`(state, frozen, batch) -> ((sum of weighted losses, sum of weights), gradients)`, both summed over the global batch.
+
+    The arguments are those of `make_train_step`.
+    """
+    summed_grads = jax.value_and_grad(make_loss(model, loss, constants), has_aux=True)
+
+    def gradients(state, frozen, batch):
+        rng = jax.random.fold_in(jax.random.key(seed), state.step)
+        if microbatches == 1:
+            return summed_grads(state.trainable, frozen, batch, rng)
+        # Row r goes to microbatch r % microbatches, so every device keeps the rows that it already has.
+        parts = jax.tree.map(lambda x: x.reshape(-1, microbatches, *x.shape[1:]).swapaxes(0, 1), batch)
+        part_grads = summed_grads
+        if shards > 1:
+            parts = jax.tree.map(lambda x: x.reshape(microbatches, shards, -1, *x.shape[2:]), parts)
+            part_grads = lambda trainable, frozen, part, rng: parallel.by_shard(
+                lambda rows, key: summed_grads(trainable, frozen, rows, key), part, jax.random.split(rng, shards)
+            )
+
+        def add(total, part):
+            rng, batch = part
+            return jax.tree.map(jnp.add, total, part_grads(state.trainable, frozen, batch, rng)), None
+
+        zeros = lambda x: jnp.zeros((shards, *x.shape) if shards > 1 else x.shape, x.dtype)
+        start = jax.tree.map(zeros, ((jnp.float32(0), jnp.float32(0)), state.trainable))
+        start = parallel.constrain_shards(start) if shards > 1 else start
+        total = jax.lax.scan(add, start, (jax.random.split(rng, microbatches), parts))[0]
+        return jax.tree.map(lambda x: x.sum(0), total) if shards > 1 else total
+
+    return gradients
+
+
 def make_train_step(
     model: nn.Module,
     optimizer: optax.GradientTransformation,
@@ -117,33 +158,12 @@ def make_train_step(
       learning rates and, with packed examples, those of `packing_metrics`.
     """
 
-    summed_grads = jax.value_and_grad(make_loss(model, loss, constants), has_aux=True)
-
-    def accumulate(state, frozen, batch, rng):
-        if microbatches == 1:
-            return summed_grads(state.trainable, frozen, batch, rng)
-        # Row r goes to microbatch r % microbatches, so every device keeps the rows that it already has.
-        parts = jax.tree.map(lambda x: x.reshape(-1, microbatches, *x.shape[1:]).swapaxes(0, 1), batch)
-        part_grads = summed_grads
-        if shards > 1:
-            parts = jax.tree.map(lambda x: x.reshape(microbatches, shards, -1, *x.shape[2:]), parts)
-            part_grads = lambda trainable, frozen, part, rng: parallel.by_shard(
-                lambda rows, key: summed_grads(trainable, frozen, rows, key), part, jax.random.split(rng, shards)
-            )
-
-        def add(total, part):
-            rng, batch = part
-            return jax.tree.map(jnp.add, total, part_grads(state.trainable, frozen, batch, rng)), None
-
-        zeros = lambda x: jnp.zeros((shards, *x.shape) if shards > 1 else x.shape, x.dtype)
-        start = jax.tree.map(zeros, ((jnp.float32(0), jnp.float32(0)), state.trainable))
-        start = parallel.constrain_shards(start) if shards > 1 else start
-        total = jax.lax.scan(add, start, (jax.random.split(rng, microbatches), parts))[0]
-        return jax.tree.map(lambda x: x.sum(0), total) if shards > 1 else total
+    gradients = make_gradients(
+        model, loss=loss, seed=seed, microbatches=microbatches, shards=shards, constants=constants
+    )
 
     def train_step(state: TrainState, frozen: Leaves, batch: Leaves) -> tuple[TrainState, dict[str, jax.Array]]:
-        rng = jax.random.fold_in(jax.random.key(seed), state.step)
-        (loss_sum, tokens), grads = accumulate(state, frozen, batch, rng)
+        (loss_sum, tokens), grads = gradients(state, frozen, batch)
         tokens = jnp.maximum(tokens, 1.0)
         grads = jax.tree.map(lambda g: g / tokens, grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.trainable)

@@ -113,14 +113,16 @@ class LoadedFileTask:
             sizes.append(f"{split}: {len(rows):,} examples; {'; '.join(sides)}")
         return sizes + self.remarks + [str(finding) for finding in self.findings if finding.count]
 
-    def dataset(self, split: str, seed: int | None) -> "grain.MapDataset[Example]":
-        """The examples of a split at random access, shuffled by `seed`; None keeps the order."""
+    def rows(self, split: str, seed: int | None) -> "grain.MapDataset[StoredRow]":
+        """The rows of a split at random access, shuffled by `seed`; None keeps the order."""
         import grain
 
         data = grain.MapDataset.source(cast(Sequence[StoredRow], self.splits[split]))  # needs only len and []
-        if seed is not None:
-            data = data.shuffle(seed=seed)
-        return data.map(functools.partial(self.example, seed=seed))
+        return data if seed is None else data.shuffle(seed=seed)
+
+    def dataset(self, split: str, seed: int | None) -> "grain.MapDataset[Example]":
+        """The examples of `rows`."""
+        return self.rows(split, seed).map(functools.partial(self.example, seed=seed))
 
     def size(self, split: str, seed: int | None = None) -> int:
         """The number of examples of a split, whatever the seed."""

@@ -152,9 +152,12 @@ def alone(place):
 ])  # fmt: skip
 def test_several_processes_give_the_run_of_one(place, alone, count, devices, more):
     model_dir = place / f"{count}_processes_{devices}_devices"
-    with Job(count, ["quickstart", *more, *flags(model_dir, NUM_DEVICES=count * devices)], place, devices) as job:
+    macros = {"NUM_DEVICES": count * devices, "CheckpointConfig.every_seconds": 0.01}
+    with Job(count, ["quickstart", *more, *flags(model_dir, **macros)], place, devices) as job:
         statuses, outputs = job.end()
     assert statuses == [0] * count, [text[-3000:] for text in outputs]
+    saved = sorted(int(path.name) for path in (model_dir / "checkpoints").iterdir())
+    assert len(saved) == 2 and saved[0] < saved[1] == STEPS, "one of the clock, after the same step in all processes"
     assert_same_run(model_dir, alone)
     assert ["best step" in text for text in outputs] == [True] + [False] * (count - 1)  # one of them prints
 

@@ -174,26 +174,23 @@ def all_agree(vote: bool) -> bool:
 class Agreement:
     """Finds the largest of the small numbers that the processes have, so that all of them know it.
 
-    With one process this is its number. With several it is the result of the previous call, and once it is not 0 it stays: a
-    call only enqueues a program on the devices, whose result the next call reads, so it blocks nothing. All processes must
-    call it equally often.
+    With one process this is its number. With several it is the largest of the previous call, 0 at the first: a call only enqueues a
+    program on the devices, whose result the next call reads, so it blocks nothing. All processes must call it equally often.
     """
 
     def __init__(self) -> None:
         self._mesh = Mesh(np.array(jax.devices()), ("device",))
         self._largest = jax.jit(jnp.max, out_shardings=replicated(self._mesh))
-        self._known, self._pending = 0, None
+        self._pending: jax.Array | None = None
 
     def largest(self, number: int) -> int:
         """Contributes this process's number, from 0 to 255, and returns the largest one known."""
         if jax.process_count() == 1:
             return number
-        if not self._known:
-            place = NamedSharding(self._mesh, PartitionSpec("device"))
-            value = np.array([number], np.uint8)
-            numbers = jax.make_array_from_callback((self._mesh.size,), place, lambda _: value)
-            before = self._pending
-            with jax.set_mesh(self._mesh):
-                self._pending = settle(self._largest(numbers))
-            self._known = 0 if before is None else int(before)
-        return self._known
+        place = NamedSharding(self._mesh, PartitionSpec("device"))
+        value = np.array([number], np.uint8)
+        numbers = jax.make_array_from_callback((self._mesh.size,), place, lambda _: value)
+        before = self._pending
+        with jax.set_mesh(self._mesh):
+            self._pending = settle(self._largest(numbers))
+        return 0 if before is None else int(before)

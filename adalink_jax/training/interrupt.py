@@ -4,7 +4,8 @@ A second Ctrl-C stops immediately; a second notice changes nothing, since cluste
 first step there is nothing to save, and a notice ends a command immediately, with exit status 75 (see `preemption`); so does Ctrl-C
 in a job of one process before anything is evaluated.
 
-With several processes, a signal to any one of them stops all after the same step.
+With several processes, a signal to any one of them stops all after the same step. In the same way process 0 asks all for a save
+(`save_clock`).
 """
 
 import signal
@@ -13,6 +14,8 @@ import jax
 
 from adalink_jax import parallel, preemption
 from adalink_jax.errors import Preempted, Stopped
+
+_SAVE = 1  # among the numbers on which the processes agree: smaller than those of the signals, which come first
 
 
 class Interrupted(Exception):
@@ -24,7 +27,7 @@ class StopRequest:
 
     def __init__(self) -> None:
         self._signal = self._known = self._asked = 0
-        self._begun = False
+        self._begun = self._save_known = False
         self._agreement = parallel.Agreement()
 
     def __enter__(self) -> "StopRequest":
@@ -43,19 +46,28 @@ class StopRequest:
             raise KeyboardInterrupt
         self._signal = self._signal or number
 
-    def requested(self) -> bool:
-        """Whether a stop was requested; all processes must call this equally often."""
+    def requested(self, save: bool = False) -> bool:
+        """Whether a stop was requested; all processes must call this equally often. `save` asks for a save."""
         self._begun = True
-        self._known = self._agreement.largest(int(self._signal))
+        number = self._agreement.largest(int(self._signal) or (_SAVE if save else 0))
+        if number == _SAVE:
+            self._save_known = True
+        else:
+            self._known = max(self._known, number)
         return self._known != 0
 
-    def before_step(self) -> bool:
+    def save_requested(self) -> bool:
+        """Whether process 0 has asked for a save since the last call; equal in all processes."""
+        asked, self._save_known = self._save_known, False
+        return asked
+
+    def before_step(self, save: bool = False) -> bool:
         """`requested`, called before each step; from the second call on there is a step to save."""
         if self._asked:
             preemption.something_to_save()
             preemption.keeps("the newest checkpoint is kept")
         self._asked += 1
-        return self.requested()
+        return self.requested(save)
 
     def check(self) -> None:
         """Raises `Interrupted` if a stop was requested."""

@@ -50,6 +50,21 @@ class Period:
         return step == total or (self.every > 0 and step % self.every == 0)
 
 
+@dataclasses.dataclass(frozen=True)
+class OnRequest:
+    """An action after a step when it is asked for; in all processes of a job after the same step."""
+
+    asked: Callable[[], bool]
+    action: Callable[[TrainState], None]
+
+    def due(self, step: int, total: int) -> bool:
+        """Whether the action was asked for since the last call."""
+        return self.asked()
+
+
+Action = Period | OnRequest
+
+
 def run_loop(
     train_step: Step,
     state: TrainState,
@@ -59,7 +74,7 @@ def run_loop(
     mesh: Mesh,
     total_steps: int,
     on_metrics: Callable[[int, dict[str, Any], float], Any],
-    after_steps: Sequence[Period],
+    after_steps: Sequence[Action],
     stop: Callable[[], bool] = lambda: False,
     profile: tuple[int, int] | None = None,
     profile_dir: str = "",
@@ -138,12 +153,12 @@ def run_loop(
             if step == last_traced:
                 jax.block_until_ready(state)
                 trace.close()
-            due = [period for period in after_steps if period.due(step, total_steps)]
+            due = [action for action in after_steps if action.due(step, total_steps)]
             if due:
                 read_pending()
                 watchdog.rests()
-                for period in due:
-                    period.action(state)
+                for action in due:
+                    action.action(state)
                 mark = time.perf_counter()
     read_pending()
     return state

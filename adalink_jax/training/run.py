@@ -194,10 +194,10 @@ class Run:
                     on_metrics=session.console.progress(self.start.step, total_steps, self._log_every(log_period)),
                     after_steps=[
                         Period(self.agreement.every, self.compare_data),
-                        Period(session.checkpoint_period, self.save),
+                        *session.saves.actions(self.save),
                         Period(eval_period, self.evaluate),
                     ],
-                    stop=session.stop.before_step, profile=profile_steps, profile_dir=str(session.folder / "profile"),
+                    stop=session.saves.before_step, profile=profile_steps, profile_dir=str(session.folder / "profile"),
                     watchdog=session.watchdog, before_step=before_step,
                 )  # fmt: skip
         except StepNotFinite as e:

@@ -28,7 +28,7 @@ from adalink_jax.errors import CheckpointError
 from adalink_jax.files.places import path_of
 from adalink_jax.models import paths
 from adalink_jax.training.step import TrainState
-from adalink_jax.typed_values import PositiveInt
+from adalink_jax.typed_values import PositiveFloat, PositiveInt
 
 T = TypeVar("T")
 # Settings that may change when a run is resumed: they affect no result, or only how far the run goes.
@@ -52,10 +52,12 @@ class CheckpointConfig:
     Attributes:
       period: steps between checkpoints. One more is written at the end and when a run is stopped.
       keep: how many of the newest are kept; the best by validation metric is kept in addition.
+      every_seconds: seconds between checkpoints besides, by the clock of process 0 (`save_clock`); None: by the steps alone.
     """
 
     period: PositiveInt = 1000
     keep: PositiveInt = 2
+    every_seconds: PositiveFloat | None = 60.0
 
 
 def _as_tree(state: TrainState) -> dict:

@@ -31,6 +31,7 @@ from adalink_jax.training.console import Console, reading_rows
 from adalink_jax.training.evaluation import Evaluator
 from adalink_jax.training.interrupt import Interrupted, StopRequest
 from adalink_jax.training.run_checkpoints import CheckpointConfig, RunCheckpoints, identity_of
+from adalink_jax.training.save_clock import SaveClock
 from adalink_jax.training.segments import Segment, check_environment
 from adalink_jax.training.setup import Parameters, Setup, split_abstract
 from adalink_jax.training.step import TrainState, check_batch
@@ -127,7 +128,7 @@ class RunSession(Session):
       folder: `MODEL_DIR`.
       identity: the settings that must not change when the run is resumed.
       newest, best: the newest checkpoints, and the one with the best validation score.
-      checkpoint_period: steps between checkpoints.
+      saves: when the newest checkpoints are written.
       total_steps: the last step.
       own_batches: whether the caller makes the batches.
       at_end: releases the folder's lock, and ends the thread that makes batches.
@@ -140,7 +141,7 @@ class RunSession(Session):
     identity: dict[str, str]
     newest: RunCheckpoints
     best: RunCheckpoints
-    checkpoint_period: int
+    saves: SaveClock
     total_steps: int
     own_batches: bool
     at_end: contextlib.ExitStack
@@ -274,7 +275,7 @@ def open_run(
         best = RunCheckpoints(folder / "best", 1, identity)
         with outputs.naming(folder), contextlib.ExitStack() as at_end, newest, best:
             run = RunSession(**vars(session), folder=folder, identity=identity, newest=newest, best=best,
-                             checkpoint_period=checkpoints.period, total_steps=total_steps, own_batches=own_batches, at_end=at_end)  # fmt: skip
+                             saves=SaveClock(checkpoints, session.stop), total_steps=total_steps, own_batches=own_batches, at_end=at_end)  # fmt: skip
             if not parallel.once((folder / outputs.SUMMARY).exists):
                 parallel.once(run._claim)  # before it reads what another process may be writing
             run._check()

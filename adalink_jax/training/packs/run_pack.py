@@ -194,8 +194,8 @@ class PackRun:
                     lambda state, frozen, batch: step(state, self.pack.members, frozen, batch),
                     self.start.state, self.pack.params.frozen, batches, mesh=session.mesh, total_steps=total_steps,
                     on_metrics=self._log_every(log_period, session.console.progress(first, total_steps, lambda *_: None)),
-                    after_steps=[Period(eval_period, self.evaluate), Period(session.checkpoint_period, self.save)],
-                    stop=lambda: session.stop.before_step() or self.at_plateau(), watchdog=session.watchdog,
+                    after_steps=[Period(eval_period, self.evaluate), *session.saves.actions(self.save)],
+                    stop=lambda: session.saves.before_step() or self.at_plateau(), watchdog=session.watchdog,
                     before_step=requests.before_step,
                 )  # fmt: skip
         except NotFinite as e:

@@ -10,11 +10,15 @@ import subprocess
 
 import fsspec
 import pytest
+from etils import epath
 from etils.epath import gpath
 from fsspec.implementations.memory import MemoryFileSystem
 from helpers import adalink_here
 
 from adalink_jax.cli.main import main
+from adalink_jax.files import metric_log
+from adalink_jax.files.metric_log import has_metrics, read_metrics
+from adalink_jax.training.metric_writer import MetricWriter
 from adalink_jax.training.run_checkpoints import RunCheckpoints
 
 SETTINGS = {"TRAIN_STEPS": 12, "EVAL_PERIOD": 6, "CHECKPOINT_PERIOD": 6, "BATCH_SIZE": 40, "RANK": 4, "WARMUP_STEPS": 2}
@@ -67,7 +71,8 @@ def test_a_run_in_a_bucket_is_a_run_in_a_folder(bucket, tmp_path, capsys):
     assert main(["quickstart", *flags(tmp_path / "run")]) == 0
     read = lambda name: bucket.cat(f"gs://bucket/run/{name}")
     steps = lambda text: [json.loads(row)["step"] for row in text.splitlines()]
-    assert steps(read("metrics.jsonl").decode()) == steps((tmp_path / "run" / "metrics.jsonl").read_text())
+    found = [row["step"] for row in read_metrics(epath.Path("gs://bucket/run"))]
+    assert found == steps((tmp_path / "run" / "metrics.jsonl").read_text())
     name = "adapter/adapter_model.safetensors"
     assert read(name) == (tmp_path / "run" / name).read_bytes()
     assert read("samples.png")[:4] == b"\x89PNG"
@@ -99,8 +104,33 @@ def test_a_run_in_a_bucket_goes_on(bucket, capsys):
     more = ["--gin.warmup_cosine.total_steps=6"]
     assert main(["quickstart", *flags("gs://bucket/run", TRAIN_STEPS=12), *more]) == 0
     assert "Resuming from step 6" in capsys.readouterr().out
-    rows = bucket.cat("/bucket/run/metrics.jsonl").decode().splitlines()
-    assert [json.loads(row)["step"] for row in rows if "validation" in row] == [0, 6, 12]
+    rows = read_metrics(epath.Path("gs://bucket/run"))
+    assert [row["step"] for row in rows if "validation/accuracy" in row] == [0, 6, 12]
+
+
+def test_metrics_in_a_bucket_are_parts_that_are_written_once(bucket, monkeypatch):
+    folder, now = epath.Path("gs://bucket/parts"), [0.0]
+    monkeypatch.setattr(metric_log.time, "monotonic", lambda: now[0])
+    names = lambda: sorted(path.split("/")[-1] for path in bucket.ls("/bucket/parts", False))
+    writer = MetricWriter(folder, 0, ())
+    for step in range(1, 7):
+        writer.write(step, {"train/loss": 1 / step})
+        now[0] += 11
+    assert names() == ["metrics-00001.jsonl"] and [row["step"] for row in read_metrics(folder)] == [1, 2, 3, 4]
+    writer.write(6, {"validation/accuracy": 0.5})  # an evaluation's scores are there at once
+    first = {name: bucket.cat(f"/bucket/parts/{name}") for name in names()}
+    assert len(first) == 2 and len(read_metrics(folder)) == 7
+    resumed = MetricWriter(folder, 3, ())  # killed, and resumed from step 3
+    assert resumed.series("train/loss") == [1, 1 / 2, 1 / 3] and not resumed.has(6, "validation/accuracy")
+    for step in (3, 4, 5):
+        resumed.write(step, {"train/loss": 9.0})
+    resumed.close()
+    assert {name: bucket.cat(f"/bucket/parts/{name}") for name in names()[:2]} == first
+    assert [(row["step"], row["train/loss"]) for row in read_metrics(folder)] == [
+        (1, 1), (2, 1 / 2), (3, 1 / 3), (4, 9), (5, 9)
+    ]  # fmt: skip
+    bucket.pipe("/bucket/parts/metrics.jsonl", b'{"step": 0, "test/accuracy": 0.25}\n')  # of an earlier version
+    assert has_metrics(folder) and len(read_metrics(folder)) == 6
 
 
 @pytest.mark.parametrize("kilobytes, words", [

@@ -9,9 +9,8 @@ from etils import epath
 from matplotlib.figure import Figure
 
 from adalink_jax.data.images import read_image
-from adalink_jax.files.json_lines import read_json_lines
+from adalink_jax.files.metric_log import has_metrics, read_metrics
 from adalink_jax.files.places import path_of
-from adalink_jax.files.run_files import Metrics
 from adalink_jax.files.typed_json import Form, read_state
 from adalink_jax.reports import style
 from adalink_jax.reports.page import Part, Report, Table
@@ -117,7 +116,7 @@ def _curves(folder: str, results: Results) -> Part | None:
     """The training loss and the first validation metric of the best runs, by step, by minutes and by FLOPs of steps."""
     rows, score = _best_first(results)
     chosen = [
-        (row, read_json_lines(_folder_of(folder, row, "metrics.jsonl") / "metrics.jsonl", Metrics))
+        (row, read_metrics(inside if has_metrics(inside := path_of(folder) / row["run"]) else path_of(folder)))
         for row in rows[:CURVES]
     ]
     chosen = [(row, lines) for row, lines in chosen if lines]

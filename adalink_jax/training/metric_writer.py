@@ -1,19 +1,18 @@
-"""Writes a run's metrics to `metrics.jsonl`, the run's record, and gives them to its trackers."""
+"""Writes a run's metrics to `metrics.jsonl` (`files.metric_log`), the run's record, and gives them to its trackers."""
 
-import json
 from collections.abc import Callable, Sequence
 
 from etils import epath
 
 from adalink_jax import parallel
-from adalink_jax.files.json_lines import append_json, read_json_lines
+from adalink_jax.files.metric_log import MetricLog
 from adalink_jax.files.places import path_of, regular_file
-from adalink_jax.files.run_files import Metrics
-from adalink_jax.files.whole_file import write_bytes, write_text
+from adalink_jax.files.whole_file import write_bytes
 from adalink_jax.training import trackers
 from adalink_jax.training.trackers.tracker import Row
 
 SAMPLES = "samples"
+_OF_TRAINING = ("train/", "timing/")  # a resumed run writes these again; others, of evaluations, are written at once
 
 
 def log_every(total_steps: int) -> int:
@@ -43,22 +42,15 @@ class MetricWriter:
         note: Callable[[str], None] = print,
         warn: Callable[[str], None] = print,
     ):
-        self._folder, self._path = path_of(model_dir), path_of(model_dir) / "metrics.jsonl"
+        self._folder = path_of(model_dir)
+        self._log = MetricLog(self._folder)
         self._resumed_at = resumed_at
-        self._rows = parallel.once(self._kept_rows, resumed_at)
+        self._rows = parallel.once(self._log.resume, resumed_at)
         self._copies = None
         if parallel.is_first():
             rows = [] if resumed_at is None else self._with_pictures()
             facts = facts or trackers.RunFacts(self._folder)
             self._copies = trackers.Copies(names, facts, rows, resumed_at, note, warn)
-
-    def _kept_rows(self, resumed_at: int | None) -> list[dict]:
-        self._folder.mkdir(parents=True, exist_ok=True)
-        rows = [row for row in read_json_lines(self._path, Metrics) if resumed_at is None or row["step"] <= resumed_at]
-        text = "".join(json.dumps(row) + "\n" for row in rows)
-        if not self._path.exists() or self._path.read_bytes() != text.encode():
-            write_text(self._path, text)
-        return rows
 
     def _with_pictures(self) -> list[Row]:
         """The rows as trackers take them, with the contact sheets of their steps."""
@@ -76,8 +68,15 @@ class MetricWriter:
             return
         self._rows.append({"step": step, **values})
         if self._copies is not None:
-            append_json(self._path, self._rows[-1])
+            self._log.append(self._rows[-1])
+            if not all(tag.startswith(_OF_TRAINING) for tag in values):
+                self._log.flush()
             self._copies.add(Row(step, values))
+
+    def flush(self) -> None:
+        """Writes what is not written yet; called before a checkpoint, which is resumed with the rows up to its step."""
+        if self._copies is not None:
+            self._log.flush()
 
     def write_picture(self, step: int, split: str, png: bytes, kind: str = SAMPLES) -> None:
         """Writes a contact sheet, or a picture of another kind, to `samples/`, and for the trackers as `split/kind`."""
@@ -105,6 +104,7 @@ class MetricWriter:
           finished: False for a run that was stopped, whose last step may lack values until it is resumed.
           adapter: the folder of the adapter that the run wrote; None for none.
         """
+        self.flush()
         if self._copies is not None:
             self._copies.close(finished, adapter)
 

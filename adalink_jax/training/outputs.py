@@ -14,7 +14,7 @@ from etils import epath
 from adalink_jax import checkpoints, parallel, timings
 from adalink_jax.adapters import AdaptedModel, describe_adapter
 from adalink_jax.errors import UserError, disk_error
-from adalink_jax.files import locks
+from adalink_jax.files import locks, metric_log
 from adalink_jax.files.places import path_of
 from adalink_jax.files.typed_json import Form, read_state
 from adalink_jax.files.whole_file import write_bytes, write_json, write_text
@@ -102,7 +102,7 @@ def claim_scores(folder: epath.Path, run_dir: str | None, at_end: contextlib.Exi
     if (
         not mark.exists()
         and run_dir is not None
-        and (folder / "metrics.jsonl").exists()
+        and metric_log.has_metrics(folder)
         and folder.resolve() != path_of(run_dir).resolve()
     ):
         recorded = {"run": None}
@@ -244,7 +244,7 @@ def write_end(
     parallel.once(write_summary, folder, summary)
     return written + [
         (SUMMARY, "scores, counts, seconds"),
-        ("metrics.jsonl", "every metric by step"),
+        (path_of(metric_log.shown(folder)).name, "every metric by step"),
         *([("tensorboard/", "the same for TensorBoard")] if (folder / "tensorboard").exists() else ()),
         ("config.gin", "the configuration that was used"),
         ("model-info.txt", "every parameter: shape, dtype, sharding, trained or frozen"),

@@ -19,6 +19,7 @@ import optax
 from adalink_jax import moved, parallel
 from adalink_jax.data import train_batches
 from adalink_jax.data.batch_order import BatchIterator
+from adalink_jax.files import metric_log
 from adalink_jax.files.places import RunFolder
 from adalink_jax.files.whole_file import write_text
 from adalink_jax.training import outputs, speed
@@ -120,7 +121,7 @@ def train(
         run.compare_data(start.state)
         if start.step and metric is not None and not run.writer.has(0, f"validation/{metric}"):
             session.console.warning(
-                f"{model_dir}/metrics.jsonl lacks earlier rows; a tracker, such as {model_dir}/tensorboard, may still have them."
+                f"{metric_log.shown(model_dir)} lacks earlier rows; a tracker, such as {model_dir}/tensorboard, may still have them."
             )
         if eval_period and start.step % eval_period == 0:
             run.evaluate(start.state)  # also where the run was killed between a checkpoint and its evaluation
@@ -215,6 +216,7 @@ class Run:
 
     def save(self, state: TrainState) -> None:
         """Writes a checkpoint, with the position of the data and the run's segments."""
+        self.writer.flush()
         segments = self.start.segments(int(state.step))
         self.session.newest.save(state, data_position=self.start.batches.get_state(), segments=segments)
 

@@ -19,9 +19,8 @@ from adalink_jax.errors import UserError
 from adalink_jax.experiments.comparisons.learning_rate import TUNED, Tuned, choose
 from adalink_jax.experiments.scaling.study import BASES, RUNS, TUNING, Cell, Study
 from adalink_jax.experiments.sweeps.run_folder import SUMMARY, RunFolder
-from adalink_jax.files.json_lines import read_json_lines
+from adalink_jax.files.metric_log import read_metrics
 from adalink_jax.files.places import path_of
-from adalink_jax.files.run_files import Metrics
 from adalink_jax.files.typed_json import Form, read_state
 from adalink_jax.files.whole_file import write_json
 
@@ -152,7 +151,7 @@ class CellFolder(RunFolder):
 
     def _first_score(self, metric: str, member: str) -> float:
         """A member's score on validation before the first step: the frozen base's, if the method starts as the identity."""
-        rows, name = read_json_lines(self.path / "members" / member / "metrics.jsonl", Metrics), f"validation/{metric}"
+        rows, name = read_metrics(self.path / "members" / member), f"validation/{metric}"
         return next(row[name] for row in rows if name in row)
 
 

@@ -20,8 +20,9 @@ from adalink_jax import configuration
 from adalink_jax.errors import Preempted, Stopped, Taken, UserError
 from adalink_jax.files import locks
 from adalink_jax.files.json_lines import append_json, read_json_lines
+from adalink_jax.files.metric_log import read_metrics
 from adalink_jax.files.places import path_of
-from adalink_jax.files.run_files import Attempt, Metrics, Record, Summary
+from adalink_jax.files.run_files import Attempt, Record, Summary
 from adalink_jax.files.typed_json import read_state
 from adalink_jax.files.whole_file import write_json
 
@@ -167,4 +168,4 @@ def last_step(path: epath.Path) -> int:
     """The last step in `metrics.jsonl`, of a pack's first member if it is a pack; 0 without any."""
     if (members := path / "members").is_dir():
         path = min(members.iterdir(), key=lambda member: member.name, default=path)
-    return max((row.get("step", 0) for row in read_json_lines(path / "metrics.jsonl", Metrics)[-1:]), default=0)
+    return max((row.get("step", 0) for row in read_metrics(path)[-1:]), default=0)

@@ -205,6 +205,8 @@ class PackRun:
 
     def save(self, state: TrainState) -> None:
         """Writes a checkpoint: the last state, each member's best parameters, the data's position, the segments."""
+        for writer in self.writers:
+            writer.flush()
         self.session.newest.save(
             _joined(state, self.best),
             data_position=self.start.batches.get_state(),

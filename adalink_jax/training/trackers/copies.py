@@ -7,6 +7,7 @@ from typing import Any
 from etils import epath
 
 from adalink_jax.errors import UserError
+from adalink_jax.files import metric_log
 from adalink_jax.files.typed_json import Form, read_state
 from adalink_jax.files.whole_file import write_json
 from adalink_jax.training.trackers.tracker import Opened, Row, RunFacts, Tracker
@@ -77,7 +78,7 @@ class Copies:
         except Exception as e:  # of any type: libraries raise their own
             reason = str(e).strip().split("\n")[0][:200].rstrip(".") or type(e).__name__
             self._warn(
-                f"The tracker {name} failed ({reason}); the run continues without it. {self._run.folder}/metrics.jsonl has all "
+                f"The tracker {name} failed ({reason}); the run continues without it. {metric_log.shown(self._run.folder)} has all "
                 f"metrics, and gives {name} what it lacks if the run is resumed."
             )
             self._trackers.pop(name, None)

@@ -12,6 +12,10 @@ from jax.experimental import topologies
 from adalink_jax import AdaptedModel, parallel
 from adalink_jax.adapters import abstract_params
 from adalink_jax.errors import UserError
+from adalink_jax.models import T5Gemma, T5GemmaConfig, paths
+from adalink_jax.planning.collectives import collectives
+from adalink_jax.planning.hlo import Program
+from adalink_jax.training import abstract
 
 PROGRAM = """
 import sys
@@ -149,6 +153,25 @@ def test_a_dimension_that_does_not_divide_names_parameter_axis_and_sizes():
         r"sizes that divide it: 1, 2",
     ):
         parallel.param_shardings(abstract_params(model), mesh, parallel.logical_axis_rules())
+
+
+def test_grouped_heads_that_do_not_divide_are_whole_on_every_device():
+    heads = {"num_heads": 8, "num_kv_heads": 2, "head_dim": 64, "query_pre_attn_scalar": 64}
+    sizes = {"vocab_size": 256, "emb_dim": 256, "mlp_dim": 512, "num_encoder_layers": 2, "num_decoder_layers": 2}
+    model = AdaptedModel(T5Gemma(T5GemmaConfig(**sizes, **heads, dropout_rate=0.0, scan_layers=True)))
+    devices = topologies.get_topology_desc(platform="tpu", topology_name="v6e:2x4").devices
+    mesh, rules = parallel.make_mesh(model=8, devices=devices), parallel.logical_axis_rules()
+    leaves = abstract.abstract_leaves(model, mesh, rules)
+    kernels = [x for name, x in leaves.items() if name.endswith(("attention/key/kernel", "attention/value/kernel"))]
+    assert kernels and all(x.sharding.is_fully_replicated for x in kernels)
+    with parallel.use_mesh(mesh, rules):
+        place = parallel.batch_sharding(mesh)
+        shapes = model.backbone.abstract_batch(8, 128, 16)
+        batch = {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place) for name, x in shapes.items()}
+        forward = jax.jit(lambda leaves, batch: model.apply({"params": paths.unflatten(leaves)}, batch).sum())
+        program = Program(forward.lower(leaves, batch).compile().as_text())
+    sent = collectives(program, 8, 1)
+    assert {one.kind for one in sent} == {"all-reduce"}  # no part of a head is gathered
 
 
 def test_slices_are_the_outermost_axis_and_hold_whole_copies():

@@ -236,12 +236,14 @@ class Attention(nn.Module):
     head_norm: Callable[[], nn.Module] | None = None
 
     def setup(self) -> None:
-        dense = lambda heads, **kw: Dense(
-            heads * self.head_dim, ("embed", "joined_kv"), self.dtype, use_bias=self.use_bias, **kw
+        dense = lambda heads, axis, **kw: Dense(
+            heads * self.head_dim, ("embed", axis), self.dtype, use_bias=self.use_bias, **kw
         )
         kv_heads = self.num_kv_heads or self.num_heads
-        self.query = dense(self.num_heads, kernel_init=self.query_init)
-        self.key, self.value = dense(kv_heads), dense(kv_heads)
+        # Grouped heads that do not divide over the devices are whole on each: parts of a head would have to be gathered.
+        kv = "joined_kv" if kv_heads == self.num_heads or splits(kv_heads, "heads") else "kv"
+        self.query = dense(self.num_heads, "joined_kv", kernel_init=self.query_init)
+        self.key, self.value = dense(kv_heads, kv), dense(kv_heads, kv)
         self.out = Dense(self.features, ("joined_kv", "embed"), self.dtype, use_bias=self.use_bias)
         self.dropout = nn.Dropout(self.dropout_rate, broadcast_dims=(-2,))
         if self.head_norm is not None:
@@ -283,7 +285,8 @@ class Attention(nn.Module):
         return checkpoint_name(self.out(mixed.reshape(*mixed.shape[:2], -1)), "attention_out")
 
     def _mixed(self, query: Float[Array, "B H Q K"], kv: KeyValues, bias: Bias) -> Float[Array, "B H Q K"]:
-        if not bias.same_for_queries:  # else a group's heads are queries of one head
+        # A group's heads are queries of one head, unless what is added depends on the query, or the query heads are on several devices.
+        if not bias.same_for_queries or not splits(kv.key.shape[1], "heads"):
             kv = kv.repeated(query.shape[1] // kv.key.shape[1])
         value = self._dropped(kv.value)
         rows, heads, queries, width = query.shape

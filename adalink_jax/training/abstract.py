@@ -24,7 +24,8 @@ def abstract_leaves(model: AdaptedModel, mesh: Mesh, rules: parallel.LogicalRule
     Raises:
       UserError: if a leaf does not divide over its devices.
     """
-    boxed = abstract_params(model)
+    with parallel.use_mesh(mesh, rules):  # some axes' names depend on how many devices share the heads
+        boxed = abstract_params(model)
     shardings = paths.flatten(parallel.param_shardings(boxed, mesh, rules))
     leaves = paths.flatten(parallel.unbox(boxed))
     return {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=shardings[name]) for name, x in leaves.items()}

@@ -87,6 +87,11 @@ def nothing_learned(
       baselines: see `baselines_of`.
       training: decides what to try first.
     """
+    if step == 0 and before == 1:
+        return (
+            f"There was nothing to learn: {metric} on test is 1 before any step. Take a harder task, or a METRIC that tells such "
+            "outputs apart."
+        )
     untrained = "" if before is None else f", whose {metric} on test is {before:.4f}"
     if step == 0:
         problem = f"Nothing was learned: no step was better on validation than the untrained model{untrained}"

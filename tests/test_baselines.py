@@ -119,7 +119,9 @@ def test_the_verdict(step, score, message):
 
 def test_of_a_base_without_mistakes_there_is_nothing_to_learn():
     verdict = nothing_learned("accuracy", 0, 1.0, 1.0, BASELINES, Training([], "bundled:pali_nano_raw"))
-    assert verdict is not None and verdict.startswith("There was nothing to learn: accuracy on test is 1 before any step.")
+    assert verdict is not None and verdict.startswith(
+        "There was nothing to learn: accuracy on test is 1 before any step."
+    )
     assert "another base" not in verdict
 
 

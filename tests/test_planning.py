@@ -137,6 +137,55 @@ def test_traffic_of_slices_within_fusions_of_fusions_is_that_of_the_slices():
     assert once < bytes_moved(Program(program.as_text())) < 2.5 * once
 
 
+PIECES = """
+%start (shard: bf16[256,4096]) -> (bf16[256,4096], bf16[4096,4096], s32[2]) {
+  %shard = bf16[256,4096]{1,0} parameter(0)
+  %whole = bf16[4096,4096]{1,0} all-gather(%shard), channel_id=7, dimensions={0}, frontend_attributes={chain_id="0"}
+  ROOT %started = (bf16[256,4096]{1,0}, bf16[4096,4096]{1,0}, s32[2]{0:S(4)}) custom-call(%whole), custom_call_target="AsyncCollectiveStart"
+}
+
+%meanwhile (shard: bf16[256,4096], whole: bf16[4096,4096], flags: s32[2], x: bf16[64,4096]) -> (bf16[64,4096], bf16[256,4096], bf16[4096,4096], bf16[4096,4096], s32[2]) {
+  %shard = bf16[256,4096]{1,0} parameter(0)
+  %whole = bf16[4096,4096]{1,0} parameter(1)
+  %flags = s32[2]{0:S(4)} parameter(2)
+  %x = bf16[64,4096]{1,0} parameter(3)
+  %y = bf16[64,4096]{1,0} tanh(%x)
+  %piece = bf16[4096,4096]{1,0} all-gather(%shard), channel_id=7, dimensions={0}, frontend_attributes={chain_id="0"}
+  ROOT %all = (bf16[64,4096]{1,0}, bf16[256,4096]{1,0}, bf16[4096,4096]{1,0}, bf16[4096,4096]{1,0}, s32[2]{0:S(4)}) tuple(%y, %shard, %whole, %piece, %flags)
+}
+
+%done (shard: bf16[256,4096], whole: bf16[4096,4096], flags: s32[2]) -> bf16[4096,4096] {
+  %shard = bf16[256,4096]{1,0} parameter(0)
+  %whole = bf16[4096,4096]{1,0} parameter(1)
+  %flags = s32[2]{0:S(4)} parameter(2)
+  %piece = bf16[4096,4096]{1,0} all-gather(%shard), channel_id=7, dimensions={0}, frontend_attributes={chain_id="0"}
+  ROOT %finished = bf16[4096,4096]{1,0} custom-call(%shard, %whole, %piece, %flags), custom_call_target="AsyncCollectiveDone"
+}
+
+ENTRY %main (shard: bf16[256,4096], x: bf16[64,4096]) -> (bf16[64,4096], bf16[4096,4096]) {
+  %shard = bf16[256,4096]{1,0} parameter(0)
+  %x = bf16[64,4096]{1,0} parameter(1)
+  %a = (bf16[256,4096]{1,0}, bf16[4096,4096]{1,0}, s32[2]{0:S(4)}) fusion(%shard), kind=kCustom, calls=%start
+  %a0 = bf16[256,4096]{1,0} get-tuple-element(%a), index=0
+  %a1 = bf16[4096,4096]{1,0} get-tuple-element(%a), index=1
+  %a2 = s32[2]{0:S(4)} get-tuple-element(%a), index=2
+  %b = (bf16[64,4096]{1,0}, bf16[256,4096]{1,0}, bf16[4096,4096]{1,0}, bf16[4096,4096]{1,0}, s32[2]{0:S(4)}) fusion(%a0, %a1, %a2, %x), kind=kOutput, output_to_operand_aliasing={{1}: (0, {}), {2}: (1, {}), {3}: (1, {}), {4}: (2, {})}, calls=%meanwhile
+  %y = bf16[64,4096]{1,0} get-tuple-element(%b), index=0
+  %b1 = bf16[256,4096]{1,0} get-tuple-element(%b), index=1
+  %b3 = bf16[4096,4096]{1,0} get-tuple-element(%b), index=3
+  %b4 = s32[2]{0:S(4)} get-tuple-element(%b), index=4
+  %c = bf16[4096,4096]{1,0} fusion(%b1, %b3, %b4), kind=kCustom, calls=%done
+  ROOT %out = (bf16[64,4096]{1,0}, bf16[4096,4096]{1,0}) tuple(%y, %c)
+}
+"""
+
+
+def test_a_collective_in_pieces_is_read_and_written_once():
+    """The TPU compiler hands a gather that is under way through fusions that compute something else; the text is in its form."""
+    shard, whole, x = 256 * 4096 * 2, 4096 * 4096 * 2, 64 * 4096 * 2
+    assert bytes_moved(Program(PIECES)) == (shard + whole) + 2 * x
+
+
 def test_axes_of_a_slice_may_be_split():
     for model in (1, 2, 8):
         mesh = parallel.make_mesh(slices=2, model=model, devices=devices_of(parse_topology("v5e:4x4*2")))

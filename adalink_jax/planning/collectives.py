@@ -57,11 +57,11 @@ def collectives(program: Program, devices: int, slices: int = 1) -> list[Collect
     # text of each piece is that of the whole collective. A chain runs as often as its rarest piece, the start.
     rarest: dict[tuple, int] = {}
     for instruction, _, times, _ in runs:
-        if chain := _chain(instruction):
+        if chain := chain_of(instruction):
             rarest[chain] = min(times, rarest.get(chain, times))
     counted = set()
     for instruction, home, times, _ in runs:
-        kind, chain = instruction.opcode.removesuffix("-start"), _chain(instruction)
+        kind, chain = instruction.opcode.removesuffix("-start"), chain_of(instruction)
         if chain in counted:
             continue
         if chain:
@@ -103,7 +103,8 @@ def _between_slices(send: Instruction, times: int, slices: int) -> Collective:
     return Collective(kind, payload.nbytes, times, slices, slices, (payload.dtype,), "between slices")
 
 
-def _chain(instruction: Instruction) -> tuple[str, str] | None:
+def chain_of(instruction: Instruction) -> tuple[str, str] | None:
+    """What identifies the collective that an instruction is a piece of, on TPUs; None if it is a whole one, or none."""
     ids = re.search(r'channel_id=(\d+).*?chain_id="(\d+)"', instruction.text)
     return (ids[1], ids[2]) if ids else None
 

@@ -1,9 +1,11 @@
 """Counts the bytes that a compiled program reads from and writes to a device's memory.
 
 Each instruction outside of fusions reads its operands and writes its result. Of an array that is only sliced (a layer of a stack) the
-slice counts, of an array that is updated in place the update, and an array in the chip's fast memory (TPU) does not count.
+slice counts, of an array that is updated in place the update, and an array in the chip's fast memory (TPU) does not count. A collective that
+continues while fusions compute something else is handed through them: it counts once, where it starts.
 """
 
+from adalink_jax.planning.collectives import chain_of
 from adalink_jax.planning.hlo import Instruction, Program
 
 _FREE = {
@@ -12,6 +14,7 @@ _FREE = {
     "collective-permute-done", "slice-done",
 }  # fmt: skip
 _ALIAS = "output_to_operand_aliasing={{}: (0, {})}"  # of a fusion inside of another that only reads its operand in other tiles
+_START, _DONE = 'custom_call_target="AsyncCollectiveStart"', 'custom_call_target="AsyncCollectiveDone"'
 _SLICES = {"dynamic-slice", "slice", "gather"}
 
 
@@ -32,7 +35,10 @@ def _moved(program: Program, instruction: Instruction, home: dict[str, Instructi
         return 2 * _in_memory(inputs[1])
     if instruction.opcode == "fusion":
         body = program.computations[instruction.called["calls"][0]]
-        return _read_by_fusion(program, body, inputs) + _written_by_fusion(body, instruction)
+        root = next(i for i in body.values() if i.root)
+        if _START in root.text:
+            return sum(_in_memory(body[name]) for piece in root.operands for name in (piece, *body[piece].operands))
+        return 0 if _DONE in root.text else _read_by_fusion(program, body, inputs) + _written_by_fusion(body, root)
     return sum(map(_in_memory, inputs)) + _in_memory(instruction)
 
 
@@ -51,6 +57,8 @@ def _read(program: Program, body: dict[str, Instruction], name: str, size: int) 
     """Bytes that a fusion reads of an array of `size` bytes: of slices of it alone, where it uses nothing else."""
     total = 0
     for user, operand in _users(body, name):
+        if user.opcode == "tuple" or chain_of(user):
+            continue  # handed through
         if user.opcode in _SLICES and user.operands[0] == operand:
             total += user.stored_bytes
         elif user.opcode == "fusion":
@@ -73,15 +81,15 @@ def _users(body: dict[str, Instruction], name: str) -> list[tuple[Instruction, s
     return users
 
 
-def _written_by_fusion(body: dict[str, Instruction], fusion: Instruction) -> int:
-    if _in_memory(fusion) == 0:
-        return 0
-    root = next(i for i in body.values() if i.root)
-    results = [body[name] for name in root.operands] if root.opcode == "tuple" else [root]
+def _written_by_fusion(body: dict[str, Instruction], root: Instruction) -> int:
+    results = zip(root.arrays, root.operands) if root.opcode == "tuple" else [(root.arrays[0], root.name)]
     total = 0
-    for result in results:
+    for array, name in results:
+        result = body[name]
         while result.opcode == "bitcast":
             result = body[result.operands[0]]
+        if array.on_chip or result.opcode == "parameter" or chain_of(result):
+            continue
         updated = result.opcode == "dynamic-update-slice"
         total += body[result.operands[1]].stored_bytes if updated else result.stored_bytes
     return total

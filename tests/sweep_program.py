@@ -1,6 +1,6 @@
 """A sweep of 24 runs, with a file of steps in place of training: `python sweep_program.py FOLDER` runs it.
 
-With a run's name after the folder, this is the process of that run.
+With a run's name after the folder, this is the process of that run. CHIP_HOURS limits the sweep, on 3,600 chips: to as many seconds.
 """
 
 import os
@@ -13,6 +13,7 @@ from rich.console import Console
 from adalink_jax.experiments.sweeps.board import Board
 from adalink_jax.experiments.sweeps.run_folder import RunFolder, Taken
 from adalink_jax.experiments.sweeps.runner import Runner, follow
+from adalink_jax.experiments.sweeps.spending import Spending
 from adalink_jax.files.whole_file import write_json
 
 RUNS, STEPS = 24, 3
@@ -43,7 +44,9 @@ def main(folder: str, name: str = "", parent: str = "") -> int:
     if name:
         return work(runs[name], parent)
     command = lambda each: [sys.executable, str(pathlib.Path(__file__).resolve()), folder, each, str(os.getpid())]
-    runner = Runner(runs, command, 4, Board(len(runs), 4, Console()))
+    most = os.environ.get("CHIP_HOURS")
+    spending = Spending(f"{folder}/.chip_hours", 3600, float(most)) if most else None
+    runner = Runner(runs, command, 4, Board(len(runs), 4, Console()), spending)
     runner.run()
     return 1 if runner.failed else 0
 

@@ -126,6 +126,8 @@ def test_the_table_is_shown_and_nothing_is_started(tmp_path, capsys):
     (["--element"], ["--element has no number", "ADALINK_ARRAY_INDEX"]),
     (["--plan", "--topology", "v5e:4x9"], ["There is no slice v5e:4x9"]),
     (["--run", "--gin.MODEL_DIR='gs://bucket/x'"], ["is a bucket"]),
+    (["--run", "--gin.Sweep.max_chip_hours=2"], ["Sweep.max_chip_hours needs --topology"]),
+    (["--run", "--gin.Sweep.max_chip_hours=-2"], ["Sweep.max_chip_hours is -2, a whole number; it must be more than 0"]),
 ])  # fmt: skip
 def test_a_sweep_that_cannot_be_made_is_refused_before_anything_starts(tmp_path, capsys, monkeypatch, more, words):
     monkeypatch.delenv("ADALINK_ARRAY_INDEX", raising=False)
@@ -246,8 +248,9 @@ def test_a_plan_compiles_each_program_once(tmp_path, capsys, monkeypatch):
     assert main(argv) == 0
     assert "4 runs, 1 programs" in capsys.readouterr().out
     monkeypatch.setattr(subprocess, "run", None)
-    assert main(argv) == 0
-    assert "All runs fit" in capsys.readouterr().out
+    assert main([*argv, "--gin.Sweep.max_chip_hours=2", "--gin.Sweep.price=3"]) == 0
+    out = capsys.readouterr().out
+    assert "All runs fit" in out and "Cost: at most 2.0 chip-hours (6.00 at 3 each)." in out
 
 
 # --- packs ---

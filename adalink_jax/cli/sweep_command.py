@@ -47,18 +47,25 @@ def sweep(argv: list[str]) -> int:
             help="make only the run with number or name I, in this process; the default number is ADALINK_ARRAY_INDEX",
         ),
         option("--plan", action="store_true", help="report whether each run fits, and what all need, without running"),
-        option("--topology", metavar="CHIP:SHAPE", help="for --plan, as for `adalink plan`: v5e:4x8, h100:8"),
+        option(
+            "--topology",
+            metavar="CHIP:SHAPE",
+            help="as for `adalink plan`: v5e:4x8, h100:8; with --run this machine's, to plan first and to count chip-hours",
+        ),
     )
     flags, options = parse_gin(parser, argv, "gin/sweeps/digits_small.gin")
     modes = [name for name in ("run", "plan", "element") if getattr(options, name) not in (None, False)]
     if len(modes) > 1:
         parser.error(f"--{modes[0]} and --{modes[1]} exclude each other")
-    if bool(options.plan) != bool(options.topology):
-        parser.error("--plan needs --topology, and --topology needs --plan")
+    if options.plan and not options.topology:
+        parser.error("--plan needs --topology")
+    if options.topology and not (options.plan or options.run):
+        parser.error("--topology needs --plan or --run")
     follow_parent(parser, options)
     register()
     from adalink_jax import terminal
     from adalink_jax.experiments.sweeps.configured_sweep import ConfiguredSweep
+    from adalink_jax.parallel.accelerators import parse_topology
 
     configured = ConfiguredSweep(flags)
     if options.element is not None:
@@ -68,8 +75,10 @@ def sweep(argv: list[str]) -> int:
     if not options.run:
         _show(configured, configured.folders())
         return 0
-    console = terminal.console()
-    if failed := configured.make_all(options.parallel, console):
+    if options.topology and (status := _plan(configured, options.topology)):
+        return status
+    console, chips = terminal.console(), parse_topology(options.topology).chips if options.topology else None
+    if failed := configured.make_all(options.parallel, console, chips):
         return print_failed(failed, f"{len(failed)} of {len(configured.runs)} runs")
     console.print(
         f"All {len(configured.runs)} runs are done: `adalink results {configured.model_dir}` shows them.",
@@ -121,6 +130,7 @@ def _show(configured: "ConfiguredSweep", folders: Mapping[str, "RunFolder"]) -> 
 
 
 def _plan(configured: "ConfiguredSweep", topology: str) -> int:
+    from adalink_jax.launching import budget
     from adalink_jax.parallel.accelerators import parse_topology
 
     parse_topology(topology)
@@ -129,8 +139,9 @@ def _plan(configured: "ConfiguredSweep", topology: str) -> int:
     runs = len(configured.runs)
     console.print(_plan_table(programs, f"{runs} runs, {len(programs)} programs, each on {topology}"))
     hours = [program.chip_hours for program in programs]
-    if None not in hours:
-        console.print(f"{sum(x or 0.0 for x in hours):,.3g} chip-hours in all, at best; real steps take longer.")
+    known = None if None in hours else sum(x or 0.0 for x in hours)
+    if sentence := budget.check(configured.sweep, known, "sweep", "Sweep.max_chip_hours"):
+        console.print(sentence, soft_wrap=True)
     too_large = sum(len(program.runs) for program in programs if not program.plan["fits"])
     console.print(f"{too_large} of {runs} runs do not fit." if too_large else "All runs fit.")
     return 1 if too_large else 0

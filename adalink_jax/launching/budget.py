@@ -48,12 +48,13 @@ def attempt_seconds(job: Job, settings: Priced, attempts: int) -> int | None:
     return seconds
 
 
-def check(settings: Priced, chip_hours: float | None) -> str | None:
-    """Checks a planned job against MAX_CHIP_HOURS.
+def check(settings: Priced, chip_hours: float | None, what: str = "job", limit: str = "MAX_CHIP_HOURS") -> str | None:
+    """Checks a planned job, or sweep, against its limit.
 
     Args:
-      settings: of the launcher.
+      settings: of the launcher, or the sweep.
       chip_hours: of the whole job at best, by its plan; None if that is not known.
+      what, limit: what is limited, and the limit's name.
 
     Returns:
       A sentence with its chip-hours and their price; None if there is nothing to say.
@@ -64,7 +65,7 @@ def check(settings: Priced, chip_hours: float | None) -> str | None:
     most = settings.max_chip_hours
     if chip_hours is not None and most is not None and chip_hours > most:
         raise UserError(
-            f"The job takes {_with_price(chip_hours, settings)} at best, more than MAX_CHIP_HOURS = {most:g}; raise it, or train fewer steps."
+            f"The {what} takes {_with_price(chip_hours, settings)} at best, more than {limit} = {most:g}; raise it, or train fewer steps."
         )
     parts = [] if chip_hours is None else [f"at best {_with_price(chip_hours, settings)}"]
     parts += [] if most is None else [f"at most {_with_price(most, settings)}"]
@@ -73,4 +74,4 @@ def check(settings: Priced, chip_hours: float | None) -> str | None:
 
 def _with_price(chip_hours: float, settings: Priced) -> str:
     price = "" if settings.price is None else f" ({chip_hours * settings.price:,.2f} at {settings.price:g} each)"
-    return f"{chip_hours:,.1f} chip-hours{price}"
+    return f"{chip_hours:{',.1f' if chip_hours >= 1 else '.3g'}} chip-hours{price}"

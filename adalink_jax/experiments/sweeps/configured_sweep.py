@@ -12,6 +12,7 @@ from adalink_jax.errors import UserError
 from adalink_jax.experiments.run_configuration import bound_model_dir, load_pack, load_settings, total_steps
 from adalink_jax.experiments.sweeps import hardware_plan, runner
 from adalink_jax.experiments.sweeps.run_folder import RunFolder
+from adalink_jax.experiments.sweeps.spending import Spending
 from adalink_jax.experiments.sweeps.sweep import Sweep, SweepRun, expand
 from adalink_jax.files.places import check_run_folder, is_remote
 from adalink_jax.launching.job import ARRAY_INDEX
@@ -25,6 +26,7 @@ class ConfiguredSweep:
       flags: gin's flags, of the whole sweep.
 
     Attributes:
+      sweep: its description.
       runs: all runs, in order.
       model_dir: the sweep's folder.
 
@@ -37,7 +39,7 @@ class ConfiguredSweep:
         configuration.load(flags, require_all=False)
         configuration.require(SWEEP | RUN)
         sweep = Sweep()  # pyright: ignore[reportCallIssue]  gin gives the arguments
-        self._command = "pack" if sweep.pack else "train"
+        self.sweep, self._command = sweep, "pack" if sweep.pack else "train"
         self.runs = expand(sweep, [name for name, _ in flags.bindings if name != "MODEL_DIR"])
         self.model_dir = bound_model_dir("train.model_dir")
 
@@ -80,18 +82,29 @@ class ConfiguredSweep:
         title = f"Run {run.number} of {len(self.runs)}: {run.name}"
         return self._folder(run).make(lambda: main(command), title, self.model_dir)
 
-    def make_all(self, parallel: int, console: Console) -> dict[str, str]:
+    def make_all(self, parallel: int, console: Console, chips: int | None = None) -> dict[str, str]:
         """Makes all unfinished runs; returns name -> reason of the failed ones (see `runner.run_all`).
 
+        Args:
+          parallel: number of runs at once.
+          console: shows the progress.
+          chips: of this machine, which `Sweep.max_chip_hours` needs.
+
         Raises:
-          UserError: see `folders`; also for a folder in a bucket, which has no locks.
+          UserError: see `folders`; also for a folder in a bucket, which has no locks, and once the chip-hours are used.
         """
         if is_remote(self.model_dir):
             raise UserError(
                 f"--run needs a folder with locks and logs, and {self.model_dir} is a bucket; use --element for each run."
             )
         check_run_folder(self.model_dir)
-        return runner.run_all(["sweep", *self._flags.arguments()], self.folders(), parallel, console)
+        folders, most = self.folders(), self.sweep.max_chip_hours
+        spending = None
+        if most is not None:
+            if chips is None:
+                raise UserError("Sweep.max_chip_hours needs --topology, the chips of this machine, such as h100:8.")
+            spending = Spending(f"{self.model_dir}/.chip_hours", chips, most)
+        return runner.run_all(["sweep", *self._flags.arguments()], folders, parallel, console, spending)
 
     def _flags_of(self, run: SweepRun) -> GinFlags:
         return run.flags(self._flags, f"{self.model_dir}/{run.name}")

@@ -17,9 +17,10 @@ from collections.abc import Callable, Mapping, Sequence
 
 from rich.console import Console
 
-from adalink_jax.errors import Preempted, Stopped, Taken
+from adalink_jax.errors import Preempted, Stopped, Taken, UserError
 from adalink_jax.experiments.sweeps.board import Board
 from adalink_jax.experiments.sweeps.run_folder import LOG, RunFolder
+from adalink_jax.experiments.sweeps.spending import Spending
 from adalink_jax.preemption import NOTICES, signals_handled
 
 POLL_SECONDS, LOOK_SECONDS, FOLLOW_SECONDS = 0.1, 1.0, 1.0
@@ -38,7 +39,13 @@ def follow(parent: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def run_all(arguments: Sequence[str], runs: Mapping[str, RunFolder], parallel: int, console: Console) -> dict[str, str]:
+def run_all(
+    arguments: Sequence[str],
+    runs: Mapping[str, RunFolder],
+    parallel: int,
+    console: Console,
+    spending: Spending | None = None,
+) -> dict[str, str]:
     """Makes all unfinished runs, each in its own process.
 
     Args:
@@ -46,15 +53,17 @@ def run_all(arguments: Sequence[str], runs: Mapping[str, RunFolder], parallel: i
       runs: name -> folder, in order.
       parallel: number of runs at once.
       console: shows the progress.
+      spending: limits the chip-hours; None without a limit.
 
     Returns:
       Name -> reason, of the runs that failed.
 
     Raises:
-      Stopped, Preempted: see `Runner.run`.
+      UserError, Stopped, Preempted: see `Runner.run`.
     """
     start = [sys.executable, "-m", "adalink_jax", *arguments, "--follow", str(os.getpid())]
-    runner = Runner(runs, lambda name: [*start, "--element", name], parallel, Board(len(runs), parallel, console))
+    board = Board(len(runs), parallel, console)
+    runner = Runner(runs, lambda name: [*start, "--element", name], parallel, board, spending)
     runner.run()
     return runner.failed
 
@@ -67,15 +76,22 @@ class Runner:
       command: name -> command line that makes it.
       parallel: number of runs at once.
       board: shows the progress.
+      spending: limits the chip-hours; None without a limit.
 
     Attributes:
       failed: name -> reason, with the log's path.
     """
 
     def __init__(
-        self, runs: Mapping[str, RunFolder], command: Callable[[str], Sequence[str]], parallel: int, board: Board
+        self,
+        runs: Mapping[str, RunFolder],
+        command: Callable[[str], Sequence[str]],
+        parallel: int,
+        board: Board,
+        spending: Spending | None = None,
     ):
         self._runs, self._command, self._parallel, self._board = runs, command, parallel, board
+        self._spending, self._spent = spending, False
         self._waiting = collections.deque(name for name, run in runs.items() if not run.finished())
         self._running: dict[str, subprocess.Popen] = {}
         self._tries: collections.Counter[str] = collections.Counter()
@@ -87,11 +103,13 @@ class Runner:
         """Returns when every run is finished or has failed.
 
         Raises:
+          UserError: once the chip-hours are used, and all processes have saved and ended.
           Stopped, Preempted: after a signal, once all processes have saved and ended.
         """
         with signals_handled(self._record_signal, signal.SIGINT, *NOTICES), self._board:
             try:
-                while (self._waiting and not self._signals) or self._running:
+                while (self._waiting and not self._ending) or self._running:
+                    self._spend()
                     self._start_some()
                     self._collect()
                     self._show()
@@ -99,9 +117,23 @@ class Runner:
             finally:
                 for process in self._running.values():  # any left only after an error above
                     process.kill()
+                if self._spending:
+                    self._spending.write()
+        if self._spending and self._spent:
+            raise UserError(self._spending.words())
         if self._signals:
             kind = Preempted if self._signals[0] in NOTICES else Stopped
             raise kind("The sweep was stopped, and its runs have saved; rerun the same command to resume.")
+
+    @property
+    def _ending(self) -> bool:
+        return bool(self._signals) or self._spent
+
+    def _spend(self) -> None:
+        if self._spending and not self._ending and self._spending.over():
+            self._spent = True
+            for process in self._running.values():
+                process.terminate()
 
     def _record_signal(self, number: int, _: types.FrameType | None) -> None:
         self._signals.append(number)
@@ -114,7 +146,7 @@ class Runner:
             return
         self._looked = time.monotonic()
         for name in list(self._waiting):
-            if self._signals or len(self._running) >= self._parallel:
+            if self._ending or len(self._running) >= self._parallel:
                 return
             run = self._runs[name]
             if run.finished():  # by another process
@@ -146,7 +178,7 @@ class Runner:
             self._looked = 0.0
             if status == 0 and self._runs[name].finished():
                 self._board.report(name, "done")
-            elif self._signals:
+            elif self._ending:
                 if not self._runs[name].finished():
                     self._waiting.append(name)
             elif status in RESTARTED and self._tries[name] < TRIES:

@@ -17,6 +17,7 @@ import gin
 from adalink_jax.configuration import GinFlags
 from adalink_jax.errors import UserError
 from adalink_jax.experiments.descriptions import parse_text
+from adalink_jax.typed_values import PositiveFloat
 
 SHORT = {"LEARNING_RATE": "lr", "RANDOM_SEED": "seed", "MIXTURE_OR_TASK_NAME": "task", "TRAIN_STEPS": "steps"}
 LONGEST_VALUE, LONGEST_NAME = 32, 120
@@ -40,11 +41,15 @@ class Sweep:
       drop: a description; a run that has all settings of one of its runs is left out.
       pack: some of `MEMBERS`; runs that differ in these alone share a program, as the members of one pack. A member's
         RANDOM_SEED is its DATA_SEED too.
+      max_chip_hours: the most that all runs may take; `adalink sweep --run` needs --topology then, and stops them there.
+      price: of one chip-hour, in any currency.
     """
 
     runs: Mapping
     drop: Mapping | None = None
     pack: Sequence[str] = ()
+    max_chip_hours: PositiveFloat | None = None
+    price: PositiveFloat | None = None
 
 
 @dataclasses.dataclass(frozen=True)

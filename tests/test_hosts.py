@@ -186,6 +186,20 @@ def test_a_stopped_job_resumes_with_fewer_processes_and_the_same_data(place, alo
 
 
 @pytest.mark.slow
+def test_profile_traces_every_process_of_a_job(place, capsys):
+    model_dir = place / "profiled"
+    with Job(2, ["quickstart", *flags(model_dir, TRAIN_STEPS=100_000, EVAL_PERIOD=0)], place) as job:
+        job.wait_for(lambda: trained(model_dir, 2))
+        capsys.readouterr()
+        assert main(["profile", str(model_dir), "--steps=3", "--json", "--wait=120"]) == 0
+        found = json.loads(capsys.readouterr().out)
+        job.processes[0].send_signal(signal.SIGTERM)
+        statuses, _ = job.end(120)
+    assert statuses == [75, 75]
+    assert found["files"] == 2 and found["collectives"] > 0
+
+
+@pytest.mark.slow
 def test_all_processes_name_the_example_that_is_not_finite(place):
     """It is a row of the second process: every process computes with it, and all end alike."""
     scenes = "digits.compose(name, split)"

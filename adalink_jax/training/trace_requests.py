@@ -42,8 +42,9 @@ def ask(model_dir: epath.Path, steps: int) -> epath.Path:
 
 
 def is_done(folder: epath.Path) -> bool:
-    """Whether process 0 has written its trace."""
-    return (folder / "done_0.txt").exists()
+    """Whether all processes have written their traces. Each leaves a file with the number of processes in it."""
+    first = folder / "done_0.txt"
+    return first.exists() and all((folder / f"done_{i}.txt").exists() for i in range(int(first.read_text())))
 
 
 class TraceRequests(contextlib.AbstractContextManager["TraceRequests"]):
@@ -81,12 +82,17 @@ class TraceRequests(contextlib.AbstractContextManager["TraceRequests"]):
             request, self._asked = self._asked, None
             self._last, self._left = request["name"], request["steps"]
             jax.block_until_ready(state)
-            jax.profiler.start_trace(str(self._folder / self._last))
+            jax.profiler.start_trace(str(self._trace_folder()))
 
     def _end(self) -> None:
         self._left = 0
         jax.profiler.stop_trace()
-        write_text(self._folder / self._last / f"done_{jax.process_index()}.txt", "")
+        write_text(self._folder / self._last / f"done_{jax.process_index()}.txt", str(jax.process_count()))
+
+    def _trace_folder(self) -> epath.Path:
+        """JAX names the files after the host, which several processes may share: each has a folder of its own."""
+        folder = self._folder / self._last
+        return folder if jax.process_count() == 1 else folder / f"process_{jax.process_index()}"
 
     def _look(self) -> None:
         while not self._ended.wait(LOOK_SECONDS):

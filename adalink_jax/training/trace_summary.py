@@ -42,13 +42,15 @@ class TraceSummary:
 
 
 def summarise(folder: epath.Path, count: int = 10) -> TraceSummary:
-    """Reads the `*.xplane.pb` files of `folder`, where JAX wrote them, one per process.
+    """Reads the `*.xplane.pb` files of `folder`, where JAX wrote them, one per process (of several in `process_0`, ...).
 
     Raises:
       UserError: if there is no file, or no operation of a device in them.
     """
     seconds, times = collections.defaultdict[str, float](float), collections.Counter[str]()
-    files = sorted(folder.glob("plugins/profile/*/*.xplane.pb"))
+    files = [
+        path for part in ("", "process_*/") for path in sorted(folder.glob(f"{part}plugins/profile/*/*.xplane.pb"))
+    ]
     for path in files:
         for name, duration in _operations(ProfileData.from_serialized_xspace(path.read_bytes())):
             seconds[name] += duration

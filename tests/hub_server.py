@@ -8,6 +8,7 @@ import importlib
 import json
 import pathlib
 import threading
+import time
 from collections.abc import Collection, Iterator
 from typing import Any
 
@@ -19,8 +20,8 @@ COMMIT = "a" * 40
 class _Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
-    def __init__(self, root: pathlib.Path, gated: Collection[str], asked: list[str], *args: Any):
-        self.root, self.gated, self.asked = root, gated, asked
+    def __init__(self, root: pathlib.Path, gated: Collection[str], asked: list[str], delay: float, *args: Any):
+        self.root, self.gated, self.asked, self.delay = root, gated, asked, delay
         super().__init__(*args)
 
     def log_message(self, format: str, *args: Any) -> None:
@@ -42,7 +43,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         is_api = parts[:2] == ["api", "models"]
         repository = "/".join(parts[2:4] if is_api else parts[:2])
         folder = self.root / repository
-        self.asked.append(path)
+        file, ranged = folder / "/".join(parts[4:]), self.headers.get("Range")
+        is_sent = with_body and not is_api and repository not in self.gated and file.is_file()
+        self.asked.append(path + (f" {ranged or 'whole'}" if is_sent else ""))
         if repository in self.gated:
             return self._send(403, b"", {"X-Error-Code": "GatedRepo"}, with_body)
         if not folder.is_dir():
@@ -56,14 +59,12 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             return self._send(
                 200, json.dumps(tree if {"tree", "paths-info"} & set(parts) else info).encode(), {}, with_body
             )
-        file = folder / "/".join(parts[4:])
         if not file.is_file():
             return self._send(404, b"", {"X-Error-Code": "EntryNotFound"}, with_body)
         content = file.read_bytes()
         headers = {"ETag": f'"{hashlib.sha256(content).hexdigest()}"', "X-Repo-Commit": COMMIT}
-        ranged = self.headers.get("Range")
         if with_body:
-            self.asked[-1] += f" {ranged}" if ranged else " whole"
+            time.sleep(self.delay)
         if ranged:
             first, _, last = ranged.removeprefix("bytes=").partition("-")
             content = content[int(first) : int(last) + 1 if last else None]
@@ -79,7 +80,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
 
 @contextlib.contextmanager
-def hub(root: pathlib.Path, monkeypatch: pytest.MonkeyPatch, gated: Collection[str] = ()) -> Iterator[list[str]]:
+def hub(
+    root: pathlib.Path, monkeypatch: pytest.MonkeyPatch, gated: Collection[str] = (), delay: float = 0
+) -> Iterator[list[str]]:
     """Serves the folders `OWNER/NAME` in `root`; yields the paths that are asked for, in their order, with the range of bytes
     or "whole" for a file that is read.
 
@@ -89,9 +92,10 @@ def hub(root: pathlib.Path, monkeypatch: pytest.MonkeyPatch, gated: Collection[s
       root: where the repositories are; the cache is beside it.
       monkeypatch: pytest's fixture.
       gated: repositories that are refused.
+      delay: seconds before a file is sent.
     """
     asked: list[str] = []
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(_Handler, root, gated, asked))
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(_Handler, root, gated, asked, delay))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     address, constants = f"http://127.0.0.1:{server.server_port}", pytest.importorskip("huggingface_hub.constants")
     monkeypatch.setattr(constants, "ENDPOINT", address)

@@ -1,14 +1,16 @@
 """Run by test_read_once.py in each process of a job: loads a base on meshes, and prints what this process read of its file.
 
-python read_program.py PORT PROCESSES INDEX DEVICES BASE CASE...      CASE: DATAxMODEL[,fsdp][,scanned][,bfloat16][,fails]
+python read_program.py PORT PROCESSES INDEX DEVICES BASE CASE...      CASE: DATAxMODEL[,fsdp][,scanned][,bfloat16][,fails][,saved[,full]]
 
 Prints one line of JSON per case: `read`, bytes read of the weights' file; `digest`, of the bits of all values; or `error`. In a
-case that `fails` the last process cannot read large pieces.
+case that `fails` the last process cannot read large pieces. A case that is `saved` writes what it loaded to BASE-CASE, and prints `held`, the
+most bytes of gathered values at a time; the disk is `full` after some of them.
 """
 
 import hashlib
 import json
 import sys
+import weakref
 
 import jax
 import numpy as np
@@ -38,9 +40,9 @@ def digest_of(leaves: dict) -> str:
 
 
 class Counted:
-    """A file that counts what is read of it."""
+    """A file that counts what is read of it, and what is written to it if the disk is full."""
 
-    total, fails = 0, False
+    total, fails, full = 0, False, False
 
     def __init__(self, file):
         self._file = file
@@ -60,6 +62,11 @@ class Counted:
             raise OSError("The disk is gone.")
         Counted.total += len(values)
         return values
+
+    def write(self, values):
+        if Counted.full and self._file.tell() > 2**20:
+            raise OSError("The disk is full.")
+        return self._file.write(values)
 
 
 def count_files() -> None:
@@ -90,8 +97,35 @@ def load(base: str, case: str) -> dict:
         except (OSError, UserError) as e:
             return {"case": case, "error": str(e)}
         read = Counted.total
+        held = None
+        if "saved" in options:
+            try:
+                held = save(f"{base}-{case}", loaded, "full" in options)
+            except (OSError, UserError) as e:
+                return {"case": case, "error": str(e)}
         values = paths.unscan(parallel.to_host(paths.flatten(loaded)))
-    return {"case": case, "read": read, "digest": digest_of(values)}
+    return {"case": case, "read": read, "digest": digest_of(values), "held": held}
+
+
+def save(folder: str, params: dict, is_full: bool) -> int:
+    """Saves `params`; returns the most bytes of gathered values that were held at a time."""
+    gather, held, most = parallel.to_first, [], 0
+
+    def watched(x):
+        nonlocal most
+        values = gather(x)
+        if values is not None:
+            held.append(weakref.ref(values))
+            most = max(most, sum(array.nbytes for alive in held if (array := alive()) is not None))
+        return values
+
+    parallel.to_first = watched
+    Counted.full = is_full
+    try:
+        checkpoints.save_base(folder, params, "saved", {})
+    finally:
+        parallel.to_first, Counted.full = gather, False
+    return most
 
 
 def main() -> None:

@@ -85,6 +85,21 @@ def test_a_process_that_cannot_read_stops_all_of_them(base):
     assert first["error"] == "Another process could not read its part of the base; its message says why."
 
 
+def test_a_base_that_is_split_over_processes_is_written_with_one_leaf_at_a_time(base):
+    case, full = "2x1,fsdp,scanned,saved", "2x1,fsdp,saved,full"
+    outputs = results(base, 2, 1, case, full)
+    first, last = outputs[case]
+    saved = base.with_name(f"{base.name}-{case}")
+    assert digest_of(load_file(saved / "model.safetensors")) == digest_of(load_file(base / "model.safetensors"))
+    stated = lambda folder, key: json.loads((folder / "base_config.json").read_text())[key]
+    assert [stated(saved, key) == stated(base, key) for key in ("fingerprint", "digests")] == [True, True]
+    assert first["held"] == max(x.nbytes for x in load_file(base / "model.safetensors").values())
+    assert last["held"] == 0
+    first, last = outputs[full]
+    assert first["error"] == "The disk is full." and last["error"] == "The first process stopped: The disk is full."
+    assert not base.with_name(f"{base.name}-{full}").exists()
+
+
 def test_each_slice_reads_for_itself():
     """Two slices of eight chips, two processes each."""
     mesh = parallel.make_mesh(slices=2, model=2, devices=devices_of(parse_topology("v5e:2x4*2")))

@@ -103,11 +103,6 @@ def digests(leaves: Mapping[str, Any]) -> dict[str, str]:
     return _named_checksums(paths.flatten(leaves).items(), rounded=False)
 
 
-def digests_as_read(leaves: Iterable[tuple[str, Any]]) -> dict[str, str]:
-    """The `digests` of leaves that are read one after the other; none is held here."""
-    return _named_checksums(leaves, rounded=False)
-
-
 def fingerprint(params: Mapping[str, Any]) -> str:
     """The SHA-256 (hex) of a base model's digests, of its weights rounded to bfloat16.
 

@@ -25,7 +25,7 @@ from adalink_jax.checkpoints.families.family import FAMILIES, LANGUAGE, Shapes, 
 from adalink_jax.checkpoints.formats import open_source
 from adalink_jax.checkpoints.source import Source
 from adalink_jax.errors import CheckpointError
-from adalink_jax.files.leaves import Leaf
+from adalink_jax.files.leaves import Leaf, fill
 from adalink_jax.models import paths
 from adalink_jax.models.quantised import Quantised, in_form, precision_of
 
@@ -343,11 +343,12 @@ def _place(readers: parallel.Readers, wanted: Any, parts: list[Leaf], is_stacked
 
     def read(index: tuple[slice, ...]) -> np.ndarray:
         out = parallel.host_zeros([i.stop - i.start for i in index], dtype)
-        if is_stacked:
-            for row, i in enumerate(range(index[0].start, index[0].stop)):
-                parts[i].fill(out[row], index[1:])
-        else:
-            parts[0].fill(out, index)
+        layers = range(index[0].start, index[0].stop) if is_stacked else ()
+        fill(
+            [(out[row], parts[i], index[1:]) for row, i in enumerate(layers)]
+            if is_stacked
+            else [(out, parts[0], index)]
+        )
         return out
 
     grain = (1, *parts[0].grain) if is_stacked else parts[0].grain

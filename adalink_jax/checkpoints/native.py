@@ -5,23 +5,25 @@ Of a quantised model the values of `model.safetensors` are codes and scales (`qu
 arrays that it read. Files of version 0.1.0 have the fingerprint alone, which is of values rounded to bfloat16.
 """
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pydantic
 from etils import epath
 
 from adalink_jax import parallel
-from adalink_jax.checkpoints.digests import digests_as_read, fingerprint
+from adalink_jax.checkpoints.digests import Checksums, joined
 from adalink_jax.checkpoints.families.family import LANGUAGE
 from adalink_jax.checkpoints.positions import BILINEAR
 from adalink_jax.checkpoints.quantised_files import QuantisedForm, QuantisedModel, values_of
 from adalink_jax.checkpoints.source import Source
 from adalink_jax.errors import CheckpointError
 from adalink_jax.files import safetensors_file, sealed_json
-from adalink_jax.files.leaves import Leaf, from_array
+from adalink_jax.files.leaves import Index, Leaf
 from adalink_jax.files.places import path_of
 from adalink_jax.files.typed_json import Form, as_form, parse_object, read_text
 from adalink_jax.files.whole_file import writing_folder
@@ -98,7 +100,10 @@ def open_folder(folder: epath.Path, path: str) -> Source:
 def save_base(
     folder: str | epath.Path, params: Mapping[str, Any], name: str, about: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Writes a backbone's parameters as a native base model, in float32 (quantised leaves as their values); all processes call it, process 0 writes.
+    """Writes a backbone's parameters as a native base model, in float32 (quantised leaves as their values); all processes call it.
+
+    Process 0 writes, and the others send it what it lacks of one leaf after the other, or of one layer of a stack: besides the parameters a
+    device and the host of process 0 hold one such leaf.
 
     Args:
       folder: created if absent.
@@ -110,17 +115,56 @@ def save_base(
       The contents of `base_config.json`, with the `fingerprint`.
     """
     params = paths.flatten(params)
-    params = {key: dequantised(leaf) if isinstance(leaf, Quantised) else leaf for key, leaf in params.items()}
-    leaves = paths.unscan(parallel.to_host(params))
-    leaves = {key: from_array(np.ascontiguousarray(leaf, np.float32), key) for key, leaf in leaves.items()}
-    exact = digests_as_read((key, jnp.asarray(leaf, jnp.float32)) for key, leaf in params.items())
-    marks = fingerprint(params), exact
+    exact, rounded = Checksums(rounded=False), Checksums(rounded=True)
+    for key, part in _parts(params):
+        exact.add(key, jnp.asarray(part, jnp.float32))
+        rounded.add(key, part)
+    marks = joined(rounded.by_name()), exact.by_name()
+    gathered = ((key, parallel.to_first(part)) for key, part in _parts(params))
+    values: dict[str, np.ndarray | None] = {}  # of one leaf, the last
 
-    def write() -> dict[str, Any]:
-        with writing_folder(path_of(folder)) as new:
-            return _write(new, leaves, name, about, marks, None)
+    def read(index: Index, key: str) -> np.ndarray:
+        while key not in values:
+            values.clear()
+            values.update([next(gathered)])
+        return np.asarray(values[key])[index].astype(np.float32)
 
-    return parallel.once(write)
+    saved, error = {}, None
+    if parallel.is_first():
+        grain = lambda shape: (1, *shape[1:]) if shape else ()
+        leaves = {
+            key: Leaf(shape, np.dtype(np.float32), key, functools.partial(read, key=key), grain(shape))
+            for key, shape in paths.unscanned_shapes(params).items()
+        }
+        try:
+            with writing_folder(path_of(folder)) as new:
+                saved = _write(new, leaves, name, about, marks, None)
+        except Exception as e:
+            error = e
+    for _ in gathered:  # the part of the other processes, and of one that failed
+        pass
+
+    def outcome() -> dict[str, Any]:
+        if error is not None:
+            raise error
+        return saved
+
+    return parallel.once(outcome)
+
+
+def _parts(params: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """The leaves by their names in files, made one after the other: the layers of stacks, and the values of quantised leaves."""
+    for name, leaf in params.items():
+        names = paths.unscanned_names(name, leaf.shape)
+        for i, part_name in enumerate(names):
+            part = leaf if names == [name] else _layer(leaf, i)
+            yield part_name, dequantised(part) if isinstance(part, Quantised) else part
+
+
+def _layer(stack: Any, i: int) -> Any:
+    """Layer `i` of a stack."""
+    at = lambda x: x[i] if isinstance(x, np.ndarray) else jax.lax.dynamic_index_in_dim(x, i, keepdims=False)
+    return jax.tree.map(at, stack)
 
 
 def write(

@@ -253,4 +253,4 @@ def _values(codes: Leaf, scales: Leaf, stated: _Leaf, kind: str, path: str) -> L
     )
     grain = (block if at == 0 and scales.shape[at] > 1 else 1, stated.shape[1])
     bits = 8 * (codes.nbytes + scales.nbytes) / math.prod(stated.shape)
-    return Leaf(stated.shape, np.dtype(np.float32), codes.origin, read, grain, form.dtype, bits)
+    return Leaf(stated.shape, np.dtype(np.float32), codes.origin, read, grain, form.dtype, bits, codes.at_once)

@@ -1,8 +1,9 @@
 """Arrays in files, read piece by piece: nothing is read before it is requested, and never more than requested."""
 
+import concurrent.futures
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -25,6 +26,7 @@ class Leaf:
       grain: shape of the part that is cheapest to read at once, such as a chunk or a row.
       precision: of a quantised array, how it is stored ("int8", "int4/64"); `read` and `dtype` are of its values. None for all others.
       bits: of a quantised array, the bits in the file for each value, with its scales.
+      at_once: how many threads may `read` at a time to be faster than one: several where each call waits for a network.
     """
 
     shape: tuple[int, ...]
@@ -34,6 +36,7 @@ class Leaf:
     grain: tuple[int, ...]
     precision: str | None = None
     bits: float | None = None
+    at_once: int = 1
 
     @property
     def size(self) -> int:
@@ -51,13 +54,12 @@ class Leaf:
 
     def whole(self) -> np.ndarray:
         """Reads the whole array."""
-        return self.read(tuple(slice(0, n) for n in self.shape))
-
-    def fill(self, out: np.ndarray, index: Index) -> None:
-        """Copies the part at `index` into `out`, cast to `out`'s dtype, block by block."""
-        for block in self.blocks(index):
-            within = tuple(slice(b.start - i.start, b.stop - i.start) for b, i in zip(block, index))
-            out[within] = self.read(block)
+        index = tuple(slice(0, n) for n in self.shape)
+        if self.at_once == 1:
+            return self.read(index)
+        out = np.empty(self.shape, self.dtype)
+        fill([(out, self, index)])
+        return out
 
     def blocks(self, index: Index | None = None) -> Iterator[Index]:
         """Yields `index` cut along one axis into whole grains of about `BLOCK_BYTES`."""
@@ -74,6 +76,28 @@ class Leaf:
             stop = min(index[axis].stop, (start // self.grain[axis]) * self.grain[axis] + step)
             yield (*index[:axis], slice(start, stop), *index[axis + 1 :])
             start = stop
+
+
+def fill(parts: Iterable[tuple[np.ndarray, Leaf, Index]]) -> None:
+    """Fills each array with the part at an index of its leaf, cast to the array's dtype, block by block.
+
+    Where leaves may be read by several threads, blocks of all arrays are read at once: so many are in memory, and no more.
+    """
+    parts = list(parts)
+
+    def copy(out: np.ndarray, leaf: Leaf, index: Index, block: Index) -> None:
+        within = tuple(slice(b.start - i.start, b.stop - i.start) for b, i in zip(block, index))
+        out[within] = leaf.read(block)
+
+    blocks = [(*part, block) for part in parts for block in part[1].blocks(part[2])]
+    at_once = min(len(blocks), *(leaf.at_once for _, leaf, _ in parts)) if parts else 1
+    if at_once <= 1:
+        for block in blocks:
+            copy(*block)
+        return
+    with concurrent.futures.ThreadPoolExecutor(at_once) as threads:
+        for _ in threads.map(lambda block: copy(*block), blocks):
+            pass
 
 
 def check_shape(shape: Sequence[int], dtype: np.dtype) -> None:

@@ -8,7 +8,7 @@ import hashlib
 import json
 import math
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
 import ml_dtypes
@@ -20,6 +20,7 @@ from adalink_jax.errors import CheckpointError
 from adalink_jax.files.hub_file import HubFile
 from adalink_jax.files.leaves import Index, Leaf, check_shape
 from adalink_jax.files.places import file_size
+from adalink_jax.files.ranges import Ranges
 from adalink_jax.files.typed_json import Form, as_form
 
 DTYPES = {
@@ -57,13 +58,12 @@ def read_header(path: epath.Path | HubFile) -> tuple[dict[str, Leaf], dict[str, 
       CheckpointError: for a file that is cut short or damaged, or in which two tensors have one name or one place.
     """
     damaged = lambda why: CheckpointError(f"{path} is damaged or cut short ({why}); {_REMEDY}.")
-    size = file_size(path, _REMEDY, CheckpointError)
-    with path.open("rb") as file:
-        start = file.read(8)
-        length = struct.unpack("<Q", start)[0] if len(start) == 8 else _MAX_HEADER + 1
-        if length > min(_MAX_HEADER, size - 8):
-            raise damaged("it has no header")
-        text = file.read(length)
+    size, file = file_size(path, _REMEDY, CheckpointError), Ranges(path)
+    start = file.read(0, 8)
+    length = struct.unpack("<Q", start)[0] if len(start) == 8 else _MAX_HEADER + 1
+    if length > min(_MAX_HEADER, size - 8):
+        raise damaged("it has no header")
+    text = file.read(8, length)
     try:
         stated = json.loads(text, object_pairs_hook=_without_repetition)
         if not isinstance(stated, dict):
@@ -75,7 +75,7 @@ def read_header(path: epath.Path | HubFile) -> tuple[dict[str, Leaf], dict[str, 
         {"metadata": metadata, "tensors": stated}, _Header, f"The header of {path}", _REMEDY, CheckpointError
     )
     try:
-        leaves = {name: _leaf(path, name, tensor, 8 + length) for name, tensor in header.tensors.items()}
+        leaves = {name: _leaf(file, name, tensor, 8 + length) for name, tensor in header.tensors.items()}
         end = 0
         for begin, after in sorted(tensor.data_offsets for tensor in header.tensors.values()):
             if begin != end:
@@ -101,7 +101,7 @@ def digest(name: str, leaf: Leaf) -> str:
     return hashlib.sha256(start + np.ascontiguousarray(leaf.whole()).tobytes()).hexdigest()
 
 
-def _leaf(path: epath.Path | HubFile, name: str, tensor: _Tensor, base: int) -> Leaf:
+def _leaf(file: Ranges, name: str, tensor: _Tensor, base: int) -> Leaf:
     dtype, shape = np.dtype(DTYPES[tensor.dtype]), tuple(tensor.shape)
     check_shape(shape, dtype)
     begin, end = tensor.data_offsets
@@ -111,12 +111,10 @@ def _leaf(path: epath.Path | HubFile, name: str, tensor: _Tensor, base: int) -> 
 
     def read(index: Index) -> np.ndarray:
         first, last = (index[0].start, index[0].stop) if index else (0, 1)
-        with path.open("rb") as file:
-            file.seek(base + begin + first * row)
-            values = np.frombuffer(file.read((last - first) * row), dtype)
+        values = np.frombuffer(file.read(base + begin + first * row, (last - first) * row), dtype)
         return values.reshape(last - first, *shape[1:])[(slice(None), *index[1:])] if index else values.reshape(())
 
-    return Leaf(shape, dtype, name, read, (1, *shape[1:]) if shape else ())
+    return Leaf(shape, dtype, name, read, (1, *shape[1:]) if shape else (), at_once=file.at_once)
 
 
 def write_leaves(
@@ -135,12 +133,12 @@ def write_leaves(
     with path.open("wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
         for name, leaf in leaves.items():
-            for block in _rows(leaf):
-                file.write(leaf.read(block).astype(dtype[name]).tobytes())
+            for values in _in_order(leaf):
+                file.write(values.astype(dtype[name]).tobytes())
 
 
-def _rows(leaf: Leaf):
-    """Blocks in the order of the file: by rows where the leaf allows it, else the whole."""
+def _in_order(leaf: Leaf) -> Iterator[np.ndarray]:
+    """The values in the order of the file: blocks of rows; or all at once, if the leaf has no such blocks or several are read at a time."""
     blocks = list(leaf.blocks())
-    in_order = all(b[1:] == tuple(slice(0, n) for n in leaf.shape[1:]) for b in blocks)
-    return blocks if in_order else [tuple(slice(0, n) for n in leaf.shape)]
+    by_rows = all(b[1:] == tuple(slice(0, n) for n in leaf.shape[1:]) for b in blocks)
+    return map(leaf.read, blocks) if by_rows and leaf.at_once == 1 else iter([leaf.whole()])

@@ -6,12 +6,14 @@ by default.
 """
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar, cast
 
 import flax.linen as nn
 import gin
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax.linen.spmd import logical_to_mesh_axes
 from jax.experimental import multihost_utils
@@ -220,6 +222,27 @@ def to_host(tree: Any) -> Any:
     is_whole = lambda x: not isinstance(x, jax.Array) or x.is_fully_addressable or x.is_fully_replicated
     whole = lambda x: x if is_whole(x) else multihost_utils.process_allgather(x, tiled=True)
     return jax.device_get(jax.tree.map(whole, tree))
+
+
+def to_first(x: jax.Array | np.ndarray) -> np.ndarray | None:
+    """Copies one whole global array to NumPy in process 0, and returns None in all others; all processes must call it.
+
+    The copy on the host is freed with the result (that of `to_host` stays as long as the array does).
+    """
+    if not isinstance(x, jax.Array):
+        return x
+    if x.is_fully_addressable or x.is_fully_replicated:
+        whole = jnp.copy(x)
+    else:
+        whole = _gathered(cast(Mesh, cast(NamedSharding, x.sharding).mesh))(x)
+    whole = settle(whole)
+    return np.asarray(whole) if jax.process_index() == 0 else None
+
+
+@functools.lru_cache(maxsize=None)
+def _gathered(mesh: Mesh) -> Callable[[jax.Array], jax.Array]:
+    """Returns a program that replicates an array; one for all, as each compiles anew."""
+    return jax.jit(lambda x: x, out_shardings=replicated(mesh))
 
 
 def settle(arrays: Tree) -> Tree:

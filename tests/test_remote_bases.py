@@ -1,0 +1,89 @@
+"""A base in a bucket is read by several threads, each byte once; one of the Hub is downloaded once to a host."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from hub_server import hub
+from read_program import digest_of, model
+from safetensors.numpy import load_file
+
+from adalink_jax import checkpoints, parallel
+from adalink_jax.adapters import abstract_params
+from adalink_jax.files import leaves, ranges
+from adalink_jax.models import paths
+from adalink_jax.training.abstract import abstract_leaves
+from benchmarks import slow_bucket
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """A native base in a folder."""
+    folder = tmp_path_factory.mktemp("bucket")
+    shapes, rng = paths.flatten(parallel.unbox(abstract_params(model(False)))["backbone"]), np.random.default_rng(0)
+    values = {name: rng.normal(size=x.shape).astype(np.float32) for name, x in shapes.items()}
+    checkpoints.save_base(str(folder / "base"), paths.unflatten(values), "tiny", {})
+    return folder / "base"
+
+
+@pytest.fixture
+def network(base, monkeypatch):
+    monkeypatch.setattr(leaves, "BLOCK_BYTES", 2**14)
+    with slow_bucket.in_use(slow_bucket.Network(latency=0.002, folder=str(base.parent))) as network:
+        yield network
+
+
+def loaded(path):
+    leaves = abstract_leaves(model(True), parallel.make_mesh(), parallel.logical_axis_rules())
+    return checkpoints.load_base(path, paths.unflatten(leaves)["backbone"])
+
+
+def test_blocks_of_a_base_in_a_bucket_are_read_at_once_and_each_byte_once(base, network):
+    size = (base / "model.safetensors").stat().st_size
+    config = (base / "base_config.json").stat().st_size
+    found = loaded("gs://base")
+    assert digest_of(paths.unscan(found.leaves)) == digest_of(load_file(base / "model.safetensors"))
+    assert network.nbytes == size + config
+    assert ranges.AT_ONCE / 2 < network.most <= ranges.AT_ONCE
+    assert network.opened <= ranges.AT_ONCE + 2  # a header's, and the configuration
+
+
+def test_a_bucket_that_fails_ends_the_load_with_its_error(network, monkeypatch):
+    fetch = slow_bucket.SlowFile._fetch_range
+
+    def failing(self, start, end):
+        if start > 2**20:
+            raise OSError("The network is gone.")
+        return fetch(self, start, end)
+
+    monkeypatch.setattr(slow_bucket.SlowFile, "_fetch_range", failing)
+    with pytest.raises(OSError, match="The network is gone."):
+        loaded("gs://base")
+
+
+def test_a_base_in_a_bucket_is_converted(base, network, tmp_path):
+    mark = checkpoints.convert(checkpoints.open_source("gs://base"), tmp_path / "new", "native", None)
+    assert (tmp_path / "new" / "model.safetensors").read_bytes() == (base / "model.safetensors").read_bytes()
+    assert mark == loaded("gs://base").fingerprint
+    assert network.most > 1
+
+
+DOWNLOAD = "import sys; from adalink_jax.checkpoints import hugging_face; print(hugging_face.download(sys.argv[1]))"
+
+
+def test_processes_of_one_host_download_a_repository_once(base, tmp_path, monkeypatch):
+    repository = tmp_path / "hub" / "someone" / "tiny"
+    repository.mkdir(parents=True)
+    (repository / "config.json").write_text("{}")
+    (repository / "model.safetensors").write_bytes((base / "model.safetensors").read_bytes())
+    with hub(tmp_path / "hub", monkeypatch, delay=1.0) as asked:
+        address = pytest.importorskip("huggingface_hub.constants").ENDPOINT
+        env = {**os.environ, "HF_ENDPOINT": address, "HF_HUB_CACHE": str(tmp_path / "cache")}
+        command = [sys.executable, "-c", DOWNLOAD, "hf://someone/tiny"]
+        processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env) for _ in range(3)]
+        outputs = [process.communicate(timeout=120)[0].splitlines()[-1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0, 0] and len(set(outputs)) == 1
+    sent = [path.split("/")[-1] for path in asked if path.endswith(" whole")]
+    assert sorted(sent) == ["config.json whole", "model.safetensors whole"]

@@ -31,13 +31,12 @@ import jax  # noqa: E402
 import ml_dtypes  # noqa: E402
 import numpy as np  # noqa: E402
 from etils import epath  # noqa: E402
-from rich import box  # noqa: E402
 from rich.console import Console  # noqa: E402
 from rich.progress import track  # noqa: E402
-from rich.table import Table  # noqa: E402
 
 from adalink_jax import T5, AdaptedModel, T5Config, checkpoints, parallel  # noqa: E402
 from adalink_jax.checkpoints.source import Source  # noqa: E402
+from adalink_jax.files import network_calls  # noqa: E402
 from adalink_jax.files.leaves import Leaf  # noqa: E402
 from adalink_jax.models import paths  # noqa: E402
 from adalink_jax.training.setup import Setup, abstract_params, load_parameters  # noqa: E402
@@ -47,6 +46,8 @@ SMALL = {"emb_dim": 512, "num_heads": 6, "head_dim": 64, "mlp_dim": 1024}
 XL = {"emb_dim": 2048, "num_heads": 32, "head_dim": 64, "mlp_dim": 5120}
 SIZES = {"77M": (SMALL, 8), "1B": (XL, 8), "3B": (XL, 24)}  # widths, layers of each side
 FORMATS, PLACES, LAYOUTS = ("native", "hf"), ("disk", "bucket"), ("copies", "fsdp")
+NUMBERS = ("arrays, MB", "beyond, MB", "read, MB", "total", "calls", "s")
+WRITTEN = ("beyond to write, MB", "largest leaf, MB", "s to write")
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 
 
@@ -140,9 +141,7 @@ def measure(case: dict) -> dict:
         path = f"gs://{case['format']}"
         at_end.enter_context(slow_bucket.in_use(network))
     if case["serial"]:
-        from adalink_jax.files import ranges
-
-        ranges.AT_ONCE = 1
+        network_calls.AT_ONCE = 1
     mesh = parallel.make_mesh()
     rules = parallel.logical_axis_rules(fsdp=case["layout"] == "fsdp")
     result = {}
@@ -240,49 +239,36 @@ def main() -> None:
         folder.mkdir(parents=True, exist_ok=True)
         write_bases(folder, options.parameters, formats, console)
         size = {form: sum(f.stat().st_size for f in (folder / form).glob("*.safetensors")) for form in formats}
-        headings = [
-            "from",
-            "place",
-            "processes",
-            "layout",
-            "blocks",
-            "arrays, MB",
-            "beyond, MB",
-            "read, MB",
-            "total",
-            "calls",
-            "s",
-        ]
-        written = ["beyond to write, MB", "largest leaf, MB", "s to write"] if options.write else []
-        table = Table(title=f"Loading a base of {options.parameters}", box=box.MARKDOWN)
-        for i, heading in enumerate(headings + written):
-            table.add_column(heading, justify="left" if i in (0, 1, 3, 4) else "right")
+        print_row(["from", "place", "processes", "layout", "blocks", *NUMBERS, *(WRITTEN if options.write else ())])
+        print_row(["---"] * 5 + ["---:"] * (len(NUMBERS) + (len(WRITTEN) if options.write else 0)))
         for case in track(cases, "loading", console=console):
             case["write"] = options.write and case["place"] == "disk"
             about = {"folder": str(folder), "parameters": options.parameters, "network": network}
             rows = [run(case | about) for _ in range(options.repeats)]
             shutil.rmtree(folder / "written", ignore_errors=True)
-            of = lambda name: [row[name] for row in rows]  # noqa: B023
-            megabytes = lambda values: f"{max(values) / 1e6:,.0f}"
-            cells = [
-                case["format"],
-                case["place"],
-                str(case["processes"]),
-                case["layout"] if case["processes"] > 1 else "-",
-            ]
-            cells += ["one by one" if case["serial"] else "at once"]
-            beyond = [row["load_peak"] - row["arrays"] for row in rows]
-            cells += [
-                megabytes(of("arrays")),
-                megabytes(beyond),
-                megabytes(of("read")),
-                f"{max(of('total')) / size[case['format']]:.2f}",
-            ]
-            cells += [f"{max(of('calls')):,.0f}", spread(of("load_seconds"))]
-            if case["write"]:
-                cells += [megabytes(of("write_peak")), megabytes(of("largest")), spread(of("write_seconds"))]
-            table.add_row(*cells)
-        Console(width=200).print(table)
+            layout = case["layout"] if case["processes"] > 1 else "-"
+            blocks = "one by one" if case["serial"] else "at once"
+            print_row(
+                [case["format"], case["place"], str(case["processes"]), layout, blocks]
+                + numbers(rows, size[case["format"]], case["write"])
+            )
+
+
+def print_row(cells: list[str]) -> None:
+    """Prints a row of the table at once, as the measurement may be cut short."""
+    print("|", " | ".join(cells), "|", flush=True)
+
+
+def numbers(rows: list[dict], size: int, is_written: bool) -> list[str]:
+    """The cells of `NUMBERS` and `WRITTEN` for the repeats of one case, whose files have `size` bytes."""
+    of = lambda name: [row[name] for row in rows]
+    megabytes = lambda values: f"{max(values) / 1e6:,.0f}"
+    beyond = [row["load_peak"] - row["arrays"] for row in rows]
+    cells = [megabytes(values) for values in (of("arrays"), beyond, of("read"))]
+    cells += [f"{max(of('total')) / size:.2f}", f"{max(of('calls')):,.0f}", spread(of("load_seconds"))]
+    if is_written:
+        cells += [megabytes(of("write_peak")), megabytes(of("largest")), spread(of("write_seconds"))]
+    return cells
 
 
 if __name__ == "__main__":

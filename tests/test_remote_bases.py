@@ -1,18 +1,24 @@
 """A base in a bucket is read by several threads, each byte once; one of the Hub is downloaded once to a host."""
 
+import functools
+import http.server
 import os
 import subprocess
 import sys
+import threading
+import time
 
 import numpy as np
 import pytest
+from etils.epath import backend
 from hub_server import hub
 from read_program import digest_of, model
 from safetensors.numpy import load_file
 
 from adalink_jax import checkpoints, parallel
 from adalink_jax.adapters import abstract_params
-from adalink_jax.files import leaves, ranges
+from adalink_jax.checkpoints import t5x_format
+from adalink_jax.files import leaves, network_calls, ranges
 from adalink_jax.models import paths
 from adalink_jax.training.abstract import abstract_leaves
 from benchmarks import slow_bucket
@@ -46,8 +52,8 @@ def test_blocks_of_a_base_in_a_bucket_are_read_at_once_and_each_byte_once(base, 
     found = loaded("gs://base")
     assert digest_of(paths.unscan(found.leaves)) == digest_of(load_file(base / "model.safetensors"))
     assert network.nbytes == size + config
-    assert ranges.AT_ONCE / 2 < network.most <= ranges.AT_ONCE
-    assert network.opened <= ranges.AT_ONCE + 2  # a header's, and the configuration
+    assert network_calls.AT_ONCE / 2 < network.most <= network_calls.AT_ONCE
+    assert network.opened <= network_calls.AT_ONCE + 2  # a header's, and the configuration
 
 
 def test_a_bucket_that_fails_ends_the_load_with_its_error(network, monkeypatch):
@@ -68,6 +74,61 @@ def test_a_base_in_a_bucket_is_converted(base, network, tmp_path):
     assert (tmp_path / "new" / "model.safetensors").read_bytes() == (base / "model.safetensors").read_bytes()
     assert mark == loaded("gs://base").fingerprint
     assert network.most > 1
+
+
+def test_a_bucket_that_only_tensorflow_reads_is_read_range_by_range(tmp_path, monkeypatch, caplog):
+    pytest.importorskip("tensorflow")
+
+    class Path:  # `gs://` as epath has it where TensorFlow is installed
+        __fspath__ = lambda self: "gs://bucket/file"
+        open = lambda self, mode: backend.tf_backend.open(str(tmp_path / "file"), mode)
+
+    def missing(path):
+        raise ImportError("Please install gcsfs")
+
+    (tmp_path / "file").write_bytes(b"0123456789")
+    monkeypatch.setattr(ranges.fsspec, "url_to_fs", missing)
+    ranges._note_tensorflow.cache_clear()
+    file = ranges.Ranges(Path())
+    assert file.at_once == 1 and [file.read(7, 2), file.read(1, 3), file.read(9, 5)] == [b"78", b"123", b"9"]
+    assert "pip install 'adalink-jax[gcs]'" in caplog.text
+
+
+class Served(http.server.SimpleHTTPRequestHandler):
+    """Sends files slowly, and counts how many at a time: tensorstore has its own code for gs://, which needs a network."""
+
+    sending, most = 0, 0
+    lock = threading.Lock()
+
+    def do_GET(self):
+        with Served.lock:
+            Served.sending += 1
+            Served.most = max(Served.most, Served.sending)
+        time.sleep(0.01)
+        super().do_GET()
+        with Served.lock:
+            Served.sending -= 1
+
+    def log_message(self, *_):
+        pass
+
+
+def test_arrays_of_t5x_in_a_bucket_are_opened_and_read_at_once(base, network, monkeypatch):
+    monkeypatch.setattr(t5x_format, "_CHUNK_BYTES", 2**14)
+    checkpoints.convert(checkpoints.open_source(base), base.parent / "checkpoint_1", "t5x", None)
+    served = functools.partial(Served, directory=str(base.parent))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), served) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        here = lambda path: {"driver": "http", "base_url": address, "path": str(path).removeprefix("gs:/") + "/"}
+        monkeypatch.setattr(t5x_format, "kvstore", here)
+        source = checkpoints.open_source("gs://checkpoint_1")
+        opened, Served.most = Served.most, 0
+        name, leaf = max(source.leaves.items(), key=lambda item: item[1].size)
+        values = leaf.whole()
+        server.shutdown()
+    assert opened > 4 and 4 < Served.most <= network_calls.AT_ONCE
+    np.testing.assert_array_equal(values, load_file(base / "model.safetensors")[name])
 
 
 DOWNLOAD = "import sys; from adalink_jax.checkpoints import hugging_face; print(hugging_face.download(sys.argv[1]))"

@@ -21,7 +21,7 @@ from adalink_jax.checkpoints.families.family import Family, family_of_model_type
 from adalink_jax.checkpoints.positions import BICUBIC, BILINEAR
 from adalink_jax.checkpoints.source import Source
 from adalink_jax.errors import CheckpointError, GatedError
-from adalink_jax.files import safetensors_file
+from adalink_jax.files import network_calls, safetensors_file
 from adalink_jax.files.hub_file import HubFile
 from adalink_jax.files.leaves import Leaf
 from adalink_jax.files.places import file_size, path_of
@@ -125,7 +125,7 @@ def open_on_the_hub(path: str) -> Source:
         files = [HubFile(f"{path}/{name}") for name in names]
         if not files[0].exists():
             return open_folder(download(path), path)
-        tensors = {name: leaf for file in files for name, leaf in safetensors_file.read_leaves(file).items()}
+        tensors = _of_all(safetensors_file.read_leaves, files, network_calls.AT_ONCE)
         return _opened(tensors, folder, path)
 
 
@@ -197,13 +197,18 @@ def _shards(
         raise CheckpointError(
             f"{path} lacks {len(missing)} of its files: {', '.join(missing[:4])}; copy or download them again."
         )
-    tensors = {name: leaf for file in files for name, leaf in read(folder / file).items()}
+    tensors = _of_all(read, [folder / file for file in files], network_calls.at_once(folder))
     if lost := sorted(file_of_tensor.keys() - tensors.keys()):
         raise CheckpointError(
             f"{path}: {index} places {lost[0]} in {file_of_tensor[lost[0]]}, which does not have it; copy or download the "
             f"folder again."
         )
     return tensors
+
+
+def _of_all(read: Callable[[Any], dict[str, Leaf]], files: Iterable[Any], at_once: int) -> dict[str, Leaf]:
+    """The tensors of several files, of which so many are opened at a time."""
+    return {name: leaf for leaves in network_calls.mapped(read, files, at_once) for name, leaf in leaves.items()}
 
 
 def _with_generation(config: dict[str, Any], generation: Mapping[str, Any], fields: Iterable[str], path: str) -> dict:

@@ -343,12 +343,11 @@ def _place(readers: parallel.Readers, wanted: Any, parts: list[Leaf], is_stacked
 
     def read(index: tuple[slice, ...]) -> np.ndarray:
         out = parallel.host_zeros([i.stop - i.start for i in index], dtype)
-        layers = range(index[0].start, index[0].stop) if is_stacked else ()
-        fill(
-            [(out[row], parts[i], index[1:]) for row, i in enumerate(layers)]
-            if is_stacked
-            else [(out, parts[0], index)]
-        )
+        if is_stacked:
+            first = index[0].start
+            fill([(out[i - first], parts[i], index[1:]) for i in range(first, index[0].stop)])
+        else:
+            fill([(out, parts[0], index)])
         return out
 
     grain = (1, *parts[0].grain) if is_stacked else parts[0].grain

@@ -32,6 +32,7 @@ from adalink_jax.checkpoints.zarr_arrays import (
 )
 from adalink_jax.errors import CheckpointError
 from adalink_jax.files.leaves import Leaf, from_array
+from adalink_jax.files.network_calls import at_once, mapped
 from adalink_jax.files.places import file_size, is_there
 from adalink_jax.files.typed_json import Form, as_form
 from adalink_jax.models import paths
@@ -116,12 +117,14 @@ def open_legacy(folder: epath.Path, path: str) -> Source:
         target = paths.flatten(contents["optimizer"]["target"], is_array)
     except (AttributeError, RecursionError, TypeError, ValueError) as e:  # a list, or names that are no texts
         raise damaged(e) from e
-    leaves = {
-        name: _stored_array(folder, value, name, path)
-        if isinstance(value, Mapping)
-        else from_array(np.asarray(value), f"{FILE}: {name}")
-        for name, value in target.items()
-    }
+
+    def leaf(item: tuple[str, Any]) -> Leaf:
+        name, value = item
+        if isinstance(value, Mapping):
+            return _stored_array(folder, value, name, path)
+        return from_array(np.asarray(value), f"{FILE}: {name}")
+
+    leaves = dict(zip(target, mapped(leaf, target.items(), at_once(folder))))
     return _translated(Source("t5x checkpoint (msgpack and zarr)", path, name_of(folder, int(step)), leaves, folder))
 
 
@@ -168,11 +171,10 @@ def open_orbax(folder: epath.Path, path: str) -> Source:
         stores = {name: kvstore(folder / name) for name in arrays}
         stored = {name: stored_in(folder / name, path) for name in arrays}
     prefix = "target." if any(name.startswith("target.") for name in arrays) else ""
-    leaves = {
-        name.removeprefix(prefix).replace(".", "/"): open_array(stores[name], name, path, stored[name], arrays[name])
-        for name in sorted(arrays)
-        if name.startswith(prefix)
-    }
+    names = [name for name in sorted(arrays) if name.startswith(prefix)]
+    leaf = lambda name: open_array(stores[name], name, path, stored[name], arrays[name])
+    opened = mapped(leaf, names, at_once(folder))
+    leaves = {name.removeprefix(prefix).replace(".", "/"): leaf for name, leaf in zip(names, opened)}
     at = folder.parent if folder.name == STATE else folder
     step = re.search(r"\d+$", at.name)
     name = name_of(at, int(step[0]) if step else None)

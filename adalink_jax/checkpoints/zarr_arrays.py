@@ -18,6 +18,7 @@ from etils import epath
 
 from adalink_jax.errors import CheckpointError
 from adalink_jax.files.leaves import Index, Leaf, check_shape
+from adalink_jax.files.network_calls import AT_ONCE
 from adalink_jax.files.places import file_size, is_remote, path_of
 from adalink_jax.files.typed_json import LARGEST, Form, as_form, parse_object
 
@@ -25,6 +26,8 @@ ZARR2, ZARR3 = ".zarray", "zarr.json"  # files of an array's metadata
 FAILURES = (ValueError, LookupError, NotImplementedError, OverflowError, TypeError)  # of tensorstore
 _EXPANSION = {None: 1, "gzip": 1032, "zlib": 1032}  # bytes of values per byte of a file
 MOST_EXPANSION = 2**16  # zstd, bz2, and blosc, whose runs of zeros take few bytes
+
+_HELD = 256 * 2**20  # bytes that are held at most while chunks of a bucket are read, unless one takes more
 
 _Size = Annotated[int, pydantic.Field(ge=0)]
 _Side = Annotated[int, pydantic.Field(ge=1)]
@@ -135,7 +138,10 @@ def open_array(store: Mapping[str, Any], origin: str, path: str, stored: Stored 
 
     chunk = array.chunk_layout.read_chunk.shape or shape
     grain = tuple(side or size for side, size in zip(chunk, shape))
-    return Leaf(shape, dtype, origin, read, grain)
+    is_local = store.get("base", store)["driver"] == "file"
+    held = 3 * dtype.itemsize * math.prod(grain)  # packed, unpacked, and copied
+    at_once = 1 if is_local else min(AT_ONCE, max(1, _HELD // max(1, held)))
+    return Leaf(shape, dtype, origin, read, grain, at_once=at_once)
 
 
 def _check(value: Mapping[str, Any], name: str, metadata: str, stored: Stored | None) -> None:

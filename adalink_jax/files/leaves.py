@@ -1,11 +1,12 @@
 """Arrays in files, read piece by piece: nothing is read before it is requested, and never more than requested."""
 
-import concurrent.futures
 import dataclasses
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
+
+from adalink_jax.files.network_calls import mapped
 
 BLOCK_BYTES = 4 * 2**20  # of the file's values held in memory beside the array that is being filled
 
@@ -85,19 +86,13 @@ def fill(parts: Iterable[tuple[np.ndarray, Leaf, Index]]) -> None:
     """
     parts = list(parts)
 
-    def copy(out: np.ndarray, leaf: Leaf, index: Index, block: Index) -> None:
+    def copy(task: tuple[np.ndarray, Leaf, Index, Index]) -> None:
+        out, leaf, index, block = task
         within = tuple(slice(b.start - i.start, b.stop - i.start) for b, i in zip(block, index))
         out[within] = leaf.read(block)
 
-    blocks = [(*part, block) for part in parts for block in part[1].blocks(part[2])]
-    at_once = min(len(blocks), *(leaf.at_once for _, leaf, _ in parts)) if parts else 1
-    if at_once <= 1:
-        for block in blocks:
-            copy(*block)
-        return
-    with concurrent.futures.ThreadPoolExecutor(at_once) as threads:
-        for _ in threads.map(lambda block: copy(*block), blocks):
-            pass
+    tasks = [(*part, block) for part in parts for block in part[1].blocks(part[2])]
+    mapped(copy, tasks, min((leaf.at_once for _, leaf, _ in parts), default=1))
 
 
 def check_shape(shape: Sequence[int], dtype: np.dtype) -> None:

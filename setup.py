@@ -65,7 +65,9 @@ setup(
         "gin-config>=0.5.0,<0.6",
         f"seqio>=0.0.20,<0.1; {HAS_SEQIO}",
         f"tensorflow-datasets>=4.9.9,<5; {HAS_SEQIO}",
-        "grain>=0.2.16,<0.3",  # the order of users' own files, and the processes that read them
+        "grain>=0.2.16,<0.3",  # the order of users' own files and cached tasks, and the processes that read them
+        f"array_record>=0.8.1; {HAS_SEQIO}",  # cached tasks
+        "msgpack>=1.0.8,<2",
         "sentencepiece>=0.2.1",
         "protobuf>=5",  # reads SentencePiece models
         "scikit-learn>=1.5,<2",

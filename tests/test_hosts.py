@@ -385,4 +385,4 @@ def test_a_process_with_other_data_ends_the_job_in_one_sentence(tmp_path, differ
         statuses, outputs = job.end()
     assert statuses == ([2, 2] if differs else [0, 0]), [text[-3000:] for text in outputs]
     for text in outputs:
-        assert ("process 1 not that of process 0; give every host the same files (DATA)" in text) == differs
+        assert ("process 1 not that of process 0; give every host the same files (DATA, TASK_CACHE)" in text) == differs

@@ -37,6 +37,7 @@ COMMANDS = {
     "results": Command("results_command", "collect all runs below a folder into one table: settings, scores, counts, times"),
     "report": Command("report_command", "report on a study or a folder of runs as one HTML page, Markdown, LaTeX, figures"),
     "vocabulary": Command("vocabulary_command", "train a SentencePiece vocabulary on text, for models trained from scratch"),
+    "cache-task": Command("cache_command", "tokenise a seqio task once, so that each host reads its own rows by number (TASK_CACHE)"),
     "cache-vision": Command("run_commands", "compute a frozen vision tower's outputs once per image of a task (VISION_CACHE)", computes=True),
     "eval": Command("run_commands", "score a base model, with or without an adapter", computes=True),
     "infer": Command("infer_command", "predict for a file, a folder of images or a task; each row may name its adapter", computes=True),

@@ -9,6 +9,7 @@ from adalink_jax.data.baselines import Baseline, score_baselines
 from adalink_jax.data.batch_order import BatchIterator, EpochIterator
 from adalink_jax.data.batches import padded_batches, train_batches
 from adalink_jax.data.feature_converter import INSTRUCTION, Batch, FeatureConverter, has_image, lacks_image, text_of
+from adalink_jax.data.mixing_rates import MixtureOf
 from adalink_jax.data.published import PublishedData, SpanCorruption
 from adalink_jax.data.task_protocol import Example, Task
 from adalink_jax.data.tasks import DatasetConfig, get_tasks, seqio_sources
@@ -35,6 +36,7 @@ __all__ = [
     "Example",
     "FeatureConverter",
     "FileTask",
+    "MixtureOf",
     "PublishedData",
     "SentencePieceVocabulary",
     "SpanCorruption",

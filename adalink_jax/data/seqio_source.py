@@ -1,7 +1,8 @@
 """seqio tasks and mixtures behind the `Task` protocol. Importing this module keeps TensorFlow off all accelerators."""
 
+import functools
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -10,9 +11,13 @@ import tensorflow as tf
 
 from adalink_jax import configuration
 from adalink_jax.data.feature_converter import has_image
-from adalink_jax.data.mixing import mixed
+from adalink_jax.data.label_sets import LabelSets
+from adalink_jax.data.mixing import ENDLESS, MixedExamples, NumberedSource, mixed
+from adalink_jax.data.mixing_rates import MixtureOf
+from adalink_jax.data.read_ahead import read_ahead
 from adalink_jax.data.seqio_vocabulary import HuggingFaceVocabulary, check_task
-from adalink_jax.data.task_protocol import Example
+from adalink_jax.data.task_cache.cached_task import CachedTask
+from adalink_jax.data.task_protocol import Example, Numbered
 from adalink_jax.data.transformers_vocabulary import EOS
 from adalink_jax.errors import UserError
 from adalink_jax.near_names import near
@@ -28,8 +33,9 @@ class SeqioTask:
     """A seqio task."""
 
     notes = ()
+    labels: LabelSets | None = None
 
-    def __init__(self, task: seqio.Task | seqio.Mixture, lengths: Mapping[str, int], use_cached: bool):
+    def __init__(self, task: seqio.Task | seqio.Mixture, lengths: Mapping[str, int], use_cached: bool = False):
         self._task, self._use_cached = task, use_cached
         features = task.output_features
         # None leaves a feature's length unlimited, which seqio's annotation omits.
@@ -39,7 +45,7 @@ class SeqioTask:
         eos = self._vocabulary.eos_id
         self.eos = EOS if eos is None else int(eos)
         self.vocab_size = max(feature.vocabulary.vocab_size for feature in features.values())
-        self.has_images, self.labels = has_image(features), None
+        self.has_images = has_image(features)
         self._known_sizes: dict[str, int] = {}
 
     def examples(self, split: str, seed: int | None = None, start: int = 0) -> Iterable[Example]:
@@ -48,18 +54,25 @@ class SeqioTask:
 
     def size(self, split: str, seed: int) -> int:
         """The number of examples of a pass with this seed. If TensorFlow does not know it, the examples are counted."""
-        if split not in self._known_sizes:
-            dataset = self._dataset(split, seed)
-            known = int(dataset.cardinality())
-            if known < 0:
-                return int(dataset.reduce(np.int64(0), lambda count, _: count + 1))
-            self._known_sizes[split] = known
-        return self._known_sizes[split]
+        if (known := self.known_size(split)) is not None:
+            return known
+        return int(self._dataset(split, seed).reduce(np.int64(0), lambda count, _: count + 1))
 
-    def _dataset(self, split: str, seed: int | None) -> tf.data.Dataset:
+    def known_size(self, split: str) -> int | None:
+        """The number of examples of a split; None if TensorFlow would have to count them."""
+        if split not in self._known_sizes:
+            self._known_sizes[split] = int(self._dataset(split, 0).cardinality())
+        known = self._known_sizes[split]
+        return known if known >= 0 else None
+
+    def fixed(self, split: str, start: int = 0) -> Iterable[Example]:
+        """The examples in the source's order, the same in each call: what preprocessing draws at random is drawn by one seed."""
+        return _rows(self._dataset(split, 0, shuffle=False).skip(start))
+
+    def _dataset(self, split: str, seed: int | None, shuffle: bool | None = None) -> tf.data.Dataset:
         return self._task.get_dataset(
-            self._lengths, split=split, shuffle=seed is not None, seed=seed, num_epochs=1, trim_output_features=True,
-            use_cached=self._use_cached,
+            self._lengths, split=split, shuffle=seed is not None if shuffle is None else shuffle, seed=seed, num_epochs=1,
+            trim_output_features=True, use_cached=self._use_cached,
         )  # fmt: skip
 
     def encode(self, text: str) -> list[int]:
@@ -89,21 +102,60 @@ class SeqioMixture(SeqioTask):
     """A seqio mixture, which can be trained on but not scored; the examples of a seed never end (see `mixing`)."""
 
     def __init__(
-        self, mixture: seqio.Mixture, tasks: Sequence[SeqioTask], lengths: Mapping[str, int], use_cached: bool
+        self,
+        mixture: seqio.Mixture,
+        tasks: Sequence[SeqioTask | CachedTask],
+        rate: Callable[[SeqioTask | CachedTask], float],
+        lengths: Mapping[str, int],
     ):
-        super().__init__(mixture, lengths, use_cached)
+        """Args: the mixture, its tasks, what gives the rate of a task, and the lengths of their examples."""
+        super().__init__(mixture, lengths)
         sample = getattr(mixture, "_sample_fn", None)
         if getattr(sample, "func", sample) not in (None, tf.data.Dataset.sample_from_datasets):
             raise UserError(f"The mixture {self.name} has a sample_fn, and examples are drawn by rates; leave it out.")
-        self._tasks, self._rate = tasks, lambda task: mixture.get_rate(cast(seqio.Task, task._task))
+        self._tasks, self._rate = tasks, rate
+
+    def with_split(self, split: str) -> tuple[list[Any], list[float]]:
+        """The tasks that have a split, and their rates."""
+        tasks = [task for task in self._tasks if split in task.splits]
+        return tasks, [self._rate(task) for task in tasks]
 
     def examples(self, split: str, seed: int | None = None, start: int = 0) -> Iterable[Example]:
         """Yields examples of the tasks that have the split, at the mixture's rates; without a seed, all of one task after another."""
-        tasks = [task for task in self._tasks if split in task.splits]
+        tasks, rates = self.with_split(split)
         if seed is None:
             in_order = itertools.chain.from_iterable(task.examples(split) for task in tasks)
             return itertools.islice(in_order, start, None)
-        return mixed(tasks, [self._rate(task) for task in tasks], split, seed, start)
+        return mixed(tasks, rates, split, seed, start)
+
+
+class CachedMixture(SeqioMixture):
+    """A mixture of cached tasks: a `NumberedTask` with the examples of `SeqioMixture`."""
+
+    @property
+    def digest(self) -> str:
+        """The digests of its tasks."""
+        return " ".join(task.digest for task in self._tasks if isinstance(task, CachedTask))
+
+    def size(self, split: str, seed: int) -> int:
+        """Without end."""
+        return ENDLESS
+
+    @functools.lru_cache(8)  # noqa: B019  # a run has one mixture
+    def dataset(self, split: str, seed: int | None) -> Numbered[Example]:
+        """See `NumberedTask.dataset`.
+
+        Raises:
+          UserError: without a seed: only evaluation reads in order, and it reads single tasks.
+        """
+        if seed is None:
+            raise UserError(f"{self.name} is a mixture, whose examples have numbers only in the order of a seed.")
+        tasks, rates = self.with_split(split)
+        return MixedExamples(cast(list[NumberedSource], tasks), rates, split, seed)
+
+    def examples_at(self, split: str, seed: int | None, numbers: Sequence[int]) -> Iterable[Example]:
+        """See `NumberedTask.examples_at`."""
+        return read_ahead(self.dataset(split, seed), numbers)
 
 
 def _rows(dataset: tf.data.Dataset) -> Iterator[Example]:
@@ -136,41 +188,69 @@ def use_folders(tfds_data_dir: str | None, cache_dirs: Sequence[str]) -> None:
 
 
 def get_tasks(
-    name: str, module: str | None, lengths: Mapping[str, int], use_cached: bool = False
-) -> tuple[SeqioTask, list[SeqioTask]]:
+    name: str,
+    module: str | None,
+    lengths: Mapping[str, int],
+    use_cached: bool = False,
+    cache: str | None = None,
+    mixture_of: MixtureOf | None = None,
+) -> tuple[SeqioTask | CachedTask, Sequence[SeqioTask | CachedTask]]:
     """Returns the task or mixture `name`, and the tasks in it.
 
     Args:
-      name: the task or mixture.
+      name: the task or mixture; with `mixture_of`, any name.
       module: module that registers it; None for the bundled tasks.
       lengths: `{"inputs": L, "targets": T}`.
       use_cached: whether to read seqio's cache.
+      cache: the folder of `adalink cache-task`; None reads the tasks themselves.
+      mixture_of: the tasks to mix, and their rates.
 
     Raises:
       UserError: if the module cannot be imported, if there is no such task (the message names the nearest), or if its data or its
         cache are missing, or if EOS ends inputs that the vocabulary does not end with it.
     """
+    names = [name] if mixture_of is None else list(mixture_of.tasks)
+    registered = register(module, names)
+    if mixture_of is not None and (others := set(names) - {one.name for one in registered}):
+        raise UserError(f"MIXTURE names {min(others)}, which is a mixture; name its tasks.")
+    for one in registered:
+        check_task(one)
+        if use_cached and one.cache_dir is None:
+            folders = ", ".join(seqio.get_global_cache_dirs()) or "any folder"
+            raise UserError(
+                f"USE_CACHED_TASKS is True, and {one.name} is not cached in {folders}; name its folder with "
+                f"--seqio_additional_cache_dirs, or set USE_CACHED_TASKS to False."
+            )
+        check = getattr(one.source, "check", None)  # tasks of `published` find missing files before training
+        if check is not None and not use_cached and cache is None:
+            check()
+    mixture = seqio.get_mixture_or_task(name) if mixture_of is None else seqio.Mixture(name, [(x, 1.0) for x in names])
+    tasks = [SeqioTask(task, lengths, use_cached) for task in seqio.get_subtasks(mixture)]
+    scored = tasks if cache is None else [CachedTask(task, cache, lengths) for task in tasks]
+    if not isinstance(mixture, seqio.Mixture):
+        return scored[0], scored
+    if mixture_of is None:
+        rate = lambda task: mixture.get_rate(cast(seqio.Task, seqio.TaskRegistry.get(task.name)))
+    else:
+        rate = lambda task: mixture_of.rate(task.name, task)
+    return (SeqioMixture if cache is None else CachedMixture)(mixture, scored, rate, lengths), scored
+
+
+def register(module: str | None, names: Sequence[str]) -> list[seqio.Task]:
+    """Imports `module` (None: the bundled tasks), and returns the tasks that the names of tasks and mixtures stand for.
+
+    Raises:
+      UserError: if the module cannot be imported, and for an unknown name.
+    """
     registering = configuration.import_module(module or SHIPPED_TASKS, "MIXTURE_OR_TASK_MODULE")
     if hasattr(registering, "register"):
         registering.register()
     known = [*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()]
-    if name not in known:
-        nearest = near(name, known) or sorted(known)
-        raise UserError(f"There is no task or mixture {name!r} (MIXTURE_OR_TASK_NAME); nearest: {', '.join(nearest)}.")
-    task_or_mixture = seqio.get_mixture_or_task(name)
-    tasks = seqio.get_subtasks(task_or_mixture)
-    for task in tasks:
-        check_task(task)
-        if use_cached and task.cache_dir is None:
-            folders = ", ".join(seqio.get_global_cache_dirs()) or "any folder"
+    for name in names:
+        if name not in known:
+            nearest = near(name, known) or sorted(known)
             raise UserError(
-                f"USE_CACHED_TASKS is True, and {task.name} is not cached in {folders}; name its folder with "
-                f"--seqio_additional_cache_dirs, or set USE_CACHED_TASKS to False."
+                f"There is no task or mixture {name!r} (MIXTURE_OR_TASK_NAME); nearest: {', '.join(nearest)}."
             )
-        check = getattr(task.source, "check", None)  # tasks of `published` find missing files before training
-        if check is not None and not use_cached:
-            check()
-    scored = [SeqioTask(task, lengths, use_cached) for task in tasks]
-    if isinstance(task_or_mixture, seqio.Mixture):
-        return SeqioMixture(task_or_mixture, scored, lengths, use_cached), scored
-    return scored[0], scored
+    tasks = (task for name in names for task in seqio.get_subtasks(seqio.get_mixture_or_task(name)))
+    return list({task.name: task for task in tasks}.values())

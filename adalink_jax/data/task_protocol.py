@@ -1,11 +1,12 @@
 """What the other layers know about a task: its examples, its vocabulary, and how its predictions are scored."""
 
 from collections.abc import Iterable, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from adalink_jax.data.label_sets import LabelSets
 
 Example = dict[str, Any]  # one tokenised example; `Task.examples` lists the keys
+T_co = TypeVar("T_co", covariant=True)
 
 
 class Task(Protocol):
@@ -56,12 +57,30 @@ class Task(Protocol):
         ...
 
 
+class Numbered(Protocol[T_co]):
+    """What is read by number, at the same cost wherever it is."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, number: int, /) -> T_co: ...
+
+
 @runtime_checkable
 class NumberedTask(Protocol):
-    """A task whose examples are read by their numbers, each at the same cost wherever it is."""
+    """A task whose examples are read by their numbers, each at the same cost wherever it is.
+
+    Attributes:
+      digest: of all its examples, in processes that have the same; "" where only reading them would tell.
+    """
+
+    digest: str
 
     def size(self, split: str, seed: int) -> int:
         """The number of examples of a pass with this seed."""
+        ...
+
+    def dataset(self, split: str, seed: int | None) -> Numbered[Example]:
+        """The examples of `Task.examples(split, seed)`; one is read when its number is asked for."""
         ...
 
     def examples_at(self, split: str, seed: int | None, numbers: Sequence[int]) -> Iterable[Example]:

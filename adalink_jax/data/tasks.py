@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import gin
 
 from adalink_jax.data.in_context import InContextTask
+from adalink_jax.data.mixing_rates import MixtureOf
 from adalink_jax.data.overfit import OverfitTask
 from adalink_jax.data.task_protocol import Task
 from adalink_jax.data.user_files import FileTask
@@ -31,6 +32,9 @@ class DatasetConfig:
         `register`, which is called without arguments whenever tasks are requested; None for the bundled scenes of digits.
       seed: seed of the order of the training examples.
       own_files: a task over the user's own files; None for a seqio task.
+      mixture: tasks to mix, in place of a registered mixture, whose name is then any; None for what `mixture_or_task_name` names.
+      task_cache: a folder of tasks that `adalink cache-task` wrote, from which each host reads its own rows; None reads the tasks
+        themselves.
       in_context_examples: number of solved examples to put before each input in evaluation of a frozen base; `seed` draws
         them from the training split. Training with them is refused.
       use_cached: read the task from seqio's cache (`seqio_cache_tasks`), and refuse if it is not cached.
@@ -40,7 +44,7 @@ class DatasetConfig:
 
     Raises:
       UserError: if `train_examples` are fewer than a batch, or there is `overfit` beside them or beside `in_context_examples`; for `pack` with files that worker processes read; if `own_files` come with a module of seqio tasks or with
-        `use_cached`.
+        `use_cached`, or with a `task_cache` or `mixture`, or for both kinds of cache.
     """
 
     mixture_or_task_name: str
@@ -51,6 +55,8 @@ class DatasetConfig:
     train_examples: PositiveInt | None = None
     own_files: FileTask | None = None
     use_cached: bool = False
+    mixture: MixtureOf | None = None
+    task_cache: str | None = None
     in_context_examples: NonNegativeInt = 0
     pack: bool = False
     overfit: PositiveInt | None = None
@@ -67,6 +73,13 @@ class DatasetConfig:
             )
         if self.own_files is not None and self.use_cached:
             raise UserError("USE_CACHED_TASKS is True, but your own files are not a seqio task; set it to False.")
+        if self.own_files is not None and (self.task_cache is not None or self.mixture is not None):
+            name = "TASK_CACHE" if self.task_cache is not None else "MIXTURE"
+            raise UserError(
+                f"{name} is for seqio's tasks, and your own files are read by number without it; leave it out."
+            )
+        if self.task_cache is not None and self.use_cached:
+            raise UserError("TASK_CACHE and USE_CACHED_TASKS (seqio's cache) are both set; set one of them.")
         if self.pack and self.own_files is not None and self.own_files.workers:
             raise UserError(
                 f"PACK_EXAMPLES is True and WORKERS {self.own_files.workers}, but worker processes make rows of one example; set "
@@ -104,7 +117,12 @@ def get_tasks(
         tasks = [task]
     else:
         task, tasks = seqio_sources().get_tasks(
-            config.mixture_or_task_name, config.mixture_or_task_module, lengths, config.use_cached
+            config.mixture_or_task_name,
+            config.mixture_or_task_module,
+            lengths,
+            config.use_cached,
+            config.task_cache,
+            config.mixture,
         )
     if config.overfit is not None:
         if len(tasks) > 1:

@@ -27,7 +27,7 @@ class DataAgreement:
     """Compares the processes' data: before the first step, every `every` steps, and at the end.
 
     Each process reads the same `ROWS` rows of a global batch, most of which are not its own. Compared are tasks whose rows are read by number
-    (`NumberedTask`); of others a position cannot be read without all before it.
+    (`NumberedTask`), with the digest of all of them where a cache states it; of others a position cannot be read without all before it.
 
     Attributes:
       every: steps between comparisons; 0 compares at the start and the end only.
@@ -55,18 +55,18 @@ class DataAgreement:
         if others.size:
             raise UserError(
                 f"After step {step:,} the processes have different training data: process {', '.join(map(str, others))} not that of "
-                f"process 0; give every host the same files (DATA) and the same versions of packages, then rerun the command."
+                f"process 0; give every host the same files (DATA, TASK_CACHE) and the same versions of packages, then rerun the command."
             )
 
 
 def _digest(
     task: NumberedTask, dataset: DatasetConfig, converter: FeatureConverter, step: int, position: dict[str, Any]
 ) -> np.ndarray:
-    """The SHA-256 of `ROWS` rows that follow from `step`, of the position, and of the size of the data; uint32 [8]."""
+    """The SHA-256 of `ROWS` rows that follow from `step`, of the position, and of the data's size and digest; uint32 [8]."""
     stride = max(dataset.batch_size // ROWS, 1)
     size = task.size("train", dataset.seed)
     numbers = [(step * dataset.batch_size + row) % size for row in range(step % stride, dataset.batch_size, stride)]
-    digest = hashlib.sha256(json.dumps([position, size], sort_keys=True).encode())
+    digest = hashlib.sha256(json.dumps([position, size, task.digest], sort_keys=True).encode())
     batch = converter(list(task.examples_at("train", dataset.seed, numbers)))
     for name, values in sorted(batch.items()):
         digest.update(f"{name} {values.shape} {values.dtype}".encode() + np.ascontiguousarray(values).tobytes())

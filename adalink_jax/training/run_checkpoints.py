@@ -32,7 +32,7 @@ from adalink_jax.typed_values import PositiveFloat, PositiveInt
 
 T = TypeVar("T")
 # Settings that may change when a run is resumed: they affect no result, or only how far the run goes.
-MAY_CHANGE = ("CheckpointConfig.", "Setup.vision_cache", "expect_devices.", "compiler_flags.", "decoder_weights.", "make_mesh.",
+MAY_CHANGE = ("CheckpointConfig.", "Setup.vision_cache", "DatasetConfig.task_cache", "expect_devices.", "compiler_flags.", "decoder_weights.", "make_mesh.",
               "logical_axis_rules.", "check_environment.", "Watchdog.", "DataAgreement.", *(
     f"{name}.{setting}" for name in ("train", "train_pack")
     for setting in ("model_dir", "total_steps", "log_period", "profile_steps", "checkpoints", "at_once", "trackers")

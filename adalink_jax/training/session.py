@@ -20,7 +20,7 @@ from adalink_jax.data import FeatureConverter, Task, check_rows, get_tasks
 from adalink_jax.data.batch_order import BatchIterator
 from adalink_jax.data.images import counting_transparent, transparency_note
 from adalink_jax.data.prefetch import Prefetched
-from adalink_jax.data.user_files.file_task import LoadedFileTask
+from adalink_jax.data.task_protocol import NumberedTask
 from adalink_jax.errors import UserError
 from adalink_jax.files import locks
 from adalink_jax.files.places import check_run_folder, path_of
@@ -270,7 +270,7 @@ def open_run(
             session.console.note("The caller makes the batches; rows of train are not used.")
         else:
             _check_size(session.task, setup.data.batch_size)
-        folder, identity = path_of(model_dir), identity_of(settings())
+        folder, identity = path_of(model_dir), identity_of(settings()) | _data_identity(session.task)
         newest = RunCheckpoints(folder / "checkpoints", checkpoints.keep, identity)
         best = RunCheckpoints(folder / "best", 1, identity)
         with outputs.naming(folder), contextlib.ExitStack() as at_end, newest, best:
@@ -299,9 +299,15 @@ def check_trainable(setup: Setup) -> None:
     split_abstract(setup.model, setup.trainable)
 
 
+def _data_identity(task: Task) -> dict[str, str]:
+    """What states the data of a cached task, wherever its folder is; nothing for other tasks."""
+    digest = task.digest if isinstance(task, NumberedTask) else ""
+    return {"DatasetConfig.task_cache digest": digest} if digest else {}
+
+
 def _check_size(task: Task, batch_size: int) -> None:
     """Refuses a batch that is larger than the data, before memory is asked for it; `train_batches` is exact."""
-    size = len(task.splits["train"]) if isinstance(task, LoadedFileTask) else None
+    size = task.size("train", 0) if isinstance(task, NumberedTask) else None
     if size is None and batch_size > _LARGE_BATCH:
         size = sum(1 for _ in itertools.islice(task.examples("train"), batch_size))
     if size is not None and size < batch_size:

@@ -12,7 +12,8 @@ import gin
 import numpy as np
 
 from adalink_jax.data.images import decode_image, read_image
-from adalink_jax.data.task_protocol import Example
+from adalink_jax.data.read_ahead import read_ahead
+from adalink_jax.data.task_protocol import Example, Numbered
 from adalink_jax.data.user_files import file_splits, row_checks
 from adalink_jax.data.user_files.file_settings import METRICS, ONE_REFERENCE, FileSettings
 from adalink_jax.data.user_files.file_splits import Split
@@ -76,6 +77,8 @@ class LoadedFileTask:
       workers: see `FileSettings`.
     """
 
+    digest = ""
+
     def __init__(
         self,
         settings: FileSettings,
@@ -120,9 +123,10 @@ class LoadedFileTask:
         data = grain.MapDataset.source(cast(Sequence[StoredRow], self.splits[split]))  # needs only len and []
         return data if seed is None else data.shuffle(seed=seed)
 
-    def dataset(self, split: str, seed: int | None) -> "grain.MapDataset[Example]":
-        """The examples of `rows`."""
-        return self.rows(split, seed).map(functools.partial(self.example, seed=seed))
+    def dataset(self, split: str, seed: int | None) -> Numbered[Example]:
+        """See `NumberedTask.dataset`: the examples of `rows`."""
+        data = self.rows(split, seed).map(functools.partial(self.example, seed=seed))
+        return cast(Numbered[Example], data)  # grain's type allows gaps; there are no gaps here
 
     def size(self, split: str, seed: int | None = None) -> int:
         """The number of examples of a split, whatever the seed."""
@@ -133,15 +137,8 @@ class LoadedFileTask:
         return self.examples_at(split, seed, range(start, self.size(split)))
 
     def examples_at(self, split: str, seed: int | None, numbers: Sequence[int]) -> Iterable[Example]:
-        """See `NumberedTask.examples_at`; four threads read ahead."""
-        import grain
-
-        if not len(numbers):
-            return iter(())
-        data = self.dataset(split, seed)
-        chosen = grain.MapDataset.source(numbers).map(lambda number: data[number])
-        ahead = chosen.to_iter_dataset(grain.ReadOptions(num_threads=4, prefetch_buffer_size=64))
-        return iter(cast(Iterable[Example], ahead))  # grain's type allows gaps; there are no gaps here
+        """See `NumberedTask.examples_at`."""
+        return read_ahead(self.dataset(split, seed), numbers)
 
     def example(self, row: StoredRow, seed: int | None = None) -> Example:
         """Tokenises a row; with a seed, draws one reference of several."""

@@ -40,7 +40,7 @@ class _Batches:
 
 @functools.lru_cache(2)
 def _epoch(task: LoadedFileTask, seed: int) -> Sequence[Example]:
-    return cast(Sequence[Example], task.dataset("train", seed))  # grain's type allows gaps; there are no gaps here
+    return cast(Sequence[Example], task.dataset("train", seed))  # grain needs only len and []
 
 
 class WorkerIterator(EpochIterator):

@@ -1,0 +1,180 @@
+"""A seqio task whose examples are read from a cache by number; its vocabulary, postprocessing and metrics stay the task's own.
+
+Invariant: an example is that of the uncached task at the same lengths, and each host reads only those that it is asked for.
+"""
+
+import functools
+import hashlib
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import accumulate
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+from etils import epath
+
+from adalink_jax.data.read_ahead import read_ahead
+from adalink_jax.data.task_cache import cache_files, example_bytes
+from adalink_jax.data.task_cache.cache_files import AGAIN, Identity, Shard, Split, shard_path
+from adalink_jax.data.task_protocol import Example, Numbered, Task
+from adalink_jax.errors import UserError
+from adalink_jax.files.places import is_remote, is_there, path_of
+from adalink_jax.files.whole_file import write_bytes
+
+if TYPE_CHECKING:
+    from array_record.python.array_record_module import ArrayRecordReader
+
+OPEN_FILES = 512
+PROBE = "The 7 quick brown foxes of Zürich jump over a lazy dog."
+
+
+class CachedTask:
+    """See `NumberedTask`. A split is opened when it is first asked for.
+
+    Attributes:
+      splits: the finished splits.
+      digest: of all records of the finished splits.
+    """
+
+    def __init__(self, task: Task, folder: str, lengths: Mapping[str, int]):
+        """Args:
+          task: the uncached task.
+          folder: CACHE.
+          lengths: `{"inputs": L, "targets": T}`; examples are cut to them.
+
+        Raises:
+          UserError: if the folder has no cache of the task, or one with another vocabulary or at other lengths.
+        """
+        self.name, self.vocab_size, self.eos, self.notes = task.name, task.vocab_size, task.eos, task.notes
+        self.has_images, self.labels, self._task = task.has_images, task.labels, task
+        self.encode, self.decode, self.score = task.encode, task.decode, task.score
+        self._folder, self._lengths = path_of(folder) / task.name, lengths
+        remedy = f"write it: adalink cache-task {task.name} {folder} --gin_file=... (the files of the task)"
+        if not is_there(self._folder / cache_files.TASK):
+            raise UserError(f"{folder} (TASK_CACHE) holds no cache of {task.name}; {remedy}.")
+        identity = cache_files.read(self._folder / cache_files.TASK, Identity, f"delete {self._folder} and {remedy}")
+        if identity.vocabulary != vocabulary_digest(task):
+            raise UserError(
+                f"{self._folder} holds {task.name} in another vocabulary; use that one, or another TASK_CACHE."
+            )
+        if identity.kept_ends is None and identity.lengths != dict(lengths):
+            raise UserError(
+                f"{self._folder} holds the examples of {task.name} at the lengths {identity.lengths}, and other lengths make other examples; "
+                f"set TASK_FEATURE_LENGTHS so, or use another TASK_CACHE."
+            )
+        self._kept_ends = identity.kept_ends or {}
+        names = sorted(path.name for path in self._folder.glob("*.json"))
+        self.splits = [
+            name[:-5] for name in names if name != cache_files.TASK and not name[:-5].rpartition("-")[2].isdigit()
+        ]
+        self._split = functools.cache(lambda split: _Records(self._folder, split, self._read_split(split)))
+        self._shuffled = functools.lru_cache(64)(self._shuffle)
+        digests = "".join(f"{split} {self._split(split).digest}\n" for split in self.splits)
+        self.digest = hashlib.sha256(digests.encode()).hexdigest()
+
+    def _read_split(self, split: str) -> Split:
+        path = self._folder / f"{split}.json"
+        if not is_there(path):
+            begun = len(list(self._folder.glob(f"{split}-*.json")))
+            state = f"has written {begun} files of {split} and not all" if begun else f"has no split {split}"
+            raise UserError(
+                f"The cache {self._folder} {state}; rerun `adalink cache-task` with this split to finish it."
+            )
+        return cache_files.read(path, Split)
+
+    def size(self, split: str, seed: int | None = None) -> int:
+        """The number of examples of a split, whatever the seed."""
+        return len(self._split(split))
+
+    def dataset(self, split: str, seed: int | None) -> Numbered[Example]:
+        """See `NumberedTask.dataset`; the shuffle is grain's, as of a user's own files."""
+        return self._shuffled(split, seed)
+
+    def _shuffle(self, split: str, seed: int | None) -> Numbered[Example]:
+        import grain
+
+        data = grain.MapDataset.source(cast(Sequence[Example], self._split(split)))  # needs only len and []
+        if seed is not None:
+            data = data.shuffle(seed=seed)
+        return cast(Numbered[Example], data.map(self._cut))
+
+    def examples_at(self, split: str, seed: int | None, numbers: Sequence[int]) -> Iterable[Example]:
+        """See `NumberedTask.examples_at`."""
+        return read_ahead(self.dataset(split, seed), numbers)
+
+    def examples(self, split: str, seed: int | None = None, start: int = 0) -> Iterable[Example]:
+        """See `Task.examples`."""
+        return self.examples_at(split, seed, range(start, self.size(split)))
+
+    def _cut(self, example: Example) -> Example:
+        """The example at the run's lengths."""
+        return cut(example, self._lengths, self._kept_ends)
+
+
+def cut(example: Example, lengths: Mapping[str, int], kept_ends: Mapping[str, int]) -> Example:
+    """Cuts the ids of an example to `lengths`; of a feature its last `kept_ends` ids stay."""
+    short = {}
+    for name, end in kept_ends.items():
+        if name in lengths and len(ids := example[name]) > (length := lengths[name]):
+            end = min(end, length)
+            short[name] = np.concatenate([ids[: length - end], ids[len(ids) - end :]])
+    return {**example, **short}
+
+
+def vocabulary_digest(task: Task) -> str:
+    """The digest of a task's vocabulary: its size, its EOS, and the ids of a text."""
+    facts = [task.vocab_size, task.eos, [int(i) for i in task.encode(PROBE)]]
+    return hashlib.sha256(repr(facts).encode()).hexdigest()
+
+
+class _Records:
+    """The examples of a split by number, from files that are opened when they are needed."""
+
+    def __init__(self, folder: epath.Path, split: str, files: Split):
+        self._folder, self._split, self._shards, self.digest = folder, split, files.shards, files.digest
+        self._ends = np.array(list(accumulate(shard.examples for shard in files.shards)), np.int64)
+        self._reader = functools.lru_cache(OPEN_FILES)(self._open)
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def __getitem__(self, number: Any) -> Example:
+        shard = int(np.searchsorted(self._ends, number, side="right"))
+        row = int(number) - (int(self._ends[shard - 1]) if shard else 0)
+        try:
+            return example_bytes.from_bytes(self._reader(shard).read([row])[0])
+        except (RuntimeError, ValueError) as e:  # ArrayRecord's checksums; msgpack's errors are ValueErrors
+            if isinstance(e, UserError):
+                raise
+            raise _damaged(shard_path(self._folder, self._split, shard), f"example {row} cannot be read") from e
+
+    def _open(self, number: int) -> "ArrayRecordReader":
+        from array_record.python.array_record_module import ArrayRecordReader
+
+        path, stated = shard_path(self._folder, self._split, number), self._shards[number]
+        reader = ArrayRecordReader(str(_local(path, stated)), "readahead_buffer_size:0")
+        if reader.num_records() != stated.examples:
+            raise _damaged(path, f"it has {reader.num_records():,} examples, not {stated.examples:,}")
+        return reader
+
+
+def _local(path: epath.Path, shard: Shard) -> epath.Path:
+    """The shard on a local disk. One in a bucket is copied to the folder for temporary files (TMPDIR), once for all processes."""
+    if not is_there(path):
+        raise UserError(f"There is no {path}; {AGAIN}.")
+    if not is_remote(path):
+        if (size := path.stat().length) != shard.bytes:
+            raise _damaged(path, f"it has {size:,} bytes, not {shard.bytes:,}")
+        return path
+    copy = path_of(tempfile.gettempdir()) / "adalink_task_cache" / f"{shard.sha256}.array_record"
+    if not copy.exists() or copy.stat().length != shard.bytes:
+        data = path.read_bytes()
+        if hashlib.sha256(data).hexdigest() != shard.sha256:
+            raise _damaged(path, "its digest is not the stated one")
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        write_bytes(copy, data)
+    return copy
+
+
+def _damaged(path: epath.Path, why: str) -> UserError:
+    return UserError(f"{path} is damaged ({why}); {AGAIN}.")

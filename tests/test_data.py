@@ -221,3 +221,17 @@ def test_more_shots_than_examples_and_fewer_than_a_batch_are_refused():
         next(shots(60))
     with pytest.raises(UserError, match="TRAIN_EXAMPLES is 3 and BATCH_SIZE 4"):
         shots(3)
+
+
+@pytest.mark.parametrize("processes, batch, how, says", [
+    (1, 0, {}, False), (1, 3124, {}, False), (1, 3125, {}, True), (2, 0, {}, True),
+    (2, 10**6, {"task_cache": "cache"}, False), (2, 10**6, {"train_examples": 64}, False),
+])  # fmt: skip
+def test_a_run_says_what_a_stream_costs_only_where_it_costs(processes, batch, how, says):
+    config = DatasetConfig("digits_reverse", {"inputs": 24, "targets": 4}, 32, **how)
+    note = config.stream_note(processes, {"epoch": 0, "batch": batch})
+    assert (note is not None) == says
+    if note:
+        assert (
+            "`adalink cache-task digits_reverse FOLDER` writes it once" in note and f"{batch * 32:,} examples" in note
+        )

@@ -24,6 +24,7 @@ STEPS = 40
 MEASURED = ("train/examples_per_second", "train/input_wait", "timing/step_seconds", "timing/target_tokens_per_second")
 TASK = """
 import functools
+import os
 import seqio
 import tensorflow as tf
 from adalink_jax.data import digits, seqio_tasks
@@ -38,6 +39,10 @@ task = seqio.TaskRegistry.get("digits_reverse")
 seqio.TaskRegistry.add(
     "digits_few", source=seqio.FunctionDataSource(scenes, splits=["train", "validation", "test"]),
     preprocessors=task.preprocessors, output_features=task.output_features, metric_fns=task.metric_fns)
+seqio.TaskRegistry.add(
+    "digits_more", source=seqio.FunctionDataSource(scenes, splits=["train"]), preprocessors=[
+        *task.preprocessors, lambda dataset: dataset.take(int(os.environ.get('DIGITS_MORE', 200)))],
+    output_features=task.output_features, metric_fns=task.metric_fns)
 """
 
 
@@ -386,3 +391,74 @@ def test_a_process_with_other_data_ends_the_job_in_one_sentence(tmp_path, differ
     assert statuses == ([2, 2] if differs else [0, 0]), [text[-3000:] for text in outputs]
     for text in outputs:
         assert ("process 1 not that of process 0; give every host the same files (DATA, TASK_CACHE)" in text) == differs
+
+
+def cached_flags(model_dir, *more):
+    return [
+        "train", "--gin_file=gin/models/pali_nano.gin", "--gin_file=gin/adapters/adalink.gin", "--gin_file=gin/tasks/digits.gin",
+        *more, "--gin_file=gin/runs/finetune.gin", f"--gin.MODEL_DIR='{model_dir}'", "--gin.TRAIN_STEPS=4", "--gin.EVAL_PERIOD=0",
+        "--gin.INITIAL_CHECKPOINT_PATH='bundled:pali_nano_instruct'", "--gin.MIXTURE_OR_TASK_NAME='digits_few'", "--gin.train.metric=None",
+        "--gin.DatasetConfig.mixture_or_task_module='few_digits'", "--gin.TASK_CACHE='cache'", "--gin.RANK=4", "--gin.BATCH_SIZE=32",
+        "--gin.DataAgreement.every=1",
+    ]  # fmt: skip
+
+
+MIXED = [
+    "--gin_file=gin/tasks/mixing.gin",
+    "--gin.MIXTURE=('digits_few', 'digits_more')",
+    "--gin.MIXTURE_TEMPERATURE=2.0",
+]
+
+
+def cache_digits(folder, monkeypatch):
+    """Caches both tasks in `folder`/cache."""
+    flags = ["--gin_file=gin/tasks/digits.gin", "--gin.DatasetConfig.mixture_or_task_module='few_digits'"]
+    with monkeypatch.context() as patch:
+        patch.chdir(folder)
+        patch.syspath_prepend(folder)
+        for name in ("digits_few", "digits_more"):
+            assert main(["cache-task", name, "cache", *flags]) == 0
+
+
+@pytest.mark.parametrize("kind, count", [
+    ("mixture", 2),
+    *(pytest.param(*case, marks=pytest.mark.slow) for case in (
+        ("mixture", 4), ("mixture", 8), ("task", 2), ("task", 4), ("task", 8), ("own files", 2), ("own files", 4), ("own files", 8),
+    )),
+])  # fmt: skip
+def test_hosts_that_read_their_own_rows_train_the_adapter_of_one(tmp_path, monkeypatch, kind, count):
+    if kind == "own files":
+        folder = own_table(tmp_path, "a")
+        flags = own_flags
+    else:
+        folder, flags = tmp_path, lambda model_dir: cached_flags(model_dir, *(MIXED if kind == "mixture" else []))
+        (tmp_path / "few_digits.py").write_text(TASK)
+        cache_digits(tmp_path, monkeypatch)
+    with Job(count, flags(tmp_path / "several"), folder) as job:
+        statuses, outputs = job.end()
+    assert statuses == [0] * count, [text[-3000:] for text in outputs]
+    monkeypatch.chdir(folder)
+    monkeypatch.syspath_prepend(folder)
+    assert main(flags(tmp_path / "one")) == 0
+    one, several = (load_file(tmp_path / name / "adapter" / "adapter_model.safetensors") for name in ("one", "several"))
+    for name in one:
+        np.testing.assert_allclose(several[name], one[name], atol=1e-5, err_msg=name)
+
+
+@pytest.mark.slow
+def test_a_process_with_another_cache_ends_the_job_in_one_sentence(tmp_path, monkeypatch):
+    """The caches differ in one example that nobody reads."""
+    for name, more in (("a", "200"), ("b", "199")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "few_digits.py").write_text(TASK.replace("200)", f"{more})"))
+        command = [sys.executable, "-m", "adalink_jax", "cache-task", "digits_few", "cache", "--gin_file=gin/tasks/digits.gin",
+                   "--gin.DatasetConfig.mixture_or_task_module='few_digits'", "--trust_modules"]  # fmt: skip
+        for task in ("digits_few", "digits_more"):
+            command[4] = task
+            subprocess.run(command, cwd=tmp_path / name, check=True)
+    with Job(2, cached_flags(tmp_path / "run", *MIXED), [tmp_path / "a", tmp_path / "b"]) as job:
+        statuses, outputs = job.end()
+    assert statuses == [2, 2], [text[-3000:] for text in outputs]
+    assert all(
+        "process 1 not that of process 0; give every host the same files (DATA, TASK_CACHE)" in x for x in outputs
+    )

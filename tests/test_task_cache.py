@@ -22,6 +22,7 @@ from adalink_jax.data import DatasetConfig, FeatureConverter, get_tasks, train_b
 from adalink_jax.data.task_cache import cache_writer, example_bytes  # noqa: E402
 from adalink_jax.data.task_protocol import NumberedTask  # noqa: E402
 from adalink_jax.errors import UserError  # noqa: E402
+from adalink_jax.training import data_agreement  # noqa: E402
 
 ROOT = pathlib.Path(adalink_jax.__file__).parents[1]
 LENGTHS = {"inputs": 12, "targets": 4}
@@ -236,6 +237,20 @@ def test_a_task_that_depends_on_the_lengths_is_cached_at_them(declare, tmp_path,
         np.testing.assert_array_equal(read["inputs"], uncached["inputs"])
     with pytest.raises(UserError, match="at the lengths .*, and other lengths make other examples"):
         get_tasks(config("spans", folder, lengths={"inputs": 10, "targets": 4}))
+
+
+def test_the_digests_of_two_caches_differ_if_any_example_does(declare, tmp_path):
+    tasks = []
+    for size in (200, 199):
+        declare("words", size=size)
+        tasks.append(get_tasks(config("words", cached("words", tmp_path / str(size))))[0])
+    again, _ = get_tasks(config("words", str(tmp_path / "200")))
+    position = {"epoch": 0, "batch": 0}
+    one, same, other = (
+        data_agreement._digest(task, config("words", "x"), FeatureConverter(LENGTHS), 0, position)
+        for task in (tasks[0], again, tasks[1])
+    )
+    assert (one == same).all() and (one != other).any() and tasks[0].digest == again.digest != tasks[1].digest
 
 
 @pytest.mark.slow

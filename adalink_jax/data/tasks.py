@@ -7,6 +7,7 @@ import sys
 import tempfile
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import gin
 
@@ -17,6 +18,8 @@ from adalink_jax.data.task_protocol import Task
 from adalink_jax.data.user_files import FileTask
 from adalink_jax.errors import UserError
 from adalink_jax.typed_values import NonNegativeInt, PositiveInt, Seed
+
+FAR = 100_000  # examples that are read and dropped before it is worth a word
 
 
 @gin.configurable
@@ -94,6 +97,25 @@ class DatasetConfig:
                 f"TRAIN_EXAMPLES is {self.train_examples} and BATCH_SIZE {self.batch_size}; an epoch needs a whole batch: "
                 f"lower BATCH_SIZE."
             )
+
+    def stream_note(self, processes: int, position: Mapping[str, Any]) -> str | None:
+        """What reading a seqio task costs a job of several processes, or one that resumes far into the data; None for others.
+
+        Args:
+          processes: their number.
+          position: where the data is, see `BatchIterator.get_state`.
+        """
+        is_stream = self.own_files is None and self.task_cache is None
+        if not is_stream or self.overfit is not None or self.train_examples is not None:
+            return None
+        skipped = int(position.get("batch", 0)) * self.batch_size
+        if processes == 1 and skipped < FAR:
+            return None
+        name = self.mixture_or_task_name
+        return (
+            f"Every process reads and tokenises all of {name}, and skips to a step by reading what is before it (here {skipped:,} examples); "
+            f"`adalink cache-task {name if self.mixture is None else 'TASK'} FOLDER` writes it once, and TASK_CACHE reads only a process's own rows."
+        )
 
 
 def get_tasks(

@@ -176,6 +176,8 @@ class RunSession(Session):
             state, facts = self.newest.restore(state)
             batches.set_state(facts["data_position"])
             self.console.resumed(int(state.step), self.newest)
+        if not self.own_batches and (note := self.setup.data.stream_note(jax.process_count(), batches.get_state())):
+            self.console.note(note)
         config = config_text()
         parallel.once(outputs.write_start, self.folder, params, config)
         step = int(state.step)

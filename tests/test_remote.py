@@ -4,11 +4,14 @@ The bucket is an in-memory file system for gs:// that, like a bucket, can neithe
 own code for gs://, which needs a network, so their checkpoints go to a local folder.
 """
 
+import dataclasses
 import json
 import os
 import subprocess
+import tempfile
 
 import fsspec
+import numpy as np
 import pytest
 from etils import epath
 from etils.epath import gpath
@@ -16,6 +19,8 @@ from fsspec.implementations.memory import MemoryFileSystem
 from helpers import adalink_here
 
 from adalink_jax.cli.main import main
+from adalink_jax.data import DatasetConfig, get_tasks
+from adalink_jax.errors import UserError
 from adalink_jax.files import metric_log
 from adalink_jax.files.metric_log import has_metrics, read_metrics
 from adalink_jax.training.metric_writer import MetricWriter
@@ -154,3 +159,20 @@ def test_a_folder_that_cannot_be_made_is_one_sentence(capsys):
     assert main(["quickstart", *flags("/dev/null/run")]) == 2
     err = capsys.readouterr().err
     assert "/dev/null" in err and "give another folder" in err and err.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_a_task_is_cached_in_a_bucket_and_read_from_copies(bucket, tmp_path, monkeypatch):
+    pytest.importorskip("seqio")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    assert main(["cache-task", "digits_reverse", "gs://bucket/cache", "--gin_file=gin/tasks/digits.gin"]) == 0
+    dataset = DatasetConfig("digits_reverse", {"inputs": 24, "targets": 4}, 8, task_cache="gs://bucket/cache")
+    (cached, _), (uncached, _) = get_tasks(dataset), get_tasks(dataclasses.replace(dataset, task_cache=None))
+    for read, example in zip(cached.examples("train"), uncached.examples("train"), strict=True):
+        assert all(np.array_equal(read[name], example[name]) for name in ("inputs", "targets", "image"))
+    copies = list((tmp_path / "adalink_task_cache").iterdir())
+    assert len(copies) == 1 and copies[0].suffix == ".array_record"
+    shard = "/bucket/cache/digits_reverse/test-00000.array_record"
+    bucket.pipe(shard, bucket.cat(shard)[:-1] + b"?")
+    with pytest.raises(UserError, match="test-00000.array_record is damaged .its digest is not the stated one"):
+        next(iter(cached.examples("test")))

@@ -58,6 +58,8 @@ def _forward(x: Array, weights: Quantised, axes: Axes) -> tuple[Array, Quantised
 
 def _backward(axes: Axes, weights: Quantised, cotangent: Array) -> tuple[Array, None]:
     """The gradient of `x` by the dequantised weights, whichever way the product itself was computed."""
+    # Else the compiler keeps what it made of the scales in the forward pass, four bytes for each value of a kernel in blocks.
+    weights = dataclasses.replace(weights, scales=jax.lax.optimization_barrier(weights.scales))
     other = -1 if weights.axis == -2 else -2
     return _contract(cotangent, dequantised(_whole(weights, axes), cotangent.dtype), other), None
 

@@ -17,8 +17,9 @@ import pydantic
 from etils import epath
 
 from adalink_jax.errors import UserError
-from adalink_jax.files import sealed_json, whole_file
+from adalink_jax.files import sealed_json
 from adalink_jax.files.typed_json import Form, as_form, parse_object, read_text
+from adalink_jax.files.whole_file import write_text
 
 TASK, FORMAT_VERSION = "task.json", 1
 AGAIN = "rerun `adalink cache-task`, which writes it again"
@@ -71,7 +72,7 @@ def shard_path(folder: epath.Path, split: str, number: int) -> epath.Path:
 
 def write(path: epath.Path, value: Form) -> None:
     """Writes a sealed file."""
-    whole_file.write_text(path, sealed_json.seal(value.model_dump()))
+    write_text(path, sealed_json.seal(value.model_dump()))
 
 
 def read(path: epath.Path, form: type[FormT], remedy: str = AGAIN) -> FormT:

@@ -17,8 +17,9 @@ from adalink_jax.data.task_cache.cache_files import Identity, Shard, Split, shar
 from adalink_jax.data.task_cache.cached_task import cut, vocabulary_digest
 from adalink_jax.data.task_protocol import Example, Task
 from adalink_jax.errors import UserError
-from adalink_jax.files import locks, whole_file
+from adalink_jax.files import locks
 from adalink_jax.files.places import is_there, path_of
+from adalink_jax.files.whole_file import write_bytes
 
 SHARD_BYTES = 128 * 2**20  # of examples before compression
 PROBED = 64  # examples of a split that are made at several lengths
@@ -136,7 +137,7 @@ class CacheWriter:
             sha256 = hashlib.sha256(data).hexdigest()
             shards.append(Shard(examples=done - before, bytes=len(data), sha256=sha256))
             to = shard_path(self._folder, split, len(shards) - 1)
-            whole_file.write_bytes(to, data)
+            write_bytes(to, data)
             cache_files.write(to.with_suffix(".json"), shards[-1])
         if not shards:
             raise UserError(f"{self.identity.name} has no examples in {split}; leave the split out (--split).")

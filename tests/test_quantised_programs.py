@@ -18,8 +18,22 @@ from adalink_jax.training.step import make_train_step
 SIZES = {"vocab_size": 640, "emb_dim": 512, "num_heads": 8, "head_dim": 64, "mlp_dim": 2048}
 DEPTH = 6
 ROWS, INPUTS, TARGETS = 16, 64, 32
-# Values of the kernels of one layer of the decoder: two attentions, and a gated MLP.
-LAYER = 8 * 512 * 512 + 3 * 512 * 2048
+# A layer of these is larger than the fast memory of a v5e chip, 128 MiB, which is part of a program's peak.
+LARGE = {
+    "emb_dim": 2048,
+    "num_heads": 16,
+    "head_dim": 128,
+    "mlp_dim": 8192,
+    "num_encoder_layers": 3,
+    "num_decoder_layers": 3,
+}
+
+
+def layer(emb_dim=SIZES["emb_dim"], mlp_dim=SIZES["mlp_dim"], **_):
+    """Values of the kernels of one layer of the decoder: two attentions, and a gated MLP."""
+    return 8 * emb_dim**2 + 3 * emb_dim * mlp_dim
+
+
 XLA_NAMES = {"int8": "s8", "fp8": "f8e4m3fn", "int4": "s4", "nf4": "u4"}
 
 
@@ -115,7 +129,11 @@ def check_temporaries(topology, dtype, **settings):
         print(
             f"{topology} {dtype} {settings} {name}: {more / 2**20:.1f} MiB more than {temporaries(plain)[peak] / 2**20:.1f}"
         )
-        assert more <= (2 if peak else 4) * LAYER, (name, more, temporaries(plain)[peak])  # CPUs compute in float32
+        assert more <= (2 if peak else 4) * layer(**settings), (
+            name,
+            more,
+            temporaries(plain)[peak],
+        )  # CPUs compute in float32
 
 
 def test_a_scanned_program_has_at_most_one_layer_dequantised():
@@ -127,4 +145,4 @@ def test_a_scanned_program_has_at_most_one_layer_dequantised():
 @pytest.mark.parametrize("scan_layers", [True, False])
 @pytest.mark.parametrize("remat", ["none", "frozen", "full"])
 def test_temporaries_on_a_tpu(dtype, scan_layers, remat):
-    check_temporaries("v5e:1x1", dtype, scan_layers=scan_layers, remat=remat)
+    check_temporaries("v5e:1x1", dtype, scan_layers=scan_layers, remat=remat, **LARGE)

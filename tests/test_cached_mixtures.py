@@ -3,6 +3,7 @@
 import collections
 import functools
 import itertools
+import shutil
 import sys
 import time
 import types
@@ -65,6 +66,15 @@ def cache(tasks, tmp_path_factory):
         task_at = lambda lengths, name=name: SeqioTask(seqio.TaskRegistry.get(name), lengths or {})
         CacheWriter(task_at, LENGTHS, folder, ["train"]).write(lambda *_: None)
     return folder
+
+
+def test_a_mixture_with_a_task_that_is_not_finished_is_refused(cache, tmp_path):
+    folder = tmp_path / "cache"
+    shutil.copytree(cache, folder)
+    (folder / "some" / "train.json").unlink()
+    task, _ = get_tasks(config(("few", "some"), str(folder)))
+    with pytest.raises(UserError, match="some has written 1 files of train and not all; rerun `adalink cache-task`"):
+        next(iter(task.examples("train", 0)))
 
 
 def config(names, folder=None, seed=3, **rates):

@@ -47,6 +47,17 @@ def saved(tmp_path_factory):
     return folder
 
 
+def test_the_newest_and_those_of_the_period_are_kept(tmp_path):
+    """Saves by the clock, at other steps, do not push out those of the period."""
+    kept = []
+    with RunCheckpoints(tmp_path, 2, IDENTITY, period=10) as checkpoints:
+        for step in (4, 7, 9, 10, 13, 20, 25, 30, 36):
+            checkpoints.save(state(step))
+            checkpoints.wait()
+            kept.append(checkpoints.steps())
+    assert kept == [[4], [4, 7], [7, 9], [9, 10], [10, 13], [10, 20], [10, 20, 25], [20, 30], [20, 30, 36]]
+
+
 def test_any_single_flipped_bit_is_harmless_or_noticed(saved, tmp_path):
     chosen, noticed = random.Random(0), 0
     files = sorted(path.relative_to(saved) for path in (saved / "20").rglob("*") if path.is_file())

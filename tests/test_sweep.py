@@ -13,6 +13,7 @@ pytest.importorskip("seqio")
 
 from adalink_jax.cli.main import main  # noqa: E402
 from adalink_jax.errors import UserError  # noqa: E402
+from adalink_jax.experiments.sweeps import spending
 from adalink_jax.experiments.sweeps.sweep import Sweep, expand  # noqa: E402
 
 
@@ -105,6 +106,18 @@ def test_an_invalid_description_is_refused_in_one_sentence(runs, drop, words):
     with pytest.raises(UserError) as message:
         expand(Sweep(runs, drop), typed=("BATCH_SIZE",))
     assert words in str(message.value) and "\n" not in str(message.value)
+
+
+def test_sweeps_that_share_a_folder_share_its_chip_hours(tmp_path, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(spending.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(spending.time, "time_ns", iter(range(9)).__next__)
+    one, other = (spending.Spending(str(tmp_path / "hours"), chips=8, most=1.0) for _ in range(2))
+    for seconds, over in ((60, False), (200, False), (240, True)):  # on 16 chips together, 225 are the most
+        now[0] = seconds
+        assert [one.over(), other.over()][1] == over
+    later = spending.Spending(str(tmp_path / "hours"), chips=8, most=1.0)
+    assert later.over() and later.chip_hours == pytest.approx(2 * 8 * 240 / 3600)
 
 
 # --- the command ---

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import types
 
+import gin
 import numpy as np
 import pytest
 
@@ -30,9 +31,10 @@ FEATURES = {name: seqio.Feature(seqio.ByteVocabulary(), add_eos=True) for name i
 TEXT = [seqio.preprocessors.tokenize, seqio.preprocessors.append_eos_after_trim]
 
 
-def numbered(split, shuffle_files, seed=None, size=200, word="text"):
+def numbered(split, shuffle_files, seed=None, size=200, word="text", last=""):
     size = size if split == "train" else 10
     rows = {"inputs": [f"{word} {'x' * (i % 9)} {i}" for i in range(size)], "targets": [str(i) for i in range(size)]}
+    rows["targets"][-1] += last
     return tf.data.Dataset.from_tensor_slices(rows | {"parts": [[f"{i}", "é"] for i in range(size)]})
 
 
@@ -51,9 +53,12 @@ def declare(monkeypatch):
     monkeypatch.setitem(sys.modules, "my_tasks", types.ModuleType("my_tasks"))
     names = []
 
-    def add(name, preprocessors=TEXT, **rows):
+    def add(name, preprocessors=TEXT, known=None, **rows):
         seqio.TaskRegistry.remove(name) if name in seqio.TaskRegistry.names() else names.append(name)
-        source = seqio.FunctionDataSource(functools.partial(numbered, **rows), splits=["train", "validation"])
+        sizes = {"train": known, "validation": 10} if known else None
+        source = seqio.FunctionDataSource(
+            functools.partial(numbered, **rows), splits=["train", "validation"], num_input_examples=sizes
+        )
         seqio.TaskRegistry.add(
             name, source=source, preprocessors=list(preprocessors), output_features=FEATURES, metric_fns=[score],
             postprocess_fn=lambda text, example, is_target: text + example["parts"][0].decode(),
@@ -198,17 +203,20 @@ def test_no_flipped_bit_passes_for_other_data(declare, tmp_path, small_shards):
         [row["targets"].tolist() for row in task.examples("train")],
         tmp_path / "words" / "train-00000.array_record",
     )
-    data, random = path.read_bytes(), np.random.default_rng(0)
+    data, random, found = path.read_bytes(), np.random.default_rng(0), 0
+    used = np.flatnonzero(np.frombuffer(data, np.uint8))  # most of a small file is filling
     for _ in range(40):
         flipped = bytearray(data)
-        flipped[random.integers(len(data))] ^= 1 << random.integers(8)
+        flipped[random.choice(used)] ^= 1 << random.integers(8)
         path.write_bytes(flipped)
         try:
             read = [row["targets"].tolist() for row in get_tasks(config("words", str(tmp_path)))[0].examples("train")]
         except UserError as e:
             assert "train-00000.array_record is damaged" in str(e)
+            found += 1
         else:
             assert read == expected
+    assert found > 20
 
 
 def test_a_folder_of_another_task_or_other_data_is_refused(declare, tmp_path, capsys):
@@ -239,12 +247,45 @@ def test_a_task_that_depends_on_the_lengths_is_cached_at_them(declare, tmp_path,
         get_tasks(config("spans", folder, lengths={"inputs": 10, "targets": 4}))
 
 
+def last_ids(dataset, sequence_length):
+    """Cuts inputs at their beginning, which is not how a cache cuts them."""
+    if sequence_length is None:
+        return dataset
+    return dataset.map(lambda row: row | {"inputs": row["inputs"][-sequence_length["inputs"] :]})
+
+
+def test_a_task_that_cuts_the_beginning_is_cached_at_its_lengths(declare, tmp_path, capsys):
+    declare("ends", [TEXT[0], last_ids])
+    folder = cached("ends", tmp_path)
+    assert f"a run must have TASK_FEATURE_LENGTHS = {LENGTHS}" in capsys.readouterr().out
+    one, other = (get_tasks(config("ends", x))[0].examples("train") for x in (None, folder))
+    for uncached, read in zip(one, other, strict=True):
+        np.testing.assert_array_equal(read["inputs"], uncached["inputs"])
+
+
+def test_settings_that_make_other_examples_are_refused(declare, tmp_path):
+    declare("words")
+    folder = cached("words", tmp_path)
+    with gin.unlock_config():
+        gin.bind_parameter("SpanCorruption.mean_span_length", 20.0)
+    with pytest.raises(UserError, match=r"words made with .*'mean_span_length': '3.0'.*, and the run has .*'20.0'"):
+        get_tasks(config("words", folder))
+
+
+def test_data_that_grew_are_refused(declare, tmp_path, capsys):
+    declare("words", known=200)
+    cached("words", tmp_path)
+    declare("words", size=230, known=230)
+    assert main(cache_command("words", tmp_path)) == 2
+    assert "has 200 examples of train, some of them of other data, for words has 230 now" in capsys.readouterr().err
+
+
 def test_the_digests_of_two_caches_differ_if_any_example_does(declare, tmp_path):
-    tasks = []
-    for size in (200, 199):
-        declare("words", size=size)
-        tasks.append(get_tasks(config("words", cached("words", tmp_path / str(size))))[0])
-    again, _ = get_tasks(config("words", str(tmp_path / "200")))
+    tasks, folders = [], (tmp_path / "one", tmp_path / "other")
+    for folder, last in zip(folders, ("", "!")):  # they differ in an example that nobody compares
+        declare("words", last=last)
+        tasks.append(get_tasks(config("words", cached("words", folder)))[0])
+    again, _ = get_tasks(config("words", str(folders[0])))
     position = {"epoch": 0, "batch": 0}
     one, same, other = (
         data_agreement._digest(task, config("words", "x"), FeatureConverter(LENGTHS), 0, position)

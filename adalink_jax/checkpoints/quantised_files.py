@@ -14,6 +14,7 @@ at once (two flipped signs cancel in their sums): the SHA-256 of each tensor of 
 import dataclasses
 import functools
 import math
+import threading
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
@@ -203,6 +204,8 @@ def _packed(codes: np.ndarray) -> np.ndarray:
 def _checked(scales: Leaf, digest: str | None, path: str) -> Leaf:
     """Scales that are compared with their digest, if one is stated, when they are first read."""
 
+    lock = threading.Lock()
+
     @functools.cache
     def check() -> None:
         if digest is not None and safetensors_file.digest(scales.origin, scales) != digest:
@@ -213,7 +216,8 @@ def _checked(scales: Leaf, digest: str | None, path: str) -> Leaf:
             raise CheckpointError(f"{scales.origin} in {path} holds scales that are not finite; {REMEDY}.")
 
     def read(index: Index) -> np.ndarray:
-        check()
+        with lock:  # blocks of the codes are read by several threads
+            check()
         return scales.read(index)
 
     return dataclasses.replace(scales, read=read)

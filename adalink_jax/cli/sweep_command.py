@@ -68,6 +68,11 @@ def sweep(argv: list[str]) -> int:
     from adalink_jax.parallel.accelerators import parse_topology
 
     configured = ConfiguredSweep(flags)
+    if configured.sweep.max_chip_hours is not None and not options.run and not options.plan and not options.follow:
+        print(
+            "Sweep.max_chip_hours limits --run alone; for a cluster's arrays set the launcher's MAX_CHIP_HOURS.",
+            file=sys.stderr,
+        )
     if options.element is not None:
         return configured.make_one(options.element, main)
     if options.plan:

@@ -108,13 +108,14 @@ class DatasetConfig:
         is_stream = self.own_files is None and self.task_cache is None
         if not is_stream or self.overfit is not None or self.train_examples is not None:
             return None
-        skipped = int(position.get("batch", 0)) * self.batch_size
+        skipped = int(position.get("example", int(position.get("batch", 0)) * self.batch_size))
         if processes == 1 and skipped < FAR:
             return None
         name = self.mixture_or_task_name
+        saved = "saves the tokenising" if self.pack else "reads only a process's own rows"
         return (
             f"Every process reads and tokenises all of {name}, and skips to a step by reading what is before it (here {skipped:,} examples); "
-            f"`adalink cache-task {name if self.mixture is None else 'TASK'} FOLDER` writes it once, and TASK_CACHE reads only a process's own rows."
+            f"`adalink cache-task {name if self.mixture is None else 'TASK'} FOLDER` writes it once, and TASK_CACHE {saved}."
         )
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from etils import epath
 
+from adalink_jax.files import network_calls
 from adalink_jax.files.json_lines import append_json, read_json_lines
 from adalink_jax.files.places import is_remote, path_of
 from adalink_jax.files.run_files import Metrics
@@ -39,8 +40,11 @@ def read_metrics(folder: epath.Path) -> list[Row]:
     """The rows of a run's folder in the order of writing, without those that a kill cut short or that were written before a run
     resumed from an earlier step; empty before the first row."""
     rows: list[Row] = []
-    for path in [folder / FILE, *_parts(folder).values()]:
-        for row in read_json_lines(path, Metrics):
+    paths = [folder / FILE, *_parts(folder).values()]
+    for of_part in network_calls.mapped(
+        lambda path: list(read_json_lines(path, Metrics)), paths, network_calls.at_once(folder)
+    ):
+        for row in of_part:
             if _RESUMED in row:
                 rows = [earlier for earlier in rows if earlier["step"] <= row["step"]]
             else:
@@ -67,6 +71,7 @@ class MetricLog:
         self._folder, self._path = folder, folder / FILE
         self._new: list[Row] = []  # rows that are not in a part yet
         self._written_at = time.monotonic()
+        self._number: int | None = None  # of the last part
 
     def resume(self, step: int | None) -> list[Row]:
         """The rows up to `step`, from which the run resumes; later ones are dropped. None keeps all."""
@@ -94,8 +99,10 @@ class MetricLog:
     def flush(self) -> None:
         """Writes the rows that are not written yet."""
         if self._new:
-            number = max(_parts(self._folder), default=0) + 1
+            if self._number is None:
+                self._number = max(_parts(self._folder), default=0)
+            self._number += 1
             text = "".join(json.dumps(row) + "\n" for row in self._new)
-            (self._folder / f"metrics-{number:05}.jsonl").write_text(text)
+            (self._folder / f"metrics-{self._number:05}.jsonl").write_text(text)
             self._new = []
         self._written_at = time.monotonic()

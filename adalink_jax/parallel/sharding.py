@@ -235,7 +235,7 @@ def to_first(x: jax.Array | np.ndarray) -> np.ndarray | None:
         whole = jnp.copy(x)
     else:
         whole = _gathered(cast(Mesh, cast(NamedSharding, x.sharding).mesh))(x)
-    whole = settle(whole)
+    jax.block_until_ready(whole)  # else the others would gather ahead, and hold what process 0 has not written
     return np.asarray(whole) if jax.process_index() == 0 else None
 
 

@@ -104,9 +104,11 @@ class MetricWriter:
           finished: False for a run that was stopped, whose last step may lack values until it is resumed.
           adapter: the folder of the adapter that the run wrote; None for none.
         """
-        self.flush()
-        if self._copies is not None:
-            self._copies.close(finished, adapter)
+        try:
+            self.flush()
+        finally:
+            if self._copies is not None:
+                self._copies.close(finished, adapter)
 
     def has(self, step: int, tag: str) -> bool:
         """Whether `tag` was written for `step`."""

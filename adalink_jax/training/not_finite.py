@@ -25,6 +25,7 @@ from adalink_jax.data.user_files.row_store import StoredRow
 from adalink_jax.errors import NotFinite
 from adalink_jax.models.backbone import Backbone
 from adalink_jax.models.seam import KINDS, Inputs
+from adalink_jax.parallel import missing_peer
 from adalink_jax.training import partition
 from adalink_jax.training.loop import Step, StepNotFinite
 from adalink_jax.training.partition import Leaves
@@ -80,12 +81,31 @@ class Explanation:
         self.step += 1
         self._positions.append((self.step, position))
 
-    def of(self, failed: StepNotFinite, frozen: Leaves, newest: RunCheckpoints) -> NotFinite:
-        """The exception to raise: the step, what made it fail, the newest checkpoint, a remedy. All processes must call it."""
+    def of(
+        self, failed: StepNotFinite, frozen: Leaves, newest: RunCheckpoints, tell: Callable[[str], None]
+    ) -> NotFinite:
+        """The exception to raise: the step, what made it fail, the newest checkpoint, a remedy. All processes must call it.
+
+        Args:
+          failed: with the state that `holding` has kept.
+          frozen: the frozen leaves by name.
+          newest: names the newest checkpoint.
+          tell: is given a sentence before the search, which may take minutes.
+        """
         newest.wait()
         step = newest.latest_step()
+        tell(f"{failed} Searching for what made it so.")
         saved = "no checkpoint had been written" if step is None else f"the newest checkpoint is of step {step}"
-        cause, remedy = self.cause(failed, frozen)
+        try:
+            cause, remedy = self.cause(failed, frozen)
+        except (
+            jax.errors.JaxRuntimeError,
+            MemoryError,
+            ValueError,
+        ) as e:  # such as memory that the search needs and the step did not
+            if missing_peer.is_lost_peer(e):
+                raise
+            cause, remedy = f"What made it so was not found ({type(e).__name__}).", LOWER
         return NotFinite(f"{failed} {cause} Training stopped; {saved}; {remedy}.")
 
     def cause(self, failed: StepNotFinite, frozen: Leaves) -> tuple[str, str]:
@@ -109,7 +129,9 @@ class Explanation:
         bad_part = lambda rows: of_parts(state, frozen, only(rows))
         row = first_failing(lambda rows: bad_part(rows) is not None, range(size))
         if row is None:
-            part = bad_part(range(size)) or "token losses"
+            if (part := bad_part(range(size))) is None:
+                squares = "Computed again, the loss and every gradient are finite: a square in the gradient's norm overflowed, or the step"
+                return f"{squares} does not repeat.", LOWER
             return f"No row of the batch makes it so alone; the {part} of all together are not finite.", LOWER
         others = [other for other in range(size) if other != row]
         which = "is the first of several rows that make it so" if others and bad_part(others) else "alone makes it so"

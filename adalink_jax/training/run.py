@@ -202,7 +202,7 @@ class Run:
                     watchdog=session.watchdog, before_step=before_step,
                 )  # fmt: skip
         except StepNotFinite as e:
-            raise explanation.of(e, self.params.frozen, session.newest) from e
+            raise explanation.of(e, self.params.frozen, session.newest, session.console.warning) from e
         self.evaluate(state)
         return state
 

@@ -11,10 +11,11 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
+import itertools
 import json
 import logging
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import gin
@@ -51,7 +52,8 @@ class CheckpointConfig:
 
     Attributes:
       period: steps between checkpoints. One more is written at the end and when a run is stopped.
-      keep: how many of the newest are kept; the best by validation metric is kept in addition.
+      keep: how many of the newest of every `period` steps are kept, with the newest of all; the best by validation metric is kept in
+        addition.
       every_seconds: seconds between checkpoints besides, by the clock of process 0 (`save_clock`); None: by the steps alone.
     """
 
@@ -108,28 +110,45 @@ def _check_digests(tree: dict, meta: dict) -> None:
         raise _DamagedError(f"the digest of {wrong[0]} differs")
 
 
+@dataclasses.dataclass(frozen=True)
+class _Preservation:
+    """Orbax' policy: the newest checkpoint, and the newest `keep` of every `period` steps; others while there are fewer than `keep`."""
+
+    keep: int
+    period: int
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
+        """Whether each of the checkpoints, which ascend, is kept."""
+        newest_first = [one.step for one in reversed(checkpoints)]
+        steps = {*newest_first[:1], *[step for step in newest_first if step % self.period == 0][: self.keep]}
+        others = (step for step in newest_first if step not in steps)
+        steps |= set(itertools.islice(others, max(0, self.keep - len(steps))))
+        return [one.step in steps for one in checkpoints]
+
+
 class RunCheckpoints(contextlib.AbstractContextManager["RunCheckpoints"]):
     """One folder of checkpoints. Leaving its context waits until everything saved is on disk, however the run ended.
 
     Args:
       folder: `MODEL_DIR/checkpoints` (the newest) or `MODEL_DIR/best`.
-      keep: how many of the newest are kept.
+      keep: how many of the newest of every `period` steps are kept, with the newest of all.
       identity: `{setting: value}`, JSON-able; a checkpoint whose identity differs is refused.
+      period: see `keep`.
 
     Attributes:
       damaged: step -> reason, of checkpoints that turned out to be unusable.
     """
 
-    def __init__(self, folder: str | epath.Path, keep: int, identity: Mapping[str, str]):
+    def __init__(self, folder: str | epath.Path, keep: int, identity: Mapping[str, str], period: int = 1):
         self.folder = path_of(folder).resolve()
-        self._keep, self._identity = keep, dict(identity)
+        self._policy, self._identity = _Preservation(keep, period), dict(identity)
         self.damaged: dict[int, str] = {}
 
     @functools.cached_property
     def _manager(self) -> ocp.CheckpointManager:
         """Created, with its folder, when it is first needed: a run that is refused leaves nothing behind."""
         _silence_closed_event_loops()
-        options = ocp.CheckpointManagerOptions(max_to_keep=self._keep, enable_async_checkpointing=True)
+        options = ocp.CheckpointManagerOptions(preservation_policy=self._policy, enable_async_checkpointing=True)
         try:
             return ocp.CheckpointManager(self.folder, options=options, item_names=("state", "meta"))
         except ValueError as e:  # Orbax reads every step's metadata here

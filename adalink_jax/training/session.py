@@ -273,7 +273,7 @@ def open_run(
         else:
             _check_size(session.task, setup.data.batch_size)
         folder, identity = path_of(model_dir), identity_of(settings()) | _data_identity(session.task)
-        newest = RunCheckpoints(folder / "checkpoints", checkpoints.keep, identity)
+        newest = RunCheckpoints(folder / "checkpoints", checkpoints.keep, identity, checkpoints.period)
         best = RunCheckpoints(folder / "best", 1, identity)
         with outputs.naming(folder), contextlib.ExitStack() as at_end, newest, best:
             run = RunSession(**vars(session), folder=folder, identity=identity, newest=newest, best=best,

@@ -42,9 +42,10 @@ def ask(model_dir: epath.Path, steps: int) -> epath.Path:
 
 
 def is_done(folder: epath.Path) -> bool:
-    """Whether all processes have written their traces. Each leaves a file with the number of processes in it."""
+    """Whether all processes have written their traces. Each leaves a file with the number of processes in it (of one that
+    an earlier version wrote, which is empty, process 0 suffices)."""
     first = folder / "done_0.txt"
-    return first.exists() and all((folder / f"done_{i}.txt").exists() for i in range(int(first.read_text())))
+    return first.exists() and all((folder / f"done_{i}.txt").exists() for i in range(int(first.read_text() or 1)))
 
 
 class TraceRequests(contextlib.AbstractContextManager["TraceRequests"]):

@@ -32,7 +32,8 @@ class Identity(Form):
     Attributes:
       name: the task's.
       format_version: of these files.
-      vocabulary: digest of the vocabulary's size, its EOS, and the ids of a text.
+      vocabulary: digest of the vocabulary's size, its EOS, the ids of a text, and the text of ids.
+      settings: of the shipped preprocessing, as Python writes them.
       kept_ends: feature -> how many of its last ids stay where it is cut to a length; None if the examples are those of `lengths` only.
       lengths: the lengths that the examples were made at; None for whole examples.
       first_examples: digest of the first examples of each split.
@@ -41,6 +42,7 @@ class Identity(Form):
     name: str
     format_version: int
     vocabulary: str
+    settings: dict[str, str]
     kept_ends: dict[str, pydantic.NonNegativeInt] | None
     lengths: dict[str, pydantic.PositiveInt] | None
     first_examples: dict[str, str]

@@ -14,8 +14,8 @@ from etils import epath
 
 from adalink_jax.data.task_cache import cache_files, example_bytes
 from adalink_jax.data.task_cache.cache_files import Identity, Shard, Split, shard_path
-from adalink_jax.data.task_cache.cached_task import cut, vocabulary_digest
-from adalink_jax.data.task_protocol import Example, Task
+from adalink_jax.data.task_cache.cached_task import Source, cut, preprocessing, vocabulary_digest
+from adalink_jax.data.task_protocol import Example
 from adalink_jax.errors import UserError
 from adalink_jax.files import locks
 from adalink_jax.files.places import is_there, path_of
@@ -27,14 +27,8 @@ OPTIONS = "group_size:1"  # each example is read alone
 Show = Callable[..., None]  # see `terminal.progress`
 
 
-class Source(Task, Protocol):
-    """A task that can be cached.
-
-    Attributes:
-      splits: the names of its splits.
-    """
-
-    splits: Sequence[str]
+class Cacheable(Source, Protocol):
+    """A task that can be cached."""
 
     def fixed(self, split: str, start: int = 0) -> Iterable[Example]:
         """The examples in the source's order, the same in each call; what is drawn at random is drawn once."""
@@ -45,7 +39,7 @@ class Source(Task, Protocol):
         ...
 
 
-Sources = Callable[[Mapping[str, int] | None], Source]  # lengths, or None for whole examples -> the task
+Sources = Callable[[Mapping[str, int] | None], Cacheable]  # lengths, or None for whole examples -> the task
 
 
 class CacheWriter:
@@ -73,7 +67,7 @@ class CacheWriter:
             raise UserError(f"{task.name} has no split {missing[0]} (--split); it has {', '.join(task.splits)}.")
         _refuse_other_files(self._folder)
         first = lambda lengths: [list(itertools.islice(task_at(lengths).fixed(split), PROBED)) for split in splits]
-        whole = _whole(first)
+        whole = _examples_at(first, None)
         kept_ends = None if whole is None else _kept_ends(whole, first)
         self._task = task if kept_ends is None else task_at(None)
         written = first(lengths) if whole is None or kept_ends is None else whole
@@ -81,6 +75,7 @@ class CacheWriter:
             name=task.name,
             format_version=cache_files.FORMAT_VERSION,
             vocabulary=vocabulary_digest(task),
+            settings=preprocessing(),
             kept_ends=kept_ends,
             lengths=dict(lengths) if kept_ends is None else None,
             first_examples=dict(zip(splits, map(_digest, written))),
@@ -116,9 +111,10 @@ class CacheWriter:
             show(
                 f"{self.identity.name}, {split}: checking {sum(x.examples for x in shards):,} examples that are written"
             )
-        if stated is not None and stated.shards == shards:
-            return stated
         start, total = sum(shard.examples for shard in shards), self._task.known_size(split)
+        if stated is not None and stated.shards == shards:
+            self._check_size(split, start, total)
+            return stated
         done, examples = start, iter(self._task.fixed(split, start))
         progress = lambda: show(
             f"{self.identity.name}, {split}: {done:,} examples",
@@ -141,9 +137,17 @@ class CacheWriter:
             cache_files.write(to.with_suffix(".json"), shards[-1])
         if not shards:
             raise UserError(f"{self.identity.name} has no examples in {split}; leave the split out (--split).")
+        self._check_size(split, done, total)
         files = Split(shards=shards)
         cache_files.write(finished, files)
         return files
+
+    def _check_size(self, split: str, written: int, size: int | None) -> None:
+        if size is not None and written != size:
+            raise UserError(
+                f"{self._folder} has {written:,} examples of {split}, some of them of other data, for {self.identity.name} has {size:,} now; "
+                "delete it, or give another folder."
+            )
 
     def _intact(self, split: str, number: int) -> Shard | None:
         """A shard that is whole; None if it is missing or damaged."""
@@ -180,37 +184,48 @@ def _write_records(path: epath.Path, examples: Iterable[Example]) -> Iterable[No
 Examples = list[list[Example]]  # of each split
 
 
-def _whole(first: Callable[[Mapping[str, int] | None], Examples]) -> Examples | None:
-    """The first examples without a length; None if the task needs one."""
+def _examples_at(
+    first: Callable[[Mapping[str, int] | None], Examples], lengths: Mapping[str, int] | None
+) -> Examples | None:
+    """The first examples at some lengths, or without any; None if the task cannot make them."""
     try:
-        return first(None)
+        return first(lengths)
     except UserError:
         raise
     except Exception:  # what preprocessing raises that computes with a length
         return None
 
 
-def _kept_ends(whole: Examples, first: Callable[[Mapping[str, int]], Examples]) -> dict[str, int] | None:
+def _kept_ends(whole: Examples, first: Callable[[Mapping[str, int] | None], Examples]) -> dict[str, int] | None:
     """How many of the last ids of each feature stay where the task cuts it, see `cut`; None if it makes other examples at other lengths.
 
-    That is seen in the first examples: whole ones, and those of shorter lengths.
+    That is seen in the first examples: whole ones, and those of two shorter lengths, which the same number must explain.
     """
+    names = ("inputs", "targets")
     longest = {
-        name: max((len(example[name]) for examples in whole for example in examples), default=0)
-        for name in ("inputs", "targets")
+        name: max((len(example[name]) for examples in whole for example in examples), default=0) for name in names
     }
-    lengths = {name: max(length * 3 // 4, 1) for name, length in longest.items()}
-    short, kept_ends = first(lengths), {}
-    if [len(examples) for examples in whole] != [len(examples) for examples in short]:
-        return None
-    pairs = [pair for some, others in zip(whole, short) for pair in zip(some, others)]
-    for name, length in lengths.items():
-        same = lambda count, name=name: all(
-            np.array_equal(cut(one, lengths, {name: count})[name], other[name]) for one, other in pairs
-        )
-        kept_ends[name] = next(filter(same, range(length + 1)), None)
-        if kept_ends[name] is None:
+    trials = []
+    for share in (0.75, 0.5):
+        lengths = {name: max(int(length * share), 1) for name, length in longest.items()}
+        short = _examples_at(first, lengths)
+        if short is None or [len(examples) for examples in whole] != [len(examples) for examples in short]:
             return None
+        trials.append((lengths, [pair for some, others in zip(whole, short) for pair in zip(some, others)]))
+
+    def explains(name: str, count: int) -> bool:
+        return all(
+            np.array_equal(cut(one, lengths, {name: count})[name], other[name])
+            for lengths, pairs in trials
+            for one, other in pairs
+        )
+
+    shortest, kept_ends = trials[-1][0], {}
+    for name in names:
+        count = next((count for count in range(shortest[name] + 1) if explains(name, count)), None)
+        if count is None:
+            return None
+        kept_ends[name] = count
     return kept_ends
 
 

@@ -3,47 +3,63 @@
 Invariant: an example is that of the uncached task at the same lengths, and each host reads only those that it is asked for.
 """
 
+import dataclasses
 import functools
 import hashlib
+import os
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
+import gin
 import numpy as np
 from etils import epath
 
+from adalink_jax.data.published.settings import FILES, PublishedData, SpanCorruption
 from adalink_jax.data.read_ahead import read_ahead
 from adalink_jax.data.task_cache import cache_files, example_bytes
 from adalink_jax.data.task_cache.cache_files import AGAIN, Identity, Shard, Split, shard_path
 from adalink_jax.data.task_protocol import Example, Numbered, Task
 from adalink_jax.errors import UserError
+from adalink_jax.files import locks
 from adalink_jax.files.places import is_remote, is_there, path_of
 from adalink_jax.files.whole_file import write_bytes
 
 if TYPE_CHECKING:
     from array_record.python.array_record_module import ArrayRecordReader
 
-OPEN_FILES = 512
+OPEN_FILES = 128  # of a split
+COPYING = 600.0  # seconds that another process may take to copy a file
+TRAIN = "train"
 PROBE = "The 7 quick brown foxes of Zürich jump over a lazy dog."
+
+
+class Source(Task, Protocol):
+    """A task with named splits.
+
+    Attributes:
+      splits: their names.
+    """
+
+    splits: Sequence[str]
 
 
 class CachedTask:
     """See `NumberedTask`. A split is opened when it is first asked for.
 
     Attributes:
-      splits: the finished splits.
-      digest: of all records of the finished splits.
+      splits: those of the uncached task; one that is not cached is refused when it is read.
     """
 
-    def __init__(self, task: Task, folder: str, lengths: Mapping[str, int]):
+    def __init__(self, task: Source, folder: str, lengths: Mapping[str, int]):
         """Args:
           task: the uncached task.
           folder: CACHE.
           lengths: `{"inputs": L, "targets": T}`; examples are cut to them.
 
         Raises:
-          UserError: if the folder has no cache of the task, or one with another vocabulary or at other lengths.
+          UserError: if the folder has no cache of the task, or one with another vocabulary, other settings or at other lengths.
         """
         self.name, self.vocab_size, self.eos, self.notes = task.name, task.vocab_size, task.eos, task.notes
         self.has_images, self.labels, self._task = task.has_images, task.labels, task
@@ -57,20 +73,29 @@ class CachedTask:
             raise UserError(
                 f"{self._folder} holds {task.name} in another vocabulary; use that one, or another TASK_CACHE."
             )
+        if identity.settings != (here := preprocessing()):
+            raise UserError(
+                f"{self._folder} holds {task.name} made with {identity.settings}, and the run has {here}; set them so, or use another "
+                f"TASK_CACHE."
+            )
         if identity.kept_ends is None and identity.lengths != dict(lengths):
             raise UserError(
                 f"{self._folder} holds the examples of {task.name} at the lengths {identity.lengths}, and other lengths make other examples; "
                 f"set TASK_FEATURE_LENGTHS so, or use another TASK_CACHE."
             )
         self._kept_ends = identity.kept_ends or {}
-        names = sorted(path.name for path in self._folder.glob("*.json"))
-        self.splits = [
-            name[:-5] for name in names if name != cache_files.TASK and not name[:-5].rpartition("-")[2].isdigit()
-        ]
+        self.splits = task.splits
         self._split = functools.cache(lambda split: _Records(self._folder, split, self._read_split(split)))
         self._shuffled = functools.lru_cache(64)(self._shuffle)
-        digests = "".join(f"{split} {self._split(split).digest}\n" for split in self.splits)
-        self.digest = hashlib.sha256(digests.encode()).hexdigest()
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """The digest of all records of `train`; "" if the task has no such split.
+
+        Raises:
+          UserError: if the split is not cached, or not finished.
+        """
+        return self._split(TRAIN).digest if TRAIN in self.splits else ""
 
     def _read_split(self, split: str) -> Split:
         path = self._folder / f"{split}.json"
@@ -121,9 +146,17 @@ def cut(example: Example, lengths: Mapping[str, int], kept_ends: Mapping[str, in
     return {**example, **short}
 
 
+def preprocessing() -> dict[str, str]:
+    """The settings of the shipped preprocessing that decide what examples are. A user's own preprocessors have none that are known."""
+    published = gin.get_bindings(PublishedData)
+    chosen = {name: published.get(name, default) for name, default in (("source", FILES), ("image_text", ""))}
+    values = {**dataclasses.asdict(SpanCorruption()), **chosen}
+    return {name: repr(value) for name, value in values.items()}
+
+
 def vocabulary_digest(task: Task) -> str:
-    """The digest of a task's vocabulary: its size, its EOS, and the ids of a text."""
-    facts = [task.vocab_size, task.eos, [int(i) for i in task.encode(PROBE)]]
+    """The digest of a task's vocabulary: its size, its EOS, the ids of a text, and the text of ids."""
+    facts = [task.vocab_size, task.eos, [int(i) for i in task.encode(PROBE)], task.decode(range(3, 100))]
     return hashlib.sha256(repr(facts).encode()).hexdigest()
 
 
@@ -146,7 +179,12 @@ class _Records:
         except (RuntimeError, ValueError) as e:  # ArrayRecord's checksums; msgpack's errors are ValueErrors
             if isinstance(e, UserError):
                 raise
-            raise _damaged(shard_path(self._folder, self._split, shard), f"example {row} cannot be read") from e
+            path = shard_path(self._folder, self._split, shard)
+            if is_remote(path):  # the bucket's file had its digest when it was copied
+                copy = _copy_of(self._shards[shard])
+                copy.unlink(missing_ok=True)
+                raise UserError(f"{copy}, a copy of {path}, was damaged, and is removed; run the command again.") from e
+            raise _damaged(path, f"example {row} cannot be read: {e}") from e
 
     def _open(self, number: int) -> "ArrayRecordReader":
         from array_record.python.array_record_module import ArrayRecordReader
@@ -166,14 +204,20 @@ def _local(path: epath.Path, shard: Shard) -> epath.Path:
         if (size := path.stat().length) != shard.bytes:
             raise _damaged(path, f"it has {size:,} bytes, not {shard.bytes:,}")
         return path
-    copy = path_of(tempfile.gettempdir()) / "adalink_task_cache" / f"{shard.sha256}.array_record"
-    if not copy.exists() or copy.stat().length != shard.bytes:
-        data = path.read_bytes()
-        if hashlib.sha256(data).hexdigest() != shard.sha256:
-            raise _damaged(path, "its digest is not the stated one")
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        write_bytes(copy, data)
+    copy = _copy_of(shard)
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    with locks.hold(copy.with_suffix(".lock"), COPYING):
+        if not copy.exists() or copy.stat().length != shard.bytes:
+            data = path.read_bytes()
+            if hashlib.sha256(data).hexdigest() != shard.sha256:
+                raise _damaged(path, "its digest is not the stated one")
+            write_bytes(copy, data)
     return copy
+
+
+def _copy_of(shard: Shard) -> epath.Path:
+    """Where this user's copy of a shard in a bucket is."""
+    return path_of(tempfile.gettempdir()) / f"adalink_task_cache_{os.getuid()}" / f"{shard.sha256}.array_record"
 
 
 def _damaged(path: epath.Path, why: str) -> UserError:

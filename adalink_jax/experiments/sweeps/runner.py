@@ -119,8 +119,9 @@ class Runner:
                     process.kill()
                 if self._spending:
                     self._spending.write()
-        if self._spending and self._spent:
-            raise UserError(self._spending.words())
+        if self._spending and self._spent and self._waiting:
+            failed = f" Failed: {', '.join(self.failed)}." if self.failed else ""
+            raise UserError(self._spending.words() + failed)
         if self._signals:
             kind = Preempted if self._signals[0] in NOTICES else Stopped
             raise kind("The sweep was stopped, and its runs have saved; rerun the same command to resume.")

@@ -33,18 +33,23 @@ class Spending:
         self._folder, self._chips, self._most = path_of(folder), chips, most
         self._started = self._written = time.monotonic()
         self._file = self._folder / f"{socket.gethostname()}-{os.getpid()}-{time.time_ns()}.json"
+        self._before = self._of_others()
+
+    def _of_others(self) -> float:
         files = self._folder.glob("*.json") if self._folder.exists() else ()
-        self._before = sum(state["chip_hours"] for file in files if (state := read_state(file, _Spent)))
+        states = (read_state(file, _Spent) for file in files if file != self._file)
+        return sum(state["chip_hours"] for state in states if state)
 
     @property
     def chip_hours(self) -> float:
-        """What was used: by earlier processes, and by this one until now."""
+        """What was used: by other processes until they last wrote it, and by this one until now."""
         return self._before + (time.monotonic() - self._started) * self._chips / 3600
 
     def over(self) -> bool:
         """Whether all is used."""
         if time.monotonic() - self._written > WRITE_SECONDS:
             self.write()
+            self._before = self._of_others()
         return self.chip_hours >= self._most
 
     def write(self) -> None:

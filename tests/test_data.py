@@ -111,6 +111,7 @@ def instruct():
     return get_tasks(DatasetConfig("digits_instruct", {"inputs": 24, "targets": 4}, 8))
 
 
+@pytest.mark.slow
 def test_a_seqio_mixture_is_deterministic_and_starts_anywhere(instruct):
     mixture, _ = instruct
     take = lambda seed, start: [bytes(ex["inputs"]) for ex, _ in zip(mixture.examples("train", seed, start), range(8))]

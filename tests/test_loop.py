@@ -8,6 +8,7 @@ import pytest
 from helpers import with_devices
 
 
+@pytest.mark.slow
 def test_a_step_that_transfers_data_implicitly_fails_on_one_device(tmp_path, capsys):
     loop_program.main(str(tmp_path))
     assert capsys.readouterr().out.splitlines() == ["run: refused", "pack: refused"]

@@ -65,6 +65,7 @@ def python(code, cwd):
     return done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # httpx's, of how huggingface_hub uploads
 def test_an_adapter_is_pushed_with_a_card_whose_snippet_runs_from_the_pushed_files(run, hub, tmp_path, capsys):
     assert push(run / "adapter", PLACE, "--private") == 0

@@ -57,6 +57,7 @@ def summary_of(folder):
     return json.loads((folder / "summary.json").read_text())
 
 
+@pytest.mark.slow
 def test_a_member_has_the_same_result_and_files_as_a_run_alone(finished, tmp_path):
     from safetensors.numpy import load_file
 

@@ -80,8 +80,14 @@ def test_a_frozen_head_has_no_array_of_all_logits_and_computes_nothing_twice():
     assert count_flops(make((0, 1)), states, kernel) == 3 * padded
 
 
-@pytest.mark.parametrize("tied", [False, True])
-@pytest.mark.parametrize("adapter", [AdaLinkAdapter(rank=4), LoRA(4, projections=("decoder/.*",)), None])
+@pytest.mark.parametrize("adapter, tied", [
+    (AdaLinkAdapter(rank=4), True),
+    (LoRA(4, projections=("decoder/.*",)), False),
+    (None, True),
+    *(pytest.param(*case, marks=pytest.mark.slow) for case in (
+        (AdaLinkAdapter(rank=4), False), (LoRA(4, projections=("decoder/.*",)), True), (None, False),
+    )),
+])  # fmt: skip
 def test_gradients_of_every_method_are_those_of_all_logits(adapter, tied):
     """LoRA here trains a branch of the head too, and None the whole backbone."""
     model = AdaptedModel(tiny_pali(logits_via_embedding=tied), adapter)

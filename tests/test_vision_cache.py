@@ -61,6 +61,7 @@ def runs(tmp_path_factory):
     return folder, plain, cached
 
 
+@pytest.mark.slow
 def test_a_run_with_a_cache_ends_with_the_same_adapter(runs):
     _, plain, cached = runs
     assert_same(plain, cached)

@@ -10,6 +10,7 @@ draws before any position are counted from one random number per block.
 
 import functools
 import itertools
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol, overload
 
@@ -21,6 +22,7 @@ from adalink_jax.errors import UserError
 BLOCK = 4096  # examples whose sources are drawn at once
 ENDLESS = 2**62  # the size of a mixture's only pass
 _AT_ONCE = 2**20  # blocks whose draws are counted at once
+_COUNTED = 8  # blocks of which the counts before them are remembered
 
 
 class Source(Protocol):
@@ -83,7 +85,7 @@ def mixed(
     """
     shares = shares_of(sources, rates)
     first, rest = _draws(shares, seed, start // BLOCK), start % BLOCK
-    skipped = _counts_before(shares, seed, start // BLOCK) + np.bincount(first[:rest], minlength=len(sources))
+    skipped = _counts(shares, seed, 0, start // BLOCK) + np.bincount(first[:rest], minlength=len(sources))
     streams = [_passes(source, split, seed, i, int(skipped[i])) for i, source in enumerate(sources)]
     later = (_draws(shares, seed, block) for block in itertools.count(start // BLOCK + 1))
     for draws in itertools.chain([first[rest:]], later):
@@ -100,14 +102,16 @@ class MixedExamples:
     def __init__(self, sources: Sequence[NumberedSource], rates: Sequence[float], split: str, seed: int):
         self._sources, self._split, self._seed = sources, split, seed
         self._shares = shares_of(sources, rates)
-        self._block = functools.lru_cache(4)(self._open_block)
+        self._counted = {0: np.zeros(len(sources), int)}  # block -> examples of each source before it; the last ones
+        self._block, self._lock = functools.lru_cache(4)(self._open_block), threading.Lock()
         self._pass = functools.lru_cache(4 * len(sources))(self._open_pass)
 
     def __len__(self) -> int:
         return ENDLESS
 
     def __getitem__(self, number: int, /) -> Example:
-        draws, nth = self._block(number // BLOCK)
+        with self._lock:  # a block is counted by one of the threads
+            draws, nth = self._block(number // BLOCK)
         source, nth = int(draws[number % BLOCK]), int(nth[number % BLOCK])
         size = self._sources[source].size(self._split, 0)  # of numbered sources the same for all seeds
         if not size:
@@ -118,7 +122,11 @@ class MixedExamples:
     def _open_block(self, block: int) -> tuple[np.ndarray, np.ndarray]:
         """The source of each example of a block, and how many of this source come before it; int [BLOCK]."""
         draws, nth = _draws(self._shares, self._seed, block), np.empty(BLOCK, int)
-        for source, before in enumerate(_counts_before(self._shares, self._seed, block)):
+        known = max(one for one in self._counted if one <= block)
+        counts = self._counted[known] + _counts(self._shares, self._seed, known, block)
+        latest = sorted({*self._counted, block})[-_COUNTED:]
+        self._counted = {0: self._counted[0], **{one: self._counted.get(one, counts) for one in latest}}
+        for source, before in enumerate(counts):
             chosen = draws == source
             nth[chosen] = before + np.arange(chosen.sum())
         return draws, nth
@@ -127,11 +135,12 @@ class MixedExamples:
         return self._sources[source].dataset(self._split, _pass_seed(self._seed, source, pass_))
 
 
-def _counts_before(shares: np.ndarray, seed: int, block: int) -> np.ndarray:
-    """How many examples of each source come before a block, int [sources]."""
-    offsets, counts = np.random.default_rng(seed), np.zeros(len(shares), int)
-    for first in range(0, block, _AT_ONCE):
-        ends = _ends(shares, offsets.random(min(_AT_ONCE, block - first))).sum(axis=1)
+def _counts(shares: np.ndarray, seed: int, start: int, stop: int) -> np.ndarray:
+    """How many examples of each source are in the blocks from `start` to `stop`, without it, int [sources]."""
+    bits, counts, at_once = np.random.PCG64(seed), np.zeros(len(shares), int), max(1, _AT_ONCE // len(shares))
+    offsets = np.random.Generator(bits.advance(start))
+    for first in range(start, stop, at_once):
+        ends = _ends(shares, offsets.random(min(at_once, stop - first))).sum(axis=1)
         counts += np.diff(ends, prepend=0)
     return counts
 

@@ -37,7 +37,7 @@ def base(tmp_path_factory):
 @pytest.fixture
 def network(base, monkeypatch):
     monkeypatch.setattr(leaves, "BLOCK_BYTES", 2**14)
-    with slow_bucket.in_use(slow_bucket.Network(latency=0.002, folder=str(base.parent))) as network:
+    with slow_bucket.in_use(slow_bucket.Network(latency=0.02, folder=str(base.parent))) as network:
         yield network
 
 

@@ -175,15 +175,21 @@ class _Records:
         shard = int(np.searchsorted(self._ends, number, side="right"))
         row = int(number) - (int(self._ends[shard - 1]) if shard else 0)
         try:
+            return self._read(shard, row)
+        except UserError:
+            if not is_remote(self._folder):
+                raise
+            _copy_of(self._shards[shard]).unlink(missing_ok=True)  # perhaps only the copy is damaged
+            self._reader.cache_clear()
+            return self._read(shard, row)
+
+    def _read(self, shard: int, row: int) -> Example:
+        try:
             return example_bytes.from_bytes(self._reader(shard).read([row])[0])
         except (RuntimeError, ValueError) as e:  # ArrayRecord's checksums; msgpack's errors are ValueErrors
             if isinstance(e, UserError):
                 raise
             path = shard_path(self._folder, self._split, shard)
-            if is_remote(path):  # the bucket's file had its digest when it was copied
-                copy = _copy_of(self._shards[shard])
-                copy.unlink(missing_ok=True)
-                raise UserError(f"{copy}, a copy of {path}, was damaged, and is removed; run the command again.") from e
             raise _damaged(path, f"example {row} cannot be read: {e}") from e
 
     def _open(self, number: int) -> "ArrayRecordReader":

@@ -68,7 +68,7 @@ def sweep(argv: list[str]) -> int:
     from adalink_jax.parallel.accelerators import parse_topology
 
     configured = ConfiguredSweep(flags)
-    if configured.sweep.max_chip_hours is not None and not options.run and not options.plan and not options.follow:
+    if configured.sweep.max_chip_hours is not None and options.element is not None and not options.follow:
         print(
             "Sweep.max_chip_hours limits --run alone; for a cluster's arrays set the launcher's MAX_CHIP_HOURS.",
             file=sys.stderr,

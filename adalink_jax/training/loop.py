@@ -122,9 +122,8 @@ def run_loop(
         pending = None
         metrics = {name: value if value.ndim else float(value) for name, value in jax.device_get(metrics).items()}
         loss = metrics["loss"]
-        norm = (
-            metrics.get("grad_norm", 0.0) if np.ndim(loss) == 0 else 0.0
-        )  # a pack continues while a member's loss is finite
+        # A pack continues while a member's loss is finite.
+        norm = metrics.get("grad_norm", 0.0) if np.ndim(loss) == 0 else 0.0
         if not (np.isfinite(loss) & np.isfinite(norm)).any():
             of_loss, of_gradient = (
                 f"loss of step {pending_step} is {loss}",

@@ -98,11 +98,8 @@ class Explanation:
         saved = "no checkpoint had been written" if step is None else f"the newest checkpoint is of step {step}"
         try:
             cause, remedy = self.cause(failed, frozen)
-        except (
-            jax.errors.JaxRuntimeError,
-            MemoryError,
-            ValueError,
-        ) as e:  # such as memory that the search needs and the step did not
+        except (jax.errors.JaxRuntimeError, MemoryError, ValueError) as e:
+            # Such as memory that the search needs and the step did not.
             if missing_peer.is_lost_peer(e):
                 raise
             cause, remedy = f"What made it so was not found ({type(e).__name__}).", LOWER

@@ -1,10 +1,10 @@
 """What a base in eight bits or four costs an adapter: AdaLink, LoRA and the frozen base, each trained on each precision of the base, and
 adapters of the exact base on the quantised one and the other way round.
 
-    python benchmarks/quantised.py [--out runs/quantised] [--base NAME=PATH,MODEL ...] [--steps 400]
+    python benchmarks/quantised.py [--out runs/quantised] [--study runs/miniature --data-dir FOLDER] [--steps 400]
 
-The bundled bases, and others by --base (a native folder and its gin file, such as those of the study in miniature). Every cell is a pack of
-five seeds (`adalink pack`) in a folder of its own, so rerunning the command resumes it. Writes quantised.md, quantised.svg and
+The bundled bases, and those that the study in miniature has trained in --study (docs/studies.md says what its DATA_DIR holds). Every cell is
+a pack of five seeds (`adalink pack`) in a folder of its own, so rerunning the command resumes it. Writes quantised.md, quantised.svg and
 quantised.json to --out: means over the seeds on the test set, and differences from float32 paired by seed, with 95 % intervals.
 """
 
@@ -30,7 +30,7 @@ from adalink_jax.serving.opening import open_base
 DTYPES = ("float32", "bfloat16", "int8", "fp8", "int4", "nf4")
 SEEDS = (0, 1, 2, 3, 4)
 TASKS = ("digits_reverse", "digits_inverted")
-BUNDLED = {name: (f"bundled:{name}", "gin/models/pali_nano.gin") for name in ("pali_nano_instruct", "pali_nano_raw")}
+STUDY_LENGTHS = {"inputs": 16, "targets": 8}  # the questions have at most 9 of the study's tokens
 PROJECTIONS = (
     r"encoder/.*/attention/(query|value)",
     r"decoder/.*/encoder_decoder_attention/(query|value)",
@@ -42,16 +42,57 @@ METHODS = {
 Scores = Mapping[int, float]  # seed -> accuracy on test
 
 
-def train(folder: pathlib.Path, base: tuple[str, str], task: str, method: str, dtype: str, steps: int) -> dict:
+@dataclasses.dataclass(frozen=True)
+class Base:
+    """A base model, and how the tasks of digits are given to it.
+
+    Attributes:
+      path: see INITIAL_CHECKPOINT_PATH.
+      model, tasks: their gin files.
+      prefix: of the names of the tasks in that file.
+      vocabulary: None for the base's own.
+      settings: further settings of training, name -> value.
+    """
+
+    path: str
+    model: str
+    tasks: str = "gin/tasks/digits.gin"
+    prefix: str = ""
+    vocabulary: str | None = None
+    settings: Mapping[str, object] = dataclasses.field(default_factory=lambda: {"BATCH_SIZE": 64})
+
+
+BUNDLED = {
+    name: Base(f"bundled:{name}", "gin/models/pali_nano.gin") for name in ("pali_nano_instruct", "pali_nano_raw")
+}
+
+
+def bases_of(study: pathlib.Path, data_dir: pathlib.Path) -> dict[str, Base]:
+    """The bases that a study in miniature has trained, the small ones first; their batches are as in the study."""
+    folders = [model.parent for model in (study / "bases").glob("*/model")]
+    size = lambda folder: float(folder.name.partition("m.")[0].replace("_", "."))
+    vocabulary = str(study / "vocabulary")
+    settings = {
+        "DATA_DIR": str(data_dir), "VOCABULARY": vocabulary, "TASK_FEATURE_LENGTHS": STUDY_LENGTHS, "BATCH_SIZE": 32,
+    }  # fmt: skip
+    model = lambda folder: f"gin/models/pali_mini_{folder.name.partition('.')[0]}.gin"
+    return {
+        f"mini_{folder.name}": Base(
+            str(folder / "model"), model(folder), "gin/tasks/miniature.gin", "mini_", vocabulary, settings
+        )
+        for folder in sorted(folders, key=lambda folder: (size(folder), folder.name))
+    }
+
+
+def train(folder: pathlib.Path, base: Base, task: str, method: str, dtype: str, steps: int) -> dict:
     """Trains a pack of all seeds, unless it is there already; returns its summary."""
     if not (folder / "summary.json").exists():
         folder.mkdir(parents=True, exist_ok=True)
-        path, model = base
         settings = {
-            "INITIAL_CHECKPOINT_PATH": path, "MIXTURE_OR_TASK_NAME": task, "MODEL_DIR": str(folder), "TRAIN_STEPS": steps,
-            "EVAL_PERIOD": steps // 4, "BATCH_SIZE": 64, "SEEDS": SEEDS, "FROZEN_DTYPE": dtype,
+            "INITIAL_CHECKPOINT_PATH": base.path, "MIXTURE_OR_TASK_NAME": base.prefix + task, "MODEL_DIR": str(folder),
+            "TRAIN_STEPS": steps, "EVAL_PERIOD": steps // 4, "SEEDS": SEEDS, "FROZEN_DTYPE": dtype, **base.settings,
         }  # fmt: skip
-        files = [f"--gin_file={name}" for name in (model, "gin/tasks/digits.gin", "gin/runs/pack.gin")]
+        files = [f"--gin_file={name}" for name in (base.model, base.tasks, "gin/runs/pack.gin")]
         flags = [*files, *METHODS[method], *(f"--gin.{name}={value!r}" for name, value in settings.items())]
         with (folder / "log.txt").open("w") as log:
             subprocess.run([sys.executable, "-m", "adalink_jax", "pack", *flags], stdout=log, stderr=log, check=True)
@@ -64,11 +105,11 @@ def adapters_of(folder: pathlib.Path) -> dict[int, str]:
     return {member["seed"]: str(folder / "members" / member["name"] / "adapter") for member in summary["members"]}
 
 
-def scored(file: pathlib.Path, base: tuple[str, str], task: str, dtype: str, adapters: Mapping[int, str]) -> Scores:
+def scored(file: pathlib.Path, base: Base, task: str, dtype: str, adapters: Mapping[int, str]) -> Scores:
     """Accuracy on test of adapters, whatever precision they were trained on, on the base in `dtype`; without adapters of the base, as 0."""
     if not file.exists():
         settings = (("FROZEN_DTYPE", repr(dtype)), ("ALLOW_OTHER_PRECISION", "True"))
-        _, opened = open_base(*base, None, settings, "--base NAME=PATH,MODEL")
+        _, opened = open_base(base.path, base.model, base.vocabulary, settings, "in BUNDLED")
         named = {str(seed): folder for seed, folder in adapters.items()}
         predictor = Predictor(dataclasses.replace(opened, adapters=named))
         scenes = digits.compose(task, "test")
@@ -83,15 +124,16 @@ def main() -> None:
     """Trains and scores every cell, writes the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("runs/quantised"))
-    parser.add_argument("--base", action="append", default=[], metavar="NAME=PATH,MODEL")
+    parser.add_argument("--study", type=pathlib.Path, help="a folder of `make study`, which has trained bases")
+    parser.add_argument("--data-dir", type=pathlib.Path, help="the study's DATA_DIR")
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=tuple(digits.ADAPTATION))
     parser.add_argument("--steps", type=int, default=400)
     options = parser.parse_args()
-    bases = dict(BUNDLED)
-    for text in options.base:
-        name, _, where = text.partition("=")
-        path, _, model = where.partition(",")
-        bases[name] = path, model
+    if (options.study is None) != (options.data_dir is None):
+        parser.error(
+            "--study and --data-dir go together: the study's bases are adapted to tasks whose data sets are in its DATA_DIR"
+        )
+    bases = BUNDLED | (bases_of(options.study.resolve(), options.data_dir.resolve()) if options.study else {})
     cells = [(b, t, m, d) for b in bases for t in options.tasks for m in METHODS for d in DTYPES]
     columns = (
         TextColumn("{task.description}"),

@@ -33,8 +33,9 @@ def guessed(arithmetic, topology, choice) -> Any:
 class Machine:
     """Stands for the compiler: a plan by arithmetic, with more memory and time than that says."""
 
-    def __init__(self, job, memory=0.0, evaluation=0.0, slower=1.5):
+    def __init__(self, job, memory=0.0, evaluation=0.0, slower=1.5, evaluating=lambda choice: 0.0):
         self.job, self.memory, self.evaluation, self.slower = job, memory, evaluation, slower
+        self.evaluating = evaluating  # seconds of all evaluations of the job
         self.typed = typed_choice(job, 1, False)
         self.compiled = []
         self.arithmetic = Arithmetic(job)
@@ -53,6 +54,7 @@ class Machine:
             "topology": topology, "fits": max(needed, evaluation) <= of.accelerator.memory, "hbm_bytes": needed,
             "eval_hbm_bytes": evaluation, "hbm_limit_bytes": of.accelerator.memory, "compiler": "another",
             "compiler_flags": "none", "estimated_step_seconds": guess.seconds * self.slower,
+            "estimated_job_hours": (self.job.total_steps * guess.seconds * self.slower + self.evaluating(choice)) / 3600,
         }  # fmt: skip
 
     def attempt(self, wanted):
@@ -114,6 +116,18 @@ def test_an_evaluation_that_is_too_large_is_not_compiled_again_and_again():
     machine = Machine(job_of("--gin.BATCH_SIZE=64", "--gin.FROZEN_DTYPE='bfloat16'"), evaluation=30e9)
     tried = machine.search("v5e:1x1", at_once=1)
     assert {one.topology for one in tried} == {"v5e:2x2"} and tried[-1].plan["fits"]
+
+
+def test_of_two_meshes_the_one_with_the_faster_job_is_found_whatever_its_step():
+    """The typed mesh has the fastest steps, but evaluations that take as long as all of its steps."""
+    job = job_of("--gin.BATCH_SIZE=64", "--gin.FROZEN_DTYPE='bfloat16'", "--gin.REMAT='frozen'")
+    steps = lambda machine: machine.job.total_steps * guessed(machine.arithmetic, "v5e:2x2", machine.typed).seconds
+    machine = Machine(job, slower=1.0)
+    machine.evaluating = lambda choice: 3 * steps(machine) if choice.model == 1 and not choice.fsdp else 0.0
+    first = machine.plan({}, "v5e:2x2")
+    best = min(machine.search("v5e:2x2"), key=lambda one: one.plan["estimated_job_hours"])
+    assert best.plan["estimated_job_hours"] < 0.9 * first["estimated_job_hours"]
+    assert best.plan["estimated_step_seconds"] >= first["estimated_step_seconds"]
 
 
 @pytest.mark.slow

@@ -126,9 +126,9 @@ def _launch(part: str, argv: list[str]) -> int:
         print(note, file=sys.stderr)
     written = record.write(job, part, settings, rendered, staged, line(["adalink", "launch", part, *argv]))
     if options.submit:
-        chip_hours = None if options.no_plan else submit.check_plan(job, settings)
+        chip_hours, bound = (None, False) if options.no_plan else submit.check_plan(job, settings)
         if not isinstance(settings, launching.Local | launching.Ray) and (
-            sentence := budget.check(settings, chip_hours)
+            sentence := budget.check(settings, chip_hours, bound)
         ):
             print(sentence, flush=True)
         return submit.submit(job, settings, rendered.submit, staged)

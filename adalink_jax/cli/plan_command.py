@@ -7,6 +7,7 @@ import math
 import os
 import typing
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from adalink_jax import configuration
 from adalink_jax.cli.arguments import gin_parser, option, parse, register
@@ -88,9 +89,7 @@ def plan(argv: list[str]) -> int:
     tried = _searched(first, job, fsdp, flags, options) if options.search else []
     if options.json:
         candidates = [{"settings": {**settings}, **plan} for settings, _, plan in tried]
-        print(
-            json.dumps(first.to_json() | {"quick": options.quick} | ({"search": candidates} if options.search else {}))
-        )
+        print(json.dumps(first.to_json() | ({"search": candidates} if options.search else {})))
     return 0 if first.fits or any(plan["fits"] for *_, plan in tried) else 1
 
 
@@ -174,12 +173,8 @@ def _print_plan(plan: "Plan", job: "Job", searching: bool) -> None:
 
     console = terminal.console()
     console.print(_table(plan, job))
-    if plan.compiler == "cpu" and not plan.topology.startswith("cpu"):
-        console.print(
-            "There is no compiler for these chips here: temporaries, traffic and collectives are those of XLA's CPU program, and the "
-            "times are rough estimates, not bounds.",
-            style="dim",
-        )
+    if why := _why_rough(plan):
+        console.print(f"{why} The times are rough estimates, not bounds.", style="dim")
     if plan.fits:
         console.print("It fits.", style="green")
         return
@@ -194,6 +189,16 @@ def _print_plan(plan: "Plan", job: "Job", searching: bool) -> None:
     for remedy in plan.remedies:
         console.print(f"  {remedy}")
     console.print("Trying these:" if searching else "  --search tries these.")
+
+
+def _why_rough(plan: "Plan") -> str | None:
+    if plan.estimate is None or plan.times_are_bounds:
+        return None
+    if plan.compiler == "cpu":
+        return "There is no compiler for these chips here: temporaries, traffic and collectives are those of XLA's CPU program."
+    if plan.quick:
+        return "With --quick the program moves more than the job's own, which is compiled with the usual effort."
+    return "The products of FROZEN_MATMUL may be faster than the bfloat16 ones that are assumed."
 
 
 def _table(plan: "Plan", job: "Job") -> "Table":
@@ -239,15 +244,16 @@ def _table(plan: "Plan", job: "Job") -> "Table":
         row(kind, gigabytes(sent["bytes"]), f"{sent['count']:,} per step, on each chip")
     if e := plan.estimate:
         milliseconds = lambda seconds: f"{(seconds or 0.0) * 1e3:,.2f}"
+        best, most = ("at best", "at most") if plan.times_are_bounds else ("roughly", "roughly")
         table.add_section()
-        row("step, at best", f"{milliseconds(e.step_seconds)} ms", f"bound by {e.bound}; compute {milliseconds(e.compute_seconds)}, "
+        row(f"step, {best}", f"{milliseconds(e.step_seconds)} ms", f"bound by {e.bound}; compute {milliseconds(e.compute_seconds)}, "
             f"memory {milliseconds(e.memory_seconds)}, collectives {milliseconds(e.collective_seconds)} ms")  # fmt: skip
-        row("MFU, at most", f"{e.mfu:.1%}", "model FLOPs / the chips' bfloat16 peak")
+        row(f"MFU, {most}", f"{e.mfu:.1%}", "model FLOPs / the chips' bfloat16 peak")
         if e.evaluation_seconds is not None:
             gathered = f"collectives {gigabytes(plan.token_collective_bytes)} per token of an output, on each chip"
-            row("evaluation, at best", f"{e.evaluation_seconds:,.2f} s", gathered)
+            row(f"evaluation, {best}", f"{e.evaluation_seconds:,.2f} s", gathered)
             hours = f"{e.chip_hours:,.1f} chip-hours; {job.total_steps:,} steps, with evaluations"
-            row("whole job, at best", f"{e.job_hours:,.2f} h", hours)
+            row(f"whole job, {best}", f"{e.job_hours:,.2f} h", hours)
     table.add_section()
     evaluation = f"the step; an evaluation's decoding in {plan.eval_compile_seconds} s" if plan.eval_hbm_bytes else ""
     row("compiled in", f"{plan.compile_seconds} s", evaluation)
@@ -263,25 +269,28 @@ def _print_candidate(candidate: "Tried") -> None:
     settings, where, plan = candidate
     fits = "fits" if plan["fits"] else "does not fit"
     needed = max(plan["hbm_bytes"], plan["eval_hbm_bytes"] or 0)
-    seconds = plan["estimated_step_seconds"]
-    step = f", {seconds * 1e3:,.2f} ms per step at best" if seconds else ""
-    print(f"{fits}: {needed / GB:,.1f} GB per chip{step} with --topology {where} {_flags(settings)}", flush=True)
+    times = f", {_times(plan)}" if plan["estimated_step_seconds"] else ""
+    print(f"{fits}: {needed / GB:,.1f} GB per chip{times} with --topology {where} {_flags(settings)}", flush=True)
 
 
 def _print_fastest(tried: "Sequence[Tried]") -> None:
-    """Names the settings with which a step is fastest, of those that fit."""
-    times = [
-        (plan["estimated_step_seconds"], len(settings), where, settings)
-        for settings, where, plan in tried
-        if plan["fits"]
-    ]
-    if not times:
+    """Names the settings with which the whole job is fastest, of those that fit."""
+    fitting = [one for one in tried if one.plan["fits"]]
+    if not fitting:
         print("Nothing fits of what was tried.")
         return
-    if not all(row[0] for row in times):
+    if not all(one.plan["estimated_job_hours"] for one in fitting):
         return  # CPUs, whose speed is not known
-    seconds, _, where, settings = min(times, key=lambda row: row[:2])
-    print(f"fastest: {seconds * 1e3:,.2f} ms per step at best with --topology {where} {_flags(settings) or 'as typed'}")
+    settings, where, plan = min(fitting, key=lambda one: (one.plan["estimated_job_hours"], len(one.settings)))
+    print(f"fastest: {_times(plan)} with --topology {where} {_flags(settings) or 'as typed'}")
+
+
+def _times(plan: Mapping[str, Any]) -> str:
+    """The times of a step and of the job, for people; of a job that does not fit no evaluation may be known."""
+    step = f"{plan['estimated_step_seconds'] * 1e3:,.2f} ms per step"
+    hours = plan["estimated_job_hours"]
+    job = "" if hours is None else f", {hours:,.2f} h with evaluations"
+    return f"{'at best' if plan['times_are_bounds'] else 'roughly'} {step}{job}"
 
 
 def _flags(settings: Mapping[str, str]) -> str:

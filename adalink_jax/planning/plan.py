@@ -81,6 +81,9 @@ class Plan:
       token_collective_bytes: bytes among them for each token of an output.
       bytes_moved: bytes read from and written to a chip's memory.
       estimate: seconds by the roofline model; None for CPUs.
+      quick: whether the compiler's effort was the least; such a program moves more than the job's.
+      times_are_bounds: whether no job can be faster than `estimate`: its program is the hardware's own, compiled with the usual effort, and
+        multiplies at the rate that is assumed. Otherwise they are rough.
       compile_seconds, eval_compile_seconds: to trace and compile the step and the decoding.
       remedies: what would make the job fit, for people.
     """
@@ -109,6 +112,8 @@ class Plan:
     token_collective_bytes: float | None
     bytes_moved: int | None
     estimate: roofline.Estimate | None
+    quick: bool
+    times_are_bounds: bool
     compile_seconds: float
     eval_compile_seconds: float | None
     remedies: list[str]
@@ -194,6 +199,7 @@ def make_plan(job: Job, topology: Topology, eval_examples: int) -> Plan:
         eval_needed = eval_program.needed + sizes["optimizer_bytes"]
         fits = eval_program.executable is not None and (limit is None or max(needed, eval_needed) <= limit)
     sent, moved, estimate, decoding = None, None, None, None
+    quick = jax.config.jax_optimization_level == "O0"  # pyright: ignore[reportAttributeAccessIssue]
     if eval_program and eval_program.executable:
         with parallel.use_mesh(mesh, rules):
             decoding = _decoding(job, topology, eval_program.executable, eval_examples)
@@ -213,6 +219,7 @@ def make_plan(job: Job, topology: Topology, eval_examples: int) -> Plan:
         collectives=None if sent is None else by_kind(sent),
         eval_collectives=decoding and by_kind(decoding.work.sent),
         token_collective_bytes=decoding and decoding.token_bytes, bytes_moved=moved, estimate=estimate,
+        quick=quick, times_are_bounds=compiler == topology.platform and not quick and job.setup.frozen_matmul is None,
         compile_seconds=step_program.seconds, eval_compile_seconds=eval_program.seconds if eval_program else None,
         remedies=[],
     )  # fmt: skip

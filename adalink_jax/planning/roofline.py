@@ -1,6 +1,6 @@
 """The roofline model of a step: the longest of compute, memory traffic and collectives, each at its peak rate.
 
-A lower bound on the time, as if the three overlapped fully at the data sheet's rates; real steps take longer.
+As if the three overlapped fully at the data sheet's rates: of the job's own program this is a lower bound, and real steps take longer.
 """
 
 import dataclasses

@@ -1,4 +1,4 @@
-"""The fastest settings with which a job fits: ranked by arithmetic, and the best of them compiled.
+"""The settings with which a job fits and, with its evaluations, is fastest: ranked by arithmetic, and the best of them compiled.
 
 Settings that leave the model's numbers as they are come first (mesh, REMAT, microbatches); fewer bits of the frozen weights only where none
 of those fits, and larger slices last.
@@ -69,7 +69,7 @@ def search(
                 if plan is None:
                     continue
                 yield Tried(chosen, topology, plan)
-                if plan["fits"] and (best is None or _seconds(plan) < _seconds(best)):
+                if plan["fits"] and (best is None or _job_seconds(plan) < _job_seconds(best)):
                     best, settings = plan, chosen
         if best or not left:
             break
@@ -88,12 +88,14 @@ class _Learned:
     Attributes:
       evaluation: bytes that an evaluation needs beside the arguments, on all devices together; 0 if none was compiled. It depends on
         BATCH_SIZE, and little on the settings of a search.
-      slower: mesh -> the least ratio of compiled to guessed seconds. Of meshes without a compiled program nothing is known, so the best of
-        each is compiled.
+      slower: mesh -> the least ratio of compiled to guessed seconds of a step. Of meshes without a compiled program nothing is known, so the
+        best of each is compiled.
+      evaluating: mesh -> seconds of all the job's evaluations, with their collectives; no REMAT and no microbatches change them.
     """
 
     evaluation: float = 0.0
     slower: dict[tuple[int, bool], float] = dataclasses.field(default_factory=dict)
+    evaluating: dict[tuple[int, bool], float] = dataclasses.field(default_factory=dict)
 
 
 class _Ranking:
@@ -102,7 +104,7 @@ class _Ranking:
     def __init__(self, arithmetic: Arithmetic, topology: Topology, typed: Choice, dtype: str, learned: _Learned):
         assert topology.accelerator is not None
         self.devices, self.memory = topology.devices, topology.accelerator.memory
-        self.typed, self.learned = typed, learned
+        self.typed, self.learned, self.steps = typed, learned, arithmetic.job.total_steps
         rows = arithmetic.job.setup.data.batch_size
         microbatches = [n for n in {typed.microbatches, *(2**i for i in range(rows.bit_length()))} if rows % n == 0]
         remats = dict.fromkeys((*REMATS, typed.remat))
@@ -128,11 +130,12 @@ class _Ranking:
         evaluation = self.learned.evaluation / self.devices
         step = lambda g: g.temporaries + self.more.get(_mesh(g.choice), 0)
         fits = lambda g: g.arguments + max(step(g), evaluation) <= self.memory
-        faster = lambda g: (
-            best is None or g.seconds * self.learned.slower.get(_mesh(g.choice), 1) < 0.98 * _seconds(best)
-        )
+        evaluating = lambda g: self.learned.evaluating.get(_mesh(g.choice), 0.0)
+        stepping = lambda g: self.steps * g.seconds * self.learned.slower.get(_mesh(g.choice), 1)
+        faster = lambda g: best is None or stepping(g) + evaluating(g) < 0.98 * _job_seconds(best)
         # Times within a few percent are equal to what arithmetic knows.
-        order = lambda g: (float(f"{g.seconds:.1e}"), g.choice.microbatches, g.choice.model, g.temporaries)
+        seconds = lambda g: float(f"{self.steps * g.seconds + evaluating(g):.1e}")
+        order = lambda g: (seconds(g), g.choice.microbatches, g.choice.model, g.temporaries)
         ranked = sorted((g for g in self.left if fits(g) and faster(g)), key=order)
         of_meshes: dict[tuple[int, bool], Guess] = {}
         for guess in ranked:
@@ -148,8 +151,10 @@ class _Ranking:
         needed = plan["hbm_bytes"] - guess.arguments - guess.temporaries
         self.more[_mesh(choice)] = max(needed, self.more.get(_mesh(choice), 0))
         if plan["estimated_step_seconds"]:
-            slower = _seconds(plan) / guess.seconds
+            slower = plan["estimated_step_seconds"] / guess.seconds
             self.learned.slower[_mesh(choice)] = min(slower, self.learned.slower.get(_mesh(choice), slower))
+        if plan["estimated_job_hours"]:
+            self.learned.evaluating[_mesh(choice)] = _job_seconds(plan) - self.steps * plan["estimated_step_seconds"]
         if not plan["eval_hbm_bytes"]:
             return
         gathers = choice.fsdp and decoder_weights() != "sharded" and _mesh(choice) not in self.sharded
@@ -169,5 +174,6 @@ def _mesh(choice: Choice) -> tuple[int, bool]:
     return choice.model, choice.fsdp
 
 
-def _seconds(plan: dict[str, Any]) -> float:
-    return plan["estimated_step_seconds"]
+def _job_seconds(plan: dict[str, Any]) -> float:
+    """Seconds of all steps and evaluations of a job that fits."""
+    return plan["estimated_job_hours"] * 3600

@@ -51,7 +51,7 @@ class Program:
 
     @property
     def chip_hours(self) -> float | None:
-        """Chip-hours of all its runs, at best; None if the chip's speed is not known."""
+        """Chip-hours of all its runs, roughly; None if the chip's speed is not known."""
         per_run = self.plan["estimated_chip_hours"]
         return None if per_run is None else per_run * len(self.runs)
 

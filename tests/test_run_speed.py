@@ -1,5 +1,6 @@
 """What a run reports of its speed: phases until the first step, goodput over restarts, values of each step, traces on request."""
 
+import contextlib
 import json
 import threading
 import time
@@ -10,6 +11,8 @@ import pytest
 
 from adalink_jax import timings
 from adalink_jax.cli.main import main
+from adalink_jax.files import locks
+from adalink_jax.files.places import path_of
 from adalink_jax.parallel.accelerators import ACCELERATORS
 from adalink_jax.training import speed, trace_requests
 from adalink_jax.training.step import grad_norms
@@ -61,31 +64,90 @@ def test_the_gradient_has_a_norm_for_each_part():
     assert grad_norms({"adapter/text/up": jnp.ones(4)}) == {}
 
 
-def test_profile_traces_steps_of_a_run_in_progress(tmp_path, monkeypatch, capsys):
+@pytest.fixture
+def training(tmp_path, monkeypatch):
+    """`training(within)`: the folder of a run whose loop goes on until `within` has ended."""
     monkeypatch.setattr(trace_requests, "LOOK_SECONDS", 0.1)
     (tmp_path / "config.gin").write_text("")
-    ended, multiply = threading.Event(), jax.jit(lambda x: jnp.sin(x @ x))
+    multiply = jax.jit(lambda x: jnp.sin(x @ x))
 
-    def run():
-        with TraceRequests(tmp_path) as requests:
-            state = jnp.ones((64, 64))
-            while not ended.wait(0.01):
-                requests.before_step(state)
-                state = multiply(state)
+    @contextlib.contextmanager
+    def started():
+        ended = threading.Event()
 
-    run = threading.Thread(target=run)
-    run.start()
-    try:
-        assert main(["profile", str(tmp_path), "--steps=3", "--json", "--wait=60"]) == 0
-    finally:
-        ended.set()
-        run.join()
+        def run():
+            with locks.hold_folder(path_of(str(tmp_path))), TraceRequests(path_of(str(tmp_path))) as requests:
+                state = jnp.ones((64, 64))
+                while not ended.wait(0.01):
+                    requests.before_step(state)
+                    state = multiply(state)
+
+        thread = threading.Thread(target=run)
+        thread.start()
+        try:
+            yield tmp_path
+        finally:
+            ended.set()
+            thread.join()
+
+    return started
+
+
+def test_profile_traces_steps_of_a_run_in_progress(training, capsys):
+    with training() as model_dir:
+        assert main(["profile", str(model_dir), "--steps=3", "--json", "--wait=60"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert {operation["times"] for operation in found["operations"]} & {3, 6}
     assert sum(operation["share"] for operation in found["operations"]) == pytest.approx(1)
-    assert found["collectives"] == 0 and found["files"] == 1
+    assert found["collectives"] == 0 and found["files"] == 1 and found["missing"] == []
     assert main(["profile", found["folder"]]) == 0  # the same trace again
     assert "collectives: 0.0%" in capsys.readouterr().out
+
+
+def test_profile_summarises_what_is_there_when_a_run_ends_between_the_answers(training, monkeypatch, capsys):
+    """Process 0 traces on; the steps of process 1 end before it begins, and say so."""
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(jax, "process_index", lambda: int(threading.current_thread().name == "process 1"))
+
+    def end_without_a_trace():
+        with TraceRequests(path_of(str(model_dir))):
+            while not (model_dir / trace_requests.FOLDER / trace_requests.REQUEST).exists():
+                time.sleep(0.01)
+
+    with training() as model_dir:
+        other, begun = threading.Thread(target=end_without_a_trace, name="process 1"), time.monotonic()
+        other.start()
+        assert main(["profile", str(model_dir), "--steps=3", "--json", "--wait=60"]) == 0
+        other.join()
+    assert time.monotonic() - begun < 30
+    found = json.loads(capsys.readouterr().out)
+    assert found["files"] == 1 and found["missing"] == [1]
+    assert main(["profile", found["folder"]]) == 0
+    assert "missing: process 1, without a trace" in capsys.readouterr().out
+
+
+def test_profile_ends_with_a_run_that_was_killed(training, monkeypatch, capsys):
+    """Process 0 has written its trace, and the job is killed before the other does: nobody leaves a note."""
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with training() as model_dir:
+        statuses, begun = [], time.monotonic()
+        profile = ["profile", str(model_dir), "--steps=2", "--wait=60"]
+        asked = threading.Thread(target=lambda: statuses.append(main(profile)))
+        asked.start()
+        while not list(model_dir.glob("profile/*/done_0.txt")):
+            time.sleep(0.05)
+        assert asked.is_alive()  # the other process may still answer
+    asked.join()
+    assert statuses == [0] and time.monotonic() - begun < 30
+    assert "missing: process 1" in capsys.readouterr().out
+
+
+def test_profile_of_a_run_that_has_ended_waits_for_nothing(training, capsys):
+    with training() as model_dir:
+        pass
+    begun = time.monotonic()
+    assert main(["profile", str(model_dir), "--wait=60"]) == 2
+    assert "has ended its steps without a trace" in capsys.readouterr().err and time.monotonic() - begun < 10
 
 
 def test_profile_names_a_folder_without_a_run(tmp_path, capsys):

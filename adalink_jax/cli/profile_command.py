@@ -3,9 +3,15 @@
 import dataclasses
 import json
 import time
+import typing
 
 from adalink_jax.cli.arguments import option, plain_parser, table, table_console
 from adalink_jax.errors import UserError
+
+if typing.TYPE_CHECKING:
+    from etils import epath
+
+    from adalink_jax.training.trace_requests import Answers
 
 
 def profile(argv: list[str]) -> int:
@@ -27,12 +33,13 @@ def profile(argv: list[str]) -> int:
     from adalink_jax.training import trace_requests, trace_summary
 
     folder = path_of(options.model_dir)
-    if not trace_requests.is_done(folder):
-        folder = trace_requests.ask(folder, options.steps)
-        _wait(lambda: trace_requests.is_done(folder), options.wait, options.model_dir)
-    summary = trace_summary.summarise(folder)
+    answers = trace_requests.answers(folder)
+    if not answers.traced:
+        run, folder = folder, trace_requests.ask(folder, options.steps)
+        answers = _answers(run, folder, options.wait)
+    summary = trace_summary.summarise(folder, answers.traced)
     if options.json:
-        print(json.dumps({"folder": str(folder), **dataclasses.asdict(summary)}))
+        print(json.dumps({"folder": str(folder), **dataclasses.asdict(summary), "missing": answers.missing}))
         return 0
     shown = table("operation", "share", "ms", "times", title=f"The dearest operations of {folder}")
     for operation in summary.operations:
@@ -40,12 +47,32 @@ def profile(argv: list[str]) -> int:
     out = table_console()
     out.print(shown)
     out.print(f"collectives: {summary.collectives:.1%} of the operations' time; traces of {summary.files} processes")
+    if answers.missing:
+        out.print(
+            f"missing: process {', '.join(map(str, answers.missing))}, without a trace when the run or the wait ended"
+        )
     return 0
 
 
-def _wait(done, seconds: int, model_dir: str) -> None:
+def _answers(run: "epath.Path", folder: "epath.Path", seconds: int) -> "Answers":
+    """Waits until every process has answered, the run has ended, or the time is over; then the traces that are there suffice.
+
+    Raises:
+      UserError: if there is none.
+    """
+    from adalink_jax.files import locks
+    from adalink_jax.training import trace_requests
+
     deadline = time.monotonic() + seconds
-    while not done():
-        if time.monotonic() > deadline:
-            raise UserError(f"No run in {model_dir} answered within {seconds} s; is it training? Give a longer --wait.")
+    while True:
+        held = locks.is_held(run / locks.LOCK)  # before the answers, since a run that ends writes them first
+        answers = trace_requests.answers(folder)
+        late = time.monotonic() > deadline
+        if answers.complete or not held or late:
+            break
         time.sleep(0.5)
+    if answers.traced:
+        return answers
+    if late:
+        raise UserError(f"No run in {run} answered within {seconds} s; is it training? Give a longer --wait.")
+    raise UserError(f"The run in {run} has ended its steps without a trace; ask while it trains.")

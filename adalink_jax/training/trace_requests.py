@@ -1,9 +1,12 @@
 """Profiler traces of a run in progress: `adalink profile` leaves a request in the run's folder, and every process traces some steps.
 
-A thread looks for the request every few seconds, so the loop itself reads no file, and waits for nothing until a trace ends.
+A thread looks for the request every few seconds, so the loop itself reads no file, and waits for nothing until a trace ends. Each
+process answers with a file `done_I.txt` beside its trace, or `ended_I.txt` if its steps ended before it began one; both hold the number
+of processes.
 """
 
 import contextlib
+import dataclasses
 import threading
 import time
 from typing import Any
@@ -41,11 +44,29 @@ def ask(model_dir: epath.Path, steps: int) -> epath.Path:
     return model_dir / FOLDER / name
 
 
-def is_done(folder: epath.Path) -> bool:
-    """Whether all processes have written their traces. Each leaves a file with the number of processes in it (of one that
-    an earlier version wrote, which is empty, process 0 suffices)."""
-    first = folder / "done_0.txt"
-    return first.exists() and all((folder / f"done_{i}.txt").exists() for i in range(int(first.read_text() or 1)))
+@dataclasses.dataclass(frozen=True)
+class Answers:
+    """How the processes of a run answered a request.
+
+    Attributes:
+      traced: the processes that wrote a trace.
+      missing: the others.
+      complete: whether all have answered, with a trace or by their end.
+    """
+
+    traced: tuple[int, ...]
+    missing: tuple[int, ...]
+    complete: bool
+
+
+def answers(folder: epath.Path) -> Answers:
+    """The answers in the folder of a trace. There are none in any other folder."""
+    of_kind = lambda kind: {int(path.stem.split("_")[1]): path for path in folder.glob(f"{kind}_*.txt")}
+    done, ended = of_kind("done"), of_kind("ended")
+    # Earlier versions left these files empty.
+    count = max((int(path.read_text() or 1) for path in [*done.values(), *ended.values()]), default=0)
+    missing = tuple(index for index in range(count) if index not in done)
+    return Answers(tuple(sorted(done)), missing, count > 0 and ended.keys() >= set(missing))
 
 
 class TraceRequests(contextlib.AbstractContextManager["TraceRequests"]):
@@ -69,8 +90,12 @@ class TraceRequests(contextlib.AbstractContextManager["TraceRequests"]):
 
     def __exit__(self, *_) -> None:
         self._ended.set()
+        self._thread.join()
         if self._left:
             self._end()
+        with contextlib.suppress(OSError, UserError):
+            if request := self._unanswered():
+                self._answer("ended", request["name"])
 
     def before_step(self, state: Any) -> None:
         """Begins the trace that was asked for, or ends one after its last step; `state` is that of the step before."""
@@ -88,7 +113,19 @@ class TraceRequests(contextlib.AbstractContextManager["TraceRequests"]):
     def _end(self) -> None:
         self._left = 0
         jax.profiler.stop_trace()
-        write_text(self._folder / self._last / f"done_{jax.process_index()}.txt", str(jax.process_count()))
+        self._answer("done", self._last)
+
+    def _answer(self, kind: str, name: str) -> None:
+        (self._folder / name).mkdir(parents=True, exist_ok=True)
+        write_text(self._folder / name / f"{kind}_{jax.process_index()}.txt", str(jax.process_count()))
+
+    def _unanswered(self, seen: str = "") -> dict[str, Any] | None:
+        """The newest request, unless it is called `seen` or this process has answered it; None without any."""
+        request = read_state(self._folder / REQUEST, Request)
+        if not request or request["name"] == seen:
+            return None
+        files = (f"{kind}_{jax.process_index()}.txt" for kind in ("done", "ended"))
+        return None if any((self._folder / request["name"] / file).exists() for file in files) else request
 
     def _trace_folder(self) -> epath.Path:
         """JAX names the files after the host, which several processes may share: each has a folder of its own."""
@@ -98,8 +135,5 @@ class TraceRequests(contextlib.AbstractContextManager["TraceRequests"]):
     def _look(self) -> None:
         while not self._ended.wait(LOOK_SECONDS):
             with contextlib.suppress(OSError, UserError):  # a request that cannot be read must not end the run
-                request = read_state(self._folder / REQUEST, Request)
-                if request and request["name"] != self._seen:
-                    self._seen = request["name"]
-                    if not (self._folder / self._seen / f"done_{jax.process_index()}.txt").exists():
-                        self._asked = request
+                if request := self._unanswered(self._seen):
+                    self._seen, self._asked = request["name"], request

@@ -41,16 +41,20 @@ class TraceSummary:
     files: int
 
 
-def summarise(folder: epath.Path, count: int = 10) -> TraceSummary:
+def summarise(folder: epath.Path, processes: Sequence[int], count: int = 10) -> TraceSummary:
     """Reads the `*.xplane.pb` files of `folder`, where JAX wrote them, one per process (of several in `process_0`, ...).
+
+    Args:
+      folder: of the trace.
+      processes: those that wrote theirs whole.
+      count: the most operations.
 
     Raises:
       UserError: if there is no file, or no operation of a device in them.
     """
     seconds, times = collections.defaultdict[str, float](float), collections.Counter[str]()
-    files = [
-        path for part in ("", "process_*/") for path in sorted(folder.glob(f"{part}plugins/profile/*/*.xplane.pb"))
-    ]
+    parts = ("", *(f"process_{index}/" for index in processes))
+    files = [path for part in parts for path in sorted(folder.glob(f"{part}plugins/profile/*/*.xplane.pb"))]
     for path in files:
         for name, duration in _operations(ProfileData.from_serialized_xspace(path.read_bytes())):
             seconds[name] += duration

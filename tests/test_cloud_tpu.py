@@ -1,5 +1,6 @@
 """Scripts for Cloud TPU run with a fake gcloud, which records its calls and fails where a test wants it to."""
 
+import contextlib
 import os
 import re
 import shutil
@@ -7,17 +8,19 @@ import signal
 import subprocess
 import time
 
+import psutil
 import pytest
 from launch_cases import fake, folder_of, launch
 
 from adalink_jax.cli.main import main
+from adalink_jax.launching.tpu import SAVE_SECONDS
 
 GCLOUD = """
 case "$*" in
   *" list "*) printf '%s' "$FAKE_LIST" ;;
   *" describe "*) [ -z "$FAKE_STATES" ] || { head -n 1 "$FAKE_STATES"; [ "$(wc -l <"$FAKE_STATES")" -le 1 ] || sed -i 1d "$FAKE_STATES"; } ;;
-  *"worker.sh watch"*) [ -z "$FAKE_WAIT" ] || while [ ! -e "$FAKE_WAIT" ]; do /bin/sleep 0.05; done ;;
-  *"kill -TERM"*) [ -z "$FAKE_WAIT" ] || touch "$FAKE_WAIT" ;;
+  *"worker.sh $FAKE_LONG"*) [ -z "$FAKE_WAIT" ] || while [ ! -e "$FAKE_WAIT" ]; do /bin/sleep 0.05; done ;;
+  *"$FAKE_ENDS"*) [ -z "$FAKE_WAIT" ] || touch "$FAKE_WAIT" ;;
 esac
 for pattern in $FAKE_FAIL; do
   case "$*" in *${pattern%%:*}*) exit "${pattern##*:}" ;; esac
@@ -28,14 +31,15 @@ done
 class Script:
     """A rendered script with fakes; `calls` are those of gcloud, without the arguments that all share."""
 
-    def __init__(self, place, case, fail="", listed="", states=("PROVISIONING", "ACTIVE")):
-        assert launch(case) == 0
+    def __init__(self, place, case, fail="", listed="", states=("PROVISIONING", "ACTIVE"), options=()):
+        assert launch(case, *options) == 0
         self.path = folder_of(case) / "job.sh"
         self._calls = fake(place / "fakes", "gcloud", GCLOUD)
         fake(place / "fakes", "sleep", "")
         (place / "states").write_text("".join(f"{state}\n" for state in states))
         self.env = os.environ | {
-            "FAKE_FAIL": fail, "FAKE_LIST": listed, "FAKE_STATES": str(place / "states"), "FAKE_WAIT": "",
+            "FAKE_FAIL": fail, "FAKE_LIST": listed, "FAKE_STATES": str(place / "states"), "FAKE_WAIT": "", "FAKE_LONG": "watch",
+            "FAKE_ENDS": "kill -TERM",
         }  # fmt: skip
 
     def run(self):
@@ -168,6 +172,94 @@ def test_a_notice_lets_the_job_save_and_deletes_the_slice(place):
     assert script.verbs == [*WHOLE[:9], "kill", "status", "describe", "delete"]
 
 
+# --- MAX_CHIP_HOURS ---
+
+SLEEP = """
+[ "$1" -lt 120 ] || while [ ! -e "$FAKE_SLEPT/$1" ]; do /bin/sleep 0.02; done
+"""
+
+
+class Limited:
+    """A script with a time limit that runs in the background; `pass_time` lets a `sleep` of it end."""
+
+    def __init__(self, place, case, fail="", ends="kill -TERM", long="watch"):
+        self.script = Script(place, case, fail, options=("--gin.MAX_CHIP_HOURS=100",))
+        fake(place / "fakes", "sleep", SLEEP)
+        self.script.env |= {
+            "FAKE_WAIT": str(place / "ended"),
+            "FAKE_SLEPT": str(place),
+            "FAKE_ENDS": ends,
+            "FAKE_LONG": long,
+        }
+        self.place, self.log = place, place / "log"
+        with open(self.log, "w", encoding="utf-8") as log:
+            self.process = subprocess.Popen(["bash", self.script.path], env=self.script.env, stdout=log, stderr=log)
+        self.wait_for(lambda: long in self.script.verbs)
+
+    def wait_for(self, condition):
+        deadline = time.monotonic() + 30
+        while not condition():
+            assert time.monotonic() < deadline, self.log.read_text()
+            time.sleep(0.02)
+
+    def pass_time(self, seconds: int):
+        (self.place / str(seconds)).touch()
+
+    def end(self) -> int:
+        """The script's status, when it and all that it started have ended."""
+        status = self.process.wait(30)
+        self.wait_for(lambda: not self.left())
+        return status
+
+    def left(self) -> list[str]:
+        """What still runs in the folder of this test, whose current folder it is too."""
+        found = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                if process.pid != os.getpid() and process.cwd() == str(self.place):
+                    found.append(" ".join(process.cmdline()))
+        return found
+
+
+def test_the_budget_s_end_stops_the_job_which_saves_and_deletes_the_slice(place):
+    limited = Limited(place, "tpu_slice", "bash*watch:75")
+    limited.pass_time(100 * 3600 // 32 - SAVE_SECONDS)
+    assert limited.end() == 75
+    assert limited.script.verbs == [*WHOLE[:9], "kill", "status", "describe", "delete"]
+    text = limited.log.read_text()
+    assert "MAX_CHIP_HOURS ends in 120 seconds: the job on digits-reverse is stopped, and saves." in text
+    assert "MAX_CHIP_HOURS has ended" not in text
+
+
+@pytest.mark.parametrize("long", ["watch", "install"])
+def test_the_budget_s_end_deletes_the_slice_of_a_job_that_hangs(place, long):
+    """It reacts to no signal, and neither does the connection, until the slice is gone."""
+    limited = Limited(place, "tpu_slice", ends=" delete ", long=long)
+    limited.pass_time(100 * 3600 // 32 - SAVE_SECONDS)
+    if long == "watch":
+        limited.wait_for(lambda: "kill" in limited.script.verbs)
+        assert limited.process.poll() is None
+        limited.pass_time(SAVE_SECONDS)
+    assert limited.end() == 143
+    assert limited.script.verbs[-2:] == (["describe", "delete"] if long == "watch" else ["install", "delete"])
+    assert ("has not: digits-reverse is deleted" in limited.log.read_text()) == (long == "watch")
+
+
+def test_the_budget_s_end_keeps_a_slice_that_existed_before(place):
+    limited = Limited(place, "tpu_existing", "bash*watch:75")
+    limited.pass_time(100 * 3600 // 16 - SAVE_SECONDS)
+    assert limited.end() == 75
+    assert "the job on my-slice is stopped, and saves" in limited.log.read_text()
+    assert "kill" in limited.script.verbs and not [text for text in limited.script.calls if "delete" in text]
+
+
+def test_a_job_that_ends_before_its_budget_leaves_no_timer(place):
+    limited = Limited(place, "tpu_slice")
+    (place / "ended").touch()
+    assert limited.end() == 0
+    assert limited.script.verbs == WHOLE and "MAX_CHIP_HOURS" not in limited.log.read_text()
+
+
 def test_a_lost_connection_is_tried_again_while_the_job_runs_on(place):
     """The first connection breaks while a host runs; the slice is kept, and the second follows the job to its end."""
     script = Script(place, "tpu_slice")
@@ -215,12 +307,20 @@ def test_each_host_runs_its_elements(place):
 def test_a_submitted_script_is_printed_logged_and_cancelled(place, capfd):
     fake(place / "fakes", "gcloud", GCLOUD)
     fake(place / "fakes", "sleep", "")
-    os.environ |= {"FAKE_FAIL": "", "FAKE_LIST": "", "FAKE_STATES": str(place / "states"), "FAKE_WAIT": ""}
+    fakes = {
+        "FAKE_FAIL": "",
+        "FAKE_LIST": "",
+        "FAKE_STATES": str(place / "states"),
+        "FAKE_WAIT": "",
+        "FAKE_LONG": "watch",
+        "FAKE_ENDS": "kill",
+    }
+    os.environ |= fakes
     (place / "states").write_text("ACTIVE\n")
     try:
         assert launch("tpu_slice", "--submit", "--no_plan") == 0
     finally:
-        for name in ("FAKE_FAIL", "FAKE_LIST", "FAKE_STATES", "FAKE_WAIT"):
+        for name in fakes:
             del os.environ[name]
     assert "digits-reverse is ACTIVE." in capfd.readouterr().out
     assert "digits-reverse is ACTIVE." in (folder_of("tpu_slice") / "script.log").read_text()

@@ -7,7 +7,7 @@ import re
 
 import jinja2
 import pytest
-from launch_cases import PROJECT, SWEEP, TRAIN, topology
+from launch_cases import PROJECT, TRAIN, topology
 from shell_payloads import PAYLOADS, ran
 
 from adalink_jax import launching
@@ -278,20 +278,7 @@ def test_a_command_with_such_a_value_is_refused(place, capsys, options):
     assert not (place / "runs").exists()
 
 
-# --- requeueing ends, and no proxy stands between processes of one machine ---
-
-
-def test_a_batch_script_is_requeued_a_limited_number_of_times(tmp_path):
-    settings = dataclasses.replace(
-        SETTINGS["slurm"],
-        setup=("adalink() { return 75; }; export -f adalink", "export SLURM_RESTART_COUNT=$(cat count)"),
-        max_requeues=3,
-    )
-    for count, requeued in (("", True), ("2", True), ("3", False), ("4", False)):
-        (tmp_path / "count").write_text(count)
-        found = ran(tmp_path, job(settings, *SWEEP, array=2), settings)
-        assert found.arguments("scontrol") == ([["requeue", "1"]] if requeued else [])
-        assert ("MAX_REQUEUES is 3; to resume, submit again: sbatch job/job.sbatch" in found.errors) != requeued
+# --- no proxy stands between processes of one machine ---
 
 
 def test_local_processes_find_each_other_without_a_proxy():

@@ -169,7 +169,7 @@ def test_no_attempt_takes_more_than_its_share_of_the_chip_hours():
     """176 chip-hours on 16 chips in 11 attempts; 84 on 4 chips in 21; 100 on 32 chips in one."""
     assert "activeDeadlineSeconds: 3600\n" in (GOLDEN / "gke_options.jobset.yaml").read_text()
     assert "#SBATCH --time=60\n" in (GOLDEN / "slurm_container.job.sbatch").read_text()
-    assert "(sleep 11250 && kill -TERM $$) &\n" in (GOLDEN / "tpu_two_slices.job.sh").read_text()
+    assert "local work=11130 save=120\n" in (GOLDEN / "tpu_two_slices.job.sh").read_text()
 
 
 @pytest.mark.parametrize("time, shorter", [
@@ -466,6 +466,63 @@ def test_a_batch_script_requeues_itself_on_75_alone(place):
         assert (done.returncode, done.stdout) == (status, "3\n")
         assert scontrol.read_text() == ("requeue 12\n" if status == 75 else "")
         assert "adalink check-method my_method.Mine" in srun.read_text()
+
+
+# A Slurm that starts a requeued job again, once its script has ended, and counts that as the real one does.
+REQUEUE = 'touch "$FAKE_REQUEUED"'
+
+
+def run_to_its_end(place, script, runs=10) -> list[subprocess.CompletedProcess]:
+    """Runs a batch script again while it is requeued, at most `runs` times."""
+    requeued = place / "requeued"
+    env = os.environ | {"SLURM_JOB_ID": "12", "SLURM_ARRAY_TASK_ID": "3", "FAKE_REQUEUED": str(requeued)}
+    out = []
+    while not out or (requeued.exists() and len(out) < runs):
+        requeued.unlink(missing_ok=True)
+        count = {"SLURM_RESTART_COUNT": str(len(out))} if out else {}
+        out.append(subprocess.run(["bash", script], env=env | count, capture_output=True, text=True, timeout=20))
+    return out
+
+
+@pytest.mark.parametrize("most", [0, 3])
+@pytest.mark.parametrize("budget", [[], ["--gin.MAX_CHIP_HOURS=1000"]])
+def test_a_batch_script_is_requeued_a_limited_number_of_times(place, most, budget):
+    assert launch("slurm_array", f"--gin.MAX_REQUEUES={most}", *budget) == 0
+    script = folder_of("slurm_array") / "job.sbatch"
+    scontrol = fake(place / "fakes", "scontrol", REQUEUE)
+    srun = fake(place / "fakes", "srun", "exit 75")
+    runs = run_to_its_end(place, script)
+    assert [done.returncode for done in runs] == [75] * (1 + most)
+    assert scontrol.read_text() == "requeue 12\n" * most
+    again = f"to resume, submit again: sbatch {script}"
+    assert [done.stderr for done in runs] == [*[""] * most, f"Not requeued, since MAX_REQUEUES is {most}; {again}\n"]
+    assert len(srun.read_text().splitlines()) == 1 + most
+
+
+def test_a_batch_script_that_slurm_itself_requeues_too_often_says_why_it_does_not_run(place):
+    """Slurm requeues a job whose node failed without asking the script; MAX_CHIP_HOURS is for a limited number of runs."""
+    srun = fake(place / "fakes", "srun", "exit 0")
+    for budget, status in (["--gin.MAX_CHIP_HOURS=1000"], 1), ([], 0):
+        assert launch("slurm_array", "--gin.MAX_REQUEUES=2", *budget) == 0
+        script = folder_of("slurm_array") / "job.sbatch"
+        done = subprocess.run(
+            ["bash", script],
+            env=os.environ | {"SLURM_ARRAY_TASK_ID": "3", "SLURM_RESTART_COUNT": "3"},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == status and done.stderr.count("\n") == status
+        assert ("Not run, since it was requeued more often than MAX_REQUEUES, 2" in done.stderr) == bool(budget)
+        assert bool(srun.read_text()) != bool(budget)
+
+
+def test_a_batch_script_that_cannot_be_requeued_says_how_to_resume(place):
+    assert launch("slurm_cpu") == 0
+    script = folder_of("slurm_cpu") / "job.sbatch"
+    fake(place / "fakes", "scontrol", "exit 1")
+    fake(place / "fakes", "srun", "exit 75")
+    (done,) = run_to_its_end(place, script)
+    assert (done.returncode, done.stderr) == (75, f"Not requeued; submit again: sbatch {script}\n")
 
 
 def test_a_jobset_is_created_queried_and_deleted(place):

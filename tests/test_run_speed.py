@@ -66,7 +66,7 @@ def test_the_gradient_has_a_norm_for_each_part():
 
 @pytest.fixture
 def training(tmp_path, monkeypatch):
-    """`training(within)`: the folder of a run whose loop goes on until `within` has ended."""
+    """`with training() as model_dir`: a run whose loop ends with the context."""
     monkeypatch.setattr(trace_requests, "LOOK_SECONDS", 0.1)
     (tmp_path / "config.gin").write_text("")
     multiply = jax.jit(lambda x: jnp.sin(x @ x))

@@ -58,7 +58,7 @@ def _answers(run: "epath.Path", folder: "epath.Path", seconds: int) -> "Answers"
     """Waits until every process has answered, the run has ended, or the time is over; then the traces that are there suffice.
 
     Raises:
-      UserError: if there is none.
+      UserError: without any trace.
     """
     from adalink_jax.files import locks
     from adalink_jax.training import trace_requests

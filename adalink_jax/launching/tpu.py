@@ -43,6 +43,7 @@ CLOUD_NAMES = {
     "v5p": ("v5p", 2, "v2-alpha-tpuv5"),
     "v6e": ("v6e", 1, "v2-alpha-tpuv6e"),
 }
+SAVE_SECONDS = 120  # from the stop of a job to the end of MAX_CHIP_HOURS
 _BOUNDS = {1: "1,1,1", 4: "2,2,1", 8: "2,4,1"}  # chips per host -> TPU_CHIPS_PER_PROCESS_BOUNDS
 _QUEUED = ("gcloud", "compute", "tpus", "queued-resources")
 _EXISTING = ("gcloud", "compute", "tpus", "tpu-vm")
@@ -139,7 +140,8 @@ def render(job: Job, settings: Tpu, staged: dict[str, str]) -> Rendered:
         "home": f"adalink/{job.name}",
         "top_level": sorted({path.split("/")[0] for path in staged}),
         "script": script,
-        "seconds": budget.attempt_seconds(job, settings, 1),
+        "limit": budget.attempt_seconds(job, settings, 1),
+        "save": SAVE_SECONDS,
     }
     on_host = {
         "job": job,

@@ -60,7 +60,7 @@ class Answers:
 
 
 def answers(folder: epath.Path) -> Answers:
-    """The answers in the folder of a trace. There are none in any other folder."""
+    """The answers in the folder of a trace; no process is in those of another folder."""
     of_kind = lambda kind: {int(path.stem.split("_")[1]): path for path in folder.glob(f"{kind}_*.txt")}
     done, ended = of_kind("done"), of_kind("ended")
     # Earlier versions left these files empty.

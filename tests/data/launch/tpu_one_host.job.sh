@@ -16,16 +16,20 @@ asked=false
 started=false
 running=
 
+# Both run in the background, since Bash handles no signal while it waits for a command in the foreground.
 on_all() {
-  "${gcloud[@]}" ssh "$name" "${where[@]}" ${ssh_flags[@]+"${ssh_flags[@]}"} "${hosts[@]}" --command="$1"
+  "${gcloud[@]}" ssh "$name" "${where[@]}" ${ssh_flags[@]+"${ssh_flags[@]}"} "${hosts[@]}" --command="$1" <&0 &
+  wait $!
 }
 
 copy() {
-  "${gcloud[@]}" scp "${where[@]}" ${ssh_flags[@]+"${ssh_flags[@]}"} "$@"
+  "${gcloud[@]}" scp "${where[@]}" ${ssh_flags[@]+"${ssh_flags[@]}"} "$@" <&0 &
+  wait $!
 }
 
 # Prints the job's log until it has ended on all hosts, and ends with its status.
 watch() {
+  trap 'kill $! 2>/dev/null; exit 143' TERM
   local lines=+1 status
   while true; do
     status=0
@@ -53,8 +57,6 @@ notice() {
     if stop; then
       status=0
       wait "$running" || status=$?
-    else
-      kill "$running"
     fi
   fi
   exit "$status"
@@ -66,6 +68,7 @@ finish() {
   trap '' INT TERM
   trap - EXIT
   set +e
+  [ -z "$running" ] || kill "$running" 2>/dev/null
   if $started; then
     for worker in $(seq 0 0); do
       mkdir -p runs

@@ -17,16 +17,32 @@ started=false
 running=
 timer=
 
+# Both run in the background, since Bash handles no signal while it waits for a command in the foreground.
 on_all() {
-  "${gcloud[@]}" ssh "$name" "${where[@]}" ${ssh_flags[@]+"${ssh_flags[@]}"} "${hosts[@]}" --command="$1"
+  "${gcloud[@]}" ssh "$name" "${where[@]}" ${ssh_flags[@]+"${ssh_flags[@]}"} "${hosts[@]}" --command="$1" <&0 &
+  wait $!
 }
 
 copy() {
-  "${gcloud[@]}" scp "${where[@]}" ${ssh_flags[@]+"${ssh_flags[@]}"} "$@"
+  "${gcloud[@]}" scp "${where[@]}" ${ssh_flags[@]+"${ssh_flags[@]}"} "$@" <&0 &
+  wait $!
+}
+
+# The job is stopped before MAX_CHIP_HOURS ends, so that it saves, and this script ends with it, whether the job has saved or not.
+limit() {
+  local work=11130 save=120
+  trap 'kill $!; exit' TERM
+  sleep "$work" & wait $!
+  echo "MAX_CHIP_HOURS ends in $save seconds: the job on $name is stopped, and saves." >&2
+  kill -TERM $$
+  sleep "$save" & wait $!
+  echo "MAX_CHIP_HOURS has ended, and the job has not: $name is deleted." >&2
+  kill -TERM $$
 }
 
 # Prints the job's log until it has ended on all hosts, and ends with its status.
 watch() {
+  trap 'kill $! 2>/dev/null; exit 143' TERM
   local lines=+1 status
   while true; do
     status=0
@@ -54,8 +70,6 @@ notice() {
     if stop; then
       status=0
       wait "$running" || status=$?
-    else
-      kill "$running"
     fi
   fi
   exit "$status"
@@ -67,7 +81,8 @@ finish() {
   trap '' INT TERM
   trap - EXIT
   set +e
-  [ -z "$timer" ] || kill "$timer"
+  [ -z "$running" ] || kill "$running" 2>/dev/null
+  [ -z "$timer" ] || kill "$timer" 2>/dev/null
   if $asked; then
     # If the slice was taken away, the job can be started again: exit status 75, as after a preemption notice.
     if [ "$status" -ne 0 ] && $started; then
@@ -111,8 +126,7 @@ while true; do
   sleep 30 & wait $!
 done
 
-# MAX_CHIP_HOURS, from here on.
-(sleep 11250 && kill -TERM $$) &
+limit &
 timer=$!
 # A new host may not accept connections yet.
 failures=0

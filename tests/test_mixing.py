@@ -13,13 +13,16 @@ pytest.importorskip("seqio")
 import seqio  # noqa: E402
 import tensorflow as tf  # noqa: E402
 
+from adalink_jax.cli.main import main  # noqa: E402
 from adalink_jax.data import (  # noqa: E402
     DatasetConfig,
     FeatureConverter,
+    MixtureOf,
     get_tasks,
     mixing,  # noqa: E402
     train_batches,
 )
+from adalink_jax.data.vocabularies import train_sentencepiece  # noqa: E402
 from adalink_jax.errors import UserError  # noqa: E402
 
 LENGTHS = {"inputs": 16, "targets": 4}
@@ -119,3 +122,59 @@ def test_rates_must_be_positive(mixture):
 def test_a_mixture_with_a_function_that_samples_is_refused(mixture):
     with pytest.raises(UserError, match="mine has a sample_fn"):
         drawn(mixture({"few": (20, 1)}, sample_fn=lambda datasets, rates, seed: datasets[0]), 1)
+
+
+BYTES, OTHERS = seqio.ByteVocabulary(), seqio.ByteVocabulary(100)
+TEXT = {name: seqio.Feature(BYTES, add_eos=True) for name in LENGTHS}
+IMAGE = seqio.Feature(seqio.PassThroughVocabulary(0), add_eos=False, dtype=tf.float32, rank=3)
+
+
+def declare(monkeypatch, **tasks):
+    """Registers tasks with these features, whose data cannot be read."""
+    for name, features in tasks.items():
+        source = seqio.FunctionDataSource(lambda split, shuffle_files, seed=None: 1 / 0, splits=["train"])
+        task = seqio.Task(name, source=source, preprocessors=[], output_features=features, metric_fns=[])
+        monkeypatch.setitem(seqio.TaskRegistry._REGISTRY, name, task)
+
+
+@pytest.mark.parametrize("features, message", [
+    (TEXT | {"image": IMAGE}, "the same features: plain has inputs, targets, and strange image, inputs, targets; leave one"),
+    (TEXT | {"targets": seqio.Feature(OTHERS)}, r"the targets of plain have ByteVocabulary \(259 ids\), and those of strange ByteVocabulary \(359 ids\)"),
+    (TEXT | {"inputs": seqio.Feature(BYTES, dtype=tf.int64)}, "the inputs of plain are int32 of rank 1, and those of strange int64 of rank 1"),
+])  # fmt: skip
+def test_tasks_that_cannot_be_mixed_are_named_before_anything_is_read_or_written(
+    mixture, tmp_path, monkeypatch, capsys, features, message
+):
+    mixture({"few": (2, 1)})
+    declare(monkeypatch, plain=TEXT, strange=features)
+    named = DatasetConfig("any", LENGTHS, 8, "my_tasks", mixture=MixtureOf(("plain", "strange")))
+    with pytest.raises(UserError, match=message):
+        get_tasks(named)
+    if "image" in features:
+        return  # seqio refuses to register it
+    monkeypatch.setitem(seqio.MixtureRegistry._REGISTRY, "both", seqio.Mixture("both", [("plain", 1), ("strange", 1)]))
+    with pytest.raises(UserError, match=message):
+        get_tasks(DatasetConfig("both", LENGTHS, 8, "my_tasks"))
+    macros = {"MIXTURE_OR_TASK_MODULE": "my_tasks", "TASK_FEATURE_LENGTHS": LENGTHS}
+    flags = [
+        "--gin_file=gin/tasks/seqio.gin",
+        *(f"--gin.{name}={x!r}" for name, x in macros.items()),
+        "--trust_modules",
+    ]
+    assert main(["cache-task", "both", str(tmp_path / "cache"), *flags]) == 2
+    assert "the tasks of a mixture need" in (err := capsys.readouterr().err).lower() and err.count("\n") == 1
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_vocabulary_in_two_places_is_one(monkeypatch, mixture, tmp_path):
+    mixture({"few": (2, 1)})
+    for number, name in enumerate(("one", "other", "third")):
+        (folder := tmp_path / name).mkdir()
+        path = train_sentencepiece(["the quick brown fox jumps over the lazy dog"] * 50, 287 - number // 2, str(folder))
+        declare(monkeypatch, **{name: dict.fromkeys(LENGTHS, seqio.Feature(seqio.SentencePieceVocabulary(str(path))))})
+    of = lambda *names: DatasetConfig("any", LENGTHS, 8, "my_tasks", mixture=MixtureOf({name: 1.0 for name in names}))
+    get_tasks(of("one", "other"))
+    with pytest.raises(
+        UserError, match=r"the inputs of other have .*spiece.model \(.* ids\), and those of third .*spiece"
+    ):
+        get_tasks(of("one", "other", "third"))

@@ -20,6 +20,7 @@ import tensorflow as tf  # noqa: E402
 import adalink_jax  # noqa: E402
 from adalink_jax.cli.main import main  # noqa: E402
 from adalink_jax.data import DatasetConfig, FeatureConverter, get_tasks, train_batches  # noqa: E402
+from adalink_jax.data.seqio_vocabulary import HuggingFaceVocabulary  # noqa: E402
 from adalink_jax.data.task_cache import cache_writer, example_bytes  # noqa: E402
 from adalink_jax.data.task_protocol import NumberedTask  # noqa: E402
 from adalink_jax.errors import UserError  # noqa: E402
@@ -234,6 +235,28 @@ def test_a_folder_of_another_task_or_other_data_is_refused(declare, tmp_path, ca
     assert os.listdir(tmp_path / "mine" / "words") == ["thesis.txt"]
     assert main(cache_command("words", tmp_path / "new", "--split", "tset")) == 2
     assert "words has no split tset (--split); it has train, validation." in capsys.readouterr().err
+
+
+def test_what_a_run_checks_of_a_task_is_checked_before_it_is_cached(declare, tmp_path, monkeypatch, capsys):
+    """A source that misses files, and inputs that end with an EOS which is not their vocabulary's."""
+    declare("words")
+    task = seqio.TaskRegistry.get("words")
+
+    def missing():
+        raise UserError("The data of words have no rows in train; copy them again.")
+
+    monkeypatch.setattr(task.source, "check", missing, raising=False)
+    sentences = ["The data of words have no rows in train; copy them again."]
+    vocabulary = HuggingFaceVocabulary(types.SimpleNamespace(chat=False, before=(2,), after=(), eos=1), "base")
+    features = {"inputs": seqio.Feature(vocabulary, add_eos=True), "targets": FEATURES["targets"]}
+    for change in (lambda: None, lambda: monkeypatch.setattr(task, "_output_features", features)):
+        change()
+        with pytest.raises(UserError) as of_run:
+            get_tasks(config("words"))
+        assert main(cache_command("words", tmp_path / "cache")) == 2
+        assert str(of_run.value) in capsys.readouterr().err and not (tmp_path / "cache").exists()
+        sentences.append(str(of_run.value))
+    assert sentences[0] == sentences[1] and "puts them between [2] and []" in sentences[2]
 
 
 def test_a_task_that_depends_on_the_lengths_is_cached_at_them(declare, tmp_path, capsys):

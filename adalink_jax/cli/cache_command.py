@@ -36,7 +36,7 @@ def cache_task(argv: list[str]) -> int:
     if dataset.own_files is not None:
         raise UserError("Your own files are read by number already, each host its own rows; they need no cache.")
     source = seqio_sources()
-    tasks = source.register(dataset.mixture_or_task_module, [options.task])
+    tasks = source.find_tasks([options.task], dataset.mixture_or_task_module, dataset.use_cached)
     with terminal.progress() as show:
         for task in tasks:
             show(f"{task.name}: reading its first examples")

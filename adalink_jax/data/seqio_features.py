@@ -7,6 +7,7 @@ import seqio
 import tensorflow as tf
 from seqio import EncDecFeatureConverter, Vocabulary
 
+from adalink_jax.data.seqio_vocabulary import check_mixed
 from adalink_jax.data.seqio_vocabulary import check_task as check_inputs
 from adalink_jax.errors import UserError
 
@@ -24,7 +25,7 @@ def check_task(name: str, takes_images: bool) -> None:
 
     Raises:
       UserError: if it is not declared, has images if the model takes none or the other way round, has files of images, or
-        ends inputs with EOS that its vocabulary does not end with it.
+        ends inputs with EOS that its vocabulary does not end with it, and for a mixture of tasks whose features or vocabularies differ.
     """
     known = [*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()]
     if name not in known:
@@ -32,7 +33,8 @@ def check_task(name: str, takes_images: bool) -> None:
             f"There is no task or mixture {name!r} (MIXTURE_OR_TASK_NAME); set MIXTURE_OR_TASK_MODULE to the module that declares it "
             f"(only `adalink train` reads your own files, gin/tasks/files.gin)."
         )
-    for task in seqio.get_subtasks(seqio.get_mixture_or_task(name)):
+    check_mixed(tasks := seqio.get_subtasks(seqio.get_mixture_or_task(name)))
+    for task in tasks:
         check_inputs(task)
         image = next((task.output_features[key] for key in _IMAGES if key in task.output_features), None)
         if (image is not None) != takes_images:

@@ -15,7 +15,7 @@ from adalink_jax.data.label_sets import LabelSets
 from adalink_jax.data.mixing import ENDLESS, MixedExamples, NumberedSource, mixed
 from adalink_jax.data.mixing_rates import MixtureOf
 from adalink_jax.data.read_ahead import read_ahead
-from adalink_jax.data.seqio_vocabulary import HuggingFaceVocabulary, check_task
+from adalink_jax.data.seqio_vocabulary import HuggingFaceVocabulary, check_mixed, check_task
 from adalink_jax.data.task_cache.cached_task import CachedTask
 from adalink_jax.data.task_protocol import Example, Numbered
 from adalink_jax.data.transformers_vocabulary import EOS
@@ -206,24 +206,12 @@ def get_tasks(
       mixture_of: the tasks to mix, and their rates.
 
     Raises:
-      UserError: if the module cannot be imported, if there is no such task (the message names the nearest), or if its data or its
-        cache are missing, or if EOS ends inputs that the vocabulary does not end with it.
+      UserError: as `find_tasks`, and if there is no cache of a task, or one of other examples.
     """
     names = [name] if mixture_of is None else list(mixture_of.tasks)
-    registered = register(module, names)
+    registered = find_tasks(names, module, use_cached, reads_source=cache is None)
     if mixture_of is not None and (others := set(names) - {one.name for one in registered}):
         raise UserError(f"MIXTURE names {min(others)}, which is a mixture; name its tasks.")
-    for one in registered:
-        check_task(one)
-        if use_cached and one.cache_dir is None:
-            folders = ", ".join(seqio.get_global_cache_dirs()) or "any folder"
-            raise UserError(
-                f"USE_CACHED_TASKS is True, and {one.name} is not cached in {folders}; name its folder with "
-                f"--seqio_additional_cache_dirs, or set USE_CACHED_TASKS to False."
-            )
-        check = getattr(one.source, "check", None)  # tasks of `published` find missing files before training
-        if check is not None and not use_cached and cache is None:
-            check()
     mixture = seqio.get_mixture_or_task(name) if mixture_of is None else seqio.Mixture(name, [(x, 1.0) for x in names])
     tasks = [SeqioTask(task, lengths, use_cached) for task in seqio.get_subtasks(mixture)]
     scored = tasks if cache is None else [CachedTask(task, cache, lengths) for task in tasks]
@@ -236,12 +224,40 @@ def get_tasks(
     return (SeqioMixture if cache is None else CachedMixture)(mixture, scored, rate, lengths), scored
 
 
-def register(module: str | None, names: Sequence[str]) -> list[seqio.Task]:
-    """Imports `module` (None: the bundled tasks), and returns the tasks that the names of tasks and mixtures stand for.
+def find_tasks(
+    names: Sequence[str], module: str | None, use_cached: bool = False, reads_source: bool = True
+) -> list[seqio.Task]:
+    """The tasks that names of tasks and mixtures stand for, once it is known that they can be read, and mixed if they are several.
+
+    Args:
+      names: of tasks and mixtures.
+      module: module that registers them; None for the bundled tasks.
+      use_cached: whether seqio's cache is read.
+      reads_source: whether the tasks' own sources are read, unless seqio's cache is.
 
     Raises:
-      UserError: if the module cannot be imported, and for an unknown name.
+      UserError: if the module cannot be imported, for an unknown name (the message gives the nearest), for data or a cache of seqio that are
+        missing, if EOS ends inputs that the vocabulary does not end with it, and for tasks whose features or vocabularies differ.
     """
+    tasks = _registered(module, names)
+    for task in tasks:
+        check_task(task)
+    check_mixed(tasks)
+    for task in tasks:
+        if use_cached and task.cache_dir is None:
+            folders = ", ".join(seqio.get_global_cache_dirs()) or "any folder"
+            raise UserError(
+                f"USE_CACHED_TASKS is True, and {task.name} is not cached in {folders}; name its folder with "
+                f"--seqio_additional_cache_dirs, or set USE_CACHED_TASKS to False."
+            )
+        check = getattr(task.source, "check", None)  # tasks of `published` find missing files before training
+        if check is not None and reads_source and not use_cached:
+            check()
+    return tasks
+
+
+def _registered(module: str | None, names: Sequence[str]) -> list[seqio.Task]:
+    """Imports `module` (None: the bundled tasks), and returns the tasks that the names of tasks and mixtures stand for."""
     registering = configuration.import_module(module or SHIPPED_TASKS, "MIXTURE_OR_TASK_MODULE")
     if hasattr(registering, "register"):
         registering.register()

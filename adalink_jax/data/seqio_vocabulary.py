@@ -8,7 +8,7 @@ import tensorflow as tf
 from seqio.utils import Feature
 
 from adalink_jax.data.feature_converter import text_of
-from adalink_jax.data.transformers_vocabulary import TransformersVocabulary
+from adalink_jax.data.transformers_vocabulary import CHAT, TransformersVocabulary
 from adalink_jax.data.vocabularies import ByteVocabulary, SentencePieceVocabulary, find_vocabulary, load_vocabulary
 from adalink_jax.errors import UserError
 
@@ -70,16 +70,58 @@ def check_task(task: seqio.Task | seqio.Mixture) -> None:
         )
 
 
+def check_mixed(tasks: Sequence[seqio.Task]) -> None:
+    """Checks that tasks can be mixed: that they have the same features, with one vocabulary, dtype and rank for each.
+
+    Raises:
+      UserError: names the first two tasks that differ, and what differs.
+    """
+    for one, other in zip(tasks, tasks[1:]):
+        mine, others = one.output_features, other.output_features
+        if set(mine) != set(others):
+            raise UserError(
+                f"The tasks of a mixture need the same features: {one.name} has {', '.join(mine)}, and {other.name} "
+                f"{', '.join(others)}; leave one of them out, or declare them alike."
+            )
+        for name in mine:
+            left, right = mine[name], others[name]
+            if not _same(left.vocabulary, right.vocabulary):
+                raise UserError(
+                    f"The tasks of a mixture need one vocabulary: the {name} of {one.name} have {_shown(left.vocabulary)}, and those of "
+                    f"{other.name} {_shown(right.vocabulary)}; leave one of them out, or declare them with the same."
+                )
+            if (left.dtype, left.rank) != (right.dtype, right.rank):
+                kinds = [f"{tf.as_dtype(feature.dtype).name} of rank {feature.rank}" for feature in (left, right)]
+                raise UserError(
+                    f"The tasks of a mixture need features of one kind: the {name} of {one.name} are {kinds[0]}, and those of {other.name} "
+                    f"{kinds[1]}; leave one of them out, or declare them alike."
+                )
+
+
+def _same(one: seqio.Vocabulary, other: seqio.Vocabulary) -> bool:
+    """Whether two vocabularies are one; a model of SentencePiece may be in two places, which seqio takes for two."""
+    if isinstance(one, seqio.SentencePieceVocabulary) and isinstance(other, seqio.SentencePieceVocabulary):
+        facts = lambda vocabulary: (vocabulary.sp_model, vocabulary.vocab_size, vocabulary.eos_id, vocabulary.unk_id)
+        return facts(one) == facts(other)
+    return one == other
+
+
+def _shown(vocabulary: seqio.Vocabulary) -> str:
+    where = getattr(vocabulary, "sentencepiece_model_file", getattr(vocabulary, "folder", None))
+    return f"{where or type(vocabulary).__name__} ({vocabulary.vocab_size:,} ids)"
+
+
 class HuggingFaceVocabulary(seqio.Vocabulary):
     """The tokenizer of a Hugging Face folder; two of one folder are equal, as the tasks of a mixture must have one vocabulary.
 
     Attributes:
       frame: the ids before and after an input.
+      folder: the folder; with `CHAT` before it, inputs are in its chat template.
     """
 
     def __init__(self, vocabulary: TransformersVocabulary, folder: str):
         super().__init__()
-        self._vocabulary, self._folder = vocabulary, (folder, vocabulary.chat)
+        self._vocabulary, self.folder = vocabulary, f"{CHAT}{folder}" if vocabulary.chat else folder
         self.frame = vocabulary.before, vocabulary.after
 
     def input_ids(self, text: str) -> list[int]:
@@ -91,10 +133,10 @@ class HuggingFaceVocabulary(seqio.Vocabulary):
         return _ids(lambda x: self._vocabulary.input_ids(x, length), text)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, HuggingFaceVocabulary) and self._folder == other._folder
+        return isinstance(other, HuggingFaceVocabulary) and self.folder == other.folder
 
     def __hash__(self) -> int:
-        return hash(self._folder)
+        return hash(self.folder)
 
     @property
     def eos_id(self) -> int:

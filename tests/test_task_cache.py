@@ -54,10 +54,10 @@ def declare(monkeypatch):
     monkeypatch.setitem(sys.modules, "my_tasks", types.ModuleType("my_tasks"))
     names = []
 
-    def add(name, preprocessors=TEXT, known=None, **rows):
+    def add(name, preprocessors=TEXT, known=None, source=None, **rows):
         seqio.TaskRegistry.remove(name) if name in seqio.TaskRegistry.names() else names.append(name)
         sizes = {"train": known, "validation": 10} if known else None
-        source = seqio.FunctionDataSource(
+        source = source or seqio.FunctionDataSource(
             functools.partial(numbered, **rows), splits=["train", "validation"], num_input_examples=sizes
         )
         seqio.TaskRegistry.add(
@@ -300,7 +300,35 @@ def test_data_that_grew_are_refused(declare, tmp_path, capsys):
     cached("words", tmp_path)
     declare("words", size=230, known=230)
     assert main(cache_command("words", tmp_path)) == 2
-    assert "has 200 examples of train, some of them of other data, for words has 230 now" in capsys.readouterr().err
+    assert (
+        "of train that were made of other data: it holds 200 of them, and there are 230 now" in capsys.readouterr().err
+    )
+
+
+def test_kept_examples_that_the_task_makes_otherwise_now_are_refused(declare, tmp_path, small_shards, capsys):
+    """As many, and the first ones the same: the last example of a split that was written, but not finished."""
+    declare("words")
+    command = cache_command("words", tmp_path, "--split", "train")
+    assert main(command) == 0
+    (tmp_path / "words" / "train.json").unlink()
+    content = {path.name: path.read_bytes() for path in (tmp_path / "words").iterdir()}
+    declare("words", last="!")
+    assert main(command) == 2
+    err = capsys.readouterr().err
+    assert "of train that were made of other data: the task makes other examples now; delete it" in err
+    assert {path.name: path.read_bytes() for path in (tmp_path / "words").iterdir()} == content
+
+
+def test_files_that_changed_in_place_are_refused(declare, tmp_path, small_shards, capsys):
+    rows, as_row = tmp_path / "rows.txt", lambda lines: lines.map(lambda line: {"inputs": line, "targets": line})
+    declare("lines", [as_row, *TEXT], source=seqio.TextLineDataSource({"train": str(rows)}))
+    rows.write_text("".join(f"line {i:4}\n" for i in range(300)))
+    cached("lines", tmp_path / "cache")
+    os.utime(rows, (1, 1))
+    cached("lines", tmp_path / "cache")  # only its time is another
+    rows.write_text(rows.read_text().replace("line  250", "lime  250"))
+    assert main(cache_command("lines", tmp_path / "cache")) == 2
+    assert "other data: the files that they were made of have changed; delete it, or give" in capsys.readouterr().err
 
 
 def test_the_digests_of_two_caches_differ_if_any_example_does(declare, tmp_path):

@@ -65,9 +65,16 @@ class SeqioTask:
         known = self._known_sizes[split]
         return known if known >= 0 else None
 
-    def fixed(self, split: str, start: int = 0) -> Iterable[Example]:
+    def fixed(self, split: str) -> Iterable[Example]:
         """The examples in the source's order, the same in each call: what preprocessing draws at random is drawn by one seed."""
-        return _rows(self._dataset(split, 0, shuffle=False).skip(start))
+        return _rows(self._dataset(split, 0, shuffle=False))
+
+    def source_files(self, split: str) -> Sequence[str]:
+        """The files that a split is read from; none for a function, and with seqio's cache: they do not state them."""
+        source = cast(seqio.Task, self._task).source
+        if self._use_cached or not isinstance(source, seqio.FileDataSource | seqio.TfdsDataSource):
+            return ()
+        return source.list_shards(split)
 
     def _dataset(self, split: str, seed: int | None, shuffle: bool | None = None) -> tf.data.Dataset:
         return self._task.get_dataset(

@@ -77,14 +77,14 @@ def check_mixed(tasks: Sequence[seqio.Task]) -> None:
       UserError: names the first two tasks that differ, and what differs.
     """
     for one, other in zip(tasks, tasks[1:]):
-        mine, others = one.output_features, other.output_features
-        if set(mine) != set(others):
+        features, others = one.output_features, other.output_features
+        if set(features) != set(others):
             raise UserError(
-                f"The tasks of a mixture need the same features: {one.name} has {', '.join(mine)}, and {other.name} "
+                f"The tasks of a mixture need the same features: {one.name} has {', '.join(features)}, and {other.name} "
                 f"{', '.join(others)}; leave one of them out, or declare them alike."
             )
-        for name in mine:
-            left, right = mine[name], others[name]
+        for name in features:
+            left, right = features[name], others[name]
             if not _same(left.vocabulary, right.vocabulary):
                 raise UserError(
                     f"The tasks of a mixture need one vocabulary: the {name} of {one.name} have {_shown(left.vocabulary)}, and those of "

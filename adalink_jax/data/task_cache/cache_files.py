@@ -2,7 +2,8 @@
 
     CACHE/TASK/task.json                  which task this is: its name, vocabulary, first examples
     CACHE/TASK/train-00000.array_record   records of examples, in the order of the source
-    CACHE/TASK/train-00000.json           their number, the file's size and digest; written after it
+    CACHE/TASK/train-00000.counts         the numbers of their tokens, of inputs and of targets
+    CACHE/TASK/train-00000.json           their number, the files' sizes and digests; written after them
     CACHE/TASK/train.json                 all shards of the split; written last
 
 Invariant: each JSON file is sealed with a digest, and states what was written before it; so a file that is there is whole, and one that was
@@ -22,6 +23,7 @@ from adalink_jax.files.typed_json import Form, as_form, parse_object, read_text
 from adalink_jax.files.whole_file import write_text
 
 TASK, FORMAT_VERSION = "task.json", 1
+SIDES, COUNTS = ("inputs", "targets"), "<u4"  # whose tokens are counted, and the dtype of the counts
 AGAIN = "rerun `adalink cache-task`, which writes it again"
 FormT = TypeVar("FormT", bound=Form)
 
@@ -49,17 +51,32 @@ class Identity(Form):
 
 
 class Shard(Form):
-    """One file of records: the number of its examples, its bytes, its SHA-256."""
+    """One file of records, and the file of their token counts.
+
+    Attributes:
+      examples: their number.
+      bytes, sha256: of the file of records.
+      records_sha256: digest of the records themselves, which no compression changes.
+      counts_sha256: of the file of token counts.
+    """
 
     examples: pydantic.PositiveInt
     bytes: pydantic.PositiveInt
     sha256: str
+    records_sha256: str
+    counts_sha256: str
 
 
 class Split(Form):
-    """A finished split."""
+    """A finished split.
+
+    Attributes:
+      shards: its files.
+      source: digest of the files that it was made of; "" where the source does not state them.
+    """
 
     shards: list[Shard]
+    source: str
 
     @property
     def digest(self) -> str:
@@ -70,6 +87,11 @@ class Split(Form):
 def shard_path(folder: epath.Path, split: str, number: int) -> epath.Path:
     """The path of a shard."""
     return folder / f"{split}-{number:05d}.array_record"
+
+
+def counts_path(path: epath.Path) -> epath.Path:
+    """The path of a shard's token counts: little-endian `COUNTS` [examples, 2]."""
+    return path.with_suffix(".counts")
 
 
 def write(path: epath.Path, value: Form) -> None:

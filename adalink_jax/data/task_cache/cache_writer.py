@@ -1,41 +1,48 @@
 """Writes the examples of a task to a cache, whole and in the order of their source.
 
-Invariant: a shard is written once; killed at any point, the next call keeps every finished shard whose digest is right.
+Invariant: a shard is written once; killed at any point, the next call keeps every finished shard whose digest is right, and refuses if the
+task now makes other examples than it holds. Of a split that is not finished all examples are made again to compare them: TensorFlow would
+make them to skip them, too. Of a finished one the files that it was made of are compared, where the source states them.
 """
 
 import hashlib
 import itertools
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
 from etils import epath
 
 from adalink_jax.data.task_cache import cache_files, example_bytes
-from adalink_jax.data.task_cache.cache_files import Identity, Shard, Split, shard_path
+from adalink_jax.data.task_cache.cache_files import Identity, Shard, Split, counts_path, shard_path
 from adalink_jax.data.task_cache.cached_task import Source, cut, preprocessing, vocabulary_digest
 from adalink_jax.data.task_protocol import Example
 from adalink_jax.errors import UserError
 from adalink_jax.files import locks
-from adalink_jax.files.places import is_there, path_of
+from adalink_jax.files.places import is_remote, is_there, path_of
 from adalink_jax.files.whole_file import write_bytes
 
 SHARD_BYTES = 128 * 2**20  # of examples before compression
 PROBED = 64  # examples of a split that are made at several lengths
 OPTIONS = "group_size:1"  # each example is read alone
 Show = Callable[..., None]  # see `terminal.progress`
+Record = tuple[bytes, list[int]]  # an example as bytes, and how many tokens each of its `SIDES` has
 
 
 class Cacheable(Source, Protocol):
     """A task that can be cached."""
 
-    def fixed(self, split: str, start: int = 0) -> Iterable[Example]:
+    def fixed(self, split: str) -> Iterable[Example]:
         """The examples in the source's order, the same in each call; what is drawn at random is drawn once."""
         ...
 
     def known_size(self, split: str) -> int | None:
         """The number of examples of a split; None if they would have to be counted."""
+        ...
+
+    def source_files(self, split: str) -> Sequence[str]:
+        """The files that a split is read from; none where its source does not state them."""
         ...
 
 
@@ -78,7 +85,9 @@ class CacheWriter:
             settings=preprocessing(),
             kept_ends=kept_ends,
             lengths=dict(lengths) if kept_ends is None else None,
-            first_examples=dict(zip(splits, map(_digest, written))),
+            first_examples={
+                split: _digest(map(example_bytes.to_bytes, examples)) for split, examples in zip(splits, written)
+            },
         )
 
     def write(self, show: Show) -> dict[str, Split]:
@@ -104,58 +113,55 @@ class CacheWriter:
         cache_files.write(path, identity)
 
     def _write(self, split: str, show: Show) -> Split:
-        finished, shards = self._folder / f"{split}.json", []
+        finished, shards, name = self._folder / f"{split}.json", [], f"{self.identity.name}, {split}"
         stated = _read_or_none(finished, Split)
         while (shard := self._intact(split, len(shards))) is not None:
             shards.append(shard)
-            show(
-                f"{self.identity.name}, {split}: checking {sum(x.examples for x in shards):,} examples that are written"
-            )
-        start, total = sum(shard.examples for shard in shards), self._task.known_size(split)
+            show(f"{name}: checking {sum(x.examples for x in shards):,} examples that are written")
+        source = _files_digest(self._task.source_files(split), lambda file: show(f"{name}: reading {file}"))
+        total = self._task.known_size(split)
         if stated is not None and stated.shards == shards:
-            self._check_size(split, start, total)
+            if stated.source != source:
+                raise self._other_data(split, "the files that they were made of have changed")
+            self._check_size(split, sum(shard.examples for shard in shards), total)
             return stated
-        done, examples = start, iter(self._task.fixed(split, start))
-        progress = lambda: show(
-            f"{self.identity.name}, {split}: {done:,} examples",
-            (done - start) / (total - start) if total and total > start else 0.0,
-        )
-        progress()
-        for first in examples:
-            before = done
-            with tempfile.TemporaryDirectory() as local:
-                path = path_of(local) / "shard"
-                for _ in _write_records(path, itertools.chain([first], examples)):
-                    done += 1
-                    if done % 256 == 0:
-                        progress()
-                data = path.read_bytes()
-            sha256 = hashlib.sha256(data).hexdigest()
-            shards.append(Shard(examples=done - before, bytes=len(data), sha256=sha256))
-            to = shard_path(self._folder, split, len(shards) - 1)
-            write_bytes(to, data)
-            cache_files.write(to.with_suffix(".json"), shards[-1])
+        records = self._records(split, total, show)
+        for shard in shards:
+            if _digest(record for record, _ in itertools.islice(records, shard.examples)) != shard.records_sha256:
+                raise self._other_data(split, "the task makes other examples now")
+        for first in records:
+            shards.append(_write_shard(shard_path(self._folder, split, len(shards)), itertools.chain([first], records)))
         if not shards:
             raise UserError(f"{self.identity.name} has no examples in {split}; leave the split out (--split).")
-        self._check_size(split, done, total)
-        files = Split(shards=shards)
+        self._check_size(split, sum(shard.examples for shard in shards), total)
+        files = Split(shards=shards, source=source)
         cache_files.write(finished, files)
         return files
 
+    def _records(self, split: str, total: int | None, show: Show) -> Iterator[Record]:
+        """All records of a split, with their progress."""
+        for done, example in enumerate(self._task.fixed(split)):
+            if done % 256 == 0:
+                show(f"{self.identity.name}, {split}: {done:,} examples", min(done / total, 1.0) if total else 0.0)
+            yield example_bytes.to_bytes(example), [len(example[side]) for side in cache_files.SIDES]
+
     def _check_size(self, split: str, written: int, size: int | None) -> None:
         if size is not None and written != size:
-            raise UserError(
-                f"{self._folder} has {written:,} examples of {split}, some of them of other data, for {self.identity.name} has {size:,} now; "
-                "delete it, or give another folder."
-            )
+            raise self._other_data(split, f"it holds {written:,} of them, and there are {size:,} now")
+
+    def _other_data(self, split: str, why: str) -> UserError:
+        return UserError(
+            f"{self._folder} holds examples of {split} that were made of other data: {why}; delete it, or give another folder."
+        )
 
     def _intact(self, split: str, number: int) -> Shard | None:
         """A shard that is whole; None if it is missing or damaged."""
         path = shard_path(self._folder, split, number)
         shard = _read_or_none(path.with_suffix(".json"), Shard)
-        if shard is None or not is_there(path):
+        if shard is None or not is_there(path) or not is_there(counts_path(path)):
             return None
-        return shard if hashlib.sha256(path.read_bytes()).hexdigest() == shard.sha256 else None
+        digests = [hashlib.sha256(file.read_bytes()).hexdigest() for file in (path, counts_path(path))]
+        return shard if digests == [shard.sha256, shard.counts_sha256] else None
 
 
 def _refuse_other_files(folder: epath.Path) -> None:
@@ -165,20 +171,40 @@ def _refuse_other_files(folder: epath.Path) -> None:
             raise UserError(f"{folder} holds files that are not a cache, such as {min(strange)}; give another folder.")
 
 
-def _write_records(path: epath.Path, examples: Iterable[Example]) -> Iterable[None]:
-    """Writes one shard, and yields after each example."""
+def _write_shard(to: epath.Path, records: Iterator[Record]) -> Shard:
+    """Writes as many records as make one shard, and its token counts."""
+    with tempfile.TemporaryDirectory() as local:
+        digest, counts = _write_records(path_of(local) / "shard", records)
+        data = (path_of(local) / "shard").read_bytes()
+    of_counts = np.array(counts, cache_files.COUNTS).tobytes()
+    shard = Shard(
+        examples=len(counts),
+        bytes=len(data),
+        sha256=hashlib.sha256(data).hexdigest(),
+        records_sha256=digest,
+        counts_sha256=hashlib.sha256(of_counts).hexdigest(),
+    )
+    write_bytes(to, data)
+    write_bytes(counts_path(to), of_counts)
+    cache_files.write(to.with_suffix(".json"), shard)
+    return shard
+
+
+def _write_records(path: epath.Path, records: Iterator[Record]) -> tuple[str, list[list[int]]]:
+    """Writes one file, and returns the digest of its records and their token counts."""
     from array_record.python.array_record_module import ArrayRecordWriter
 
-    writer, size = ArrayRecordWriter(str(path), OPTIONS), 0
+    writer, size, digest, counts = ArrayRecordWriter(str(path), OPTIONS), 0, hashlib.sha256(), []
     try:
-        for example in examples:
-            record = example_bytes.to_bytes(example)
+        for record, of_sides in records:
             writer.write(record)
-            yield
+            digest.update(record)
+            counts.append(of_sides)
             if (size := size + len(record)) >= SHARD_BYTES:
                 break
     finally:
         writer.close()
+    return digest.hexdigest(), counts
 
 
 Examples = list[list[Example]]  # of each split
@@ -229,11 +255,27 @@ def _kept_ends(whole: Examples, first: Callable[[Mapping[str, int] | None], Exam
     return kept_ends
 
 
-def _digest(examples: Iterable[Example]) -> str:
+def _digest(records: Iterable[bytes]) -> str:
+    """The digest of records, each of which states its own end."""
     digest = hashlib.sha256()
-    for example in examples:
-        digest.update(example_bytes.to_bytes(example))
+    for record in records:
+        digest.update(record)
     return digest.hexdigest()
+
+
+def _files_digest(files: Sequence[str], show: Callable[[str], None]) -> str:
+    """The digest of files' names and contents, or of size and time of change where they are in a bucket; "" for none."""
+    facts = []
+    for name in files:
+        path, state = path_of(name), None
+        show(name)
+        if is_remote(path):
+            state = (path.stat().length, path.stat().mtime)
+        elif is_there(path):
+            with open(path, "rb") as file:
+                state = hashlib.file_digest(file, "sha256").hexdigest()
+        facts.append((path.name, state))
+    return hashlib.sha256(repr(facts).encode()).hexdigest() if facts else ""
 
 
 def _read_or_none(path: epath.Path, form: type[cache_files.FormT]) -> cache_files.FormT | None:

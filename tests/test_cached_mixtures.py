@@ -1,6 +1,7 @@
 """Mixtures by settings, with seqio's rates; and mixtures of cached tasks, read by number: each host its own rows, from any step."""
 
 import collections
+import dataclasses
 import functools
 import itertools
 import shutil
@@ -25,6 +26,7 @@ from adalink_jax.data import (  # noqa: E402
     seqio_source,
     train_batches,
 )  # fmt: skip
+from adalink_jax.data.packed_examples import PackedIterator  # noqa: E402
 from adalink_jax.data.seqio_source import SeqioTask  # noqa: E402
 from adalink_jax.data.task_cache import example_bytes  # noqa: E402
 from adalink_jax.data.task_cache.cache_writer import CacheWriter  # noqa: E402
@@ -132,6 +134,22 @@ def test_each_host_reads_its_own_rows_only(cache, monkeypatch):
     np.testing.assert_equal(next(resumed), expected[15])
 
 
+def test_packed_rows_of_a_mixture_need_only_a_host_s_own_examples(cache, monkeypatch):
+    dataset = dataclasses.replace(config(tuple(SIZES), cache, temperature=2.0), pack=True)
+    task, _ = get_tasks(dataset)
+    converter = FeatureConverter({"inputs": 64, "targets": 16})
+    in_turn = lambda seed, start: (task.dataset("train", seed)[i] for i in itertools.count(start))
+    whole = PackedIterator(in_turn, converter, 8, dataset.seed)
+    expected = [next(whole) for _ in range(6)]
+    examples = sum(int(batch["encoder_segment_ids"][[0, 5]].max(axis=1).sum()) for batch in expected)
+    read, from_bytes = [], example_bytes.from_bytes
+    monkeypatch.setattr(example_bytes, "from_bytes", lambda record: read.append(1) or from_bytes(record))
+    own = train_batches(task, dataset, converter, [0, 5])
+    for batch in expected:
+        np.testing.assert_equal(next(own), {name: values[[0, 5]] for name, values in batch.items()})
+    assert len(read) == examples and own.get_state() == whole.get_state()
+
+
 def test_counting_agrees_with_a_walk_over_the_draws(monkeypatch):
     monkeypatch.setattr(mixing, "_AT_ONCE", 14)
     shares = np.array([1, 7]) / 8
@@ -155,7 +173,8 @@ def test_a_far_position_is_counted_and_not_read(cache):
     assert time.monotonic() - started < 10
     far = task.dataset("train", 3)
     order = (10**9, 5, 10**9 + 4096, 10**9 - 4096, 4096, 10**9)
-    again = [mixing.MixedExamples(*task.with_split("train"), "train", 3)[number]["inputs"] for number in order]
+    fresh = lambda: mixing.MixedNumbers(*task.with_split("train"), "train", 3, lambda one, *which: one.dataset(*which))
+    again = [fresh()[number]["inputs"] for number in order]
     np.testing.assert_equal([far[number]["inputs"] for number in order], again)
 
 

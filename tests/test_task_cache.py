@@ -20,6 +20,7 @@ import tensorflow as tf  # noqa: E402
 import adalink_jax  # noqa: E402
 from adalink_jax.cli.main import main  # noqa: E402
 from adalink_jax.data import DatasetConfig, FeatureConverter, get_tasks, train_batches  # noqa: E402
+from adalink_jax.data.packed_examples import PackedIterator  # noqa: E402
 from adalink_jax.data.seqio_vocabulary import HuggingFaceVocabulary  # noqa: E402
 from adalink_jax.data.task_cache import cache_writer, example_bytes  # noqa: E402
 from adalink_jax.data.task_protocol import NumberedTask  # noqa: E402
@@ -145,6 +146,33 @@ def test_each_host_reads_its_own_rows_and_a_far_step_needs_no_others(declare, tm
     assert len(read) - before == 8
 
 
+@pytest.mark.parametrize("lengths", [{"inputs": 40, "targets": 16}, {"inputs": 9, "targets": 2}])
+def test_packed_rows_need_only_a_host_s_own_examples(declare, tmp_path, small_shards, monkeypatch, lengths):
+    """Which examples a row has follows from the numbers of their tokens; at the second lengths, texts are cut."""
+    declare("words")
+    dataset = config("words", cached("words", tmp_path), seed=3, pack=True, lengths=lengths)
+    task, _ = get_tasks(dataset)
+    converter = FeatureConverter(lengths)
+    in_turn = lambda seed, start: (task.dataset("train", seed)[i] for i in range(start, 200))  # nothing is read ahead
+    whole = PackedIterator(in_turn, converter, 8, 3)
+    states, expected = [], []
+    for _ in range(30):
+        states.append(whole.get_state())
+        expected.append(next(whole))
+    assert states[-1]["epoch"] > 0
+    read, from_bytes = [], example_bytes.from_bytes
+    monkeypatch.setattr(example_bytes, "from_bytes", lambda record: read.append(1) or from_bytes(record))
+    for rows in (list(range(8)), [1, 5], [7]):
+        own = train_batches(task, dataset, converter, rows)
+        for first in (0, 17):
+            own.set_state(states[first])
+            for batch in expected[first:]:
+                before = len(read)
+                np.testing.assert_equal(next(own), {name: values[rows] for name, values in batch.items()})
+                assert len(read) - before == int(batch["encoder_segment_ids"][rows].max(axis=1).sum())
+        assert own.get_state() == whole.get_state()
+
+
 def test_what_is_finished_is_kept_and_what_is_damaged_is_written_again(declare, tmp_path, small_shards, monkeypatch):
     declare("words")
     written, write = [], cache_writer._write_records
@@ -185,6 +213,8 @@ def test_damage_gives_one_sentence(declare, tmp_path, small_shards):
         ("train.json", half, "train.json is damaged or cut short"),
         ("train-00001.array_record", half, "array_record is damaged .it has .* bytes"),
         ("train-00001.array_record", lambda data: bytes(len(data)), "array_record is damaged .it has 0 examples"),
+        ("train-00001.counts", lambda data: data[:-8] + bytes(8), "train-00001.counts is damaged .its digest is not"),
+        ("train-00001.counts", None, r"There is no .*train-00001.counts; rerun `adalink cache-task`"),
         ("train-00001.array_record", None, r"There is no .*train-00001.array_record; rerun `adalink cache-task`"),
         ("task.json", None, r"holds no cache of words; write it: adalink cache-task words"),
     ]:
@@ -192,7 +222,8 @@ def test_damage_gives_one_sentence(declare, tmp_path, small_shards):
         data = path.read_bytes()
         path.unlink() if damage is None else path.write_bytes(damage(data))
         with pytest.raises(UserError, match=message):
-            list(get_tasks(config("words", folder))[0].examples("train"))
+            task, _ = get_tasks(config("words", folder))
+            list(task.examples("train")), [task.token_counts("train", 0)[number] for number in range(200)]
         path.write_bytes(data)
 
 

@@ -9,8 +9,8 @@ import numpy as np
 
 from adalink_jax.data.batch_order import BatchIterator, EpochIterator, ExamplesOfEpoch, OwnRowsIterator
 from adalink_jax.data.feature_converter import Batch, FeatureConverter
-from adalink_jax.data.packed_examples import PackedIterator
-from adalink_jax.data.task_protocol import Example, NumberedTask, Task
+from adalink_jax.data.packed_examples import OwnPackedIterator, PackedIterator
+from adalink_jax.data.task_protocol import Example, MeasuredTask, NumberedTask, Task
 from adalink_jax.data.tasks import DatasetConfig
 from adalink_jax.data.user_files.file_task import LoadedFileTask
 from adalink_jax.data.user_files.workers import WorkerIterator
@@ -22,7 +22,7 @@ def train_batches(
 ) -> BatchIterator:
     """Returns the batches of the training split, in the order of `dataset.seed`; of each batch only `rows`, if given.
 
-    Of a `NumberedTask` only these rows are read, unless rows are packed or `train_examples` drawn; of other tasks all are.
+    Of a `NumberedTask` only these rows are read (packed ones only of a `MeasuredTask`), unless `train_examples` are drawn; of other tasks all.
 
     Raises:
       UserError: from `next`, if the split has fewer examples than a batch (packed: none) or than `dataset.train_examples`.
@@ -33,6 +33,8 @@ def train_batches(
     if not dataset.pack and dataset.train_examples is None and isinstance(task, NumberedTask):
         at, size = functools.partial(task.examples_at, "train"), functools.partial(task.size, "train")
         return OwnRowsIterator(at, size, converter, dataset.batch_size, dataset.seed, rows)
+    if dataset.pack and dataset.train_examples is None and isinstance(task, MeasuredTask):
+        return OwnPackedIterator(task, converter, dataset.batch_size, dataset.seed, rows)
     examples: ExamplesOfEpoch = lambda seed, start: task.examples("train", seed, start)
     if dataset.train_examples is not None:
         examples = _few(examples, dataset.train_examples, dataset.seed)

@@ -11,14 +11,15 @@ draws before any position are counted from one random number per block.
 import functools
 import itertools
 import threading
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Protocol, overload
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Generic, Protocol, TypeVar, overload
 
 import numpy as np
 
 from adalink_jax.data.task_protocol import Example, Numbered
 from adalink_jax.errors import UserError
 
+T = TypeVar("T")
 BLOCK = 4096  # examples whose sources are drawn at once
 ENDLESS = 2**62  # the size of a mixture's only pass
 _AT_ONCE = 2**20  # blocks whose draws are counted at once
@@ -48,6 +49,10 @@ class NumberedSource(Source, Protocol):
 
     def dataset(self, split: str, seed: int | None) -> Numbered[Example]:
         """See `NumberedTask.dataset`."""
+        ...
+
+    def token_counts(self, split: str, seed: int | None) -> Numbered[Sequence[int]]:
+        """See `MeasuredTask.token_counts`."""
         ...
 
 
@@ -93,14 +98,23 @@ def mixed(
             yield next(streams[i])
 
 
-class MixedExamples:
-    """The examples of `mixed` by number; of a source, only what is asked for is read. Several threads may use it.
+class MixedNumbers(Generic[T]):
+    """The examples of `mixed` by number, or what else is known of each; of a source, only what is asked for is read. Several threads may use it.
 
-    Args: see `mixed`.
+    Args:
+      sources, rates, split, seed: see `mixed`.
+      of_pass: `(source, split, seed)` -> what is read of a pass of a source, such as `NumberedSource.dataset`.
     """
 
-    def __init__(self, sources: Sequence[NumberedSource], rates: Sequence[float], split: str, seed: int):
-        self._sources, self._split, self._seed = sources, split, seed
+    def __init__(
+        self,
+        sources: Sequence[NumberedSource],
+        rates: Sequence[float],
+        split: str,
+        seed: int,
+        of_pass: Callable[[NumberedSource, str, int], Numbered[T]],
+    ):
+        self._sources, self._split, self._seed, self._of_pass = sources, split, seed, of_pass
         self._shares = shares_of(sources, rates)
         self._counted = {0: np.zeros(len(sources), int)}  # block -> examples of each source before it; the last ones
         self._block, self._lock = functools.lru_cache(4)(self._open_block), threading.Lock()
@@ -109,7 +123,7 @@ class MixedExamples:
     def __len__(self) -> int:
         return ENDLESS
 
-    def __getitem__(self, number: int, /) -> Example:
+    def __getitem__(self, number: int, /) -> T:
         with self._lock:  # a block is counted by one of the threads
             draws, nth = self._block(number // BLOCK)
         source, nth = int(draws[number % BLOCK]), int(nth[number % BLOCK])
@@ -131,8 +145,8 @@ class MixedExamples:
             nth[chosen] = before + np.arange(chosen.sum())
         return draws, nth
 
-    def _open_pass(self, source: int, pass_: int) -> Numbered[Example]:
-        return self._sources[source].dataset(self._split, _pass_seed(self._seed, source, pass_))
+    def _open_pass(self, source: int, pass_: int) -> Numbered[T]:
+        return self._of_pass(self._sources[source], self._split, _pass_seed(self._seed, source, pass_))
 
 
 def _counts(shares: np.ndarray, seed: int, start: int, stop: int) -> np.ndarray:

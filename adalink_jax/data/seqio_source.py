@@ -3,7 +3,7 @@
 import functools
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import seqio
@@ -12,7 +12,7 @@ import tensorflow as tf
 from adalink_jax import configuration
 from adalink_jax.data.feature_converter import has_image
 from adalink_jax.data.label_sets import LabelSets
-from adalink_jax.data.mixing import ENDLESS, MixedExamples, NumberedSource, mixed
+from adalink_jax.data.mixing import ENDLESS, MixedNumbers, NumberedSource, mixed
 from adalink_jax.data.mixing_rates import MixtureOf
 from adalink_jax.data.read_ahead import read_ahead
 from adalink_jax.data.seqio_vocabulary import HuggingFaceVocabulary, check_mixed, check_task
@@ -25,6 +25,7 @@ from adalink_jax.near_names import near
 for _kind in ("GPU", "TPU"):
     tf.config.set_visible_devices([], _kind)
 
+T = TypeVar("T")
 SHIPPED_TASKS = "adalink_jax.data.seqio_tasks"
 CHUNK = 64  # examples converted from TensorFlow at once
 
@@ -155,10 +156,20 @@ class CachedMixture(SeqioMixture):
         Raises:
           UserError: without a seed: only evaluation reads in order, and it reads single tasks.
         """
+        return self._by_number(split, seed, lambda task, split, seed: task.dataset(split, seed))
+
+    @functools.lru_cache(8)  # noqa: B019  # a run has one mixture
+    def token_counts(self, split: str, seed: int | None) -> Numbered[Sequence[int]]:
+        """See `MeasuredTask.token_counts`; raises as `dataset`."""
+        return self._by_number(split, seed, lambda task, split, seed: task.token_counts(split, seed))
+
+    def _by_number(
+        self, split: str, seed: int | None, of_pass: Callable[[NumberedSource, str, int], Numbered[T]]
+    ) -> Numbered[T]:
         if seed is None:
             raise UserError(f"{self.name} is a mixture, whose examples have numbers only in the order of a seed.")
         tasks, rates = self.with_split(split)
-        return MixedExamples(cast(list[NumberedSource], tasks), rates, split, seed)
+        return MixedNumbers(cast(list[NumberedSource], tasks), rates, split, seed, of_pass)
 
     def examples_at(self, split: str, seed: int | None, numbers: Sequence[int]) -> Iterable[Example]:
         """See `NumberedTask.examples_at`."""

@@ -6,6 +6,7 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 from adalink_jax.data.label_sets import LabelSets
 
 Example = dict[str, Any]  # one tokenised example; `Task.examples` lists the keys
+SIDES = ("inputs", "targets")
 T_co = TypeVar("T_co", covariant=True)
 
 
@@ -91,4 +92,13 @@ class NumberedTask(Protocol):
           seed: see `Task.examples`.
           numbers: from 0, in any order; needs only `len` and `[]`.
         """
+        ...
+
+
+@runtime_checkable
+class MeasuredTask(NumberedTask, Protocol):
+    """A task that knows the lengths of its examples without reading them."""
+
+    def token_counts(self, split: str, seed: int | None) -> Numbered[Sequence[int]]:
+        """How many tokens each of `SIDES` has, of the examples of `dataset(split, seed)` before they are cut to the run's lengths."""
         ...

@@ -112,10 +112,9 @@ class DatasetConfig:
         if processes == 1 and skipped < FAR:
             return None
         name = self.mixture_or_task_name
-        saved = "saves the tokenising" if self.pack else "reads only a process's own rows"
         return (
             f"Every process reads and tokenises all of {name}, and skips to a step by reading what is before it (here {skipped:,} examples); "
-            f"`adalink cache-task {name if self.mixture is None else 'TASK'} FOLDER` writes it once, and TASK_CACHE {saved}."
+            f"`adalink cache-task {name if self.mixture is None else 'TASK'} FOLDER` writes it once, and TASK_CACHE reads only a process's own rows."
         )
 
 

@@ -23,7 +23,7 @@ from adalink_jax.files.typed_json import Form, as_form, parse_object, read_text
 from adalink_jax.files.whole_file import write_text
 
 TASK, FORMAT_VERSION = "task.json", 1
-SIDES, COUNTS = ("inputs", "targets"), "<u4"  # whose tokens are counted, and the dtype of the counts
+COUNTS = "<u4"  # dtype of the numbers of tokens
 AGAIN = "rerun `adalink cache-task`, which writes it again"
 FormT = TypeVar("FormT", bound=Form)
 
@@ -90,7 +90,7 @@ def shard_path(folder: epath.Path, split: str, number: int) -> epath.Path:
 
 
 def counts_path(path: epath.Path) -> epath.Path:
-    """The path of a shard's token counts: little-endian `COUNTS` [examples, 2]."""
+    """The path of a shard's token counts: `COUNTS` [examples, 2], of `SIDES`."""
     return path.with_suffix(".counts")
 
 

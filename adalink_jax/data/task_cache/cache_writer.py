@@ -17,7 +17,7 @@ from etils import epath
 from adalink_jax.data.task_cache import cache_files, example_bytes
 from adalink_jax.data.task_cache.cache_files import Identity, Shard, Split, counts_path, shard_path
 from adalink_jax.data.task_cache.cached_task import Source, cut, preprocessing, vocabulary_digest
-from adalink_jax.data.task_protocol import Example
+from adalink_jax.data.task_protocol import SIDES, Example
 from adalink_jax.errors import UserError
 from adalink_jax.files import locks
 from adalink_jax.files.places import is_remote, is_there, path_of
@@ -143,7 +143,7 @@ class CacheWriter:
         for done, example in enumerate(self._task.fixed(split)):
             if done % 256 == 0:
                 show(f"{self.identity.name}, {split}: {done:,} examples", min(done / total, 1.0) if total else 0.0)
-            yield example_bytes.to_bytes(example), [len(example[side]) for side in cache_files.SIDES]
+            yield example_bytes.to_bytes(example), [len(example[side]) for side in SIDES]
 
     def _check_size(self, split: str, written: int, size: int | None) -> None:
         if size is not None and written != size:

@@ -10,7 +10,7 @@ import os
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
 import gin
 import numpy as np
@@ -19,16 +19,18 @@ from etils import epath
 from adalink_jax.data.published.settings import FILES, PublishedData, SpanCorruption
 from adalink_jax.data.read_ahead import read_ahead
 from adalink_jax.data.task_cache import cache_files, example_bytes
-from adalink_jax.data.task_cache.cache_files import AGAIN, Identity, Shard, Split, shard_path
-from adalink_jax.data.task_protocol import Example, Numbered, Task
+from adalink_jax.data.task_cache.cache_files import AGAIN, Identity, Shard, Split, counts_path, shard_path
+from adalink_jax.data.task_protocol import SIDES, Example, Numbered, Task
 from adalink_jax.errors import UserError
 from adalink_jax.files import locks
 from adalink_jax.files.places import is_remote, is_there, path_of
 from adalink_jax.files.whole_file import write_bytes
 
 if TYPE_CHECKING:
+    import grain
     from array_record.python.array_record_module import ArrayRecordReader
 
+T = TypeVar("T")
 OPEN_FILES = 128  # of a split
 COPYING = 600.0  # seconds that another process may take to copy a file
 TRAIN = "train"
@@ -87,6 +89,7 @@ class CachedTask:
         self.splits = task.splits
         self._split = functools.cache(lambda split: _Records(self._folder, split, self._read_split(split)))
         self._shuffled = functools.lru_cache(64)(self._shuffle)
+        self._shuffled_counts = functools.lru_cache(64)(self._shuffle_counts)
 
     @functools.cached_property
     def digest(self) -> str:
@@ -116,12 +119,14 @@ class CachedTask:
         return self._shuffled(split, seed)
 
     def _shuffle(self, split: str, seed: int | None) -> Numbered[Example]:
-        import grain
+        return cast(Numbered[Example], _in_order(self._split(split), seed).map(self._cut))
 
-        data = grain.MapDataset.source(cast(Sequence[Example], self._split(split)))  # needs only len and []
-        if seed is not None:
-            data = data.shuffle(seed=seed)
-        return cast(Numbered[Example], data.map(self._cut))
+    def _shuffle_counts(self, split: str, seed: int | None) -> Numbered[Sequence[int]]:
+        return cast(Numbered[Sequence[int]], _in_order(self._split(split).counts, seed))
+
+    def token_counts(self, split: str, seed: int | None) -> Numbered[Sequence[int]]:
+        """See `MeasuredTask.token_counts`."""
+        return self._shuffled_counts(split, seed)
 
     def examples_at(self, split: str, seed: int | None, numbers: Sequence[int]) -> Iterable[Example]:
         """See `NumberedTask.examples_at`."""
@@ -134,6 +139,14 @@ class CachedTask:
     def _cut(self, example: Example) -> Example:
         """The example at the run's lengths."""
         return cut(example, self._lengths, self._kept_ends)
+
+
+def _in_order(data: Numbered[T], seed: int | None) -> "grain.MapDataset[T]":
+    """`data` in the order of a seed, the same for all data of one size."""
+    import grain
+
+    dataset = grain.MapDataset.source(cast(Sequence[T], data))  # needs only len and []
+    return dataset if seed is None else dataset.shuffle(seed=seed)
 
 
 def cut(example: Example, lengths: Mapping[str, int], kept_ends: Mapping[str, int]) -> Example:
@@ -160,20 +173,58 @@ def vocabulary_digest(task: Task) -> str:
     return hashlib.sha256(repr(facts).encode()).hexdigest()
 
 
-class _Records:
-    """The examples of a split by number, from files that are opened when they are needed."""
+class _Shards:
+    """What the files of a split hold, by number."""
 
     def __init__(self, folder: epath.Path, split: str, files: Split):
-        self._folder, self._split, self._shards, self.digest = folder, split, files.shards, files.digest
+        self._folder, self._split, self._shards = folder, split, files.shards
         self._ends = np.array(list(accumulate(shard.examples for shard in files.shards)), np.int64)
-        self._reader = functools.lru_cache(OPEN_FILES)(self._open)
 
     def __len__(self) -> int:
         return int(self._ends[-1])
 
-    def __getitem__(self, number: Any) -> Example:
+    def _place(self, number: Any) -> tuple[int, int]:
+        """The number of the file, and that of the row in it."""
         shard = int(np.searchsorted(self._ends, number, side="right"))
-        row = int(number) - (int(self._ends[shard - 1]) if shard else 0)
+        return shard, int(number) - (int(self._ends[shard - 1]) if shard else 0)
+
+
+class _Counts(_Shards):
+    """How many tokens the sides of an example have, int [2]. A file is read when it is first needed, and kept: 8 bytes per example."""
+
+    def __init__(self, folder: epath.Path, split: str, files: Split):
+        super().__init__(folder, split, files)
+        self._counts = functools.cache(self._read)
+
+    def __getitem__(self, number: Any) -> np.ndarray:
+        shard, row = self._place(number)
+        return self._counts(shard)[row]
+
+    def _read(self, number: int) -> np.ndarray:
+        path = counts_path(shard_path(self._folder, self._split, number))
+        if not is_there(path):
+            raise UserError(f"There is no {path}; {AGAIN}.")
+        data = path.read_bytes()
+        if hashlib.sha256(data).hexdigest() != self._shards[number].counts_sha256:
+            raise _damaged(path, "its digest is not the stated one")
+        return np.frombuffer(data, cache_files.COUNTS).reshape(-1, len(SIDES))
+
+
+class _Records(_Shards):
+    """The examples of a split, from files that are opened when they are needed.
+
+    Attributes:
+      counts: the numbers of their tokens.
+      digest: of all of them.
+    """
+
+    def __init__(self, folder: epath.Path, split: str, files: Split):
+        super().__init__(folder, split, files)
+        self.counts, self.digest = _Counts(folder, split, files), files.digest
+        self._reader = functools.lru_cache(OPEN_FILES)(self._open)
+
+    def __getitem__(self, number: Any) -> Example:
+        shard, row = self._place(number)
         try:
             return self._read(shard, row)
         except UserError:

@@ -202,23 +202,6 @@ def test_a_job_states_its_cost_and_keeps_to_its_budget(place, capsys, monkeypatc
     assert message == (shown.err if refused else shown.out) and bool(calls.read_text()) != refused
 
 
-@pytest.mark.parametrize("text, alone", [
-    ("v5e:16x16*2", "v5e:2x2"), ("v5e:2x4", "v5e:2x4"), ("v5p:4x4x4", "v5p:2x2x1"), ("tpu7x:4x4x4", "tpu7x:2x2x1"), ("h100:16", "h100:8"),
-])  # fmt: skip
-def test_a_canary_is_ten_steps_on_one_host(place, capsys, text, alone):
-    launcher = ["gke", topology(text), *CLUSTER]
-    more = ["--gin.BATCH_SIZE=1024", "--gin.SLICES=2"]
-    assert main(["launch", *launcher, "--canary", "--", *TRAIN, *more]) == 0
-    held = json.loads(pathlib.Path("runs/launch/digits-reverse-canary/job.json").read_text(encoding="utf-8"))
-    assert held["topology"] == alone and held["name"] == "digits-reverse-canary"
-    changed = dict(word.removeprefix("--gin.").split("=", 1) for word in held["arguments"] if word.startswith("--gin."))
-    assert re.fullmatch(r"'gs://bucket/runs/digits_reverse/canary_\d{8}T\d{6}'", changed["MODEL_DIR"])
-    assert changed["TRAIN_STEPS"] == "10" and changed["SLICES"] == "1"
-    assert int(changed["BATCH_SIZE"]) * parse_topology(text).hosts == 1024
-    assert main(["launch", *launcher, "--canary", "--", "eval"]) == 2
-    assert "--canary tries a `train` command" in capsys.readouterr().err
-
-
 def test_a_process_that_hangs_prints_its_stacks(tmp_path):
     program = "import time\nfrom adalink_jax import stack_traces\nstack_traces.start(0.1)\ntime.sleep(0.5)"
     path = tmp_path / "stacks.txt"

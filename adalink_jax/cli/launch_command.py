@@ -1,7 +1,6 @@
 """`adalink launch`: jobs on other machines, and jobs of several processes on this machine."""
 
 import argparse
-import dataclasses
 import sys
 import typing
 
@@ -35,7 +34,8 @@ _EXAMPLES = {
 _CANARY = option(
     "--canary",
     action="store_true",
-    help="run ten steps on one host of the same chips, with the job's own base, data and bucket, as the job NAME-canary",
+    help="first run ten steps on one host of the same chips, with the job's own base, data and bucket, as the job NAME-canary-TIME; the "
+    "job follows if they succeed",
 )
 _ARRAY = option(
     "--array", type=int, metavar="N", help="run the command N times, each with its number in ADALINK_ARRAY_INDEX"
@@ -113,59 +113,41 @@ def _launch(part: str, argv: list[str]) -> int:
             flags = flags.binding(macro.upper(), repr(value))
     settings = _settings(part, flags)
     job = _job(options, settings, tuple(argv[cut + 1 :]))
-    if getattr(options, "canary", False):
-        job = canary(job)
 
     from adalink_jax import launching
-    from adalink_jax.launching import budget, record, submit, variables
+    from adalink_jax.launching import budget, canary, record, submit, variables
     from adalink_jax.launching.job_templates import line
 
+    jobs = [(job, settings)]
+    if getattr(options, "canary", False):
+        jobs.insert(0, canary.of(job, settings))
     staged = record.stage(job.flags)
-    rendered = getattr(launching, part).render(job, settings, staged)
+    rendered = [getattr(launching, part).render(one, its, staged) for one, its in jobs]
     if note := variables.note(settings.env):
         print(note, file=sys.stderr)
-    written = record.write(job, part, settings, rendered, staged, line(["adalink", "launch", part, *argv]))
+    typed = line(["adalink", "launch", part, *argv])
+    written = [record.write(one, part, its, files, staged, typed) for (one, its), files in zip(jobs, rendered)]
     if options.submit:
         chip_hours, bound = (None, False) if options.no_plan else submit.check_plan(job, settings)
+        for one, its in () if options.no_plan else jobs[:-1]:
+            submit.check_plan(one, its)
         if not isinstance(settings, launching.Local | launching.Ray) and (
             sentence := budget.check(settings, chip_hours, bound)
         ):
             print(sentence, flush=True)
-        return submit.submit(job, settings, rendered.submit, staged)
-    print(rendered.files[rendered.main])
-    print(f"Written to {job.folder}: {', '.join(written)}")
-    plan = None if options.no_plan else submit.plan_words(job)
-    commands = [command for command in (plan, rendered.submit) if command]
-    print("With --submit, these commands run:" if commands else "With --submit, these processes are started.")
+        if len(jobs) > 1 and (status := canary.run(*jobs[0], rendered[0].submit, staged, job)):
+            return status
+        return submit.submit(job, settings, rendered[-1].submit, staged)
+    for (one, _), files, names in zip(jobs, rendered, written):
+        print(files.files[files.main])
+        print(f"Written to {one.folder}: {', '.join(names)}")
+    plans = [] if options.no_plan else [submit.plan_words(one) for one, _ in reversed(jobs)]
+    commands = [command for command in (*plans, *(files.submit for files in rendered)) if command]
+    last = ", the last one if the canary succeeds" if len(jobs) > 1 else ""
+    print(f"With --submit, these commands run{last}:" if commands else "With --submit, these processes are started.")
     for command in commands:
         print(f"  {line(command)}")
     return 0
-
-
-def canary(job: "launching.Job") -> "launching.Job":
-    """Ten steps of a training job on one host of its chips, into a new folder below MODEL_DIR.
-
-    Raises:
-      UserError: for another command, and without MODEL_DIR.
-    """
-    from adalink_jax.launching.record import now
-
-    if job.command != "train" or job.array is not None or not job.model_dir:
-        raise UserError("--canary tries a `train` command whose --gin.MODEL_DIR is given.")
-    bound = dict(job.flags.bindings)
-    folder = f"{job.model_dir.rstrip('/')}/canary_{now()[:19].replace(':', '').replace('-', '')}"
-    changes = {"MODEL_DIR": repr(folder), "TRAIN_STEPS": "10"}
-    if "SLICES" in bound:
-        changes["SLICES"] = "1"
-    if bound.get("BATCH_SIZE", "").isdecimal():  # as many rows on each chip as in the whole job
-        changes["BATCH_SIZE"] = str(max(int(bound["BATCH_SIZE"]) // job.topology.hosts, 1))
-    return dataclasses.replace(
-        job,
-        name=f"{job.name}-canary",
-        folder=f"{job.folder.rstrip('/')}-canary",
-        topology=job.topology.one_host(),
-        arguments=(*job.arguments, *(f"--gin.{name}={text}" for name, text in changes.items())),
-    )
 
 
 def _settings(part: str, flags: configuration.GinFlags) -> "launching.Settings":

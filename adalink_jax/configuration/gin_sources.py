@@ -17,6 +17,7 @@ from gin import config as gin_config
 from gin import config_parser
 
 from adalink_jax.configuration import gin_files
+from adalink_jax.configuration.flags import GinFlags
 from adalink_jax.errors import UserError
 
 RUN_CONFIG = "config.gin"  # the record of a run in its folder
@@ -91,6 +92,44 @@ def recorded_macros(config: str, path: str) -> dict[str, bool | int | float | st
     bound = {x.selector: x.value for x in statements if isinstance(x, config_parser.BindingStatement)}
     is_plain = lambda value: isinstance(value, (bool, int, float, str))
     return {name: value if is_plain(value) else repr(value) for name, value in bound.items()}
+
+
+def bound(flags: GinFlags, parameter: str) -> tuple[str, Any] | None:
+    """Where a parameter has its value from, by the text of the files and flags; later bindings win, and those with a scope do not count.
+
+    Args:
+      flags: of a command.
+      parameter: `function.parameter`.
+
+    Returns:
+      The macro at the end of the chain of macros, or the parameter itself, and the value that is bound to it: a literal, or the text of a
+      reference. None if nothing is bound.
+
+    Raises:
+      UserError, SyntaxError: see `read`.
+    """
+    values: dict[str, Any] = {}
+    sources = iter(read(flags.files, flags.search_paths))
+
+    def take(statements: Sequence[Any]) -> None:
+        for statement in statements:
+            if isinstance(statement, config_parser.IncludeStatement):
+                take(next(sources).statements)  # `read` has them in this order
+            elif isinstance(statement, config_parser.BindingStatement) and not statement.scope:
+                short = statement.selector.split(".")[-1]
+                values[f"{short}.{statement.arg_name}" if statement.arg_name else short] = statement.value
+
+    for _ in flags.files:
+        take(next(sources).statements)
+    for name, text in flags.bindings:
+        take(_statements("The command line", f"{name} = {text}"))
+    name = parameter
+    for _ in range(len(values)):
+        value = values.get(name)
+        if not (isinstance(value, str) and value.startswith("%")):
+            break
+        name = value.removeprefix("%")
+    return (name, values[name]) if name in values else None
 
 
 @contextlib.contextmanager

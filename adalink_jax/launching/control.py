@@ -3,17 +3,22 @@
 What runs is derived from the description of the job in its folder (`record`) by the launcher's function `commands`, not read from there.
 """
 
+import dataclasses
 import os
 import pathlib
 import signal
 import subprocess
+import time
 
-from adalink_jax import launching
+from adalink_jax import launching, preemption
 from adalink_jax.errors import UserError
 from adalink_jax.launching.job import Commands
 from adalink_jax.launching.record import JobRecord, running_pid
 from adalink_jax.launching.submit import require_program
 from adalink_jax.parallel.accelerators import parse_topology
+
+WAIT_SECONDS = 15.0  # between two looks at a job's state
+MOST_FAILURES = 5
 
 
 def status(job: JobRecord) -> int:
@@ -30,7 +35,7 @@ def status(job: JobRecord) -> int:
     for name, pid in processes.items():
         print(f"{name}: running, process {pid}")
     if queries := _commands(job).status:
-        _print_first_answer(job.name, queries)
+        print(_first_answer(job.name, queries), end="")
     elif not processes:
         print("No process of this job is running.")
     return 0
@@ -80,6 +85,44 @@ def cancel(job: JobRecord) -> int:
     return _run(command).returncode
 
 
+@dataclasses.dataclass(frozen=True)
+class State:
+    """The last state of a job that has ended.
+
+    Attributes:
+      word: as its scheduler calls it.
+      succeeded: whether it ended well.
+    """
+
+    word: str
+    succeeded: bool
+
+
+def wait(job: JobRecord) -> State:
+    """Waits until a job of a scheduler has ended, and prints how its state changes.
+
+    Raises:
+      UserError: if the scheduler does not answer, several times in a row.
+    """
+    commands, failures, last = _commands(job), 0, ""
+    preemption.keeps(f"{job.name} still runs, and `adalink launch cancel {job.folder}` ends it")
+    while True:
+        try:
+            state, failures = _first_answer(job.name, commands.state).strip(), 0
+        except UserError:
+            state, failures = last, failures + 1
+            if failures == MOST_FAILURES:
+                raise
+        if state != last:
+            print(f"{job.name}: {state.removeprefix(f'{job.name} ')}", flush=True)
+            last = state
+        for word in state.replace("+", " ").split():
+            if word in commands.ends:
+                preemption.keeps("")
+                return State(word, commands.ends[word])
+        time.sleep(WAIT_SECONDS)
+
+
 def _commands(job: JobRecord) -> Commands:
     number = job.submitted.id if job.submitted else ""
     return getattr(launching, job.launcher).commands(job.name, parse_topology(job.topology), job.settings, number)
@@ -101,12 +144,16 @@ def _run(command: tuple[str, ...], capture: bool = False) -> subprocess.Complete
     return subprocess.run(command, capture_output=capture, encoding="utf-8", errors="replace")
 
 
-def _print_first_answer(name: str, queries: tuple[tuple[str, ...], ...]) -> None:
+def _first_answer(name: str, queries: tuple[tuple[str, ...], ...]) -> str:
+    """What the first command that knows something prints.
+
+    Raises:
+      UserError: if all fail.
+    """
     failures = []
     for command in queries:
         done = _run(command, capture=True)
         if done.returncode == 0 and done.stdout.strip():
-            print(done.stdout, end="")
-            return
+            return done.stdout
         failures.append(f"{command[0]}: {(done.stderr.strip().splitlines() or ['no output'])[-1]}")
     raise UserError(f"The status of {name} is not known ({'; '.join(failures)}).")

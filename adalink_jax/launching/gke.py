@@ -42,6 +42,7 @@ MANIFEST = "jobset.yaml"
 REPLICATED = "hosts"  # name of the JobSet's one replicated job
 PORT = 8476
 TRACES = "/stack_traces"  # folder of the job's stack traces
+_STATE = '{.metadata.name} {.status.conditions[?(@.status=="True")].type}'  # prints the name even without conditions
 _CONFIG_MAP_BYTES = 2**20
 # Accelerator -> value of the accelerator label of GKE's nodes.
 NODES = {
@@ -210,6 +211,8 @@ def commands(name: str, topology: Topology, settings: Gke, number: str) -> Comma
             f"--max-log-requests={topology.hosts}",
         ),
         cancel=(*kubectl, "delete", f"jobset/{name}", f"configmap/{name}", "--ignore-not-found"),
+        state=((*kubectl, "get", "jobset", name, f"--output=jsonpath={_STATE}"),),
+        ends={"Completed": True, "Failed": False},
     )
 
 

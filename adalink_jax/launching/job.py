@@ -4,7 +4,7 @@ import ast
 import dataclasses
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from adalink_jax import configuration
 from adalink_jax.errors import UserError
@@ -112,11 +112,15 @@ class Commands:
       status: commands that query its status, tried in order until one prints something.
       logs: the command that prints its output; None if the output is in files `*.log` of the job's folder.
       cancel: the command that cancels it; empty if a signal to a process on this machine does.
+      state: commands that print its state in words, tried in order; empty if its submission waits for its end.
+      ends: words of a state in which it has ended, and whether it succeeded.
     """
 
     status: tuple[tuple[str, ...], ...] = ()
     logs: tuple[str, ...] | None = None
     cancel: tuple[str, ...] = ()
+    state: tuple[tuple[str, ...], ...] = ()
+    ends: Mapping[str, bool] = dataclasses.field(default_factory=dict)
 
 
 def check_processes(job: Job, processes: int) -> None:

@@ -28,6 +28,9 @@ from adalink_jax.launching.variables import GPU_MEMORY, check_variables
 from adalink_jax.parallel.accelerators import Topology
 
 SCRIPT = "job.sbatch"
+_FAILURES = (
+    "BOOT_FAIL", "CANCELLED", "DEADLINE", "FAILED", "LAUNCH_FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "REVOKED", "TIMEOUT",
+)  # fmt: skip
 
 
 @gin.configurable
@@ -141,6 +144,11 @@ def commands(name: str, topology: Topology, settings: Slurm, number: str) -> Com
             ("sacct", "--noheader", f"--jobs={number}", "--format=JobID,State,ExitCode,Elapsed"),
         ),
         cancel=("scancel", number),
+        state=(
+            ("squeue", "--noheader", "--states=all", f"--jobs={number}", "--format=%T"),
+            ("sacct", "--noheader", "--parsable2", "--allocations", f"--jobs={number}", "--format=State"),
+        ),
+        ends={"COMPLETED": True, **dict.fromkeys(_FAILURES, False)},
     )
 
 

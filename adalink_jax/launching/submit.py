@@ -54,7 +54,7 @@ def check_plan(job: Job, settings: Settings) -> tuple[float | None, bool]:
     if not plan["fits"]:
         needed = max(plan["hbm_bytes"], plan["eval_hbm_bytes"] or 0)
         raise UserError(
-            f"The job does not fit {job.topology.text}: it needs {needed / 1e9:.1f} of {plan['hbm_limit_bytes'] / 1e9:.1f} GB on each "
+            f"The job {job.name} does not fit {job.topology.text}: it needs {needed / 1e9:.1f} of {plan['hbm_limit_bytes'] / 1e9:.1f} GB on each "
             f"chip; `{line(word for word in words if word != '--json')}` prints what would help."
         )
     return plan["estimated_chip_hours"], plan["times_are_bounds"]

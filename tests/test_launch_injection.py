@@ -23,6 +23,7 @@ TEMPLATES = sorted((ROOT / "launch").glob("*.jinja"))
 # Launcher -> settings that must be set.
 SETTINGS = {
     "local": launching.Local(),
+    "ray": launching.Ray("cpu:1"),
     "slurm": launching.Slurm("cpu:1"),
     "tpu": launching.Tpu("v5e:1x1", "p", "z", "w.whl"),
     "gke": launching.Gke("v6e:1x1", "c", "i"),
@@ -117,14 +118,17 @@ def test_variables_arrive_unchanged(tmp_path, settings):
     assert found.arguments("adalink") == [["params"]] and not found.pwned and found.status == 0
 
 
-def test_secrets_are_named_and_read_where_the_job_runs(tmp_path):
+@pytest.mark.parametrize("launcher", ["local", "ray", "slurm"])
+def test_secrets_are_named_and_read_where_the_job_runs(tmp_path, launcher):
     text = "".join(text for text in PAYLOADS if not text.endswith("\n")) + "."
-    (tmp_path / "kept").write_text(text)
-    settings = dataclasses.replace(SETTINGS["slurm"], secrets={"PAYLOAD": "kept"})
+    (tmp_path / "kept").write_text(f"{text}\n")
+    settings = dataclasses.replace(SETTINGS[launcher], secrets={"PAYLOAD": str(tmp_path / "kept")})
     found = ran(tmp_path, job(settings), settings)
     assert found.arguments("environment") == [[text]] and not found.pwned
+    assert variables.read_secrets(settings.secrets) == {"PAYLOAD": text}
+    assert not [path for path in (tmp_path / "job").rglob("*") if path.is_file() and text in path.read_text()]
     with pytest.raises(UserError, match="A is in both ENV and SECRETS"):
-        dataclasses.replace(settings, env={"A": "x"}, secrets={"A": "kept"})
+        dataclasses.replace(settings, env={"A": "x"}, secrets={"A": "/kept"})
     with pytest.raises(UserError, match="^SECRETS "):
         dataclasses.replace(settings, secrets={"A": "$(touch PWN)"})
 
@@ -194,7 +198,7 @@ def test_a_model_dir_is_copied_to_the_host_and_back(tmp_path):
 
 QUOTED = {
     ("slurm", "container_image"), ("slurm", "container_mounts"), ("tpu", "create_flags"), ("tpu", "ssh_flags"),
-    ("slurm", "setup"), ("tpu", "setup"), ("gke", "setup"), ("slurm", "sbatch"),
+    ("slurm", "setup"), ("tpu", "setup"), ("gke", "setup"), ("slurm", "sbatch"), ("local", "setup"), ("ray", "setup"),
 }  # fmt: skip
 REFUSED = [
     (launcher, field.name)

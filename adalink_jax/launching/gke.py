@@ -156,9 +156,8 @@ def render(job: Job, settings: Gke, staged: dict[str, str]) -> Rendered:
         "--process_index=$(JOB_COMPLETION_INDEX)",
     )  # fmt: skip
     literal = lambda text: text.replace("$", "$$")  # Kubernetes expands $(NAME), and $$ to $
-    words = [word if word in coordination else literal(word) for word in job.words(topology.hosts, *coordination)]
-    if settings.setup:
-        words = ["bash", "-c", literal("\n".join(["set -e", *settings.setup, 'exec "$@"'])), "bash", *words]
+    words = job_templates.after_setup(settings.setup, job.words(topology.hosts, *coordination))
+    words = [word if word in coordination else literal(word) for word in words]
     accelerator = settings.accelerator or NODES[topology.accelerator.name]
     names, network = _networks(settings, accelerator, topology.hosts)
     variables = ({} if tpu else GPU_MEMORY) | (network.env if network else {}) | settings.env

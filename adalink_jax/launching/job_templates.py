@@ -10,7 +10,7 @@ import functools
 import json
 import re
 import shlex
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import jinja2
 
@@ -45,6 +45,18 @@ def _ansi(match: re.Match[str]) -> str:
 def line(words: Iterable[str]) -> str:
     """A command as one shell line."""
     return " ".join(map(quote, words))
+
+
+def after_setup(setup: Sequence[str], words: Sequence[str]) -> list[str]:
+    """A command for a shell that runs the lines of SETUP and replaces itself with `words`; `words` alone without any."""
+    return ["bash", "-c", "\n".join(["set -e", *setup, 'exec "$@"']), "bash", *words] if setup else [*words]
+
+
+def with_variables(env: Mapping[str, str], secrets: Mapping[str, str], words: Iterable[str]) -> str:
+    """A command as one shell line, with its variables; those of `secrets` are the contents of files."""
+    variables = [f"{name}={quote(text)}" for name, text in env.items()]
+    variables += [f'{name}="$(cat {quote(path)})"' for name, path in secrets.items()]
+    return " ".join([*variables, line(words)])
 
 
 def fill(template: str, **values: object) -> str:

@@ -7,7 +7,7 @@ from typing import Literal
 import gin
 
 from adalink_jax.launching import job_templates
-from adalink_jax.launching.alphabets import Count, CountOrZero, Env, check_settings
+from adalink_jax.launching.alphabets import Count, CountOrZero, Env, Path, Text, Variable, check_settings
 from adalink_jax.launching.job import Commands, Job, Rendered
 from adalink_jax.launching.variables import check_variables
 from adalink_jax.parallel.accelerators import Topology
@@ -23,7 +23,9 @@ class Local:
       devices: number of devices per process.
       platform: "cpu" for virtual devices, "gpu" for NVIDIA GPUs, of which each process sees only its own.
       grace_seconds: seconds between SIGTERM, to save and exit, and SIGKILL.
+      setup: shell lines before the command.
       env: environment variables of the processes.
+      secrets: variable -> file of this machine that holds its value.
 
     Raises:
       UserError: for other values.
@@ -33,11 +35,13 @@ class Local:
     devices: Count = 1
     platform: Literal["cpu", "gpu"] = "cpu"
     grace_seconds: CountOrZero = 60
+    setup: tuple[Text, ...] = ()
     env: Env = dataclasses.field(default_factory=dict)
+    secrets: dict[Variable, Path] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
         check_settings(self)
-        check_variables("local", self.env)
+        check_variables("local", self.env, self.secrets)
 
     @property
     def topology(self) -> str:
@@ -74,10 +78,8 @@ def render(job: Job, settings: Local, staged: dict[str, str]) -> Rendered:
     """
     lines = []
     for index in range(settings.processes):
-        variables = " ".join(
-            f"{name}={job_templates.quote(value)}" for name, value in settings.environment(index).items()
-        )
-        lines.append(f"{variables} {job_templates.line(process_words(job, settings, index, 'localhost:PORT'))}\n")
+        words = job_templates.after_setup(settings.setup, process_words(job, settings, index, "localhost:PORT"))
+        lines.append(f"{job_templates.with_variables(settings.environment(index), settings.secrets, words)}\n")
     return Rendered(
         files={"processes.txt": "".join(lines)},
         main="processes.txt",

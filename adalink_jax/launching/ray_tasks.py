@@ -10,8 +10,10 @@ import tempfile
 from typing import Any
 
 from adalink_jax.errors import Preempted, UserError
-from adalink_jax.launching.job import ARRAY_INDEX, Job
-from adalink_jax.launching.ray import Ray, resources
+from adalink_jax.launching.job import Job
+from adalink_jax.launching.job_templates import after_setup
+from adalink_jax.launching.ray import Ray, indices, resources
+from adalink_jax.launching.variables import read_secrets
 
 
 class Again(Exception):
@@ -48,9 +50,9 @@ def run(job: Job, settings: Ray, staged: dict[str, str]) -> int:
     task = ray.remote(**options)(element)
     words = job.words()
     waiting = {}
-    for index in range(job.array or 1):
-        env = settings.env | ({ARRAY_INDEX: str(index)} if job.array else {})
-        waiting[task.remote(words[1:], env, staged)] = index
+    for index in indices(job):
+        env = settings.environment(index)
+        waiting[task.remote(words[1:], env, settings.secrets, settings.setup, staged)] = index or 0
     print(f"{len(waiting)} tasks on the Ray cluster at {settings.address}.", flush=True)
     first = 0
     while waiting:
@@ -66,20 +68,23 @@ def run(job: Job, settings: Ray, staged: dict[str, str]) -> int:
     return first
 
 
-def element(words: list[str], env: dict[str, str], staged: dict[str, str]) -> int:
-    """One task: runs an `adalink` command on a node.
+def element(
+    words: list[str], env: dict[str, str], secrets: dict[str, str], setup: tuple[str, ...], staged: dict[str, str]
+) -> int:
+    """One task: runs an `adalink` command on a node, where the files of `secrets` are read.
 
     Raises:
       Again: if it was stopped and has saved.
+      UserError: if a file of `secrets` cannot be read.
     """
+    environment = os.environ | env | read_secrets(secrets)
+    command = after_setup(setup, [sys.executable, "-m", "adalink_jax", *words])
     with tempfile.TemporaryDirectory() as folder:
         for name, text in staged.items():
             path = pathlib.Path(folder, name)
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text, encoding="utf-8")
-        status = subprocess.run(
-            [sys.executable, "-m", "adalink_jax", *words], cwd=folder, env=os.environ | env
-        ).returncode
+        status = subprocess.run(command, cwd=folder, env=environment).returncode
     if status == Preempted.status:
         raise Again
     return status

@@ -14,8 +14,8 @@ from adalink_jax import preemption
 from adalink_jax.errors import UserError
 from adalink_jax.launching import Settings, local, ray, ray_tasks, record, slurm, supervisor, tpu
 from adalink_jax.launching.job import Job
-from adalink_jax.launching.job_templates import line
-from adalink_jax.launching.variables import compiler_variables
+from adalink_jax.launching.job_templates import after_setup, line
+from adalink_jax.launching.variables import compiler_variables, read_secrets
 
 PLANNED = ("train", "quickstart")
 
@@ -134,10 +134,15 @@ def _run_local(job: Job, settings: local.Local) -> int:
     coordinator = f"localhost:{supervisor.free_port()}"
     indices = range(settings.processes)
     commands = [
-        [sys.executable, "-m", "adalink_jax", *local.process_words(job, settings, index, coordinator)[1:]]
+        after_setup(
+            settings.setup,
+            [sys.executable, "-m", "adalink_jax", *local.process_words(job, settings, index, coordinator)[1:]],
+        )
         for index in indices
     ]
+    require_program(commands[0][0])
     shared = {"PYTHONPATH": _environment()["PYTHONPATH"], **local.no_proxy(os.environ)}
+    shared |= read_secrets(settings.secrets)
     environments = [{**shared, **settings.environment(index)} for index in indices]
     print(f"{settings.processes} processes; logs: {job.folder}/process_*.log", flush=True)
     record.submitted(job.folder)

@@ -1,10 +1,12 @@
 """Environment variables of a job's processes: the launcher's own, and the user's, ENV and SECRETS.
 
-SECRETS names where a value is kept (a file, a secret of the cloud); no file of a job holds the value.
+SECRETS names where a value is kept (a file, a secret of the cloud), and the value is read where the job runs; no file of a job holds it,
+and no command line.
 
 XLA's flags are not among them: each command adds those of COMPILER_FLAGS to what it finds (`parallel.compiler_settings`).
 """
 
+import pathlib
 from collections.abc import Collection, Mapping
 
 from adalink_jax.errors import UserError
@@ -37,6 +39,22 @@ def check_variables(launcher: str, env: Collection[str], secrets: Collection[str
     for name in secrets:
         if name in env:
             raise UserError(f"{name} is in both ENV and SECRETS; leave one out.")
+
+
+def read_secrets(secrets: Mapping[str, str]) -> Variables:
+    """The values of SECRETS that are in files of this machine, without the newlines at their end, as by Bash's `$(cat FILE)`.
+
+    Raises:
+      UserError: names the file that cannot be read.
+    """
+    out = {}
+    for name, path in secrets.items():
+        try:
+            out[name] = pathlib.Path(path).read_bytes().decode().rstrip("\n")
+        except (OSError, UnicodeDecodeError) as e:
+            why = getattr(e, "strerror", None) or "not a text in UTF-8"
+            raise UserError(f"SECRETS reads {name} from {path}, which cannot be read where the job runs: {why}.") from e
+    return out
 
 
 def compiler_variables(env: Mapping[str, str]) -> Variables:

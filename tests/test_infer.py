@@ -19,7 +19,7 @@ from adalink_jax.checkpoints import save_adapter
 from adalink_jax.cli.arguments import register
 from adalink_jax.cli.main import main
 from adalink_jax.data import digits
-from adalink_jax.data.images import load_image
+from adalink_jax.data.images import PREPARATION, load_image
 from adalink_jax.data.vocabularies import train_sentencepiece
 from adalink_jax.errors import UserError
 from adalink_jax.serving import Predictor
@@ -437,6 +437,29 @@ def test_a_folder_of_new_pictures_is_predicted(trained, capsys):
     predict = Predictor(trained / "run")
     expected = predict(["what is this?"] * 2, [trained / "photos" / "7.png", trained / "photos" / "8.png"])
     assert written == [{"image": name, "prediction": x} for name, x in zip(("7.png", "more/8.png"), expected)]
+
+
+@pytest.mark.parametrize("column", ["photo", "file_name"])
+def test_a_folder_of_pictures_with_a_table_metadata_has_its_rows(tmp_path, column):
+    """Named in the run's own column, or in that of Hugging Face's imagefolder; the run's pictures (IMAGES) are elsewhere."""
+    from adalink_jax.serving import rows
+
+    for number, name in enumerate(("new/a.png", "new/more/b.png", "new/unnamed.png", "photos/a.png")):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((8, 16), 50 * number, np.uint8)).save(tmp_path / name)
+    table, folder = tmp_path / "new" / "metadata.csv", str(tmp_path / "new")
+    table.write_text(f"{column},question\nmore/b.png,what is it?\na.png,which one?\n")
+    run = {"inputs": "{question}", "image": "{photo}", "images": str(tmp_path / "photos")}
+    options = dict.fromkeys(("inputs", "image", "images", "encoding"))
+    source = rows.of_file(folder, options, run, wants_images=True)
+    assert [ask.text for ask in source.asks()] == ["what is it?", "which one?"]
+    assert source.columns == (column, "question")
+    for ask, name in zip(source.asks(), ("more/b.png", "a.png"), strict=True):
+        expected = load_image(f"{folder}/{name}", (8, 16, 1))
+        np.testing.assert_array_equal(ask.picture((8, 16, 1), PREPARATION), expected)
+    table.write_text(f"{column},question\nmore/c.png,what is it?\n")
+    with pytest.raises(UserError, match=r"Line 2 of .*new/metadata.csv: there is no picture more/c.png in .*/new"):
+        rows.of_file(folder, options, run, wants_images=True)
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".csv"])

@@ -16,7 +16,7 @@ from adalink_jax.errors import UserError
 from adalink_jax.files.places import path_of, regular_file
 
 PREDICTION, ADAPTER, INPUTS, TARGET = "prediction", "adapter", "inputs", "target"
-TEXT = ".txt"
+TEXT, FILE_NAME = ".txt", "file_name"
 
 
 # For the shape of the model's images and their preparation; b"" for a missing image.
@@ -67,7 +67,7 @@ def of_file(
     """The rows of a table, a folder that `save_to_disk` wrote or of images, or the lines of a text file.
 
     Args:
-      path: a table (see `table_files`), a folder of images, by class or not, or .txt with one input per line.
+      path: a table (see `table_files`), a folder of images, by class or not or with a table `metadata`, or .txt with one input per line.
       options: `inputs` and `image`, templates, `images`, the folder or archive of the images, and `encoding` of the file, as typed. None for those of the run, or
         without a run for the columns `inputs` and `image`, and the table's folder.
       run: how the run's own rows were read and formatted, see `opening.Opened.rows`.
@@ -77,6 +77,7 @@ def of_file(
     Raises:
       UserError: for a file or a row that cannot be used; every row is checked before anything is predicted.
     """
+    given, path = path, (path_of(path).is_dir() and table_search.metadata_in(path_of(path))) or path
     table, note = _opened(path, run, options.get("encoding"))
     if PREDICTION in table.columns:
         raise UserError(f"{path} has a column `{PREDICTION}` already; rename it.")
@@ -84,7 +85,7 @@ def of_file(
     used, picture, pictures = {"input": template}, None, None
     named = options["image"] or run.get("image") or table_files.IMAGE in table.columns
     if wants_images and (needs_images or named):
-        pictures = Pictures(_picture_root(path, options["images"], run.get("images")))
+        pictures = Pictures(_picture_root(given, options["images"], run.get("images")))
         used["picture"] = _template(table_files.IMAGE, options, run, path, table)
         picture = RowPicture(used["picture"], pictures)
 
@@ -191,8 +192,10 @@ def _template(name: str, options: Mapping, run: Mapping, path: str, table: table
     run_template = run.get(name)
     if run_template is not None and set(Template(name, run_template).columns) <= set(table.columns):
         return Template(name, run_template, table)
-    if name in table.columns:
-        return Template(name, f"{{{name}}}", table)
+    # Hugging Face's imagefolder names its pictures in a column of this name.
+    names = (name, FILE_NAME) if name == table_files.IMAGE and table_search.is_metadata(path) else (name,)
+    if (column := next((column for column in names if column in table.columns), None)) is not None:
+        return Template(name, f"{{{column}}}", table)
     has = f"it has {', '.join(table.columns)}"
     if run_template is not None:
         raise UserError(

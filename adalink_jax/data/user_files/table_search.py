@@ -57,6 +57,16 @@ def saved_tables(folder: epath.Path) -> tuple[str, ...]:
     return tuple(_saved_files(folder)) if (folder / SAVED).exists() else ()
 
 
+def metadata_in(folder: epath.Path) -> str | None:
+    """The table `metadata` that names the images of a folder (Hugging Face's imagefolder); None if there is none."""
+    return next((table for table in _tables(folder) if is_metadata(table)), None)
+
+
+def is_metadata(table: str) -> bool:
+    """Whether a table has the name of one that names a folder's images; a `.json` may be anything."""
+    return _stem(table) == METADATA and table_files.suffix_of(table) != ".json"
+
+
 def _in_folder(folder: epath.Path) -> Files:
     """The tables in a folder by split; or the folder itself, if it holds images."""
     if (folder / SAVED).exists():
@@ -70,8 +80,8 @@ def _in_folder(folder: epath.Path) -> Files:
     for path, split in folders.items():
         if (folder / SAVED_SPLITS).exists():
             by_split.setdefault(split, []).extend(_saved_files(path))
-        elif metadata := [table for table in _tables(path) if _stem(table) == METADATA]:
-            by_split.setdefault(split, []).append(metadata[0])
+        elif metadata := metadata_in(path):
+            by_split.setdefault(split, []).append(metadata)
     if by_split:
         return _by_split(folder, by_split)
     tables = _tables(folder)
@@ -85,9 +95,9 @@ def _in_folder(folder: epath.Path) -> Files:
             raise UserError(f"{folder} has several files for {split}: {', '.join(names)}; name the table itself.")
     if "train" in by_split:
         return _by_split(folder, by_split)
-    tables = [table for table in tables if table_files.suffix_of(table) != ".json"]  # which may be anything
-    if (metadata := next((table for table in tables if _stem(table) == METADATA), None)) is not None:
+    if (metadata := metadata_in(folder)) is not None:
         return metadata
+    tables = [table for table in tables if table_files.suffix_of(table) != ".json"]
     if tables:
         raise UserError(f"{folder} holds tables, but none is called train; name the table itself, such as {tables[0]}.")
     return str(folder)

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 import signal
 
@@ -143,7 +144,35 @@ def test_a_member_that_diverges_leaves_the_others_alone(tmp_path, capsys):
     files = lambda member: {path.name for path in (tmp_path / "p" / "members" / member["name"]).iterdir()}
     assert files(sound) - files(lost) == {"adapter_last"}
     assert pack(tmp_path / "q", **{**more, "LEARNING_RATES": (3e38, 2e38)}) == 3
-    assert "Training stopped; lower LEARNING_RATES" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert "in lr_3e+38_seed_0, and no other member is trained any more" in err and "; lower the learning rate" in err
+
+
+def test_the_member_and_the_example_that_are_not_finite_are_named(tmp_path, capsys, monkeypatch):
+    """Each seed reads the poisoned picture in a step of its own; the smaller rank is padded in the pack."""
+    compose = digits.compose
+
+    def poisoned(name, split):
+        scenes = compose(name, split)
+        images = np.array(scenes["image"])
+        if split == "train":
+            images[30] = np.nan
+        return scenes | {"image": images}
+
+    monkeypatch.setattr(digits, "compose", poisoned)
+    monkeypatch.setitem(digits.SCENES, "validation", 16)
+    assert pack(tmp_path / "p", **{**GRID, "LEARNING_RATES": (0.01,)}) == 3
+    said, err = (" ".join(text.split()) for text in capsys.readouterr())
+    for rank in (2, 4):
+        assert re.search(
+            rf"rank_{rank}_lr_0.01_seed_3 is not trained any more: its loss of step \d is nan\.", said + err
+        )
+    assert "seed_0 is not trained" not in said + err  # both ranks at once, when nothing is left to train
+    last = r"The loss of step \d+ is nan in rank_2_lr_0.01_seed_0, and no other member is trained any more\. Row \d+ of the batch \(input "
+    assert re.search(
+        last + r"'read from right to left', target '. .'\) alone makes it so: its images are not finite\.", err
+    )
+    assert "correct it or leave it out." in err
 
 
 def test_a_member_at_its_plateau_is_final():

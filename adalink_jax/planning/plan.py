@@ -250,10 +250,10 @@ def _arguments(job: Job, mesh: Mesh, rules: parallel.LogicalRules) -> tuple[Adap
 
 def _step(job: Job, model: AdaptedModel, shards: int, at_once: int | None) -> Callable:
     if job.members:
-        return make_packed_step(
+        return holding(make_packed_step(
             model, job.optimizer, own_batches=own_batches(job.members), at_once=at_once, loss=job.loss,
             microbatches=job.microbatches,
-        )  # fmt: skip
+        ))  # fmt: skip
     return holding(
         make_train_step(
             model,

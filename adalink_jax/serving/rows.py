@@ -77,7 +77,7 @@ def of_file(
     Raises:
       UserError: for a file or a row that cannot be used; every row is checked before anything is predicted.
     """
-    given, path = path, (path_of(path).is_dir() and table_search.metadata_in(path_of(path))) or path
+    typed, path = path, (path_of(path).is_dir() and table_search.metadata_in(path_of(path))) or path
     table, note = _opened(path, run, options.get("encoding"))
     if PREDICTION in table.columns:
         raise UserError(f"{path} has a column `{PREDICTION}` already; rename it.")
@@ -85,7 +85,7 @@ def of_file(
     used, picture, pictures = {"input": template}, None, None
     named = options["image"] or run.get("image") or table_files.IMAGE in table.columns
     if wants_images and (needs_images or named):
-        pictures = Pictures(_picture_root(given, options["images"], run.get("images")))
+        pictures = Pictures(_picture_root(typed, options["images"], run.get("images")))
         used["picture"] = _template(table_files.IMAGE, options, run, path, table)
         picture = RowPicture(used["picture"], pictures)
 

@@ -7,7 +7,7 @@ Invariant: a step uploads its batch and downloads its metrics, both explicitly; 
 import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -31,11 +31,23 @@ class StepNotFinite(NotFinite):
       step: its number.
       state: the state after the steps that were dispatched until this was known (`not_finite.holding` keeps that before the step).
       batch: of the step, on the devices.
+      of_members: the same sentence for each member of a pack.
     """
 
-    def __init__(self, what: str, step: int, state: TrainState, batch: Leaves):
+    def __init__(self, what: str, step: int, state: TrainState, batch: Leaves, of_members: Sequence[str] = ()):
         super().__init__(f"The {what}.")
-        self.step, self.state, self.batch = step, state, batch
+        self.step, self.state, self.batch, self.of_members = step, state, batch, of_members
+
+
+def failures(step: int, metrics: Mapping[str, Any]) -> list[str | None]:
+    """What of a step was not finite, in words, for each member of a pack or the one of a run; None where loss and gradient were finite."""
+    losses = np.atleast_1d(metrics["loss"])
+    norms = np.broadcast_to(metrics.get("grad_norm", 0.0), losses.shape)
+    of_gradient = lambda norm: None if np.isfinite(norm) else f"gradient of step {step} has the norm {norm}"
+    return [
+        of_gradient(norm) if np.isfinite(loss) else f"loss of step {step} is {loss}"
+        for loss, norm in zip(losses, norms)
+    ]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,15 +133,9 @@ def run_loop(
         pending_step, batch, metrics = pending
         pending = None
         metrics = {name: value if value.ndim else float(value) for name, value in jax.device_get(metrics).items()}
-        loss = metrics["loss"]
-        # A pack continues while a member's loss is finite.
-        norm = metrics.get("grad_norm", 0.0) if np.ndim(loss) == 0 else 0.0
-        if not (np.isfinite(loss) & np.isfinite(norm)).any():
-            of_loss, of_gradient = (
-                f"loss of step {pending_step} is {loss}",
-                f"gradient of step {pending_step} has the norm {norm}",
-            )
-            raise StepNotFinite(of_gradient if np.isfinite(loss).any() else of_loss, pending_step, state, batch)
+        failed = [what for what in failures(pending_step, metrics) if what is not None]
+        if len(failed) == np.size(metrics["loss"]):  # a pack continues while a member's are finite
+            raise StepNotFinite(failed[0], pending_step, state, batch, failed)
         now = time.perf_counter()
         seconds, examples = now - mark, float(np.max(metrics.get("examples", len(next(iter(batch.values()))))))
         on_metrics(pending_step, metrics | {"input_wait": waited / seconds}, examples / seconds)

@@ -27,7 +27,7 @@ from adalink_jax.models.backbone import Backbone
 from adalink_jax.models.seam import KINDS, Inputs
 from adalink_jax.parallel import missing_peer
 from adalink_jax.training import partition
-from adalink_jax.training.loop import Step, StepNotFinite
+from adalink_jax.training.loop import StepNotFinite
 from adalink_jax.training.partition import Leaves
 from adalink_jax.training.run_checkpoints import RunCheckpoints
 from adalink_jax.training.step import TrainState
@@ -37,16 +37,19 @@ _SHOWN = 60  # characters of an example's texts
 _STAGES = {"embed": "embeddings", "adapt": "embeddings after the adapter", "encode": "encoder states", "decode_states": "decoder states"}  # fmt: skip
 
 
-def holding(step: Step) -> Step:
-    """`step`, whose state stays as it was before the first step whose loss or gradient is not finite.
+def holding(
+    step: Callable[..., tuple[TrainState, dict[str, jax.Array]]],
+) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
+    """`step`, whose state stays as it was before the first step whose loss or gradient (for a pack: every member's) is not finite.
 
     From then on the state's `step` is `~step`, which is negative, and nothing changes it: the loop has dispatched the next step already
     when it reads the metrics of this one.
     """
 
-    def held(state: TrainState, frozen: Leaves, batch: Leaves) -> tuple[TrainState, dict[str, jax.Array]]:
-        after, metrics = step(state, frozen, batch)
-        keep = (state.step >= 0) & jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
+    def held(state: TrainState, *arguments: Any) -> tuple[TrainState, dict[str, jax.Array]]:
+        after, metrics = step(state, *arguments)
+        finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
+        keep = (state.step >= 0) & finite.any()
         before = state.replace(step=jnp.where(state.step < 0, state.step, ~state.step))  # pyright: ignore[reportAttributeAccessIssue]  # flax's
         return jax.tree.map(lambda new, old: jnp.where(keep, new, old), after, before), metrics
 

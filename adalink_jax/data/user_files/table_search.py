@@ -58,7 +58,7 @@ def saved_tables(folder: epath.Path) -> tuple[str, ...]:
 
 
 def metadata_in(folder: epath.Path) -> str | None:
-    """The table `metadata` that names the images of a folder (Hugging Face's imagefolder); None if there is none."""
+    """The table `metadata` that names the images of a folder (Hugging Face's imagefolder); None without one."""
     return next((table for table in _tables(folder) if is_metadata(table)), None)
 
 

@@ -14,12 +14,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from adalink_jax.errors import NotFinite, UserError
+from adalink_jax.errors import UserError
 from adalink_jax.files.places import RunFolder
 from adalink_jax.training import outputs, partition
 from adalink_jax.training.evaluation import Evaluator, Result, check_metric
-from adalink_jax.training.loop import Period, run_loop
+from adalink_jax.training.loop import Period, StepNotFinite, run_loop
 from adalink_jax.training.metric_writer import MetricWriter, log_every
+from adalink_jax.training.not_finite import holding
+from adalink_jax.training.packs.failures import Failures
 from adalink_jax.training.packs.members import Batches, Member, Progress, grid, own_batches
 from adalink_jax.training.packs.pack import Pack, load_pack, make_packed_step
 from adalink_jax.training.partition import Leaves
@@ -80,7 +82,7 @@ def train_pack(
 
     Raises:
       UserError, CheckpointError: for bad settings and files, before anything is compiled or overwritten.
-      NotFinite: if the losses of all members are NaN or infinite.
+      NotFinite: if the loss or the gradient of every member is NaN or infinite.
       Stopped: after a stop was requested and the state was saved.
     """
     if metric is None:
@@ -98,12 +100,13 @@ def train_pack(
             return session.summary
         session.console.members([member.name for member in members])
         run = PackRun.load(session, setup, members, optimizer, config_text, metric, patience, at_once, trackers)
-        step = make_packed_step(
+        step = holding(make_packed_step(
             run.pack.model, optimizer, own_batches=own_batches(members), at_once=at_once, loss=loss,
             microbatches=microbatches,
-        )  # fmt: skip
+        ))  # fmt: skip
+        failures = Failures(run.pack, members, session, run.start.step, loss=loss, microbatches=microbatches)
         state = run.train(
-            jax.jit(step, donate_argnums=0), total_steps, eval_period, log_period or log_every(total_steps)
+            jax.jit(step, donate_argnums=0), failures, total_steps, eval_period, log_period or log_every(total_steps)
         )
         results = run.score(run.best, "test", 0) if test else None
         session.end_if_stopped(lambda: run.save(state))
@@ -179,27 +182,34 @@ class PackRun:
         evaluator = session.evaluator(start.converter, pack.model, at_once)
         return cls(session, start, pack, members, evaluator, writers, metric, patience, best, progress)
 
-    def train(self, step: Callable, total_steps: int, eval_period: int, log_period: int) -> TrainState:
+    def train(
+        self, step: Callable, failures: Failures, total_steps: int, eval_period: int, log_period: int
+    ) -> TrainState:
         """Trains to `total_steps`, or until every member has reached its plateau, and evaluates the last state.
 
         Raises:
-          NotFinite: when no member's loss is finite; names a remedy.
+          NotFinite: when no member's loss and gradient are finite; names the last member that failed, what made it so, and a remedy.
         """
         session, first = self.session, self.start.step
         if not first or (eval_period and first % eval_period == 0):
             self.evaluate(self.start.state)  # also where the run was stopped before an evaluation
+
+        def before_step(state: TrainState) -> None:
+            failures.before_step(self.start.batches.get_state())
+            requests.before_step(state)
+
         try:
             with self.start.batches as batches, TraceRequests(session.folder) as requests:
                 state = run_loop(
                     lambda state, frozen, batch: step(state, self.pack.members, frozen, batch),
                     self.start.state, self.pack.params.frozen, batches, mesh=session.mesh, total_steps=total_steps,
-                    on_metrics=self._log_every(log_period, session.console.progress(first, total_steps, lambda *_: None)),
+                    on_metrics=self._log_every(log_period, session.console.progress(first, total_steps, lambda *_: None), failures),
                     after_steps=[Period(eval_period, self.evaluate), *session.saves.actions(self.save)],
                     stop=lambda: session.saves.before_step() or self.at_plateau(), watchdog=session.watchdog,
-                    before_step=requests.before_step,
+                    before_step=before_step,
                 )  # fmt: skip
-        except NotFinite as e:
-            raise NotFinite(f"{e} Training stopped; lower LEARNING_RATES, or clip gradients.") from e
+        except StepNotFinite as e:
+            raise failures.of(e) from e
         self.evaluate(state)
         return state
 
@@ -288,11 +298,12 @@ class PackRun:
         session.console.members_finished(summary)
         return summary
 
-    def _log_every(self, period: int, bar: Callable) -> Callable[[int, dict, float], None]:
-        """Shows the lowest loss in the bar, and writes the members' training metrics of every `period`-th step."""
+    def _log_every(self, period: int, bar: Callable, failures: Failures) -> Callable[[int, dict, float], None]:
+        """Shows the lowest loss in the bar, names members that fail, and writes the training metrics of every `period`-th step."""
 
         def log(step: int, metrics: dict, examples_per_second: float) -> None:
             bar(step, {"loss": float(np.nanmin(metrics["loss"]))}, examples_per_second)
+            failures.note(step, metrics)
             for writer in self.writers:
                 writer.reached(step)
             if step % period == 0:

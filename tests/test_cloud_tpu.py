@@ -253,6 +253,13 @@ def test_the_budget_s_end_keeps_a_slice_that_existed_before(place):
     assert "kill" in limited.script.verbs and not [text for text in limited.script.calls if "delete" in text]
 
 
+def test_the_budget_s_end_leaves_a_connection_that_hangs(place):
+    """Nothing deletes the slice that it is to."""
+    limited = Limited(place, "tpu_existing", ends="nothing", long="install")
+    limited.pass_time(100 * 3600 // 16 - SAVE_SECONDS)
+    assert limited.end() == 143 and limited.script.verbs[-1] == "install"
+
+
 def test_a_job_that_ends_before_its_budget_leaves_no_timer(place):
     limited = Limited(place, "tpu_slice")
     (place / "ended").touch()

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import pytest
 from launch_cases import SWEEP, topology
 
 from adalink_jax.cli.main import main
-from adalink_jax.launching import record
+from adalink_jax.launching import control, record
 
 ROOT = pathlib.Path(__file__).parent.parent
 START = ROOT / "tests" / "start_slurm.sh"
@@ -124,6 +125,25 @@ def test_only_the_element_that_was_stopped_is_requeued(place):
     wait_for(lambda: {states().get(f"{job}_{i}") for i in range(3)} <= {"COMPLETED", "FAILED"}, 60)
     assert sorted((place / "started").read_text().split()) == ["0", "1", "1", "2"]
     assert [states()[f"{job}_{i}"] for i in range(3)] == ["COMPLETED", "COMPLETED", "FAILED"]
+
+
+def test_a_job_follows_its_canary_only_if_that_succeeds(place, monkeypatch, capfd):
+    monkeypatch.setattr(control, "WAIT_SECONDS", 0.5)
+    setup = adalink(place, 'echo "$*" >>ran; case "$*" in *canary_*) [ ! -e fails ] || exit 3 ;; esac')
+    train = ["train", "--gin_file=gin/runs/quickstart.gin", "--gin.MODEL_DIR='runs/small'"]
+    options = ["slurm", topology("cpu:1"), "--canary", setup, "--submit", "--"]
+    (place / "fails").touch()
+    assert main(["launch", *options, *train]) == 1
+    assert re.search(
+        r"The canary small-canary-[\d-]+ ended as FAILED, so small was not submitted", capfd.readouterr().err
+    )
+    assert not record.read("small").submitted
+    (place / "fails").unlink()
+    time.sleep(1)  # the next canary has another name
+    assert main(["launch", *options, *train]) == 0
+    job = record.read("small").submitted.id
+    wait_for(lambda: states()[job] == "COMPLETED", 60)
+    assert ["canary_" in line for line in (place / "ran").read_text().splitlines()] == [True, True, False]
 
 
 def test_a_sweep_as_an_array_resumes_a_run_that_was_killed_and_requeued(place, monkeypatch):

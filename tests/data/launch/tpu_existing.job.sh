@@ -64,7 +64,8 @@ finish() {
   trap '' INT TERM
   trap - EXIT
   set +e
-  [ -z "$running" ] || kill "$running" 2>/dev/null
+  # shellcheck disable=SC2046  # one word per process
+  kill $(jobs -p) 2>/dev/null
   if [ "$status" -ne 0 ] && $started && ! stop; then
     echo "The job may still run on $name; to stop it:" >&2
     echo "  ${gcloud[*]} ssh $name ${where[*]} ${hosts[*]} --command='kill \$(cat $home/pid)'" >&2

@@ -68,7 +68,8 @@ finish() {
   trap '' INT TERM
   trap - EXIT
   set +e
-  [ -z "$running" ] || kill "$running" 2>/dev/null
+  # shellcheck disable=SC2046  # one word per process
+  kill $(jobs -p) 2>/dev/null
   if $started; then
     for worker in $(seq 0 0); do
       mkdir -p runs

@@ -15,7 +15,6 @@ ssh_flags=()
 asked=false
 started=false
 running=
-timer=
 
 # Both run in the background, since Bash handles no signal while it waits for a command in the foreground.
 on_all() {
@@ -31,7 +30,7 @@ copy() {
 # The job is stopped before MAX_CHIP_HOURS ends, so that it saves, and this script ends with it, whether the job has saved or not.
 limit() {
   local work=11130 save=120
-  trap 'kill $!; exit' TERM
+  trap 'kill -KILL $!; exit' TERM # a process that Bash has just forked may lose SIGTERM
   sleep "$work" & wait $!
   echo "MAX_CHIP_HOURS ends in $save seconds: the job on $name is stopped, and saves." >&2
   kill -TERM $$
@@ -81,8 +80,8 @@ finish() {
   trap '' INT TERM
   trap - EXIT
   set +e
-  [ -z "$running" ] || kill "$running" 2>/dev/null
-  [ -z "$timer" ] || kill "$timer" 2>/dev/null
+  # shellcheck disable=SC2046  # one word per process
+  kill $(jobs -p) 2>/dev/null
   if $asked; then
     # If the slice was taken away, the job can be started again: exit status 75, as after a preemption notice.
     if [ "$status" -ne 0 ] && $started; then
@@ -127,7 +126,6 @@ while true; do
 done
 
 limit &
-timer=$!
 # A new host may not accept connections yet.
 failures=0
 until on_all 'rm -f adalink/digits-reverse/pid && mkdir -p adalink/digits-reverse'; do

@@ -68,7 +68,8 @@ finish() {
   trap '' INT TERM
   trap - EXIT
   set +e
-  [ -z "$running" ] || kill "$running" 2>/dev/null
+  # shellcheck disable=SC2046  # one word per process
+  kill $(jobs -p) 2>/dev/null
   if $asked; then
     # If the slice was taken away, the job can be started again: exit status 75, as after a preemption notice.
     if [ "$status" -ne 0 ] && $started; then

@@ -427,6 +427,13 @@ def test_a_value_that_no_record_can_hold_is_refused():
         example_bytes.to_bytes({"x": object()})
 
 
+def test_lengths_that_are_not_set_are_asked_for(declare, tmp_path, capsys):
+    declare("words")
+    command = [text for text in cache_command("words", tmp_path) if "TASK_FEATURE_LENGTHS" not in text]
+    assert main(command) == 2
+    assert "TASK_FEATURE_LENGTHS must be set: add --gin.TASK_FEATURE_LENGTHS=VALUE" in capsys.readouterr().err
+
+
 def test_settings_that_would_be_ignored_are_refused(tmp_path):
     with pytest.raises(UserError, match="TASK_CACHE and USE_CACHED_TASKS .* are both set"):
         config("words", str(tmp_path), use_cached=True)

@@ -160,6 +160,8 @@ def _checked(scope: str, selector: str, parameter: str, value: Any) -> Any:
     bound, macros = gin_checks.CONFIG.get((scope, selector), {}).get(parameter), gin_checks.macros_set()
     while isinstance(bound, _UNKNOWN) and (macro := gin_checks.macro_name(bound)) in macros:
         bound, name, key = macros[macro], macro, (macro, gin_checks.MACRO, "value")
+    if type(value) is object:  # what gin.REQUIRED is, and its copies are
+        problem = f"must be set: add --gin.{name}=VALUE"
     about = [*([sets] if name != sets else []), *([f"set {PLACES[key]}"] if key in PLACES else [])]
     raise UserError(f"{name} {problem}" + (f" ({', '.join(about)})." if about else "."))
 

@@ -30,6 +30,7 @@ def test_tasks_resume_on_another_node_when_theirs_is_killed(tmp_path, monkeypatc
         "--gin_file=gin/sweeps/digits_small.gin",
         *(f"--gin.{name}={value!r}" for name, value in few.items()),
     ]
+    (tmp_path / "secret").write_text("opened")
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
     nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
 
@@ -46,6 +47,8 @@ def test_tasks_resume_on_another_node_when_theirs_is_killed(tmp_path, monkeypatc
         options = [
             topology("cpu:1"),
             f"--gin.ADDRESS={cluster.address!r}",
+            f"--gin.SECRETS={{'OF_THE_NODE': '{tmp_path}/secret'}}",
+            f"--gin.SETUP=('echo \"read $OF_THE_NODE\" > {tmp_path}/set_up',)",
             "--array",
             "2",
             "--name",
@@ -59,6 +62,7 @@ def test_tasks_resume_on_another_node_when_theirs_is_killed(tmp_path, monkeypatc
         ray.shutdown()
         cluster.shutdown()
     assert not killer.is_alive()
+    assert (tmp_path / "set_up").read_text() == "read opened\n"
     rows = results.collect(str(tmp_path / "small")).table.to_pylist()
     assert [(row["state"], row["steps"], row["RANDOM_SEED"]) for row in rows] == [("done", 60, 0), ("done", 60, 1)]
     starts = [

@@ -30,7 +30,6 @@ from adalink_jax.serving.opening import open_base
 DTYPES = ("float32", "bfloat16", "int8", "fp8", "int4", "nf4")
 SEEDS = (0, 1, 2, 3, 4)
 TASKS = ("digits_reverse", "digits_inverted")
-STUDY_LENGTHS = {"inputs": 16, "targets": 8}  # the questions have at most 9 of the study's tokens
 PROJECTIONS = (
     r"encoder/.*/attention/(query|value)",
     r"decoder/.*/encoder_decoder_attention/(query|value)",
@@ -51,6 +50,7 @@ class Base:
       model, tasks: their gin files.
       prefix: of the names of the tasks in that file.
       vocabulary: None for the base's own.
+      lengths: TASK_FEATURE_LENGTHS.
       settings: further settings of training, name -> value.
     """
 
@@ -59,6 +59,7 @@ class Base:
     tasks: str = "gin/tasks/digits.gin"
     prefix: str = ""
     vocabulary: str | None = None
+    lengths: Mapping[str, int] = dataclasses.field(default_factory=lambda: {"inputs": 24, "targets": 4})
     settings: Mapping[str, object] = dataclasses.field(default_factory=lambda: {"BATCH_SIZE": 64})
 
 
@@ -72,13 +73,12 @@ def bases_of(study: pathlib.Path, data_dir: pathlib.Path) -> dict[str, Base]:
     folders = [model.parent for model in (study / "bases").glob("*/model")]
     size = lambda folder: float(folder.name.partition("m.")[0].replace("_", "."))
     vocabulary = str(study / "vocabulary")
-    settings = {
-        "DATA_DIR": str(data_dir), "VOCABULARY": vocabulary, "TASK_FEATURE_LENGTHS": STUDY_LENGTHS, "BATCH_SIZE": 32,
-    }  # fmt: skip
+    lengths = {"inputs": 16, "targets": 8}  # the questions have at most 9 of its tokens
+    settings = {"DATA_DIR": str(data_dir), "VOCABULARY": vocabulary, "BATCH_SIZE": 32}
     model = lambda folder: f"gin/models/pali_mini_{folder.name.partition('.')[0]}.gin"
     return {
         f"mini_{folder.name}": Base(
-            str(folder / "model"), model(folder), "gin/tasks/miniature.gin", "mini_", vocabulary, settings
+            str(folder / "model"), model(folder), "gin/tasks/miniature.gin", "mini_", vocabulary, lengths, settings
         )
         for folder in sorted(folders, key=lambda folder: (size(folder), folder.name))
     }
@@ -90,7 +90,8 @@ def train(folder: pathlib.Path, base: Base, task: str, method: str, dtype: str, 
         folder.mkdir(parents=True, exist_ok=True)
         settings = {
             "INITIAL_CHECKPOINT_PATH": base.path, "MIXTURE_OR_TASK_NAME": base.prefix + task, "MODEL_DIR": str(folder),
-            "TRAIN_STEPS": steps, "EVAL_PERIOD": steps // 4, "SEEDS": SEEDS, "FROZEN_DTYPE": dtype, **base.settings,
+            "TASK_FEATURE_LENGTHS": dict(base.lengths), "TRAIN_STEPS": steps, "EVAL_PERIOD": steps // 4, "SEEDS": SEEDS,
+            "FROZEN_DTYPE": dtype, **base.settings,
         }  # fmt: skip
         files = [f"--gin_file={name}" for name in (base.model, base.tasks, "gin/runs/pack.gin")]
         flags = [*files, *METHODS[method], *(f"--gin.{name}={value!r}" for name, value in settings.items())]
@@ -111,10 +112,12 @@ def scored(file: pathlib.Path, base: Base, task: str, dtype: str, adapters: Mapp
         settings = (("FROZEN_DTYPE", repr(dtype)), ("ALLOW_OTHER_PRECISION", "True"))
         _, opened = open_base(base.path, base.model, base.vocabulary, settings, "in BUNDLED")
         named = {str(seed): folder for seed, folder in adapters.items()}
-        predictor = Predictor(dataclasses.replace(opened, adapters=named))
+        predictor = Predictor(dataclasses.replace(opened, adapters=named, task_feature_lengths=base.lengths))
         scenes = digits.compose(task, "test")
+        # The study's tasks hold the same scenes as PNG files, of 8 bits.
+        images = np.round((scenes["image"] + 1) * 127.5) / 127.5 - 1 if base.prefix else scenes["image"]
         texts, targets = [str(x) for x in scenes["inputs"]], [str(x) for x in scenes["targets"]]
-        score = lambda name: float(np.mean(np.equal(predictor(texts, scenes["image"], name), targets)))
+        score = lambda name: float(np.mean(np.equal(predictor(texts, images, name), targets)))
         scores = {seed: score(str(seed)) for seed in adapters} or {0: score(None)}
         file.write_text(json.dumps(scores), encoding="utf-8")
     return {int(seed): score for seed, score in json.loads(file.read_text(encoding="utf-8")).items()}

@@ -110,7 +110,7 @@ def test_the_whole_job_is_planned_before_its_canary(place, cluster, capfd, monke
     python = fake(
         cluster,
         "python",
-        """case "$*" in *v5e:4x8*) echo '{"fits": true, "estimated_chip_hours": 1, "times_are_bounds": true}' ;; *) echo 'error: no' >&2; exit 2 ;; esac""",
+        """case "$*" in *v5e:4x8*) echo '{"fits": true, "estimated_chip_hours": 1}' ;; *) echo 'error: no' >&2; exit 2 ;; esac""",
     )
     monkeypatch.setattr("sys.executable", str(cluster / "python"))
     assert main(["launch", "gke", *LAUNCHERS["gke"], "--canary", "--submit", "--", *TRAIN]) == 2

@@ -453,10 +453,14 @@ def test_a_folder_of_pictures_with_a_table_metadata_has_its_rows(tmp_path, colum
     options = dict.fromkeys(("inputs", "image", "images", "encoding"))
     source = rows.of_file(folder, options, run, wants_images=True)
     assert [ask.text for ask in source.asks()] == ["what is it?", "which one?"]
-    assert source.columns == (column, "question")
+    assert source.columns == (column, "question") and source.table == str(table)
     for ask, name in zip(source.asks(), ("more/b.png", "a.png"), strict=True):
         expected = load_image(f"{folder}/{name}", (8, 16, 1))
         np.testing.assert_array_equal(ask.picture((8, 16, 1), PREPARATION), expected)
+    without_run = {**options, "inputs": "{question}"}
+    if column == "file_name":  # of a base model that can do without pictures, too
+        source = rows.of_file(folder, without_run, {}, wants_images=True, needs_images=False)
+        assert all(ask.picture for ask in source.asks())
     table.write_text(f"{column},question\nmore/c.png,what is it?\n")
     with pytest.raises(UserError, match=r"Line 2 of .*new/metadata.csv: there is no picture more/c.png in .*/new"):
         rows.of_file(folder, options, run, wants_images=True)

@@ -183,16 +183,15 @@ def test_the_share_of_the_chip_hours_shortens_the_time_limit(time, shorter):
     assert f"#SBATCH --time={shorter}\n" in text
 
 
-@pytest.mark.parametrize("most, bound, message", [
-    (100, True, "Cost: at best 60.5 chip-hours (121.00 at 2 each), at most 100.0 chip-hours (200.00 at 2 each).\n"),
-    (60, True, "error: The job takes at best 60.5 chip-hours (121.00 at 2 each), more than MAX_CHIP_HOURS = 60; raise it, or train fewer steps.\n"),
-    (60, False, "error: The job takes roughly 60.5 chip-hours (121.00 at 2 each), more than MAX_CHIP_HOURS = 60; raise it, or train fewer steps.\n"),
-    (1, True, "error: MAX_CHIP_HOURS = 1 leaves 40 seconds on 8 chips to each of 11 attempts, of at least 300; raise it, or allow fewer restarts.\n"),
-    (None, False, "Cost: roughly 60.5 chip-hours (121.00 at 2 each).\n"),
+@pytest.mark.parametrize("most, message", [
+    (100, "Cost: roughly 60.5 chip-hours (121.00 at 2 each), at most 100.0 chip-hours (200.00 at 2 each).\n"),
+    (60, "error: The job takes roughly 60.5 chip-hours (121.00 at 2 each), more than MAX_CHIP_HOURS = 60; raise it, or train fewer steps.\n"),
+    (1, "error: MAX_CHIP_HOURS = 1 leaves 40 seconds on 8 chips to each of 11 attempts, of at least 300; raise it, or allow fewer restarts.\n"),
+    (None, "Cost: roughly 60.5 chip-hours (121.00 at 2 each).\n"),
 ])  # fmt: skip
-def test_a_job_states_its_cost_and_keeps_to_its_budget(place, capsys, monkeypatch, most, bound, message):
+def test_a_job_states_its_cost_and_keeps_to_its_budget(place, capsys, monkeypatch, most, message):
     calls = fake(place / "fakes", "kubectl", "")
-    plan = {"fits": True, "estimated_chip_hours": 60.5, "times_are_bounds": bound}
+    plan = {"fits": True, "estimated_chip_hours": 60.5}
     fake(place / "fakes", "python", f"""echo '{json.dumps(plan)}'""")
     monkeypatch.setattr(sys, "executable", str(place / "fakes" / "python"))
     options = [topology("v6e:2x4"), *CLUSTER, f"--gin.MAX_CHIP_HOURS={most}", "--gin.PRICE=2", "--submit"]
@@ -350,7 +349,7 @@ def test_a_folder_of_another_submitted_job_is_not_overwritten(place, capsys):
 
 @pytest.mark.parametrize("plan, message", [
     ({"fits": False, "hbm_bytes": 44.5e9, "eval_hbm_bytes": 3e9, "hbm_limit_bytes": 16.9e9}, "needs 44.5 of 16.9 GB"),
-    ({"fits": True, "estimated_chip_hours": None, "times_are_bounds": False}, None),
+    ({"fits": True, "estimated_chip_hours": None}, None),
     ("error: TRIAN_STEPS is set, but nothing refers to it.", "TRIAN_STEPS is set"),
     ("Segmentation fault", "could not be planned (Segmentation fault); --no_plan"),
 ])  # fmt: skip
@@ -372,12 +371,15 @@ def test_a_job_that_does_not_fit_is_not_submitted(place, capsys, monkeypatch, pl
     assert launch("gke_one_host", "--submit", "--no_plan") == 0 and calls.read_text()
 
 
-def test_a_job_that_does_not_fit_in_a_quick_plan_is_planned_again(place, capsys, monkeypatch):
+@pytest.mark.parametrize("quick", [{"fits": False}, {"fits": True, "estimated_chip_hours": 105}])
+def test_a_job_that_needs_too_much_in_a_quick_plan_is_planned_again(place, capsys, monkeypatch, quick):
+    """Memory, or chip-hours: a quick plan moves more than the job."""
     calls = fake(place / "fakes", "kubectl", "")
-    body = """case "$*" in *--quick*) echo '{"fits": false}' ;; *) echo '{"fits": true, "estimated_chip_hours": null, "times_are_bounds": true}' ;; esac"""
+    whole = {"fits": True, "estimated_chip_hours": 95}
+    body = f"""case "$*" in *--quick*) echo '{json.dumps(quick)}' ;; *) echo '{json.dumps(whole)}' ;; esac"""
     python = fake(place / "fakes", "python", body)
     monkeypatch.setattr(sys, "executable", str(place / "fakes" / "python"))
-    assert launch("gke_one_host", "--submit") == 0 and calls.read_text()
+    assert launch("gke_one_host", "--gin.MAX_CHIP_HOURS=100", "--submit") == 0 and calls.read_text()
     assert ["--quick" in line for line in python.read_text().splitlines()] == [True, False]
 
 
@@ -386,7 +388,7 @@ def test_flags_of_the_user_reach_the_plan_and_win(place, capsys, monkeypatch):
     python = fake(
         place / "fakes",
         "python",
-        """echo "{\\"fits\\": true, \\"estimated_chip_hours\\": 1, \\"times_are_bounds\\": true, \\"flags\\": \\"$LIBTPU_INIT_ARGS\\"}" | tee -a "$0.env\"""",
+        """echo "{\\"fits\\": true, \\"estimated_chip_hours\\": 1, \\"flags\\": \\"$LIBTPU_INIT_ARGS\\"}" | tee -a "$0.env\"""",
     )
     monkeypatch.setattr(sys, "executable", str(place / "fakes" / "python"))
     launcher, options, command = CASES["gke_one_host"]

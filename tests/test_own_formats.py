@@ -238,13 +238,18 @@ def test_what_save_to_disk_wrote_is_read(tmp_path):
 def test_a_folder_of_images_with_metadata(suffix, tmp_path):
     rows = [{"file_name": f"pictures/{i}.png", "text": f"a word {i}"} for i in range(60)]
     text = csv_text([tuple(row.values()) for row in rows], "file_name,text") if suffix == "csv" else jsonl_text(rows)
-    for folder in (tmp_path / "all", *(tmp_path / "set" / split for split in ("train", "validation", "test"))):
+    for folder in (
+        tmp_path / "all",
+        tmp_path / "hub" / "data",
+        *(tmp_path / "set" / split for split in ("train", "validation", "test")),
+    ):
         for i in range(60):
             written(folder, f"pictures/{i}.png", picture(size=(3 + i, 3 + len(folder.name))))
         written(folder, f"metadata.{suffix}", text)
     settings = guessed(tmp_path / "all", targets="{text}")
     assert settings["data"] == f"{tmp_path}/all/metadata.{suffix}" and settings["image"] == "{file_name}"
     assert total(load(None, **settings, limits={"truncated": 1.0})) == 60
+    assert guessed(tmp_path / "hub", targets="{text}")["data"] == f"{tmp_path}/hub/data/metadata.{suffix}"
     settings = guessed(tmp_path / "set", targets="{text}")
     assert [*settings["data"]] == ["train", "validation", "test"] and "images" not in settings
     task = load(None, **settings, limits={"truncated": 1.0})

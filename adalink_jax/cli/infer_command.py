@@ -50,7 +50,10 @@ def infer(argv: list[str]) -> int:
         "rows": source.count,
         "gin": [list(flags.files), sorted(map(list, flags.bindings))],
         "files": prediction_file.marks(
-            options.input, *adapters.values(), *([f"{options.run}/adapter"] if options.run else [])
+            options.input,
+            *filter(None, [source.table]),
+            *adapters.values(),
+            *([f"{options.run}/adapter"] if options.run else []),
         ),
     }  # fmt: skip
     output = prediction_file.Output(path, (*source.columns, rows.PREDICTION), identity)

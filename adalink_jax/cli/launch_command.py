@@ -128,11 +128,11 @@ def _launch(part: str, argv: list[str]) -> int:
     typed = line(["adalink", "launch", part, *argv])
     written = [record.write(one, part, its, files, staged, typed) for (one, its), files in zip(jobs, rendered)]
     if options.submit:
-        chip_hours, bound = (None, False) if options.no_plan else submit.check_plan(job, settings)
+        chip_hours = None if options.no_plan else submit.check_plan(job, settings)
         for one, its in () if options.no_plan else jobs[:-1]:
             submit.check_plan(one, its)
         if not isinstance(settings, launching.Local | launching.Ray) and (
-            sentence := budget.check(settings, chip_hours, bound)
+            sentence := budget.check(settings, chip_hours)
         ):
             print(sentence, flush=True)
         if len(jobs) > 1 and (status := canary.run(*jobs[0], rendered[0].submit, staged, job)):

@@ -174,7 +174,7 @@ def _print_plan(plan: "Plan", job: "Job", searching: bool) -> None:
     console = terminal.console()
     console.print(_table(plan, job))
     if why := _why_rough(plan):
-        console.print(f"{why} The times are rough estimates, not bounds.", style="dim")
+        console.print(f"{why} The time of a step is a rough estimate, not a bound.", style="dim")
     if plan.fits:
         console.print("It fits.", style="green")
         return
@@ -192,7 +192,7 @@ def _print_plan(plan: "Plan", job: "Job", searching: bool) -> None:
 
 
 def _why_rough(plan: "Plan") -> str | None:
-    if plan.estimate is None or plan.times_are_bounds:
+    if plan.estimate is None or plan.step_is_bound:
         return None
     if plan.compiler == "cpu":
         return "There is no compiler for these chips here: temporaries, traffic and collectives are those of XLA's CPU program."
@@ -244,16 +244,16 @@ def _table(plan: "Plan", job: "Job") -> "Table":
         row(kind, gigabytes(sent["bytes"]), f"{sent['count']:,} per step, on each chip")
     if e := plan.estimate:
         milliseconds = lambda seconds: f"{(seconds or 0.0) * 1e3:,.2f}"
-        best, most = ("at best", "at most") if plan.times_are_bounds else ("roughly", "roughly")
+        best, most = ("at best", "at most") if plan.step_is_bound else ("roughly", "roughly")
         table.add_section()
         row(f"step, {best}", f"{milliseconds(e.step_seconds)} ms", f"bound by {e.bound}; compute {milliseconds(e.compute_seconds)}, "
             f"memory {milliseconds(e.memory_seconds)}, collectives {milliseconds(e.collective_seconds)} ms")  # fmt: skip
         row(f"MFU, {most}", f"{e.mfu:.1%}", "model FLOPs / the chips' bfloat16 peak")
         if e.evaluation_seconds is not None:
             gathered = f"collectives {gigabytes(plan.token_collective_bytes)} per token of an output, on each chip"
-            row(f"evaluation, {best}", f"{e.evaluation_seconds:,.2f} s", gathered)
+            row("evaluation, roughly", f"{e.evaluation_seconds:,.2f} s", gathered)
             hours = f"{e.chip_hours:,.1f} chip-hours; {job.total_steps:,} steps, with evaluations"
-            row(f"whole job, {best}", f"{e.job_hours:,.2f} h", hours)
+            row("whole job, roughly", f"{e.job_hours:,.2f} h", hours)
     table.add_section()
     evaluation = f"the step; an evaluation's decoding in {plan.eval_compile_seconds} s" if plan.eval_hbm_bytes else ""
     row("compiled in", f"{plan.compile_seconds} s", evaluation)
@@ -289,8 +289,8 @@ def _times(plan: Mapping[str, Any]) -> str:
     """The times of a step and of the job, for people; of a job that does not fit no evaluation may be known."""
     step = f"{plan['estimated_step_seconds'] * 1e3:,.2f} ms per step"
     hours = plan["estimated_job_hours"]
-    job = "" if hours is None else f", {hours:,.2f} h with evaluations"
-    return f"{'at best' if plan['times_are_bounds'] else 'roughly'} {step}{job}"
+    job = "" if hours is None else f", roughly {hours:,.2f} h with evaluations"
+    return f"{'at best' if plan['step_is_bound'] else 'roughly'} {step}{job}"
 
 
 def _flags(settings: Mapping[str, str]) -> str:

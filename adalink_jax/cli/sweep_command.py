@@ -145,7 +145,7 @@ def _plan(configured: "ConfiguredSweep", topology: str) -> int:
     console.print(_plan_table(programs, f"{runs} runs, {len(programs)} programs, each on {topology}"))
     hours = [program.chip_hours for program in programs]
     known = None if None in hours else sum(x or 0.0 for x in hours)
-    if sentence := budget.check(configured.sweep, known, False, "sweep", "Sweep.max_chip_hours"):
+    if sentence := budget.check(configured.sweep, known, "sweep", "Sweep.max_chip_hours"):
         console.print(sentence, soft_wrap=True)
     too_large = sum(len(program.runs) for program in programs if not program.plan["fits"])
     console.print(f"{too_large} of {runs} runs do not fit." if too_large else "All runs fit.")

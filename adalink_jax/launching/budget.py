@@ -48,15 +48,12 @@ def attempt_seconds(job: Job, settings: Priced, attempts: int) -> int | None:
     return seconds
 
 
-def check(
-    settings: Priced, chip_hours: float | None, bound: bool, what: str = "job", limit: str = "MAX_CHIP_HOURS"
-) -> str | None:
+def check(settings: Priced, chip_hours: float | None, what: str = "job", limit: str = "MAX_CHIP_HOURS") -> str | None:
     """Checks a planned job, or sweep, against its limit.
 
     Args:
       settings: of the launcher, or the sweep.
-      chip_hours: of the whole job, by its plan; None if that is not known.
-      bound: whether it cannot take fewer; otherwise they are rough.
+      chip_hours: of the whole job, roughly, by its plan; None if that is not known.
       what, limit: what is limited, and the limit's name.
 
     Returns:
@@ -65,12 +62,12 @@ def check(
     Raises:
       UserError: for a job that takes more.
     """
-    most, how = settings.max_chip_hours, "at best" if bound else "roughly"
+    most = settings.max_chip_hours
     if chip_hours is not None and most is not None and chip_hours > most:
         raise UserError(
-            f"The {what} takes {how} {_with_price(chip_hours, settings)}, more than {limit} = {most:g}; raise it, or train fewer steps."
+            f"The {what} takes roughly {_with_price(chip_hours, settings)}, more than {limit} = {most:g}; raise it, or train fewer steps."
         )
-    parts = [] if chip_hours is None else [f"{how} {_with_price(chip_hours, settings)}"]
+    parts = [] if chip_hours is None else [f"roughly {_with_price(chip_hours, settings)}"]
     parts += [] if most is None else [f"at most {_with_price(most, settings)}"]
     return f"Cost: {', '.join(parts)}." if parts else None
 

@@ -30,25 +30,25 @@ def plan_words(job: Job) -> list[str] | None:
     return ["adalink", "plan", *words, "--topology", job.topology.text, "--quick", "--json"]
 
 
-def check_plan(job: Job, settings: Settings) -> tuple[float | None, bool]:
-    """Plans a training job with the compiler's least effort, and again with the usual effort if that needs too much memory.
+def check_plan(job: Job, settings: Settings) -> float | None:
+    """Plans a training job with the compiler's least effort, and again with the usual effort if that needs too much memory or time.
 
     Args:
       job: the job.
       settings: of its launcher.
 
     Returns:
-      The chip-hours of the whole job, None if they are not known, and whether it cannot take fewer; see `budget.check`.
+      The chip-hours of the whole job, roughly; None if they are not known.
 
     Raises:
       UserError: for a job that does not fit, has an invalid configuration, or cannot be planned on this machine.
     """
     words = plan_words(job)
     if words is None:
-        return None, False
+        return None
     flags = compiler_variables(settings.env)
-    plan = _run_plan(words, flags)
-    if not plan["fits"]:
+    plan, most = _run_plan(words, flags), getattr(settings, "max_chip_hours", None)
+    if not plan["fits"] or (most and plan["estimated_chip_hours"] and plan["estimated_chip_hours"] > most):
         words = [word for word in words if word != "--quick"]
         plan = _run_plan(words, flags)
     if not plan["fits"]:
@@ -57,7 +57,7 @@ def check_plan(job: Job, settings: Settings) -> tuple[float | None, bool]:
             f"The job {job.name} does not fit {job.topology.text}: it needs {needed / 1e9:.1f} of {plan['hbm_limit_bytes'] / 1e9:.1f} GB on each "
             f"chip; `{line(word for word in words if word != '--json')}` prints what would help."
         )
-    return plan["estimated_chip_hours"], plan["times_are_bounds"]
+    return plan["estimated_chip_hours"]
 
 
 def _run_plan(words: list[str], flags: dict[str, str]) -> dict[str, Any]:

@@ -82,8 +82,8 @@ class Plan:
       bytes_moved: bytes read from and written to a chip's memory.
       estimate: seconds by the roofline model; None for CPUs.
       quick: whether the compiler's effort was the least; such a program moves more than the job's.
-      times_are_bounds: whether no job can be faster than `estimate`: its program is the hardware's own, compiled with the usual effort, and
-        multiplies at the rate that is assumed. Otherwise they are rough.
+      step_is_bound: whether no step can be faster than `estimate` says: the program is the hardware's own, compiled with the usual effort, and
+        multiplies at the rate that is assumed. Otherwise its time is rough; those of evaluations, whose outputs may end early, always are.
       compile_seconds, eval_compile_seconds: to trace and compile the step and the decoding.
       remedies: what would make the job fit, for people.
     """
@@ -113,7 +113,7 @@ class Plan:
     bytes_moved: int | None
     estimate: roofline.Estimate | None
     quick: bool
-    times_are_bounds: bool
+    step_is_bound: bool
     compile_seconds: float
     eval_compile_seconds: float | None
     remedies: list[str]
@@ -219,7 +219,7 @@ def make_plan(job: Job, topology: Topology, eval_examples: int) -> Plan:
         collectives=None if sent is None else by_kind(sent),
         eval_collectives=decoding and by_kind(decoding.work.sent),
         token_collective_bytes=decoding and decoding.token_bytes, bytes_moved=moved, estimate=estimate,
-        quick=quick, times_are_bounds=compiler == topology.platform and not quick and job.setup.frozen_matmul is None,
+        quick=quick, step_is_bound=compiler == topology.platform and not quick and job.setup.frozen_matmul is None,
         compile_seconds=step_program.seconds, eval_compile_seconds=eval_program.seconds if eval_program else None,
         remedies=[],
     )  # fmt: skip

@@ -90,12 +90,10 @@ class _Learned:
         BATCH_SIZE, and little on the settings of a search.
       slower: mesh -> the least ratio of compiled to guessed seconds of a step. Of meshes without a compiled program nothing is known, so the
         best of each is compiled.
-      evaluating: mesh -> seconds of all the job's evaluations, with their collectives; no REMAT and no microbatches change them.
     """
 
     evaluation: float = 0.0
     slower: dict[tuple[int, bool], float] = dataclasses.field(default_factory=dict)
-    evaluating: dict[tuple[int, bool], float] = dataclasses.field(default_factory=dict)
 
 
 class _Ranking:
@@ -116,6 +114,8 @@ class _Ranking:
         )
         self.left = [guess for choice in choices if (guess := arithmetic.guess(topology, choice))]
         self.more: dict[tuple[int, bool], float] = {}  # mesh -> bytes that its programs needed beyond their guesses
+        # Mesh -> seconds of all the job's evaluations, with their collectives; no REMAT and no microbatches change them.
+        self.evaluating: dict[tuple[int, bool], float] = {}
         self.sharded: set[tuple[int, bool]] = (
             set()
         )  # meshes whose evaluations fit only with DECODER_WEIGHTS = 'sharded'
@@ -130,7 +130,7 @@ class _Ranking:
         evaluation = self.learned.evaluation / self.devices
         step = lambda g: g.temporaries + self.more.get(_mesh(g.choice), 0)
         fits = lambda g: g.arguments + max(step(g), evaluation) <= self.memory
-        evaluating = lambda g: self.learned.evaluating.get(_mesh(g.choice), 0.0)
+        evaluating = lambda g: self.evaluating.get(_mesh(g.choice), 0.0)
         stepping = lambda g: self.steps * g.seconds * self.learned.slower.get(_mesh(g.choice), 1)
         faster = lambda g: best is None or stepping(g) + evaluating(g) < 0.98 * _job_seconds(best)
         # Times within a few percent are equal to what arithmetic knows.
@@ -154,7 +154,7 @@ class _Ranking:
             slower = plan["estimated_step_seconds"] / guess.seconds
             self.learned.slower[_mesh(choice)] = min(slower, self.learned.slower.get(_mesh(choice), slower))
         if plan["estimated_job_hours"]:
-            self.learned.evaluating[_mesh(choice)] = _job_seconds(plan) - self.steps * plan["estimated_step_seconds"]
+            self.evaluating[_mesh(choice)] = _job_seconds(plan) - self.steps * plan["estimated_step_seconds"]
         if not plan["eval_hbm_bytes"]:
             return
         gathers = choice.fsdp and decoder_weights() != "sharded" and _mesh(choice) not in self.sharded

@@ -49,12 +49,14 @@ class Source:
       count: number of rows.
       asks: starts a pass over the rows.
       note: a remark on the rows, for the user; or "".
+      table: the table `metadata` of a folder of images, which the rows are read from; None for others.
     """
 
     columns: tuple[str, ...]
     count: int
     asks: Callable[[], Iterator[Ask]]
     note: str = ""
+    table: str | None = None
 
 
 def of_file(
@@ -72,20 +74,21 @@ def of_file(
         without a run for the columns `inputs` and `image`, and the table's folder.
       run: how the run's own rows were read and formatted, see `opening.Opened.rows`.
       wants_images: whether the model takes images.
-      needs_images: whether it needs them: if not, rows have images where a template or a column `image` names them.
+      needs_images: whether it needs them: if not, rows have images where a template or a column names them.
 
     Raises:
       UserError: for a file or a row that cannot be used; every row is checked before anything is predicted.
     """
-    typed, path = path, (path_of(path).is_dir() and table_search.metadata_in(path_of(path))) or path
+    metadata = table_search.metadata_in(path_of(path)) if path_of(path).is_dir() else None
+    folder, path = path, metadata or path
     table, note = _opened(path, run, options.get("encoding"))
     if PREDICTION in table.columns:
         raise UserError(f"{path} has a column `{PREDICTION}` already; rename it.")
     template = _template(INPUTS, options, run, path, table)
     used, picture, pictures = {"input": template}, None, None
-    named = options["image"] or run.get("image") or table_files.IMAGE in table.columns
+    named = options["image"] or run.get("image") or _column(table_files.IMAGE, path, table)
     if wants_images and (needs_images or named):
-        pictures = Pictures(_picture_root(typed, options["images"], run.get("images")))
+        pictures = Pictures(_picture_root(folder, options["images"], run.get("images")))
         used["picture"] = _template(table_files.IMAGE, options, run, path, table)
         picture = RowPicture(used["picture"], pictures)
 
@@ -117,7 +120,7 @@ def of_file(
         shown |= dict.fromkeys(ask.cells)
     if not count:
         raise UserError(f"{path} has no rows below its header.")
-    return Source(tuple(shown), count, asks, note)
+    return Source(tuple(shown), count, asks, note, metadata)
 
 
 def of_task(task: Task, split: str) -> Source:
@@ -192,9 +195,7 @@ def _template(name: str, options: Mapping, run: Mapping, path: str, table: table
     run_template = run.get(name)
     if run_template is not None and set(Template(name, run_template).columns) <= set(table.columns):
         return Template(name, run_template, table)
-    # Hugging Face's imagefolder names its pictures in a column of this name.
-    names = (name, FILE_NAME) if name == table_files.IMAGE and table_search.is_metadata(path) else (name,)
-    if (column := next((column for column in names if column in table.columns), None)) is not None:
+    if (column := _column(name, path, table)) is not None:
         return Template(name, f"{{{column}}}", table)
     has = f"it has {', '.join(table.columns)}"
     if run_template is not None:
@@ -202,6 +203,12 @@ def _template(name: str, options: Mapping, run: Mapping, path: str, table: table
             f"The run formats its rows with {run_template!r}, but {path} has other columns ({has}); give --{name}."
         )
     raise UserError(f"{path} needs a column `{name}`, filled in every row; {has}.")
+
+
+def _column(name: str, path: str, table: table_files.Table) -> str | None:
+    """The column of inputs or images; None without one. Hugging Face's imagefolder calls that of images otherwise."""
+    names = (name, FILE_NAME) if name == table_files.IMAGE and table_search.is_metadata(path) else (name,)
+    return next((column for column in names if column in table.columns), None)
 
 
 def _reader(image: Mapping[str, Any], pictures: Pictures | None, name: str) -> ReadImage | None:

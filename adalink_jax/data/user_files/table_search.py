@@ -59,7 +59,7 @@ def saved_tables(folder: epath.Path) -> tuple[str, ...]:
 
 def metadata_in(folder: epath.Path) -> str | None:
     """The table `metadata` that names the images of a folder (Hugging Face's imagefolder); None without one."""
-    return next((table for table in _tables(folder) if is_metadata(table)), None)
+    return next(filter(is_metadata, _tables(folder)), None)
 
 
 def is_metadata(table: str) -> bool:
@@ -80,8 +80,8 @@ def _in_folder(folder: epath.Path) -> Files:
     for path, split in folders.items():
         if (folder / SAVED_SPLITS).exists():
             by_split.setdefault(split, []).extend(_saved_files(path))
-        elif metadata := metadata_in(path):
-            by_split.setdefault(split, []).append(metadata)
+        elif metadata := [table for table in _tables(path) if _stem(table) == METADATA]:
+            by_split.setdefault(split, []).append(metadata[0])
     if by_split:
         return _by_split(folder, by_split)
     tables = _tables(folder)
@@ -95,7 +95,7 @@ def _in_folder(folder: epath.Path) -> Files:
             raise UserError(f"{folder} has several files for {split}: {', '.join(names)}; name the table itself.")
     if "train" in by_split:
         return _by_split(folder, by_split)
-    if (metadata := metadata_in(folder)) is not None:
+    if (metadata := next(filter(is_metadata, tables), None)) is not None:
         return metadata
     tables = [table for table in tables if table_files.suffix_of(table) != ".json"]
     if tables:

@@ -142,9 +142,19 @@ def test_profile_ends_with_a_run_that_was_killed(training, monkeypatch, capsys):
     assert "missing: process 1" in capsys.readouterr().out
 
 
+def test_profile_waits_for_a_run_whose_lock_is_not_seen(training, monkeypatch, capsys):
+    """As on NFS whose locks each machine keeps to itself, or in a bucket whose clock is ahead."""
+    monkeypatch.setattr(locks, "is_held", lambda path: False)
+    with training() as model_dir:
+        assert main(["profile", str(model_dir), "--steps=2", "--json", "--wait=60"]) == 0
+    shown = capsys.readouterr()
+    assert json.loads(shown.out)["files"] == 1 and f"Nobody seems to train in {model_dir}; waiting 60 s" in shown.err
+
+
 def test_profile_of_a_run_that_has_ended_waits_for_nothing(training, capsys):
     with training() as model_dir:
         pass
+    (model_dir / "summary.json").write_text("{}")
     begun = time.monotonic()
     assert main(["profile", str(model_dir), "--wait=60"]) == 2
     assert "has ended its steps without a trace" in capsys.readouterr().err and time.monotonic() - begun < 10

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import sys
 import time
 import typing
 
@@ -57,18 +58,30 @@ def profile(argv: list[str]) -> int:
 def _answers(run: "epath.Path", folder: "epath.Path", seconds: int) -> "Answers":
     """Waits until every process has answered, the run has ended, or the time is over; then the traces that are there suffice.
 
+    A run on another machine may hold a lock that this one does not see, so only a lock that was held before says that the run has ended.
+
     Raises:
       UserError: without any trace.
     """
+    from adalink_jax.experiments.sweeps.run_folder import SUMMARY
     from adalink_jax.files import locks
     from adalink_jax.training import trace_requests
 
     deadline = time.monotonic() + seconds
+    finished = lambda: (run / SUMMARY).exists()
+    was_held = locks.is_held(run / locks.LOCK)
+    if not was_held and not finished():
+        print(
+            f"Nobody seems to train in {run}; waiting {seconds} s for a run on another machine, at most.",
+            file=sys.stderr,
+        )
     while True:
-        held = locks.is_held(run / locks.LOCK)  # before the answers, since a run that ends writes them first
+        # Before the answers, since a run that ends writes them first.
+        held = locks.is_held(run / locks.LOCK)
+        ended, was_held = finished() or (was_held and not held), was_held or held
         answers = trace_requests.answers(folder)
         late = time.monotonic() > deadline
-        if answers.complete or not held or late:
+        if answers.complete or ended or late:
             break
         time.sleep(0.5)
     if answers.traced:

@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import re
+import signal
 
 import pytest
 from launch_cases import CLUSTER, PROJECT, TRAIN, fake, topology
@@ -47,7 +48,7 @@ if [ -e "$file.asked" ]; then cat "$file"; else touch "$file.asked"; echo PENDIN
     kubectl = f"""
 case "$*" in
   *" create "*) ;;
-  *jsonpath*) [ -e {place}/asked ] && {{ [ -e {status} ] && echo "name Failed" || echo "name StartupPolicyCompleted Completed"; }} || echo "name "
+  *jsonpath*) [ -e {place}/asked ] && {{ [ -e {status} ] && echo "$5 Failed" || echo "$5 StartupPolicyCompleted Completed"; }} || echo "$5 "
     touch {place}/asked ;;
 esac"""
     fake(fakes, "kubectl", kubectl)
@@ -71,6 +72,7 @@ def test_a_canary_that_succeeds_is_followed_by_the_job(cluster, capfd, launcher)
     shown = capfd.readouterr()
     assert f"The canary {first} succeeded.\n" in shown.out and not shown.err
     if launcher == "gke":
+        assert f"{first}: submitted\n{first}: StartupPolicyCompleted Completed\n" in shown.out
         return  # nothing here runs a pod
     ran = (cluster / "adalink.calls").read_text().splitlines()
     host, whole = ran if launcher == "tpu" else (ran[0], ran[-1])
@@ -99,11 +101,35 @@ def test_a_canary_that_cannot_be_submitted_or_asked_for_ends_in_one_sentence(pla
     err = capfd.readouterr().err
     assert "is not known (squeue: no connection; sacct: no database)" in err and err.count("\n") == 1
     assert len(submissions(cluster, "slurm")) == 1
+    assert (
+        "`adalink launch cancel runs/launch/digits-reverse-canary-" in err and "digits-reverse was not submitted" in err
+    )
     fake(cluster, "sbatch", "exit 4")
     for path in pathlib.Path("runs/launch").glob("*-canary-*/job.json"):
         path.unlink()  # two canaries in one second
     assert main(options) == 4
-    assert "could not be submitted (status 4), so digits-reverse was not submitted" in capfd.readouterr().err
+    assert capfd.readouterr().err.endswith("could not be submitted (status 4), so digits-reverse was not submitted.\n")
+
+
+def test_a_canary_outlives_a_pause_of_its_scheduler(place, cluster, capfd):
+    fake(cluster, "sacct", "exit 1")
+    fake(cluster, "squeue", f"echo >>{place}/looks; [ $(wc -l <{place}/looks) -gt 20 ] && echo COMPLETED")
+    assert main(["launch", "slurm", *LAUNCHERS["slurm"], "--canary", "--submit", "--no_plan", "--", *TRAIN]) == 0
+    assert len(submissions(cluster, "slurm")) == 2
+    assert capfd.readouterr().out.count("It is asked for again.") == 1
+
+
+@pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
+def test_a_signal_while_the_slice_of_a_canary_is_deleted_submits_nothing_more(place, cluster, capfd, number, status):
+    (cluster / "gcloud").rename(cluster / "cloud")
+    signalled = f'case "$*" in *delete*canary*) kill -{int(number)} {os.getpid()}; /bin/sleep 0.5 ;; esac'
+    fake(cluster, "gcloud", f'{signalled}\nexec "{cluster}/cloud" "$@"')
+    options = ["launch", "tpu", *LAUNCHERS["tpu"], "--canary", "--submit", "--no_plan", "--", *TRAIN]
+    assert main(options) == status
+    calls = (cluster.parent / "calls").read_text().split("\0")
+    created = [calls[i + 1] for i, word in enumerate(calls) if word == "create"]
+    assert len(created) == 1 and calls.count("delete") == 1
+    assert re.fullmatch(rf"Stopped by {number.name}; {NAME} itself has succeeded.\n", capfd.readouterr().err)
 
 
 def test_the_whole_job_is_planned_before_its_canary(place, cluster, capfd, monkeypatch):
@@ -117,6 +143,7 @@ def test_the_whole_job_is_planned_before_its_canary(place, cluster, capfd, monke
     first, then = python.read_text().splitlines()
     assert "--topology v5e:4x8" in first and "--topology v5e:2x2" in then and "--gin.TRAIN_STEPS=10" in then
     assert not submissions(cluster, "gke")
+    assert capfd.readouterr().err.endswith("on one host, v5e:2x2; if the job needs several, leave --canary out.\n")
 
 
 def changed(place, options: list[str], command: list[str]) -> dict[str, str]:
@@ -143,6 +170,12 @@ def test_a_canary_is_ten_steps_on_one_host(place, capsys, text, alone):
     assert int(found["BATCH_SIZE"]) * hosts == 1024 and found["settings"]["max_chip_hours"] * hosts == 10000
     assert main(["launch", "gke", topology(text), *CLUSTER, "--canary", "--", "eval"]) == 2
     assert "--canary tries a `train` command" in capsys.readouterr().err
+
+
+def test_the_cluster_keeps_a_canary_until_it_was_asked_for_its_end(place):
+    options = ["gke", topology("v6e:2x4"), *CLUSTER]
+    for given, kept in ((0, 1800), (7200, 7200)):
+        assert changed(place, [*options, f"--gin.TTL_SECONDS={given}"], TRAIN)["settings"]["ttl_seconds"] == kept
 
 
 def test_a_canary_divides_a_batch_of_a_gin_file(place):
@@ -176,6 +209,10 @@ def test_a_canary_of_gpu_hosts_needs_no_networks(place):
 @pytest.mark.parametrize("options, more, words", [
     (["gke", topology("v5e:4x8"), *CLUSTER], ["--gin.BATCH_SIZE=100"], "BATCH_SIZE = 100 does not divide over the job's 8 hosts"),
     (["gke", topology("v5e:4x8"), *CLUSTER], ["--gin.BATCH_SIZE=@foo()"], "no number of rows is bound to BATCH_SIZE; add --gin.BATCH_SIZE=N"),
+    (["gke", topology("v5e:4x8"), *CLUSTER], ["--gin_file=gin/meshes/model_parallel.gin", "--gin.MODEL_DEVICES=8"],
+     "one host, whose 4 devices make no mesh with MODEL_DEVICES = 8; leave --canary out"),
+    (["gke", topology("v5e:4x8*2"), *CLUSTER], ["--gin.make_mesh.data=2", "--gin.make_mesh.slices=32"],
+     "4 devices make no mesh with make_mesh.data = 2; leave --canary out"),
     (["tpu", topology("v5e:4x8"), *PROJECT, "--tpu", "x"], [], "--tpu=x has 8; leave one of them out"),
 ])  # fmt: skip
 def test_what_a_canary_cannot_try_is_refused_in_one_sentence(place, capsys, options, more, words):

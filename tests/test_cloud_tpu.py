@@ -13,10 +13,12 @@ import pytest
 from launch_cases import fake, folder_of, launch
 
 from adalink_jax.cli.main import main
+from adalink_jax.launching import tpu
 from adalink_jax.launching.tpu import SAVE_SECONDS
 
 GCLOUD = """
 case "$*" in
+  *"$FAKE_HANGS"*) while true; do /bin/sleep 0.05; done ;;
   *" list "*) printf '%s' "$FAKE_LIST" ;;
   *" describe "*) [ -z "$FAKE_STATES" ] || { head -n 1 "$FAKE_STATES"; [ "$(wc -l <"$FAKE_STATES")" -le 1 ] || sed -i 1d "$FAKE_STATES"; } ;;
   *"worker.sh $FAKE_LONG"*) [ -z "$FAKE_WAIT" ] || while [ ! -e "$FAKE_WAIT" ]; do /bin/sleep 0.05; done ;;
@@ -39,7 +41,7 @@ class Script:
         (place / "states").write_text("".join(f"{state}\n" for state in states))
         self.env = os.environ | {
             "FAKE_FAIL": fail, "FAKE_LIST": listed, "FAKE_STATES": str(place / "states"), "FAKE_WAIT": "", "FAKE_LONG": "watch",
-            "FAKE_ENDS": "kill -TERM",
+            "FAKE_ENDS": "worker.sh stop", "FAKE_HANGS": "nothing",
         }  # fmt: skip
 
     def run(self):
@@ -54,7 +56,7 @@ class Script:
     def verbs(self) -> list[str]:
         """Each call as one word: `create`, `scp`, `run`."""
         word = lambda text: next(
-            (w for w in ("install", "start", "watch", "status", "kill", "mkdir") if re.search(rf"ssh.*{w}", text)),
+            (w for w in ("install", "start", "watch", "status", "stop", "mkdir") if re.search(rf"ssh.*{w}", text)),
             text.split()[1],
         )
         return [word(text) for text in self.calls]
@@ -74,7 +76,7 @@ def test_a_slice_is_created_used_and_deleted(place):
         "--node-id=digits-reverse --spot",
         "queued-resources describe digits-reverse --format=value(state.state)",
         "queued-resources describe digits-reverse --format=value(state.state)",
-        f"queued-resources ssh digits-reverse {every} --command=rm -f adalink/digits-reverse/pid && mkdir -p adalink/digits-reverse",
+        f"queued-resources ssh digits-reverse {every} --command=rm -f adalink/digits-reverse/pid adalink/digits-reverse/keeper && mkdir -p adalink/digits-reverse",
         f"queued-resources scp --recurse {every} wheel.whl runs/launch/digits-reverse/worker.sh "
         "runs/launch/digits-reverse/files/few runs/launch/digits-reverse/files/helper.py runs/launch/digits-reverse/files/mine.gin "
         "runs/launch/digits-reverse/files/more.gin runs/launch/digits-reverse/files/other_tasks.py digits-reverse:adalink/digits-reverse/",
@@ -140,10 +142,10 @@ def test_a_slice_that_existed_before_is_never_deleted(place, fail):
 
 
 def test_if_the_job_cannot_be_stopped_on_an_existing_slice_the_command_is_printed(place):
-    script = Script(place, "tpu_existing", "bash*watch:255 kill:1")
+    script = Script(place, "tpu_existing", "bash*watch:255 stop:1")
     done = script.run()
     assert done.returncode == 255
-    assert "--command='kill $(cat adalink/digits-reverse/pid)'" in done.stderr.splitlines()[-1]
+    assert "--command='bash adalink/digits-reverse/worker.sh stop'" in done.stderr.splitlines()[-1]
 
 
 def test_a_local_model_dir_is_copied_to_the_host_and_back(place):
@@ -155,6 +157,15 @@ def test_a_local_model_dir_is_copied_to_the_host_and_back(place):
     assert copies[1].endswith(" runs/digits_reverse digits-reverse:adalink/digits-reverse/runs/")
     assert copies[2].endswith("--worker=0 digits-reverse:adalink/digits-reverse/runs/digits_reverse runs/")
     assert script.verbs[-3:] == ["scp", "describe", "delete"]
+
+
+def test_a_copy_that_hangs_keeps_no_slice(place, monkeypatch):
+    monkeypatch.setattr(tpu, "COPY_SECONDS", 1)
+    script = Script(place, "tpu_one_host")
+    script.env["FAKE_HANGS"] = "--worker=0"
+    done = script.run()
+    assert "MODEL_DIR was not fetched from worker 0, or not all of it." in done.stderr
+    assert script.verbs[-3:] == ["watch", "scp", "delete"]
 
 
 def test_a_notice_lets_the_job_save_and_deletes_the_slice(place):
@@ -169,7 +180,7 @@ def test_a_notice_lets_the_job_save_and_deletes_the_slice(place):
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
     assert process.wait(30) == 75
-    assert script.verbs == [*WHOLE[:9], "kill", "status", "describe", "delete"]
+    assert script.verbs == [*WHOLE[:9], "stop", "status", "describe", "delete"]
 
 
 # --- MAX_CHIP_HOURS ---
@@ -182,7 +193,7 @@ SLEEP = """
 class Limited:
     """A script with a time limit that runs in the background; `pass_time` lets a `sleep` of it end."""
 
-    def __init__(self, place, case, fail="", ends="kill -TERM", long="watch"):
+    def __init__(self, place, case, fail="", ends="worker.sh stop", long="watch", hangs="nothing"):
         self.script = Script(place, case, fail, options=("--gin.MAX_CHIP_HOURS=100",))
         fake(place / "fakes", "sleep", SLEEP)
         self.script.env |= {
@@ -190,6 +201,7 @@ class Limited:
             "FAKE_SLEPT": str(place),
             "FAKE_ENDS": ends,
             "FAKE_LONG": long,
+            "FAKE_HANGS": hangs,
         }
         self.place, self.log = place, place / "log"
         with open(self.log, "w", encoding="utf-8") as log:
@@ -225,7 +237,7 @@ def test_the_budget_s_end_stops_the_job_which_saves_and_deletes_the_slice(place)
     limited = Limited(place, "tpu_slice", "bash*watch:75")
     limited.pass_time(100 * 3600 // 32 - SAVE_SECONDS)
     assert limited.end() == 75
-    assert limited.script.verbs == [*WHOLE[:9], "kill", "status", "describe", "delete"]
+    assert limited.script.verbs == [*WHOLE[:9], "stop", "status", "describe", "delete"]
     text = limited.log.read_text()
     assert "MAX_CHIP_HOURS ends in 120 seconds: the job on digits-reverse is stopped, and saves." in text
     assert "MAX_CHIP_HOURS has ended" not in text
@@ -237,7 +249,7 @@ def test_the_budget_s_end_deletes_the_slice_of_a_job_that_hangs(place, long):
     limited = Limited(place, "tpu_slice", ends=" delete ", long=long)
     limited.pass_time(100 * 3600 // 32 - SAVE_SECONDS)
     if long == "watch":
-        limited.wait_for(lambda: "kill" in limited.script.verbs)
+        limited.wait_for(lambda: "stop" in limited.script.verbs)
         assert limited.process.poll() is None
         limited.pass_time(SAVE_SECONDS)
     assert limited.end() == 143
@@ -250,7 +262,7 @@ def test_the_budget_s_end_keeps_a_slice_that_existed_before(place):
     limited.pass_time(100 * 3600 // 16 - SAVE_SECONDS)
     assert limited.end() == 75
     assert "the job on my-slice is stopped, and saves" in limited.log.read_text()
-    assert "kill" in limited.script.verbs and not [text for text in limited.script.calls if "delete" in text]
+    assert "stop" in limited.script.verbs and not [text for text in limited.script.calls if "delete" in text]
 
 
 def test_the_budget_s_end_leaves_a_connection_that_hangs(place):
@@ -258,6 +270,31 @@ def test_the_budget_s_end_leaves_a_connection_that_hangs(place):
     limited = Limited(place, "tpu_existing", ends="nothing", long="install")
     limited.pass_time(100 * 3600 // 16 - SAVE_SECONDS)
     assert limited.end() == 143 and limited.script.verbs[-1] == "install"
+
+
+def test_a_job_that_saves_when_its_budget_ends_saves_on(place):
+    """The user has stopped it just before."""
+    limited = Limited(place, "tpu_slice", "bash*watch:75", ends="nothing")
+    limited.process.send_signal(signal.SIGTERM)
+    limited.wait_for(lambda: "stop" in limited.script.verbs)
+    limited.pass_time(100 * 3600 // 32 - SAVE_SECONDS)
+    limited.wait_for(lambda: "MAX_CHIP_HOURS ends" in limited.log.read_text())
+    time.sleep(0.3)
+    assert limited.process.poll() is None
+    (place / "ended").touch()
+    assert limited.end() == 75
+    assert limited.script.verbs == [*WHOLE[:9], "stop", "status", "describe", "delete"]
+
+
+def test_a_stop_that_hangs_ends_with_the_command(place, monkeypatch):
+    monkeypatch.setattr(tpu, "STOP_SECONDS", 1)
+    limited = Limited(place, "tpu_existing", hangs="worker.sh stop")
+    limited.process.send_signal(signal.SIGTERM)
+    limited.wait_for(lambda: "stop" in limited.script.verbs)
+    limited.process.send_signal(signal.SIGTERM)
+    assert limited.end() == 143
+    assert limited.script.verbs[-2:] == ["stop", "stop"]
+    assert "--command='bash adalink/digits-reverse/worker.sh stop'" in limited.log.read_text().splitlines()[-1]
 
 
 def test_a_job_that_ends_before_its_budget_leaves_no_timer(place):
@@ -297,6 +334,27 @@ def test_a_job_outlives_the_connection_that_starts_it(place):
     assert subprocess.run(["bash", worker, "watch", "10"], capture_output=True, timeout=20).returncode == 1
 
 
+def test_a_stop_reaches_a_job_at_any_time(place):
+    assert launch("tpu_existing") == 0
+    host = place / "host"
+    (host / ".venv" / "bin").mkdir(parents=True)
+    worker = shutil.copy(folder_of("tpu_existing") / "worker.sh", host / "worker.sh")
+    run = lambda *words: subprocess.run(["bash", worker, *words], capture_output=True, timeout=20).returncode
+    assert run("stop") == 1  # nothing was started
+    reading = fake(place / "fakes", "gcloud", "exec /bin/sleep 30")  # of the secret
+    assert run("start") == 0
+    while not reading.read_text():
+        time.sleep(0.05)
+    assert (run("stop"), run("watch", "+1")) == (0, 143)
+    fake(place / "fakes", "gcloud", "echo a secret")
+    fake(host / ".venv" / "bin", "adalink", "trap 'exit 75' TERM; touch begun; while true; do /bin/sleep 0.05; done")
+    assert run("start") == 0
+    while not (host / "begun").exists():
+        time.sleep(0.05)
+    assert (run("stop"), run("watch", "+1")) == (0, 75)
+    assert run("stop") == 0  # it has ended
+
+
 def test_each_host_runs_its_elements(place):
     assert launch("tpu_per_host") == 0
     worker = shutil.copy(folder_of("tpu_per_host") / "worker.sh", place / "worker.sh")
@@ -320,7 +378,8 @@ def test_a_submitted_script_is_printed_logged_and_cancelled(place, capfd):
         "FAKE_STATES": str(place / "states"),
         "FAKE_WAIT": "",
         "FAKE_LONG": "watch",
-        "FAKE_ENDS": "kill",
+        "FAKE_ENDS": "stop",
+        "FAKE_HANGS": "nothing",
     }
     os.environ |= fakes
     (place / "states").write_text("ACTIVE\n")

@@ -130,7 +130,7 @@ def _launch(part: str, argv: list[str]) -> int:
     if options.submit:
         chip_hours = None if options.no_plan else submit.check_plan(job, settings)
         for one, its in () if options.no_plan else jobs[:-1]:
-            submit.check_plan(one, its)
+            canary.check_plan(one, its)
         if not isinstance(settings, launching.Local | launching.Ray) and (
             sentence := budget.check(settings, chip_hours)
         ):

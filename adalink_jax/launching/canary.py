@@ -5,6 +5,7 @@ by the macros that the job's gin files use.
 """
 
 import dataclasses
+import math
 import sys
 from collections.abc import Callable
 
@@ -15,14 +16,15 @@ from adalink_jax.launching.job import Job
 from adalink_jax.parallel.accelerators import Topology, parse_topology
 
 STEPS = 10
+TTL_SECONDS = 1800  # at least, so that the cluster still has the JobSet after `control.wait` could not ask for a while
 
 
 def of(job: Job, settings: Settings) -> tuple[Job, Settings]:
     """The canary of a job, which runs in a new folder below its MODEL_DIR, and the settings of its launcher.
 
     Raises:
-      UserError: for another command than `train`, without MODEL_DIR, for an existing slice of several hosts, and for a batch that does not
-        divide over the hosts.
+      UserError: for another command than `train`, without MODEL_DIR, for an existing slice of several hosts, for a mesh that one host does
+        not have, and for a batch that does not divide over the hosts.
     """
     if job.command != "train" or job.array is not None or not job.model_dir:
         raise UserError("--canary tries a `train` command whose --gin.MODEL_DIR is given.")
@@ -45,6 +47,7 @@ def of(job: Job, settings: Settings) -> tuple[Job, Settings]:
     change("make_mesh.slices", lambda slices: 1)
     change("expect_devices.num_devices", lambda devices: host.devices)
     if hosts > 1:
+        _check_mesh(job, host)
         _check_batch(job, hosts)
         change("DatasetConfig.batch_size", lambda rows: rows // hosts)
     short = stamp[4:].replace("T", "-")
@@ -56,6 +59,20 @@ def of(job: Job, settings: Settings) -> tuple[Job, Settings]:
         arguments=(*job.arguments, *(f"--gin.{name}={text}" for name, text in changes.items())),
     )
     return tried, _settings(settings, host, hosts)
+
+
+def check_plan(job: Job, settings: Settings) -> None:
+    """Checks that a canary fits its host.
+
+    Raises:
+      UserError: see `submit.check_plan`.
+    """
+    try:
+        submit.check_plan(job, settings)
+    except UserError as e:
+        raise UserError(
+            f"{e} That is the canary on one host, {job.topology.text}; if the job needs several, leave --canary out."
+        ) from e
 
 
 def run(job: Job, settings: Settings, command: tuple[str, ...], staged: dict[str, str], whole: Job) -> int:
@@ -72,30 +89,50 @@ def run(job: Job, settings: Settings, command: tuple[str, ...], staged: dict[str
 
     Raises:
       UserError: if it cannot be submitted, or its cluster stops answering.
+      Stopped: see `submit.submit`.
     """
     print(f"Canary {job.name}: {STEPS} steps on {job.topology.text}; {whole.name} follows if it succeeds.", flush=True)
     status = submit.submit(job, settings, command, staged)
+    look = f"; `adalink launch logs {job.folder}` prints its output"
     if isinstance(settings, Tpu):
         ended = f"ended with status {status}"
     elif status:
-        ended = f"could not be submitted (status {status})"
+        ended, look = f"could not be submitted (status {status})", ""
     else:
-        state = control.wait(record.read(job.folder))
+        state = _wait(job, whole)
         status, ended = int(not state.succeeded), f"ended as {state.word}"
     if status == 0:
         print(f"The canary {job.name} succeeded.", flush=True)
         return 0
-    print(
-        f"The canary {job.name} {ended}, so {whole.name} was not submitted; `adalink launch logs {job.folder}` prints its output.",
-        file=sys.stderr,
-    )
+    print(f"The canary {job.name} {ended}, so {whole.name} was not submitted{look}.", file=sys.stderr)
     return status
+
+
+def _wait(job: Job, whole: Job) -> control.State:
+    try:
+        return control.wait(record.read(job.folder))
+    except UserError as e:
+        raise UserError(
+            f"{e} The canary may still run (`adalink launch cancel {job.folder}` ends it), and {whole.name} was not submitted."
+        ) from e
 
 
 def _one_host(topology: Topology, settings: Settings) -> Topology:
     if isinstance(settings, Slurm) and settings.gpus_per_node and topology.accelerator:
         return parse_topology(f"{topology.accelerator.name}:{min(settings.gpus_per_node, topology.chips)}")
     return topology.one_host()
+
+
+def _check_mesh(job: Job, host: Topology) -> None:
+    axes = {axis: gin_sources.bound(job.flags, f"make_mesh.{axis}") for axis in ("data", "model")}
+    # -1 takes what is left.
+    fixed = {axis: bound for axis, bound in axes.items() if bound and isinstance(bound[1], int) and bound[1] > 0}
+    count = math.prod(value for _, value in fixed.values())
+    if host.devices != count if "data" in fixed else host.devices % count:
+        shown = " and ".join(f"{name} = {value}" for name, value in fixed.values())
+        raise UserError(
+            f"--canary runs on one host, whose {host.devices} devices make no mesh with {shown}; leave --canary out."
+        )
 
 
 def _check_batch(job: Job, hosts: int) -> None:
@@ -120,4 +157,6 @@ def _settings(settings: Settings, host: Topology, hosts: int) -> Settings:
             changes["max_chip_hours"] = settings.max_chip_hours / hosts
         if isinstance(settings, Gke):
             changes["networks"] = None
+    if isinstance(settings, Gke) and settings.ttl_seconds is not None:
+        changes["ttl_seconds"] = max(settings.ttl_seconds, TTL_SECONDS)
     return dataclasses.replace(settings, **changes)

@@ -18,7 +18,7 @@ from adalink_jax.launching.submit import require_program
 from adalink_jax.parallel.accelerators import parse_topology
 
 WAIT_SECONDS = 15.0  # between two looks at a job's state
-MOST_FAILURES = 5
+MOST_FAILURES = 60  # in a row: a scheduler may be away for a quarter of an hour
 
 
 def status(job: JobRecord) -> int:
@@ -105,16 +105,18 @@ def wait(job: JobRecord) -> State:
       UserError: if the scheduler does not answer, several times in a row.
     """
     commands, failures, last = _commands(job), 0, ""
-    preemption.keeps(f"{job.name} still runs, and `adalink launch cancel {job.folder}` ends it")
+    preemption.keeps(f"{job.name} still runs, so cancel it first (`adalink launch cancel {job.folder}`)")
     while True:
         try:
             state, failures = _first_answer(job.name, commands.state).strip(), 0
-        except UserError:
+        except UserError as e:
             state, failures = last, failures + 1
             if failures == MOST_FAILURES:
                 raise
+            if failures == 1:
+                print(f"{e} It is asked for again.", flush=True)
         if state != last:
-            print(f"{job.name}: {state.removeprefix(f'{job.name} ')}", flush=True)
+            print(f"{job.name}: {state.removeprefix(job.name).strip() or 'submitted'}", flush=True)
             last = state
         for word in state.replace("+", " ").split():
             if word in commands.ends:

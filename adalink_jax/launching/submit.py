@@ -8,10 +8,11 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from typing import Any
 
 from adalink_jax import preemption
-from adalink_jax.errors import UserError
+from adalink_jax.errors import Preempted, Stopped, UserError
 from adalink_jax.launching import Settings, local, ray, ray_tasks, record, slurm, supervisor, tpu
 from adalink_jax.launching.job import Job
 from adalink_jax.launching.job_templates import after_setup, line
@@ -92,6 +93,7 @@ def submit(job: Job, settings: Settings, command: tuple[str, ...], staged: dict[
 
     Raises:
       UserError: if the program that submits, or a file that TPU hosts install, is not on this machine, or if it does not print an id.
+      Stopped: if a signal came while a script for TPUs cleaned up after a job that succeeded.
     """
     if isinstance(settings, local.Local):
         return _run_local(job, settings)
@@ -169,7 +171,12 @@ def _run_in_foreground(job: Job, command: tuple[str, ...]) -> int:
     with open(path, "ab") as log:
         begin = log.tell()
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
-    forward = lambda number, frame: process.send_signal(number)
+    received = []
+
+    def forward(number: int, frame: types.FrameType | None) -> None:
+        received.append(number)
+        process.send_signal(number)
+
     pid = pathlib.Path(job.folder, "script.pid")
     with preemption.signals_handled(forward, signal.SIGTERM, signal.SIGINT):
         record.note_process(pid, process.pid)
@@ -181,7 +188,10 @@ def _run_in_foreground(job: Job, command: tuple[str, ...]) -> int:
                     print(log.read(), end="", flush=True)
                     time.sleep(0.2)
                 print(log.read(), end="", flush=True)
-            return ended if ended >= 0 else 128 - ended
         finally:
             if process.poll() is not None:
                 pid.unlink(missing_ok=True)
+    if received and ended == 0:
+        stopped = Stopped if signal.SIGINT in received else Preempted
+        raise stopped(f"Stopped by {signal.Signals(received[0]).name}; {job.name} itself has succeeded.")
+    return ended if ended >= 0 else 128 - ended

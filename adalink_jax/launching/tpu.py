@@ -44,6 +44,8 @@ CLOUD_NAMES = {
     "v6e": ("v6e", 1, "v2-alpha-tpuv6e"),
 }
 SAVE_SECONDS = 120  # from the stop of a job to the end of MAX_CHIP_HOURS
+# At the end of a script, which waits no longer for a connection that hangs.
+STOP_SECONDS, COPY_SECONDS = 60, 1800
 _BOUNDS = {1: "1,1,1", 4: "2,2,1", 8: "2,4,1"}  # chips per host -> TPU_CHIPS_PER_PROCESS_BOUNDS
 _QUEUED = ("gcloud", "compute", "tpus", "queued-resources")
 _EXISTING = ("gcloud", "compute", "tpus", "tpu-vm")
@@ -142,6 +144,8 @@ def render(job: Job, settings: Tpu, staged: dict[str, str]) -> Rendered:
         "script": script,
         "limit": budget.attempt_seconds(job, settings, 1),
         "save": SAVE_SECONDS,
+        "stop_seconds": STOP_SECONDS,
+        "copy_seconds": COPY_SECONDS,
     }
     on_host = {
         "job": job,

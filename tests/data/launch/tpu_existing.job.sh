@@ -14,16 +14,27 @@ hosts=(--worker=all --batch-size=4)
 ssh_flags=(--tunnel-through-iap)
 started=false
 running=
+patience= # seconds after which a connection is ended; empty for none
 
 # Both run in the background, since Bash handles no signal while it waits for a command in the foreground.
 on_all() {
   "${gcloud[@]}" ssh "$name" "${where[@]}" ${ssh_flags[@]+"${ssh_flags[@]}"} "${hosts[@]}" --command="$1" <&0 &
-  wait $!
+  connection $!
 }
 
 copy() {
   "${gcloud[@]}" scp "${where[@]}" ${ssh_flags[@]+"${ssh_flags[@]}"} "$@" <&0 &
-  wait $!
+  connection $!
+}
+
+# Waits for a process, no longer than `patience`, and ends with its status.
+connection() {
+  if [ -n "$patience" ]; then
+    local end=$((SECONDS + patience))
+    while [ "$SECONDS" -lt "$end" ] && kill -0 "$1" 2>/dev/null; do sleep 1; done
+    kill -KILL "$1" 2>/dev/null || true
+  fi
+  wait "$1"
 }
 
 # Prints the job's log until it has ended on all hosts, and ends with its status.
@@ -43,11 +54,12 @@ watch() {
 }
 
 stop() {
-  on_all "if [ -f $home/pid ]; then kill -TERM \$(cat $home/pid) || true; fi"
+  on_all "bash $home/worker.sh stop"
 }
 
 notice() {
   trap 'exit 143' INT TERM
+  trap '' USR1 # that MAX_CHIP_HOURS ends soon; the job is being stopped already
   local status=143
   if [ -n "$running" ]; then
     if stop; then
@@ -61,24 +73,25 @@ notice() {
 # shellcheck disable=SC2317  # called by the trap
 finish() {
   local status=$?
-  trap '' INT TERM
+  trap '' INT TERM USR1
   trap - EXIT
   set +e
   # shellcheck disable=SC2046  # one word per process
   kill $(jobs -p) 2>/dev/null
+  patience=60
   if [ "$status" -ne 0 ] && $started && ! stop; then
     echo "The job may still run on $name; to stop it:" >&2
-    echo "  ${gcloud[*]} ssh $name ${where[*]} ${hosts[*]} --command='kill \$(cat $home/pid)'" >&2
+    echo "  ${gcloud[*]} ssh $name ${where[*]} ${hosts[*]} --command='bash $home/worker.sh stop'" >&2
   fi
   exit "$status"
 }
 
 trap finish EXIT
-trap notice INT TERM
+trap notice INT TERM USR1
 
 # A new host may not accept connections yet.
 failures=0
-until on_all 'rm -f adalink/digits-reverse/pid && mkdir -p adalink/digits-reverse'; do
+until on_all 'rm -f adalink/digits-reverse/pid adalink/digits-reverse/keeper && mkdir -p adalink/digits-reverse'; do
   failures=$((failures + 1))
   [ "$failures" -lt 5 ] || exit 1
   sleep 30 & wait $!

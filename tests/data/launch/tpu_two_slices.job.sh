@@ -15,16 +15,27 @@ ssh_flags=()
 asked=false
 started=false
 running=
+patience= # seconds after which a connection is ended; empty for none
 
 # Both run in the background, since Bash handles no signal while it waits for a command in the foreground.
 on_all() {
   "${gcloud[@]}" ssh "$name" "${where[@]}" ${ssh_flags[@]+"${ssh_flags[@]}"} "${hosts[@]}" --command="$1" <&0 &
-  wait $!
+  connection $!
 }
 
 copy() {
   "${gcloud[@]}" scp "${where[@]}" ${ssh_flags[@]+"${ssh_flags[@]}"} "$@" <&0 &
-  wait $!
+  connection $!
+}
+
+# Waits for a process, no longer than `patience`, and ends with its status.
+connection() {
+  if [ -n "$patience" ]; then
+    local end=$((SECONDS + patience))
+    while [ "$SECONDS" -lt "$end" ] && kill -0 "$1" 2>/dev/null; do sleep 1; done
+    kill -KILL "$1" 2>/dev/null || true
+  fi
+  wait "$1"
 }
 
 # The job is stopped before MAX_CHIP_HOURS ends, so that it saves, and this script ends with it, whether the job has saved or not.
@@ -33,7 +44,7 @@ limit() {
   trap 'kill -KILL $!; exit' TERM # a process that Bash has just forked may lose SIGTERM
   sleep "$work" & wait $!
   echo "MAX_CHIP_HOURS ends in $save seconds: the job on $name is stopped, and saves." >&2
-  kill -TERM $$
+  kill -USR1 $$
   sleep "$save" & wait $!
   echo "MAX_CHIP_HOURS has ended, and the job has not: $name is deleted." >&2
   kill -TERM $$
@@ -59,11 +70,12 @@ watch() {
 }
 
 stop() {
-  on_all "if [ -f $home/pid ]; then kill -TERM \$(cat $home/pid) || true; fi"
+  on_all "bash $home/worker.sh stop"
 }
 
 notice() {
   trap 'exit 143' INT TERM
+  trap '' USR1 # that MAX_CHIP_HOURS ends soon; the job is being stopped already
   local status=143
   if [ -n "$running" ]; then
     if stop; then
@@ -77,7 +89,7 @@ notice() {
 # shellcheck disable=SC2317  # called by the trap
 finish() {
   local status=$?
-  trap '' INT TERM
+  trap '' INT TERM USR1
   trap - EXIT
   set +e
   # shellcheck disable=SC2046  # one word per process
@@ -99,7 +111,7 @@ finish() {
 }
 
 trap finish EXIT
-trap notice INT TERM
+trap notice INT TERM USR1
 
 there=$("${gcloud[@]}" list "${where[@]}" --format='value(name.basename())')
 if grep --quiet --fixed-strings --line-regexp "$name" <<<"$there"; then
@@ -128,7 +140,7 @@ done
 limit &
 # A new host may not accept connections yet.
 failures=0
-until on_all 'rm -f adalink/digits-reverse/pid && mkdir -p adalink/digits-reverse'; do
+until on_all 'rm -f adalink/digits-reverse/pid adalink/digits-reverse/keeper && mkdir -p adalink/digits-reverse'; do
   failures=$((failures + 1))
   [ "$failures" -lt 5 ] || exit 1
   sleep 30 & wait $!

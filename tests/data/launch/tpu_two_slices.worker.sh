@@ -1,5 +1,5 @@
 #!/bin/bash
-# digits-reverse on each host: `worker.sh install`, `worker.sh start`, `worker.sh watch`. Written by `adalink launch tpu`.
+# digits-reverse on each host: `worker.sh install`, `start`, `watch` and `stop`. Written by `adalink launch tpu`.
 set -euo pipefail
 cd "$(dirname "$0")"
 
@@ -18,6 +18,7 @@ start() {
 }
 
 keep() {
+  trap : TERM # of a `stop` before there is a job
   local status=0
   bash worker.sh run || status=$?
   echo "$status" >status
@@ -30,7 +31,14 @@ watch() {
   return "$(cat status)"
 }
 
-# The file `pid` has the process to which a stop sends SIGTERM, so that it saves and ends.
+# Lets the job save and end, or ends what prepares it. Fails if nothing was started.
+stop() {
+  local process
+  if [ -s pid ]; then process=$(cat pid); else process=-$(cat keeper); fi
+  kill -TERM -- "$process" || true # it may have ended
+}
+
+# The file `pid` has the process to which `stop` sends SIGTERM.
 run() {
   export PATH="$PWD/.venv/bin:$PATH"
   echo $$ >pid

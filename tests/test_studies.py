@@ -145,11 +145,15 @@ def test_a_member_that_diverges_leaves_the_others_alone(tmp_path, capsys):
     assert files(sound) - files(lost) == {"adapter_last"}
     assert pack(tmp_path / "q", **{**more, "LEARNING_RATES": (3e38, 2e38)}) == 3
     err = capsys.readouterr().err
-    assert "in lr_3e+38_seed_0, and no other member is trained any more" in err and "; lower the learning rate" in err
+    assert (
+        "in lr_3e+38_seed_0, and no other member is trained any more" in err
+        and "; lower LEARNING_RATES, or clip" in err
+    )
 
 
-def test_the_member_and_the_example_that_are_not_finite_are_named(tmp_path, capsys, monkeypatch):
-    """Each seed reads the poisoned picture in a step of its own; the smaller rank is padded in the pack."""
+@pytest.fixture
+def poisoned_picture(monkeypatch):
+    """A picture for training that is not finite."""
     compose = digits.compose
 
     def poisoned(name, split):
@@ -161,18 +165,33 @@ def test_the_member_and_the_example_that_are_not_finite_are_named(tmp_path, caps
 
     monkeypatch.setattr(digits, "compose", poisoned)
     monkeypatch.setitem(digits.SCENES, "validation", 16)
+
+
+def test_the_member_and_the_example_that_are_not_finite_are_named(tmp_path, capsys, poisoned_picture):
+    """Each seed reads the poisoned picture in a step of its own; the smaller rank is padded in the pack."""
     assert pack(tmp_path / "p", **{**GRID, "LEARNING_RATES": (0.01,)}) == 3
     said, err = (" ".join(text.split()) for text in capsys.readouterr())
     for rank in (2, 4):
-        assert re.search(
-            rf"rank_{rank}_lr_0.01_seed_3 is not trained any more: its loss of step \d is nan\.", said + err
-        )
-    assert "seed_0 is not trained" not in said + err  # both ranks at once, when nothing is left to train
+        assert re.search(rf"rank_{rank}_lr_0.01_seed_3: its loss of step \d is nan\. The other members", said + err)
+    assert "seed_0: its" not in said + err  # both ranks at once, when nothing is left to train
     last = r"The loss of step \d+ is nan in rank_2_lr_0.01_seed_0, and no other member is trained any more\. Row \d+ of the batch \(input "
     assert re.search(
         last + r"'read from right to left', target '. .'\) alone makes it so: its images are not finite\.", err
     )
     assert "correct it or leave it out." in err
+
+
+def test_a_member_that_failed_before_a_pack_was_resumed_is_not_taken_for_the_last(tmp_path, capsys, poisoned_picture):
+    """The poisoned picture is read in the first step after the newest checkpoint; the first member had failed long before."""
+    grid = {"LEARNING_RATES": (3e38, 0.01), "SEEDS": (0,), "WARMUP_STEPS": 0, "EVAL_PERIOD": 0, "CHECKPOINT_PERIOD": 1}
+    for before in (r"its loss of step \d is nan", r"its parameters of step \d+ are not finite"):
+        assert pack(tmp_path / "p", **grid) == 3
+        said, err = (" ".join(text.split()) for text in capsys.readouterr())
+        assert re.search(rf"lr_3e\+38_seed_0: {before}\. The other members are trained on\.", said + err)
+        step, newest = re.search(
+            r"loss of step (\d+) is nan in lr_0.01_seed_0, and .* its images are not finite\. .* is of step (\d+)", err
+        ).groups()
+        assert int(newest) + 1 == int(step)
 
 
 def test_a_member_at_its_plateau_is_final():

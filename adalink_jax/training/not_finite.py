@@ -67,6 +67,7 @@ class Explanation:
       task: names examples.
       dataset: in whose order the batches are; None where the caller makes them.
       step: the number of steps that `before_step` was called for, and of those before the run.
+      lower: the remedy for a step that was too large.
     """
 
     model: AdaptedModel
@@ -75,6 +76,7 @@ class Explanation:
     task: Task
     dataset: DatasetConfig | None
     step: int
+    lower: str = LOWER
 
     def __post_init__(self) -> None:
         self._positions = collections.deque[tuple[int, Mapping[str, Any]]](maxlen=2)
@@ -105,7 +107,7 @@ class Explanation:
             # Such as memory that the search needs and the step did not.
             if missing_peer.is_lost_peer(e):
                 raise
-            cause, remedy = f"What made it so was not found ({type(e).__name__}).", LOWER
+            cause, remedy = f"What made it so was not found ({type(e).__name__}).", self.lower
         return NotFinite(f"{failed} {cause} Training stopped; {saved}; {remedy}.")
 
     def cause(self, failed: StepNotFinite, frozen: Leaves) -> tuple[str, str]:
@@ -118,7 +120,7 @@ class Explanation:
         state = failed.state.replace(step=~failed.state.step)  # pyright: ignore[reportAttributeAccessIssue]  # flax's
         of_leaves = _first_bad(_leaves)
         if leaf := of_leaves(state.trainable):
-            return f"The trainable leaf {leaf} was not finite before this step.", LOWER
+            return f"The trainable leaf {leaf} was not finite before this step.", self.lower
         if leaf := of_leaves(frozen):
             return f"The frozen leaf {leaf} is not finite.", "use another base, or convert this one again"
         size = len(next(iter(failed.batch.values())))
@@ -131,8 +133,8 @@ class Explanation:
         if row is None:
             if (part := bad_part(range(size))) is None:
                 squares = "Computed again, the loss and every gradient are finite: a square in the gradient's norm overflowed, or the step"
-                return f"{squares} does not repeat.", LOWER
-            return f"No row of the batch makes it so alone; the {part} of all together are not finite.", LOWER
+                return f"{squares} does not repeat.", self.lower
+            return f"No row of the batch makes it so alone; the {part} of all together are not finite.", self.lower
         others = [other for other in range(size) if other != row]
         which = "is the first of several rows that make it so" if others and bad_part(others) else "alone makes it so"
         alone = only([row])
@@ -143,7 +145,7 @@ class Explanation:
         )
         if part is None:
             part = _first_bad(self._stages)(state, frozen, alone) or bad_part([row])
-            remedy = f"{LOWER}, or leave this example out"
+            remedy = f"{self.lower}, or leave this example out"
         example = self._example(failed.step, row, features)
         return f"Row {row} of the batch{example} {which}: its {part} are not finite.", remedy
 

@@ -104,7 +104,7 @@ def train_pack(
             run.pack.model, optimizer, own_batches=own_batches(members), at_once=at_once, loss=loss,
             microbatches=microbatches,
         ))  # fmt: skip
-        failures = Failures(run.pack, members, session, run.start.step, loss=loss, microbatches=microbatches)
+        failures = Failures(run.pack, members, session, run.start, loss=loss, microbatches=microbatches)
         state = run.train(
             jax.jit(step, donate_argnums=0), failures, total_steps, eval_period, log_period or log_every(total_steps)
         )

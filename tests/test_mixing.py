@@ -20,6 +20,7 @@ from adalink_jax.data import (  # noqa: E402
     MixtureOf,
     get_tasks,
     mixing,  # noqa: E402
+    seqio_features,
     train_batches,
 )
 from adalink_jax.data.vocabularies import train_sentencepiece  # noqa: E402
@@ -166,6 +167,16 @@ def test_tasks_that_cannot_be_mixed_are_named_before_anything_is_read_or_written
     assert not (tmp_path / "cache").exists()
 
 
+def test_two_vocabularies_that_look_the_same_are_named(monkeypatch, mixture):
+    """A class without `__eq__`."""
+    mixture({"few": (2, 1)})
+    for name in ("one", "other"):
+        declare(monkeypatch, **{name: dict.fromkeys(LENGTHS, seqio.Feature(seqio.UnigramVocabulary(["a"])))})
+    message = r"the inputs of one have UnigramVocabulary \(.* ids\), and those of other another that is not equal to it; .* the same object"
+    with pytest.raises(UserError, match=message):
+        get_tasks(DatasetConfig("any", LENGTHS, 8, "my_tasks", mixture=MixtureOf(("one", "other"))))
+
+
 def test_a_vocabulary_in_two_places_is_one(monkeypatch, mixture, tmp_path):
     mixture({"few": (2, 1)})
     for number, name in enumerate(("one", "other", "third")):
@@ -178,3 +189,9 @@ def test_a_vocabulary_in_two_places_is_one(monkeypatch, mixture, tmp_path):
         UserError, match=r"the inputs of other have .*spiece.model \(.* ids\), and those of third .*spiece"
     ):
         get_tasks(of("one", "other", "third"))
+    both = seqio.Mixture("both", [("one", 1), ("other", 1)])
+    monkeypatch.setitem(seqio.MixtureRegistry._REGISTRY, "both", both)
+    with pytest.raises(UserError, match=r"of one have .*one/spiece.model .*, and those of other .*other/spiece.model"):
+        seqio_features.check_task("both", takes_images=False)  # seqio's comparison, which t5x needs
+    with pytest.raises(ValueError, match="must use the same vocabulary"):
+        both.get_dataset(LENGTHS, split="train")

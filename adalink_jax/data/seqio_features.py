@@ -33,7 +33,7 @@ def check_task(name: str, takes_images: bool) -> None:
             f"There is no task or mixture {name!r} (MIXTURE_OR_TASK_NAME); set MIXTURE_OR_TASK_MODULE to the module that declares it "
             f"(only `adalink train` reads your own files, gin/tasks/files.gin)."
         )
-    check_mixed(tasks := seqio.get_subtasks(seqio.get_mixture_or_task(name)))
+    check_mixed(tasks := seqio.get_subtasks(seqio.get_mixture_or_task(name)), by_seqio=True)
     for task in tasks:
         check_inputs(task)
         image = next((task.output_features[key] for key in _IMAGES if key in task.output_features), None)

@@ -1,5 +1,6 @@
 """Vocabularies of `load_vocabulary` as seqio's. Invariant: the ids are the same in both, those of inputs with their beginning and end."""
 
+import operator
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -70,12 +71,17 @@ def check_task(task: seqio.Task | seqio.Mixture) -> None:
         )
 
 
-def check_mixed(tasks: Sequence[seqio.Task]) -> None:
+def check_mixed(tasks: Sequence[seqio.Task], by_seqio: bool = False) -> None:
     """Checks that tasks can be mixed: that they have the same features, with one vocabulary, dtype and rank for each.
+
+    Args:
+      tasks: the tasks.
+      by_seqio: whether seqio mixes them, which takes a model of SentencePiece in two places for two vocabularies.
 
     Raises:
       UserError: names the first two tasks that differ, and what differs.
     """
+    same = operator.eq if by_seqio else _same
     for one, other in zip(tasks, tasks[1:]):
         features, others = one.output_features, other.output_features
         if set(features) != set(others):
@@ -85,10 +91,13 @@ def check_mixed(tasks: Sequence[seqio.Task]) -> None:
             )
         for name in features:
             left, right = features[name], others[name]
-            if not _same(left.vocabulary, right.vocabulary):
+            if not same(left.vocabulary, right.vocabulary):
+                shown, and_shown = _shown(left.vocabulary), _shown(right.vocabulary)
+                if shown == and_shown:
+                    and_shown = "another that is not equal to it"
                 raise UserError(
-                    f"The tasks of a mixture need one vocabulary: the {name} of {one.name} have {_shown(left.vocabulary)}, and those of "
-                    f"{other.name} {_shown(right.vocabulary)}; leave one of them out, or declare them with the same."
+                    f"The tasks of a mixture need one vocabulary: the {name} of {one.name} have {shown}, and those of {other.name} "
+                    f"{and_shown}; leave one of them out, or declare both with the same object."
                 )
             if (left.dtype, left.rank) != (right.dtype, right.rank):
                 kinds = [f"{tf.as_dtype(feature.dtype).name} of rank {feature.rank}" for feature in (left, right)]
@@ -99,7 +108,7 @@ def check_mixed(tasks: Sequence[seqio.Task]) -> None:
 
 
 def _same(one: seqio.Vocabulary, other: seqio.Vocabulary) -> bool:
-    """Whether two vocabularies are one; a model of SentencePiece may be in two places, which seqio takes for two."""
+    """Whether two vocabularies are one; a model of SentencePiece may be in two places."""
     if isinstance(one, seqio.SentencePieceVocabulary) and isinstance(other, seqio.SentencePieceVocabulary):
         facts = lambda vocabulary: (vocabulary.sp_model, vocabulary.vocab_size, vocabulary.eos_id, vocabulary.unk_id)
         return facts(one) == facts(other)

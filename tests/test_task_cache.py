@@ -1,11 +1,13 @@
 """Cached tasks: the examples of the task itself, read by number; caches that are cut short, damaged, or of another task."""
 
 import functools
+import gc
 import os
 import pathlib
 import signal
 import subprocess
 import sys
+import threading
 import types
 
 import gin
@@ -21,6 +23,7 @@ import adalink_jax  # noqa: E402
 from adalink_jax.cli.main import main  # noqa: E402
 from adalink_jax.data import DatasetConfig, FeatureConverter, get_tasks, train_batches  # noqa: E402
 from adalink_jax.data.packed_examples import PackedIterator  # noqa: E402
+from adalink_jax.data.seqio_source import SeqioTask  # noqa: E402
 from adalink_jax.data.seqio_vocabulary import HuggingFaceVocabulary  # noqa: E402
 from adalink_jax.data.task_cache import cache_writer, example_bytes  # noqa: E402
 from adalink_jax.data.task_protocol import NumberedTask  # noqa: E402
@@ -171,6 +174,10 @@ def test_packed_rows_need_only_a_host_s_own_examples(declare, tmp_path, small_sh
                 np.testing.assert_equal(next(own), {name: values[rows] for name, values in batch.items()})
                 assert len(read) - before == int(batch["encoder_segment_ids"][rows].max(axis=1).sum())
         assert own.get_state() == whole.get_state()
+    del own
+    gc.collect()
+    [thread.join(10) for thread in threading.enumerate() if thread.name.startswith("packed")]
+    assert not any(thread.name.startswith("packed") for thread in threading.enumerate())
 
 
 def test_what_is_finished_is_kept_and_what_is_damaged_is_written_again(declare, tmp_path, small_shards, monkeypatch):
@@ -350,16 +357,27 @@ def test_kept_examples_that_the_task_makes_otherwise_now_are_refused(declare, tm
     assert {path.name: path.read_bytes() for path in (tmp_path / "words").iterdir()} == content
 
 
-def test_files_that_changed_in_place_are_refused(declare, tmp_path, small_shards, capsys):
+def test_files_that_changed_in_place_are_refused(declare, tmp_path, small_shards, monkeypatch, capsys):
     rows, as_row = tmp_path / "rows.txt", lambda lines: lines.map(lambda line: {"inputs": line, "targets": line})
     declare("lines", [as_row, *TEXT], source=seqio.TextLineDataSource({"train": str(rows)}))
     rows.write_text("".join(f"line {i:4}\n" for i in range(300)))
     cached("lines", tmp_path / "cache")
-    os.utime(rows, (1, 1))
-    cached("lines", tmp_path / "cache")  # only its time is another
     rows.write_text(rows.read_text().replace("line  250", "lime  250"))
+    os.utime(rows, (1, 1))
     assert main(cache_command("lines", tmp_path / "cache")) == 2
-    assert "other data: the files that they were made of have changed; delete it, or give" in capsys.readouterr().err
+    assert "other data: the files that they were made of have other names, sizes or times;" in capsys.readouterr().err
+    for unknown in ((), (str(tmp_path / "not_there.txt"),)):
+        monkeypatch.setattr(SeqioTask, "source_files", lambda task, split, files=unknown: files)
+        cached("lines", tmp_path / "cache")
+
+
+def test_the_contents_of_source_files_are_not_read_to_compare_them(declare, tmp_path):
+    rows, as_row = tmp_path / "rows.txt", lambda lines: lines.map(lambda line: {"inputs": line, "targets": line})
+    declare("lines", [as_row, *TEXT], source=seqio.TextLineDataSource({"train": str(rows)}))
+    for last in "ab":
+        rows.write_text("".join(f"line {i:4}\n" for i in range(300)) + last)
+        os.utime(rows, (1, 1))
+        cached("lines", tmp_path / "cache")
 
 
 def test_the_digests_of_two_caches_differ_if_any_example_does(declare, tmp_path):

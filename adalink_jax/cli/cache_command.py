@@ -34,7 +34,7 @@ def cache_task(argv: list[str]) -> int:
 
     dataset = DatasetConfig()  # pyright: ignore[reportCallIssue]  gin passes the arguments
     if dataset.own_files is not None:
-        raise UserError("Your own files are read by number already, each host its own rows; they need no cache.")
+        raise UserError("Only tasks of seqio are cached; your own files are read by number already.")
     source = seqio_sources()
     tasks = source.find_tasks([options.task], dataset.mixture_or_task_module, dataset.use_cached)
     with terminal.progress() as show:

@@ -8,33 +8,31 @@ examples read, and memory holds one batch, for any number of hosts. An epoch fol
 """
 
 import concurrent.futures
-import functools
+import operator
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
-from adalink_jax.data.batch_order import ExamplesOfEpoch, epoch_seed
+from adalink_jax.data.batch_order import epoch_seed
 from adalink_jax.data.feature_converter import Batch, FeatureConverter
+from adalink_jax.data.read_ahead import THREADS
 from adalink_jax.data.task_protocol import SIDES, Example, MeasuredTask
 from adalink_jax.errors import UserError
-
-Read = Callable[[], Example]
-_THREADS = concurrent.futures.ThreadPoolExecutor(4, thread_name_prefix="packed")
 
 
 class _Rows:
     """The rows of one batch while they are filled.
 
     Attributes:
-      reads: of each row, what reads its examples, in order.
+      examples: of each row, in order: its examples, or what stands for them.
     """
 
     def __init__(self, count: int, lengths: tuple[int, int]):
-        self.reads: list[list[Read]] = [[] for _ in range(count)]
+        self.examples: list[list[Any]] = [[] for _ in range(count)]
         self._lengths, self._free = lengths, [np.full(count, length) for length in lengths]
 
-    def add(self, counts: Sequence[int], read: Read) -> bool:
+    def add(self, counts: Sequence[int], example: Any) -> bool:
         """Puts an example with these numbers of tokens into the first row that has room; False if none has. Longer sequences count as what is
         left of them.
         """
@@ -43,7 +41,7 @@ class _Rows:
         row = int(has_room.argmax())  # the first
         if not has_room[row]:
             return False
-        self.reads[row].append(read)
+        self.examples[row].append(example)
         for free, size in zip(self._free, sizes):
             free[row] -= size
         return True
@@ -53,7 +51,8 @@ class PackedIterator:
     """Batches of packed examples, a `BatchIterator`.
 
     Args:
-      examples, converter, batch_size, seed, rows: see `EpochIterator`; a row holds at most the converter's lengths.
+      examples, converter, batch_size, seed, rows: see `EpochIterator`; a row holds at most the converter's lengths. In place of an
+        example there may be anything that `_counts` and `_read` take.
 
     Raises:
       UserError: from `next`, if an epoch has no examples, and for examples with images.
@@ -61,7 +60,7 @@ class PackedIterator:
 
     def __init__(
         self,
-        examples: ExamplesOfEpoch,
+        examples: Callable[[int, int], Iterable[Any]],
         converter: FeatureConverter,
         batch_size: int,
         seed: int,
@@ -85,31 +84,32 @@ class PackedIterator:
         lengths = self._converter.task_feature_lengths
         empty_rows = lambda: _Rows(self._batch_size, (lengths["inputs"], lengths["targets"]))
         rows = empty_rows()
-        for position, counts, read in self._in_order():
-            if not rows.add(counts, read):
-                yield self._converter.packed([self._read(rows.reads[row]) for row in self._rows]), position
+        for position, example in self._in_order():
+            counts = self._counts(example)
+            if not rows.add(counts, example):
+                yield self._converter.packed([self._read(rows.examples[row]) for row in self._rows]), position
                 rows = empty_rows()
-                rows.add(counts, read)
+                rows.add(counts, example)
 
-    def _in_order(self) -> Iterator[tuple[tuple[int, int], Sequence[int], Read]]:
-        """All examples from the position on, epoch after epoch, each with its epoch and its number there, and its numbers of tokens."""
+    def _in_order(self) -> Iterator[tuple[tuple[int, int], Any]]:
+        """All examples from the position on, epoch after epoch, each with its epoch and its number there."""
         epoch, start = self._position
         while True:
             number = start
-            for counts, read in self._of_epoch(epoch_seed(self._seed, epoch), start):
-                yield (epoch, number), counts, read
+            for example in self._examples(epoch_seed(self._seed, epoch), start):
+                yield (epoch, number), example
                 number += 1
             if not number:
                 raise UserError(f"{self._converter.task_name} has no examples to train on.")
             epoch, start = epoch + 1, 0
 
-    def _of_epoch(self, seed: int, start: int) -> Iterable[tuple[Sequence[int], Read]]:
-        """The numbers of tokens of the examples from number `start` on, and what reads each."""
-        for example in self._examples(seed, start):
-            yield [len(example[side]) for side in SIDES], functools.partial(dict, example)
+    def _counts(self, example: Any) -> Sequence[int]:
+        """How many tokens each side of an example has."""
+        return [len(example[side]) for side in SIDES]
 
-    def _read(self, reads: Sequence[Read]) -> list[Example]:
-        return [read() for read in reads]
+    def _read(self, row: list[Any]) -> list[Example]:
+        """The examples of a row."""
+        return row
 
     def get_state(self) -> dict[str, Any]:
         """Returns `{"epoch": ..., "example": ...}`: the first example of the next batch."""
@@ -138,17 +138,15 @@ class OwnPackedIterator(PackedIterator):
         seed: int,
         rows: Sequence[int] | None = None,
     ):
-        in_order: ExamplesOfEpoch = lambda seed, start: task.examples_at(
-            "train", seed, range(start, task.size("train", seed))
-        )
-        super().__init__(in_order, converter, batch_size, seed, rows)
+        places = lambda seed, start: ((seed, number) for number in range(start, task.size("train", seed)))
+        super().__init__(places, converter, batch_size, seed, rows)
         self._task = task
+        self._threads = concurrent.futures.ThreadPoolExecutor(THREADS, "packed")  # they end when it is collected
 
-    def _of_epoch(self, seed: int, start: int) -> Iterable[tuple[Sequence[int], Read]]:
-        """See `PackedIterator`."""
-        counts, examples = self._task.token_counts("train", seed), self._task.dataset("train", seed)
-        for number in range(start, len(counts)):
-            yield counts[number], functools.partial(examples.__getitem__, number)
+    def _counts(self, example: tuple[int, int]) -> Sequence[int]:
+        seed, number = example
+        return self._task.token_counts("train", seed)[number]
 
-    def _read(self, reads: Sequence[Read]) -> list[Example]:
-        return list(_THREADS.map(lambda read: read(), reads))
+    def _read(self, row: list[tuple[int, int]]) -> list[Example]:
+        datasets = [self._task.dataset("train", seed) for seed, _ in row]
+        return list(self._threads.map(operator.getitem, datasets, [number for _, number in row]))

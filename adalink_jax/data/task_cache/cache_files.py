@@ -72,7 +72,7 @@ class Split(Form):
 
     Attributes:
       shards: its files.
-      source: digest of the files that it was made of; "" where the source does not state them.
+      source: digest of the names, sizes and times of the files that it was made of; "" where they are not known.
     """
 
     shards: list[Shard]

@@ -35,6 +35,8 @@ import pytest  # noqa: E402
 import small_digits  # noqa: E402
 from launch_cases import fake, make_files, path_with  # noqa: E402
 
+from adalink_jax.configuration import modules  # noqa: E402
+
 
 def pytest_addoption(parser):
     """Adds --attention."""
@@ -52,8 +54,9 @@ def pytest_configure(config):
 
 @pytest.fixture(autouse=True)
 def no_settings_of_other_tests():
-    """Clears gin's bindings: those of a command would be defaults in later tests."""
+    """Clears gin's bindings, and what is not imported without consent: those of a command would hold in later tests."""
     gin.clear_config()
+    modules.refuse(None)
     yield
     gin.clear_config()
 

@@ -95,6 +95,7 @@ def training(tmp_path, monkeypatch):
 
 def test_profile_traces_steps_of_a_run_in_progress(training, capsys):
     with training() as model_dir:
+        (model_dir / "summary.json").write_text("{}")  # of the steps that it has been continued from
         assert main(["profile", str(model_dir), "--steps=3", "--json", "--wait=60"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert {operation["times"] for operation in found["operations"]} & {3, 6}

@@ -78,7 +78,8 @@ def _answers(run: "epath.Path", folder: "epath.Path", seconds: int) -> "Answers"
     while True:
         # Before the answers, since a run that ends writes them first.
         held = locks.is_held(run / locks.LOCK)
-        ended, was_held = finished() or (was_held and not held), was_held or held
+        # A run that is continued with more steps still has its summary.
+        ended, was_held = not held and (was_held or finished()), was_held or held
         answers = trace_requests.answers(folder)
         late = time.monotonic() > deadline
         if answers.complete or ended or late:

@@ -31,11 +31,20 @@ def guessed(arithmetic, topology, choice) -> Any:
 
 
 class Machine:
-    """Stands for the compiler: a plan by arithmetic, with more memory and time than that says."""
+    """Stands for the compiler: a plan by arithmetic, with more memory and time than that says.
 
-    def __init__(self, job, memory=0.0, evaluation=0.0, slower=1.5, evaluating=lambda choice: 0.0):
+    Attributes:
+      memory, temporaries: bytes more than guessed, and times as many temporaries (of a choice).
+      evaluation: bytes of an evaluation beside the arguments, on all devices together.
+      slower: how many times as long a step takes as guessed (of a choice).
+      evaluating: seconds of all evaluations of the job (of a choice).
+    """
+
+    def __init__(
+        self, job, memory=0.0, evaluation=0.0, slower=lambda _: 1.5, evaluating=lambda _: 0.0, temporaries=lambda _: 1.0
+    ):
         self.job, self.memory, self.evaluation, self.slower = job, memory, evaluation, slower
-        self.evaluating = evaluating  # seconds of all evaluations of the job
+        self.evaluating, self.temporaries = evaluating, temporaries
         self.typed = typed_choice(job, 1, False)
         self.compiled = []
         self.arithmetic = Arithmetic(job)
@@ -48,13 +57,14 @@ class Machine:
         known = {names[name]: value for name, value in values.items() if name in names}
         choice = Choice(**{**vars(self.typed), **known})
         guess = guessed(self.arithmetic, topology, choice)
-        needed = guess.arguments + guess.temporaries + self.memory
+        needed = guess.arguments + self.temporaries(choice) * guess.temporaries + self.memory
+        seconds = guess.seconds * self.slower(choice)
         evaluation = guess.arguments + self.evaluation / of.devices
         return {
             "topology": topology, "fits": max(needed, evaluation) <= of.accelerator.memory, "hbm_bytes": needed,
             "eval_hbm_bytes": evaluation, "hbm_limit_bytes": of.accelerator.memory, "compiler": "another",
-            "compiler_flags": "none", "estimated_step_seconds": guess.seconds * self.slower,
-            "estimated_job_hours": (self.job.total_steps * guess.seconds * self.slower + self.evaluating(choice)) / 3600,
+            "compiler_flags": "none", "compile_seconds": 1.0, "estimated_step_seconds": seconds,
+            "estimated_job_hours": (self.job.total_steps * seconds + self.evaluating(choice)) / 3600,
         }  # fmt: skip
 
     def attempt(self, wanted):
@@ -78,8 +88,8 @@ def test_arithmetic_has_the_compiled_arguments_and_about_its_temporaries(capsys)
 
 
 def test_what_fits_as_fast_as_arithmetic_allows_needs_no_other_program():
-    machine = Machine(job_of("--gin.BATCH_SIZE=64", "--gin.REMAT='frozen'", "--gin.FROZEN_DTYPE='bfloat16'"))
-    assert machine.search("v5e:1x1") == []
+    job = job_of("--gin.BATCH_SIZE=64", "--gin.REMAT='frozen'", "--gin.FROZEN_DTYPE='bfloat16'")
+    assert Machine(job, slower=lambda _: 1.0).search("v5e:1x1") == []
 
 
 def test_the_fastest_that_fits_is_found_by_few_programs_and_keeps_the_numbers():
@@ -97,7 +107,7 @@ def test_the_fastest_that_fits_is_found_by_few_programs_and_keeps_the_numbers():
         for i in range(11)
     )
     fits = [g.seconds for g in every if g.arguments + g.temporaries + machine.memory <= memory]
-    assert best.plan["estimated_step_seconds"] <= 1.05 * machine.slower * min(fits)
+    assert best.plan["estimated_step_seconds"] <= 1.05 * 1.5 * min(fits)
 
 
 def test_fewer_bits_come_where_nothing_else_fits_and_larger_slices_last():
@@ -122,12 +132,30 @@ def test_of_two_meshes_the_one_with_the_faster_job_is_found_whatever_its_step():
     """The typed mesh has the fastest steps, but evaluations that take as long as all of its steps."""
     job = job_of("--gin.BATCH_SIZE=64", "--gin.FROZEN_DTYPE='bfloat16'", "--gin.REMAT='frozen'")
     steps = lambda machine: machine.job.total_steps * guessed(machine.arithmetic, "v5e:2x2", machine.typed).seconds
-    machine = Machine(job, slower=1.0)
+    machine = Machine(job, slower=lambda _: 1.0)
     machine.evaluating = lambda choice: 3 * steps(machine) if choice.model == 1 and not choice.fsdp else 0.0
     first = machine.plan({}, "v5e:2x2")
     best = min(machine.search("v5e:2x2"), key=lambda one: one.plan["estimated_job_hours"])
     assert best.plan["estimated_job_hours"] < 0.9 * first["estimated_job_hours"]
     assert best.plan["estimated_step_seconds"] >= first["estimated_step_seconds"]
+
+
+def test_guesses_that_are_wrong_for_a_remat_or_a_mesh_do_not_hide_the_fastest():
+    """As of T5Gemma 2 4b on 8 H100s: what is saved is slow to move, REMAT 'frozen' needs twice the bytes, a larger `model` is slower."""
+    flags = ["--gin_file=gin/models/t5_1_1_xl.gin", "--gin_file=gin/adapters/adalink.gin", "--gin.BATCH_SIZE=256"]
+    job = job_of(*flags, "--gin.TASK_FEATURE_LENGTHS={'inputs': 512, 'targets': 128}")
+    slower = lambda choice: {"none": 15, "frozen": 11, "full": 6.6}[choice.remat] * choice.model**0.2
+    machine = Machine(job, slower=slower, temporaries=lambda choice: {"none": 1, "frozen": 2, "full": 1}[choice.remat])
+    tried = machine.search("v6e:2x4")
+    found = min(one.plan["estimated_step_seconds"] for one in tried if one.plan["fits"])
+    settings = [
+        {"make_mesh.model": repr(model), "logical_axis_rules.fsdp": repr(fsdp), "REMAT": repr(remat), "MICROBATCHES": repr(2**i)}
+        for model in (1, 2, 4, 8) for fsdp in (False, True) if model < 8 or not fsdp
+        for remat in ("none", "frozen", "full") for i in range(6)
+    ]  # fmt: skip
+    plans = [machine.plan(one, "v6e:2x4") for one in settings]
+    assert not machine.plan({}, "v6e:2x4")["fits"] and len(tried) <= LIMIT
+    assert found <= 1.02 * min(plan["estimated_step_seconds"] for plan in plans if plan["fits"])
 
 
 @pytest.mark.slow

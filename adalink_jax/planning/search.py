@@ -6,7 +6,8 @@ of those fits, and larger slices last.
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from adalink_jax.parallel.accelerators import Topology, parse_topology
@@ -81,6 +82,14 @@ def search(
                 yield Tried(chosen, topology, plan)
 
 
+class _Seen(NamedTuple):
+    """A figure of a compiled program, and what was guessed of that program."""
+
+    guess: Guess
+    topology: Topology
+    value: float
+
+
 @dataclasses.dataclass
 class _Learned:
     """What compiled programs teach about all others.
@@ -88,12 +97,12 @@ class _Learned:
     Attributes:
       evaluation: bytes that an evaluation needs beside the arguments, on all devices together; 0 if none was compiled. It depends on
         BATCH_SIZE, and little on the settings of a search.
-      slower: mesh -> the least ratio of compiled to guessed seconds of a step. Of meshes without a compiled program nothing is known, so the
-        best of each is compiled.
+      temporaries, seconds: of steps.
     """
 
     evaluation: float = 0.0
-    slower: dict[tuple[int, bool], float] = dataclasses.field(default_factory=dict)
+    temporaries: list[_Seen] = dataclasses.field(default_factory=list)
+    seconds: list[_Seen] = dataclasses.field(default_factory=list)
 
 
 class _Ranking:
@@ -101,7 +110,7 @@ class _Ranking:
 
     def __init__(self, arithmetic: Arithmetic, topology: Topology, typed: Choice, dtype: str, learned: _Learned):
         assert topology.accelerator is not None
-        self.devices, self.memory = topology.devices, topology.accelerator.memory
+        self.topology, self.devices, self.memory = topology, topology.devices, topology.accelerator.memory
         self.typed, self.learned, self.steps = typed, learned, arithmetic.job.total_steps
         rows = arithmetic.job.setup.data.batch_size
         microbatches = [n for n in {typed.microbatches, *(2**i for i in range(rows.bit_length()))} if rows % n == 0]
@@ -113,9 +122,8 @@ class _Ranking:
             )
         )
         self.left = [guess for choice in choices if (guess := arithmetic.guess(topology, choice))]
-        self.more: dict[tuple[int, bool], float] = {}  # mesh -> bytes that its programs needed beyond their guesses
-        # Mesh -> seconds of all the job's evaluations, with their collectives; no REMAT and no microbatches change them.
-        self.evaluating: dict[tuple[int, bool], float] = {}
+        # Seconds of all the job's evaluations, with their collectives; no REMAT and no microbatches change them.
+        self.evaluating: list[_Seen] = []
         self.sharded: set[tuple[int, bool]] = (
             set()
         )  # meshes whose evaluations fit only with DECODER_WEIGHTS = 'sharded'
@@ -128,19 +136,55 @@ class _Ranking:
     def next(self, count: int, best: dict[str, Any] | None) -> list[Guess]:
         """The fastest guesses that should fit and be faster than `best`; of equal times the one with the fewest microbatches."""
         evaluation = self.learned.evaluation / self.devices
-        step = lambda g: g.temporaries + self.more.get(_mesh(g.choice), 0)
-        fits = lambda g: g.arguments + max(step(g), evaluation) <= self.memory
-        evaluating = lambda g: self.evaluating.get(_mesh(g.choice), 0.0)
-        stepping = lambda g: self.steps * g.seconds * self.learned.slower.get(_mesh(g.choice), 1)
-        faster = lambda g: best is None or stepping(g) + evaluating(g) < 0.98 * _job_seconds(best)
+        fits = lambda g: g.arguments + max(self._temporaries(g), evaluation) <= self.memory
+        faster = lambda g: best is None or self._least_seconds(g) < 0.98 * _job_seconds(best)
         # Times within a few percent are equal to what arithmetic knows.
-        seconds = lambda g: float(f"{self.steps * g.seconds + evaluating(g):.1e}")
-        order = lambda g: (seconds(g), g.choice.microbatches, g.choice.model, g.temporaries)
+        likely = lambda g: float(f"{self._likely_seconds(g):.1e}")
+        order = lambda g: (likely(g), g.choice.microbatches, g.choice.model, g.temporaries)
         ranked = sorted((g for g in self.left if fits(g) and faster(g)), key=order)
-        of_meshes: dict[tuple[int, bool], Guess] = {}
-        for guess in ranked:
-            of_meshes.setdefault(_mesh(guess.choice), guess)
-        return [*of_meshes.values()][:count]  # one of each mesh at once, since one teaches about the others
+        # The first of each REMAT that was never compiled, then the first of each mesh: one teaches about the others.
+        compiled = {one.guess.choice.remat for one in self.learned.temporaries}
+        remats = _firsts((g for g in ranked if g.choice.remat not in compiled), lambda g: g.choice.remat)
+        meshes = _firsts(ranked, lambda g: _mesh(g.choice))
+        return [*dict.fromkeys(remats + meshes)][:count]
+
+    def _temporaries(self, guess: Guess) -> float:
+        """Bytes of a guess, corrected: what all compiled programs needed beyond theirs is a constant, what is left of the most like one a factor."""
+        seen = self.learned.temporaries
+        like = self._most_like(seen, guess)
+        if like is None:
+            return guess.temporaries
+        constant = max(0.0, min(one.value - one.guess.temporaries for one in seen))
+        return constant + guess.temporaries * (like.value - constant) / like.guess.temporaries
+
+    def _likely_seconds(self, guess: Guess) -> float:
+        """Seconds of the job, corrected by the compiled programs that are most like a guess."""
+        like = self._most_like(self.learned.seconds, guess)
+        evaluating = self._most_like(self.evaluating, guess)
+        ratio = like.value / like.guess.seconds if like else 1.0
+        return self.steps * guess.seconds * ratio + (evaluating.value if evaluating else 0.0)
+
+    def _least_seconds(self, guess: Guess) -> float:
+        """Seconds that the job may take at best. Of a mesh or a REMAT without a compiled program nothing is known: the guess may be right."""
+        of_mesh = [one for one in self.learned.seconds if _mesh(one.guess.choice) == _mesh(guess.choice)]
+        of_remat = [one for one in self.learned.seconds if one.guess.choice.remat == guess.choice.remat]
+        of_both = [one for one in of_mesh if one in of_remat]
+        known = (of_both or of_mesh + of_remat) if of_mesh and of_remat else []
+        ratio = min((one.value / one.guess.seconds for one in known), default=1.0)
+        evaluating = (one.value for one in self.evaluating if _mesh(one.guess.choice) == _mesh(guess.choice))
+        return self.steps * guess.seconds * ratio + min(evaluating, default=0.0)
+
+    def _most_like(self, seen: Sequence[_Seen], guess: Guess) -> _Seen | None:
+        """The program most like a guess. REMAT counts most: it decides what a step saves."""
+        here, times = guess.choice, lambda one, other: abs(math.log2(one / other))
+        differences = lambda one: (
+            one.guess.choice.remat != here.remat,
+            one.guess.choice.dtype != here.dtype,
+            times(one.guess.choice.model, here.model) + (one.guess.choice.fsdp != here.fsdp),
+            one.topology != self.topology,
+            times(one.guess.choice.microbatches, here.microbatches),
+        )
+        return min(seen, key=differences, default=None)
 
     def learn(self, choice: Choice, plan: dict[str, Any] | None) -> None:
         """Removes a compiled choice, and corrects the guesses of those like it."""
@@ -148,13 +192,13 @@ class _Ranking:
         self.left = [g for g in self.left if g.choice != choice]
         if guess is None or plan is None:
             return
-        needed = plan["hbm_bytes"] - guess.arguments - guess.temporaries
-        self.more[_mesh(choice)] = max(needed, self.more.get(_mesh(choice), 0))
+        seen = lambda value: _Seen(guess, self.topology, value)
+        if plan["compile_seconds"]:  # otherwise its arguments alone exceed the memory
+            self.learned.temporaries.append(seen(plan["hbm_bytes"] - guess.arguments))
         if plan["estimated_step_seconds"]:
-            slower = plan["estimated_step_seconds"] / guess.seconds
-            self.learned.slower[_mesh(choice)] = min(slower, self.learned.slower.get(_mesh(choice), slower))
+            self.learned.seconds.append(seen(plan["estimated_step_seconds"]))
         if plan["estimated_job_hours"]:
-            self.evaluating[_mesh(choice)] = _job_seconds(plan) - self.steps * plan["estimated_step_seconds"]
+            self.evaluating.append(seen(_job_seconds(plan) - self.steps * plan["estimated_step_seconds"]))
         if not plan["eval_hbm_bytes"]:
             return
         gathers = choice.fsdp and decoder_weights() != "sharded" and _mesh(choice) not in self.sharded
@@ -172,6 +216,14 @@ class _Ranking:
 
 def _mesh(choice: Choice) -> tuple[int, bool]:
     return choice.model, choice.fsdp
+
+
+def _firsts(guesses: Iterable[Guess], kind: Callable[[Guess], Any]) -> list[Guess]:
+    """The first guess of each kind."""
+    firsts: dict[Any, Guess] = {}
+    for guess in guesses:
+        firsts.setdefault(kind(guess), guess)
+    return [*firsts.values()]
 
 
 def _job_seconds(plan: dict[str, Any]) -> float:

@@ -235,7 +235,7 @@ def main() -> None:
     ]
     console = Console(stderr=True)
     with tempfile.TemporaryDirectory() as temporary:
-        folder = pathlib.Path(options.folder or temporary)
+        folder = pathlib.Path(options.folder or temporary) / options.parameters
         folder.mkdir(parents=True, exist_ok=True)
         write_bases(folder, options.parameters, formats, console)
         size = {form: sum(f.stat().st_size for f in (folder / form).glob("*.safetensors")) for form in formats}

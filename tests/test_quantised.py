@@ -2,12 +2,14 @@
 
 import dataclasses
 import functools
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import init, random_batch
+from helpers import init, random_batch, with_devices
 
 from adalink_jax import AdaLinkAdapter, AdaptedModel, LoRA
 from adalink_jax.contract.tiny import BACKBONES
@@ -143,6 +145,47 @@ def test_products_in_int8_are_near_and_their_gradients_are_straight():
     np.testing.assert_allclose(back(seed)[0], seed @ dequantised(leaf).T, rtol=1e-5, atol=1e-5)
     jaxpr = str(jax.make_jaxpr(lambda x: product(x, leaf, "float32", ("embed", "mlp")))(x))
     assert "preferred_element_type=int32" in jaxpr
+
+
+PRODUCTS_ON_A_MESH = """
+import dataclasses, jax, numpy as np
+from jax.sharding import NamedSharding, PartitionSpec as P
+from adalink_jax import parallel
+from adalink_jax.models.quantised import product, quantise
+
+random = np.random.default_rng(0)
+values, x, seed = (random.normal(size=shape).astype(np.float32) for shape in ((64, 32), (16, 64), (16, 32)))
+leaf = dataclasses.replace(quantise(jax.numpy.asarray(values), "int8"), matmul="int8")
+
+def outputs(leaf, x, axes):
+    y, back = jax.vjp(lambda x: product(x, leaf, "float32", axes), x)
+    return y, back(seed)[0]
+
+expected = jax.jit(lambda leaf, x: outputs(leaf, x, ("mlp", "embed")))(leaf, x)
+for fsdp in (False, True):
+    mesh, rules = parallel.make_mesh(2, 4), parallel.logical_axis_rules(fsdp=fsdp)
+    data = "data" if fsdp else None
+    # Sums over the axis that is split; then over one that is whole.
+    for axes, kernel, scales, rows in (
+        (("mlp", "embed"), P("model", data), P(None, data), P("data", "model")),
+        (("embed", "mlp"), P(data, "model"), P(None, "model"), P("data", None)),
+    ):
+        with parallel.use_mesh(mesh, rules):
+            place = lambda value, spec: jax.device_put(value, NamedSharding(mesh, spec))
+            here = dataclasses.replace(leaf, codes=place(leaf.codes, kernel), scales=place(leaf.scales, scales))
+            y, gradient = jax.jit(lambda leaf, x: outputs(leaf, x, axes))(here, place(x, rows))
+        np.testing.assert_array_equal(y, expected[0], err_msg=str((fsdp, axes)))
+        np.testing.assert_allclose(gradient, expected[1], rtol=1e-5, atol=1e-5, err_msg=str((fsdp, axes)))
+        print("as on one device")
+"""
+
+
+def test_products_in_int8_are_the_same_bits_on_every_mesh():
+    """Rows' largest values and int32 sums do not depend on the order in which devices are joined."""
+    done = subprocess.run(
+        [sys.executable, "-c", PRODUCTS_ON_A_MESH], capture_output=True, text=True, env=with_devices(8)
+    )
+    assert done.stdout.count("as on one device") == 4, done.stderr[-3000:]
 
 
 @pytest.mark.parametrize("scan_layers, remat", [(True, "none"), (False, "none"), (True, "frozen"), (True, "full")])

@@ -116,7 +116,7 @@ def _searched(
 ) -> "list[Tried]":
     """The candidates of a search, which it prints as they come unless the plan is printed as JSON."""
     from adalink_jax import terminal
-    from adalink_jax.planning.arithmetic import typed_choice
+    from adalink_jax.planning.arithmetic import Arithmetic, typed_choice
     from adalink_jax.planning.attempts import attempt_all
     from adalink_jax.planning.search import Tried, search
 
@@ -137,7 +137,7 @@ def _searched(
             return attempt_all(all_flags, [where for _, where in wanted], more, show)
 
         typed = typed_choice(job, first.mesh["model"], fsdp)
-        for candidate in search(tried[0].plan, job, typed, attempt, os.cpu_count() or 1, topology_of):
+        for candidate in search(tried[0].plan, Arithmetic(job), typed, attempt, os.cpu_count() or 1, topology_of):
             tried.append(candidate)
             if not options.json:
                 _print_candidate(candidate)

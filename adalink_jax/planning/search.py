@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 from adalink_jax.parallel.accelerators import Topology, parse_topology
 from adalink_jax.parallel.compiler_settings import sets_of
 from adalink_jax.planning.arithmetic import Arithmetic, Choice, Guess
-from adalink_jax.planning.plan import Job
 from adalink_jax.planning.remedies import smaller
 from adalink_jax.training.decoder_weights import decoder_weights
 
@@ -36,17 +35,17 @@ class Tried(NamedTuple):
 
 def search(
     first: dict[str, Any],
-    job: Job,
+    arithmetic: Arithmetic,
     typed: Choice,
     attempt: Attempt,
     at_once: int,
     topology_of: Callable[[str], Topology] = parse_topology,
 ) -> Iterator[Tried]:
-    """Compiles what arithmetic expects to fit, the fastest first, until nothing that is left could be faster.
+    """Compiles what should fit until nothing that is left could be faster, or LIMIT programs were compiled.
 
     Args:
       first: the plan of the job as typed.
-      job: that job.
+      arithmetic: guesses of that job.
       typed: its choice.
       attempt: compiles candidates.
       at_once: how many to compile at once.
@@ -56,8 +55,8 @@ def search(
     settings, where = {}, first["topology"]
     if topology_of(where).accelerator is None:
         return
-    arithmetic, learned = Arithmetic(job), _Learned()
-    dtypes = [(where, dtype) for dtype in (typed.dtype, *smaller(job))]
+    learned = _Learned()
+    dtypes = [(where, dtype) for dtype in (typed.dtype, *smaller(arithmetic.job))]
     for topology, dtype in (*dtypes, *((topology, typed.dtype) for topology in topology_of(where).larger())):
         ranking = _Ranking(arithmetic, topology_of(topology), typed, dtype, learned)
         if (topology, dtype) == (where, typed.dtype):
@@ -66,7 +65,7 @@ def search(
             wanted = [(ranking.settings(guess.choice), topology) for guess in guesses]
             left -= len(wanted)
             for guess, (chosen, _), plan in zip(guesses, wanted, attempt(wanted)):
-                ranking.learn(guess.choice, plan)
+                ranking.learn(guess.choice, plan, "DECODER_WEIGHTS" in chosen)
                 if plan is None:
                     continue
                 yield Tried(chosen, topology, plan)
@@ -82,8 +81,8 @@ def search(
                 yield Tried(chosen, topology, plan)
 
 
-class _Seen(NamedTuple):
-    """A figure of a compiled program, and what was guessed of that program."""
+class _Measurement(NamedTuple):
+    """A figure of a compiled program, and the guess for that program."""
 
     guess: Guess
     topology: Topology
@@ -97,12 +96,15 @@ class _Learned:
     Attributes:
       evaluation: bytes that an evaluation needs beside the arguments, on all devices together; 0 if none was compiled. It depends on
         BATCH_SIZE, and little on the settings of a search.
-      temporaries, seconds: of steps.
+      remats: every REMAT that was tried.
+      temporaries: bytes of each compiled step.
+      seconds: of each compiled step whose time is known.
     """
 
     evaluation: float = 0.0
-    temporaries: list[_Seen] = dataclasses.field(default_factory=list)
-    seconds: list[_Seen] = dataclasses.field(default_factory=list)
+    remats: set[str] = dataclasses.field(default_factory=set)
+    temporaries: list[_Measurement] = dataclasses.field(default_factory=list)
+    seconds: list[_Measurement] = dataclasses.field(default_factory=list)
 
 
 class _Ranking:
@@ -122,11 +124,10 @@ class _Ranking:
             )
         )
         self.left = [guess for choice in choices if (guess := arithmetic.guess(topology, choice))]
-        # Seconds of all the job's evaluations, with their collectives; no REMAT and no microbatches change them.
-        self.evaluating: list[_Seen] = []
-        self.sharded: set[tuple[int, bool]] = (
-            set()
-        )  # meshes whose evaluations fit only with DECODER_WEIGHTS = 'sharded'
+        # Mesh -> seconds of all the job's evaluations, with their collectives; no REMAT and no microbatches change them.
+        self.evaluating: dict[tuple[int, bool], float] = {}
+        # Meshes whose evaluations fit only with DECODER_WEIGHTS = 'sharded'.
+        self.sharded: set[tuple[int, bool]] = set()
 
     def settings(self, choice: Choice) -> dict[str, str]:
         """The settings of a choice that differ from the typed ones."""
@@ -134,7 +135,10 @@ class _Ranking:
         return choice.settings(self.typed) | more
 
     def next(self, count: int, best: dict[str, Any] | None) -> list[Guess]:
-        """The fastest guesses that should fit and be faster than `best`; of equal times the one with the fewest microbatches."""
+        """The guesses to compile next: the best of each REMAT that was never tried; once all were, the best of each mesh.
+
+        All should fit, and may be faster than `best`. The best has the fewest seconds; of equal ones, the fewest microbatches.
+        """
         evaluation = self.learned.evaluation / self.devices
         fits = lambda g: g.arguments + max(self._temporaries(g), evaluation) <= self.memory
         faster = lambda g: best is None or self._least_seconds(g) < 0.98 * _job_seconds(best)
@@ -142,66 +146,82 @@ class _Ranking:
         likely = lambda g: float(f"{self._likely_seconds(g):.1e}")
         order = lambda g: (likely(g), g.choice.microbatches, g.choice.model, g.temporaries)
         ranked = sorted((g for g in self.left if fits(g) and faster(g)), key=order)
-        # The first of each REMAT that was never compiled, then the first of each mesh: one teaches about the others.
-        compiled = {one.guess.choice.remat for one in self.learned.temporaries}
-        remats = _firsts((g for g in ranked if g.choice.remat not in compiled), lambda g: g.choice.remat)
-        meshes = _firsts(ranked, lambda g: _mesh(g.choice))
-        return [*dict.fromkeys(remats + meshes)][:count]
+        new = [g for g in ranked if g.choice.remat not in self.learned.remats]
+        return (_firsts(new, lambda g: g.choice.remat) or _firsts(ranked, lambda g: _mesh(g.choice)))[:count]
 
     def _temporaries(self, guess: Guess) -> float:
-        """Bytes of a guess, corrected: what all compiled programs needed beyond theirs is a constant, what is left of the most like one a factor."""
-        seen = self.learned.temporaries
-        like = self._most_like(seen, guess)
-        if like is None:
+        """Bytes of a guess, corrected: a constant that all compiled programs needed, and a factor from the most similar one."""
+        measured = self.learned.temporaries
+        nearest = self._most_similar(measured, guess)
+        if nearest is None:
             return guess.temporaries
-        constant = max(0.0, min(one.value - one.guess.temporaries for one in seen))
-        return constant + guess.temporaries * (like.value - constant) / like.guess.temporaries
+        constant = min(self._constant(), nearest.value)
+        return constant + guess.temporaries * (nearest.value - constant) / nearest.guess.temporaries
+
+    def _constant(self) -> float:
+        """Bytes of temporaries that more microbatches do not save, by programs that differ in MICROBATCHES alone; 0 without such."""
+        alike = lambda one: (one.topology, dataclasses.replace(one.guess.choice, microbatches=1))
+        constants = []
+        for a, b in itertools.combinations(self.learned.temporaries, 2):
+            apart = a.guess.temporaries - b.guess.temporaries
+            if alike(a) == alike(b) and apart:
+                constants.append(a.value - a.guess.temporaries * (a.value - b.value) / apart)
+        return max(0.0, min(constants, default=0.0))
 
     def _likely_seconds(self, guess: Guess) -> float:
-        """Seconds of the job, corrected by the compiled programs that are most like a guess."""
-        like = self._most_like(self.learned.seconds, guess)
-        evaluating = self._most_like(self.evaluating, guess)
-        ratio = like.value / like.guess.seconds if like else 1.0
-        return self.steps * guess.seconds * ratio + (evaluating.value if evaluating else 0.0)
+        """Seconds of the job, corrected by the most similar program; evaluations of an unknown mesh as the least known."""
+        nearest = self._most_similar(self.learned.seconds, guess)
+        ratio = nearest.value / nearest.guess.seconds if nearest else 1.0
+        least = min(self.evaluating.values(), default=0.0)
+        return self.steps * guess.seconds * ratio + self.evaluating.get(_mesh(guess.choice), least)
 
     def _least_seconds(self, guess: Guess) -> float:
-        """Seconds that the job may take at best. Of a mesh or a REMAT without a compiled program nothing is known: the guess may be right."""
-        of_mesh = [one for one in self.learned.seconds if _mesh(one.guess.choice) == _mesh(guess.choice)]
-        of_remat = [one for one in self.learned.seconds if one.guess.choice.remat == guess.choice.remat]
-        of_both = [one for one in of_mesh if one in of_remat]
-        known = (of_both or of_mesh + of_remat) if of_mesh and of_remat else []
-        ratio = min((one.value / one.guess.seconds for one in known), default=1.0)
-        evaluating = (one.value for one in self.evaluating if _mesh(one.guess.choice) == _mesh(guess.choice))
-        return self.steps * guess.seconds * ratio + min(evaluating, default=0.0)
+        """Seconds of the job if all goes well: of a mesh or a REMAT without a compiled program, the guess may be right."""
+        measured = self.learned.seconds
+        of_mesh = [one for one in measured if _mesh(one.guess.choice) == _mesh(guess.choice)]
+        of_remat = [one for one in measured if one.guess.choice.remat == guess.choice.remat]
+        of_both = [one for one in of_mesh if one.guess.choice.remat == guess.choice.remat]
+        ratio_of = lambda one: one.value / one.guess.seconds
+        if of_mesh and of_remat:
+            ratio = min(map(ratio_of, of_both or of_mesh + of_remat))
+        else:
+            ratio = min((1.0, *map(ratio_of, measured)))
+        return self.steps * guess.seconds * ratio + self.evaluating.get(_mesh(guess.choice), 0.0)
 
-    def _most_like(self, seen: Sequence[_Seen], guess: Guess) -> _Seen | None:
-        """The program most like a guess. REMAT counts most: it decides what a step saves."""
-        here, times = guess.choice, lambda one, other: abs(math.log2(one / other))
+    def _most_similar(self, measured: Sequence[_Measurement], guess: Guess) -> _Measurement | None:
+        """The program most similar to a guess. REMAT counts most: it decides what a step saves."""
+        wanted = guess.choice
+        octaves = lambda a, b: abs(math.log2(a / b))
         differences = lambda one: (
-            one.guess.choice.remat != here.remat,
-            one.guess.choice.dtype != here.dtype,
-            times(one.guess.choice.model, here.model) + (one.guess.choice.fsdp != here.fsdp),
+            one.guess.choice.remat != wanted.remat,
+            one.guess.choice.dtype != wanted.dtype,
+            octaves(one.guess.choice.model, wanted.model) + (one.guess.choice.fsdp != wanted.fsdp),
             one.topology != self.topology,
-            times(one.guess.choice.microbatches, here.microbatches),
+            octaves(one.guess.choice.microbatches, wanted.microbatches),
         )
-        return min(seen, key=differences, default=None)
+        return min(measured, key=differences, default=None)
 
-    def learn(self, choice: Choice, plan: dict[str, Any] | None) -> None:
-        """Removes a compiled choice, and corrects the guesses of those like it."""
+    def learn(self, choice: Choice, plan: dict[str, Any] | None, sharded: bool = False) -> None:
+        """Removes a compiled choice, and corrects the guesses of those like it; `sharded` if it was compiled with sharded DECODER_WEIGHTS."""
         guess = next((g for g in self.left if g.choice == choice), None)
         self.left = [g for g in self.left if g.choice != choice]
+        self.learned.remats.add(choice.remat)
+        if plan is None:  # refused, and so would others of this mesh and REMAT be
+            alike = lambda g: (_mesh(g.choice), g.choice.remat) == (_mesh(choice), choice.remat)
+            self.left = [g for g in self.left if not alike(g)]
         if guess is None or plan is None:
             return
-        seen = lambda value: _Seen(guess, self.topology, value)
-        if plan["compile_seconds"]:  # otherwise its arguments alone exceed the memory
-            self.learned.temporaries.append(seen(plan["hbm_bytes"] - guess.arguments))
+        measured = lambda value: _Measurement(guess, self.topology, value)
+        # A program that was not compiled counts its arguments alone, one that was refused may count another memory.
+        if plan["compile_seconds"] and plan["hbm_bytes"] > guess.arguments:
+            self.learned.temporaries.append(measured(plan["hbm_bytes"] - guess.arguments))
         if plan["estimated_step_seconds"]:
-            self.learned.seconds.append(seen(plan["estimated_step_seconds"]))
+            self.learned.seconds.append(measured(plan["estimated_step_seconds"]))
         if plan["estimated_job_hours"]:
-            self.evaluating.append(seen(_job_seconds(plan) - self.steps * plan["estimated_step_seconds"]))
+            self.evaluating[_mesh(choice)] = _job_seconds(plan) - self.steps * plan["estimated_step_seconds"]
         if not plan["eval_hbm_bytes"]:
             return
-        gathers = choice.fsdp and decoder_weights() != "sharded" and _mesh(choice) not in self.sharded
+        gathers = choice.fsdp and decoder_weights() != "sharded" and not sharded
         if not gathers:
             rest = (plan["eval_hbm_bytes"] - guess.arguments) * self.devices
             self.learned.evaluation = min(rest, self.learned.evaluation or rest)

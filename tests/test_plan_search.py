@@ -118,8 +118,9 @@ def optimum(machine, topology):
     choices = [
         Choice(model, fsdp, remat, 2**i, machine.typed.dtype)
         for model in (1, 2, 4, 8) for fsdp in (False, True) for remat in ("none", "frozen", "full") for i in range(11)
-        if model <= chips and 2**i * chips // model <= rows and guessed(machine.arithmetic, topology, Choice(model, fsdp, remat, 2**i, "bfloat16"))
+        if model <= chips and 2**i * chips // model <= rows
     ]  # fmt: skip
+    choices = [choice for choice in choices if guessed(machine.arithmetic, topology, choice)]
     plans = [machine.plan(choice.settings(machine.typed), topology) for choice in choices]
     return min(plan["estimated_step_seconds"] for plan in plans if plan and plan["fits"])
 
